@@ -12,10 +12,10 @@ ROOT = Path(__file__).parent.parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 
 
-def sources() -> list[Path]:
-    """Every module of ours outside the command line and its door, `python -m adapterhub`."""
-    found = [*(ROOT / "adapterhub").rglob("*.py"), *(ROOT / "converters").rglob("*.py"), *(ROOT / "schemas").rglob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found if not {"cli", "__main__.py"} & {*path.relative_to(ROOT).parts})
+def sources(*, everything: bool = False) -> list[Path]:
+    """Every module of ours outside the command line and its door, `python -m adapterhub`, or with them."""
+    found = [path.relative_to(ROOT) for name in ("adapterhub", "converters", "schemas") for path in (ROOT / name).rglob("*.py")]
+    return sorted(path for path in found if everything or not {"cli", "__main__.py"} & {*path.parts})
 
 
 def _docstrings(tree: ast.Module) -> set[ast.expr]:
@@ -32,6 +32,26 @@ def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> Non
     strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     found = [f"{path}:{node.lineno}: {node.value}" for node in strings if node not in documented and _OPTION.search(node.value)]
     assert found == []
+
+
+_DECODERS = {"json.load", "json.loads", "json.JSONDecoder", "tomllib.load", "tomllib.loads"}
+_DECODING = {
+    "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
+    "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
+    "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
+    "adapterhub/remotes/oci/credentials.py": "where the members are of a text that was parsed before",
+}
+
+
+def test_only_the_bounded_readers_decode_json_and_toml() -> None:
+    decoding = set()
+    for path in sources(everything=True):
+        nodes = [*ast.walk(ast.parse((ROOT / path).read_text()))]
+        named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+        imported = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
+        decoding |= {str(path)} if named & _DECODERS else set()
+    assert decoding == set(_DECODING)
 
 
 def _module(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from adapterhub.digest import Digest
 from adapterhub.ref import Ref
 from adapterhub.store.oci_index import Line
+from adapterhub_converters.containers import json_file
 
 from . import rows
 from .database import Index
@@ -161,7 +162,7 @@ def select(index: Index, where: str, *values: object) -> list[Row]:
     sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     found = []
     for *fields, parents, joined in index.select(sql, *values):
-        made_from = tuple(json.loads(parents)) if parents != "[]" else ()
+        made_from = tuple(json_file.parse(parents, str(index.path))) if parents != "[]" else ()
         fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
         found.append(Row(*fields))
     return found

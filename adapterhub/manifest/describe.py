@@ -12,7 +12,6 @@ import datetime
 import difflib
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
-from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import FORMATS, peft
 
@@ -270,11 +269,9 @@ def read_declared(folder: Path) -> dict[str, Any]:
     """The content of adapter.toml; empty without one."""
     where = f"{folder}/{ADAPTER_TOML}"
     try:
-        return tomllib.loads(json_file.read_text(folder / ADAPTER_TOML))
+        return toml_file.parse(json_file.read_text(folder / ADAPTER_TOML), where)
     except NotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(where, f"not valid TOML ({error})") from error
 
 
 def _declared(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
@@ -299,7 +296,7 @@ def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: s
     for key in sorted(set(table) - known):
         close = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}"
-        raise UsageError(where, f"unknown key {prefix}{key}", hint)
+        raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint)
 
 
 def _json(value: Any) -> Any:

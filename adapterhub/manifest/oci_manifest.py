@@ -169,9 +169,9 @@ def parse(raw: bytes, where: str) -> Manifest:
     return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), found, annotations)
 
 
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in the bytes of a blob."""
-    return json_file.parse_object(raw, where)
+def parse_json(raw: bytes, where: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
+    """The JSON object in the bytes of a blob, of at most `memory` bytes of objects."""
+    return json_file.parse_object(raw, where, memory=memory)
 
 
 def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:

@@ -7,13 +7,13 @@ of a project has a policy. An unknown key is an error that names it: a misspelle
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
@@ -93,10 +93,7 @@ class _Checked:
 
     def __init__(self, text: str, path: Path) -> None:
         self._text, self._path = text, path
-        try:
-            self.document = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise UsageError(str(path), f"not valid TOML ({str(error)[:200]})") from error
+        self.document = toml_file.parse(text, str(path))
         self.known("", _TOP)
 
     def table(self, name: str) -> dict[str, Any]:
@@ -141,7 +138,7 @@ def line_of(text: str, table: str, key: str) -> int | None:
 
 def with_remote(text: str, name: str, url: str) -> str:
     """The TOML with one more remote, at its end, or with another URL of one."""
-    if name in tomllib.loads(text).get("remotes", {}):
+    if name in toml_file.parse(text, "").get("remotes", {}):
         text = without_remote(text, name)
     block = f"[remotes.{name}]\nurl = {_quoted(url)}\n"
     return f"{text.rstrip()}\n\n{block}" if text.strip() else block
@@ -193,10 +190,11 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
         new = with_default(new, remote)
     if not text.startswith("\n"):
         new = new.lstrip("\n")
-    wanted = {**tomllib.loads(text), "remotes": {name: {"url": url} for name, url in remotes.items()}, "remote": remote}
+    tables = {name: {"url": url} for name, url in remotes.items()}
+    wanted = {**toml_file.parse(text, str(path)), "remotes": tables, "remote": remote}
     try:
-        made = tomllib.loads(new)
-    except tomllib.TOMLDecodeError:
+        made = toml_file.parse(new, str(path))
+    except UsageError:
         made = {}
     if {**made, "remotes": made.get("remotes", {}), "remote": made.get("remote")} != wanted:
         raise UsageError(str(path), "is written in a way that cannot be edited automatically", "Edit it by hand")

@@ -22,8 +22,9 @@ from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.inside import Inside
-from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError
 
 from .protocol import Reader, Source
 
@@ -229,8 +230,8 @@ def _remove(files: Inside, path: Path) -> None:
 def _picked_up(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     """The hash and the number of the bytes of an earlier run; the file is cut there."""
     state, size = hashlib.sha256(), 0
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, RefusedError):
-        note = json.loads(files.read(_note_path(part), 4096))
+    with contextlib.suppress(OSError, FormatError, KeyError, RefusedError):
+        note = json_file.parse_object(files.read(_note_path(part), 4096), str(part))
         wanted, digest = note["size"], note["digest"]
         if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
             buffer = memoryview(bytearray(CHUNK))

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.inside import Inside
-from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.errors import FormatError, LocalIOError
 
 ABANDONED = 24 * 3600  # seconds
 FOLDER = "leases"
@@ -136,8 +137,8 @@ def _named(files: Inside, suffix: str) -> list[Path]:
 
 def _is_dead(handle: int) -> bool:
     try:
-        host = json.loads(os.read(handle, 4096).split(b"\n", 1)[0]).get("host")
-    except (ValueError, AttributeError):
+        host = json_file.parse_object(os.read(handle, 4096).split(b"\n", 1)[0], "lease").get("host")
+    except FormatError:
         host = None  # an incomplete line, as after a power cut
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(os.fstat(handle)) > ABANDONED

@@ -81,7 +81,8 @@ class Entry:
         if isinstance(version, int) and version > max(_OPS):
             what = f"entry version {version} is newer than version {max(_OPS)}, the last supported"
             raise RefusedError(where, what, "Upgrade adapterhub")
-        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
+        kinds = {key: type(value) for key, value in document.items()}
+        if type(version) is not int or version not in _OPS or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .atomic import Files, write_all
@@ -136,8 +137,8 @@ def parse(raw: bytes, where: str) -> Tensors:
     if not raw.startswith(_HEAD) or not text.endswith(_END) or sums != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
         raise FormatError(where, "incomplete list of tensors", "Delete it; it is made again when needed")
     try:
-        return tuple(_parsed(entry, where) for entry in json.loads(raw)["tensors"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return tuple(_parsed(entry, where) for entry in json_file.parse_object(raw, where, memory=None)["tensors"])
+    except (FormatError, ValueError, TypeError, KeyError) as error:
         raise FormatError(where, "invalid list of tensors") from error
 
 

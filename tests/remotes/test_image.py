@@ -138,6 +138,11 @@ def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
 LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
     "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "that adapterhub did not make"),
     "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not contain the packaged manifest"),
+    "a list for a config": (
+        lambda _, config: config.update(config=[1]),
+        FormatError,
+        "do not contain the packaged manifest",
+    ),
     "labels that are numbers": (
         lambda _, config: config["config"]["Labels"].update({"io.adapterhub.manifest": 3}),
         FormatError,

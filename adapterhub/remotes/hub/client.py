@@ -11,7 +11,6 @@ to the origin of the hub only, and with every request: to an anonymous client, a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -181,9 +181,9 @@ class HubWire(Client):
         text = answer.headers.get("x-error-message", "")
         if not text:
             try:
-                document = json.loads(answer.body)
+                document = parse_json(answer.body, "")
                 text = str(document.get("error") or document["errors"][0]["message"])
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            except (FormatError, LookupError, TypeError):
                 return ""
         line = self.clean(text)
         return f": {line}" if line else ""
@@ -231,9 +231,9 @@ class HubClient:
                 return
             answer = self.wire.ask("GET", url, self.where, good=(200,), limit=MAX_ANSWER)
             try:
-                page = json.loads(answer.body)
+                page = json_file.parse(answer.body, self.where)
                 yield from ((str(entry["id"]), str(entry["title"])) for entry in page if COMMIT.fullmatch(str(entry["id"])))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the hub's answer is not a list of commits") from error
             following = _NEXT.match(answer.headers.get("link", ""))
             url = resolved(answer.url, following[1], self.where) if following else None

@@ -7,7 +7,6 @@ service and to the registry itself, never along a redirect, and never over plain
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
@@ -15,7 +14,8 @@ from urllib.parse import urlencode, urlsplit
 from adapterhub.http.client import Answer, Client
 from adapterhub.http.errors import AgainError, DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub_converters.errors import IntegrityError, RemoteError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, IntegrityError, RemoteError
 
 from .credentials import Credentials
 
@@ -34,9 +34,9 @@ class RegistryClient(Client):
 
     def _said(self, answer: Answer) -> str:
         try:
-            error = json.loads(answer.body)["errors"][0]
+            error = json_file.parse(answer.body, where="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError, AttributeError):
+        except (FormatError, KeyError, TypeError, IndexError, AttributeError):
             return ""
         return self.unless_secret(f": {code}" + (f", {message}" if message else ""))
 
@@ -89,9 +89,9 @@ class Login:
         asked += [("scope", one) for one in (scope.split() or [challenge.get("scope", "")]) if one]
         answer = self._asked(realm, asked, credentials)
         try:
-            document = json.loads(answer.body)
+            document = json_file.parse_object(answer.body, self.where)
             token = document.get("token") or document.get("access_token")
-        except (ValueError, AttributeError, RecursionError):
+        except FormatError:
             token = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise RemoteError(self.where, "invalid answer of its token service")

@@ -22,7 +22,7 @@ from typing import Any
 
 from adapterhub import user_files
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 KEYRING = "the system's keyring"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -204,9 +204,9 @@ def _from_helper(helper: str, keys: Sequence[str]) -> Iterator[tuple[str, Creden
             continue
         source = f"docker-credential-{helper}"
         try:
-            answer = json.loads(done.stdout)
+            answer = json_file.parse_object(done.stdout, source)
             user, secret = str(answer["Username"]), str(answer["Secret"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (FormatError, KeyError) as error:
             raise LocalIOError(source, "invalid answer") from error
         identity = user == _IDENTITY
         yield key, Credentials(identity=secret, source=source) if identity else Credentials(user, secret, source=source)

@@ -8,7 +8,6 @@ which saves the state of the hash after it has removed the upload.)
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -17,6 +16,7 @@ from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.location import Access
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
@@ -127,9 +127,9 @@ class Host:
             if answer.status in _UNKNOWN:
                 raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
             try:
-                page = json.loads(answer.body)["repositories"] or []
+                page = json_file.parse_object(answer.body, self.where)["repositories"] or []
                 new = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of names") from error
             if new <= found:
                 break

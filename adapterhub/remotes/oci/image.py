@@ -243,13 +243,14 @@ class Unpacked:
         if not wanted:
             what = "is a container image that adapterhub did not make"
             raise RefusedError(where, what, "Extract its files, and push those")
-        labels = (oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config") or {}).get("Labels")
+        config = oci_manifest.parse_json(_text(self._source, made.config).encode(), where).get("config")
+        labels = config.get("Labels") if isinstance(config, dict) else None
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise FormatError(where, "the labels of the image do not contain the packaged manifest")
-        raw, config = (str(text).encode("utf-8", "surrogatepass") for text in texts)
+        raw, packaged = (str(text).encode("utf-8", "surrogatepass") for text in texts)
         original = oci_manifest.parse(raw, where)
-        if (original.digest, sha256_bytes(config)) != (wanted, original.config.digest):
+        if (original.digest, sha256_bytes(packaged)) != (wanted, original.config.digest):
             raise IntegrityError(where, f"the image contains another manifest or config than that of {wanted[:80]}")
         pieces = _pieces(original.layers)
         kinds = [layer.media_type for layer in made.layers]
@@ -262,7 +263,7 @@ class Unpacked:
             if isinstance(piece, Descriptor):
                 self._offsets.setdefault(piece.digest, at)
             at += _length(piece)
-        self._layer, self._known = made.layers[0], {original.config.digest: config}
+        self._layer, self._known = made.layers[0], {original.config.digest: packaged}
         return original
 
     @contextlib.contextmanager

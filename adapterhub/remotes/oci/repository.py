@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
 from . import credentials
@@ -196,9 +196,9 @@ class Oci(Connected):
                 break
             answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
             try:
-                page = json.loads(answer.body)["tags"] or []
+                page = json_file.parse_object(answer.body, self.where)["tags"] or []
                 new = {tag for tag in page if isinstance(tag, str) and _TAG.fullmatch(tag)}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of tags") from error
             if new <= found:
                 break

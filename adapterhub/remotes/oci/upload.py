@@ -28,8 +28,9 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Source
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.errors import IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, RefusedError
 
 _FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
 
@@ -127,9 +128,9 @@ class Note:
         """The upload; None without a valid note."""
         if self._path is None:
             return None
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError, RefusedError):
+        with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
             with open_regular(self._path, follow=False) as file:
-                document: dict[str, Any] = json.loads(file.read(1 << 16))
+                document = json_file.parse_object(file.read(1 << 16), str(self._path))
             begun = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
             kinds = {key: type(value) for key, value in asdict(begun).items()}
             if kinds == {"url": str, "size": int, "digest": str, "sent": int, "of": str} and 0 <= begun.sent <= begun.size:

@@ -8,7 +8,6 @@ thoughts), with the turn's content replaced by a mark.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 # Text that no conversation contains; the two share no first or last character with each other or with anything else.
@@ -178,8 +178,8 @@ def _tools(tools: Any, where: str) -> list[Any] | None:
     """Return tools as a list of JSON schemas; data sets may store them as JSON text."""
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
-        except ValueError as error:
+            tools = json_file.parse(tools, where)
+        except FormatError as error:
             raise FormatError(where, '"tools" is text, and not JSON') from error
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise FormatError(where, '"tools" is not a list of JSON schemas')

@@ -169,7 +169,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     for model in sorted({pipeline.part_of(target) for target in named.deltas}):
         inner = {t.removeprefix(f"{model}."): d for t, d in named.deltas.items() if pipeline.part_of(t) == model}
         alone = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
-        config |= {f"{model}.{key}": value for key, value in json.loads(peft.config_text(alone)).items()}
+        config |= {f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(alone), str(path)).items()}
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
     own = pipeline.own_header(named)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.

@@ -8,14 +8,14 @@ which its files do not record.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, unmeasured
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
 
 from .keys import classify
 
@@ -95,7 +95,7 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
 def alpha_is_rank(metadata: Mapping[str, str]) -> bool:
     """Whether ai-toolkit wrote a file of peft's names: its alpha is the rank, whatever it trained with."""
     try:
-        software = json.loads(metadata.get("software", "null"))
-    except ValueError:
+        software = json_file.parse(metadata.get("software", "null"), "")
+    except FormatError:
         return False
     return isinstance(software, dict) and software.get("name") == "ai-toolkit"
