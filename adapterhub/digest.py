@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 Digest = str
@@ -44,7 +45,7 @@ def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Dige
 def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
     """The digest of a file's bytes and the first `head` of them, by one opening."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             first = file.read(head)
             file.seek(0)
             return copy_hashing(file, None, more=more)[0], first

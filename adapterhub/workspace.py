@@ -7,6 +7,7 @@ the default one has the registry and the policy of the working folder, and asks 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -53,9 +54,16 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
 
 
 def project_file(start: Path) -> Path | None:
-    """The nearest adapterhub.toml at or above a folder, of any owner."""
+    """The nearest adapterhub.toml at or above a folder, of any owner; a link too, so that reading it reports that."""
     start = start.absolute()
-    return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
+    return next((folder / PROJECT for folder in (start, *start.parents) if _is_there(folder / PROJECT)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def project_at(start: Path) -> SettingsFile | None:
@@ -66,7 +74,7 @@ def project_at(start: Path) -> SettingsFile | None:
     from adapterhub import user_files
     from adapterhub.project import settings
 
-    return settings.read(path) if user_files.is_mine(path) else None
+    return settings.read(path, follow=False) if user_files.is_mine(path) else None
 
 
 def _policy_here() -> Policy | None:

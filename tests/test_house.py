@@ -41,7 +41,7 @@ _DECODING = {
     "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
     "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
-    "adapterhub/training/data/chat_process.py": "lines that its own parent writes; it knows jinja and the standard library only",
+    "adapterhub/training/data/chat_process.py": "lines of its own parent; it knows jinja and the standard library only",
     "adapterhub/training/data/chat_template.py": "lines that its own process writes",
     "adapterhub/remotes/oci/credentials.py": "where the members are of a text that was parsed before",
 }
@@ -141,6 +141,7 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
 _BACKTRACKING = {"re", "regex", "sre_compile", "sre_parse"}
 _MAY_BACKTRACK = {
     "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
+    "adapterhub_converters.display": "patterns of one character, with lookaround of a fixed width, which RE2 lacks",
     "adapterhub_converters.patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
 }
 
@@ -173,3 +174,90 @@ def test_every_pattern_is_one_that_re2_reads() -> None:
         "assert len(made) > 100 and all(re2.compile(text) for text in made)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- files of others
+
+# Modules that open files in other ways, and why. All others go through `open_file`, which waits for no pipe.
+_OPENERS = {
+    "adapterhub/cli/environment.py": "the user's own token of the Hugging Face Hub",
+    "adapterhub/cli/main.py": "/dev/null",
+    "adapterhub/index/schema.py": "a file of this package",
+    "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
+    "adapterhub/remotes/oci/upload.py": "creates its own notes",
+    "adapterhub/store/export.py": "creates files in a new folder",
+    "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
+    "adapterhub/training/cost/budget.py": "/proc",
+    "adapterhub/training/devices.py": "/proc",
+    "adapterhub/user_files.py": "the folder that it locks",
+    "adapterhub/remotes/layouts/folder.py": "the folder that it locks",
+    "converters/adapterhub_converters/containers/atomic.py": "folders, and what it wrote itself",
+    "converters/adapterhub_converters/containers/inside.py": "in open folders, links not followed",
+    "converters/adapterhub_converters/containers/open_file.py": "the one way",
+    "converters/adapterhub_converters/formats/probe.py": "what it wrote itself",
+    "converters/adapterhub_converters/formats/unpickle.py": "/proc",
+}
+# Modules of the packages that work on a store, and why they touch files themselves. All others go through `Store.files`.
+_STORE = ("adapterhub/store", "adapterhub/maintenance", "adapterhub/registry", "adapterhub/index")
+_TOUCHERS = {
+    "adapterhub/index/database.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/index/opening.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/registry/conversion_cache.py": "copies into new folders",
+    "adapterhub/registry/ledger.py": "the folder of the registry, which its user named",
+    "adapterhub/store/export.py": "a new folder outside",
+    "adapterhub/store/ingest.py": "the adapter's own folder",
+    "adapterhub/store/store.py": "creates the folder of a store",
+}
+_READS = {"read_bytes", "read_text"}  # of a path
+_OURS = {"read_bytes", "read_text", "open_file.read_bytes", "json_file.read_text"}
+_TOUCHES = {
+    *(
+        "unlink",
+        "rmdir",
+        "rename",
+        "rmtree",
+        "write_bytes",
+        "write_text",
+        "mkdir",
+        "iterdir",
+        "glob",
+        "symlink_to",
+        "hardlink_to",
+    ),
+    *("os.replace", "os.link", "os.remove", "os.utime", "os.scandir", "os.listdir", "os.makedirs", "os.stat", "os.chmod"),
+}
+
+
+def _called(tree: ast.Module) -> list[tuple[int, str, str]]:
+    """The line of each call, the name of what is called, and the same with what it is called on."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [(node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)) for node in calls]
+    return [(node.lineno, name, ast.unparse(node.func)) for node, name in names if not _writes(node)]
+
+
+def _writes(call: ast.Call) -> bool:
+    """True for an `open` that only writes."""
+    mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
+    return ast.unparse(call.func) == "open" and str(mode)[:1] in ("w", "x")
+
+
+def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.parts[0] != "schemas" and path.as_posix() not in _OPENERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if called in ("open", "os.open", "io.open", "io.FileIO") or (name in _READS and called not in _OURS)
+    ]
+    assert found == []
+
+
+def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.as_posix().startswith(_STORE) and path.as_posix() not in _TOUCHERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if name in _TOUCHES or called in _TOUCHES or called == "open"
+    ]
+    assert found == []

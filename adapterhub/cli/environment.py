@@ -244,7 +244,7 @@ def project() -> SettingsFile | None:
 
         output.say(output.one_line(f"warning: {path} belongs to another user and is passed over"))
         return None
-    return project.read(path)
+    return project.read(path, follow=False)
 
 
 @functools.cache

@@ -46,6 +46,8 @@ HINTS: dict[str, str] = {
     "has-children": "--force removes it all the same",
     "image-here": "Name one like layout://x.tar:v1",
     "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
+    "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
+    "linked-store": "Remove it, or name the folder that has the store with --registry",
     "login-required": "Log in with `adapterhub login {host}`",
     "look-at-log": "Run `adapterhub log {ref}`",
     "loss-not-allowed": "{options} would help",

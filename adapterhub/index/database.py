@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.errors import IntegrityError, LocalIOError
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import IntegrityError, LocalIOError, RefusedError
 
 FILE = "registry.db"
+SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""Of the database and the files that SQLite keeps next to it."""
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 VERSION = 8
 """`user_version` of a database with the current tables: the number of migrations."""
@@ -29,9 +32,9 @@ _LOCK_SECONDS = 30
 def is_ours(path: Path) -> bool:
     """Return True if a file is a registry.db, by its first 100 bytes."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow=False) as file:
             head = file.read(100)
-    except OSError:
+    except (OSError, RefusedError):
         return False
     return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
@@ -134,7 +137,7 @@ def errors(path: Path) -> Iterator[None]:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def remove(path: Path, suffixes: Sequence[str] = ("", "-wal", "-shm", "-journal")) -> None:
+def remove(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Remove a database file and the files that SQLite keeps next to it."""
     for suffix in suffixes:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -143,6 +146,6 @@ def remove(path: Path, suffixes: Sequence[str] = ("", "-wal", "-shm", "-journal"
 def rename(path: Path, to: str) -> None:
     """Rename a database file and the files that SQLite keeps next to it."""
     with errors(path):
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in SUFFIXES:
             if os.path.exists(f"{path}{suffix}"):
                 os.replace(f"{path}{suffix}", f"{to}{suffix}")

@@ -25,7 +25,7 @@ from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.packs.chains import with_parents
-from adapterhub.store.store import BASES, MERGES, More, Progress, Store, counter, local_errors, open_regular
+from adapterhub.store.store import BASES, MERGES, More, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 
@@ -160,7 +160,7 @@ def broken_logs(errors: list[AdapterhubError]) -> Findings:
 
 def _size(store: Store) -> int:
     """Return the bytes of all blobs; of packed ones, when unpacked."""
-    plain = sum(_size_of(path) for path in store.blobs())
+    plain = sum(store.stored(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
     heads = (_head(store, digest) for digest in store.packs.digests())
     return plain + sum(head.size for head in heads if head)
 
@@ -180,13 +180,13 @@ def _head(store: Store, digest: Digest) -> Head | None:
 
 def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
-        if not is_hex(path.name) or path.is_symlink() or not path.is_file():
+        if not is_hex(path.name) or not store.files.is_file(path):
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
         if quick:
             continue
-        with open_regular(path) as file:
+        with local_errors(path), store.files.open(path) as file:
             yield from _hashed(store, digest, file, bad, more)
     yield from _packs(store, bad, more, quick=quick)
 
@@ -223,7 +223,7 @@ def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
         except IntegrityError as error:
             what = error.what if error.where == str(path) else f"{error.where}: {error.what}"
         found = Finding("broken-pack", "error", str(path), what, *_REPAIR)
-        if not store.blob_path(digest).exists():
+        if not store.has_plain(digest):
             bad[digest] = found
         yield found
 
@@ -245,7 +245,7 @@ def _logs(store: Store, index: Index) -> Iterator[Finding]:
         except AdapterhubError as error:
             yield Finding("broken-log", "error", error.where, error.what, f"No later entry of {name} can be trusted")
             continue
-        later = [path.name for path in (store.root / "refs" / name).glob("*.json") if int_or(path.stem) > seq]
+        later = [path.name for path in store.log.after(name, seq)]
         if later:
             yield Finding("broken-log", "error", str(store.log.path(name, seq + 1)), f"is missing; {min(later)} follows it")
         elif name in known and (known[name].seq, known[name].head) != (seq, head):
@@ -288,7 +288,7 @@ def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad:
         yield Finding("broken-log", "error", error.where, error.what, f"No later entry of {ref} can be trusted")
         return
     seq = state.entry.seq if state.entry else 0
-    later = [path.name for path in (store.root / log / name).glob("*.json") if int_or(path.stem) > seq]
+    later = [path.name for path in store.log.after(name, seq, log=log)]
     if later:
         where = str(store.log.path(name, seq + 1, log=log))
         yield Finding("broken-log", "error", where, f"is missing; {min(later)} follows it")
@@ -324,7 +324,7 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     path = store.blob_path(blob.digest)
     size = store.size(blob.digest)
     if size is None and blob.digest not in bad:
-        lacking = "packed, and cannot be unpacked" if store.packs.path(blob.digest).exists() else "missing"
+        lacking = "packed, and cannot be unpacked" if store.has_pack(blob.digest) else "missing"
         return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", *_REPAIR_MISSING)
     if blob.digest not in bad and size != blob.size:
         return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", *_REPAIR)
@@ -340,7 +340,7 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     needed = with_parents(needed, store.packs.parents())
     unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
-        size = sum(path.stat().st_size for path in unused)
+        size = sum(store.files.status(path).st_size for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: removed ones, or those of a killed push"
         yield Finding("orphans", "note", str(store.root / "blobs"), what, *_GC)
 
@@ -359,8 +359,8 @@ def _tensor_lists(store: Store, needed: set[Digest]) -> Iterator[Finding]:
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
-        count = sum(1 for _ in (store.root / folder).iterdir())
+        count = len(store.files.listed(store.root / folder))
         if count:
             yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", *_GC)
-    if count := len(leases.dead(store.root / "leases")):
+    if count := len(leases.dead(store.files)):
         yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *_GC)

@@ -12,7 +12,6 @@ blobs that no version needs. A packed blob is removed before the parent that it 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -189,7 +188,7 @@ class _Needs:
         self.parents = {digest: parent for digest, parent in heads.items() if parent}
         needed = with_parents(needed, self.parents)
         for digest in needed:
-            if digest in heads and heads[digest] is None and not self._store.blob_path(digest).exists():
+            if digest in heads and heads[digest] is None and not self._store.has_plain(digest):
                 raise _damaged(str(self._store.packs.path(digest)), "cannot be read, so that its parent is unknown")
         self.spared = with_parents(spared, self.parents) - needed
         return needed | self.spared
@@ -226,7 +225,7 @@ class _Needs:
             if entry.previous != log.head:
                 raise _damaged(str(path), "does not follow the entry before it")
             log.seq, log.head = entry.seq, digest
-            yield entry, path.stat().st_mtime
+            yield entry, self._store.files.status(path).st_mtime
         if log.seq < known or (first and self._store.log.has_entry_after(name, log.seq, log=kind)):
             path = self._store.log.path(name, log.seq + 1, log=kind)
             raise _damaged(str(path), "is missing, although there are later ones")
@@ -296,29 +295,29 @@ def _collect(
     for path in (*store.blobs(), *store.packs.files()):
         if f"sha256:{path.name}" in needs.spared:
             swept.waiting += 1
-            swept.waiting_size += path.stat().st_size
+            swept.waiting_size += store.files.status(path).st_size
     if swept.blobs and not swept.dry_run:
         store.sync_blobs()
 
 
 def _remove_blob(store: Store, digest: Digest, swept: Swept, grace: float, *, held: bool) -> bool:
     """Remove a blob, plain and packed, unless it is young or `held`; return True if it has no pack any more."""
-    packed = _remove_file(store.packs.path(digest), swept, grace, held=held)
-    plain = _remove_file(store.blob_path(digest), swept, grace, held=held)
+    packed = _remove_file(store, store.packs.path(digest), swept, grace, held=held)
+    plain = _remove_file(store, store.blob_path(digest), swept, grace, held=held)
     if packed and plain and not swept.dry_run:
         with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
-            store.tensors.path(digest).unlink()
+            store.files.remove(store.tensors.path(digest))
     return packed
 
 
-def _remove_file(path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
+def _remove_file(store: Store, path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
     """Remove a file unless it is young or `held`; return True if it is gone, or would be."""
     with local_errors(path):
         try:
-            status = path.stat()
+            status = store.files.status(path)
             stays = held or status.st_mtime > time.time() - grace
             if not stays and not swept.dry_run:
-                path.unlink()
+                store.files.remove(path)
         except FileNotFoundError:
             return True  # another gc was first
         except PermissionError:  # another user's, in a folder with the sticky bit, or open on Windows
@@ -336,11 +335,11 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
     """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
     for folder in store.conversions():
         with contextlib.suppress(OSError):  # another gc was first
-            if folder.stat().st_mtime > time.time() - age:
+            if store.files.status(folder).st_mtime > time.time() - age:
                 continue
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
             if not swept.dry_run:
-                shutil.rmtree(folder)
+                store.files.remove_tree(folder)
             swept.conversions += 1
             swept.conversion_size += size
 
@@ -348,12 +347,12 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
 def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
     """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
-        for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir()), *store.stray_lists(needed)):
+        for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *store.stray_lists(needed)):
             try:
-                size = path.stat().st_size
+                size = store.files.status(path).st_size
                 if not swept.dry_run:
-                    path.unlink()
-            except (FileNotFoundError, PermissionError):
+                    store.files.remove(path)
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
                 continue
             swept.leftovers += 1
             swept.leftover_size += size

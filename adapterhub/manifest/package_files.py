@@ -15,6 +15,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from adapterhub_converters.adapter_files import HEAD, WEIGHT_SUFFIXES, is_pickle_name, starts_like_pickle
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.display import hides, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
@@ -147,7 +148,7 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
 def first_bytes(path: Path) -> bytes:
     """The first `HEAD` bytes of a file."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error

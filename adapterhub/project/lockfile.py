@@ -7,6 +7,7 @@ is that of the manifest and fixes the bytes of every file; a tag that moves late
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,9 +114,9 @@ def dump(lock: Lock) -> str:
 
 def read(path: Path) -> Lock:
     """Read a lock file; NotFoundError if it is missing."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise NotFoundError(str(path), "there is no lock file", "Lock an adapter", code="no-lock-file")
-    return parse(user_files.read(path), str(path))
+    return parse(user_files.read(path, follow=False), str(path))
 
 
 def record(path: Path, found: Mapping[str, Locked]) -> bool:
@@ -125,7 +126,7 @@ def record(path: Path, found: Mapping[str, Locked]) -> bool:
         made = dump({**parse(text, str(path)), **found})
         return made if made != text else None
 
-    return user_files.change(path, new)
+    return user_files.change(path, new, follow=False)
 
 
 def find(lock: Lock, ref: str, path: Path) -> Locked:
@@ -150,6 +151,16 @@ def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
 
 
 # --- folders
+
+
+def check_no_link(folder: Path, above: Path) -> None:
+    """Raise RefusedError for a link on the way from `above` to `folder`: a repository may bring one that leads anywhere."""
+    path = above
+    for part in folder.relative_to(above).parts:
+        path = path / part
+        if path.is_symlink():
+            what = "a link, which the lock file of a project does not follow"
+            raise RefusedError(str(path), what, "Remove it, or name the folder to write to", code="link-in-project")
 
 
 def is_version(folder: Path, digest: Digest) -> bool:

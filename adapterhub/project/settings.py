@@ -39,9 +39,12 @@ class SettingsFile:
     policy: Policy = field(default_factory=Policy)
 
 
-def read(path: Path) -> SettingsFile:
-    """Read a file; a missing one is empty. UsageError names the invalid key and its line."""
-    return parse(user_files.read(path), path)
+def read(path: Path, *, follow: bool = True) -> SettingsFile:
+    """Read a file; a missing one is empty. UsageError names the invalid key and its line.
+
+    `follow` is False for a project's file, which must not be a link.
+    """
+    return parse(user_files.read(path, follow=follow), path)
 
 
 def parse(text: str, path: Path) -> SettingsFile:

@@ -15,6 +15,7 @@ from adapterhub.manifest.package_files import listing
 from adapterhub.store.store import More, Progress, counter, local_errors
 from adapterhub.store.tensor_digests import Tensor, Tensors, digests
 from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.containers.open_file import open_regular
 
 from .registry import Registry
 
@@ -82,5 +83,5 @@ def _list_tensors(registry: Registry, bar: Bar) -> None:
 
 
 def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
-    with local_errors(path), open(path, "rb", buffering=0) as file:
+    with local_errors(path), open_regular(path) as file:
         return digests(file, path.stat().st_size, more)

@@ -84,7 +84,7 @@ class Local:
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob in the store's tmp/, where the next run can resume it."""
         store = self.registry.store
-        with received_beside(source, blob, store.part_path(blob.digest)) as (path, file):
+        with received_beside(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
             store.adopt(path, file, blob.digest)
         return blob.size
 
@@ -125,9 +125,9 @@ class Local:
                 path = Path(temporary) / layer.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    if not store.blob_path(layer.digest).is_file():
+                    if not store.has_plain(layer.digest):
                         raise FileNotFoundError
-                    path.symlink_to(store.blob_path(layer.digest).resolve())
+                    path.symlink_to(store.blob_path(layer.digest).absolute())
                 except OSError:  # stored compressed, or a file system without links
                     with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
                         shutil.copyfileobj(blob, file)

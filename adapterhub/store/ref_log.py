@@ -17,11 +17,10 @@ from pathlib import Path
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.ref import parse_name, parse_tag
-from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, RefusedError
 
-from .atomic import Files, link, local_errors, random_name, write_all
+from .atomic import Files, local_errors, random_name, write_all
 
 REFS, BASES, MERGES = "refs", "bases", "merges"
 MAX_ENTRY = 4 << 20  # bytes
@@ -114,14 +113,14 @@ class RefLog:
         """List every adapter name that has ever had a ref, sorted."""
         refs = self.root / REFS
         with local_errors(refs):
-            spaces = [space for space in refs.iterdir() if space.is_dir()]
-            return sorted(f"{space.name}/{name.name}" for space in spaces for name in space.iterdir() if name.is_dir())
+            spaces = self._files.folders(refs)
+            return sorted(f"{space.name}/{name.name}" for space in spaces for name in self._files.folders(space))
 
     def document_names(self, log: str = BASES) -> list[str]:
         """List every name in the log BASES or MERGES, freed ones included, sorted."""
         folder = self.root / log
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first name
-            return sorted(item.name for item in folder.iterdir() if item.is_dir())
+            return [item.name for item in self._files.folders(folder)]
         return []
 
     def path(self, name: str, seq: int, *, log: str = REFS) -> Path:
@@ -132,8 +131,7 @@ class RefLog:
         """Read entry `seq` (from 1) of a name's log and the digest of its bytes; None past the end of the log."""
         path = self.path(name, seq, log=log)
         try:
-            with open(path, "rb") as file:
-                raw = file.read(MAX_ENTRY)
+            raw = self._files.read(path, MAX_ENTRY)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -148,8 +146,15 @@ class RefLog:
 
         Where the log ends at `seq`, one in between was lost.
         """
-        files = (path.stem for path in (self.root / log / name).glob("*.json"))
-        return any(stem.isdecimal() and int(stem) > seq for stem in files)
+        return bool(self.after(name, seq, log=log))
+
+    def after(self, name: str, seq: int, *, log: str = REFS) -> list[Path]:
+        """List the files of entries with a number above `seq`, sorted."""
+        folder = self.root / log / name
+        with local_errors(folder), contextlib.suppress(FileNotFoundError):
+            files = [path for path in self._files.listed(folder) if path.suffix == ".json"]
+            return [path for path in files if path.stem.isdecimal() and int(path.stem) > seq]
+        return []
 
     def entries(self, name: str) -> Iterator[Entry]:
         """Yield the entries of a name's log, oldest first."""
@@ -166,9 +171,9 @@ class RefLog:
             write_all(file, entry.dump())
             os.fsync(file.fileno())
             file.close()
-            if not link(path, final):
+            if not self._files.claim(path, final):
                 return False
-            sync(final.parent)
+            self._files.sync(final.parent)
         return True
 
     def begin_move(self, name: str) -> Path:
@@ -182,8 +187,8 @@ class RefLog:
         """List the files of unfinished moves, of killed and of running writers, with their names."""
         found = []
         with local_errors(self.root):
-            for path in sorted((self.root / "pending").iterdir()):
+            for path in self._files.listed(self.root / "pending"):
                 # Its writer may have finished just now. An unreadable one is left for fsck to report.
-                with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, AdapterhubError):
-                    found.append((path, parse_name(str(parse_object(path.read_text(), "").get("name")), "")))
+                with contextlib.suppress(FileNotFoundError, AdapterhubError):
+                    found.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
         return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +165,7 @@ class TensorLists:
         """Read the tensors of a blob; None without a list, or with an incomplete or invalid one."""
         path = self.path(digest)
         try:
-            with open(path, "rb") as file:
-                return parse(file.read(_MAX), str(path))
+            return parse(self._files.read(path, _MAX), str(path))
         except (OSError, AdapterhubError):
             return self._unwritten.get(digest)
 
@@ -182,14 +180,14 @@ class TensorLists:
             with self._files.temporary() as (path, file):
                 write_all(file, dump(found))
                 file.close()
-                os.replace(path, final)
+                self._files.move(path, final)
         except (OSError, LocalIOError):
             self._unwritten[digest] = found
 
     def files(self) -> list[Path]:
         """List every file in the folder, sorted."""
         try:
-            return sorted(self.folder.iterdir())
+            return self._files.listed(self.folder)
         except FileNotFoundError:
             return []
 

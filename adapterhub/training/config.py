@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adapterhub_converters.containers import toml_file
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
 
@@ -203,7 +204,7 @@ def _plain(value: Any) -> Any:
 def read(path: Path) -> TrainConfig:
     """Read the TOML file of a training."""
     try:
-        text = path.read_bytes().decode()
+        text = read_bytes(path, pipe=True).decode()
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -550,7 +550,7 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
 
 
 def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object) -> None:
+    def no_link(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_link)

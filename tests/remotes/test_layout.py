@@ -27,6 +27,7 @@ from adapterhub.remotes.layouts import location as layout
 from adapterhub.remotes.layouts import tar as archive_tar
 from adapterhub.remotes.layouts.archive import Archive
 from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -442,12 +443,12 @@ def test_whatever_becomes_of_an_archive_its_version_is_the_right_one_or_none(
         try:
             assert source.manifest("v1").raw == made.raw
             for layer in made.layers:
-                with received(source, layer, root / "part") as (path, _):
+                with received(source, layer, Inside(root), root / "part") as (path, _):
                     assert path.stat().st_size == layer.size
         except AdapterhubError:
             pass  # anything else is a bug
         finally:
-            forget(root / "part")
+            forget(Inside(root), root / "part")
 
 
 def test_names_beyond_ustar_are_written_in_a_way_that_tar_reads() -> None:

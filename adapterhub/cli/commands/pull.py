@@ -167,6 +167,8 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
     if ref is None:
         below = Path(out or _FOLDER)
         wanted = [(one, below / one.name) for one in sorted(there.values(), key=lambda one: one.name)]
+        for _, target in wanted:
+            lockfile.check_no_link(target, Path(out or ""))
     else:
         one = lockfile.find(there, ref, path)
         wanted = [(one, Path(out) if out else Path(one.name.rpartition("/")[2]))]

@@ -213,4 +213,4 @@ def _change(path: Path, changed: Any) -> bool:
         made = project.changed(text, path, remotes=remotes, remote=default)
         return made if made != text else None
 
-    return user_files.change(path, new)
+    return user_files.change(path, new, follow=path == environment.user_file())

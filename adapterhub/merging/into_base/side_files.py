@@ -16,7 +16,9 @@ from typing import Any
 from adapterhub.manifest import card
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.display import front_matter, markdown
+from adapterhub_converters.errors import RefusedError
 
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML)
@@ -99,8 +101,9 @@ def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tu
 def _license(base: Path) -> str | None:
     """The license in the base's own model card; None without exactly one."""
     try:
-        text = (base / CARD).read_text(encoding="utf-8", errors="replace")[: card.MAX_BYTES]
-    except OSError:
+        with open_regular(base / CARD) as file:
+            text = file.read(card.MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, RefusedError):
         return None
     found = card.parse(text).values("license")
     return found[0] if len(found) == 1 else None

@@ -25,6 +25,7 @@ from adapterhub.remotes.protocol import Reader, Referring
 from adapterhub.store.store import open_regular
 from adapterhub_converters import linear
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
@@ -254,10 +255,11 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
     if not files:
         raise NotFoundError(where, "has no named files")
     with atomic.whole(out) as folder:
+        inside = Inside(folder)
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{layer.digest[7:]}.part")
-            with received(place, layer, part):
+            with received(place, layer, inside, part):
                 os.replace(part, path)
     return sorted(layer.path for layer in files)

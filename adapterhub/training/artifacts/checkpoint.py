@@ -48,7 +48,7 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
             tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
     metadata["scale"] = json.dumps([state.scale.factor, state.scale.good])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         safetensors_file.write(temporary, tensors, metadata)
         os.replace(temporary, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
 
 _TABLES = {".csv", ".tsv"}
@@ -63,7 +64,7 @@ def read(path: Path) -> DataFile:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, pipe=True)
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:

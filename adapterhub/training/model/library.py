@@ -8,7 +8,6 @@ not work without its code is refused by name, before transformers could ask whet
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +17,13 @@ from typing import Any
 import torch
 
 from adapterhub.training.layers import attention, experts
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 # Keys at any depth of a config that name code, kernels or other files.
-_ELSEWHERE = re.compile("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
+_ELSEWHERE = linear.Pattern("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
 _LOCAL = {"trust_remote_code": False, "local_files_only": True}
 
 

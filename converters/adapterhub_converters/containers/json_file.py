@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import linear
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
+
+from .open_file import open_regular
 
 MAX_CONFIG = 16_000_000  # bytes; the largest config.json seen is under 1 MB; tokenizer.json has a limit of its own
 MAX_MEMORY = 256 << 20  # bytes of the objects in a document; those of the largest config.json take 5 MB
@@ -25,13 +27,15 @@ _MAX_INT = 10**308  # larger ones do not fit a float
 _SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
 
 
-def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None) -> str:
-    """Read a UTF-8 file of at most `limit` bytes."""
+def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, follow: bool = True) -> str:
+    """Read a regular UTF-8 file of at most `limit` bytes; `follow` as in `open_regular`."""
     where = where or str(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow=follow) as file:
             # Python would allocate the whole limit; config files do not grow while they are read.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+    except RefusedError as error:
+        raise RefusedError(where, error.what, error.hint) from error
     except FileNotFoundError as error:
         raise NotFoundError(where, "no such file") from error
     except OSError as error:
@@ -100,9 +104,9 @@ def parse_object(
     return document
 
 
-def read_object(path: Path, *, where: str | None = None) -> dict[str, Any]:
-    """Read the JSON object in a config file."""
-    return parse_object(read_text(path, where=where), where or str(path))
+def read_object(path: Path, *, where: str | None = None, follow: bool = True) -> dict[str, Any]:
+    """Read the JSON object in a config file; `follow` as in `open_regular`."""
+    return parse_object(read_text(path, where=where, follow=follow), where or str(path))
 
 
 # ---- limits

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.containers import safetensors_file
 
 _SLACK = 512 << 20  # bytes of address space in addition to the tensors
@@ -43,7 +42,7 @@ def main() -> None:
 
 def _asked_for(message: str) -> str:
     """What a pickle asks for, without torch's advice to load it in spite of that."""
-    found = re.search(r"GLOBAL ([\w.]+)", message)
+    found = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
     return found[1] if found else "an instruction that no file of tensors needs"
 
 
