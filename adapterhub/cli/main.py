@@ -82,6 +82,7 @@ GROUPS = {
         "base": "Manage base models by name.",
         "tag": "Point a tag at a version.",
         "rm": "Remove a tag or a name.",
+        "restore": "Restore a name that was removed.",
         "deprecate": "Mark a version as deprecated.",
         "keep": "Choose which versions gc keeps.",
         "gc": "Remove unused data.",
