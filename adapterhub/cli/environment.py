@@ -33,20 +33,36 @@ DEFAULT = ""
 
 def registry_folder(settings: Settings) -> Path:
     """The folder of the registry to use; it may not be there yet."""
+    return chosen_registry(settings)[0]
+
+
+def chosen_registry(settings: Settings) -> tuple[Path, str]:
+    """The folder of the registry to use, and what chose it."""
     from adapterhub.registry.registry import find
 
-    named = named_registry(settings)
-    mine = None if named else user()
+    named, by = _named_registry(settings)
+    if named:
+        return find(Path.cwd(), explicit=Path(named)), by
+    mine = user()
     default = (mine and mine.registry) or data_folder()
-    return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
+    found = find(Path.cwd(), default=default)
+    if found != default:
+        return found, "found here" if found == Path.cwd() else "found above this folder"
+    return found, str(user_file()) if mine and mine.registry else "the default"
 
 
 def named_registry(settings: Settings) -> str | None:
     """The registry that an option, the environment or the project names."""
-    named = settings.registry or os.environ.get(ENVIRONMENT)
-    if not named and (found := project()) and found.registry:
-        return str(found.registry)
-    return named
+    return _named_registry(settings)[0]
+
+
+def _named_registry(settings: Settings) -> tuple[str | None, str]:
+    if settings.registry:
+        return settings.registry, "--registry"
+    if os.environ.get(ENVIRONMENT):
+        return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
+    found = project()
+    return (str(found.registry), str(found.path)) if found and found.registry else (None, "")
 
 
 def workspace(settings: Settings) -> Workspace:
@@ -103,7 +119,7 @@ def hub() -> Hub:
     """
     from adapterhub.bases.hub_address import ENDPOINT, Hub
 
-    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+    if is_offline():
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
@@ -120,6 +136,11 @@ def hub() -> Hub:
     if not token.isascii() or not token.isprintable():
         raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
     return Hub(endpoint, token or None, proxy)
+
+
+def is_offline() -> bool:
+    """True if the variables of huggingface_hub or transformers forbid access to the Hub."""
+    return _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE")
 
 
 def proxy(scheme: str, host: str) -> str:

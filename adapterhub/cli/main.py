@@ -78,6 +78,7 @@ GROUPS = {
         "log": "Show the history of a name.",
     },
     "Maintain": {
+        "info": "Show which registry, settings and programs are in use.",
         "init": "Create a registry.",
         "base": "Manage base models by name.",
         "tag": "Point a tag at a version.",

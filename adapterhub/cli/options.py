@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 # What people type to the command that does it.
 SYNONYMS = {
-    "add": "push", "check": "validate", "cp": "copy", "delete": "rm", "download": "pull", "export": "bundle", "get": "pull",
-    "history": "log", "info": "show", "inspect": "show", "lint": "validate", "ls": "list", "put": "push", "quantize": "convert",
-    "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore", "upload": "push", "version": "--version",
+    "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
+    "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
+    "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
+    "upload": "push", "version": "--version",
 }  # fmt: skip
 
 
