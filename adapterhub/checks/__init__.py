@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
+from adapterhub.manifest.package_files import shortened, survey
+from adapterhub_converters.adapter_files import is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
@@ -105,7 +107,7 @@ def examined(
             problems += [_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED]
             if contents is not None and max_rank is not None:
                 problems += _above(contents, max_rank)
-            problems = _in_order(problems)
+            problems = _in_order([*problems, *_package(path)])
         levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
         report = Report(
             where=where or str(path),
@@ -165,6 +167,19 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
 def _natural(problem: Problem) -> str:
     """The name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
+
+
+def _package(path: Path) -> Iterator[Problem]:
+    """What a push of a folder refuses or leaves out."""
+    if not path.is_dir():
+        return
+    _, skipped, refused = survey(path)
+    for name, what, hint in refused:
+        if not is_pickle_name(name):  # those have findings of their own
+            yield Problem("not-packaged", name, "", what, hint)
+    shown = [name for name in skipped if not name.startswith(".") and not is_pickle_name(name)]
+    if shown:
+        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
