@@ -136,6 +136,7 @@ def check(
             max_rank=max_rank,
             headers_only=headers_only,
             strict=strict,
+            unpublished=found.ref is None,
             where=found.where,
         )
 

@@ -15,7 +15,8 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.display import printable
 
 _LONGEST = 120  # characters of a text
-_LARGEST = 60.0  # inches of a side, 9,000 pixels
+LARGEST = 60.0
+"""Inches of a side, 9,000 pixels."""
 
 
 def label(text: str) -> str:
@@ -33,7 +34,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = Figure(figsize=(min(width, _LARGEST), min(height, _LARGEST)), dpi=150, layout="constrained")
+        made = Figure(figsize=(min(width, LARGEST), min(height, LARGEST)), dpi=150, layout="constrained")
         FigureCanvasAgg(made)
         yield made
         with atomic.whole(path, folder=False) as temporary:

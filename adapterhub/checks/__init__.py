@@ -14,6 +14,8 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from adapterhub.manifest.package_files import shortened, survey
+from adapterhub_converters.adapter_files import is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
@@ -49,6 +51,7 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    unpublished: bool = False,
     where: str = "",
 ) -> Report:
     """Check an adapter for problems.
@@ -60,6 +63,7 @@ def check(
         max_rank: The largest rank allowed: each module above it is a problem with the code `rank-above-max`.
         headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
         strict: Let warnings fail the adapter as errors do.
+        unpublished: Also report what a push of the folder `path` refuses or leaves out.
         where: The name of the adapter in the report; its path if empty.
 
     Raises:
@@ -78,6 +82,8 @@ def check(
         more = [_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED]
         if contents is not None and max_rank is not None:
             more += _above(contents, max_rank)
+        if unpublished:
+            more += _package(path)
         return replace(report, problems=tuple(_in_order([*report.problems, *more])), strict=strict)
 
 
@@ -156,6 +162,19 @@ def _in_order(problems: Iterable[Problem]) -> list[Problem]:
 def _natural(problem: Problem) -> str:
     """The name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
+
+
+def _package(path: Path) -> Iterator[Problem]:
+    """What a push of a folder refuses or leaves out."""
+    if not path.is_dir():
+        return
+    _, skipped, refused = survey(path)
+    for name, what, hint in refused:
+        if not is_pickle_name(name):  # those have findings of their own
+            yield Problem("not-packaged", name, "", what, hint)
+    shown = [name for name in skipped if not name.startswith(".") and not is_pickle_name(name)]
+    if shown:
+        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:

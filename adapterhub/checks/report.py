@@ -20,7 +20,10 @@ CODES: dict[str, tuple[str, str]] = {
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
     "not-understood": (ERROR, "a key of the config changes what the adapter computes in an unknown way"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
-    "files-changed": (ERROR, "a file differs from the one recorded in adapter.json"),
+    "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
+    "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
+    "not-packaged": (ERROR, "a push refuses a file: pickled weights, a link, a device"),
+    "left-out": (NOTE, "files that are not part of an adapter, which a push leaves out"),
     # Do config and tensors agree with each other?
     "key-prefix": (ERROR, "tensors are not named `base_model.model.…`; peft would skip them silently"),
     "unknown-tensor": (ERROR, "a tensor of unknown kind"),

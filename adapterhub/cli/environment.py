@@ -37,20 +37,37 @@ _COMPLETING = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
 
 def registry_folder(settings: Settings) -> Path:
     """The folder of the registry to use; it may not be there yet."""
+    return chosen_registry(settings)[0]
+
+
+def chosen_registry(settings: Settings) -> tuple[Path, str]:
+    """The folder of the registry to use, and what chose it."""
     from adapterhub.registry.registry import find
 
-    named = named_registry(settings)
-    mine = None if named else user()
+    named, by = _named_registry(settings)
+    if named:
+        return find(Path.cwd(), explicit=Path(named)), by
+    mine = user()
     default = (mine and mine.registry) or data_folder()
-    return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
+    found = find(Path.cwd(), default=default)
+    if found != default:
+        return found, "found here" if found == Path.cwd() else "found above this folder"
+    return found, str(user_file()) if mine and mine.registry else "the default"
 
 
 def named_registry(settings: Settings) -> str | None:
     """The registry that an option, the environment or the project names."""
-    named = settings.registry or os.environ.get(ENVIRONMENT)
-    if not named and (found := project()) and (folder := Workspace(trusts=trusts).admitted_registry(found)):
-        return str(folder)
-    return named
+    return _named_registry(settings)[0]
+
+
+def _named_registry(settings: Settings) -> tuple[str | None, str]:
+    if settings.registry:
+        return settings.registry, "--registry"
+    if os.environ.get(ENVIRONMENT):
+        return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
+    found = project()
+    folder = Workspace(trusts=trusts).admitted_registry(found) if found else None
+    return (str(folder), str(found.path)) if found and folder else (None, "")
 
 
 def workspace(settings: Settings) -> Workspace:
@@ -108,7 +125,7 @@ def hub() -> Hub:
     """
     from adapterhub.bases.hub_address import ENDPOINT, Hub
 
-    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+    if is_offline():
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
@@ -150,8 +167,7 @@ def trusts(owner: str, file: Path) -> bool:
         return False
     from . import output
 
-    question = output.one_line(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?")
-    if not click.confirm(question, err=True):
+    if not output.agreed(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?"):
         return False
     known.keep(owner)
     return True
@@ -162,6 +178,11 @@ def used(address: str) -> None:
     from adapterhub.remotes.location import parse
 
     known_hosts().keep(parse(address).owner)
+
+
+def is_offline() -> bool:
+    """True if the variables of huggingface_hub or transformers forbid access to the Hub."""
+    return _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE")
 
 
 def proxy(scheme: str, host: str) -> str:

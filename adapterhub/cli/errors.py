@@ -73,6 +73,8 @@ HINTS: dict[str, str] = {
     "recipe-base-required": "Pass it as --base",
     "recipe-name-taken": "Choose another name, or remove that recipe: `adapterhub materialize --remove {name}`",
     "ref-as-remote": "Use A-Z a-z 0-9 _ -; a ref comes before --remote",
+    "removed": "`adapterhub restore {name}` brings it back, unless gc has removed its data",
+    "removed-name": "`adapterhub restore {name}` first, or choose another name",
     "repair": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or delete that file and push the same files again",
     "repair-missing": "Run `adapterhub fsck --repair --from` another registry or the adapter's folder, or push the same files again",
     "rows-not-whole-blocks": "Choose --dtype f16",

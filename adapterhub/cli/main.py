@@ -78,10 +78,12 @@ GROUPS = {
         "log": "Show the history of a name.",
     },
     "Maintain": {
+        "info": "Show which registry, settings and programs are in use.",
         "init": "Create a registry.",
         "base": "Manage base models by name.",
         "tag": "Point a tag at a version.",
         "rm": "Remove a tag or a name.",
+        "restore": "Restore a name that was removed.",
         "deprecate": "Mark a version as deprecated.",
         "keep": "Choose which versions gc keeps.",
         "gc": "Remove unused data.",

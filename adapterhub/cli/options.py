@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 # What people type to the command that does it.
 SYNONYMS = {
-    "add": "push", "check": "validate", "cp": "copy", "delete": "rm", "download": "pull", "export": "bundle", "get": "pull",
-    "history": "log", "info": "show", "inspect": "show", "lint": "validate", "ls": "list", "put": "push", "quantize": "convert",
-    "remove": "rm", "repair": "fix", "upload": "push", "version": "--version",
+    "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
+    "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
+    "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
+    "upload": "push", "version": "--version",
 }  # fmt: skip
 
 
@@ -174,6 +175,7 @@ energy_option = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the energy to keep, by the smallest ranks that do, like 0.99.",
 )
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
 expect_option = click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless the tag has this digest, or is `absent`.")
 weights_option = click.option("--weights", metavar="W,W…", help="Weight of each adapter, like 0.7,-0.4. [default: 1 each]")

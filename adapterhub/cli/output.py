@@ -124,6 +124,17 @@ def deprecated(ref: str, message: str | None) -> None:
         say(one_line(f"warning: {ref} is deprecated" + (f": {message}" if message else "")))
 
 
+def agreed(question: str) -> bool:
+    """Ask a yes-or-no question on the terminal; False for no, for an empty answer and for none."""
+    import click
+
+    try:
+        return click.confirm(one_line(question), err=True)
+    except click.Abort:
+        say("")
+        return False
+
+
 def write_json(document: Any) -> None:
     """Print the result as one JSON document; a lone surrogate in a file name becomes an escape."""
     write_document(json_text(document, indent=2))

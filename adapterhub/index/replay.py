@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
+import itertools
 import sqlite3
 from collections.abc import Mapping
 
@@ -10,6 +12,7 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
+from adapterhub.store.ref_log import in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
@@ -145,7 +148,8 @@ class _Replay:
 
     def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
-        after = Name(entry.name, entry.seq, digest, number, entry.op == "delete" or (state.deleted and entry.op != "push"))
+        deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
+        after = Name(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
             "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
@@ -154,7 +158,14 @@ class _Replay:
         self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
         if entry.op == "delete":
             self._forget_name(entry.name)
-        elif entry.op == "push":
+        elif entry.op == "restore":
+            self._restore(entry)
+        else:
+            self._take_effect(entry)
+        return after
+
+    def _take_effect(self, entry: Entry) -> None:
+        if entry.op == "push":
             self._add(entry, self.known.get(entry.digest) or _extract(self.store, entry.digest))
         elif entry.op == "drop":
             for number in entry.numbers:
@@ -162,7 +173,15 @@ class _Replay:
         if entry.op in ("push", "tag", "untag"):
             self._move_tags(entry)
         self._mark(entry)
-        return after
+
+    def _restore(self, entry: Entry) -> None:
+        """Apply again what the last removal of the name undid; a tag at a version that is gone is removed instead."""
+        earlier = itertools.takewhile(lambda before: before.seq < entry.seq, self.store.log.entries(entry.name))
+        for undone in in_force(earlier)[1]:
+            if undone.number in (0, *entry.numbers):
+                self._take_effect(undone)
+            elif undone.op in ("push", "tag"):
+                self._take_effect(dataclasses.replace(undone, op="untag"))
 
     # ---- versions
 

@@ -111,12 +111,14 @@ def gc(
 class _Log:
     """The state of a name's log: its versions, all digests it has named, and what it let go at which time.
 
+    `removed` are the versions that the last removal of the name took, which may be restored.
     A base or a recipe has one version, number 1, whose digest is that of its document.
     """
 
     seq: int = 0
     head: Digest = ""
     versions: dict[int, Digest] = field(default_factory=dict)
+    removed: dict[int, Digest] = field(default_factory=dict)
     named: set[Digest] = field(default_factory=set)
     let_go: list[tuple[float, Digest]] = field(default_factory=list)
 
@@ -204,6 +206,10 @@ class _Needs:
             if entry.op == "push":
                 log.versions[entry.number] = entry.digest
                 log.named.add(entry.digest)
+            elif entry.op == "delete":
+                log.removed = dict(log.versions)
+            elif entry.op == "restore":
+                log.versions = {number: digest for number, digest in log.removed.items() if number in entry.numbers}
             gone = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
             log.let_go += [(when, log.versions.pop(number)) for number in gone if number in log.versions]
         self._logs[name] = log

@@ -21,7 +21,7 @@ import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import FORMATS, peft
@@ -123,8 +123,9 @@ class Draft:
     def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
         """The manifest to publish, and the bytes of its document.
 
-        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added. One
-        that contradicts the files is an IntegrityError: its records belong to other weights.
+        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added, and
+        files that were edited are recorded anew. IntegrityError for one that contradicts the weights or the config: its
+        records belong to another adapter.
         """
         if self.known is not None:
             _check_true(self.known, files, self.seen, f"{self.folder}/{ADAPTER_JSON}")
@@ -141,7 +142,10 @@ def draft(
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
 ) -> Draft:
-    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already."""
+    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already.
+
+    An empty `text` derives everything from the files, whatever an adapter.json there contains.
+    """
     seen = seen or look(folder)
     if text is None:
         try:
@@ -160,9 +164,9 @@ def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -
 
 def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) -> None:
     hint = "Delete adapter.json to derive it anew; its training record goes with it"
-    # adapter.toml may be edited: its declarations are merged in again.
+    # A card, a tokenizer or adapter.toml may be edited: their digests are recorded anew.
     for entry in known.files:
-        if entry.path != ADAPTER_TOML and files.get(entry.path) != (entry.digest, entry.size):
+        if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
             kind = "has changed since" if entry.path in files else "is missing"
             raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
     adapter_format, adapter = seen

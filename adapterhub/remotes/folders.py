@@ -185,7 +185,7 @@ def is_filled(out: Path) -> bool:
 def holds(folder: Path, made: Manifest) -> bool:
     """Tell whether a folder has exactly the files of a version, byte for byte."""
     try:
-        there = set(listing(folder).files)
+        there = set(listing(folder, strict=True).files)
         wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
         if there != {*wanted, ADAPTER_JSON}:
             return False
@@ -240,7 +240,7 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
             os.replace(_part(waiting, layer), path)
         else:
             shutil.copyfile(_part(waiting, layer), path)
-    listing(folder)
+    listing(folder, strict=True)
     if made.adapter_json is None:
         from adapterhub.manifest import describe
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ _OPS = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
     3: {"evaluate"},
+    4: {"restore"},
 }
 _SINCE_2 = ("message", "numbers", "keep")
 
@@ -41,13 +42,13 @@ class Entry:
         op: `push` (allots `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
             (`tags`); `deprecate` and `undeprecate` (version `number`, or the whole name if that is 0); `keep` (gc keeps the
             `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`);
-            `evaluate` (a measurement of version `number`).
+            `evaluate` (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
         message: Why a version is deprecated; for `evaluate`, the measurement (`manifest.measurement`).
-        numbers: Versions that were dropped.
+        numbers: Versions that were dropped, or restored.
         keep: Number of newest versions to keep.
     """
 
@@ -100,6 +101,23 @@ def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
     kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
     return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
+
+
+def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries of a name that are in force, and those that its last removal undid, each oldest first.
+
+    A push of a version that a `restore` could not bring back is in neither.
+    """
+    current: list[Entry] = []
+    removed: list[Entry] = []
+    for entry in entries:
+        if entry.op == "delete":
+            current, removed = [], current
+        elif entry.op == "restore":
+            current = [undone for undone in removed if undone.op != "push" or undone.number in entry.numbers]
+        else:
+            current.append(entry)
+    return current, removed
 
 
 class RefLog:

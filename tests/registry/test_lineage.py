@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub.cli.views import lineage as view
+from adapterhub.cli.views import lineage_plot
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, gguf, peft
 from tests.conftest import Run, need_program
 from tests.support.folders import adapter, base, pairs
@@ -86,6 +89,32 @@ def test_a_parent_that_is_not_here_is_a_node_all_the_same(run: Run, team: Path) 
     assert "not in this registry" in run("lineage", "team/elsewhere").stdout
 
 
+def test_of_several_names_of_the_same_bytes_the_one_asked_for_comes_first(run: Run, team: Path) -> None:
+    run("copy", "team/both", "earlier/both")
+    run("copy", "team/a", "earlier/a")
+    lines = run("lineage", "team/both").stdout.splitlines()
+    assert lines[0].startswith("team/both:v1  ")
+    assert lines[1] == "   also earlier/both:v1"
+    assert lines[2].startswith("├─ 0.7 × team/a:v1  ")
+    assert run("lineage", "earlier/both").stdout.startswith("earlier/both:v1  ")
+    tree = [line.strip() for line in run("list", "--tree").stdout.splitlines()]
+    assert tree.count("from team/a:v1, team/b:v1") == 2
+
+
+def test_an_ancestor_is_shown_once_however_many_paths_lead_to_it() -> None:
+    generations = 40
+    nodes = {}
+    for number in range(generations):
+        parents = tuple(Parent(f"{side}{number - 1}") for side in "ab") if number else ()
+        for side in "ab":
+            manifest = dataclasses.replace(AdapterManifest.salvage({"r": 2}), parents=parents)
+            nodes[f"{side}{number}"] = lineage.Node(f"{side}{number}", (f"t/{side}{number}:v1",), manifest)
+    edges = tuple(lineage.Edge(parent.digest, digest) for digest, node in nodes.items() for parent in node.parents)
+    lines = list(view.tree(lineage.Lineage("a39", nodes, edges)))
+    assert len(lines) == 1 + len(edges) - 2
+    assert sum("(see above)" in line for line in lines) == 74
+
+
 def test_dot_is_a_graph_that_graphviz_draws(run: Run, team: Path) -> None:
     import subprocess
 
@@ -100,6 +129,14 @@ def test_plot_writes_a_png(run: Run, team: Path) -> None:
     pytest.importorskip("matplotlib")
     run("lineage", "team/both", "--plot", "out.png")
     assert (team / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_too_many_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    nodes = {str(number): lineage.Node(str(number), (f"t/n{number}:v1",)) for number in range(201)}
+    with pytest.raises(RefusedError, match="201 nodes are too many for a picture"):
+        lineage_plot.draw(lineage.Lineage("0", nodes, ()), tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:

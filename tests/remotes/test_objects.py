@@ -229,7 +229,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
             registry.protect(Ref.parse("team/sql:again"), on=False)
             registry.rm(Ref.parse("team/sql"))
         synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
-        with pytest.raises(NotFoundError, match="deleted"):
+        with pytest.raises(NotFoundError, match="removed"):
             found.tags()
         with pytest.raises(ConflictError, match="not reused"):
             copy(AdapterFolder(adapter), "latest", found, "prod")

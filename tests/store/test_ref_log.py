@@ -113,7 +113,7 @@ def test_what_cannot_be_restored_is_reported(registry: Registry) -> None:
         with pytest.raises(NotFoundError, match=says):
             registry.restore_tag(Ref.parse(text), seq)
     registry.rm(SQL)
-    with pytest.raises(NotFoundError, match="was deleted"):
+    with pytest.raises(NotFoundError, match="was removed"):
         registry.restore_tag(PROD)
 
 
