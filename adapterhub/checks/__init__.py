@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 from .contents import Contents, read_contents, unreadable_file
 from .identity import changed_files, identity_problems
 from .internal import internal_problems, value_problems
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Group, Problem, Report, Verdict
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Findings, Group, Problem, Report, Verdict
 from .runtimes import runtime_verdicts
 from .shapes import shape_problems
 
@@ -48,6 +49,7 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    limit: int | None = None,
     where: str = "",
 ) -> Report:
     """Check an adapter for problems; the arguments are those of `examined`.
@@ -58,7 +60,14 @@ def check(
         (False, ['rank-config'])
     """
     asked = examined(
-        path, base=base, runtimes=runtimes, max_rank=max_rank, headers_only=headers_only, strict=strict, where=where
+        path,
+        base=base,
+        runtimes=runtimes,
+        max_rank=max_rank,
+        headers_only=headers_only,
+        strict=strict,
+        limit=limit,
+        where=where,
     )
     with asked as (report, _):
         return report
@@ -73,6 +82,7 @@ def examined(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    limit: int | None = None,
     where: str = "",
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter for problems, and keep its files open until the context ends.
@@ -84,6 +94,7 @@ def examined(
         max_rank: The largest rank allowed: each module above it is a problem with the code `rank-above-max`.
         headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
         strict: Let warnings fail the adapter as errors do.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
         where: The name of the adapter in the report; its path if empty.
 
     Yields:
@@ -95,28 +106,31 @@ def examined(
     """
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
+    findings = Findings(limit)
     with _collector_paused():
         contents, problems = read_contents(path, base=base)
+        findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
         with _collector_paused():
             if contents is not None:
-                problems += _problems(contents, base, headers_only=headers_only)
-            verdicts = runtime_verdicts(contents, base, problems, values=not headers_only)
-            problems += [_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED]
+                findings.add(_problems(contents, base, headers_only=headers_only))
+            verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
+            findings.add(_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED)
             if contents is not None and max_rank is not None:
-                problems += _above(contents, max_rank)
-            problems = _in_order(problems)
+                findings.add(_above(contents, max_rank))
+            ordered = _in_order(findings.kept)
         levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
         report = Report(
             where=where or str(path),
             format=contents.format if contents else None,
             base=base.where if base else None,
-            problems=tuple(problems),
+            problems=tuple(ordered),
             verdicts=verdicts,
             facts=_summary(contents) if contents else {},
             levels=tuple(levels) if contents else ("files",),
             strict=strict,
             base_facts=_base_facts(base) if base else {},
+            counts=dict(findings.counts),
         )
         yield report, contents
 
@@ -150,16 +164,10 @@ def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) 
                 yield problem
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """The worst first; within one code and file, layer 2 before layer 10."""
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.code, problem.file), []).append(problem)
-    codes = list(CODES)
-    found: list[Problem] = []
-    for code, file in sorted(groups, key=lambda key: (SEVERITIES.index(CODES[key[0]][0]), codes.index(key[0]), key[1])):
-        found += sorted(groups[code, file], key=_natural)
-    return found
+def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
+    """The worst first; within one code, file by file and layer 2 before layer 10."""
+    codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
+    return [problem for code in codes for problem in sorted(problems.get(code, ()), key=lambda one: (one.file, _natural(one)))]
 
 
 def _natural(problem: Problem) -> str:
@@ -180,13 +188,13 @@ def _not_applied(verdict: Verdict) -> Problem:
 
 
 def _summary(contents: Contents) -> dict[str, object]:
-    shapes = [(tensor.shape, tensor.dtype) for _, tensor in contents.tensors()]
+    kinds = Counter((tensor.shape, tensor.dtype) for tensor in contents.infos())
     return {
         "r": sorted(set(contents.ranks.values())),
         "modules": len(contents.targets),
         "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
-        "dtypes": sorted({dtype for _, dtype in shapes}),
-        "parameters": sum(math.prod(shape) for shape, _ in shapes),
+        "dtypes": sorted({dtype for _, dtype in kinds}),
+        "parameters": sum(math.prod(shape) * count for (shape, _), count in kinds.items()),
     }
 
 

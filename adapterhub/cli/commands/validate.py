@@ -61,6 +61,7 @@ def validate(
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
 
+    style = "json" if settings.as_json else style
     spec = inputs.read_base(base, settings, notes=False) if base else None
     done = []
     for source in _adapters(given):
@@ -72,11 +73,10 @@ def validate(
                 max_rank=max_rank,
                 headers_only=headers_only,
                 strict=strict,
+                limit=reports.SHOWN if style == "text" else None,
                 where=found.where,
             )
         done.append(report)
-    if settings.as_json:
-        style = "json"
     output.write(reports.text(done, screen=output.width()) if style == "text" else reports.RENDERERS[style](done))
     return 0 if all(report.ok for report in done) else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
+SHOWN = 1_000  # problems of one code among which the text report groups; more are only counted there
 _REASONS = 2  # reasons of a verdict that the text report shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
@@ -32,7 +34,9 @@ def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
 def _text(report: Report, screen: int | None) -> str:
     lines = [_headline(report), ""]
     if report.problems:
-        lines += [*groups.lines(map(_item, report.problems), screen), ""]
+        found = Counter(problem.code for problem in report.problems)
+        others = {_kind(code): count - found[code] for code, count in report.counted().items()}
+        lines += [*groups.lines(map(_item, report.problems), screen, others=others), ""]
     if report.format is not None:
         lines += [*_verdict_lines(report.verdicts.values(), screen), ""]
     return "\n".join([*lines, _sum(report)])
@@ -56,8 +60,13 @@ def _headline(report: Report) -> str:
 
 
 def _item(problem: Problem) -> groups.Item:
-    kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity])
+    return groups.Item(
+        _kind(problem.code), problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity]
+    )
+
+
+def _kind(code: str) -> str:
+    return f"{CODES[code][0]}[{code}]"
 
 
 def hint_of(problem: Problem) -> str:
