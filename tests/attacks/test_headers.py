@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,47 @@ def test_a_limit_is_named_where_a_header_is_over_it(kind: str, tmp_path: Path) -
     grown, said = memory_to_read(path)
     assert says in said
     assert grown < 400_000_000
+
+
+def gguf(keys: int, pairs: bytes, tensors: int = 0, infos: bytes = b"") -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + pairs + infos
+
+
+def packed(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+def many_keys() -> bytes:
+    return gguf(100_001, b"".join(packed(b"%x" % n) + struct.pack("<IB", 0, 0) for n in range(100_001)))
+
+
+def many_texts() -> bytes:
+    return gguf(1, packed(b"a") + struct.pack("<IIQ", 9, 8, 4_000_001) + packed(b"ab") * 4_000_001)
+
+
+def many_tensors() -> bytes:
+    return gguf(0, b"", 1_000_001)
+
+
+def one_name() -> bytes:
+    return gguf(0, b"", 500_000, (packed(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0)) * 500_000 + bytes(32))
+
+
+GGUF_LIMITS = {
+    "100001 keys": many_keys,
+    "4000001 texts in arrays": many_texts,
+    "1000001 tensors": many_tensors,
+    "is duplicate": one_name,
+}
+
+
+@pytest.mark.parametrize("says", GGUF_LIMITS)
+def test_a_gguf_header_over_a_limit_is_refused_by_name(says: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(GGUF_LIMITS[says]())
+    grown, said = memory_to_read(path)
+    assert says in said
+    assert grown < 300_000_000
 
 
 def test_a_header_over_the_limit_of_bytes_is_not_read(tmp_path: Path) -> None:
