@@ -114,9 +114,9 @@ class _Scanner:
 
     def read(self) -> None:
         """Read all of it."""
-        if self._read_at(8, 1) != b"{":
-            raise self._error("not a safetensors file: the header does not start with {")
         opening, keys = self._match(_OPENING), set[str]()
+        if self._buffer[:1] != b"{":
+            raise self._error("not a safetensors file: the header does not start with {")
         if opening is None:
             raise self._invalid()
         more = not opening[1]
