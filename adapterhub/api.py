@@ -105,6 +105,7 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    limit: int | None = None,
     workspace: Workspace | None = None,
 ) -> Report:
     """Check an adapter for problems, alone and on a base.
@@ -116,6 +117,7 @@ def check(
         max_rank: The largest rank that the runtime is set to take.
         headers_only: Read no values: NaNs, infinities and zeros go unseen.
         strict: Let warnings fail the adapter as errors do.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
         workspace: Where names are looked up.
 
     Example:
@@ -137,6 +139,7 @@ def check(
             headers_only=headers_only,
             strict=strict,
             unpublished=found.ref is None,
+            limit=limit,
             where=found.where,
         )
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 from .contents import Contents, read_contents, unreadable_file
 from .identity import changed_files, identity_problems
 from .internal import internal_problems, value_problems
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Group, Problem, Report, Verdict
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Findings, Group, Problem, Report, Verdict
 from .runtimes import runtime_verdicts
 from .shapes import shape_problems
 
@@ -52,6 +53,7 @@ def check(
     headers_only: bool = False,
     strict: bool = False,
     unpublished: bool = False,
+    limit: int | None = None,
     where: str = "",
 ) -> Report:
     """Check an adapter for problems.
@@ -64,6 +66,7 @@ def check(
         headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
         strict: Let warnings fail the adapter as errors do.
         unpublished: Also report what a push of the folder `path` refuses or leaves out.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
         where: The name of the adapter in the report; its path if empty.
 
     Raises:
@@ -77,43 +80,50 @@ def check(
     """
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
-    with examined(path, base=base, headers_only=headers_only, where=where) as (report, contents):
+    with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
         required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
-        more = [_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED]
+        more = Findings(limit)
+        more.add(_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED)
         if contents is not None and max_rank is not None:
-            more += _above(contents, max_rank)
+            more.add(_above(contents, max_rank))
         if unpublished:
-            more += _package(path)
-        return replace(report, problems=tuple(_in_order([*report.problems, *more])), strict=strict)
+            more.add(_package(path))
+        # None of these codes is one of `examined`.
+        problems = [*_in_order(more.kept), *report.problems]
+        problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
+        return replace(report, problems=tuple(problems), counts={**report.counts, **more.counts}, strict=strict)
 
 
 @contextmanager
 def examined(
-    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, where: str = ""
+    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, limit: int | None = None, where: str = ""
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
     Yields:
         The report, and the contents of the adapter; None where its files are not well-formed.
     """
+    findings = Findings(limit)
     with _collector_paused():
         contents, problems = read_contents(path, base=base)
+        findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
         with _collector_paused():
             if contents is not None:
-                problems += _problems(contents, base, headers_only=headers_only)
-            verdicts = runtime_verdicts(contents, base, problems, values=not headers_only)
-            problems = _in_order(problems)
+                findings.add(_problems(contents, base, headers_only=headers_only))
+            verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
+            ordered = _in_order(findings.kept)
         levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
         report = Report(
             where=where or str(path),
             format=contents.format if contents else None,
             base=base.where if base else None,
-            problems=tuple(problems),
+            problems=tuple(ordered),
             verdicts=verdicts,
             facts=_summary(contents) if contents else {},
             levels=tuple(levels) if contents else ("files",),
             base_facts=_base_facts(base) if base else {},
+            counts=dict(findings.counts),
         )
         yield report, contents
 
@@ -147,16 +157,10 @@ def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) 
                 yield problem
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """The worst first; within one code and file, layer 2 before layer 10."""
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.code, problem.file), []).append(problem)
-    codes = list(CODES)
-    found: list[Problem] = []
-    for code, file in sorted(groups, key=lambda key: (SEVERITIES.index(CODES[key[0]][0]), codes.index(key[0]), key[1])):
-        found += sorted(groups[code, file], key=_natural)
-    return found
+def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
+    """The worst first; within one code, file by file and layer 2 before layer 10."""
+    codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
+    return [problem for code in codes for problem in sorted(problems.get(code, ()), key=lambda one: (one.file, _natural(one)))]
 
 
 def _natural(problem: Problem) -> str:
@@ -190,13 +194,13 @@ def _not_applied(verdict: Verdict) -> Problem:
 
 
 def _summary(contents: Contents) -> dict[str, object]:
-    shapes = [(tensor.shape, tensor.dtype) for _, tensor in contents.tensors()]
+    kinds = Counter((tensor.shape, tensor.dtype) for tensor in contents.infos())
     return {
         "r": sorted(set(contents.ranks.values())),
         "modules": len(contents.targets),
         "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
-        "dtypes": sorted({dtype for _, dtype in shapes}),
-        "parameters": sum(math.prod(shape) for shape, _ in shapes),
+        "dtypes": sorted({dtype for _, dtype in kinds}),
+        "parameters": sum(math.prod(shape) * count for (shape, _), count in kinds.items()),
     }
 
 

@@ -69,11 +69,10 @@ def matches(option: object, names: Collection[str], module: str, layers: Collect
         if option == "all-linear":
             return last_of(module) not in (*EMBEDDINGS, *OUTPUTS)
         return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
-    if module in names:
+    if module in names:  # whatever `layers` says
         return True
-    if not any(module[at + 1 :] in names for at, char in enumerate(module) if char == "."):
-        return False
-    return layers is None or layer_of(module) in layers
+    inside = last_of(module) in names or any(module[at + 1 :] in names for at, char in enumerate(module) if char == ".")
+    return inside and (layers is None or layer_of(module) in layers)
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:

@@ -356,3 +356,17 @@ def test_a_base_of_one_layer_is_too_shallow_and_not_of_another_prefix(tmp_path: 
     made = adapter(tmp_path / "a", pairs(2))
     codes = {problem.code for problem in checks.check(made, base=base(tmp_path / "b", 1)).problems}
     assert codes == {"base-shallower", "unpinned"}
+
+
+def test_a_limit_keeps_some_problems_of_each_code_and_the_number_of_all(tmp_path: Path) -> None:
+    path = adapter(tmp_path / "a", {**pairs(20, r=4), f"{Q0}.lora_E": (2, 1)})
+    whole, limited = checks.check(path), checks.check(path, limit=3)
+    assert [(group.code, group.count) for group in limited.grouped()] == [(g.code, g.count) for g in whole.grouped()]
+    assert limited.counted() == whole.counted()
+    assert limited.count(checks.ERROR) == len(whole.problems)
+    assert {code: sum(problem.code == code for problem in limited.problems) for code in whole.counted()} == {
+        code: min(count, 3) for code, count in whole.counted().items()
+    }
+    assert {name: verdict.verdict for name, verdict in limited.verdicts.items()} == {
+        name: verdict.verdict for name, verdict in whole.verdicts.items()
+    }

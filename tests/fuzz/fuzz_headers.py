@@ -45,7 +45,15 @@ PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
 
 
 def _safetensors(data: bytes) -> None:
-    safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+    header = safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+    # What the scanner takes, a parser of all JSON takes for the same.
+    document = json_file.parse_object(data[8 : header.data_start], "x")
+    if (document.pop("__metadata__", None) or {}) != header.metadata or document.keys() != header.tensors.keys():
+        raise AssertionError("the scanner and json read different headers")
+    for name, info in header.tensors.items():
+        start = info.offset - header.data_start
+        if document[name] != {"dtype": info.dtype, "shape": [*info.shape], "data_offsets": [start, start + info.size]}:
+            raise AssertionError(f"the scanner and json read different tensors {name!r}")
 
 
 def _gguf(data: bytes) -> None:
@@ -135,6 +143,10 @@ _TOKENS = [
     b"\\ud800",
     b"(a+)+$",
     b"\xff\xfe",
+    b'"__metadata__":{"a":"\\u00e9\\ud83d\\ude00"},',
+    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},',
+    b'"dtype":"I32",',
+    b" ",
 ]
 
 

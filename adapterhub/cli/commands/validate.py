@@ -62,6 +62,7 @@ def validate(
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
 
+    style = "json" if settings.as_json else style
     spec = inputs.read_base(base, settings, notes=False) if base else None
     here = workspace(settings)
     done = [
@@ -72,12 +73,11 @@ def validate(
             max_rank=max_rank,
             headers_only=headers_only,
             strict=strict,
+            limit=reports.SHOWN if style == "text" else None,
             workspace=here,
         )
         for source in _adapters(given)
     ]
-    if settings.as_json:
-        style = "json"
     if style == "text":
         output.write_lines(reports.lines(done, screen=output.width()))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterhub.cli import output
@@ -33,8 +33,13 @@ class Item:
     color: str = ""
 
 
-def lines(items: Iterable[Item], screen: int | None, *, indent: int = 0) -> Iterator[str]:
-    """Lines of text: one for each kind and message, whose numbers may differ, with the first names and a count."""
+def lines(
+    items: Iterable[Item], screen: int | None, *, indent: int = 0, others: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """Lines of text: one for each kind and message, whose numbers may differ, with the first names and a count.
+
+    `others` are the numbers of further items of a kind.
+    """
     kinds: dict[str, dict[str, list[Item]]] = {}
     for item in items:
         kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub(lambda found: f"{found[1]}#", item.what), []).append(item)
@@ -47,9 +52,9 @@ def lines(items: Iterable[Item], screen: int | None, *, indent: int = 0) -> Iter
             first, *rest = output.wrapped(margin + text, screen, indent=indent + 4)
             yield first.replace(kind, output.color(kind, color), 1) if color else first
             yield from rest
-        left = [item for group in list(variants.values())[_SHOWN:] for item in group]
+        left = sum(map(len, list(variants.values())[_SHOWN:])) + (others or {}).get(kind, 0)
         if left:
-            yield f"{margin}    {output.more(len(left), kind.rstrip(':'))}"
+            yield f"{margin}    {output.more(left, kind.rstrip(':'))}"
         for hint in dict.fromkeys(group[0].hint for group in shown if group[0].hint):
             yield from output.wrapped(output.one_line(f"{margin}    hint: {hint}"), screen, indent=indent + 10)
 

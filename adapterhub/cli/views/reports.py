@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
+SHOWN = 1_000  # problems of one code among which the text report groups; more are only counted there
 _REASONS = 2  # reasons of a verdict that the text report shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
@@ -33,7 +35,9 @@ def lines(reports: Sequence[Report], *, screen: int | None = None) -> Iterator[s
 def _lines(report: Report, screen: int | None) -> Iterator[str]:
     yield from (*_headline(report), "")
     if report.problems:
-        yield from (*groups.lines(map(_item, report.problems), screen), "")
+        found = Counter(problem.code for problem in report.problems)
+        others = {_kind(code): count - found[code] for code, count in report.counted().items()}
+        yield from (*groups.lines(map(_item, report.problems), screen, others=others), "")
     if report.format is not None:
         yield from (*_verdict_lines(report.verdicts.values(), screen), "")
     yield _sum(report)
@@ -57,8 +61,13 @@ def _headline(report: Report) -> list[str]:
 
 
 def _item(problem: Problem) -> groups.Item:
-    kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity])
+    return groups.Item(
+        _kind(problem.code), problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity]
+    )
+
+
+def _kind(code: str) -> str:
+    return f"{CODES[code][0]}[{code}]"
 
 
 def hint_of(problem: Problem) -> str:
