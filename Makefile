@@ -5,11 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test lint ruff mypy imports spelling clean
+.PHONY: help demo test fuzz lint ruff mypy imports spelling clean
 help:
 	@echo "make demo   environment, then the whole life of an adapter on a real model (about five minutes)"
 	@echo "make test   environment, then the tests"
 	@echo "make lint   ruff, mypy, import-linter, American spelling"
+	@echo "make fuzz   mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
 	@echo "make clean  remove the environment and what the demo made"
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.
@@ -38,6 +39,12 @@ demo: $(DONE)-demo
 test: $(DONE)-dev
 	@echo "-> tests"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Another SEED makes other mutations; the same makes the same.
+SEED ?= 0
+fuzz: $(DONE)-dev
+	@echo "-> fuzz, seed $(SEED)"
+	@$(BIN)/python tests/fuzz/fuzz_headers.py --plain 100000 --seed $(SEED)
 
 # Of their own, so that `make --jobs 2 lint` has the slow one beside the others.
 lint: ruff mypy imports spelling

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from adapterhub.api import Adapter, Registry, Versions, check, convert, evaluate, load, merge, pull, push, train
+    from adapterhub.api import Adapter, check, convert, load, merge, pull, push
+    from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
     from adapterhub.combining import Combined
+    from adapterhub.learning import evaluate, train
+    from adapterhub.local_registry import Registry, Versions
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
@@ -26,26 +29,18 @@ if TYPE_CHECKING:
     from adapterhub_converters.errors import AdapterhubError
 
 __all__ = [
-    "Adapter", "AdapterhubError", "Combined", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Sent",
-    "Version", "Versions", "Workspace", "check", "convert", "evaluate", "load", "merge", "pull", "push", "train",
+    "Adapter", "AdapterhubError", "Combined", "ConvertedModel", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry",
+    "Report", "Sent", "Version", "Versions", "Workspace", "check", "convert", "convert_model", "evaluate", "load", "merge",
+    "pull", "push", "read_base", "train",
 ]  # fmt: skip
 
 _MODULES = {
-    "adapterhub.api": (
-        "Adapter",
-        "Registry",
-        "Versions",
-        "check",
-        "convert",
-        "evaluate",
-        "load",
-        "merge",
-        "pull",
-        "push",
-        "train",
-    ),
+    "adapterhub.api": ("Adapter", "check", "convert", "load", "merge", "pull", "push"),
+    "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
     "adapterhub.combining": ("Combined",),
+    "adapterhub.learning": ("evaluate", "train"),
+    "adapterhub.local_registry": ("Registry", "Versions"),
     "adapterhub.project.policy": ("Policy",),
     "adapterhub.ref": ("Ref",),
     "adapterhub.registry.registry": ("Version",),

@@ -13,14 +13,13 @@ of the working folder, and asks remotes without credentials.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Union, overload
 
 import adapterhub_converters.adapter as canonical
-from adapterhub_converters import display
 from adapterhub_converters.errors import ParameterError
 
 from . import combining, sharing, sources
@@ -30,16 +29,16 @@ from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
-    from adapterhub.index.queries import Row
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merging import FuseReport
-    from adapterhub.project.policy import Policy
-    from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Version
-    from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.bases import BaseSpec
+
+
+Base = Union[StrPath, "BaseSpec"]
+"""A base model: a path, `hf://org/model`, a URL or the name of one in the registry, or what `read_base` returned."""
 
 
 # ---- one adapter
@@ -66,7 +65,7 @@ class Adapter(canonical.Adapter):
         return f"<Adapter {self.where}: {len(self.deltas)} modules, {self.parameters:,} parameters>"
 
 
-def load(source: StrPath, *, base: StrPath | None = None, workspace: Workspace | None = None) -> Adapter:
+def load(source: StrPath, *, base: Base | None = None, workspace: Workspace | None = None) -> Adapter:
     """Read an adapter of any format into memory.
 
     Args:
@@ -101,22 +100,24 @@ def load(source: StrPath, *, base: StrPath | None = None, workspace: Workspace |
 def check(
     source: StrPath,
     *,
-    base: StrPath | None = None,
+    base: Base | None = None,
     runtimes: Sequence[str] = (),
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    limit: int | None = None,
     workspace: Workspace | None = None,
 ) -> Report:
     """Check an adapter for problems, alone and on a base.
 
     Args:
         source: A folder, a file, a ref or an address.
-        base: The model it is to be used with: a path, `hf://org/model`, a URL, or the name of a base in the registry.
+        base: The model it is to be used with.
         runtimes: Runtimes that must apply it as it was trained, such as `vllm` or `llama.cpp`.
         max_rank: The largest rank that the runtime is set to take.
         headers_only: Read no values: NaNs, infinities and zeros go unseen.
         strict: Let warnings fail the adapter as errors do.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
         workspace: Where names are looked up.
 
     Example:
@@ -137,6 +138,8 @@ def check(
             max_rank=max_rank,
             headers_only=headers_only,
             strict=strict,
+            unpublished=found.ref is None,
+            limit=limit,
             where=found.where,
         )
 
@@ -146,7 +149,7 @@ def convert(
     target: StrPath,
     *,
     to: str,
-    base: StrPath | None = None,
+    base: Base | None = None,
     dtype: str = "source",
     allow_approx: bool = False,
     allow_drop: Sequence[str] = (),
@@ -198,7 +201,7 @@ def convert(
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
-            model=model or (sources.here(base) if to == "ollama" else None),
+            model=model or (_path_of(base) if to == "ollama" else None),
         )
 
 
@@ -282,6 +285,8 @@ def merge(
         >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
         4
     """
+    from adapterhub.manifest.document import Recipe
+
     here = (workspace or Workspace()).showing(progress)
     texts = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
     factors = [1.0] * len(texts) if weights is None else list(weights)
@@ -292,8 +297,9 @@ def merge(
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
             return combining.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
-        plain = {key: how.pop(key) for key in ("method", "rank", "energy", "rank_budget", "seed") if key in how}
-        return combining.merge_adapters(found, factors, target, here, parameters=how, **plain)
+        options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
+        recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
+        return combining.merge_adapters(found, factors, target, recipe, here)
 
 
 # ---- sharing
@@ -303,7 +309,7 @@ def push(
     source: StrPath,
     target: str,
     *,
-    base: StrPath | None = None,
+    base: Base | None = None,
     to: str | None = None,
     expect: str | None = None,
     force: bool = False,
@@ -352,7 +358,7 @@ def pull(
     out: StrPath | None = None,
     *,
     to: str | None = None,
-    base: StrPath | None = None,
+    base: Base | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> Pulled:
@@ -371,200 +377,17 @@ def pull(
         'README.md'
     """
     here = (workspace or Workspace()).showing(progress)
-    model = sources.here(base) if to == "ollama" else None
+    model = _path_of(base) if to == "ollama" else None
     return sharing.pull(source, out, here, conversion=_conversion(to), base=_base(base, here), model=model)
 
 
-class Versions(list["Row"]):
-    """Versions of a registry, in the order of a list or a search."""
-
-    def __repr__(self) -> str:
-        return f"<Versions: {', '.join(str(row.ref) for row in self[:5])}{' …' if self[5:] else ''}>"
-
-    def _repr_html_(self) -> str:
-        head = ("ref", "tags", "base", "method", "r", "size")
-        rows = [(row.ref, ", ".join(row.tags), row.base, row.method, row.r, row.size) for row in self]
-        return display.table(rows, head=head)
+def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:
+    return sources.read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
 
 
-class Registry:
-    """A registry on this disk; a context manager.
-
-    Args:
-        folder: Its folder, created if there is none; `~` is the user's home.
-        policy: Requirements on what is pushed and pulled; those of the nearest adapterhub.toml if None.
-
-    Attributes:
-        folder: Its folder.
-        workspace: The workspace of its operations: pass it to other functions for their refs to be looked up here.
-
-    Example:
-        >>> with ah.Registry("adapters") as registry:
-        ...     version = registry.push("./sql", "team/sql:prod")
-        ...     [str(row.ref) for row in registry.search("sql")]
-        ['team/sql:v1']
-    """
-
-    def __init__(self, folder: StrPath, *, policy: Policy | None = None) -> None:
-        from adapterhub.registry.registry import Registry as Opened
-
-        self.folder = Path(folder).expanduser()
-        self._opened = Opened.init(self.folder)
-        self.workspace = Workspace(self.folder) if policy is None else Workspace(self.folder, policy)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Registry {self.folder}>"
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.list())
-
-    def close(self) -> None:
-        """Close the registry."""
-        self._opened.close()
-
-    def push(self, source: StrPath, ref: str, **how: Any) -> Version:
-        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
-        made = push(source, ref, workspace=self.workspace, **how)
-        if isinstance(made, Sent):
-            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
-        return made
-
-    def pull(self, ref: str, out: StrPath | None = None, **how: Any) -> Pulled:
-        """Write the files of a version; the arguments are those of `adapterhub.pull`."""
-        return pull(ref, out, workspace=self.workspace, **how)
-
-    def list(self, prefix: str | None = None) -> Versions:
-        """Every version, or those of a name or namespace, by name and newest first."""
-        return Versions(self._opened.list(prefix))
-
-    def search(self, words: str = "", *, limit: int = 20, all_versions: bool = False, **facets: str) -> Versions:
-        """Versions by words and facets, the best match first.
-
-        Args:
-            words: Words in names, tags, descriptions, manifests and model cards; all of them must match.
-            limit: The number of versions to return at most.
-            all_versions: Every version that matches, instead of the newest of each name.
-            facets: Values that must be equal: `base`, `method`, `target`, `license`, `task`, `language`, `format` …
-        """
-        from adapterhub.index import search as index
-
-        query = index.Query(words=words, facets=tuple(facets.items()), limit=limit, all_versions=all_versions)
-        return Versions(index.search(self._opened.index, query).rows)
-
-    def resolve(self, ref: str) -> Version:
-        """The version that a ref names now: by tag, number, digest or range; without any of them the newest."""
-        return self._opened.resolve(_ref(ref))
-
-    def show(self, ref: str) -> dict[str, Any]:
-        """Everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
-        return self._opened.show(_ref(ref))
-
-    def tag(self, ref: str, tag: str, *, expect: str | None = None) -> Version:
-        """Point a tag at the version that `ref` names; `expect` is the digest it must still have, or `absent`."""
-        return self._opened.tag(_ref(ref), tag, expect=expect)
-
-    def remove(self, ref: str, *, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
-        self._opened.rm(_ref(ref), force=force)
-
-
-# ---- learning
-
-
-def train(
-    config: StrPath | TrainConfig,
-    out: StrPath | None = None,
-    *,
-    on_event: OnEvent | None = None,
-    start: StrPath | None = None,
-    force: bool = False,
-    workspace: Workspace | None = None,
-) -> Result:
-    """Train a LoRA adapter on a base held in four bits (QLoRA). Needs `pip install 'adapterhub[train]'`.
-
-    The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes
-    from the checkpoint next to `out`.
-
-    Args:
-        config: A TOML file, or a config that was read.
-        out: The folder to write, whole or not at all; the config's path without its suffix if None.
-        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
-        start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
-        force: Start even if memory will not suffice.
-        workspace: Where names are looked up; its `cache` keeps quantized bases.
-
-    Raises:
-        MissingExtraError: torch or another library of the extra is not installed.
-        RefusedError: The data teach nothing, the base is not understood, or memory will not suffice.
-
-    Example:
-        >>> result = ah.train("letters.toml", on_event=print)
-        >>> result.folder.name
-        'letters'
-    """
-    from adapterhub.training import read_config, run
-
-    here = workspace or Workspace()
-    path = Path(config) if isinstance(config, str | os.PathLike) else None
-    read = read_config(path) if path is not None else config
-    if out is None and path is None:
-        raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
-    target = Path(out) if out is not None else Path(path.stem if path else "")
-    with ExitStack() as stack:
-        first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
-        cache = Path(here.cache) if here.cache is not None else None
-        return run(read, target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
-
-
-def evaluate(
-    source: StrPath,
-    *,
-    data: StrPath | Sequence[StrPath],
-    base: StrPath,
-    progress: Progress | None = None,
-    workspace: Workspace | None = None,
-    **measuring: Any,
-) -> EvaluationResult:
-    """Measure the perplexity of held-out data under a base with and without an adapter. Needs `adapterhub[train]`.
-
-    Args:
-        source: A folder, a file, a ref or an address.
-        data: Files that the adapter was not trained on, in the formats of a training.
-        base: The model's folder, with its weights, or a GGUF file.
-        progress: Called while the base is loaded, with tensors done and in all.
-        workspace: Where names are looked up.
-        measuring: Fields of `adapterhub.training.EvaluationOptions`: `tokens`, `sequence`, `loss`, `quantize`, `dtype`,
-            `threads`; as in the adapter's training where they are not given.
-
-    Example:
-        >>> measured = ah.evaluate("./letters", data="heldout.jsonl", base="./tiny")
-        >>> measured.perplexity < measured.base_perplexity
-        True
-    """
-    from adapterhub.training import EvaluationOptions
-    from adapterhub.training import evaluate as measured
-
-    here = workspace or Workspace()
-    files = [data] if isinstance(data, str | os.PathLike) else list(data)
-    with sources.opened(source, here) as found:
-        return measured(
-            sources.given(found),
-            sources.weights(base, here),
-            [Path(file) for file in files],
-            EvaluationOptions(**measuring),
-            progress=progress,
-            cache=Path(here.cache) if here.cache is not None else None,
-        )
-
-
-def _base(base: StrPath | None, workspace: Workspace) -> BaseSpec | None:
-    return None if base is None else sources.read_base(base, workspace)
+def _path_of(base: Base | None) -> str | None:
+    """The absolute path of a base on this machine, as Ollama's name of it; None for any other."""
+    return sources.here(base if base is None or isinstance(base, str | os.PathLike) else base.where)
 
 
 def _conversion(to: str | None) -> Conversion | None:
@@ -573,9 +396,3 @@ def _conversion(to: str | None) -> Conversion | None:
     from adapterhub.registry.recipe import Conversion
 
     return Conversion(to)
-
-
-def _ref(text: str) -> Ref:
-    from adapterhub.ref import Ref
-
-    return Ref.parse(text)

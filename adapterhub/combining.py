@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
 from . import sharing, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.document import AdapterManifest, BaseInfo
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
     from adapterhub.merging.into_base.extract import Extraction, Wanted
+    from adapterhub.merging.into_base.verify import Proofs
     from adapterhub.ref import Ref
-    from adapterhub.registry.registry import Version
+    from adapterhub.registry.recipe import Difference, Parent
+    from adapterhub.registry.registry import Registry, Version
     from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
 
@@ -81,11 +84,8 @@ def merge_adapters(
     found: Sequence[sources.Source],
     weights: Sequence[float],
     target: Path | Ref,
+    how: Recipe,
     workspace: Workspace,
-    *,
-    method: str = "cat",
-    rank_budget: int | None = None,
-    **how: Any,
 ) -> Combined:
     """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
 
@@ -93,10 +93,8 @@ def merge_adapters(
         found: The adapters.
         weights: What each is multiplied by.
         target: See `destination`.
+        how: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
-        method: One of `adapterhub.merging.METHODS`.
-        rank_budget: The ranks that keep most in so many bytes of tensors.
-        how: Further arguments of `registry.recipe.merge`.
     """
     from adapterhub.registry import recipe
 
@@ -107,7 +105,7 @@ def merge_adapters(
 
     def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return recipe.merge(parents, out, method=method, budget=rank_budget, base=base, progress=progress, **how)
+            return recipe.merge(parents, out, how, base=base, progress=progress)
 
     if isinstance(target, Path):
         report, manifest = make(target)
@@ -244,3 +242,68 @@ def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Pa
             for parent in parents
         ],
     }
+
+
+def verify_merge(
+    merged: Path, base: Path, found: Sequence[sources.Source], weights: Sequence[float], workspace: Workspace, *, onto: str
+) -> Proofs:
+    """Compare every tensor of a merged model with what the merge of these adapters into `base` should have made of it."""
+    from adapterhub.merging import Options
+    from adapterhub.merging.into_base import verify
+    from adapterhub_converters import bases
+    from adapterhub_converters.formats import convert
+
+    spec = bases.read_hf(base) if base.is_dir() else None
+    read = [convert.read(source.path, base=spec) for source in found]
+    options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
+    with workspace.steps("comparing tensors") as progress:
+        return verify.prove(list(zip(read, weights, strict=True)), base, merged, options=options, progress=progress)
+
+
+# ---- rebuilt
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A version that was made again from its recipe; no `differences` where every byte is the same."""
+
+    version: Version
+    differences: tuple[Difference, ...]
+
+
+def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None) -> Rebuilt:
+    """Make a merged or converted adapter again from its recipe and its parents, and compare it with the stored one.
+
+    Args:
+        ref: A version of the registry, which must have its parents too.
+        workspace: The registry.
+        out: A new folder for the adapter; None to keep nothing.
+        base: The model it was converted with, if any.
+    """
+    from adapterhub.ref import Ref
+    from adapterhub.registry import recipe
+
+    with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        stored = Path(temporary) / "stored"
+        version = registry.pull(Ref.parse(ref), stored)
+        workspace.deprecated(version.ref, version.deprecated)
+        parents = list(_parents(registry, version.digest, Path(temporary)))
+        made = Path(out) if out else Path(temporary) / "made"
+        with sources.naming(stored, str(version.ref)):
+            recipe.again(stored, parents, made, base=base)
+        return Rebuilt(version, tuple(recipe.differences(stored, made)))
+
+
+def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Parent]:
+    from adapterhub.registry import recipe
+    from adapterhub_converters.adapter_files import adapter_in
+
+    manifest = registry.adapter_manifest(digest)
+    for number, parent in enumerate(manifest.parents if manifest else ()):
+        held = registry.holding(parent.digest)
+        if not held:
+            raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
+        place = folder / f"{number}"
+        registry.pull(held[0].ref, place)
+        weight = 1.0 if parent.weight is None else parent.weight
+        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)

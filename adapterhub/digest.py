@@ -7,29 +7,29 @@ a path unchecked (CVE-2024-37032); here only `parse_digest` turns text into a di
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
 Digest = str
 
 CHUNK = 1 << 20  # bytes; larger is not faster, and a copy holds at most two of these
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PREFIX, _HEX = "sha256:", frozenset("0123456789abcdef")
 
 
 def parse_digest(text: object, where: str = "") -> Digest:
     """Return `text` if it is a whole, lower-case sha256 digest, else raise FormatError."""
-    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+    if not isinstance(text, str) or not (text.startswith(_PREFIX) and is_hex(text[len(_PREFIX) :])):
         raise FormatError(where, f"{str(text)[:80]!r} is not a digest of the form sha256:<64 hex>")
     return text
 
 
-def is_hex(text: str) -> bool:
-    """True if `text` is the 64 digits of a digest, as in the name of a blob's file."""
-    return _DIGEST.fullmatch(f"sha256:{text}") is not None
+def is_hex(text: str, digits: int = 64) -> bool:
+    """True if `text` is that many lower-case hexadecimal digits: those of a digest, by default."""
+    return len(text) == digits and _HEX.issuperset(text)
 
 
 def sha256_bytes(data: bytes) -> Digest:
@@ -45,7 +45,7 @@ def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Dige
 def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
     """The digest of a file's bytes and the first `head` of them, by one opening."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             first = file.read(head)
             file.seek(0)
             return copy_hashing(file, None, more=more)[0], first

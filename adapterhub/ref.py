@@ -6,20 +6,19 @@ same in any OCI registry. It excludes path traversal: no component of dots alone
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from adapterhub_converters.errors import UsageError
 
 from . import semver
+from .digest import is_hex
 
-_COMPONENT = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_NUMBER = re.compile(r"v[0-9]+")
-_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
+_DIGITS = frozenset("0123456789")
+_LOWER = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS
+_TAG = _LOWER | {letter.upper() for letter in _LOWER} | frozenset("._-")
 # Windows cannot create a folder of such a name.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
-_MAX_COMPONENT = 100
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_MAX_COMPONENT, _MAX_TAG = 100, 128
 LATEST = "latest"
 
 
@@ -70,7 +69,7 @@ def parse_name(name: str, where: str) -> str:
     if len(parts) != 2:
         raise RefError(where, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
     for part in parts:
-        if not _COMPONENT.fullmatch(part) or len(part) > _MAX_COMPONENT or _DEVICES.fullmatch(part):
+        if not _is_component(part):
             hint = f"Write {name.lower()}" if name != name.lower() else "Use a-z and 0-9, with single . _ - between them"
             raise RefError(where, f"{part[:80]!r} cannot be part of a name", hint)
     return name
@@ -84,20 +83,36 @@ def is_name(text: str) -> bool:
         return False
 
 
+def _is_component(part: str) -> bool:
+    """Whether `part` is lower-case letters and digits, with single `.`, `_` or `-` between them, and no device."""
+    if len(part) > _MAX_COMPONENT or part.partition(".")[0] in _DEVICES:
+        return False
+    return all(word and _LOWER.issuperset(word) for word in part.replace("_", ".").replace("-", ".").split("."))
+
+
 def parse_tag(tag: str, where: str) -> str:
     """Return `tag` if it can be set by hand, else raise RefError: a version number cannot."""
     if tag.startswith(("^", "~")):
         raise RefError(where, f"{tag[:80]!r} is a range of versions, not a tag", "Name one tag, like 1.2.0")
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
-    if _NUMBER.fullmatch(tag):
+    if _is_number(tag):
         raise RefError(where, f"{tag} is a version number, which a push assigns", "Choose another tag")
     return tag
 
 
+def is_tag(text: str) -> bool:
+    """Whether `text` can be a tag in an OCI registry."""
+    return 0 < len(text) <= _MAX_TAG and text[0] not in ".-" and _TAG.issuperset(text)
+
+
+def _is_number(tag: str) -> bool:
+    return tag[:1] == "v" and len(tag) > 1 and _DIGITS.issuperset(tag[1:])
+
+
 def parse_number(tag: str, where: str) -> int | None:
     """Parse a version number like `v3`; None for any other tag."""
-    if not _NUMBER.fullmatch(tag):
+    if not _is_number(tag):
         return None
     if tag[1] == "0" or len(tag) > 9:
         raise RefError(where, f"{tag[:80]} is not a version number", "They are v1, v2 and so on")
@@ -112,7 +127,7 @@ def _check_range(text: str, where: str) -> str:
 
 def parse_prefix(text: str, where: str) -> str:
     """Parse a digest or a prefix of one, with or without `sha256:`, which the result has."""
-    match = _PREFIX.fullmatch(text)
-    if not match:
+    digits = text.removeprefix("sha256:")
+    if not 4 <= len(digits) <= 64 or not is_hex(digits, len(digits)):
         raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")
-    return "sha256:" + match[1]
+    return "sha256:" + digits

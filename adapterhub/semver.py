@@ -6,13 +6,14 @@ Order and grammar are those of semver.org 2.0.0 without build metadata, which a 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+
+from adapterhub_converters import linear
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
 _WORD = r"(?:0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_VERSION = re.compile(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?")
-_RANGE = re.compile(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
+_VERSION = linear.Pattern(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?")
+_RANGE = linear.Pattern(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
 
 Release = tuple[int, int, int]
 # A release sorts after its prereleases; among the identifiers of a prerelease, numbers sort before names.

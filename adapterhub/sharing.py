@@ -23,6 +23,7 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.manifest.package_files import Selection
     from adapterhub.ref import Ref
     from adapterhub.registry.publish import Package
     from adapterhub.registry.recipe import Conversion
@@ -119,6 +120,7 @@ def push(
     force: bool = False,
     private: bool = False,
     name: str | None = None,
+    selection: Selection | None = None,
 ) -> Version | Sent:
     """Check an adapter and store it as a version, in the registry or at an address.
 
@@ -132,6 +134,7 @@ def push(
         force: Store an adapter whose check finds errors.
         private: Create a repository on a hub as private.
         name: The name of the target on a remote, which the policy is asked for instead of the address.
+        selection: Patterns of files of a folder to package and to leave out.
     """
     if sources.is_address(target):
         return _push_to_address(
@@ -144,6 +147,7 @@ def push(
             force=force,
             private=private,
             name=name,
+            selection=selection,
         )
     if conversion is not None and conversion.to == IMAGE:
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
@@ -152,7 +156,9 @@ def push(
     ref = _ref(target, workspace)
     with (
         sources.opened(source, workspace) as found,
-        packaged(found, workspace, base=base, conversion=conversion, force=force, name=ref.name) as package,
+        packaged(
+            found, workspace, base=base, conversion=conversion, force=force, name=ref.name, selection=selection
+        ) as package,
         workspace.opened(make=True) as registry,
         workspace.bar("storing") as progress,
     ):
@@ -201,6 +207,7 @@ def packaged(
     conversion: Conversion | None = None,
     force: bool = False,
     hash_below: int = 0,
+    selection: Selection | None = None,
 ) -> Iterator[Package]:
     """The adapter, checked, or what it was converted to; `name` is the name of a converted file."""
     from adapterhub.registry import publish, recipe
@@ -208,7 +215,13 @@ def packaged(
     if conversion is None:
         with sources.as_folder(found) as folder:
             yield publish.package(
-                folder, where=found.where, base=base, policy=workspace.rules(), force=force, hash_below=hash_below
+                folder,
+                where=found.where,
+                base=base,
+                policy=workspace.rules(),
+                force=force,
+                hash_below=hash_below,
+                selection=selection,
             )
         return
     overridden = publish.check_adapter(found.path, where=found.where, base=base, force=force)
@@ -230,6 +243,7 @@ def _push_to_address(
     force: bool,
     private: bool,
     name: str | None,
+    selection: Selection | None,
 ) -> Sent:
     from adapterhub.ref import LATEST
     from adapterhub.remotes import copy as copying
@@ -252,7 +266,16 @@ def _push_to_address(
             found = stack.enter_context(sources.opened(source, workspace))
             large = LARGE if remote.unnamed() and not as_image else sys.maxsize
             package = stack.enter_context(
-                packaged(found, workspace, name=address.title, base=base, conversion=conversion, force=force, hash_below=large)
+                packaged(
+                    found,
+                    workspace,
+                    name=address.title,
+                    base=base,
+                    conversion=conversion,
+                    force=force,
+                    hash_below=large,
+                    selection=selection,
+                )
             )
             ahead = None if as_image else _Ahead(remote, address.host, workspace)  # no file of an image is one of the folder
             ready, reference = AdapterFolder(package.folder, found.where, ahead, package.draft), LATEST

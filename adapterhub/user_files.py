@@ -12,33 +12,34 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import LocalIOError, NotFoundError
 
 
-def change(path: Path, new: Callable[[str], str | None], *, private: bool = False) -> bool:
+def change(path: Path, new: Callable[[str], str | None], *, private: bool = False, follow: bool = True) -> bool:
     """Replace the text of a file; a link stays a link.
 
     Args:
         new: Returns the new text for the old one, which is empty for a missing file; None to write nothing.
         private: Only the owner may read the file; one that others can read already is a LocalIOError.
+        follow: False for a file of a project, which may be a clone of somebody else's: a link is then a RefusedError.
 
     Returns:
         True if the file was written.
     """
-    real = Path(os.path.realpath(path))
+    real = Path(os.path.realpath(path if follow else path.parent)) / ("" if follow else path.name)
     with _errors(path):
         real.parent.mkdir(parents=True, exist_ok=True)
         with _alone(real.parent):
-            text = new(read(path, private=private))
+            text = new(read(path, private=private, follow=follow))
             if text is None:
                 return False
             _replace(real, text.encode(), private=private)
     return True
 
 
-def read(path: Path, *, private: bool = False) -> str:
-    """The text of a file, empty if it is missing."""
+def read(path: Path, *, private: bool = False, follow: bool = True) -> str:
+    """The text of a file, empty if it is missing; the arguments are those of `change`."""
     try:
         if private:
             check_private(path)
-        return json_file.read_text(path)
+        return json_file.read_text(path, follow=follow)
     except (FileNotFoundError, NotFoundError):
         return ""
 
@@ -55,10 +56,18 @@ def check_private(path: Path) -> None:
 
 
 def is_mine(path: Path) -> bool:
-    """True if a file belongs to the user, as git requires of `.git`: one from a stranger in a folder above is not trusted."""
+    """True if a file belongs to the user, as git requires of `.git`: one from a stranger in a folder above is not trusted.
+
+    Of a link, the owner is whoever made the link: a stranger can link to a file of the user's.
+    """
     with suppress(OSError):
-        return not hasattr(os, "geteuid") or path.stat().st_uid == os.geteuid()
+        return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
     return False
+
+
+def is_only_mine(found: os.stat_result) -> bool:
+    """True for a file or folder that belongs to the user and that nobody else can write to."""
+    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022)
 
 
 def _replace(path: Path, data: bytes, *, private: bool) -> None:

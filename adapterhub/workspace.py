@@ -7,6 +7,7 @@ the default one has the registry and the policy of the working folder, and asks 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
@@ -53,9 +54,16 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
 
 
 def project_file(start: Path) -> Path | None:
-    """The nearest adapterhub.toml at or above a folder, of any owner."""
+    """The nearest adapterhub.toml at or above a folder, of any owner; a link too, so that reading it reports that."""
     start = start.absolute()
-    return next((folder / PROJECT for folder in (start, *start.parents) if (folder / PROJECT).is_file()), None)
+    return next((folder / PROJECT for folder in (start, *start.parents) if _is_there(folder / PROJECT)), None)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def project_at(start: Path) -> SettingsFile | None:
@@ -66,7 +74,7 @@ def project_at(start: Path) -> SettingsFile | None:
     from adapterhub import user_files
     from adapterhub.project import settings
 
-    return settings.read(path) if user_files.is_mine(path) else None
+    return settings.read(path, follow=False) if user_files.is_mine(path) else None
 
 
 def _policy_here() -> Policy | None:
@@ -82,6 +90,10 @@ def _anonymous() -> Hub:
 
 def _no_proxy(_scheme: str, _host: str) -> str:
     return ""
+
+
+def _trusts_nobody(_owner: str, _file: Path) -> bool:
+    return False
 
 
 def _nothing(_note: str) -> None:
@@ -105,6 +117,8 @@ class Workspace:
         hub: Returns the Hugging Face Hub to ask, and the token.
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
+        trusts: Called before anything is asked at an address that only a file of the project names, with the owner of the
+            address (`remotes.location.Place.owner`) and that file; True to go on. By default nobody is trusted.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         tell: Called with a line for each note, such as that a version is deprecated.
@@ -124,6 +138,7 @@ class Workspace:
     hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: ProxyOf = field(default=_no_proxy, repr=False)
+    trusts: Callable[[str, Path], bool] = field(default=_trusts_nobody, repr=False)
     uploads: StrPath | None = None
     cache: StrPath | None = None
     tell: Callable[[str], object] = field(default=_nothing, repr=False)
@@ -141,11 +156,38 @@ class Workspace:
         from adapterhub.registry.registry import find
 
         project = project_at(Path.cwd())
-        return find(Path.cwd(), explicit=project.registry if project else None, default=user_folder("data"))
+        named = self.admitted_registry(project) if project else None
+        return find(Path.cwd(), explicit=named, default=user_folder("data"))
 
     def rules(self) -> Policy | None:
         """The policy, None where there is none."""
         return self.policy() if callable(self.policy) else self.policy
+
+    def admitted(self, address: str, file: StrPath) -> str:
+        """An address that a file of the project names, for use.
+
+        Raises:
+            RefusedError: Its owner is not trusted; code `unknown-host`.
+        """
+        from adapterhub.remotes.location import parse
+
+        self._admit(parse(address).owner, Path(file))
+        return address
+
+    def admitted_registry(self, project: SettingsFile) -> Path | None:
+        """The folder of the registry that a project names, None without one; errors as those of `admitted`."""
+        from adapterhub.remotes.location import owner_of
+
+        if project.registry is not None:
+            self._admit(owner_of(project.registry), project.path)
+        return project.registry
+
+    def _admit(self, owner: str, file: Path) -> None:
+        from adapterhub.remotes.location import is_below
+
+        if not is_below(owner, file.parent) and not self.trusts(owner, file):
+            what = f"names {owner}, which you have not used before"
+            raise RefusedError(file.name, what, "Allow it, or name it yourself", code="unknown-host", owner=owner)
 
     @contextmanager
     def opened(self, *, make: bool = False) -> Iterator[Registry]:

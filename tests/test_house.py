@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ ROOT = Path(__file__).parent.parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 
 
-def sources() -> list[Path]:
-    """Every module of ours outside the command line and its door, `python -m adapterhub`."""
-    found = [*(ROOT / "adapterhub").rglob("*.py"), *(ROOT / "converters").rglob("*.py"), *(ROOT / "schemas").rglob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found if not {"cli", "__main__.py"} & {*path.relative_to(ROOT).parts})
+def sources(*, everything: bool = False) -> list[Path]:
+    """Every module of ours outside the command line and its door, `python -m adapterhub`, or with them."""
+    found = [path.relative_to(ROOT) for name in ("adapterhub", "converters", "schemas") for path in (ROOT / name).rglob("*.py")]
+    return sorted(path for path in found if everything or not {"cli", "__main__.py"} & {*path.parts})
 
 
 def _docstrings(tree: ast.Module) -> set[ast.expr]:
@@ -26,12 +28,55 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
 
 
 @pytest.mark.parametrize("path", sources(), ids=str)
-def test_only_the_command_line_speaks_of_options_and_commands(path: Path) -> None:
+def test_only_the_command_line_mentions_options_and_commands(path: Path) -> None:
     tree = ast.parse((ROOT / path).read_text())
     documented = _docstrings(tree)
     strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     found = [f"{path}:{node.lineno}: {node.value}" for node in strings if node not in documented and _OPTION.search(node.value)]
     assert found == []
+
+
+_DECODERS = {"json.load", "json.loads", "json.JSONDecoder", "tomllib.load", "tomllib.loads"}
+_DECODING = {
+    "converters/adapterhub_converters/containers/json_file.py": "the bounded reader of JSON",
+    "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
+    "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
+    "adapterhub/training/data/chat_process.py": "lines of its own parent; it knows jinja and the standard library only",
+    "adapterhub/training/data/chat_template.py": "lines that its own process writes",
+    "adapterhub/remotes/oci/credentials.py": "where the members are of a text that was parsed before",
+}
+
+
+def test_only_the_bounded_readers_decode_json_and_toml() -> None:
+    decoding = set()
+    for path in sources(everything=True):
+        nodes = [*ast.walk(ast.parse((ROOT / path).read_text()))]
+        named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+        imported = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
+        decoding |= {str(path)} if named & _DECODERS else set()
+    assert decoding == set(_DECODING)
+
+
+# What of transformers can load a base, and the one module that may ask for it.
+_LOADERS = {"from_pretrained", "from_config", "for_model", "load_dataset", "pipeline"}
+_LOADING = Path("adapterhub/training/model/library.py")
+
+
+def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() -> None:
+    calls: list[tuple[Path, ast.Call]] = []
+    for path in [path.relative_to(ROOT) for path in (ROOT / "adapterhub").rglob("*.py")]:
+        nodes = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.Call)]
+        names = [node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "") for node in nodes]
+        calls += [(path, node) for node, name in zip(nodes, names, strict=True) if name in _LOADERS]
+    assert {path for path, _ in calls} == {_LOADING}
+    trusting = [f"{path}:{node.lineno}" for path, node in calls if not _distrusts(node)]
+    assert trusting == []
+
+
+def _distrusts(call: ast.Call) -> bool:
+    """Whether a call has `trust_remote_code=False`, or the options of the module that have it."""
+    return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
 
 
 def _module(path: Path) -> str:
@@ -56,7 +101,7 @@ def _imported(path: Path, known: set[str]) -> set[str]:
     return (found & known) - {me}
 
 
-def test_no_imports_go_in_a_circle_not_in_functions_either() -> None:
+def test_no_import_cycle_exists_not_even_inside_functions() -> None:
     paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
     modules = {_module(path.relative_to(ROOT)): path.relative_to(ROOT) for path in paths}
     graph = {module: _imported(path, set(modules)) for module, path in modules.items()}
@@ -90,3 +135,129 @@ def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
         if module not in index:
             visit(module)
     return found
+
+
+# Who may use modules whose patterns backtrack, and why that is no harm.
+_BACKTRACKING = {"re", "regex", "sre_compile", "sre_parse"}
+_MAY_BACKTRACK = {
+    "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
+    "adapterhub_converters.display": "patterns of one character, with lookaround of a fixed width, which RE2 lacks",
+    "adapterhub_converters.patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
+}
+
+
+def test_no_pattern_backtracks_over_text_from_elsewhere() -> None:
+    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
+    found = set()
+    for path in paths:
+        tree = ast.parse(path.read_text())
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+        if named & _BACKTRACKING:
+            found.add(_module(path.relative_to(ROOT)))
+    assert found == set(_MAY_BACKTRACK)
+
+
+def test_every_pattern_is_one_that_re2_reads() -> None:
+    code = (
+        "import importlib, pkgutil, re2, adapterhub, adapterhub_converters\n"
+        "from adapterhub_converters import linear\n"
+        "made, init = [], linear.Pattern.__init__\n"
+        "linear.Pattern.__init__ = lambda self, text: (made.append(text), init(self, text))[1]\n"
+        "for package in (adapterhub_converters, adapterhub):\n"
+        "    for one in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if '__main__' not in one.name and '.training' not in one.name: importlib.import_module(one.name)\n"
+        "from adapterhub_converters.formats.image import tables\n"
+        "from adapterhub_converters.bases import canonical_names\n"
+        "made += [text for table in tables.TABLES for text in (table.headers, table.classes)]\n"
+        "made += [text for rules in canonical_names._RULES.values() for text, _ in rules]\n"
+        "assert len(made) > 100 and all(re2.compile(text) for text in made)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- files of others
+
+# Modules that open files in other ways, and why. All others go through `open_file`, which waits for no pipe.
+_OPENERS = {
+    "adapterhub/cli/environment.py": "the user's own token of the Hugging Face Hub",
+    "adapterhub/cli/main.py": "/dev/null",
+    "adapterhub/index/schema.py": "a file of this package",
+    "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
+    "adapterhub/remotes/oci/upload.py": "creates its own notes",
+    "adapterhub/store/export.py": "creates files in a new folder",
+    "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
+    "adapterhub/training/cost/budget.py": "/proc",
+    "adapterhub/training/devices.py": "/proc",
+    "adapterhub/user_files.py": "the folder that it locks",
+    "adapterhub/remotes/layouts/folder.py": "the folder that it locks",
+    "converters/adapterhub_converters/containers/atomic.py": "folders, and what it wrote itself",
+    "converters/adapterhub_converters/containers/inside.py": "in open folders, links not followed",
+    "converters/adapterhub_converters/containers/open_file.py": "the one way",
+    "converters/adapterhub_converters/formats/probe.py": "what it wrote itself",
+    "converters/adapterhub_converters/formats/unpickle.py": "/proc",
+}
+# Modules of the packages that work on a store, and why they touch files themselves. All others go through `Store.files`.
+_STORE = ("adapterhub/store", "adapterhub/maintenance", "adapterhub/registry", "adapterhub/index")
+_TOUCHERS = {
+    "adapterhub/index/database.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/index/opening.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/registry/conversion_cache.py": "copies into new folders",
+    "adapterhub/registry/ledger.py": "the folder of the registry, which its user named",
+    "adapterhub/store/export.py": "a new folder outside",
+    "adapterhub/store/ingest.py": "the adapter's own folder",
+    "adapterhub/store/store.py": "creates the folder of a store",
+}
+_READS = {"read_bytes", "read_text"}  # of a path
+_OURS = {"read_bytes", "read_text", "open_file.read_bytes", "json_file.read_text"}
+_TOUCHES = {
+    *(
+        "unlink",
+        "rmdir",
+        "rename",
+        "rmtree",
+        "write_bytes",
+        "write_text",
+        "mkdir",
+        "iterdir",
+        "glob",
+        "symlink_to",
+        "hardlink_to",
+    ),
+    *("os.replace", "os.link", "os.remove", "os.utime", "os.scandir", "os.listdir", "os.makedirs", "os.stat", "os.chmod"),
+}
+
+
+def _called(tree: ast.Module) -> list[tuple[int, str, str]]:
+    """The line of each call, the name of what is called, and the same with what it is called on."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = [(node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)) for node in calls]
+    return [(node.lineno, name, ast.unparse(node.func)) for node, name in names if not _writes(node)]
+
+
+def _writes(call: ast.Call) -> bool:
+    """True for an `open` that only writes."""
+    mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
+    return ast.unparse(call.func) == "open" and str(mode)[:1] in ("w", "x")
+
+
+def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.parts[0] != "schemas" and path.as_posix() not in _OPENERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if called in ("open", "os.open", "io.open", "io.FileIO") or (name in _READS and called not in _OURS)
+    ]
+    assert found == []
+
+
+def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
+    found = [
+        f"{path}:{line}: {called}"
+        for path in sources()
+        if path.as_posix().startswith(_STORE) and path.as_posix() not in _TOUCHERS
+        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        if name in _TOUCHES or called in _TOUCHES or called == "open"
+    ]
+    assert found == []

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.cli import environment
+from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, reach_of
+from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.client import MAX_REDIRECTS, Client, seconds
 from adapterhub.http.errors import AgainError, CutError, DeniedError, GivenUpError
 from adapterhub.http.urls import origin, proxy_to, resolved
@@ -210,7 +212,7 @@ def test_headers_that_never_end_are_not_waited_for(web: Web, piece: bytes) -> No
 
     web.rules["/x"] = drip
     try:
-        with pytest.raises(RemoteError, match="no answer in time"):
+        with pytest.raises(RemoteError, match="no answer in time|more than 8 informational"):
             get(client(web, timeout=0.5), "/x")
     finally:
         gone.set()
@@ -231,6 +233,93 @@ def test_a_small_body_that_drips_is_given_up(web: Web, monkeypatch: pytest.Monke
             get(client(web, timeout=0.5), "/x")
     finally:
         gone.set()
+
+
+def test_a_long_body_that_drips_is_given_up_and_a_slow_one_is_not(web: Web) -> None:
+    gone = threading.Event()
+
+    def drip(size: int) -> Callable[[Handler], None]:
+        def answer(to: Handler) -> None:
+            with contextlib.suppress(OSError):
+                to.send(200, b"", **{"Content-Length": str(20 * size)})
+                for _ in range(20):
+                    gone.wait(0.05)
+                    to.wfile.write(b"x" * size)
+
+        return answer
+
+    web.rules |= {"/x": drip(1), "/y": drip(4000)}
+    try:
+        with pytest.raises(RemoteError, match="the server sends less than 1 kB a second"):
+            streamed(client(web, timeout=0.5), "/x")
+        assert streamed(client(web, timeout=0.5), "/y") == b"x" * 80_000
+    finally:
+        gone.set()
+
+
+def test_progress_counts_the_time_of_waiting_alone() -> None:
+    progress = Progress(60)
+    for _ in range(100):
+        progress.add(30, 40_000)
+    progress.add(59, 0)
+    with pytest.raises(SlowError, match="less than 1 kB a second"):
+        progress.add(2, 50_000)
+
+
+def test_redirects_and_their_bodies_have_one_time_together(web: Web) -> None:
+    gone, count = threading.Event(), [0]
+
+    def drip(to: Handler) -> None:
+        count[0] += 1
+        with contextlib.suppress(OSError):
+            to.send(302, b"", Location=f"/x?{count[0]}", **{"Content-Length": "5000"})
+            while not gone.wait(0.05):
+                to.wfile.write(b"x")
+
+    web.rules["/x"] = drip
+    try:
+        with pytest.raises(RemoteError, match="its redirects take longer than 0.5 seconds"):
+            get(client(web, timeout=0.5), "/x")
+        assert count == [1]
+    finally:
+        gone.set()
+
+
+def test_half_of_the_headers_are_not_taken_for_all() -> None:
+    for half in (b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"):
+        with raw(half) as (url, _), pytest.raises(RemoteError, match="too early"):
+            Client(url, pauses=()).ask("GET", url, "x", good=(200,))
+
+
+def test_informational_answers_are_passed_over() -> None:
+    answer = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 4 + b"HTTP/1.1 100 Continue\r\n\r\n" * 4
+    with raw(answer + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as (url, _):
+        assert Client(url, pauses=()).ask("GET", url, "x", good=(200,)).body == b"ok"
+
+
+def test_trailers_and_extensions_of_chunks_are_passed_over() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n00;c\r\nX: y\r\nZ: z\r\n\r\n"
+    for read in (get, streamed):
+        with raw(answer) as (url, _):
+            assert read(Client(url, pauses=()), "/x") == b"ok"
+
+
+@pytest.mark.parametrize(
+    ("address", "reach"),
+    [("8.8.8.8", Reach.PUBLIC), ("2001:4860:4860::8888", Reach.PUBLIC), ("10.0.0.1", Reach.PRIVATE), ("fd00::1", Reach.PRIVATE),
+     ("100.64.0.1", Reach.PRIVATE), ("127.9.9.9", Reach.LOOPBACK), ("::1", Reach.LOOPBACK), ("::", Reach.LOOPBACK),
+     ("169.254.1.1", Reach.LINK), ("fe80::1%eth0", Reach.LINK), ("fd00:ec2::254", Reach.LINK), ("168.63.129.16", Reach.LINK),
+     ("::ffff:127.0.0.1", Reach.LOOPBACK), ("64:ff9b::a00:1", Reach.PRIVATE), ("2002:a9fe:a9fe::1", Reach.LINK)],
+)  # fmt: skip
+def test_who_can_reach_an_address(address: str, reach: Reach) -> None:
+    assert reach_of(address) is reach
+
+
+def test_this_machine_by_name_is_no_other_machine() -> None:
+    Boundary("localhost").check_peer("localhost", "127.0.0.1")
+    for home, host in (("localhost", "localhost"), ("a.localhost", "a.localhost"), ("public.example", "x.localhost")):
+        with pytest.raises(LedAstrayError, match="is 8.8.8.8 here, which is not this machine"):
+            Boundary(home).check_peer(host, "8.8.8.8")
 
 
 def in_an_hour() -> str:
@@ -259,7 +348,7 @@ def test_a_server_that_asks_to_wait_is_waited_for(web: Web) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "Tue, 01 Jan 2019 00:00:00 GMT"])
-def test_a_pause_of_no_time_is_none(text: str) -> None:
+def test_a_pause_of_zero_seconds_is_no_pause(text: str) -> None:
     assert seconds(text) == 0.0
 
 
@@ -518,7 +607,7 @@ def test_a_server_that_is_not_there_is_one_line(web: Web) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "https://user:secret@host/x", "http://[::1/x", "http://host:port/x", "http://a b/"])
-def test_an_address_that_is_none_is_the_user_s_error_only_if_typed(url: str) -> None:
+def test_a_malformed_address_is_the_user_s_error_only_if_typed(url: str) -> None:
     for typed, error in ((True, UsageError), (False, RemoteError)):
         with pytest.raises(error) as caught:
             origin(url, url, typed=typed)

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 import adapterhub as ah
-from adapterhub import api
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import ROOT, need_module
@@ -49,6 +48,7 @@ def place(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shutil.copytree(tiny_base, tmp_path / "tiny")
+    shutil.copytree(tiny_base, tmp_path / "bare", ignore=shutil.ignore_patterns("token*", "special_tokens*"))
     for seed, name in enumerate(("sql", "french")):
         adapter_on_tiny(tmp_path / name, seed)
     for name, text in (("train", "abcdefgh"), ("heldout", "cdef")):
@@ -69,10 +69,11 @@ def test_every_example_of_the_page_runs(place: Path) -> None:
         exec(compile(block, "docs/python.md", "exec"), names)
 
 
-def test_every_example_of_a_docstring_gives_what_it_says(place: Path) -> None:
+def test_every_docstring_example_gives_the_documented_result(place: Path) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for name in ("load", "check", "convert", "merge", "push", "pull", "Registry", "train", "evaluate"):
-        (example,) = finder.find(getattr(api, name), name, globs={"ah": ah, "print": lambda _: None})
+    names = ("load", "read_base", "check", "convert", "convert_model", "merge", "push", "pull", "Registry", "train", "evaluate")
+    for name in names:
+        (example,) = finder.find(getattr(ah, name), name, globs={"ah": ah, "print": lambda _: None})
         assert example.examples, name
         assert runner.run(example).failed == 0, name
 
@@ -149,9 +150,9 @@ def test_nothing_of_it_reads_the_environment_prints_or_exits(name: str) -> None:
 
 
 def test_every_public_function_is_documented() -> None:
-    for name in ("check", "convert", "evaluate", "load", "merge", "pull", "push", "train"):
-        text = inspect.getdoc(getattr(api, name)) or ""
+    for name in ("check", "convert", "convert_model", "evaluate", "load", "merge", "pull", "push", "read_base", "train"):
+        text = inspect.getdoc(getattr(ah, name)) or ""
         assert "Args:" in text, name
         assert "Example:" in text, name
-        parameters = set(inspect.signature(getattr(api, name)).parameters) - {"how"}
+        parameters = set(inspect.signature(getattr(ah, name)).parameters) - {"how"}
         assert [key for key in parameters if f"    {key}:" not in text] == [], name

@@ -20,7 +20,7 @@ IN_ORDER = (
 )
 
 
-def test_versions_sort_as_semver_says() -> None:
+def test_versions_sort_as_in_semver() -> None:
     versions = IN_ORDER.split()
     mixed = random.Random(0).sample(versions, len(versions))
     assert sorted(mixed, key=lambda text: parse(text) or pytest.fail(text)) == versions
@@ -36,7 +36,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("text", "first", "beyond"), RANGES)
-def test_a_range_begins_and_ends_where_npm_says(text: str, first: str, beyond: str) -> None:
+def test_a_range_has_the_same_bounds_as_in_npm(text: str, first: str, beyond: str) -> None:
     found = parse_range(text)
     assert found
     assert highest([first, f"{beyond}-rc.1", beyond], found) == [first]

@@ -7,7 +7,6 @@ change of exactly 0 and a cosine of exactly 1.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
@@ -270,8 +270,7 @@ def _config(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
 
 def _peft_config(adapter: Adapter) -> Mapping[str, Any]:
     source = adapter.source
-    parsed: dict[str, Any] = json.loads(source.config) if source and source.format == "peft" else {}
-    return parsed
+    return json_file.parse_object(source.config, peft.CONFIG) if source and source.format == "peft" else {}
 
 
 def _common_config(adapter: Adapter) -> Mapping[str, Any]:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from adapterhub import picture
 from adapterhub_converters.adapter import Adapter, StackedLowRank
-from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import BaseWeights
 
 from .low_rank import size
 
-_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
-_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # a whole part of a path
 _GRAY = "#6b7280"
+_COLUMNS = 80  # of a picture; the others are counted
+_CELLS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,23 @@ def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
 
 
 def _key(target: str) -> str:
-    found = _LAYER.match(target)
-    return f"{found[1]}.{found[2]}.{_NUMBER.sub('*', found[3])}" if found else target
+    """A module's cell: experts, whose numbers come after the layer's, share one."""
+    found = _split(target)
+    if not found:
+        return target
+    kind = ".".join("*" if _is_number(part) else part for part in found[2].split("."))
+    return f"{found[0]}.{found[1]}.{kind}"
+
+
+def _split(target: str) -> tuple[str, str, str] | None:
+    """The list of layers, the layer's number and the path in it; None for a module outside of all."""
+    parts = target.split(".")
+    at = next((at for at, part in enumerate(parts) if 0 < at < len(parts) - 1 and _is_number(part)), 0)
+    return (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])) if at else None
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10
 
 
 def _norm(weight: np.ndarray) -> float:
@@ -118,10 +133,12 @@ def _norm(weight: np.ndarray) -> float:
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
-    places = {key: found.groups() for key in cells if (found := _LAYER.match(key))}
+    places = {key: found for key in cells if (found := _split(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
     kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_in_order))
+    if len(layers) * len(kinds) > max(_CELLS, 2 * len(cells)):  # hardly any cell has a number: no picture of a transformer
+        return Heat((), (), (), dict(cells), dict(left_out), relative)
     names = tuple(f"{stacks[stack]}.{number}" if len(stacks) > 1 else str(number) for stack, number in layers)
     values = tuple(tuple(cells.get(f"{stacks[stack]}.{number}.{kind}") for kind in kinds) for stack, number in layers)
     others = {key: value for key, value in cells.items() if key not in places}
@@ -135,34 +152,34 @@ def _in_order(kind: str) -> tuple[int, str]:
 
 def plot(found: Heat, path: Path, *, title: str) -> None:
     """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = found.folded(80)
-    rows, columns = len(shown.layers), len(shown.kinds)
-    figure = Figure(
-        figsize=(max(5.0, 2.2 + 0.75 * columns), min(9.0, max(3.0, 1.8 + 0.2 * rows))), dpi=150, layout="constrained"
-    )
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=24)
+    rows, columns = len(shown.layers), min(len(shown.kinds), _COLUMNS)
+    size = max(5.0, 2.2 + 0.75 * columns), min(9.0, max(3.0, 1.8 + 0.2 * rows))
+    with picture.figure(path, *size) as figure:
+        figure.suptitle(picture.label(title), x=0.02, ha="left", fontsize=13, fontweight="bold")
+        _draw(figure, found, shown, columns)
+
+
+def _draw(figure: Any, found: Heat, shown: Heat, columns: int) -> None:
+    rows, axes = len(shown.layers), figure.add_subplot()
     axes.annotate(subtitle(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=_GRAY, fontsize=9)
     if rows and columns:
-        grid = np.array([[math.nan if value is None else value for value in row] for row in shown.values])
+        grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in shown.values])
         image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
     axes.set_facecolor("#e5e7eb")
-    axes.set_xticks(range(columns), shown.short_kinds, rotation=0 if columns < 9 else 90)
+    kinds = list(map(picture.label, shown.short_kinds[:columns]))
+    axes.set_xticks(range(columns), kinds, rotation=0 if columns < 9 else 90)
     step = max(1, math.ceil(rows / 40))
-    axes.set_yticks(range(0, rows, step), shown.layers[::step])
+    axes.set_yticks(range(0, rows, step), list(map(picture.label, shown.layers[::step])))
     axes.set_ylabel("layer", color=_GRAY)
+    notes = [f"{len(shown.kinds) - columns:,} more kinds of modules"] if columns < len(shown.kinds) else []
     if found.others:
-        others = ", ".join(f"{name} {value:.3g}" for name, value in list(found.others.items())[:4])
-        axes.set_xlabel(f"outside of layers: {others}", color=_GRAY, fontsize=9)
+        others = ", ".join(f"{picture.label(name)} {value:.3g}" for name, value in list(found.others.items())[:4])
+        notes.append(f"outside of layers: {others}")
+    axes.set_xlabel("; ".join(notes), color=_GRAY, fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=_GRAY, length=0)
-    with atomic.whole(path, folder=False) as temporary:
-        # Matplotlib writes its own version into the file unless told not to.
-        figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def subtitle(found: Heat) -> str:

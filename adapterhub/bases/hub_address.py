@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
+from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters import linear
+from adapterhub_converters.errors import RemoteError, UsageError
 
 ENDPOINT = "https://huggingface.co"
 SCHEME = "hf://"
 MAIN = "main"
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_PLACE = re.compile(
-    r"(?P<repo>[^/@]+/[^/@]+|[^/@]+(?=@|/?$))(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
-)
+_ID = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_PLACE = linear.Pattern(r"(?P<repo>[^/@]+/[^/@]+|[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?")
 # The URL of a page of a model, or of a file in it.
-_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
+_PAGE = linear.Pattern(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
 _NO_MODELS = ("datasets", "spaces", "api", "docs", "collections", "papers", "blog")
 
 
@@ -26,8 +25,23 @@ class Hub:
     """A hub, the token for it, and the proxy on the way to any host."""
 
     endpoint: str = ENDPOINT
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     proxy: ProxyOf = no_proxy
+
+    def checked_token(self) -> str | None:
+        """The token.
+
+        Raises:
+            UsageError: The endpoint is not a URL.
+            RemoteError: There is one, and it would be sent to another machine without TLS.
+        """
+        scheme, host, _ = origin(self.endpoint, self.endpoint, typed=True)
+        if self.token and scheme != "https" and not is_loopback(host):
+            hint = "Use https, or leave out the token"
+            raise RemoteError(
+                self.endpoint, "a token is not sent to another machine without TLS", hint, code="token-without-tls"
+            )
+        return self.token
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ class Place:
         """Parse `hf://…`; UsageError for an invalid one."""
         found = _PLACE.fullmatch(text[len(SCHEME) :])
         hint = "Write hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
-        if not found:
+        if not found or not ("/" in found["repo"] or found["revision"] or not found["path"]):
             raise UsageError(text, "not a model on a hub", hint)
         repo, revision = found["repo"], unquote(found["revision"] or MAIN)
         path = (found["path"] or "").strip("/")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from adapterhub.http.client import Answer, Body, Client
+from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import AgainError
-from adapterhub.http.urls import origin
+from adapterhub_converters import linear
 from adapterhub_converters.bases import Ranged
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
@@ -28,7 +27,7 @@ MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched for its d
 _FIRST = 1 << 16  # bytes of the first request: the whole header of most shards
 _FIRST_GGUF, _AHEAD_GGUF = 1 << 20, 1 << 22  # its header holds the vocabulary and is read piece by piece
 _WORKERS = 8
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_CONTENT_RANGE = linear.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 MAX_SKIPPED = 1 << 27  # bytes read to reach those behind them, of a server without ranges
 _TIMEOUT = 15.0  # seconds without a byte
 
@@ -49,18 +48,21 @@ class RangeClient(Client):
     """The HTTP client for one base: ranges, small files, and the errors of a Hugging Face Hub.
 
     Attributes:
+        at_hub: Whether its server is a hub, which may ask for a token.
         fetched: Bytes of all bodies so far.
     """
 
     timeout: float = _TIMEOUT
+    at_hub: bool = False
     fetched: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def of(cls, hub: Hub) -> RangeClient:
-        """A client that gives the hub's token to this hub alone."""
-        origin(hub.endpoint, hub.endpoint, typed=True)
-        return cls(hub.endpoint, proxy=hub.proxy, known={"": f"Bearer {hub.token}"} if hub.token else {})
+    def of(cls, hub: Hub, pauses: Sequence[float] = PAUSES) -> RangeClient:
+        """A client of a hub, which alone gets its token."""
+        token = hub.checked_token()
+        known = {"": f"Bearer {token}"} if token else {}
+        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, known=known, at_hub=True)
 
     def get(self, url: str, where: str, *, n: int, start: int | None = None) -> Answer:
         """The `n` bytes from `start` on, or, without a `start`, the whole file if it has no more than `n` bytes.
@@ -96,7 +98,11 @@ class RangeClient(Client):
         found = super()._refusal(answer, where)
         if isinstance(found, AgainError):
             return found
-        status, code, at_hub = answer.status, answer.headers.get("x-error-code", ""), self._at_home(answer.url, where)
+        status, code, at_hub = (
+            answer.status,
+            answer.headers.get("x-error-code", ""),
+            self.at_hub and self._at_home(answer.url, where),
+        )
         anonymous = at_hub and not self.known
         takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":

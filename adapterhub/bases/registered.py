@@ -9,8 +9,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adapterhub.digest import Digest, sha256_bytes
@@ -20,18 +19,75 @@ from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import Entry
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers.json_file import parse_object
-from adapterhub_converters.errors import ConflictError, FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError
 
 VERSION = 1
 MAX_DOCUMENT = 64 << 20  # bytes; that of a model with 140,000 tensors has 15 MB
-BaseDocument = dict[str, Any]
-"""The JSON document of a base, as `document_of` makes it and `parse` has checked it."""
-
 _TEXTS = ("kind", "architecture", "model_type", "source")
 _OPTIONAL = ("quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
 _TENSORS = ("tensors", "stored", "derived")
 # What identifies a base; where it was read from and the size of its files do not.
 _IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_OPTIONAL)
+
+
+@dataclass(frozen=True)
+class BaseDocument:
+    """The record of a base: what its headers contain, and where they were read from."""
+
+    spec: BaseSpec
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as JSON."""
+        spec = self.spec
+        tensors = {kind: getattr(spec, kind) for kind in _TENSORS}
+        return {
+            "version": VERSION,
+            "source": self.source,
+            "kind": spec.kind,
+            "architecture": spec.architecture,
+            "model_type": spec.model_type,
+            "config": dict(spec.config),
+            **{kind: {name: [one.dtype, list(one.shape)] for name, one in found.items()} for kind, found in tensors.items()},
+            "packed": dict(spec.packed),
+            "tied": spec.tied,
+            **{key: getattr(spec, key) for key in _OPTIONAL},
+            "fingerprint": spec.fingerprint,
+            "size": spec.size,
+            "notes": list(spec.notes),
+        }
+
+    def dump(self) -> bytes:
+        """The bytes to store."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @classmethod
+    def parse(cls, raw: bytes, name: str) -> BaseDocument:
+        """The document in stored bytes; its base is called `name`.
+
+        Raises:
+            FormatError: It is not the document of a base, or its fingerprint is not that of its tensors.
+            RefusedError: A newer version wrote it.
+        """
+        document = parse_object(raw.decode("utf-8", "replace"), name)
+        version = document.get("version")
+        if isinstance(version, int) and version > VERSION:
+            what = f"base document version {version} is newer than the supported {VERSION}"
+            raise RefusedError(name, what, "Upgrade adapterhub")
+        if version != VERSION or not _is_document(document):
+            raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
+        spec = BaseSpec(
+            where=name,
+            tensors=_parsed(document["tensors"]),
+            stored=_parsed(document["stored"]),
+            derived=_parsed(document["derived"]),
+            packed=document["packed"],
+            notes=tuple(document["notes"]),
+            **{key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL)},
+        )
+        if spec.fingerprint != document["fingerprint"]:
+            raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
+        return cls(spec, document["source"])
 
 
 @dataclass(frozen=True)
@@ -47,9 +103,13 @@ class Registered:
     name: str
     digest: Digest
     time: str
-    spec: BaseSpec
     document: BaseDocument
     new: bool = False
+
+    @property
+    def spec(self) -> BaseSpec:
+        """The base."""
+        return self.document.spec
 
 
 def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bool = False) -> Registered:
@@ -62,8 +122,8 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     named_documents.parse_document_name(name, name)
     if spec.fingerprint is None:
         raise RefusedError(spec.where, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
-    document = document_of(spec, source)
-    raw = dump(document)
+    document = BaseDocument(spec, source)
+    raw = document.dump()
     if len(raw) > MAX_DOCUMENT:
         raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {MAX_DOCUMENT}")
     digest, size = sha256_bytes(raw), len(raw)
@@ -83,17 +143,17 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     named_documents.move(registry.store, registry.locked, name, decide)
     if same is not None:
         return same
-    found = get(registry, name)
-    return Registered(found.name, found.digest, found.time, found.spec, found.document, new=True)
+    return replace(get(registry, name), new=True)
 
 
 def _same(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
     """The base that the name points at, if it is the one in `document`; else a ConflictError."""
     found = _read(registry, state)
-    key = next((key for key in _IDENTITY if found.document[key] != document[key]), None)
+    old, given = found.document.to_dict(), document.to_dict()
+    key = next((key for key in _IDENTITY if old[key] != given[key]), None)
     if key is None:
         return found
-    here, new = (f"{str(value)[:26]}" for value in (found.document[key], document[key]))
+    here, new = (f"{str(value)[:26]}" for value in (old[key], given[key]))
     what = f"is another base: {key} is {here}, not {new}" if key not in ("tensors", "config") else f"is another base in {key}"
     raise ConflictError(state.name, what, "Choose another name, or replace it", code="base-name-taken")
 
@@ -115,13 +175,25 @@ def _there(registry: Registry, name: str) -> NamedDocument:
 def _read(registry: Registry, state: NamedDocument) -> Registered:
     assert state.entry is not None  # noqa: S101 - `there` was checked
     raw = registry.store.read_document(state.entry.digest, limit=MAX_DOCUMENT)
-    spec, document = parse(raw, state.name)
-    return Registered(state.name, state.entry.digest, state.entry.time, spec, document)
+    return Registered(state.name, state.entry.digest, state.entry.time, BaseDocument.parse(raw, state.name))
 
 
 def names(registry: Registry) -> list[str]:
     """The names that point at a base, sorted."""
     return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).there]
+
+
+def every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
+    """Every named base, and the errors of the unreadable ones by name."""
+    found, damaged = [], {}
+    for name in registry.store.log.document_names():
+        try:
+            found.append(get(registry, name))
+        except NotFoundError:  # removed meanwhile
+            continue
+        except AdapterhubError as error:
+            damaged[name] = error
+    return found, damaged
 
 
 def remove(registry: Registry, name: str) -> None:
@@ -141,63 +213,11 @@ def _now() -> str:
 # --- the document
 
 
-def document_of(spec: BaseSpec, source: str) -> BaseDocument:
-    """The document of a base that was read from `source`."""
-    return {
-        "version": VERSION,
-        "source": source,
-        "kind": spec.kind,
-        "architecture": spec.architecture,
-        "model_type": spec.model_type,
-        "config": dict(spec.config),
-        **{key: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in getattr(spec, key).items()} for key in _TENSORS},
-        "packed": dict(spec.packed),
-        "tied": spec.tied,
-        **{key: getattr(spec, key) for key in _OPTIONAL},
-        "fingerprint": spec.fingerprint,
-        "size": spec.size,
-        "notes": list(spec.notes),
-    }
-
-
-def dump(document: BaseDocument) -> bytes:
-    """The bytes to store."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def parse(raw: bytes, name: str) -> tuple[BaseSpec, BaseDocument]:
-    """The base and the document in stored bytes.
-
-    Raises:
-        FormatError: It is not the document of a base, or its fingerprint is not that of its tensors.
-        RefusedError: A newer version wrote it.
-    """
-    document = parse_object(raw.decode("utf-8", "replace"), name)
-    version = document.get("version")
-    if isinstance(version, int) and version > VERSION:
-        what = f"base document version {version} is newer than the supported {VERSION}"
-        raise RefusedError(name, what, "Upgrade adapterhub")
-    if version != VERSION or not _is_document(document):
-        raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
-    spec = BaseSpec(
-        where=name,
-        tensors=_parsed(document["tensors"]),
-        stored=_parsed(document["stored"]),
-        derived=_parsed(document["derived"]),
-        packed=document["packed"],
-        notes=tuple(document["notes"]),
-        **{key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL)},
-    )
-    if spec.fingerprint != document["fingerprint"]:
-        raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
-    return spec, document
-
-
 def _parsed(found: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
     return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in found.items()}
 
 
-def _is_document(document: BaseDocument) -> bool:
+def _is_document(document: dict[str, Any]) -> bool:
     notes, packed = document.get("notes"), document.get("packed")
     return (
         all(isinstance(document.get(key), str) for key in _TEXTS)
@@ -218,7 +238,9 @@ def _is_tensor(value: object) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and isinstance(value[0], str)
-        and re.fullmatch(r"\w{1,40}", value[0]) is not None
+        and 0 < len(value[0]) <= 40
+        and value[0].isascii()
+        and value[0].replace("_", "a").isalnum()
         and isinstance(value[1], list)
         and all(map(_is_size, value[1]))
     )

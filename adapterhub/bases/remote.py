@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from adapterhub.digest import is_hex
+from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import origin
 from adapterhub_converters.bases import BaseSpec, read_files
 from adapterhub_converters.containers import json_file
@@ -23,27 +24,25 @@ from .ranges import Known, RangeClient, WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")
 _MAX_LISTING = 64_000_000  # bytes
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def read_url(text: str, hub: Hub, *, client: RangeClient | None = None) -> BaseSpec:
+def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSpec:
     """Read the base at an address; its `fetched` is the number of bytes that took.
 
     Raises:
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    client = client or RangeClient.of(hub)
+    place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
+    at_hub = place or origin(text, text) == origin(hub.endpoint, hub.endpoint)
+    client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
-        place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
         spec = _read_hub(place, hub, client) if place else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
 
 
 def _read_plain(url: str, client: RangeClient) -> BaseSpec:
     # The query, which may be a signature, is no part of the name in reports.
-    origin(url, url.partition("?")[0], typed=True)
     parts = urlsplit(url)
     folder, _, name = parts.path.rpartition("/")
     if not name.endswith(_FILES):
@@ -116,7 +115,7 @@ def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str
     except (FormatError, UnicodeDecodeError) as error:
         raise RemoteError(where, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
     commit, siblings = document.get("sha"), document.get("siblings")
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+    if not isinstance(commit, str) or not is_hex(commit, 40) or not isinstance(siblings, list):
         raise RemoteError(where, f"{hub.endpoint} lists neither the commit nor its files", "Is HF_ENDPOINT right?")
     return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
 
@@ -131,4 +130,4 @@ def _known(entry: Mapping[str, Any]) -> Known:
     large = lfs if isinstance(lfs, dict) else {}
     size, digest = large.get("size", entry.get("size")), large.get("sha256")
     right = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-    return Known(size if right else None, f"sha256:{digest}" if isinstance(digest, str) and _SHA256.fullmatch(digest) else None)
+    return Known(size if right else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+from adapterhub.manifest.package_files import shortened, survey
+from adapterhub_converters.adapter_files import is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
@@ -20,7 +24,7 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 from .contents import Contents, read_contents, unreadable_file
 from .identity import changed_files, identity_problems
 from .internal import internal_problems, value_problems
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Group, Problem, Report, Verdict
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Findings, Group, Problem, Report, Verdict
 from .runtimes import runtime_verdicts
 from .shapes import shape_problems
 
@@ -48,34 +52,11 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    unpublished: bool = False,
+    limit: int | None = None,
     where: str = "",
 ) -> Report:
-    """Check an adapter for problems; the arguments are those of `examined`.
-
-    Example:
-        >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
-        >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
-        (False, ['rank-config'])
-    """
-    asked = examined(
-        path, base=base, runtimes=runtimes, max_rank=max_rank, headers_only=headers_only, strict=strict, where=where
-    )
-    with asked as (report, _):
-        return report
-
-
-@contextmanager
-def examined(
-    path: Path,
-    *,
-    base: BaseSpec | None = None,
-    runtimes: Sequence[str] = (),
-    max_rank: int | None = None,
-    headers_only: bool = False,
-    strict: bool = False,
-    where: str = "",
-) -> Iterator[tuple[Report, Contents | None]]:
-    """Check an adapter for problems, and keep its files open until the context ends.
+    """Check an adapter for problems.
 
     Args:
         path: A folder or a file in one of the formats of `adapterhub_converters.formats`.
@@ -84,39 +65,65 @@ def examined(
         max_rank: The largest rank allowed: each module above it is a problem with the code `rank-above-max`.
         headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
         strict: Let warnings fail the adapter as errors do.
+        unpublished: Also report what a push of the folder `path` refuses or leaves out.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
         where: The name of the adapter in the report; its path if empty.
-
-    Yields:
-        The report, and the contents of the adapter; None where its files are not well-formed.
 
     Raises:
         NotFoundError: There is no adapter at `path`.
         ParameterError: A name in `runtimes` is unknown.
+
+    Example:
+        >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
+        >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
+        (False, ['rank-config'])
     """
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
+    with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
+        required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
+        more = Findings(limit)
+        more.add(_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED)
+        if contents is not None and max_rank is not None:
+            more.add(_above(contents, max_rank))
+        if unpublished:
+            more.add(_package(path))
+        # None of these codes is one of `examined`.
+        problems = [*_in_order(more.kept), *report.problems]
+        problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
+        return replace(report, problems=tuple(problems), counts={**report.counts, **more.counts}, strict=strict)
+
+
+@contextmanager
+def examined(
+    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, limit: int | None = None, where: str = ""
+) -> Iterator[tuple[Report, Contents | None]]:
+    """Check an adapter as `check` does, and keep its files open until the context ends.
+
+    Yields:
+        The report, and the contents of the adapter; None where its files are not well-formed.
+    """
+    findings = Findings(limit)
     with _collector_paused():
         contents, problems = read_contents(path, base=base)
+        findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
         with _collector_paused():
             if contents is not None:
-                problems += _problems(contents, base, headers_only=headers_only)
-            verdicts = runtime_verdicts(contents, base, problems, values=not headers_only)
-            problems += [_not_applied(verdicts[name]) for name in dict.fromkeys(runtimes) if verdicts[name].verdict != APPLIED]
-            if contents is not None and max_rank is not None:
-                problems += _above(contents, max_rank)
-            problems = _in_order(problems)
+                findings.add(_problems(contents, base, headers_only=headers_only))
+            verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
+            ordered = _in_order(findings.kept)
         levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
         report = Report(
             where=where or str(path),
             format=contents.format if contents else None,
             base=base.where if base else None,
-            problems=tuple(problems),
+            problems=tuple(ordered),
             verdicts=verdicts,
             facts=_summary(contents) if contents else {},
             levels=tuple(levels) if contents else ("files",),
-            strict=strict,
             base_facts=_base_facts(base) if base else {},
+            counts=dict(findings.counts),
         )
         yield report, contents
 
@@ -150,21 +157,28 @@ def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) 
                 yield problem
 
 
-def _in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """The worst first; within one code and file, layer 2 before layer 10."""
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.code, problem.file), []).append(problem)
-    codes = list(CODES)
-    found: list[Problem] = []
-    for code, file in sorted(groups, key=lambda key: (SEVERITIES.index(CODES[key[0]][0]), codes.index(key[0]), key[1])):
-        found += sorted(groups[code, file], key=_natural)
-    return found
+def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
+    """The worst first; within one code, file by file and layer 2 before layer 10."""
+    codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
+    return [problem for code in codes for problem in sorted(problems.get(code, ()), key=lambda one: (one.file, _natural(one)))]
 
 
 def _natural(problem: Problem) -> str:
     """The name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
+
+
+def _package(path: Path) -> Iterator[Problem]:
+    """What a push of a folder refuses or leaves out."""
+    if not path.is_dir():
+        return
+    _, skipped, refused = survey(path)
+    for name, what, hint in refused:
+        if not is_pickle_name(name):  # those have findings of their own
+            yield Problem("not-packaged", name, "", what, hint)
+    shown = [name for name in skipped if not name.startswith(".") and not is_pickle_name(name)]
+    if shown:
+        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
@@ -180,13 +194,13 @@ def _not_applied(verdict: Verdict) -> Problem:
 
 
 def _summary(contents: Contents) -> dict[str, object]:
-    shapes = [(tensor.shape, tensor.dtype) for _, tensor in contents.tensors()]
+    kinds = Counter((tensor.shape, tensor.dtype) for tensor in contents.infos())
     return {
         "r": sorted(set(contents.ranks.values())),
         "modules": len(contents.targets),
         "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
-        "dtypes": sorted({dtype for _, dtype in shapes}),
-        "parameters": sum(math.prod(shape) for shape, _ in shapes),
+        "dtypes": sorted({dtype for _, dtype in kinds}),
+        "parameters": sum(math.prod(shape) * count for (shape, _), count in kinds.items()),
     }
 
 

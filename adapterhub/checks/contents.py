@@ -97,6 +97,13 @@ class Contents:
                 found[target] = tensor.shape[0]
         return found
 
+    def infos(self) -> Iterator[TensorInfo]:
+        """The tensors of `tensors`, without the names that it makes."""
+        for parts in self.pairs.values():
+            yield from parts.values()
+        for others in (self.other_tensors, self.replaced, self.copies, self.rows):
+            yield from others.values()
+
     def tensors(self) -> Iterator[tuple[str, TensorInfo]]:
         """Every tensor of a known kind, named by module and part."""
         for target, parts in self.pairs.items():
@@ -115,7 +122,7 @@ class Contents:
                 for start in range(0, flat.size, step):
                     yield Values([name], [0], flat[start : start + step])
             return
-        known = {tensor.name for _, tensor in self.tensors() if tensor.dtype in dtypes.NUMPY}
+        known = {tensor.name for tensor in self.infos() if tensor.dtype in dtypes.NUMPY}
         buffer = memoryview(bytearray(_PIECE))
         for file in self.files.values():
             for run in _runs(info for info in file.tensors.values() if info.name in known):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest.document import BaseInfo
-from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, decides
 from adapterhub_converters.bases import BaseSpec
 
 from .contents import Contents
@@ -51,19 +51,20 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def changed_files(contents: Contents) -> Iterator[Problem]:
-    """Files whose bytes differ from those recorded in adapter.json."""
+    """Files whose bytes differ from those recorded in adapter.json: an error for weights and config, else a note."""
     folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         if entry.path == ADAPTER_TOML:
             continue
+        code, hint = "files-edited", ""
+        if decides(entry.path):
+            code, hint = "files-changed", "Fetch it again; after an edit of your own, store it without its training record"
         if not path.is_file():
-            yield Problem("files-changed", entry.path, "", "adapter.json names it, but it is missing")
+            yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
         elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
             what = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
-            yield Problem(
-                "files-changed", entry.path, "", what, "Fetch it again; after an edit of your own, delete adapter.json"
-            )
+            yield Problem(code, entry.path, "", what, hint)
 
 
 def _numbers(pinned: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Problem]:

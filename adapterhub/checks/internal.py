@@ -24,8 +24,11 @@ def internal_problems(contents: Contents) -> Iterator[Problem]:
     """Problems that headers and config show; no values are read."""
     yield from _names(contents)
     for target, parts in contents.pairs.items():
-        yield from _pair(contents.weights, target, parts)
-    for name, tensor in contents.tensors():
+        if not _is_plain(parts):
+            yield from _pair(contents.weights, target, parts)
+    kinds = {(tensor.shape, tensor.dtype) for tensor in contents.infos()}
+    usable = all(0 not in shape and dtype in dtypes.FLOATS for shape, dtype in kinds)
+    for name, tensor in contents.tensors() if not usable else ():
         if 0 in tensor.shape:
             hint = "Save again with the weights gathered (stage3_gather_16bit_weights_on_model_save)"
             yield Problem("empty-tensor", contents.weights, name, f"shape {tensor.shape}", hint, got=str(tensor.shape))
@@ -48,6 +51,14 @@ def _names(contents: Contents) -> Iterator[Problem]:
         else:
             hint = "Save it with peft's save_pretrained"
             yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
+
+
+def _is_plain(parts: Part) -> bool:
+    """True for two matrices of one rank and nothing else, as nearly every module has: one test for those of `_pair`."""
+    if len(parts) != 2 or "A" not in parts or "B" not in parts:
+        return False
+    first, second = parts["A"].shape, parts["B"].shape
+    return len(first) == len(second) == 2 and first[0] == second[1] != 0
 
 
 def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
@@ -232,8 +243,7 @@ def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
         if dtype not in _INFINITE:
             continue
         ends = [*values.starts[1:], len(values.array)]
-        for name, start, end, most in zip(values.names, values.starts, ends, _largest_each(values), strict=True):
-            bad = _count_non_finite(values.array[start:end]) if most >= _INFINITE[dtype][2] else 0
+        for name, start, end, most, bad in zip(values.names, values.starts, ends, *_largest_and_bad(values), strict=True):
             if name == last[0]:  # another piece of a large one
                 last = (name, last[1] + end - start, max(last[2], most), last[3] + bad)
                 continue
@@ -244,13 +254,18 @@ def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
         yield last
 
 
-def _largest_each(values: Values) -> list[int]:
+def _largest_and_bad(values: Values) -> tuple[list[int], list[int]]:
+    """The largest bits and the number of non-finite values, of each tensor."""
     if len(values.names) == 1:
-        return [largest_bits(values.array)[0]]
-    dtype, mask, _ = _INFINITE[dtypes.name_of(values.array.dtype)]
+        most, infinite = largest_bits(values.array)
+        return [most], [_count_non_finite(values.array) if most >= infinite else 0]
+    dtype, mask, infinite = _INFINITE[dtypes.name_of(values.array.dtype)]
     bits = values.array.view(dtype)
-    found: list[int] = np.maximum.reduceat(bits & bits.dtype.type(mask), values.starts).tolist()
-    return found
+    bits = bits & bits.dtype.type(mask)
+    largest: list[int] = np.maximum.reduceat(bits, values.starts).tolist()
+    if max(largest) < infinite:
+        return largest, [0] * len(largest)
+    return largest, np.add.reduceat((bits >= infinite).astype(np.int64), values.starts).tolist()
 
 
 def _count_non_finite(array: np.ndarray) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adapterhub_converters import display
@@ -20,7 +21,10 @@ CODES: dict[str, tuple[str, str]] = {
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
     "not-understood": (ERROR, "a key of the config changes what the adapter computes in an unknown way"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
-    "files-changed": (ERROR, "a file differs from the one recorded in adapter.json"),
+    "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
+    "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
+    "not-packaged": (ERROR, "a push refuses a file: pickled weights, a link, a device"),
+    "left-out": (NOTE, "files that are not part of an adapter, which a push leaves out"),
     # Do config and tensors agree with each other?
     "key-prefix": (ERROR, "tensors are not named `base_model.model.…`; peft would skip them silently"),
     "unknown-tensor": (ERROR, "a tensor of unknown kind"),
@@ -112,6 +116,28 @@ class Problem:
         return ": ".join(part for part in (self.file, self.name) if part)
 
 
+class Findings:
+    """Problems as they are found: at most `limit` of each code are kept, all of them if it is None, and all are counted."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._kept: dict[str, list[Problem]] = {}
+        self._limit = limit
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Add problems."""
+        for problem in problems:
+            code = problem.code
+            self.counts[code] += 1
+            if self._limit is None or self.counts[code] <= self._limit:
+                self._kept.setdefault(code, []).append(problem)
+
+    @property
+    def kept(self) -> Mapping[str, Sequence[Problem]]:
+        """The problems that are kept, by code."""
+        return self._kept
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """All problems of one code.
@@ -143,6 +169,8 @@ class Report:
     """All problems found, and the verdicts.
 
     Attributes:
+        problems: The worst first.
+        counts: The number of problems of each code, which a limit may leave out of `problems`; empty if it has them all.
         levels: What was checked (`files`, `values`, `base`, `identity`).
         strict: Warnings count as errors do.
         base_facts: Name, revision and size of the base, and the bytes fetched to read it; empty without a base.
@@ -157,6 +185,7 @@ class Report:
     levels: tuple[str, ...] = ()
     strict: bool = False
     base_facts: Mapping[str, object] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -169,18 +198,23 @@ class Report:
 
     def count(self, severity: str) -> int:
         """The number of problems of a severity."""
-        return sum(problem.severity == severity for problem in self.problems)
+        return sum(count for code, count in self.counted().items() if CODES[code][0] == severity)
+
+    def counted(self) -> Mapping[str, int]:
+        """The number of problems of each code that has any, whether or not `problems` has all of them."""
+        return self.counts or Counter(problem.code for problem in self.problems)
 
     def grouped(self) -> list[Group]:
         """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
         found: dict[str, list[Problem]] = {}
         for problem in self.problems:
             found.setdefault(problem.code, []).append(problem)
+        counts = self.counted()
         return [
             Group(
                 code,
-                problems[0].what if len(problems) == 1 else CODES[code][1],
-                len(problems),
+                problems[0].what if counts[code] == 1 else CODES[code][1],
+                counts[code],
                 tuple(problem.where for problem in problems[:10]),
             )
             for code, problems in found.items()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, canonical_names
@@ -17,6 +17,8 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WIT
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
 from .shapes import is_conv1d
+
+_FIELD = linear.Pattern(r"\{\w+\}")
 
 _REASONS = 5  # of a verdict
 # Code of a problem to the feature of the adapter that rules of runtimes name.
@@ -44,22 +46,19 @@ _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 
 
 def runtime_verdicts(
-    contents: Contents | None, base: BaseSpec | None, problems: Iterable[Problem], *, values: bool = True
+    contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
 ) -> dict[str, Verdict]:
-    """The verdict of every runtime; `values`: the numbers of tensors may be read."""
-    by_code: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_code.setdefault(problem.code, []).append(problem)
-    features = dict(_features(contents, base, values=values)) if contents and "not-understood" not in by_code else {}
-    features.update({_FROM_PROBLEM[code]: found[-1].what for code, found in by_code.items() if code in _FROM_PROBLEM})
-    if "not-targeted" in by_code:  # an obstacle for some; the others load the tensors
-        features["not-targeted"] = by_code["not-targeted"][-1].what
-    reasons = {code: _first_reasons(found) for code, found in by_code.items()}
+    """The verdict of every runtime, given the problems by code; `values`: the numbers of tensors may be read."""
+    features = dict(_features(contents, base, values=values)) if contents and "not-understood" not in problems else {}
+    features.update({_FROM_PROBLEM[code]: found[-1].what for code, found in problems.items() if code in _FROM_PROBLEM})
+    if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
+        features["not-targeted"] = problems["not-targeted"][-1].what
+    reasons = {code: _first_reasons(found) for code, found in problems.items()}
     image_parts = _image_parts(contents) if contents else None
     return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
 
 
-def _first_reasons(problems: list[Problem]) -> list[str]:
+def _first_reasons(problems: Iterable[Problem]) -> list[str]:
     """The first reasons that a verdict shows of problems of one code."""
     found: dict[str, None] = {}
     for problem in problems:
@@ -102,7 +101,7 @@ def _image_parts(contents: Contents) -> tuple[str, ...] | None:
 
 
 def _reason(rule: Rule, about: str) -> str:
-    return re.sub(r"\{\w+\}", lambda _: about, rule.says)
+    return _FIELD.sub(lambda _: about, rule.text)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:

@@ -7,11 +7,11 @@ unnoticed. Shapes come from headers; see `adapterhub_converters.bases`.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import TypeVar
 
+from adapterhub.checks.target_modules import block_of
 from adapterhub_converters.adapter import Delta, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.bases.canonical_names import in_memory
@@ -76,7 +76,7 @@ def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
     """True if a base of which only names are known has a module or parameter, or the experts that it stacks."""
-    return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or _block(name) in blocks
+    return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
 def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
@@ -198,7 +198,7 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
     blocks = _with_experts(base) if contents.others else ()
     for target, delta in contents.others.items():
         weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target)
-        if weight is None and _block(target) in blocks:
+        if weight is None and block_of(target) in blocks:
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:
             missing.append(target)
@@ -232,13 +232,7 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
 
 def _with_experts(base: BaseSpec) -> set[str]:
     """The layers whose experts the files have one by one."""
-    return {_block(name) for name in base.tensors if ".experts.0." in name}
-
-
-def _block(target: str) -> str:
-    """The layer a module is in: `model.layers.0`."""
-    found = re.match(r"(?:.*?\.)?\d+(?=\.)", target)
-    return found.group(0) if found else target
+    return {block_of(name) for name in base.tensors if ".experts.0." in name}
 
 
 def _either_way(delta: Delta) -> set[tuple[int, ...]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats import peft
 from adapterhub_converters.patterns import fullmatch
@@ -16,8 +16,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output")
 # Tasks of peft whose model class adds a head to the base.
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-_EXPERT = re.compile(r"\.experts\.\d+\.")
-_LAYER = re.compile(r"^(?:.*?\.)??(\d+)\.")
+_EXPERT = linear.Pattern(r"\.experts\.\d+\.")
 
 
 def last_of(target: str) -> str:
@@ -27,23 +26,37 @@ def last_of(target: str) -> str:
 
 def layer_of(target: str) -> int | None:
     """The index of the layer a module is in: the first component that is a number."""
-    found = _LAYER.match(target)
-    return int(found.group(1)) if found else None
+    found = _layer(target)
+    return found[1] if found else None
 
 
 def stack_of(target: str) -> str:
     """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
-    found = _LAYER.match(target)
-    return target[: found.start(1)] if found else ""
+    found = _layer(target)
+    return found[0] if found else ""
+
+
+def block_of(target: str) -> str:
+    """The layer a module is in: `model.layers.0`; the module itself outside of any."""
+    found = _layer(target)
+    return f"{found[0]}{found[1]}" if found else target
+
+
+def _layer(target: str) -> tuple[str, int] | None:
+    at = 0
+    for part in target.split(".")[:-1]:
+        if part.isdecimal() and len(part) < 10:
+            return target[:at], int(part)
+        at += len(part) + 1
+    return None
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
     """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
     depths: dict[str, int] = {}
     for name in names:
-        if found := _LAYER.match(name):
-            stack = name[: found.start(1)]
-            depths[stack] = max(depths.get(stack, 0), int(found.group(1)) + 1)
+        if found := _layer(name):
+            depths[found[0]] = max(depths.get(found[0], 0), found[1] + 1)
     return depths
 
 
@@ -56,11 +69,10 @@ def matches(option: object, names: Collection[str], module: str, layers: Collect
         if option == "all-linear":
             return last_of(module) not in (*EMBEDDINGS, *OUTPUTS)
         return fullmatch(option, module, f"{peft.CONFIG}: target_modules")
-    if module in names:
+    if module in names:  # whatever `layers` says
         return True
-    if not any(module[at + 1 :] in names for at, char in enumerate(module) if char == "."):
-        return False
-    return layers is None or layer_of(module) in layers
+    inside = last_of(module) in names or any(module[at + 1 :] in names for at, char in enumerate(module) if char == ".")
+    return inside and (layers is None or layer_of(module) in layers)
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:

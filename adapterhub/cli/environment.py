@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,29 +25,49 @@ if TYPE_CHECKING:
     from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
+    from adapterhub.remotes.known_hosts import KnownHosts
 
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
+ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
 DEFAULT = ""
 """What --remote is without a name."""
+_COMPLETING = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
 
 
 def registry_folder(settings: Settings) -> Path:
     """The folder of the registry to use; it may not be there yet."""
+    return chosen_registry(settings)[0]
+
+
+def chosen_registry(settings: Settings) -> tuple[Path, str]:
+    """The folder of the registry to use, and what chose it."""
     from adapterhub.registry.registry import find
 
-    named = named_registry(settings)
-    mine = None if named else user()
+    named, by = _named_registry(settings)
+    if named:
+        return find(Path.cwd(), explicit=Path(named)), by
+    mine = user()
     default = (mine and mine.registry) or data_folder()
-    return find(Path.cwd(), explicit=Path(named) if named else None, default=default)
+    found = find(Path.cwd(), default=default)
+    if found != default:
+        return found, "found here" if found == Path.cwd() else "found above this folder"
+    return found, str(user_file()) if mine and mine.registry else "the default"
 
 
 def named_registry(settings: Settings) -> str | None:
     """The registry that an option, the environment or the project names."""
-    named = settings.registry or os.environ.get(ENVIRONMENT)
-    if not named and (found := project()) and found.registry:
-        return str(found.registry)
-    return named
+    return _named_registry(settings)[0]
+
+
+def _named_registry(settings: Settings) -> tuple[str | None, str]:
+    if settings.registry:
+        return settings.registry, "--registry"
+    if os.environ.get(ENVIRONMENT):
+        return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
+    found = project()
+    folder = Workspace(trusts=trusts).admitted_registry(found) if found else None
+    return (str(folder), str(found.path)) if found and folder else (None, "")
 
 
 def workspace(settings: Settings) -> Workspace:
@@ -62,6 +83,7 @@ def workspace(settings: Settings) -> Workspace:
         hub=hub,
         environ=os.environ,
         proxy=proxy,
+        trusts=trusts,
         uploads=data_folder() / "uploads",
         cache=cache_folder(),
         tell=lambda note: output.say(output.one_line(note)),
@@ -103,7 +125,7 @@ def hub() -> Hub:
     """
     from adapterhub.bases.hub_address import ENDPOINT, Hub
 
-    if _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE"):
+    if is_offline():
         raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
@@ -120,6 +142,47 @@ def hub() -> Hub:
     if not token.isascii() or not token.isprintable():
         raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
     return Hub(endpoint, token or None, proxy)
+
+
+def known_hosts() -> KnownHosts:
+    """Those that the user has dealt with, by their files and by ADAPTERHUB_ALLOW_HOSTS."""
+    from adapterhub.remotes.known_hosts import KnownHosts
+
+    allowed = [text.strip() for text in os.environ.get(ALLOW_HOSTS, "").split(",")]
+    mine = user()
+    return KnownHosts(
+        config_folder() / "known_hosts",
+        [text for text in (*allowed, os.environ.get("HF_ENDPOINT", "")) if text],
+        list(mine.remotes.values()) if mine else [],
+        docker_config(),
+    )
+
+
+def trusts(owner: str, file: Path) -> bool:
+    """Whether a project may send us to somebody: the user knows them, or is asked now, once, on a terminal."""
+    known = known_hosts()
+    if known.knows(owner):
+        return True
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _COMPLETING in os.environ:
+        return False
+    from . import output
+
+    if not output.agreed(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?"):
+        return False
+    known.keep(owner)
+    return True
+
+
+def used(address: str) -> None:
+    """Remember whom the user has named, because a file of the project names them from now on."""
+    from adapterhub.remotes.location import parse
+
+    known_hosts().keep(parse(address).owner)
+
+
+def is_offline() -> bool:
+    """True if the variables of huggingface_hub or transformers forbid access to the Hub."""
+    return _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE")
 
 
 def proxy(scheme: str, host: str) -> str:
@@ -143,6 +206,15 @@ def _renewed_token() -> str:
 
 def _on(name: str) -> bool:
     return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def shorten_waits_of_torch() -> None:
+    """Set the spin count of torch's OpenMP, which reads it when torch is loaded, unless the user has set it.
+
+    Its threads wait for each other in a busy loop; where another program has one of the cores that costs a factor of 30, with
+    a short wait of 4. No number depends on it.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def data_folder() -> Path:
@@ -193,7 +265,7 @@ def project() -> SettingsFile | None:
 
         output.say(output.one_line(f"warning: {path} belongs to another user and is passed over"))
         return None
-    return project.read(path)
+    return project.read(path, follow=False)
 
 
 @functools.cache
@@ -245,13 +317,23 @@ def remote(name: str) -> Remote:
     return there[found]
 
 
+def remote_to_ask(name: str) -> Remote:
+    """A remote by its name, or the default one, to send requests to; RefusedError for a host that only the project names."""
+    found = remote(name)
+    if (here := project()) and found.path == here.path:
+        from adapterhub.remotes.configured import nobody
+
+        Workspace(trusts=trusts).admitted(nobody(found.url), found.path)
+    return found
+
+
 def at_remote(ref: str, name: str | None) -> str:
     """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
     if name is None:
         return ref
     from adapterhub.remotes.configured import below
 
-    return below(remote(name).url, ref)
+    return below(remote_to_ask(name).url, ref)
 
 
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:

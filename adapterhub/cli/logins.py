@@ -16,7 +16,7 @@ def address_of(text: str) -> Address:
     """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address
 
-    found = environment.remotes().get(text)
+    found = environment.remote_to_ask(text) if text in environment.remotes() else None
     url = found.url if found else text if "://" in text else f"oci://{text}"
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:

@@ -34,7 +34,7 @@ EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
     "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
-    "bitsandbytes": "demo", "obstore": "objectstore", "peft": "dev",
+    "bitsandbytes": "demo", "jinja2": "train", "obstore": "objectstore", "peft": "dev",
 }  # fmt: skip
 
 
@@ -78,10 +78,12 @@ GROUPS = {
         "log": "Show the history of a name.",
     },
     "Maintain": {
+        "info": "Show which registry, settings and programs are in use.",
         "init": "Create a registry.",
         "base": "Manage base models by name.",
         "tag": "Point a tag at a version.",
         "rm": "Remove a tag or a name.",
+        "restore": "Restore a name that was removed.",
         "deprecate": "Mark a version as deprecated.",
         "keep": "Choose which versions gc keeps.",
         "gc": "Remove unused data.",
@@ -198,7 +200,8 @@ def _report(error: Exception, arguments: list[str]) -> int:
     known = errors.in_words_of_the_command_line(translate(error))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
-        traceback.print_exception(error)
+        for row in "".join(traceback.format_exception(error)).splitlines():
+            output.say(row)
     if known is None:
         where = "" if debug else _crash_report(error, arguments)
         known = AdapterhubError(
@@ -207,7 +210,7 @@ def _report(error: Exception, arguments: list[str]) -> int:
     line = output.one_line(f"error: {known}")
     if _wants_json(arguments):
         output.write_json({"error": output.error_document(known)})
-    print(line, file=sys.stderr)
+    output.say(line)
     return known.exit_code
 
 

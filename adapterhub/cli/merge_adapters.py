@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub import combining
 
@@ -14,6 +14,7 @@ from .options import Settings
 from .views import merged
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.document import Recipe
     from adapterhub.ref import Ref
 
 
@@ -22,9 +23,9 @@ def into_adapter(
     found: Sequence[inputs.Source],
     weights: Sequence[float],
     target: Path | Ref,
+    how: Recipe,
     *,
     plot: str | None = None,
-    **how: Any,
 ) -> None:
     """Merge into a folder or a ref, and show the report."""
     from adapterhub_converters.containers import atomic
@@ -34,10 +35,10 @@ def into_adapter(
 
         merge_plot.check()
         atomic.check_free(Path(plot), folder=False)
-    made = combining.merge_adapters(found, weights, target, workspace(settings), **how)
+    made = combining.merge_adapters(found, weights, target, how, workspace(settings))
     where = str(made.version.ref if made.version else target)
     if plot:
         merge_plot.draw(made.report, Path(plot), title=where)
     document = merged.document(where, made.version, made.report, made.manifest.to_dict()["parents"])
     text = merged.lines(where, made.manifest, made.report)
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(text)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(text))

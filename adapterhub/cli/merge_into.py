@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterhub import combining
+from adapterhub import combining, sources
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
-from . import inputs, output, recipes
+from . import environment, inputs, output
+from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
-from .views import fused
+from .views import fused, recipes
+
+_SIZE = linear.Pattern(r"(?i)(\d+(?:\.\d+)?) ?([KMGT]?B?)")
 
 
 def weights_of(text: str | None, count: int) -> list[float]:
@@ -64,7 +67,14 @@ def run(
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
-        recipes.keep(settings, merge, asked, recipes.Place(base, *places), digest=not into["no_digest"])
+        from adapterhub import materializing
+
+        here = workspace(settings)
+        digests = not into["no_digest"]
+        made = materializing.write_recipe(merge, asked, base, places[1], here, source=places[0], digests=digests)
+        for address in filter(sources.is_address, (one.ref or "" for one in made.recipe.adapters)):
+            environment.used(address)
+        recipes.written(made, merge.report.size, as_json=settings.as_json)
         return
     report = merge.report
     if not into["dry_run"]:
@@ -74,7 +84,7 @@ def run(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip(), re.IGNORECASE)
+    match = _SIZE.fullmatch(text.strip())
     unit = match[2].upper() if match else ""
     unit += "B" if unit in ("K", "M", "G", "T") else ""
     if not match or not (count := int(float(match[1]) * _UNITS[unit])):

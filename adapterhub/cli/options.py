@@ -7,26 +7,28 @@ An option has one name and one meaning in all commands, so its help begins the s
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters import formats
+from adapterhub_converters import formats, linear
 from adapterhub_converters.errors import UsageError
 
 from .progress import EVENTS, QUIET
+
+_COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
 
 # What people type to the command that does it.
 SYNONYMS = {
-    "add": "push", "check": "validate", "cp": "copy", "delete": "rm", "download": "pull", "export": "bundle", "get": "pull",
-    "history": "log", "info": "show", "inspect": "show", "lint": "validate", "ls": "list", "put": "push", "quantize": "convert",
-    "remove": "rm", "repair": "fix", "upload": "push", "version": "--version",
+    "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
+    "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
+    "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
+    "upload": "push", "version": "--version",
 }  # fmt: skip
 
 
@@ -173,6 +175,7 @@ energy_option = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of the energy to keep, by the smallest ranks that do, like 0.99.",
 )
+yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")
 expect_option = click.option("--expect", metavar="DIGEST", help="Fail (exit 7) unless the tag has this digest, or is `absent`.")
 weights_option = click.option("--weights", metavar="W,W…", help="Weight of each adapter, like 0.7,-0.4. [default: 1 each]")
@@ -203,7 +206,7 @@ class _Rate(click.ParamType[float]):
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)", str(value), re.IGNORECASE)
+        found = _COUNT.fullmatch(str(value))
         rate = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
         if rate < 1:
             self.fail(f"{value!r} is not a number of bytes per second, like 500k or 10M", param, ctx)

@@ -1,5 +1,8 @@
 """Results on stdout and messages on stderr: tables, JSON with stable keys, one line for one thing.
 
+Whatever is printed goes through `write` and `say`, which leave nothing in it that could control a terminal or a runner of
+workflows: callers pass texts of strangers as they are. A document has the escapes of its own language (`write_document`).
+
 A table prints whole cells and never cuts a ref: on a narrow terminal, less important columns are dropped. A pipe gets every
 column, no color and no progress. Tables are not rich's: `list` would take 28 ms longer to start, and rich cuts cells.
 """
@@ -9,13 +12,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 
@@ -31,8 +36,17 @@ def width() -> int | None:
 
 def color(text: str, name: str) -> str:
     """`text` in a color, on a terminal with colors (https://no-color.org)."""
-    codes = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "bold": 1, "dim": 2}
-    return f"\x1b[{codes[name]}m{text}\x1b[0m" if has_color() else text
+    codes = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
+    return _colored(text, codes[name])
+
+
+# In front of the code of a color until the line is printed: no text of a stranger has it, so none has a color.
+_MARK = f"\x1b{os.urandom(8).hex()}"
+_COLOR = re.compile(re.escape(_MARK) + "([0-9;]+)m")
+
+
+def _colored(text: str, code: str) -> str:
+    return f"{_MARK}{code}m{text}{_MARK}0m" if has_color() else text
 
 
 def has_color() -> bool:
@@ -49,7 +63,7 @@ def heat(share: float, wide: int) -> str:
     """A cell for a number from 0 to 1: a color, or a bar on a terminal without."""
     share = min(1.0, max(0.0, share))
     if has_color():
-        return f"\x1b[38;5;{_HEAT[round(share * (len(_HEAT) - 1))]}m{'█' * wide}\x1b[0m"
+        return _colored("█" * wide, f"38;5;{_HEAT[round(share * (len(_HEAT) - 1))]}")
     return _BARS[round(share * (len(_BARS) - 1))] * wide
 
 
@@ -58,25 +72,49 @@ def has_blocks() -> bool:
     return is_terminal() and (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def printable(text: str) -> str:
-    """Untrusted text with its control characters escaped, so that it cannot control a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def one_line(text: str) -> str:
     """`text` as one printable line, with its indentation."""
     inner = text.lstrip(" ")
     return " " * (len(text) - len(inner)) + printable(" ".join(inner.split()))
 
 
+# What runners of workflows take for a command: GitHub's `::` that begins a line, its older `##[` anywhere (actions/runner,
+# `ActionCommand.cs`), `##vso[` of Azure and `##teamcity[`. The character that is replaced is the match's last.
+_COMMAND = re.compile(r"(?m)(?<=#)#(?=[a-z]*\[)|^ *:(?=:)")
+
+
+def inert(text: str, spelled: str = "\\x{:02x}") -> str:
+    """`text` without commands to a runner of workflows; `spelled` writes a character as an escape of the text's language."""
+    return _COMMAND.sub(lambda found: found[0][:-1] + spelled.format(ord(found[0][-1])), text)
+
+
+def _line(text: str) -> str:
+    """The line to print for `text`: everything but our own colors as printable characters."""
+    codes = _COLOR.split(text)
+    codes[::2] = map(printable, codes[::2])
+    codes[1::2] = [f"\x1b[{code}m" for code in codes[1::2]]
+    return inert("".join(codes))
+
+
 def write(text: str = "") -> None:
     """Print one line of the result."""
+    print(_line(text))
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Print lines of the result."""
+    for line in lines:
+        write(line)
+
+
+def write_document(text: str) -> None:
+    """Print a document in a language of its own, in which whoever wrote it escaped texts of strangers."""
     print(text)
 
 
 def say(text: str) -> None:
     """Print one line about the work to stderr."""
-    print(text, file=sys.stderr)
+    print(_line(text), file=sys.stderr)
 
 
 @functools.cache
@@ -86,9 +124,25 @@ def deprecated(ref: str, message: str | None) -> None:
         say(one_line(f"warning: {ref} is deprecated" + (f": {message}" if message else "")))
 
 
+def agreed(question: str) -> bool:
+    """Ask a yes-or-no question on the terminal; False for no, for an empty answer and for none."""
+    import click
+
+    try:
+        return click.confirm(one_line(question), err=True)
+    except click.Abort:
+        say("")
+        return False
+
+
 def write_json(document: Any) -> None:
     """Print the result as one JSON document; a lone surrogate in a file name becomes an escape."""
-    print(json.dumps(document, indent=2, ensure_ascii=True))
+    write_document(json_text(document, indent=2))
+
+
+def json_text(document: Any, *, indent: int | None = None) -> str:
+    """JSON in ASCII, without commands to a runner of workflows."""
+    return inert(json.dumps(document, indent=indent, ensure_ascii=True), "\\u{:04x}")
 
 
 def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
@@ -176,8 +230,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: i
 
 def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print a table within the columns of the terminal."""
-    for line in table(columns, rows, screen=width()):
-        write(line)
+    write_lines(table(columns, rows, screen=width()))
 
 
 def _least(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:
@@ -201,7 +254,8 @@ def _row(
 
 
 def cut(text: str, screen: int | None) -> str:
-    """`text` within `screen` columns, with an ellipsis if it was longer."""
+    """`text` as a printable one within `screen` columns, with an ellipsis if it was longer."""
+    text = printable(text)
     return text if screen is None or len(text) <= screen else text[: max(screen - 1, 0)].rstrip() + "…"
 
 
@@ -227,5 +281,4 @@ def pairs(items: Mapping[str, str], *, screen: int | None = None) -> list[str]:
 
 def write_pairs(items: Mapping[str, str]) -> None:
     """Print `key  value` lines within the columns of the terminal."""
-    for line in pairs(items, screen=width()):
-        write(line)
+    write_lines(pairs(items, screen=width()))

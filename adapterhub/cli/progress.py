@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -12,6 +11,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from adapterhub.cli import output
+from adapterhub_converters.display import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -33,8 +35,10 @@ def bar(*columns: str | ProgressColumn) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    more = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=None), *columns, console=Console(stderr=True), transient=True
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *more, console=console, transient=True
     )
 
 
@@ -82,7 +86,7 @@ def _drawn(title: str, *, counted: bool) -> Iterator[Show]:
 
             amount = (MofNCompleteColumn(),) if counted else (DownloadColumn(), TransferSpeedColumn())
             drawn = bar("{task.percentage:>3.0f}%", *amount, TimeRemainingColumn(compact=True), "left")
-            drawn.add_task(title, total=total or None)
+            drawn.add_task(printable(title), total=total or None)
             drawn.start()
         drawn.update(drawn.task_ids[0], completed=done, total=total or None)
 
@@ -98,7 +102,7 @@ def _events(title: str) -> Iterator[Show]:
     speed, last = _Speed(), (0, 0)
 
     def write(event: str, **more: Any) -> None:
-        print(json.dumps({"event": event, "title": title, **more}), file=sys.stderr, flush=True)
+        print(output.json_text({"event": event, "title": title, **more}), file=sys.stderr, flush=True)
 
     def show(done: int, total: int) -> None:
         nonlocal last

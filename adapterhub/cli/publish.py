@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.cli.views.versions import version_document
+from adapterhub.manifest.package_files import shortened
 
 from . import output
 
@@ -27,8 +28,8 @@ def published(made: Version | Sent) -> Shown:
     if made.overridden:
         count = output.plural(len(made.overridden), "error")
         output.say(output.one_line(f"stored despite {count}, the first {made.overridden[0]}"))
-    for name in made.skipped:
-        output.say(output.one_line(f"left out: {name}"))
+    if made.skipped:
+        output.say(output.one_line(f"left out: {shortened(made.skipped)}"))
     if not isinstance(made, Sent):
         tags = f" ({', '.join(made.tags)})" if made.tags else ""
         line = f"{made.ref}{tags}  {output.size(made.size or 0)}  {output.digest(made.digest)}"

@@ -21,15 +21,17 @@ from urllib3 import HTTPResponse
 
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
+from .boundary import Boundary
 from .connections import FAILURES, Connections, StaleError, chain, failure
 from .errors import AgainError, CutError, DeniedError, GivenUpError
 from .urls import ProxyOf, no_proxy, origin, proxy_to, resolved
 
 MAX_REDIRECTS = 10
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another try
-TIMEOUT = 60.0  # seconds without a byte; a registry hashes what it has received before it answers
+TIMEOUT = 60.0  # seconds; a registry hashes what it has received before it answers
 SMALL = 1 << 16  # bytes of an answer that only reports success or failure
-_SLOWEST = 50_000  # bytes a second; with the timeout this bounds the time that a small body may take
+_SLOWEST = 50_000  # bytes a second of a small body, once the timeout is over
+_TOO_SLOW = f"the server sends less than {_SLOWEST // 1000} kB a second"
 _LONGEST_PAUSE = 120.0  # seconds that a server may ask us to wait; the user is told of longer ones
 _PIECE = 1 << 16
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -88,7 +90,7 @@ class Body:
             n: int = self._raw.readinto(buffer) or 0
         except FAILURES as error:
             found = failure(error, self._where)
-            raise CutError(self._where, found.reason if isinstance(found, AgainError) else str(found)) from error
+            raise CutError(self._where, found.reason) if isinstance(found, AgainError) else found from error
         if not n and len(buffer) and self.length is not None and self.taken < self.length:
             raise CutError(self._where, f"the connection ended {self.length - self.taken} bytes too early", "Try again")
         self.taken += n
@@ -98,18 +100,18 @@ class Body:
         """The body, or its first `limit` bytes.
 
         Raises:
-            AgainError: It ended too early, or comes so slowly that `limit` bytes would take forever.
+            AgainError: It ended too early.
+            RemoteError: It comes so slowly that it might as well not come.
         """
-        data = bytearray()
-        wanted = limit if self.length is None else min(limit, self.length)
-        deadline = time.monotonic() + timeout + wanted / _SLOWEST
+        data, began = bytearray(), time.monotonic()
         try:
-            # One read more than needed finds the end, after which the connection can be kept.
-            while len(data) < limit and (piece := self._response.read1(min(_PIECE, limit - len(data)))):
+            while len(data) < limit:
+                self._raw.wire.hurry(began + timeout + len(data) / _SLOWEST, _TOO_SLOW)
+                # One read more than needed finds the end, after which the connection can be kept.
+                if not (piece := self._response.read1(min(_PIECE, limit - len(data)))):
+                    break
                 data += piece
                 self.taken += len(piece)
-                if time.monotonic() > deadline:
-                    raise AgainError(f"the server sends less than {_SLOWEST // 1000} kB a second")
         except FAILURES as error:
             raise failure(error, self._where) from error
         return bytes(data)
@@ -132,14 +134,15 @@ class Client:
     """Requests to one server; several threads may use it at once.
 
     Attributes:
-        base: Its URL; only this origin gets credentials.
+        base: Its URL; only this origin gets credentials, and with TLS there nothing is sent without it anywhere.
         authorize: Answers a 401 of that origin; None for a client without credentials.
         login_hint: How to log in, for errors.
         login_host: The host that this program can log in at (`DeniedError`); empty for a server of another kind.
         secrets: Texts that no error may repeat, whatever a server sends.
         pauses: Seconds before each further try.
-        timeout: Seconds without a byte, and for all headers of an answer.
+        timeout: Seconds without a byte, and for all headers of an answer and of the redirects to it.
         proxy: The proxy for a scheme and a host.
+        boundary: What it may lead to; that of `base` if there is none.
     """
 
     base: str = ""
@@ -150,6 +153,7 @@ class Client:
     timeout: float = TIMEOUT
     proxy: ProxyOf = no_proxy
     login_host: str = ""
+    boundary: Boundary | None = None
     known: dict[str, str] = field(default_factory=dict, repr=False)
     """`Authorization` by scope; the empty scope is that of a request that names none."""
 
@@ -157,7 +161,8 @@ class Client:
     """For a server that is asked for TLS and speaks plain HTTP."""
 
     def __post_init__(self) -> None:
-        self._connections = Connections(self.timeout)
+        self.boundary = self.boundary or Boundary(origin(self.base, self.base)[1] if self.base else "")
+        self._connections = Connections(self.timeout, self.boundary)
         self._authorizing = threading.Lock()
         self._stopped = threading.Event()
 
@@ -270,21 +275,25 @@ class Client:
         redirects: bool = True,
     ) -> Iterator[Body]:
         """The answer after redirects and, once, after a login."""
-        logged_in = False
+        logged_in, left = False, self.timeout
         for _ in range(MAX_REDIRECTS + 2):
+            began = time.monotonic()
             at_home = self._at_home(url, where)
             known = self.known.get(scope) if at_home else None
             who = {"Authorization": known} if known else {}
-            found = self._send(method, url, where, {**(headers or {}), **who}, body)
+            found = self._send(method, url, where, headers={**(headers or {}), **who}, body=body, within=left)
             try:
                 if found.status in _REDIRECTS and redirects and method in ("GET", "HEAD"):
-                    _finish(found)
+                    _finish(found, left)
                     url = resolved(url, found.headers.get("location"), where)
+                    left -= time.monotonic() - began
+                    if left <= 0:
+                        raise RemoteError(where, f"no answer in time: its redirects take longer than {self.timeout:g} seconds")
                     continue
                 if found.status == 401 and at_home and self.authorize and not logged_in:
-                    _finish(found)
+                    _finish(found, left)
                     self._log_in(scope, known, found.challenges)
-                    logged_in = True
+                    logged_in, left = True, self.timeout
                     continue
                 yield found
                 return
@@ -303,15 +312,20 @@ class Client:
                 self.known.pop(scope, None)
                 self.known[scope] = self.authorize(challenges, scope)
 
-    def _send(self, method: str, url: str, where: str, headers: Mapping[str, str], body: bytes | Outgoing | None) -> Body:
+    def _send(
+        self, method: str, url: str, where: str, *, headers: Mapping[str, str], body: bytes | Outgoing | None, within: float
+    ) -> Body:
         sent = {"User-Agent": "adapterhub", "Accept-Encoding": "identity", **headers}
         if body is not None or method in ("POST", "PUT", "PATCH"):
             sent["Content-Length"] = str(len(body or b""))
         scheme, host, _ = origin(url, where)
+        if scheme != "https" and self.base and origin(self.base, where)[0] == "https":
+            raise RemoteError(where, "the server leads from https to http")
         proxy = proxy_to(scheme, host, self.proxy, where)
         while True:
             try:
-                return Body(self._connections.send(method, url, headers=sent, body=body, proxy=proxy), url, where)
+                found = self._connections.send(method, url, headers=sent, body=body, proxy=proxy, within=within)
+                return Body(found, url, where)
             except FAILURES as error:
                 # A server may close an idle connection at any time, which is no failure; of a PATCH some may have arrived.
                 stale = any(isinstance(one, StaleError) for one in chain(error))
@@ -347,10 +361,10 @@ class Client:
         return "" if any(secret and secret in text for secret in (*self.secrets(), *known)) else text
 
 
-def _finish(found: Body) -> None:
+def _finish(found: Body, timeout: float) -> None:
     """Read the rest of an answer that only points elsewhere, so that its connection can be kept."""
     with contextlib.suppress(AgainError, RemoteError):
-        found.read(SMALL)
+        found.read(SMALL, timeout)
 
 
 def seconds(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Kept connections of one client on urllib3's pools, with a deadline for the headers of an answer and a way to stop them all.
+"""Kept connections of one client on urllib3's pools, with bounds for each answer and a way to stop them all.
 
 urllib3 opens, keeps and reuses connections, checks certificates and speaks to proxies. It never reads the environment, and its
 own redirects and retries are off: redirects must not take credentials along, and only the client knows what may be repeated.
@@ -16,17 +16,21 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
-from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, ProxyManager
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool, PoolManager, ProxyManager, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, LocationParseError
 
 from adapterhub_converters.errors import RemoteError
 
+from .boundary import Boundary, LedAstrayError
+from .bounded import BoundedResponse, NonsenseError, SlowError
 from .errors import AgainError
 from .urls import Proxy
 
 FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError)
 """What urllib3 and http.client raise when a connection or an answer fails."""
+LASTING = (NonsenseError, SlowError, LedAstrayError)
+"""Those of them that another try would meet as well; their text is for people."""
 _KEPT = 16  # idle connections to one origin
 
 
@@ -35,10 +39,22 @@ class StaleError(ConnectionError):
 
 
 class _Watched(HTTPConnection):
-    """One connection: the headers of an answer must all arrive within `timeout`, which otherwise counts for each read."""
+    """One connection, with answers that are bounded, and only to an address that `boundary` admits."""
 
+    response_class = BoundedResponse
+    boundary: Boundary
     _opened: socket.socket | None = None
     _answered = False
+
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        try:
+            if self.proxy is None:
+                self.boundary.check_peer(self.host, connected.getpeername()[0])
+        except BaseException:
+            connected.close()
+            raise
+        return connected
 
     def connect(self) -> None:
         super().connect()
@@ -46,27 +62,12 @@ class _Watched(HTTPConnection):
         self._opened, self._answered = self.sock, False
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            self.shut_down()
-
-        timer = threading.Timer(cast(float, self.timeout), stop)
-        timer.daemon = True
-        timer.start()
         try:
             response = super().getresponse()
         except (OSError, http.client.HTTPException) as error:
-            if late.is_set():
-                raise TimeoutError from None
-            if self._answered and not isinstance(error, TimeoutError):
+            if self._answered and not isinstance(error, (TimeoutError, *LASTING)):
                 raise StaleError from error
             raise
-        finally:
-            timer.cancel()
-        if late.is_set():  # headers that ended early pass for whole ones
-            raise TimeoutError
         self._answered = True
         return response
 
@@ -80,13 +81,15 @@ class _Watched(HTTPConnection):
 class Connections:
     """The connections of one client; several threads may use them at once, each request on one of its own."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float, home: Boundary) -> None:
+        self._timeout, self._boundary = timeout, home
         self._all: WeakSet[_Watched] = WeakSet()
         self._managers: dict[tuple[str, Proxy | None], PoolManager] = {}
         self._lock = threading.Lock()
 
         class Plain(_Watched):
+            boundary = home
+
             def connect(connection) -> None:  # noqa: N805
                 super().connect()
                 with self._lock:
@@ -104,10 +107,18 @@ class Connections:
         self._pools = {"http": Pool, "https": SecurePool}
 
     def send(
-        self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | Iterable[Any] | None, proxy: Proxy | None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[Any] | None,
+        proxy: Proxy | None,
+        within: float,
     ) -> HTTPResponse:
-        """The answer to one request, its body unread; one of FAILURES where there is none."""
+        """The answer to one request, its head read `within` these seconds, its body unread; one of FAILURES without one."""
         parts = urlsplit(url)
+        self._boundary.check_name(parts.hostname or "")
         scheme = parts.scheme
         with self._lock:
             if (scheme, proxy) not in self._managers:
@@ -120,14 +131,16 @@ class Connections:
             url if proxy and scheme == "http" else path,
             headers=headers,
             body=body,
-            timeout=self._timeout,
+            timeout=Timeout(connect=self._timeout, read=within),
             redirect=False,
             retries=False,
             assert_same_host=False,
             preload_content=False,
             decode_content=False,
         )
-        return cast(HTTPResponse, response)
+        found = cast(HTTPResponse, response)
+        cast(BoundedResponse, found._original_response).wire.head_is_read(self._timeout)
+        return found
 
     def _new(self, scheme: str, proxy: Proxy | None) -> PoolManager:
         options: dict[str, Any] = {"maxsize": _KEPT}
@@ -170,6 +183,8 @@ def failure(error: Exception, where: str, proxy: Proxy | None = None, *, plain: 
 
 def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) -> RemoteError | None:
     """The error for a cause that another try would meet as well."""
+    if isinstance(cause, (*LASTING, http.client.LineTooLong)) or type(cause) is http.client.HTTPException:  # too many headers
+        return RemoteError(where, str(cause)[:200])
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = "If your own authority issued it, set SSL_CERT_FILE to a file with that authority's certificate"
         return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urljoin, urlsplit
 
 from adapterhub_converters.errors import RemoteError, UsageError
+
+from .boundary import is_loopback
 
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
@@ -60,6 +61,17 @@ def resolved(url: str, location: str | None, where: str) -> str:
     return target
 
 
+def next_page(link: str, url: str, where: str) -> str | None:
+    """The URL of the next page by the header `Link` of the answer from `url` (RFC 8288); None on the last page.
+
+    Raises:
+        RemoteError: As `resolved`.
+    """
+    target, _, parameters = link.strip().partition(">")
+    relation = "".join(parameters.replace('"', "").split())
+    return resolved(url, target[1:], where) if target.startswith("<") and relation.startswith(";rel=next") else None
+
+
 @dataclass(frozen=True)
 class Proxy:
     """An HTTP proxy: `headers` are for it alone and carry its password."""
@@ -76,7 +88,7 @@ class Proxy:
 
 def proxy_to(scheme: str, host: str, named: ProxyOf, where: str) -> Proxy | None:
     """The proxy for a host; None for a direct connection, which this machine always gets."""
-    text = "" if _is_loopback(host) else named(scheme, host)
+    text = "" if is_loopback(host) else named(scheme, host)
     if not text:
         return None
     hint = f"Set {scheme.upper()}_PROXY to one like http://proxy.example:3128"
@@ -92,10 +104,3 @@ def proxy_to(scheme: str, host: str, named: ProxyOf, where: str) -> Proxy | None
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
     return Proxy(parts.hostname, port, headers)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

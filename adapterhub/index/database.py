@@ -3,17 +3,16 @@
 It contains no data of its own: it replays the logs, and a deleted one is rebuilt from them. Its write lock is also the lock
 under which every writer moves refs.
 
-The file may be anybody's. Its schema must be the one that `migrations` makes, its values must have the types of their columns,
+The file may be anybody's. Its schema must be that of `schema`, its values must have the types of their columns,
 and no statement runs longer than the size of the file justifies. What a ref means is compared with the log.
 
 Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time where
-pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to create, migrate or
-rebuild the tables (`migrations`, `replay.rebuild`).
+pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to fill
+the tables from logs (`migrations`, `replay.rebuild`); empty ones are created by plain SQL (`schema`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,16 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.errors import IntegrityError, LocalIOError
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import IntegrityError, LocalIOError, RefusedError
 
 FILE = "registry.db"
+SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""Of the database and the files that SQLite keeps next to it."""
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
-VERSION = 8
+VERSION = 9
 """`user_version` of a database with the current tables: the number of migrations."""
-SCHEMA = "26a011cdce42d2d092f906f5cbf8da241aa3e39436f6df698f78e7a927c1c7d0"
-"""Digest of the schema that `migrations` makes (`schema`)."""
 _LOCK_SECONDS = 30
-_MAX_OBJECTS = 200  # tables, indexes, triggers
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 256 << 20,  # bytes of a value; a chain of pages that is a circle has no end
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
@@ -50,9 +49,9 @@ _KINDS: dict[str, set[type]] = {"s": {str}, "i": {int}, "S": {str, _NULL}, "I": 
 def is_ours(path: Path) -> bool:
     """Return True if a file is a registry.db, by its first 100 bytes."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, follow=False) as file:
             head = file.read(100)
-    except OSError:
+    except (OSError, RefusedError):
         return False
     return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
 
@@ -75,16 +74,6 @@ def _guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
     for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
-
-
-def schema(connection: sqlite3.Connection) -> str:
-    """Return the digest of all that a database defines, in any spelling of quotes and spaces; empty for too many objects."""
-    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchmany(_MAX_OBJECTS + 1)
-    if len(found) > _MAX_OBJECTS:
-        return ""
-    quotes = str.maketrans("[]`", '"""')
-    lines = sorted(" ".join(f"{kind} {name} {table} {sql}".translate(quotes).split()) for kind, name, table, sql in found)
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -211,7 +200,7 @@ def broken(path: Path, what: str) -> IntegrityError:
     return IntegrityError(str(path), f"a broken registry ({what})", "Rebuild the index", code="broken-index")
 
 
-def remove(path: Path, suffixes: Sequence[str] = ("", "-wal", "-shm", "-journal")) -> None:
+def remove(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     """Remove a database file and the files that SQLite keeps next to it."""
     for suffix in suffixes:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
@@ -220,6 +209,6 @@ def remove(path: Path, suffixes: Sequence[str] = ("", "-wal", "-shm", "-journal"
 def rename(path: Path, to: str) -> None:
     """Rename a database file and the files that SQLite keeps next to it."""
     with errors(path):
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in SUFFIXES:
             if os.path.exists(f"{path}{suffix}"):
                 os.replace(f"{path}{suffix}", f"{to}{suffix}")

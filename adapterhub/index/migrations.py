@@ -1,7 +1,8 @@
 """The tables of registry.db: one migration after the other, by sqlite-utils.
 
-The database is an index: a migration may drop any data, as migrations are only applied to an empty file, into which the store's
-logs are replayed afterwards. Those that have been released are frozen; a new one changes `VERSION` and `SCHEMA` of `database`.
+The database is an index: a file with other than the last tables is replaced with a new one, into which the store's logs are
+replayed, so that a migration may drop any data. Those that have been released are frozen; a new one raises `VERSION` of
+`database`, and changes schema.sql, which is what they all make, and `schema.DIGEST`.
 STRICT tables need SQLite 3.37, full-text search a SQLite built with FTS5, as Python's is. WITHOUT ROWID tables, which
 sqlite-utils cannot create, are plain SQL.
 """
@@ -180,3 +181,9 @@ def searched_texts(db: Database) -> None:
     columns = {"version": int, **dict.fromkeys(_SEARCHED, str)}
     texts(db).create(columns, pk="version", not_null=columns)
     build_search(db)
+
+
+@migrations()
+def pushed_by(db: Database) -> None:
+    """Add the entry of the log that pushed a version. Facets and texts are limited from here on."""
+    db.execute("ALTER TABLE versions ADD COLUMN seq INTEGER NOT NULL DEFAULT 0")

@@ -12,13 +12,12 @@ import sqlite3
 from pathlib import Path
 
 from adapterhub.store.leases import wait_for
-from adapterhub.store.store import Store
+from adapterhub.store.store import Store, open_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from . import replay
+from . import replay, schema
 from .database import (
     APPLICATION_ID,
-    SCHEMA,
     VERSION,
     Index,
     broken,
@@ -29,7 +28,6 @@ from .database import (
     is_ours,
     remove,
     rename,
-    schema,
 )
 
 
@@ -61,30 +59,39 @@ def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True
                 if instead:
                     remove(Path(f"{path}.old"))
                     rename(path, f"{path}.old")
-                _take_name(temporary, path, store.root / "oci-layout")
+                _take_name(temporary, path, store)
         finally:
             remove(temporary)
     return found
 
 
-def _take_name(temporary: Path, path: Path, lock: Path) -> None:
+def _take_name(temporary: Path, path: Path, store: Store) -> None:
     """Give a complete database its name unless that is taken.
 
     SQLite would replay a log that a killed process left next to a database deleted since (sqlite.org/howtocorrupt.html,
     "Unlinking or renaming a database file while in use"). Such logs are removed only under a lock, as they may belong to a
     database that another process has just created.
     """
-    with open(lock, "rb") as file:
-        wait_for(file.fileno())
-        if path.exists():
-            return
-        remove(path, ("-wal", "-shm", "-journal"))
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        except OSError:  # no hard links on this file system
-            os.rename(temporary, path)
+    mark = store.root / "oci-layout"
+    while True:
+        with store.files.open(mark) as file:
+            wait_for(file.fileno())
+            # Another process that creates the store may have replaced the file: then that one has to be locked.
+            if store.files.is_at(file, mark):
+                _link(temporary, path)
+                return
+
+
+def _link(temporary: Path, path: Path) -> None:
+    if path.exists():
+        return
+    remove(path, ("-wal", "-shm", "-journal"))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # no hard links on this file system
+        os.rename(temporary, path)
 
 
 def open_index(path: Path, store: Store) -> Index:
@@ -138,20 +145,20 @@ def _renewed(index: Index, store: Store) -> Index:
 
 
 def _has_our_schema(connection: sqlite3.Connection) -> bool:
-    found = schema(connection)
-    if found == SCHEMA:
+    found = schema.digest(connection)
+    if found == schema.DIGEST:
         return True
     from . import migrations  # imports sqlite-utils, another version of which may write statements in another way
 
     with contextlib.closing(connect_memory()) as made:
         migrations.apply(made)
-        return schema(made) == found
+        return schema.digest(made) == found
 
 
 def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
     """Return True if an error means that the file system, such as one over a network, cannot share memory as WAL requires."""
     name = getattr(cause, "sqlite_errorname", "")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_wal = file.read(20)[18:] == b"\2\2"  # sqlite.org/fileformat.html, "file format version numbers"
     return is_wal and (name in ("SQLITE_CANTOPEN", "SQLITE_PROTOCOL") or name.startswith("SQLITE_IOERR_SHM"))
 
@@ -200,11 +207,9 @@ def _at_rest(path: Path) -> tuple[int, ...] | None:
 
 def fill(index: Index, store: Store) -> list[AdapterhubError]:
     """Make the tables in an empty database and fill them; return the errors of logs that could not be replayed."""
-    from . import migrations  # imports sqlite-utils
-
     with index.transaction():
-        migrations.apply(index.connection)
-        return replay.rebuild(index, store)
+        schema.create(index.connection)
+        return replay.rebuild(index, store) if store.log.names() else []
 
 
 def _is_behind(index: Index) -> bool:

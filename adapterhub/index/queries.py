@@ -10,10 +10,14 @@ from typing import Any
 from adapterhub.digest import Digest
 from adapterhub.ref import Ref, is_name
 from adapterhub.store.oci_index import Line
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError
 
 from . import rows
 from .database import Index, broken
 
+UNINDEXED = "unindexed"
+"""Kind of the mark of a version of which nothing is indexed, as its documents could not be read; its value is the reason."""
 # Kinds of the columns of `names`, and of a version with its parents and tags.
 _NAME = "sisii"
 _ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows.COLUMNS.values()) + "sS"
@@ -96,7 +100,7 @@ def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     """Return the settings of one kind of a name: key to value.
 
     `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason. `keep`: an empty string to
-    the number of newest versions. `evaluate`: number and name to a measurement.
+    the number of newest versions. `evaluate`: number and name to a measurement. UNINDEXED: number to the reason.
     """
     return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name, kinds="ss"))
 
@@ -175,10 +179,16 @@ def select(index: Index, where: str, *values: object) -> list[Row]:
     return found
 
 
+def pushed_by(index: Index, row: Row) -> int:
+    """Return the number of the log's entry that pushed a version."""
+    sql = "SELECT seq FROM versions WHERE name = ? AND number = ?"
+    return int(index.select(sql, row.name, row.number, kinds="i")[0][0])
+
+
 def _parents(index: Index, text: str) -> tuple[str, ...]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = json_file.parse(text, str(index.path))
+    except FormatError:
         found = None
     if not (isinstance(found, list) and all(isinstance(parent, str) for parent in found)):
         raise broken(index.path, "the parents of a version cannot be read")

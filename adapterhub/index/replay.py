@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
+import itertools
 import sqlite3
+from collections.abc import Mapping
 
 from adapterhub.digest import Digest
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
+from adapterhub.store.ref_log import in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
@@ -26,13 +30,36 @@ NEWEST_FACETS = (
 )
 
 
-def catch_up(index: Index, store: Store, name: str, *, counting: bool = True) -> Name:
+Extracts = Mapping[Digest, rows.Extract]
+# What reading a document that was never checked may raise beyond our own errors.
+_UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError)
+
+
+def extracts(store: Store, entry: Entry) -> Extracts:
+    """What the index will contain of a version, for `catch_up`: read it before the entry is in the log for good."""
+    return {entry.digest: _extract(store, entry.digest)} if entry.op == "push" else {}
+
+
+def _extract(store: Store, digest: Digest) -> rows.Extract:
+    """The indexed data of a version: without any, and with the reason, if a document in it cannot be read."""
+    try:
+        return rows.read(store, digest)
+    except _UNREADABLE as error:
+        return rows.Extract(unindexed=f"{type(error).__name__}: {str(error)[:200]}")
+
+
+def catch_up(index: Index, store: Store, name: str, known: Extracts | None = None, *, counting: bool = True) -> Name:
     """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
 
-    `counting`: Keep the counts of facets, which are of all names, up to date.
+    Args:
+        index: In a transaction.
+        store: The logs, and the documents of versions.
+        name: The name.
+        known: Versions that were read already.
+        counting: Keep the counts of facets, which are of all names, up to date.
     """
     state = queries.name(index, name)
-    replay = _Replay(index, store, counting=counting)
+    replay = _Replay(index, store, counting=counting, known=known)
     while found := store.log.entry(name, state.seq + 1):
         state = replay.entry(state, *found)
     return state
@@ -104,8 +131,9 @@ class _Log:
 class _Replay:
     """Applies entries to the index; with `counting`, keeps the counts of facets up to date."""
 
-    def __init__(self, index: Index, store: Store, *, counting: bool = True) -> None:
+    def __init__(self, index: Index, store: Store, *, counting: bool = True, known: Extracts | None = None) -> None:
         self.index, self.store, self.counting = index, store, counting
+        self.known = known or {}
 
     def entry(self, state: Name, entry: Entry, digest: Digest) -> Name:
         """Apply the entry that follows `state`; IntegrityError if it cannot follow."""
@@ -121,7 +149,8 @@ class _Replay:
 
     def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
-        after = Name(entry.name, entry.seq, digest, number, entry.op == "delete" or (state.deleted and entry.op != "push"))
+        deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
+        after = Name(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
             "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
@@ -130,21 +159,37 @@ class _Replay:
         self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
         if entry.op == "delete":
             self._forget_name(entry.name)
-        elif entry.op == "push":
-            self._add(entry, rows.read(self.store, entry.digest))
+        elif entry.op == "restore":
+            self._restore(entry)
+        else:
+            self._take_effect(entry)
+        return after
+
+    def _take_effect(self, entry: Entry) -> None:
+        if entry.op == "push":
+            self._add(entry, self.known.get(entry.digest) or _extract(self.store, entry.digest))
         elif entry.op == "drop":
             for number in entry.numbers:
                 self._forget_version(entry.name, number)
         if entry.op in ("push", "tag", "untag"):
             self._move_tags(entry)
         self._mark(entry)
-        return after
+
+    def _restore(self, entry: Entry) -> None:
+        """Apply again what the last removal of the name undid; a tag at a version that is gone is removed instead."""
+        earlier = itertools.takewhile(lambda before: before.seq < entry.seq, self.store.log.entries(entry.name))
+        for undone in in_force(earlier)[1]:
+            if undone.number in (0, *entry.numbers):
+                self._take_effect(undone)
+            elif undone.op in ("push", "tag"):
+                self._take_effect(dataclasses.replace(undone, op="untag"))
 
     # ---- versions
 
     def _add(self, entry: Entry, found: rows.Extract) -> None:
         index = self.index
-        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *found.columns, rows.dump_parents(found))
+        described = (*found.columns, rows.dump_parents(found))
+        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described, entry.seq)
         places = ", ".join("?" * len(values))
         self._count_facets(entry.name, -1)
         version = index.execute(f"INSERT INTO versions VALUES (NULL, {places})", *values)  # noqa: S608 - question marks
@@ -159,6 +204,9 @@ class _Replay:
         )
         index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
         self._count_facets(entry.name, 1)
+        if found.unindexed:
+            mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
+            index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), found.unindexed)
         for file in found.weights:  # only those that an earlier search has listed
             tensors.add(index, file, self.store.tensors.read)
 
@@ -169,8 +217,8 @@ class _Replay:
 
     def _forget_version(self, name: str, number: int) -> None:
         """Forget a version that has no tag."""
-        one = "DELETE FROM marks WHERE kind = 'deprecate' AND name = ? AND key = CAST(? AS TEXT)"
-        self.index.execute(one, name, number)
+        one = "DELETE FROM marks WHERE kind IN ('deprecate', ?) AND name = ? AND key = CAST(? AS TEXT)"
+        self.index.execute(one, queries.UNINDEXED, name, number)
         of_version = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
         self.index.execute(of_version, name, str(number))
         self._forget(name, "name = ? AND number = ?", name, number)

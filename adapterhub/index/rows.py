@@ -25,6 +25,7 @@ COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,
 }  # fmt: skip
+MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters that are searched; a longer facet is not
 # Kind of facet to the keys of a model card's front matter with the same meaning.
 CARD_FACETS = {
     "base": ("base_model",), "license": ("license", "license_name"), "language": ("language", "languages"), "tag": ("tags",),
@@ -45,6 +46,7 @@ class Extract:
         files: Path, digest and size in bytes.
         title: Name in adapter.json and title of the model card.
         prose: Text of the model card.
+        unindexed: The reason why there is nothing else.
     """
 
     columns: tuple[object, ...] = (None,) * len(COLUMNS)
@@ -55,11 +57,12 @@ class Extract:
     files: tuple[tuple[str, Digest, int], ...] = ()
     title: str = ""
     prose: str = ""
+    unindexed: str = ""
 
     @property
     def description(self) -> str:
         """The description in adapter.json."""
-        return str(self.columns[-1] or "")
+        return str(self.columns[-1] or "")[:MAX_TEXT]
 
     @property
     def weights(self) -> tuple[Digest, ...]:
@@ -69,7 +72,7 @@ class Extract:
     @property
     def words(self) -> str:
         """The facets as text, so that a search by words finds them."""
-        return " ".join(value for kind, value in self.facets if kind != "base-name")
+        return " ".join(value for kind, value in self.facets if kind != "base-name")[:MAX_WORDS]
 
 
 def read(store: Store, digest: Digest) -> Extract:
@@ -89,7 +92,7 @@ def read(store: Store, digest: Digest) -> Extract:
         tuple(sorted(set(_facets(manifest, readme)))),
         dict(_metrics(manifest.training)),
         tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
-        " ".join(filter(None, (_text(manifest.name), _text(readme.title)))),
+        " ".join(filter(None, (_text(manifest.name), _text(readme.title))))[:MAX_TEXT],
         _text(readme.prose),
     )
 
@@ -131,7 +134,7 @@ def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]
             found[kind] = list(readme.values(*keys))
     for kind, values in found.items():
         for value in map(_text, values):
-            if value:
+            if value and len(value) <= MAX_FACET:
                 yield kind, value
                 if kind == "base":
                     yield "base-name", value.rpartition("/")[2]

@@ -13,11 +13,11 @@ Words that more than COMMON versions contain hardly distinguish them, and scorin
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from adapterhub.digest import Digest
+from adapterhub.digest import Digest, is_hex
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from .database import Index
@@ -36,7 +36,7 @@ _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
 _NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?"
+_QUANTITY = linear.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +263,10 @@ def holders(index: Index, digest: str) -> list[Holder]:
 
 def parse_digest_prefix(text: str) -> str:
     """Parse the first 6 to 64 digits of a digest, with or without `sha256:`; UsageError for anything else."""
-    match = re.fullmatch(r"(?:sha256:)?([0-9a-f]{6,64})", text.strip().lower())
-    if not match:
+    digits = text.strip().lower().removeprefix("sha256:")
+    if not 6 <= len(digits) <= 64 or not is_hex(digits, len(digits)):
         raise UsageError(text[:80], "is not a sha256", "Write 6 to 64 hexadecimal digits")
-    return f"sha256:{match[1]}"
+    return f"sha256:{digits}"
 
 
 # ---- parsing
@@ -279,23 +279,23 @@ def parse_bounds(text: str, where: str, *, size: bool = False) -> Bounds:
     if dots and (low or high):
         pairs = [(">=", low), ("<=", high)]
         return tuple(Bound(operator, _number(end, where, size=size)) for operator, end in pairs if end)
-    match = re.match(r"(<=|>=|==|<|>|=)?\s*(.*)$", wanted, re.DOTALL)
-    operator, rest = (match[1] or "", match[2]) if match else ("", wanted)
+    operator = next((one for one in ("<=", ">=", "==", "<", ">", "=") if wanted.startswith(one)), "")
     if size and not operator:
         raise UsageError(where, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
-    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(rest, where, size=size)),)
+    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(wanted[len(operator) :], where, size=size)),)
 
 
 def parse_metric(text: str, where: str) -> tuple[str, Bounds]:
     """Parse a comparison such as `eval_loss<0.7` into the name of a metric and its bounds."""
-    match = re.match(r"([^<>=]+?)\s*((?:<|>|=).*)$", text.strip(), re.DOTALL)
-    if not match:
+    wanted = text.strip()
+    start = min((at for sign in "<>=" if (at := wanted.find(sign)) >= 0), default=0)
+    if not wanted[:start].strip():
         raise UsageError(where, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")
-    return match[1], parse_bounds(match[2], where)
+    return wanted[:start].rstrip(), parse_bounds(wanted[start:], where)
 
 
 def _number(text: str, where: str, *, size: bool) -> float:
-    match = re.fullmatch(rf"(-?{_NUMBER})\s*([a-z]*)", text.strip().lower())
+    match = _QUANTITY.fullmatch(text.strip().lower())
     if not match or match[2] not in (_UNITS if size else {""}):
         raise UsageError(where, f"{text[:80]!r} is not a {'size' if size else 'number'}", "Write it like 10MB" if size else "")
     return float(match[1]) * _UNITS[match[2]]

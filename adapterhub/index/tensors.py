@@ -9,7 +9,6 @@ lists of the store.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -138,5 +137,5 @@ def key(digest: Digest) -> int:
 
 def keys(prefix: str) -> tuple[int, int]:
     """Return the lowest and the highest key of the digests that begin with `prefix`."""
-    digits = re.sub("^sha256:", "", prefix)[:16]
+    digits = prefix.removeprefix("sha256:")[:16]
     return key(digits.ljust(16, "0")), key(digits.ljust(16, "f"))

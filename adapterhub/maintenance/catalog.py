@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from adapterhub.digest import Digest
-from adapterhub.index import migrations, queries, replay, rows, tensors
+from adapterhub.index import queries, replay, rows, schema, tensors
 from adapterhub.index.database import Index, connect_memory, errors
 from adapterhub.index.queries import Name, Row
 from adapterhub.store.store import Store
@@ -23,12 +23,13 @@ _OF_VERSION = "JOIN versions v ON v.id = t.version WHERE v.name = ?1 ORDER BY"
 # What an index has of a name: from the log alone, and from the documents of its versions.
 _FROM_LOG = {
     "state": "SELECT number, deleted FROM names WHERE name = ?1",
-    "versions": "SELECT number, digest, manifest_size, time FROM versions WHERE name = ?1 ORDER BY number",
+    "versions": "SELECT number, digest, manifest_size, time, seq FROM versions WHERE name = ?1 ORDER BY number",
     "tags": "SELECT tag, number FROM tags WHERE name = ?1 ORDER BY tag",
-    "settings": "SELECT kind, key, value FROM marks WHERE name = ?1 ORDER BY kind, key",
+    "settings": f"SELECT kind, key, value FROM marks WHERE name = ?1 AND kind != '{queries.UNINDEXED}' ORDER BY kind, key",
 }
 _FROM_DOCUMENTS = {
     "columns": f"SELECT number, {', '.join(rows.COLUMNS)}, parents FROM versions WHERE name = ?1 ORDER BY number",
+    "unreadable documents": f"SELECT key, value FROM marks WHERE name = ?1 AND kind = '{queries.UNINDEXED}' ORDER BY key",
     "files": f"SELECT v.number, t.path, t.digest, t.size FROM files t {_OF_VERSION} 1, 2, 3",
     "parents": f"SELECT v.number, t.parent FROM made_from t {_OF_VERSION} 1, 2",
     "facets": f"SELECT v.number, t.kind, t.value FROM facets t {_OF_VERSION} 1, 2, 3",
@@ -48,10 +49,18 @@ _WIDTH = 60
 
 @dataclass
 class Replayed:
-    """A name by its log: its state, and its versions, newest first; `error` ended the replay."""
+    """A name by its log.
+
+    Attributes:
+        state: Its last entry.
+        rows: Its versions, newest first.
+        unindexed: The reasons why nothing is indexed of versions, by their numbers.
+        error: What ended the replay, if anything did.
+    """
 
     state: Name
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row]
+    unindexed: dict[str, str]
     error: AdapterhubError | None = None
 
 
@@ -61,7 +70,7 @@ class Catalog:
     def __init__(self, index: Index, store: Store) -> None:
         self.index, self.store = index, store
         self._expected = Index(index.path, connect_memory())
-        migrations.apply(self._expected.connection)
+        schema.create(self._expected.connection)
 
     def names(self) -> tuple[set[str], list[Finding]]:
         """Return all names, of logs and of the index, and a finding where those of the index cannot be read."""
@@ -82,7 +91,8 @@ class Catalog:
                 replay.catch_up(expected, self.store, name, counting=False)
             except AdapterhubError as found:
                 error = found
-            yield Replayed(queries.name(expected, name), queries.versions(expected, name=name), error)
+            unindexed = queries.marks(expected, queries.UNINDEXED, name)
+            yield Replayed(queries.name(expected, name), queries.versions(expected, name=name), unindexed, error)
         finally:
             expected.connection.execute("ROLLBACK")
 

@@ -175,9 +175,9 @@ class _Packer:
 
     def pack(self, row: Row, layer: Descriptor) -> Change:
         """Pack a blob if that saves enough."""
-        if self.store.packs.path(layer.digest).exists() and self._settled(layer):
+        if self.store.has_pack(layer.digest) and self._settled(layer):
             head = self.store.packs.head(layer.digest)
-            stored = self.store.packs.path(layer.digest).stat().st_size
+            stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
             return _change(row, layer, stored, head.parent if head else "", "already")
         if layer.size <= _LEAST:
             return _change(row, layer, layer.size, "", "kept")
@@ -189,12 +189,12 @@ class _Packer:
 
     def _settled(self, layer: Descriptor) -> bool:
         """Return True if an existing pack is right; a plain file left next to it by a killed writer is then removed."""
-        if not self.store.blob_path(layer.digest).exists() or self.dry_run:
+        if not self.store.has_plain(layer.digest) or self.dry_run:
             return True
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
             if copy_hashing(file, None, limit=layer.size) == (layer.digest, layer.size):
                 with self.registry.locked():
-                    if self.store.packs.path(layer.digest).exists():  # no other process unpacked it meanwhile
+                    if self.store.has_pack(layer.digest):  # no other process unpacked it meanwhile
                         self.store.drop_plain(layer.digest)
                         return True
         return False
@@ -238,7 +238,7 @@ class _Packer:
 
     def _prove(self, path: Path, layer: Descriptor, parent: tuple[Digest, BinaryIO] | None) -> None:
         """Read a whole pack back; IntegrityError if the bytes do not have the blob's digest."""
-        with local_errors(path), open(path, "rb", buffering=0) as file:
+        with local_errors(path), self.store.files.open(path) as file:
             again = container.Reader(file, str(path), parent[1] if parent else None)
             if copy_hashing(again, None, limit=layer.size) != (layer.digest, layer.size):
                 where = str(self.store.blob_path(layer.digest))
@@ -248,7 +248,7 @@ class _Packer:
     def _adopt(self, path: Path, digest: Digest, parent: Digest) -> bool:
         """Replace a blob with its pack, unless blob or parent was removed meanwhile, or the parent now needs the blob."""
         with self.registry.locked():
-            if not self.store.blob_path(digest).exists():
+            if not self.store.has_plain(digest):
                 return False
             if parent and (self.store.size(parent) is None or digest in self._above(parent)):
                 return False

@@ -27,7 +27,7 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.export import linked
 from adapterhub.store.packs.chains import with_parents
-from adapterhub.store.store import BASES, MERGES, REFS, More, Progress, Store, counter, local_errors, open_regular
+from adapterhub.store.store import BASES, MERGES, REFS, More, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
@@ -165,7 +165,7 @@ def broken_logs(errors: list[AdapterhubError]) -> Findings:
 
 def _size(store: Store) -> int:
     """Return the bytes of all blobs; of packed ones, when unpacked."""
-    plain = sum(_size_of(path) for path in store.blobs())
+    plain = sum(store.stored(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
     heads = (_head(store, digest) for digest in store.packs.digests())
     return plain + sum(head.size for head in heads if head)
 
@@ -177,6 +177,13 @@ def _size_of(path: Path) -> int:
         return 0
 
 
+def _size_in(store: Store, path: Path) -> int:
+    try:
+        return store.files.status(path).st_size
+    except FileNotFoundError:  # removed just now
+        return 0
+
+
 def _head(store: Store, digest: Digest) -> Head | None:
     with contextlib.suppress(AdapterhubError):
         return store.packs.head(digest)
@@ -185,17 +192,17 @@ def _head(store: Store, digest: Digest) -> Head | None:
 
 def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
     for path in store.blobs():
-        if not is_hex(path.name) or path.is_symlink() or not path.is_file():
+        if not is_hex(path.name) or not store.files.is_file(path):
             yield Finding("foreign", "note", str(path), "not a blob")
             continue
         digest = f"sha256:{path.name}"
         if quick:
             continue
         try:
-            with open_regular(path) as file:
+            with local_errors(path), store.files.open(path) as file:
                 yield from _hashed(store, digest, file, bad, more)
         except LocalIOError as error:
-            if path.exists():  # else a gc has removed it just now
+            if store.files.exists(path):  # else a gc has removed it just now
                 bad[digest] = Finding("unreadable", "error", error.where, error.what, *REPAIR)
                 yield bad[digest]
     yield from _packs(store, bad, more, quick=quick)
@@ -235,7 +242,7 @@ def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
         except IntegrityError as error:
             what = error.what if error.where == str(path) else f"{error.where}: {error.what}"
         found = Finding("broken-pack", "error", str(path), what, *REPAIR)
-        if not store.blob_path(digest).exists():
+        if not store.has_plain(digest):
             bad[digest] = found
         yield found
 
@@ -258,18 +265,16 @@ def _name(catalog: Catalog, name: str, needed: set[Digest], bad: dict[Digest, Fi
             for finding in _version(store, str(row.ref), manifest, needed, bad, facts=not quick):
                 whole &= finding.code == "wrong-facts"
                 yield finding
+        for number, reason in log.unindexed.items():
+            what = f"is not found by searches: its documents cannot be read ({reason})"
+            yield Finding("not-indexed", "note", f"{name}:v{number}", what)
         if log.error is None:
             yield from catalog.differences(log, documents=whole and not quick)
 
 
 def _later(store: Store, name: str, seq: int, log: str = REFS) -> str:
     """Return the file of an entry after the last that can be reached; empty if there is none."""
-    return min((path.name for path in (store.root / log / name).glob("*.json") if int_or(path.stem) > seq), default="")
-
-
-def int_or(text: str, otherwise: int = 0) -> int:
-    """Return `text` as a number, or `otherwise`."""
-    return int(text) if text.isdecimal() else otherwise
+    return min((path.name for path in store.log.after(name, seq, log=log)), default="")
 
 
 def _version(
@@ -341,7 +346,7 @@ def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) 
     path = store.blob_path(blob.digest)
     size = store.size(blob.digest)
     if size is None and blob.digest not in bad:
-        lacking = "packed, and cannot be unpacked" if store.packs.path(blob.digest).exists() else "missing"
+        lacking = "packed, and cannot be unpacked" if store.has_pack(blob.digest) else "missing"
         return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", *REPAIR_MISSING)
     if blob.digest not in bad and size != blob.size:
         return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", *REPAIR)
@@ -357,7 +362,7 @@ def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     needed = with_parents(needed, store.packs.parents())
     unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
-        size = sum(map(_size_of, unused))
+        size = sum(_size_in(store, path) for path in unused)
         what = f"{len(unused)} blobs of {size} bytes belong to no version or base: removed ones, or those of a killed push"
         yield Finding("orphans", "note", str(store.root / "blobs"), what, *GC)
 
@@ -376,8 +381,8 @@ def _tensor_lists(store: Store, needed: set[Digest]) -> Iterator[Finding]:
 
 def _leftovers(store: Store) -> Iterator[Finding]:
     for folder, what in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
-        count = sum(1 for _ in (store.root / folder).iterdir())
+        count = len(store.files.listed(store.root / folder))
         if count:
             yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", *GC)
-    if count := len(leases.dead(store.root / "leases")):
+    if count := len(leases.dead(store.files)):
         yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *GC)

@@ -12,7 +12,6 @@ blobs that no version needs. A packed blob is removed before the parent that it 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -112,12 +111,14 @@ def gc(
 class _Log:
     """The state of a name's log: its versions, all digests it has named, and what it let go at which time.
 
+    `removed` are the versions that the last removal of the name took, which may be restored.
     A base or a recipe has one version, number 1, whose digest is that of its document.
     """
 
     seq: int = 0
     head: Digest = ""
     versions: dict[int, Digest] = field(default_factory=dict)
+    removed: dict[int, Digest] = field(default_factory=dict)
     named: set[Digest] = field(default_factory=set)
     let_go: list[tuple[float, Digest]] = field(default_factory=list)
 
@@ -189,7 +190,7 @@ class _Needs:
         self.parents = {digest: parent for digest, parent in heads.items() if parent}
         needed = with_parents(needed, self.parents)
         for digest in needed:
-            if digest in heads and heads[digest] is None and not self._store.blob_path(digest).exists():
+            if digest in heads and heads[digest] is None and not self._store.has_plain(digest):
                 raise _damaged(str(self._store.packs.path(digest)), "cannot be read, so that its parent is unknown")
         self.spared = with_parents(spared, self.parents) - needed
         return needed | self.spared
@@ -205,6 +206,10 @@ class _Needs:
             if entry.op == "push":
                 log.versions[entry.number] = entry.digest
                 log.named.add(entry.digest)
+            elif entry.op == "delete":
+                log.removed = dict(log.versions)
+            elif entry.op == "restore":
+                log.versions = {number: digest for number, digest in log.removed.items() if number in entry.numbers}
             gone = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
             log.let_go += [(when, log.versions.pop(number)) for number in gone if number in log.versions]
         self._logs[name] = log
@@ -226,7 +231,7 @@ class _Needs:
             if entry.previous != log.head:
                 raise _damaged(str(path), "does not follow the entry before it")
             log.seq, log.head = entry.seq, digest
-            yield entry, path.stat().st_mtime
+            yield entry, self._store.files.status(path).st_mtime
         if log.seq < known or (first and self._store.log.has_entry_after(name, log.seq, log=kind)):
             path = self._store.log.path(name, log.seq + 1, log=kind)
             raise _damaged(str(path), "is missing, although there are later ones")
@@ -297,29 +302,29 @@ def _collect(
     for path in (*store.blobs(), *store.packs.files()):
         if f"sha256:{path.name}" in needs.spared:
             swept.waiting += 1
-            swept.waiting_size += path.stat().st_size
+            swept.waiting_size += store.files.status(path).st_size
     if swept.blobs and not swept.dry_run:
         store.sync_blobs()
 
 
 def _remove_blob(store: Store, digest: Digest, swept: Swept, grace: float, *, held: bool) -> bool:
     """Remove a blob, plain and packed, unless it is young or `held`; return True if it has no pack any more."""
-    packed = _remove_file(store.packs.path(digest), swept, grace, held=held)
-    plain = _remove_file(store.blob_path(digest), swept, grace, held=held)
+    packed = _remove_file(store, store.packs.path(digest), swept, grace, held=held)
+    plain = _remove_file(store, store.blob_path(digest), swept, grace, held=held)
     if packed and plain and not swept.dry_run:
         with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
-            store.tensors.path(digest).unlink()
+            store.files.remove(store.tensors.path(digest))
     return packed
 
 
-def _remove_file(path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
+def _remove_file(store: Store, path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
     """Remove a file unless it is young or `held`; return True if it is gone, or would be."""
     with local_errors(path):
         try:
-            status = path.stat()
+            status = store.files.status(path)
             stays = held or status.st_mtime > time.time() - grace
             if not stays and not swept.dry_run:
-                path.unlink()
+                store.files.remove(path)
         except FileNotFoundError:
             return True  # another gc was first
         except PermissionError:  # another user's, in a folder with the sticky bit, or open on Windows
@@ -337,11 +342,11 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
     """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
     for folder in store.conversions():
         with contextlib.suppress(OSError):  # another gc was first
-            if folder.stat().st_mtime > time.time() - age:
+            if store.files.status(folder).st_mtime > time.time() - age:
                 continue
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
             if not swept.dry_run:
-                shutil.rmtree(folder)
+                store.files.remove_tree(folder)
             swept.conversions += 1
             swept.conversion_size += size
 
@@ -349,12 +354,12 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
 def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
     """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
-        for path in (*store.leftovers(age), *sorted((store.root / "pending").iterdir()), *store.stray_lists(needed)):
+        for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *store.stray_lists(needed)):
             try:
-                size = path.stat().st_size
+                size = store.files.status(path).st_size
                 if not swept.dry_run:
-                    path.unlink()
-            except (FileNotFoundError, PermissionError):
+                    store.files.remove(path)
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
                 continue
             swept.leftovers += 1
             swept.leftover_size += size

@@ -54,15 +54,14 @@ def _source(path: Path) -> Find:
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder")
     folder = path if path.is_dir() else path.parent
-    for layout in (folder / FOLDER, folder):
-        if (layout / "oci-layout").is_file():
-            return partial(_in_layout, Store(layout))
+    for layout in (folder / FOLDER, folder.resolve()):
+        if (store := Store(layout)).exists():
+            return partial(_in_layout, store)
     return _in_folder(folder)
 
 
 def _in_layout(store: Store, digest: Digest) -> Any:
-    path = store.blob_path(digest)
-    return open_regular(path) if path.is_file() else store.packs.open(digest, store.opened)
+    return store.opened(digest) if store.has_plain(digest) else store.packs.open(digest, store.opened)
 
 
 def _opened(path: Path) -> BinaryIO | None:
@@ -120,7 +119,7 @@ class _Repair:
         self._seen.add(digest)
         with contextlib.suppress(IntegrityError):
             head = self._store.packs.head(digest)
-            if head and head.parent and not self._store.blob_path(digest).exists():
+            if head and head.parent and not self._store.has_plain(digest):
                 self.blob(head.parent, None)
         right = self._is_right(digest, size)
         if (not right and self._put_back(digest, size)) | self._drop_wrong_pack(digest):
@@ -136,7 +135,7 @@ class _Repair:
 
     def _drop_wrong_pack(self, digest: Digest) -> bool:
         """Remove a damaged pack whose blob has a right plain file."""
-        if not (self._store.packs.path(digest).exists() and self._is_right(digest, None)):
+        if not (self._store.has_pack(digest) and self._is_right(digest, None)):
             return False
         with contextlib.suppress(IntegrityError, NotFoundError), self._store.open_pack(digest) as file:
             if copy_hashing(file, None)[0] == digest:

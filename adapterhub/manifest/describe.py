@@ -11,8 +11,6 @@ import dataclasses
 import datetime
 import difflib
 import json
-import re
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in
-from adapterhub_converters.containers import json_file
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
+from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import FORMATS, peft
 
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .package_files import Listing
 from .package_files import listing as package_listing
+
+_REPO = linear.Pattern(r"[\w.-]+(/[\w.-]+)?")
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import Delta
@@ -125,8 +125,9 @@ class Draft:
     def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
         """The manifest to publish, and the bytes of its document.
 
-        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added. One
-        that contradicts the files is an IntegrityError: its records belong to other weights.
+        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added, and
+        files that were edited are recorded anew. IntegrityError for one that contradicts the weights or the config: its
+        records belong to another adapter.
         """
         if self.known is not None:
             _check_true(self.known, files, self.seen, f"{self.folder}/{ADAPTER_JSON}")
@@ -143,7 +144,10 @@ def draft(
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
 ) -> Draft:
-    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already."""
+    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already.
+
+    An empty `text` derives everything from the files, whatever an adapter.json there contains.
+    """
     seen = seen or look(folder)
     if text is None:
         try:
@@ -162,9 +166,9 @@ def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -
 
 def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) -> None:
     hint = "Delete adapter.json to derive it anew; its training record goes with it"
-    # adapter.toml may be edited: its declarations are merged in again.
+    # A card, a tokenizer or adapter.toml may be edited: their digests are recorded anew.
     for entry in known.files:
-        if entry.path != ADAPTER_TOML and files.get(entry.path) != (entry.digest, entry.size):
+        if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
             kind = "has changed since" if entry.path in files else "is missing"
             raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
     check_facts(known, seen, where, hint)
@@ -282,18 +286,16 @@ def _base(adapter: Adapter, spec: BaseSpec | None) -> BaseInfo:
 
 def _published(name: str | None) -> str | None:
     # A path of one machine means nothing on another, and would make the digest depend on who trained.
-    return name if name and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") else None
+    return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
 
 def read_declared(folder: Path) -> dict[str, Any]:
     """The content of adapter.toml; empty without one."""
     where = f"{folder}/{ADAPTER_TOML}"
     try:
-        return tomllib.loads(json_file.read_text(folder / ADAPTER_TOML))
+        return toml_file.parse(json_file.read_text(folder / ADAPTER_TOML), where)
     except NotFoundError:
         return {}
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(where, f"not valid TOML ({error})") from error
 
 
 def _declared(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
@@ -318,7 +320,7 @@ def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: s
     for key in sorted(set(table) - known):
         close = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}"
-        raise UsageError(where, f"unknown key {prefix}{key}", hint)
+        raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint)
 
 
 def _json(value: Any) -> Any:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters import linear
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, UsageError
 
 DEFAULT = "eval"
 METRICS = ("perplexity", "loss", "base_perplexity", "base_loss", "perplexity_ratio", "tokens")
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _MAX = 100_000  # characters
 
 
@@ -44,8 +45,7 @@ class Evaluation:
 
     def document(self) -> dict[str, Any]:
         """The evaluation as JSON."""
-        found: dict[str, Any] = json.loads(self.dump())
-        return found
+        return json_file.parse_object(self.dump(), self.name)
 
     @property
     def found_by(self) -> dict[str, float]:
@@ -67,8 +67,8 @@ def check_name(name: str, where: str) -> str:
 def parse(text: str) -> Evaluation | None:
     """Parse the text of a log entry; None if it is not an evaluation, as a foreign log may contain anything."""
     try:
-        document = json.loads(text) if len(text) <= _MAX else None
-    except (ValueError, RecursionError):
+        document = json_file.parse(text, "") if len(text) <= _MAX else None
+    except FormatError:
         return None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str) or not _NAME.fullmatch(document["name"]):
         return None

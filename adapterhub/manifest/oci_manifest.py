@@ -185,9 +185,9 @@ def _repetition(layers: tuple[Descriptor, ...]) -> str:
     return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 
-def parse_json(raw: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in the bytes of a blob."""
-    return json_file.parse_object(raw, where)
+def parse_json(raw: bytes, where: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
+    """The JSON object in the bytes of a blob, of at most `memory` bytes of objects."""
+    return json_file.parse_object(raw, where, memory=memory)
 
 
 def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:

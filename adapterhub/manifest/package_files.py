@@ -1,33 +1,49 @@
 """The allow-list of files that may be packaged, and the check of paths before anything is written to them.
 
 An allow-list, because scanners that look for bad files are evaded (19 of 22 ways to hide a pickle went unseen,
-"Hide and Seek"): formats that cannot run code pass, pickles are refused by suffix and by their first bytes, links
-and devices are refused, and every file that is skipped is named.
+"Hide and Seek"): formats that cannot run code pass, and every file that is left out is named. A trainer leaves more in a folder
+than the adapter: checkpoints, optimizer states, scripts, logs. Those are left out; what may be meant as part of the adapter and
+cannot be packaged is refused: pickled weights, links and devices, and files that are not what their name says.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from unicodedata import normalize
 
-from adapterhub_converters.adapter_files import HEAD, WEIGHT_SUFFIXES, is_pickle_name, starts_like_pickle
+from adapterhub_converters.adapter_files import (
+    HEAD,
+    LITGPT_WEIGHTS,
+    WEIGHT_SUFFIXES,
+    decides,
+    is_pickle_name,
+    is_weights,
+    pickled_weights,
+    starts_like_pickle,
+)
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.display import hides, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
+IGNORE_FILE = ".adapterhubignore"
+_MAX_IGNORE = 64 << 10  # bytes of an ignore file
+_CHECKPOINT = "checkpoint-"  # transformers' Trainer
 # A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
 # No character that is special to Windows or a shell, and no control character.
-_COMPONENT = re.compile(r'[^\x00-\x1f\x7f/\\:*?"<>|%]{1,255}')
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_SPECIAL = frozenset('/\\:*?"<>|%\x7f') | {chr(code) for code in range(32)}
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 
 @dataclass(frozen=True)
@@ -38,26 +54,59 @@ class Listing:
     skipped: tuple[str, ...] = ()
 
 
-def listing(folder: Path, *, head: Callable[[Path], bytes] | None = None) -> Listing:
-    """The files of `folder` that belong to the adapter. Dotfiles are skipped.
+@dataclass(frozen=True)
+class Selection:
+    """Which files of a folder to package, by patterns (`fnmatch`) of paths, or of names where there is no slash.
+
+    Attributes:
+        include: Only files that match one of these; without any, all files. The weights and the config are always included.
+        exclude: No files that match one of these, as of those in an `.adapterhubignore` in the folder.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def takes(self, path: str) -> bool:
+        """True if the patterns let a file be packaged."""
+        if _matches(path, self.exclude):
+            return False
+        return not self.include or decides(path) or _matches(path, self.include)
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    """True if a pattern matches a path, its name, or a folder that it is in."""
+    parts = path.split("/")
+    folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    for pattern in patterns:
+        bare = pattern.strip("/")
+        tried = folders if "/" in bare else parts
+        if any(fnmatchcase(part, bare) for part in (tried[:-1] if pattern.endswith("/") else tried)):
+            return True
+    return False
+
+
+def listing(
+    folder: Path,
+    *,
+    head: Callable[[Path], bytes] | None = None,
+    selection: Selection | None = None,
+    strict: bool = False,
+) -> Listing:
+    """The files of `folder` that belong to the adapter, and what is left out: dotfiles, checkpoints, files of other types.
 
     Args:
         folder: The adapter's own folder.
         head: Returns the first `HEAD` bytes of a file, where the caller opens the files anyway.
+        selection: Patterns of files to package and to leave out.
+        strict: Leave out dotfiles only, and refuse every other file that cannot be packaged: of a version of others.
 
     Raises:
-        RefusedError: A file must not be there at all, such as a pickle; the error names it.
+        RefusedError: A file that may be meant as part of the adapter cannot be packaged; the error names it.
     """
-    files: list[str] = []
-    skipped: list[str] = []
-    refused: list[tuple[str, str, str]] = []
-    for path, mode in _walk(folder, ""):
-        if path.rpartition("/")[2].startswith(".") or path in _OWN:
-            skipped.append(path)
-        elif reason := _why_not(folder, path, mode, head or first_bytes):
+    files, skipped, refused = survey(folder, selection, strict=strict)
+    for path in list(files):
+        if reason := _why_not_content((head or first_bytes)(folder / path), os.path.splitext(path)[1].lower()):
             refused.append((path, *reason))
-        else:
-            files.append(path)
     if refused:
         path, what, hint = refused[0]
         more = f" (and {len(refused) - 1} more: {', '.join(item[0] for item in refused[1:4])})" if refused[1:] else ""
@@ -69,8 +118,63 @@ def listing(folder: Path, *, head: Callable[[Path], bytes] | None = None) -> Lis
     return Listing(tuple(check_paths(sorted(files), str(folder), RefusedError)), tuple(sorted(skipped)))
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    """Relative path and mode of everything but folders; a dot-folder counts as one entry. Links are not followed."""
+def shortened(names: Sequence[str], most: int = 6) -> str:
+    """The first of some names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def survey(
+    folder: Path, selection: Selection | None = None, *, strict: bool = False
+) -> tuple[list[str], list[str], list[tuple[str, str, str]]]:
+    """Divide the files of `folder`, by their names and kinds, as `listing` does: to package, left out, and refused.
+
+    A refused one comes with the reason and the way to fix it. No file of the adapter is opened.
+    """
+    chosen = selection or Selection()
+    ignored = Selection(exclude=_ignored(folder))
+    files: list[str] = []
+    skipped: list[str] = []
+    refused: list[tuple[str, str, str]] = []
+    found = list(_walk(folder, "", strict=strict))
+    has_weights = any(is_weights(path) for path, _ in found)
+    for path, mode in found:
+        name = path.rpartition("/")[2]
+        if name.startswith(".") or path in _OWN or not (chosen.takes(path) and ignored.takes(path)):
+            skipped.append(path)
+        elif stat.S_ISDIR(mode):
+            skipped.append(f"{path}/")
+        elif not strict and stat.S_ISREG(mode) and _is_left_out(path, has_weights=has_weights):
+            skipped.append(path)
+        elif reason := _why_not(path, mode):
+            refused.append((path, *reason))
+        else:
+            files.append(path)
+    return files, skipped, refused
+
+
+def _ignored(folder: Path) -> tuple[str, ...]:
+    """The patterns of an ignore file: one a line; empty lines and those that begin with # are comments."""
+    try:
+        text = json_file.read_text(folder / IGNORE_FILE, _MAX_IGNORE, follow=False)
+    except NotFoundError:
+        return ()
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+def _is_left_out(path: str, *, has_weights: bool) -> bool:
+    """True for a file that no adapter needs; a pickle is one only next to weights that are none."""
+    name = path.rpartition("/")[2]
+    if is_pickle_name(name):
+        return has_weights and not pickled_weights([name]) and name != LITGPT_WEIGHTS
+    return not is_packaged(name)
+
+
+def _walk(folder: Path, prefix: str, *, strict: bool) -> Iterator[tuple[str, int]]:
+    """Relative path and mode of everything but folders. Links are not followed.
+
+    A dot-folder counts as one entry, and so does the folder of a checkpoint, unless `strict`.
+    """
     try:
         entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
         modes = [entry.stat(follow_symlinks=False).st_mode for entry in entries]
@@ -82,20 +186,19 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         raise LocalIOError(str(folder / prefix), error.strerror or str(error)) from error
     for entry, mode in zip(entries, modes, strict=True):
         path = prefix + entry.name
-        if stat.S_ISDIR(mode) and not entry.name.startswith("."):
-            yield from _walk(folder, path + "/")
+        checkpoint = not strict and entry.name.startswith(_CHECKPOINT) and entry.name[len(_CHECKPOINT) :].isdecimal()
+        if stat.S_ISDIR(mode) and not entry.name.startswith(".") and not checkpoint:
+            yield from _walk(folder, path + "/", strict=strict)
         else:
             yield path, mode
 
 
-def _why_not(folder: Path, path: str, mode: int, head: Callable[[Path], bytes]) -> tuple[str, str] | None:
+def _why_not(path: str, mode: int) -> tuple[str, str] | None:
     """The reason why a file may not be part of an adapter, and the way to fix it; None if it may."""
-    name = path.rpartition("/")[2]
-    suffix = os.path.splitext(name)[1].lower()
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
-    return _why_not_name(path) or _why_not_content(head(folder / path), suffix)
+    return _why_not_name(path)
 
 
 def _why_not_name(path: str) -> tuple[str, str] | None:
@@ -147,7 +250,7 @@ def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
 def first_bytes(path: Path) -> bytes:
     """The first `HEAD` bytes of a file."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
@@ -156,7 +259,8 @@ def first_bytes(path: Path) -> bytes:
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
     """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
-    No absolute path, `..`, backslash, drive letter, NUL, `%`, dotfile or device name; no two paths that differ only in case or
+    No absolute path, `..`, backslash, drive letter, `%`, dotfile or device name; no character without a shape, such as those
+    that turn the direction of text, by which one name looks like another; no two paths that differ only in case or
     in the normalization of accents, which macOS and Windows would write to one file; no file with the path of a folder.
     """
     result = list(paths)
@@ -164,7 +268,10 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     for path in result:
         parts = path.split("/")
         if len(path) > 1024 or not all(map(_safe, parts)):
-            raise error(where, f"file name {path[:120]!r} cannot be written safely everywhere", "Rename the file")
+            raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
+        if hides(path):
+            what = f"file name '{printable(path[:120])}' has characters that nobody sees"
+            raise error(where, what, "Rename the file")
         for depth in range(1, len(parts) + 1):
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
             key = normalize("NFD", normalize("NFD", prefix).casefold())
@@ -174,4 +281,10 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
 
 
 def _safe(part: str) -> bool:
-    return bool(_COMPONENT.fullmatch(part)) and part[0] not in ". " and part[-1] not in ". " and not _DEVICES.fullmatch(part)
+    return (
+        0 < len(part) <= 255
+        and _SPECIAL.isdisjoint(part)
+        and part[0] not in ". "
+        and part[-1] not in ". "
+        and part.partition(".")[0].lower() not in _DEVICES
+    )

@@ -7,7 +7,7 @@ is that of the manifest and fixes the bytes of every file; a tag that moves late
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from adapterhub import user_files
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import check_paths
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError
 
@@ -25,7 +26,7 @@ HERE = "registry"
 """The source of a version in the local registry."""
 _VERSION = 1
 _BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
-_PART = re.compile(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def dump(lock: Lock) -> str:
 
 def read(path: Path) -> Lock:
     """Read a lock file; NotFoundError if it is missing."""
-    if not path.exists():
+    if not os.path.lexists(path):
         raise NotFoundError(str(path), "there is no lock file", "Lock an adapter", code="no-lock-file")
-    return parse(user_files.read(path), str(path))
+    return parse(user_files.read(path, follow=False), str(path))
 
 
 def record(path: Path, found: Mapping[str, Locked]) -> bool:
@@ -125,12 +126,12 @@ def record(path: Path, found: Mapping[str, Locked]) -> bool:
         made = dump({**parse(text, str(path)), **found})
         return made if made != text else None
 
-    return user_files.change(path, new)
+    return user_files.change(path, new, follow=False)
 
 
 def find(lock: Lock, ref: str, path: Path) -> Locked:
     """The entry of a ref; RefusedError if there is none, or one for another version."""
-    name = re.split("[:@]", ref.rpartition("://")[2], maxsplit=1)[0]
+    name = ref.rpartition("://")[2].partition("@")[0].partition(":")[0]
     locked = lock.get(name) or next((one for one in lock.values() if ref in (one.ref, one.source)), None)
     if locked is None:
         what = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"
@@ -150,6 +151,16 @@ def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
 
 
 # --- folders
+
+
+def check_no_link(folder: Path, above: Path) -> None:
+    """Raise RefusedError for a link on the way from `above` to `folder`: a repository may bring one that leads anywhere."""
+    path = above
+    for part in folder.relative_to(above).parts:
+        path = path / part
+        if path.is_symlink():
+            what = "a link, which the lock file of a project does not follow"
+            raise RefusedError(str(path), what, "Remove it, or name the folder to write to", code="link-in-project")
 
 
 def is_version(folder: Path, digest: Digest) -> bool:

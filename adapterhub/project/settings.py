@@ -6,20 +6,20 @@ of a project has a policy. An unknown key is an error that names it: a misspelle
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub_converters import linear
+from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
 
 _TOP = ("registry", "remote", "remotes", "policy")
-_REMOTE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class SettingsFile:
     policy: Policy = field(default_factory=Policy)
 
 
-def read(path: Path) -> SettingsFile:
-    """Read a file; a missing one is empty. UsageError names the invalid key and its line."""
-    return parse(user_files.read(path), path)
+def read(path: Path, *, follow: bool = True) -> SettingsFile:
+    """Read a file; a missing one is empty. UsageError names the invalid key and its line.
+
+    `follow` is False for a project's file, which must not be a link.
+    """
+    return parse(user_files.read(path, follow=follow), path)
 
 
 def parse(text: str, path: Path) -> SettingsFile:
@@ -90,10 +93,7 @@ class _Checked:
 
     def __init__(self, text: str, path: Path) -> None:
         self._text, self._path = text, path
-        try:
-            self.document = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise UsageError(str(path), f"not valid TOML ({str(error)[:200]})") from error
+        self.document = toml_file.parse(text, str(path))
         self.known("", _TOP)
 
     def table(self, name: str) -> dict[str, Any]:
@@ -124,13 +124,18 @@ def line_of(text: str, table: str, key: str) -> int | None:
     """The line of a key, or of the header of a table of that name; None if it is written in another way."""
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
-            inside = header[1].replace('"', "").replace(" ", "")
+        name, equals, _ = line.partition("=")
+        if _is_header(line) and "]" in line:
+            inside = line.lstrip()[1:].partition("]")[0].strip().replace('"', "").replace(" ", "")
             if inside == (f"{table}.{key}" if table else key) or (not table and inside.startswith(f"{key}.")):
                 return number
-        elif (found := re.match(r"\s*[\"']?([^\"'=]+?)[\"']?\s*=", line)) and (inside, found[1]) == (table, key):
+        elif equals and (inside, name.strip().strip("\"'")) == (table, key):
             return number
     return None
+
+
+def _is_header(line: str) -> bool:
+    return line.lstrip().startswith("[")
 
 
 # --- changes that leave the rest of the text alone
@@ -138,7 +143,7 @@ def line_of(text: str, table: str, key: str) -> int | None:
 
 def with_remote(text: str, name: str, url: str) -> str:
     """The TOML with one more remote, at its end, or with another URL of one."""
-    if name in tomllib.loads(text).get("remotes", {}):
+    if name in toml_file.parse(text, "").get("remotes", {}):
         text = without_remote(text, name)
     block = f"[remotes.{name}]\nurl = {_quoted(url)}\n"
     return f"{text.rstrip()}\n\n{block}" if text.strip() else block
@@ -150,7 +155,7 @@ def without_remote(text: str, name: str) -> str:
     start = line_of(text, "remotes", name)
     kept = lines[: start - 1] if start else lines
     if start:
-        end = next((i for i in range(start, len(lines)) if re.match(r"\s*\[", lines[i])), len(lines))
+        end = next((i for i in range(start, len(lines)) if _is_header(lines[i])), len(lines))
         while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
             end -= 1  # comments above the next table belong to it
         kept = lines[: start - 1] + lines[end:]
@@ -169,7 +174,7 @@ def with_default(text: str, name: str | None) -> str:
         return "".join([*lines[: at - 1], *new, *lines[at:]])
     if not new:
         return text
-    first = next((i for i, line in enumerate(lines) if re.match(r"\s*\[", line)), len(lines))
+    first = next((i for i, line in enumerate(lines) if _is_header(line)), len(lines))
     if lines[first:]:
         new.append("\n")
     elif lines and not lines[-1].endswith("\n"):
@@ -190,10 +195,11 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
         new = with_default(new, remote)
     if not text.startswith("\n"):
         new = new.lstrip("\n")
-    wanted = {**tomllib.loads(text), "remotes": {name: {"url": url} for name, url in remotes.items()}, "remote": remote}
+    tables = {name: {"url": url} for name, url in remotes.items()}
+    wanted = {**toml_file.parse(text, str(path)), "remotes": tables, "remote": remote}
     try:
-        made = tomllib.loads(new)
-    except tomllib.TOMLDecodeError:
+        made = toml_file.parse(new, str(path))
+    except UsageError:
         made = {}
     if {**made, "remotes": made.get("remotes", {}), "remote": made.get("remote")} != wanted:
         raise UsageError(str(path), "is written in a way that cannot be edited automatically", "Edit it by hand")

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from .recipe import Conversion, Parent, convert
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
+    from adapterhub.store.atomic import Files
     from adapterhub_converters.bases import BaseSpec
 
     from .registry import Registry, Version
@@ -69,7 +69,7 @@ def pull(
     version = registry.resolve(ref)
     entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        folder, cached = _cached(entry), True
+        folder, cached = _cached(registry.store.files, entry), True
         if folder is None:
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
@@ -108,15 +108,17 @@ def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(entry: Path | None) -> Path | None:
+def _cached(files: Files, entry: Path | None) -> Path | None:
     """Return the folder of an earlier conversion; one whose bytes have changed is removed."""
-    if entry is None or not entry.is_dir():
+    if entry is None or not files.exists(entry):
         return None
     with contextlib.suppress(AdapterhubError, OSError):
-        os.utime(entry)  # time of last use, which a gc reads; before the conversion is read
-        if (entry / _DIGEST).read_text() == oci_manifest.build(entry / _FILES).digest:
+        files.touch(entry)  # time of last use, which a gc reads; before the conversion is read
+        known = files.read(entry / _DIGEST).decode("utf-8", "replace")
+        if entry / _FILES in files.folders(entry) and known == oci_manifest.build(entry / _FILES).digest:
             return entry / _FILES
-    shutil.rmtree(entry, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        files.remove_tree(entry)
     return None
 
 

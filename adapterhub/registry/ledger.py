@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.index import index_file, queries, replay
-from adapterhub.index.database import FILE, Index, is_ours
+from adapterhub.index.database import FILE, SUFFIXES, Index, is_ours
 from adapterhub.index.opening import copy_in_memory, create_index, open_index, replace_index
 from adapterhub.index.queries import Name
-from adapterhub.store.store import FOLDER, Entry, Store
+from adapterhub.store.store import FOLDER, Entry, Store, local_errors
+from adapterhub.user_files import is_mine
+from adapterhub_converters.containers.open_file import check_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
 
 from . import log_check
@@ -42,13 +44,22 @@ def find(start: Path, *, explicit: Path | None = None, default: Path | None = No
 
 
 def _is_registry(folder: Path) -> bool:
-    database, layout = folder / FILE, folder / FOLDER / "oci-layout"
-    # A store with a damaged database counts, so that opening it reports the damage: the next registry up is another one.
-    found = database if is_ours(database) else layout if layout.is_file() else None
-    if found is None:
+    database, store = folder / FILE, folder / FOLDER
+    # A store with a damaged database counts, and one behind a link, so that opening it reports that: the next registry up is
+    # another one.
+    if not (is_ours(database) or os.path.lexists(store / "oci-layout")):
         return False
-    # A registry that another user put in a shared folder above is not trusted unless it is named.
-    return not hasattr(os, "geteuid") or found.stat().st_uid == os.geteuid()
+    # A registry that another user put in a shared folder above is not trusted unless it is named; nor are files of the user's
+    # that it links to, so that every part has to be the user's own.
+    return all(is_mine(path) for path in (database, store, store / "oci-layout") if os.path.lexists(path))
+
+
+def check_files(root: Path) -> None:
+    """Raise RefusedError for a database, or a file that SQLite keeps next to it, that is a link, a pipe or a device."""
+    for suffix in SUFFIXES:
+        path = Path(f"{root / FILE}{suffix}")
+        with local_errors(path), contextlib.suppress(FileNotFoundError):
+            check_regular(path.lstat(), path)
 
 
 class Ledger:
@@ -74,6 +85,7 @@ class Ledger:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LocalIOError(str(root), error.strerror or str(error)) from error
+        check_files(root)
         store = Store.create(root / FOLDER)
         if not (root / FILE).exists():
             create_index(root / FILE, store)
@@ -92,6 +104,8 @@ class Ledger:
         """
         root = path.parent if path.name == FILE else path
         store = Store(root / FOLDER)
+        store.check()
+        check_files(root)
         there = (root / FILE).exists()
         if not store.exists():
             if there:
@@ -156,7 +170,7 @@ class Ledger:
     def current(self, name: str) -> Name:
         """Return the state of a name, after replaying the entries of its log that the index lacks."""
         state = queries.name(self.index, name)
-        if self.store.log.path(name, state.seq + 1).exists():
+        if self.store.files.exists(self.store.log.path(name, state.seq + 1)):
             with self.locked():
                 state = replay.catch_up(self.index, self.store, name)
         return state
@@ -172,9 +186,11 @@ class Ledger:
                     if entry is None:
                         return
                     log_check.check_end(self.store.log, state, self.index.path)
+                    # Before the entry is in the log: a version that ended this process would end every later one there.
+                    known = replay.extracts(self.store, entry)
                     pending = self.store.log.begin_move(name)
                     committed = self.store.log.append(entry)
-                    replay.catch_up(self.index, self.store, name)
+                    replay.catch_up(self.index, self.store, name, known)
                     index_file.write(self.index, self.store)
             except LocalIOError as error:
                 if not committed:
@@ -182,7 +198,7 @@ class Ledger:
                 what = f"{error.what}; {name} has moved all the same, and the next command that can write updates the index"
                 raise LocalIOError(error.where, what, error.hint) from error
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
-                pending.unlink()
+                self.store.files.remove(pending)
 
     def rebuild(self) -> list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
@@ -205,7 +221,8 @@ class Ledger:
                 index_file.write(self.index, self.store)
                 done.append(pending)
         for pending in done:
-            pending.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.store.files.remove(pending)
 
     def _catch_up_if_behind(self) -> None:
         """Replay all logs into an index that may be behind them, as one from a backup; a damaged log stays behind."""

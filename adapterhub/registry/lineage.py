@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Parent, TrainingData
@@ -30,7 +30,8 @@ class Node:
 
     Attributes:
         digest: Digest of its OCI manifest.
-        refs: Its refs in this registry, or those under which its children knew it.
+        refs: Its refs in this registry, first the one asked for, or that its children were made from; without any, those
+            under which its children knew it.
         manifest: Its adapter.json; None if the adapter is not in this registry.
         deprecated: Those of `refs` that are deprecated, with the reason.
     """
@@ -115,7 +116,8 @@ class Lineage:
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
     """Return the lineage of a version."""
-    root = registry.resolve(ref).digest
+    asked = registry.resolve(ref)
+    root = asked.digest
     deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}
     for upwards in (True, False):
@@ -129,23 +131,23 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             node = nodes.setdefault(digest, _node(registry, digest, deprecations))
             waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
-    return Lineage(
-        root, {digest: _with_refs(node, nodes) for digest, node in nodes.items()}, edges, tuple(_models(registry, nodes))
-    )
+    known = _known_as(nodes) | {root: {str(asked.ref)}}
+    named = {digest: _named(node, known.get(digest, set())) for digest, node in nodes.items()}
+    return Lineage(root, named, edges, tuple(_models(registry, nodes)))
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
     names = registry.store.log.document_names(MERGES)
     if not names:
         return
-    from . import merge_recipe, merge_recipes  # numpy, which most lineages do without
+    from . import merge_recipes  # numpy, which most lineages do without
 
     for name in names:
         with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
             recipe = merge_recipes.get(registry, name).recipe
-            for adapter in recipe["adapters"]:
-                if adapter["digest"] in nodes:
-                    yield Model(name, adapter["digest"], adapter["weight"], merge_recipe.base_name(recipe))
+            for adapter in recipe.adapters:
+                if adapter.digest in nodes:
+                    yield Model(name, adapter.digest, adapter.weight, str(recipe.base))
 
 
 def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
@@ -167,9 +169,18 @@ def _edges(node: Node) -> Iterator[Edge]:
         yield Edge(parent.digest, node.digest, parent.weight, parent.method)
 
 
-def _with_refs(node: Node, nodes: Mapping[Digest, Node]) -> Node:
-    """Return a node that is not in this registry with the refs by which its children knew it."""
-    if node.refs:
-        return node
-    named = {parent.ref for child in nodes.values() for parent in child.parents if parent.digest == node.digest and parent.ref}
-    return Node(node.digest, tuple(sorted(named)), node.manifest)
+def _known_as(nodes: Mapping[Digest, Node]) -> dict[Digest, set[str]]:
+    """Return the refs by which children name their parents."""
+    found: dict[Digest, set[str]] = {}
+    for child in nodes.values():
+        for parent in child.parents:
+            if parent.ref:
+                found.setdefault(parent.digest, set()).add(parent.ref)
+    return found
+
+
+def _named(node: Node, known: set[str]) -> Node:
+    """Return a node with the refs that it is known by first; one that is not in this registry has no others."""
+    if not node.refs:
+        return replace(node, refs=tuple(sorted(known)))
+    return replace(node, refs=tuple(sorted(node.refs, key=lambda ref: ref not in known)))

@@ -16,19 +16,21 @@ from adapterhub_converters.errors import IntegrityError
 
 def check_end(log: RefLog, state: Name, database: Path) -> None:
     """Raise IntegrityError unless the log ends where `state` says, so that an entry may follow with the next number."""
-    number, deleted = 0, False
+    number, last = 0, ""
     for entry in _back(log, state, database):
-        number, deleted = max(number, entry.number), deleted or entry.op == "delete"
+        number = max(number, entry.number)
+        if entry.op in ("push", "delete", "restore"):
+            last = last or entry.op
         if entry.op == "push":
             break
-    if number > state.number or deleted != state.deleted:
+    if number > state.number or (last == "delete") != state.deleted:
         raise _wrong(database, f"it has another state of {state.name} than the log")
 
 
 def check_row(log: RefLog, state: Name, row: Row, tag: str | None, database: Path) -> None:
     """Raise IntegrityError unless a version is what the log pushed under its number, and `tag`, if one led to it, is at it."""
-    for entry in _back(log, state, database):
-        if entry.op == "delete" or (entry.op == "drop" and row.number in entry.numbers):
+    for entry in _in_force(log, state, row.number, database):
+        if entry.op == "drop" and row.number in entry.numbers:
             break
         if tag and tag in entry.tags and entry.op in ("push", "tag", "untag"):
             if entry.op == "untag" or entry.number != row.number:
@@ -40,6 +42,20 @@ def check_row(log: RefLog, state: Name, row: Row, tag: str | None, database: Pat
                 break
             return
     raise _wrong(database, f"it has another {f'{row.name}:{tag}' if tag else row.ref} than the log")
+
+
+def _in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[Entry]:
+    """Yield the entries that may say something of a version now, newest first; none from before it was removed for good."""
+    undone = False
+    for entry in _back(log, state, database):
+        if entry.op == "restore" and number in entry.numbers:
+            undone = True  # all back to the removal
+        elif entry.op == "delete" and undone:
+            undone = False
+        elif entry.op in ("restore", "delete"):
+            return
+        elif not undone:
+            yield entry
 
 
 def _back(log: RefLog, state: Name, database: Path) -> Iterator[Entry]:

@@ -12,8 +12,8 @@ import binascii
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,109 @@ _OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "as_trained", "tr
 _FLOATS = ("F32", "F16", "BF16")
 _GOLDEN = 0.6180339887498949
 
-MergeRecipe = dict[str, Any]
-"""A recipe, with the keys of its schema."""
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file of the base; `digest` is None if it was not computed."""
+
+    path: str
+    size: int
+    digest: Digest | None
+
+
+@dataclass(frozen=True)
+class RecipeBase:
+    """The model that the adapters are merged into; None for what is not known.
+
+    Attributes:
+        name: The name of its folder or file.
+        source: Its location when the recipe was written, as given.
+    """
+
+    name: str
+    repo: str | None
+    revision: str | None
+    fingerprint: Digest | None
+    files: tuple[WeightFile, ...]
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.repo and self.revision else self.repo or self.name
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """An adapter: the digest of its manifest, its ref or address (None for a folder), the factor of its delta."""
+
+    digest: Digest
+    weight: float
+    ref: str | None = None
+
+
+@dataclass(frozen=True)
+class OutputEntry:
+    """A file of the output; `sample` are numbers that the merge changes, float32 in base64."""
+
+    path: str
+    size: int
+    digest: Digest
+    sample: str | None = None
+
+
+@dataclass(frozen=True)
+class MergeRecipe:
+    """A recipe, as its schema explains it.
+
+    Attributes:
+        options: Those of the merge, without its lineage.
+        form: `folder` or `file`.
+        files: Those of the output; None if their digests were not computed.
+        made_by: The software and the machine that computed them.
+    """
+
+    base: RecipeBase
+    adapters: tuple[Ingredient, ...]
+    options: Options
+    form: str
+    files: tuple[OutputEntry, ...] | None
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the output; None if it was not made."""
+        return None if self.files is None else sum(file.size for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON."""
+        return {
+            "$schema": SCHEMA_ID,
+            "schema_version": VERSION,
+            **({"made_by": dict(self.made_by)} if self.made_by else {}),
+            "base": _without(asdict(self.base), "source"),
+            "adapters": [_without(asdict(adapter), "ref") for adapter in self.adapters],
+            "options": {name: getattr(self.options, name) for name in _OPTIONS},
+            "output": {
+                "form": self.form,
+                "files": None if self.files is None else [_without(asdict(file), "sample") for file in self.files],
+            },
+        }
+
+    def dump(self) -> bytes:
+        """The bytes to store."""
+        return json.dumps(self.to_dict(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+    def merge_options(self) -> Options:
+        """The options of the merge, with the lineage that is written into the output."""
+        base = self.base
+        known = {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint}
+        adapters = [_without(asdict(adapter), "ref") for adapter in self.adapters]
+        lineage = {"base": known if base.repo else {**known, "name": base.name}, "adapters": adapters}
+        return replace(self.options, lineage=lineage)
+
+
+def _without(table: dict[str, Any], optional: str) -> dict[str, Any]:
+    """`table`, in which a key that is None is absent."""
+    return table if table[optional] is not None else {key: value for key, value in table.items() if key != optional}
 
 
 @dataclass(frozen=True)
@@ -55,41 +156,21 @@ class Made:
     touched: Sequence[str]
 
 
-def document(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> MergeRecipe:
+def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> MergeRecipe:
     """Return the recipe of a merge whose lineage is in its options, with the digests of its output and of the base's files."""
-    named = options.lineage["base"]
-    return {
-        "$schema": SCHEMA_ID,
-        "schema_version": VERSION,
-        "made_by": {"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
-        "base": {
-            "name": named.get("name") or base.resolve().name,
-            "source": source,
-            "repo": spec.repo,
-            "revision": spec.revision,
-            "fingerprint": spec.fingerprint,
-            "files": [
-                {"path": path.name, "size": path.stat().st_size, "digest": _known(path) if made is None else sha256_file(path)}
-                for path in _weights(base)
-            ],
-        },
-        "adapters": [dict(adapter) for adapter in options.lineage["adapters"]],
-        "options": {name: getattr(options, name) for name in _OPTIONS},
-        "output": {"form": "file" if single else "folder", "files": None if made is None else list(_files(made))},
-    }
-
-
-def options_of(recipe: MergeRecipe) -> Options:
-    """Return the options of the merge, with the lineage that is written into the output."""
-    base = recipe["base"]
-    named = {key: base[key] for key in ("repo", "revision", "fingerprint")}
-    lineage = {"base": named if named["repo"] else {**named, "name": base["name"]}, "adapters": recipe["adapters"]}
-    return Options(**recipe["options"], lineage=lineage)
-
-
-def dump(recipe: MergeRecipe) -> bytes:
-    """Return the bytes of a recipe."""
-    return json.dumps(recipe, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    files = [
+        WeightFile(path.name, path.stat().st_size, _known(path) if made is None else sha256_file(path))
+        for path in _weights(base)
+    ]
+    name = options.lineage["base"].get("name") or base.resolve().name
+    return MergeRecipe(
+        base=RecipeBase(name, spec.repo, spec.revision, spec.fingerprint, tuple(files), source),
+        adapters=tuple(Ingredient(**adapter) for adapter in options.lineage["adapters"]),
+        options=replace(options, lineage={}),
+        form="file" if single else "folder",
+        files=None if made is None else tuple(_files(made)),
+        made_by={"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
+    )
 
 
 def parse(text: str, where: str) -> MergeRecipe:
@@ -105,13 +186,21 @@ def parse(text: str, where: str) -> MergeRecipe:
         jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(found)
     )
     if error:
-        field = "/".join(str(part) for part in error.absolute_path)
+        at = "/".join(str(part) for part in error.absolute_path)
         message = " ".join(error.message.split())[:120]
-        raise FormatError(where, f"not a merge recipe: {field}: {message}" if field else f"not a merge recipe: {message}")
-    return found
+        raise FormatError(where, f"not a merge recipe: {at}: {message}" if at else f"not a merge recipe: {message}")
+    base, files = found["base"], found["output"]["files"]
+    return MergeRecipe(
+        base=RecipeBase(**{**base, "files": tuple(WeightFile(**file) for file in base["files"])}),
+        adapters=tuple(Ingredient(**adapter) for adapter in found["adapters"]),
+        options=Options(**found["options"]),
+        form=found["output"]["form"],
+        files=None if files is None else tuple(OutputEntry(**file) for file in files),
+        made_by=found.get("made_by", {}),
+    )
 
 
-def _upgraded(found: MergeRecipe) -> MergeRecipe:
+def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
     """Convert a recipe of schema 1, which spelled two options and one key differently, to schema 2."""
     if found.get("$schema") != "urn:adapterhub:schema:merge:1" or not isinstance(found.get("options"), dict):
         return found
@@ -122,36 +211,30 @@ def _upgraded(found: MergeRecipe) -> MergeRecipe:
 _RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}  # codespell:ignore
 
 
-def base_name(recipe: MergeRecipe) -> str:
-    """Return a readable name of the recipe's base model."""
-    base = recipe["base"]
-    return f"{base['repo']}@{base['revision']}" if base["repo"] and base["revision"] else str(base["repo"] or base["name"])
-
-
 def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
     """Raise RefusedError unless names, shapes and sizes are those of the recipe's base; its bytes are not read."""
-    wanted = recipe["base"]
-    if spec.fingerprint != wanted["fingerprint"]:
-        found = f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(wanted['fingerprint'])[:19]}"
+    wanted = recipe.base
+    if spec.fingerprint != wanted.fingerprint:
+        found = f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(wanted.fingerprint)[:19]}"
         raise _other_base(base, recipe, found)
     sizes = [path.stat().st_size for path in _weights(base)]
-    if sizes != [file["size"] for file in wanted["files"]]:
+    if sizes != [file.size for file in wanted.files]:
         raise _other_base(base, recipe, "its weights have other sizes")
 
 
 def check_weights(recipe: MergeRecipe, base: Path) -> bool:
     """Read the base's weights; RefusedError if they differ from the recipe's, False if the recipe lacks a digest."""
     known = True
-    for path, wanted in zip(_weights(base), recipe["base"]["files"], strict=True):
-        if wanted["digest"] is None:
+    for path, wanted in zip(_weights(base), recipe.base.files, strict=True):
+        if wanted.digest is None:
             known = False
-        elif sha256_file(path) != wanted["digest"]:
+        elif sha256_file(path) != wanted.digest:
             raise _other_base(base, recipe, f"{path.name} has other numbers")
     return known
 
 
 def _other_base(base: Path, recipe: MergeRecipe, why: str) -> RefusedError:
-    what = f"not the base model of the recipe, {base_name(recipe)}: {why}"
+    what = f"not the base model of the recipe, {recipe.base}: {why}"
     return RefusedError(str(base), what, "Name the base model that the recipe was made with", code="other-base")
 
 
@@ -170,12 +253,12 @@ def _known(path: Path) -> Digest | None:
 
 def differences(recipe: MergeRecipe, made: Made) -> list[Difference]:
     """Compare a rebuilt output with the recipe; empty if every byte is the same."""
-    wanted = {file["path"]: file for file in recipe["output"]["files"] or ()}
+    wanted = {file.path: file for file in recipe.files or ()}
     there = dict(_paths(made))
     found = [Difference(name, "missing" if name in wanted else "not in the recipe") for name in wanted.keys() ^ there.keys()]
     for name in wanted.keys() & there.keys():
-        if sha256_file(there[name]) != wanted[name]["digest"]:
-            found.append(_difference(name, there[name], wanted[name].get("sample"), made.touched))
+        if sha256_file(there[name]) != wanted[name].digest:
+            found.append(_difference(name, there[name], wanted[name].sample, made.touched))
     return sorted(found, key=lambda one: one.name)
 
 
@@ -199,15 +282,13 @@ def _difference(name: str, path: Path, kept: str | None, touched: Sequence[str])
     return Difference(name, f"bytes differ; {apart} of the {len(old)} numbers in the recipe differ", most)
 
 
-def _files(made: Made) -> Iterator[dict[str, Any]]:
+def _files(made: Made) -> Iterator[OutputEntry]:
     weights = [path for _, path in _paths(made) if is_weights(path.name)]
     for name, path in _paths(made):
-        entry: dict[str, Any] = {"path": name, "size": path.stat().st_size, "digest": sha256_file(path)}
         drawn = list(_sample(path, made.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []
-        if drawn:
-            numbers = np.concatenate([one.astype("<f4") for one in drawn])
-            entry["sample"] = base64.b64encode(numbers.tobytes()).decode()
-        yield entry
+        numbers = np.concatenate([one.astype("<f4") for one in drawn]).tobytes() if drawn else None
+        sample = base64.b64encode(numbers).decode() if numbers is not None else None
+        yield OutputEntry(name, path.stat().st_size, sha256_file(path), sample)
 
 
 def _paths(made: Made) -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapterhub.digest import Digest, sha256_bytes
@@ -14,7 +14,7 @@ from adapterhub.store.store import MERGES, Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
 
 from . import merge_recipe
-from .merge_recipe import MergeRecipe
+from .merge_recipe import Ingredient, MergeRecipe
 from .registry import Registry, now
 
 EXPLICIT = "merge:"  # prefix of a name that is also the name of a file
@@ -41,13 +41,13 @@ def _check_free(state: NamedDocument) -> None:
         raise ConflictError(state.name, "is the name of another model", hint, code="recipe-name-taken", name=state.name)
 
 
-def check_adapters(registry: Registry, adapters: list[Mapping[str, str]]) -> None:
+def check_adapters(registry: Registry, adapters: Iterable[Ingredient]) -> None:
     """Raise NotFoundError for an adapter that is neither complete in the registry nor at a URL."""
     for adapter in adapters:
-        where = adapter.get("ref", "")
-        if "://" not in where and not _whole(registry, adapter["digest"]):
+        where = adapter.ref or ""
+        if "://" not in where and not _whole(registry, adapter.digest):
             what = "not in this registry, where a gc would keep it for the recipe"
-            raise NotFoundError(where or adapter["digest"], what, "Push it first, or write the recipe to a .json file")
+            raise NotFoundError(where or adapter.digest, what, "Push it first, or write the recipe to a .json file")
 
 
 def _whole(registry: Registry, digest: Digest) -> bool:
@@ -59,13 +59,13 @@ def _whole(registry: Registry, digest: Digest) -> bool:
 
 def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
     """Store a recipe under a name; ConflictError if that has another one, NotFoundError if an adapter is missing."""
-    raw = merge_recipe.dump(recipe)
+    raw = recipe.dump()
     digest, size = sha256_bytes(raw), len(raw)
 
     def decide(state: NamedDocument) -> Entry | None:
         registry.store.put_bytes(raw)  # under the lock, as a gc may remove a blob that no name needs yet
         registry.store.sync_blobs()
-        check_adapters(registry, recipe["adapters"])
+        check_adapters(registry, recipe.adapters)
         if state.there and state.entry and state.entry.digest == digest:
             return None
         _check_free(state)

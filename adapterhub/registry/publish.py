@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.checks import ERROR, FIT, Problem, Report, examined
-from adapterhub.checks import check as checked_report
 from adapterhub.manifest import describe
-from adapterhub.manifest.package_files import first_bytes, listing
+from adapterhub.manifest.package_files import Selection, first_bytes, listing
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.errors import RefusedError
 
@@ -54,6 +53,7 @@ def package(
     force: bool = False,
     checked: bool = False,
     hash_below: int = 0,
+    selection: Selection | None = None,
 ) -> Package:
     """Check the adapter in `folder` and compare it with the policy; nothing is stored.
 
@@ -65,6 +65,7 @@ def package(
         force: Accept an adapter whose check finds errors. A policy cannot be overridden.
         checked: It was checked in another format, from which it was converted.
         hash_below: Hash files of fewer bytes while they are open anyway, for digests needed before sending.
+        selection: Patterns of files to package and to leave out.
 
     Raises:
         RefusedError: The check finds errors (code `check-failed`), or the policy does not allow it (`against-policy`).
@@ -77,8 +78,9 @@ def package(
         if contents is None:
             return _allowed(Package(folder, where, describe.draft(folder, base=base), overridden), policy)
         contents.manifest()
-        found = listing(folder, head=partial(_head, contents, hash_below))
-        seen, text = contents.seen(), contents.manifest_text
+        found = listing(folder, head=partial(_head, contents, hash_below), selection=selection)
+        # Records of other weights are not those of these.
+        seen, text = contents.seen(), "" if any(one.code == "files-changed" for one in overridden) else contents.manifest_text
         draft = describe.draft(folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests)
     return _allowed(Package(folder, where, draft, overridden), policy)
 
@@ -98,7 +100,8 @@ def _allowed(package: Package, policy: Policy | None) -> Package:
 
 def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force: bool = False) -> tuple[Problem, ...]:
     """Check an adapter and refuse it for errors; with `force` the errors are returned."""
-    return errors_of(checked_report(path, base=base, where=where), base, force=force)
+    with examined(path, base=base, where=where) as (report, _):
+        return errors_of(report, base, force=force)
 
 
 def check_received(

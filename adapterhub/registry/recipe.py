@@ -6,7 +6,7 @@ parents, the result can be reproduced and compared, bit for bit on the same clas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,11 @@ class Conversion:
     approx: bool = False
     drop: tuple[str, ...] = ()
     rank: int | None = None
+
+    @property
+    def allowed(self) -> Allowed:
+        """What it may lose."""
+        return Allowed(approx=self.approx, drop=list(self.drop), rank=self.rank)
 
     def recipe(self, base: BaseSpec | None, report: LossReport) -> Recipe:
         """Return the recipe of a conversion with this loss report."""
@@ -85,7 +90,7 @@ def convert(
             target,
             to=conversion.to,
             base=base,
-            allowed=Allowed(approx=conversion.approx, drop=list(conversion.drop), rank=conversion.rank),
+            allowed=conversion.allowed,
             dtype=conversion.dtype,
         )
         known = AdapterManifest.read(parent.folder)
@@ -111,43 +116,29 @@ def _inherited(made: AdapterManifest, known: AdapterManifest | None) -> AdapterM
 
 
 def merge(
-    parents: Sequence[Parent],
-    out: Path,
-    *,
-    method: str,
-    rank: int | None = None,
-    energy: float | None = None,
-    budget: int | None = None,
-    seed: int = 0,
-    parameters: Mapping[str, float | str] | None = None,
-    base: BaseInfo | None = None,
-    progress: Progress | None = None,
+    parents: Sequence[Parent], out: Path, how: Recipe, *, base: BaseInfo | None = None, progress: Progress | None = None
 ) -> tuple[MergeReport, AdapterManifest]:
-    """Merge `parents` into the new folder `out`, with its manifest; `base` is the model they were all trained on."""
+    """Merge `parents` into the new folder `out`, with its manifest; `base` is the model they were all trained on.
+
+    `how` has the method and its options. It is recorded, with the seed and the parameters that were used.
+    """
+    method = how.method or "cat"
     combined, report = combine(
         [formats.read(parent.path) for parent in parents],
         [parent.weight for parent in parents],
         method=method,
-        rank=rank,
-        energy=energy,
-        budget=budget,
-        seed=seed,
-        parameters=parameters,
+        rank=how.rank,
+        energy=how.energy,
+        budget=how.budget,
+        seed=how.seed or 0,
+        parameters=how.parameters,
         progress=progress,
     )
-    how = Recipe(
-        kind=MERGE,
-        method=method,
-        rank=rank,
-        energy=energy,
-        budget=budget,
-        seed=report.seed,
-        parameters=dict(report.parameters) or None,
-    )
+    used = replace(how, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None)
     named = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
     with atomic.whole(out) as folder:
         peft.write(combined, folder)
-        made = describe.describe(folder, parents=named, recipe=how)
+        made = describe.describe(folder, parents=named, recipe=used)
         made = replace(made, base=base or made.base)
         made.write(folder)
     return report, made
@@ -169,17 +160,7 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
     if len(parents) != len(known.parents):
         raise FormatError(f"{folder}/{ADAPTER_JSON}", f"{len(known.parents)} parents are named, {len(parents)} were given")
     if recipe.kind == MERGE:
-        merge(
-            parents,
-            out,
-            method=recipe.method or "",
-            rank=recipe.rank,
-            energy=recipe.energy,
-            budget=recipe.budget,
-            seed=recipe.seed or 0,
-            parameters=recipe.parameters,
-            base=known.base,
-        )
+        merge(parents, out, recipe, base=known.base)
         return
     if recipe.base and (base is None or base.fingerprint != recipe.base):
         given = "another was given" if base else "none was given"

@@ -33,7 +33,17 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError
 
 from .ledger import Ledger, find
-from .versions import Version, deprecation, find_exact_row, find_row, never_set, number_before, version_of
+from .versions import (
+    Restored,
+    Version,
+    deprecation,
+    find_exact_row,
+    find_row,
+    never_set,
+    number_before,
+    removed_versions,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -255,7 +265,6 @@ class Registry:
         policy: Policy | None = None,
         force: bool = False,
         expect: Digest | None = None,
-        restore: bool = False,
         progress: Progress | None = None,
     ) -> Version:
         """Check the adapter in `folder` and store it as a new version of `ref.name`; `latest` and `ref.tag` move to it.
@@ -269,7 +278,6 @@ class Registry:
             policy: Requirements on adapters, None for none.
             force: Store an adapter whose check finds errors.
             expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
-            restore: Add new versions to a name that was deleted; its old ones stay removed.
             progress: Called with bytes stored and total bytes.
 
         Raises:
@@ -280,7 +288,7 @@ class Registry:
         if policy is not None:
             policy.check_name(ref.name)
         package = publish.package(folder, base=base, policy=policy, force=force)
-        return self.publish(package, ref, expect=expect, restore=restore, progress=progress)
+        return self.publish(package, ref, expect=expect, progress=progress)
 
     def publish(
         self,
@@ -288,16 +296,15 @@ class Registry:
         ref: Ref,
         *,
         expect: Digest | None = None,
-        restore: bool = False,
         progress: Progress | None = None,
     ) -> Version:
         """Push an adapter that was checked; the arguments are those of `push`."""
         _check_no_number(ref)
-        self._check_push(ref, self.ledger.current(ref.name), expect, restore=restore)
+        self._check_push(ref, self.ledger.current(ref.name), expect)
         for _ in range(_TRIES):
             with self.store.lease("push"):
                 made, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
-                version = self._name(ref, made, expect, restore=restore)
+                version = self._name(ref, made, expect)
             if version is not None:
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
@@ -305,22 +312,21 @@ class Registry:
     def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:
         """Push a manifest whose blobs were stored under a lease that is still held."""
         _check_no_number(ref)
-        version = self._name(ref, made, expect, restore=False)
+        version = self._name(ref, made, expect)
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")
         return version
 
-    def _name(self, ref: Ref, made: Manifest, expect: Digest | None, *, restore: bool) -> Version | None:
+    def _name(self, ref: Ref, made: Manifest, expect: Digest | None) -> Version | None:
         """Move `ref` to a manifest whose blobs were stored; None if a gc has removed any of them since."""
         new = complete = False
 
         def decide(state: Name) -> Entry | None:
             nonlocal new, complete
-            self._check_push(ref, state, expect, restore=restore)
+            self._check_push(ref, state, expect)
             there = queries.versions(self.index, name=ref.name, digest=made.digest)
             new = not there
-            blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
-            complete = all(self.store.has(blob.digest, blob.size) for blob in blobs)
+            complete = self._is_complete(made)
             if not complete:
                 return None
             if new:
@@ -335,9 +341,13 @@ class Registry:
         (row,) = queries.versions(self.index, name=ref.name, digest=made.digest)
         return replace(version_of(self.ledger, row, ref.tag), new=new)
 
-    def _check_push(self, ref: Ref, state: Name, expect: Digest | None, *, restore: bool) -> None:
-        if state.deleted and not restore:
-            raise ConflictError(str(ref), "this name was deleted, and deleted names are not reused", "Choose another name")
+    def _is_complete(self, made: Manifest) -> bool:
+        blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
+        return all(self.store.has(blob.digest, blob.size) for blob in blobs)
+
+    def _check_push(self, ref: Ref, state: Name, expect: Digest | None) -> None:
+        if state.deleted:
+            raise ConflictError(str(ref), "this name was removed", "Restore it first", code="removed-name", name=ref.name)
         self._check_expect(ref.name, ref.tag, expect)
 
     def _check_expect(self, name: str, tag: str | None, expect: Digest | None) -> None:
@@ -422,7 +432,7 @@ class Registry:
         return number
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions, which is never reused. `expect` as in `push`.
+        """Remove a tag, or a whole name with all its versions, until `restore`. `expect` as in `push`.
 
         Without `force`, RefusedError for a name from whose versions others in the registry were made: those could not be made
         again.
@@ -444,6 +454,34 @@ class Registry:
             return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
 
         self.move(ref.name, decide)
+
+    def restore(self, name: str) -> Restored:
+        """Undo the removal of a name: its versions, tags and settings, except for versions whose bytes gc has removed.
+
+        The name can be pushed to again, even if no version is left. RefusedError for a name that was not removed.
+        """
+        found = Restored(name, (), ())
+
+        def decide(state: Name) -> Entry:
+            nonlocal found
+            if not state.deleted:
+                if not state.seq:
+                    self.row(Ref(name))  # raises NotFoundError
+                raise RefusedError(name, "was not removed")
+            pushed = removed_versions(self.store.log.entries(name))
+            whole = {number for number, digest in pushed.items() if self._is_stored(digest)}
+            found = Restored(name, tuple(sorted(whole)), tuple(sorted(pushed.keys() - whole)))
+            return Entry(name, state.seq + 1, "restore", now(), numbers=found.numbers, previous=state.head)
+
+        self.move(name, decide)
+        return found
+
+    def _is_stored(self, digest: Digest) -> bool:
+        """Return True if a version's manifest can be read and all its blobs are here."""
+        try:
+            return self._is_complete(oci_manifest.parse(self.store.read_document(digest), digest))
+        except AdapterhubError:
+            return False
 
     def _check_childless(self, name: str) -> None:
         """Raise RefusedError if versions of other names were made from those of `name`, unless another name has the same."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapterhub import semver
@@ -14,6 +15,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import Name, Row
 from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.store.ref_log import Entry, in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 from . import log_check
@@ -55,6 +57,32 @@ class Version:
         return f"<Version {self.ref} {self.digest[:19]}{''.join(f' {tag}' for tag in self.tags)}>"
 
 
+@dataclass(frozen=True)
+class Restored:
+    """A name whose removal was undone.
+
+    Attributes:
+        numbers: The versions that are back.
+        lost: The versions whose bytes a gc has removed.
+    """
+
+    name: str
+    numbers: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
+    """Return the manifests, by number, of the versions that the last removal of a name took."""
+    found: dict[int, Digest] = {}
+    for entry in in_force(entries)[1]:
+        if entry.op == "push":
+            found[entry.number] = entry.digest
+        elif entry.op == "drop":
+            for number in entry.numbers:
+                found.pop(number, None)
+    return found
+
+
 def version_of(ledger: Ledger, row: Row, tag: str | None = None) -> Version:
     """Return the version of a row, named by `tag`."""
     return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
@@ -85,7 +113,7 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
             raise NotFoundError(str(ref), "no such adapter", f"Did you mean {close[0]}?")
         raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
     if state.deleted:
-        raise NotFoundError(str(ref), "was deleted")
+        raise NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
     tag: str | None = None
     if ref.digest:
         rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
@@ -141,10 +169,16 @@ def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
     if seq is not None and not 1 <= seq <= end:
         what = f"there is no entry {seq}; the log has 1 to {end}"
         raise NotFoundError(str(ref), what, "Look at the log", code="look-at-log", ref=ref.name)
+    removed = 0  # what the last removal of the name took from the tag
     moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the tag's number from there on; 0 for none
     for entry in ledger.store.log.entries(ref.name):
-        if entry.op == "delete" or (entry.op in ("push", "tag", "untag") and ref.tag in entry.tags):
-            moves.append((entry.seq, 0 if entry.op in ("delete", "untag") else entry.number))
+        if entry.op == "delete":
+            removed = moves[-1][1]
+            moves.append((entry.seq, 0))
+        elif entry.op == "restore":
+            moves.append((entry.seq, removed if removed in entry.numbers else 0))
+        elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
+            moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))
     if len(moves) == 1:
         raise never_set(ref)
     before = moves[-1][0] - 1 if seq is None else seq

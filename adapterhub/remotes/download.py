@@ -17,11 +17,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from adapterhub import user_files
 from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
-from adapterhub_converters.errors import ConflictError, IntegrityError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError
 
 from .protocol import Reader, Source
 
@@ -78,44 +81,47 @@ class Steady:
 
 @contextmanager
 def received(
-    source: Source, blob: Descriptor, part: Path, *, pauses: Sequence[float] = PAUSES
+    source: Source, blob: Descriptor, files: Inside, part: Path, *, pauses: Sequence[float] = PAUSES
 ) -> Iterator[tuple[Path, BinaryIO]]:
-    """Receive a blob into `part`; the caller may move the verified file away.
+    """Receive a blob into `part`, one of `files`; the caller may move the verified file away.
 
     Raises:
         IntegrityError: The source has other bytes; none of them stay.
-        ConflictError: Another process is receiving it there.
+        ConflictError: Another process is receiving it there, or others can write to the file.
     """
-    with local_errors(part), _claimed(part) as file:
-        state, done = _picked_up(file, part, blob)
+    with local_errors(part), _claimed(files, part) as file:
+        state, done = _picked_up(files, file, part, blob)
         for first in (True, False):
-            with Steady(source, blob, done, pauses=pauses) as reader, _Sink(part, file, state, done, blob.size) as sink:
+            with (
+                Steady(source, blob, done, pauses=pauses) as reader,
+                _Sink(_Note(files, part), file, state, done, blob.size) as sink,
+            ):
                 done = _receive(reader, blob, sink)
             if (done, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
                 break
-            _note_path(part).unlink(missing_ok=True)
+            _remove(files, _note_path(part))
             file.truncate(0)
             if not first or not reader.ranged:
-                forget(part)
+                forget(files, part)
                 what = f"received {done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
                 raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "They were discarded")
             file.seek(0)  # some servers send another range than requested: fetch all of it, once
             state, done = hashlib.sha256(), 0
         yield part, file
-        if not part.exists():
-            _note_path(part).unlink(missing_ok=True)
+        if not files.exists(part):
+            _remove(files, _note_path(part))
 
 
 @contextmanager
-def received_beside(source: Source, blob: Descriptor, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def received_beside(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Like `received`; while another process receives the blob there, into a file of our own, removed in the end."""
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(received(source, blob, part))
+            found = stack.enter_context(received(source, blob, files, part))
         except ConflictError:
             own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
-            stack.callback(forget, own)
-            found = stack.enter_context(received(source, blob, own))
+            stack.callback(forget, files, own)
+            found = stack.enter_context(received(source, blob, files, own))
         yield found
 
 
@@ -135,9 +141,9 @@ class _Sink:
     that is not written yet.
     """
 
-    def __init__(self, part: Path, file: BinaryIO, state: Any, done: int, size: int) -> None:
+    def __init__(self, note: _Note, file: BinaryIO, state: Any, done: int, size: int) -> None:
         self.done = self._noted = done
-        self._part, self._file, self._state = part, file, state
+        self._note, self._file, self._state = note, file, state
         several = size - done > CHUNK
         self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if several else None
         length = min(CHUNK, max(size - done, 1))
@@ -154,7 +160,7 @@ class _Sink:
             for _buffer, jobs in self._free:
                 _wait(jobs)
             if self.done > self._noted:
-                _note(self._part, self.done, self._state.hexdigest())
+                self._note.write(self.done, self._state.hexdigest())
         except BaseException:
             if kind is None:  # else the first error is the one to report
                 raise
@@ -180,7 +186,7 @@ class _Sink:
             if self.done - self._noted >= NOTED // 2:
                 self._noted = self.done
                 digest = hashing.submit(self._state.hexdigest)
-                jobs = (*jobs, writing.submit(self._note, self.done, digest))
+                jobs = (*jobs, writing.submit(self._noting, self.done, digest))
         else:
             self._state.update(data)
             self._write(data)
@@ -197,9 +203,9 @@ class _Sink:
             self._broken = True
             raise
 
-    def _note(self, done: int, digest: Future[str]) -> None:
+    def _noting(self, done: int, digest: Future[str]) -> None:
         if not self._broken:
-            _note(self._part, done, digest.result())
+            self._note.write(done, digest.result())
 
 
 _NO_JOBS: tuple[Future[Any], ...] = ()
@@ -210,17 +216,22 @@ def _wait(jobs: Iterable[Future[Any]]) -> None:
         job.result()
 
 
-def forget(part: Path) -> None:
+def forget(files: Inside, part: Path) -> None:
     """Remove a `.part` file and its note."""
-    part.unlink(missing_ok=True)
-    _note_path(part).unlink(missing_ok=True)
+    _remove(files, part)
+    _remove(files, _note_path(part))
 
 
-def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
+def _remove(files: Inside, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(path)
+
+
+def _picked_up(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     """The hash and the number of the bytes of an earlier run; the file is cut there."""
     state, size = hashlib.sha256(), 0
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        note = json.loads(_note_path(part).read_bytes()[:4096])
+    with contextlib.suppress(OSError, FormatError, KeyError, RefusedError):
+        note = json_file.parse_object(files.read(_note_path(part), 4096), str(part))
         wanted, digest = note["size"], note["digest"]
         if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
             buffer = memoryview(bytearray(CHUNK))
@@ -235,13 +246,21 @@ def _picked_up(file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     return hashlib.sha256(), 0
 
 
-def _note(part: Path, size: int, digest: str) -> None:
-    path = _note_path(part)
-    text = json.dumps({"blob": f"sha256:{part.stem}", "size": size, "digest": digest})
-    with contextlib.suppress(OSError):  # without a note, more is received again
-        new = path.with_suffix(".new")
-        new.write_text(text)
-        os.replace(new, path)
+class _Note:
+    """The note next to a `.part` file."""
+
+    def __init__(self, files: Inside, part: Path) -> None:
+        self._files, self._part = files, part
+
+    def write(self, size: int, digest: str) -> None:
+        """Record how long the file is, and the digest of that much."""
+        text = json.dumps({"blob": f"sha256:{self._part.stem}", "size": size, "digest": digest})
+        path = _note_path(self._part)
+        new = path.with_name(f"{os.urandom(12).hex()}-{path.name}")
+        with contextlib.suppress(OSError):  # without a note, more is received again
+            with self._files.create(new) as file:
+                file.write(text.encode())
+            self._files.move(new, path)
 
 
 def _note_path(part: Path) -> Path:
@@ -249,28 +268,22 @@ def _note_path(part: Path) -> Path:
 
 
 @contextmanager
-def _claimed(part: Path) -> Iterator[BinaryIO]:
+def _claimed(files: Inside, part: Path) -> Iterator[BinaryIO]:
     """Open the file and lock it.
 
     Raises:
-        ConflictError: Another process has the lock.
+        ConflictError: Another process has the lock; or others can write to the file, and so change it after it was verified.
     """
-    flags = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     while True:
-        with os.fdopen(os.open(part, flags, 0o644), "r+b", buffering=0) as file:
+        with files.resume(part) as file:
+            if not user_files.is_only_mine(os.fstat(file.fileno())):
+                raise ConflictError(str(part), "others can write to it", "Remove it")
             if not _locked(file):
                 raise ConflictError(str(part), "another process is receiving it", "Wait for that process")
             # Between the two, the last owner may have moved the file to its final name: what is locked is then a finished blob.
-            if _is_at(file, part):
+            if files.is_at(file, part):
                 yield file
                 return
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _locked(file: BinaryIO) -> bool:

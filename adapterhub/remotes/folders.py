@@ -6,7 +6,6 @@ import contextlib
 import glob
 import io
 import os
-import re
 import shutil
 import stat
 import time
@@ -14,15 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub.digest import Digest, sha256_bytes, sha256_file
+from adapterhub.digest import Digest, is_hex, sha256_bytes, sha256_file
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_names, listing
 from adapterhub.ref import LATEST
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors, open_regular
+from adapterhub.user_files import is_only_mine
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
 
 from .download import PAUSES, received
@@ -153,9 +155,10 @@ def download(
     watched = move.watched(source)
 
     def one(layer: Descriptor) -> None:
-        with received(watched, layer, _part(waiting, layer), pauses=pauses):
+        with received(watched, layer, files, _part(waiting, layer), pauses=pauses):
             pass
 
+    files = Inside(waiting)
     _make(waiting)
     try:
         move.each(one, layers, source)
@@ -182,7 +185,7 @@ def is_filled(out: Path) -> bool:
 def holds(folder: Path, made: Manifest) -> bool:
     """Tell whether a folder has exactly the files of a version, byte for byte."""
     try:
-        there = set(listing(folder).files)
+        there = set(listing(folder, strict=True).files)
         wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
         if there != {*wanted, ADAPTER_JSON}:
             return False
@@ -194,7 +197,7 @@ def holds(folder: Path, made: Manifest) -> bool:
             return True
         from adapterhub.manifest import describe
 
-        return describe.settle(folder, wanted)[1] == (folder / ADAPTER_JSON).read_bytes()
+        return describe.settle(folder, wanted)[1] == read_bytes(folder / ADAPTER_JSON)
     except (AdapterhubError, OSError):
         return False
 
@@ -204,25 +207,27 @@ def _part(waiting: Path, layer: Descriptor) -> Path:
 
 
 def _make(waiting: Path) -> None:
-    """Create a folder of our own for incomplete files; refuse one that belongs to another user."""
+    """Create a folder of our own for incomplete files; refuse one that another user owns or can write to."""
     with local_errors(waiting):
         waiting.parent.mkdir(parents=True, exist_ok=True)
-        waiting.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            waiting.mkdir(mode=0o700)
         found = waiting.lstat()
-    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
-        raise LocalIOError(str(waiting), "does not belong to you, or is not a folder", "Remove it, or write to another folder")
+    if not stat.S_ISDIR(found.st_mode) or not is_only_mine(found):
+        what = "is not a folder, or others own it or can write to it"
+        raise LocalIOError(str(waiting), what, "Remove it, or write to another folder")
 
 
 def _sweep(waiting: Path) -> None:
     """Remove the files that killed pulls of other versions to the same folder left more than a day ago."""
     for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
         with contextlib.suppress(OSError):
-            if re.fullmatch(r"[0-9a-f]{12}", old.name[-12:]) and max(_ages(old)) < time.time() - ABANDONED:
+            if is_hex(old.name[-12:], 12) and max(_ages(old)) < time.time() - ABANDONED:
                 shutil.rmtree(old, ignore_errors=True)
 
 
 def _ages(folder: Path) -> list[float]:
-    return [path.stat().st_mtime for path in (folder, *folder.iterdir())]
+    return [path.lstat().st_mtime for path in (folder, *folder.iterdir())]
 
 
 def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
@@ -235,7 +240,7 @@ def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
             os.replace(_part(waiting, layer), path)
         else:
             shutil.copyfile(_part(waiting, layer), path)
-    listing(folder)
+    listing(folder, strict=True)
     from adapterhub.manifest import describe  # needs numpy
 
     if made.adapter_json is not None:

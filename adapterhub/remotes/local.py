@@ -82,7 +82,7 @@ class Local:
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob in the store's tmp/, where the next run can resume it."""
         store = self.registry.store
-        with received_beside(source, blob, store.part_path(blob.digest)) as (path, file):
+        with received_beside(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
             store.adopt(path, file, blob.digest)
         return blob.size
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote, unquote, urlsplit
 
 from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
@@ -81,6 +82,10 @@ class Place(Protocol):
         """The name to show with progress."""
 
     @property
+    def owner(self) -> str:
+        """Whom it is at: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
+
+    @property
     def title(self) -> str:
         """The name for a folder with its files."""
 
@@ -134,6 +139,17 @@ def connect(place: Place, who: Surroundings) -> Connected:
     """Open a remote; no request is made yet."""
     found: Connected = _module(place.repository).connect(place, who)
     return found
+
+
+def owner_of(path: Path) -> str:
+    """The owner of what is in a folder or file of this disk (`Place.owner`)."""
+    return f"file://{quote(str(path.absolute().resolve()))}"
+
+
+def is_below(owner: str, folder: Path) -> bool:
+    """Tell whether an owner is that of a folder, or of something in it."""
+    parts = urlsplit(owner)
+    return parts.scheme == "file" and Path(unquote(parts.path)).is_relative_to(folder.absolute().resolve())
 
 
 def expecting(place: Connected, digest: str | None) -> None:

@@ -1,6 +1,7 @@
-"""Files of a store that appear under their final name complete and flushed, or not at all.
+"""The files of a store: read, listed and removed without following a link, and written complete and flushed or not at all.
 
-A killed writer leaves a temporary file in tmp/, which nothing refers to and `sweep` removes.
+Every access to a store goes through here. A killed writer leaves a temporary file in tmp/, which nothing refers to and `sweep`
+removes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub_converters.containers.atomic import sync
-from adapterhub_converters.errors import LocalIOError, RefusedError
+from adapterhub_converters.containers import open_file
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import LocalIOError
 
 from .leases import ABANDONED, Lease
 
@@ -24,8 +26,8 @@ from .leases import ABANDONED, Lease
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
 
-class Files:
-    """Writer of files below `root`.
+class Files(Inside):
+    """The files below `root`, the folder of a store.
 
     Attributes:
         lease: The lease that this process holds, if any. Its id starts the names of temporary files, so that those of a
@@ -33,7 +35,7 @@ class Files:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self.lease: Lease | None = None
 
     @contextmanager
@@ -41,20 +43,22 @@ class Files:
         """Open a new unbuffered file in tmp/; it is removed afterwards unless it was renamed."""
         path = self.root / "tmp" / (f"{self.lease.id}-{random_name()}" if self.lease else random_name())
         with local_errors(path):
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-            file = os.fdopen(os.open(path, flags, 0o644), "wb", buffering=0)
+            file = self.create(path)
             try:
                 yield path, file
             finally:
                 file.close()
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self.remove(path)
 
     def sweep(self) -> None:
         """Delete files in tmp/ that were last written more than a day ago; a running writer writes its own all the time."""
-        with local_errors(self.root), contextlib.suppress(FileNotFoundError):  # another process swept it
-            for path in (self.root / "tmp").iterdir():
-                if path.stat().st_mtime < time.time() - ABANDONED:
-                    path.unlink()
+        with local_errors(self.root):
+            for path in self.listed(self.root / "tmp"):
+                with contextlib.suppress(FileNotFoundError):  # another process swept it
+                    found = self.status(path)
+                    if found.st_mtime < time.time() - ABANDONED and not stat.S_ISDIR(found.st_mode):
+                        self.remove(path)
 
     def replace(self, final: Path, data: bytes) -> None:
         """Write `data` as `final`, flushed; an existing file is replaced in one step."""
@@ -62,15 +66,23 @@ class Files:
             write_all(file, data)
             os.fsync(file.fileno())
             file.close()
-            os.replace(path, final)
-            sync(final.parent)
+            self.move(path, final)
+            self.sync(final.parent)
 
-    @staticmethod
-    def make_dir(folder: Path) -> None:
-        """Create a folder and its parent where they are missing, flushed."""
-        for missing in [parent for parent in (folder.parent, folder) if not parent.is_dir()]:
-            missing.mkdir(exist_ok=True)
-            sync(missing.parent)
+    def claim(self, path: Path, final: Path) -> bool:
+        """Give a complete file its final name; False when that name is taken."""
+        try:
+            self.link(path, final)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Without hard links, the write lock of registry.db, which every writer holds here, prevents a race.
+            if self.exists(final):
+                return False
+            self.move(path, final)
+        return True
 
 
 @contextmanager
@@ -84,30 +96,9 @@ def local_errors(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading, unbuffered; RefusedError for a link or a device."""
+    """Open a regular file anywhere for reading, unbuffered; RefusedError for a link, a pipe or a device."""
     with local_errors(path):
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0))
-        file = os.fdopen(handle, "rb", buffering=0)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
-        raise RefusedError(str(path), "not a regular file")
-    return file
-
-
-def link(path: Path, final: Path) -> bool:
-    """Give a complete file its final name; False when that name is taken."""
-    try:
-        os.link(path, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # Without hard links, the write lock of registry.db, which every writer holds here, prevents a race.
-        if final.exists():
-            return False
-        os.rename(path, final)
-    return True
+        return open_file.open_regular(path, follow=False)
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:

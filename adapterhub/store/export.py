@@ -35,9 +35,9 @@ def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
             path = Path(temporary) / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                if not store.blob_path(layer.digest).is_file():
+                if not store.has_plain(layer.digest):
                     raise FileNotFoundError
-                path.symlink_to(store.blob_path(layer.digest).resolve())
+                path.symlink_to(store.blob_path(layer.digest).absolute())
             except OSError:  # stored compressed, or a file system without links
                 with store.open_blob(layer.digest) as blob, open(path, "wb") as file:
                     shutil.copyfileobj(blob, file)

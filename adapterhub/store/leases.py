@@ -16,10 +16,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import FormatError, LocalIOError
 
 ABANDONED = 24 * 3600  # seconds
+FOLDER = "leases"
 _SUFFIX = ".lease"
 _NEW = ".new"
 
@@ -27,51 +31,51 @@ _NEW = ".new"
 class Lease:
     """A held lease; the names of its holder's temporary files begin with `id`."""
 
-    def __init__(self, ident: str, handle: int | None) -> None:
+    def __init__(self, ident: str, file: BinaryIO | None) -> None:
         self.id = ident
-        self._handle = handle
+        self._file = file
 
     def note(self, digest: str) -> None:
         """Add a blob. Call this before checking that the store has it, so that a gc cannot remove it in between."""
-        if self._handle is not None:
-            os.write(self._handle, f"{digest}\n".encode())
+        if self._file is not None:
+            self._file.write(f"{digest}\n".encode())
 
 
 @contextmanager
-def hold(folder: Path, kind: str, *, required: bool) -> Iterator[Lease]:
-    """Hold a lease in `folder`. Unless it is `required`, continue without one where it cannot be written, as a reader may."""
+def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
+    """Hold a lease in a store. Unless it is `required`, continue without one where it cannot be written, as a reader may."""
     ident = os.urandom(12).hex()
-    path = folder / f"{ident}{_SUFFIX}"
-    handle = None
+    path = files.root / FOLDER / f"{ident}{_SUFFIX}"
+    file = None
     try:
-        handle = _make(folder, path, kind)
+        file = _make(files, path, kind)
     except OSError as error:
         with contextlib.suppress(OSError):
-            path.with_suffix(_NEW).unlink(missing_ok=True)
+            files.remove(path.with_suffix(_NEW))
         if required:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
     try:
-        yield Lease(ident, handle)
+        yield Lease(ident, file)
     finally:
-        if handle is not None:
+        if file is not None:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-            os.close(handle)
+                files.remove(path)
+            file.close()
 
 
-def _make(folder: Path, path: Path, kind: str) -> int:
-    folder.mkdir(exist_ok=True)
+def _make(files: Inside, path: Path, kind: str) -> BinaryIO:
+    files.make_dir(path.parent)
     new = path.with_suffix(_NEW)
-    handle = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+    file = files.create(new)
     try:
-        _lock(handle)
+        _lock(file.fileno())
         holder = {"pid": os.getpid(), "host": _host(), "time": int(time.time()), "kind": kind}
-        os.write(handle, json.dumps(holder).encode() + b"\n")
-        os.rename(new, path)  # a lease for others from here on, as it is locked
+        file.write(json.dumps(holder).encode() + b"\n")
+        files.move(new, path)  # a lease for others from here on, as it is locked
     except BaseException:
-        os.close(handle)
+        file.close()
         raise
-    return handle
+    return file
 
 
 def _host() -> str:
@@ -99,42 +103,45 @@ def wait_for(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def noted(folder: Path) -> tuple[set[str], set[str]]:
+def noted(files: Inside) -> tuple[set[str], set[str]]:
     """Return the digests in leases of running processes, and the ids of these leases."""
     digests: set[str] = set()
     ids: set[str] = set()
-    for path in _files(folder, _SUFFIX):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            if not _is_dead(file.fileno(), path):
+    for path in _named(files, _SUFFIX):
+        with contextlib.suppress(FileNotFoundError), files.open(path) as file:
+            if not _is_dead(file.fileno()):
                 digests.update(file.read().decode("utf-8", "replace").split("\n")[1:-1])
                 ids.add(path.stem)
     return digests, ids
 
 
-def dead(folder: Path) -> list[Path]:
+def dead(files: Inside) -> list[Path]:
     """List the files of leases whose holders have ended."""
-    found = [path for path in _files(folder, _NEW) if _age(path) > ABANDONED]
-    for path in _files(folder, _SUFFIX):
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            if _is_dead(file.fileno(), path):
+    found = []
+    for path in _named(files, _NEW):
+        with contextlib.suppress(FileNotFoundError):
+            if _age(files.status(path)) > ABANDONED:
+                found.append(path)
+    for path in _named(files, _SUFFIX):
+        with contextlib.suppress(FileNotFoundError), files.open(path) as file:
+            if _is_dead(file.fileno()):
                 found.append(path)
     return found
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == suffix)
-    except FileNotFoundError:
-        return []
+def _named(files: Inside, suffix: str) -> list[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        return [path for path in files.listed(files.root / FOLDER) if path.suffix == suffix]
+    return []
 
 
-def _is_dead(handle: int, path: Path) -> bool:
+def _is_dead(handle: int) -> bool:
     try:
-        host = json.loads(os.read(handle, 4096).split(b"\n", 1)[0]).get("host")
-    except (ValueError, AttributeError):
+        host = json_file.parse_object(os.read(handle, 4096).split(b"\n", 1)[0], "lease").get("host")
+    except FormatError:
         host = None  # an incomplete line, as after a power cut
     os.lseek(handle, 0, os.SEEK_SET)
-    old = _age(path) > ABANDONED
+    old = _age(os.fstat(handle)) > ABANDONED
     return (old and not _has_locks()) or (_lock(handle) and (old or host == _host()))
 
 
@@ -142,8 +149,5 @@ def _has_locks() -> bool:
     return importlib.util.find_spec("fcntl") is not None
 
 
-def _age(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+def _age(found: os.stat_result) -> float:
+    return time.time() - found.st_mtime

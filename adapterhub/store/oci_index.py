@@ -7,7 +7,6 @@ replaces the lines of one name in the existing text, a search and a copy, instea
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 
 from adapterhub.digest import Digest
@@ -45,7 +44,7 @@ class IndexFile:
         Returns an empty string, and leaves the file alone, where it is not what `write` makes.
         """
         with local_errors(self.path):
-            text = self.path.read_bytes()
+            text = self._files.read(self.path)
         try:
             for name, lines, before in changes:
                 text = replace(text, name, lines, before=before)
@@ -61,7 +60,7 @@ class IndexFile:
     def stamp(self) -> str:
         """Return inode, size and modification time of the file, which every write changes; empty without a file."""
         try:
-            found = os.stat(self.path)
+            found = self._files.status(self.path)
         except OSError:
             return ""
         return f"{found.st_ino} {found.st_size} {found.st_mtime_ns}"
@@ -69,14 +68,14 @@ class IndexFile:
     def is_written(self, lines: Iterable[Line]) -> bool:
         """Return True if the file is what `write` makes of these lines, byte for byte."""
         try:
-            return self.path.read_bytes() == build(lines)
+            return self._files.read(self.path) == build(lines)
         except OSError:
             return False
 
     def has_exactly(self, lines: Iterable[Line]) -> bool:
         """Return True if the file has these refs and no others."""
         try:
-            return has_exactly(self.path.read_bytes(), lines)
+            return has_exactly(self._files.read(self.path), lines)
         except OSError:
             return False
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.ref import RefError, is_name, parse_name, parse_tag
-from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, RefusedError
 
-from .atomic import Files, link, local_errors, random_name, write_all
+from .atomic import Files, local_errors, random_name, write_all
 
 REFS, BASES, MERGES = "refs", "bases", "merges"
 MAX_ENTRY = 4 << 20  # bytes
@@ -30,6 +29,7 @@ _OPS = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
     3: {"evaluate"},
+    4: {"restore"},
 }
 _SINCE_2 = ("message", "numbers", "keep")
 
@@ -42,13 +42,13 @@ class Entry:
         op: `push` (allots `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
             (`tags`); `deprecate` and `undeprecate` (version `number`, or the whole name if that is 0); `keep` (gc keeps the
             `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`);
-            `evaluate` (a measurement of version `number`).
+            `evaluate` (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
         message: Why a version is deprecated; for `evaluate`, the measurement (`manifest.measurement`).
-        numbers: Versions that were dropped.
+        numbers: Versions that were dropped, or restored.
         keep: Number of newest versions to keep.
     """
 
@@ -82,7 +82,8 @@ class Entry:
         if isinstance(version, int) and version > max(_OPS):
             what = f"entry version {version} is newer than version {max(_OPS)}, the last supported"
             raise RefusedError(where, what, "Upgrade adapterhub")
-        if version not in _OPS or {key: type(value) for key, value in document.items()} != _fields(version):
+        kinds = {key: type(value) for key, value in document.items()}
+        if type(version) is not int or version not in _OPS or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
@@ -106,6 +107,23 @@ def _fields(version: int) -> dict[str, type]:
     return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
 
 
+def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries of a name that are in force, and those that its last removal undid, each oldest first.
+
+    A push of a version that a `restore` could not bring back is in neither.
+    """
+    current: list[Entry] = []
+    removed: list[Entry] = []
+    for entry in entries:
+        if entry.op == "delete":
+            current, removed = [], current
+        elif entry.op == "restore":
+            current = [undone for undone in removed if undone.op != "push" or undone.number in entry.numbers]
+        else:
+            current.append(entry)
+    return current, removed
+
+
 class RefLog:
     """The logs below the root of a store, one per name."""
 
@@ -124,15 +142,14 @@ class RefLog:
     def _folders(self) -> Iterator[tuple[str, Path]]:
         refs = self.root / REFS
         with local_errors(refs):
-            for space in refs.iterdir():
-                if space.is_dir():
-                    yield from ((f"{space.name}/{name.name}", name) for name in space.iterdir() if name.is_dir())
+            for space in self._files.folders(refs):
+                yield from ((f"{space.name}/{name.name}", name) for name in self._files.folders(space))
 
     def document_names(self, log: str = BASES) -> list[str]:
         """List every name in the log BASES or MERGES, freed ones included, sorted."""
         folder = self.root / log
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first name
-            return sorted(item.name for item in folder.iterdir() if item.is_dir())
+            return [item.name for item in self._files.folders(folder)]
         return []
 
     def path(self, name: str, seq: int, *, log: str = REFS) -> Path:
@@ -143,8 +160,7 @@ class RefLog:
         """Read entry `seq` (from 1) of a name's log and the digest of its bytes; None past the end of the log."""
         path = self.path(name, seq, log=log)
         try:
-            with open(path, "rb") as file:
-                raw = file.read(MAX_ENTRY)
+            raw = self._files.read(path, MAX_ENTRY)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -159,8 +175,15 @@ class RefLog:
 
         Where the log ends at `seq`, one in between was lost.
         """
-        files = (path.stem for path in (self.root / log / name).glob("*.json"))
-        return any(stem.isdecimal() and int(stem) > seq for stem in files)
+        return bool(self.after(name, seq, log=log))
+
+    def after(self, name: str, seq: int, *, log: str = REFS) -> list[Path]:
+        """List the files of entries with a number above `seq`, sorted."""
+        folder = self.root / log / name
+        with local_errors(folder), contextlib.suppress(FileNotFoundError):
+            files = [path for path in self._files.listed(folder) if path.suffix == ".json"]
+            return [path for path in files if path.stem.isdecimal() and int(path.stem) > seq]
+        return []
 
     def entries(self, name: str) -> Iterator[Entry]:
         """Yield the entries of a name's log, oldest first."""
@@ -177,9 +200,9 @@ class RefLog:
             write_all(file, entry.dump())
             os.fsync(file.fileno())
             file.close()
-            if not link(path, final):
+            if not self._files.claim(path, final):
                 return False
-            sync(final.parent)
+            self._files.sync(final.parent)
         return True
 
     def begin_move(self, name: str) -> Path:
@@ -193,8 +216,8 @@ class RefLog:
         """List the files of unfinished moves, of killed and of running writers, with their names."""
         found = []
         with local_errors(self.root):
-            for path in sorted((self.root / "pending").iterdir()):
+            for path in self._files.listed(self.root / "pending"):
                 # Its writer may have finished just now. An unreadable one is left for fsck to report.
-                with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, AdapterhubError):
-                    found.append((path, parse_name(str(parse_object(path.read_text(), "").get("name")), "")))
+                with contextlib.suppress(FileNotFoundError, AdapterhubError):
+                    found.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
         return found

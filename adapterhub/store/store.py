@@ -28,7 +28,7 @@ from adapterhub.digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from adapterhub.store.packs.chains import READ_DEPTH
 from adapterhub.store.packs.folder import Packs
 from adapterhub_converters.containers.atomic import sync
-from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from . import oci_index, tensor_digests
 from .atomic import Files, local_errors, open_regular, write_all
@@ -65,7 +65,7 @@ class Store:
         self.root = root
         self.files = Files(root)
         self.log = RefLog(self.files)
-        self.packs = Packs(root / "packs" / "sha256")
+        self.packs = Packs(self.files)
         self.tensors = TensorLists(root / "tensors" / "sha256", self.files)
         self.index_file = oci_index.IndexFile(self.files)
         self._blobs = root / "blobs" / "sha256"
@@ -75,19 +75,30 @@ class Store:
         """Create the store at `root` unless there is one; `oci-layout` is written last, as without it there is no store."""
         store = cls(root)
         with local_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            store.check()
             for folder in (store._blobs, root / REFS, root / "pending", root / "tmp"):
-                folder.mkdir(parents=True, exist_ok=True)
-            if not store.index_file.path.exists():
+                store.files.make_dir(folder)
+            if not store.files.exists(store.index_file.path):
                 store.index_file.write([])
-            sync(root / "blobs")
+            store.files.sync(root / "blobs")
             if not store.exists():
                 store.files.replace(root / "oci-layout", _LAYOUT)
                 sync(root.parent)
         return store
 
     def exists(self) -> bool:
-        """Return True if there is a store at `root`."""
-        return (self.root / "oci-layout").is_file()
+        """Return True if there is a store at `root`; RefusedError if that is a link."""
+        with local_errors(self.root):
+            return self.files.is_file(self.root / "oci-layout")
+
+    def check(self) -> None:
+        """Raise RefusedError for a link in place of the store's folder or in it; those further down are refused when met."""
+        if self.root.is_symlink():
+            what = "a link, and a store is not followed out of the folder of its registry"
+            raise RefusedError(str(self.root), what, "Remove it, or name the registry that it leads to", code="linked-store")
+        with local_errors(self.root), contextlib.suppress(FileNotFoundError):
+            self.files.folders(self.root)
 
     # ---- reading blobs
 
@@ -98,7 +109,7 @@ class Store:
     def blobs(self) -> Iterator[Path]:
         """Yield every file in the folder of plain blobs, sorted."""
         with local_errors(self._blobs):
-            yield from sorted(self._blobs.iterdir())
+            yield from self.files.listed(self._blobs)
 
     def has(self, digest: Digest, size: int) -> bool:
         """Return True if there is a blob of that digest and size in bytes; its bytes are not read."""
@@ -109,7 +120,7 @@ class Store:
         # A blob unpacked between the two checks is found by a second pass. Parents get one, or a circle would take 2^depth.
         for _ in range(1 if depth else 2):
             with contextlib.suppress(FileNotFoundError):
-                return self.blob_path(digest).stat().st_size
+                return self.files.status(self.blob_path(digest)).st_size
             with contextlib.suppress(IntegrityError):  # an unreadable pack is missing here; fsck reports it
                 head = self.packs.head(digest)
                 if head and (not head.parent or (depth < READ_DEPTH and self.size(head.parent, depth + 1) is not None)):
@@ -121,7 +132,7 @@ class Store:
         found = 0
         for path in (self.blob_path(digest), self.packs.path(digest)):
             with contextlib.suppress(FileNotFoundError):
-                found += path.stat().st_size
+                found += self.files.status(path).st_size
         return found
 
     @contextmanager
@@ -135,7 +146,7 @@ class Store:
         path = self.blob_path(digest)
         for _ in range(2):  # a blob unpacked between the two attempts is found by the second
             try:
-                return open(path, "rb", buffering=0)
+                return self.files.open(path)
             except FileNotFoundError:
                 packed = self.packs.open(digest, self.opened, depth)
             except OSError as error:
@@ -146,7 +157,7 @@ class Store:
 
     def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
         """Read a small blob (a manifest, a config, adapter.json) and compare its digest; IntegrityError if it differs."""
-        with self.open_blob(digest) as file, local_errors(Path(file.name)):
+        with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
             raw, size = b"", 0
             while size <= limit and (piece := file.read(min(_PIECE, limit + 1 - size))):
                 raw, size = raw + piece, size + len(piece)
@@ -157,7 +168,7 @@ class Store:
 
     def rehash(self, digest: Digest, more: More | None = None) -> Digest:
         """Read a blob, plain or packed, and return the digest of its bytes."""
-        with self.open_blob(digest) as file, local_errors(Path(file.name)):
+        with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
             return copy_hashing(file, None, more=more)[0]
 
     def list_tensors(self, digest: Digest, more: More | None = None) -> Tensors | None:
@@ -170,7 +181,7 @@ class Store:
             return known
         with contextlib.suppress(IntegrityError):
             if (size := self.size(digest)) is not None:
-                with self.open_blob(digest) as blob, local_errors(Path(blob.name)):
+                with self.open_blob(digest) as blob, local_errors(self.blob_path(digest)):
                     found, tensors = tensor_digests.digests(blob, size, more)
                 if found == digest:
                     self.tensors.keep(digest, tensors)
@@ -214,7 +225,7 @@ class Store:
             return False
         for path in (self.blob_path(digest), self.packs.path(digest)):
             with contextlib.suppress(OSError):  # perhaps another user's file
-                os.utime(path)  # for a gc on another host, where leases are no evidence
+                self.files.touch(path)  # for a gc on another host, where leases are no evidence
         return True
 
     def part_path(self, digest: Digest) -> Path:
@@ -231,12 +242,22 @@ class Store:
             os.fchmod(file.fileno(), 0o444)
         os.fsync(file.fileno())
         file.close()
-        os.replace(path, final)
+        self.files.move(path, final)
 
     def sync_blobs(self) -> None:
         """Flush the names of all blobs stored so far."""
         with local_errors(self._blobs):
-            sync(self._blobs)
+            self.files.sync(self._blobs)
+
+    def has_plain(self, digest: Digest) -> bool:
+        """Return True if a blob has a plain file."""
+        with local_errors(self._blobs):
+            return self.files.is_file(self.blob_path(digest))
+
+    def has_pack(self, digest: Digest) -> bool:
+        """Return True if a blob has a pack."""
+        with local_errors(self.packs.folder):
+            return self.files.is_file(self.packs.path(digest))
 
     # ---- packed blobs
 
@@ -254,15 +275,15 @@ class Store:
         final = self.packs.path(digest)
         with local_errors(final):
             self.files.make_dir(final.parent)
-            os.replace(path, final)
-            sync(final.parent)
+            self.files.move(path, final)
+            self.files.sync(final.parent)
         self.drop_plain(digest)
 
     def drop_plain(self, digest: Digest) -> None:
         """Remove the plain file of a blob whose pack is verified; call this under the write lock."""
         with local_errors(self.blob_path(digest)):
-            _remove(self.blob_path(digest))
-            sync(self._blobs)
+            self._remove(self.blob_path(digest))
+            self.files.sync(self._blobs)
 
     def make_plain(self, digest: Digest, size: int) -> None:
         """Unpack a blob of `size` bytes; its plain file is flushed, and the pack still exists."""
@@ -275,10 +296,14 @@ class Store:
 
     def drop_pack(self, digest: Digest) -> None:
         """Remove the pack of a blob that has a plain file; under the write lock, as another process may be removing that."""
-        if self.blob_path(digest).exists():
+        if self.has_plain(digest):
             with local_errors(self.packs.folder):
-                _remove(self.packs.path(digest))
-                sync(self.packs.folder)
+                self._remove(self.packs.path(digest))
+                self.files.sync(self.packs.folder)
+
+    def _remove(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.files.remove(path)
 
     # ---- what is needed, and what is left over
 
@@ -293,7 +318,7 @@ class Store:
         if self.files.lease:
             yield self.files.lease
             return
-        with hold(self.root / "leases", kind, required=required) as lease:
+        with hold(self.files, kind, required=required) as lease:
             self.files.lease = lease
             try:
                 yield lease
@@ -302,21 +327,22 @@ class Store:
 
     def leased(self) -> set[Digest]:
         """Return the blobs in leases of running processes."""
-        return noted(self.root / "leases")[0]
+        with local_errors(self.root):
+            return noted(self.files)[0]
 
     def unknown(self) -> list[Path]:
         """List folders that this adapterhub does not know, in which a newer one may refer to any of the blobs."""
         with local_errors(self.root):
-            return sorted(path for path in self.root.iterdir() if path.is_dir() and path.name not in _FOLDERS)
+            return [path for path in self.files.folders(self.root) if path.name not in _FOLDERS]
 
     def leftovers(self, age: float) -> list[Path]:
         """List leases and temporary files of killed processes; temporary files without a lease after `age` seconds."""
-        found, at_work = dead(self.root / "leases"), noted(self.root / "leases")[1]
+        found, at_work = dead(self.files), noted(self.files)[1]
         gone = {path.stem for path in found}
-        for path in sorted((self.root / "tmp").iterdir()):
+        for path in self.files.listed(self.root / "tmp"):
             owner = path.name.partition("-")[0]
             with contextlib.suppress(FileNotFoundError):
-                if owner in gone or (owner not in at_work and time.time() - path.stat().st_mtime > age):
+                if owner in gone or (owner not in at_work and time.time() - self.files.status(path).st_mtime > age):
                     found.append(path)
         return found
 
@@ -330,7 +356,7 @@ class Store:
         """List the folders of the conversion cache."""
         folder = self.root / "cache"
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first conversion
-            return sorted(folder.iterdir())
+            return self.files.listed(folder)
         return []
 
 
@@ -346,12 +372,3 @@ def counter(progress: Progress | None, total: int) -> More | None:
         progress(done, total)
 
     return more
-
-
-def _remove(path: Path) -> None:
-    """Remove a read-only file if it exists; Windows requires it to be writable."""
-    try:
-        path.unlink(missing_ok=True)
-    except PermissionError:
-        path.chmod(0o644)
-        path.unlink(missing_ok=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256_bytes
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .atomic import Files, write_all
@@ -137,8 +137,8 @@ def parse(raw: bytes, where: str) -> Tensors:
     if not raw.startswith(_HEAD) or not text.endswith(_END) or sums != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
         raise FormatError(where, "incomplete list of tensors", "Delete it; it is made again when needed")
     try:
-        return tuple(_parsed(entry, where) for entry in json.loads(raw)["tensors"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return tuple(_parsed(entry, where) for entry in json_file.parse_object(raw, where, memory=None)["tensors"])
+    except (FormatError, ValueError, TypeError, KeyError) as error:
         raise FormatError(where, "invalid list of tensors") from error
 
 
@@ -165,8 +165,7 @@ class TensorLists:
         """Read the tensors of a blob; None without a list, or with an incomplete or invalid one."""
         path = self.path(digest)
         try:
-            with open(path, "rb") as file:
-                return parse(file.read(_MAX), str(path))
+            return parse(self._files.read(path, _MAX), str(path))
         except (OSError, AdapterhubError):
             return self._unwritten.get(digest)
 
@@ -181,14 +180,14 @@ class TensorLists:
             with self._files.temporary() as (path, file):
                 write_all(file, dump(found))
                 file.close()
-                os.replace(path, final)
+                self._files.move(path, final)
         except (OSError, LocalIOError):
             self._unwritten[digest] = found
 
     def files(self) -> list[Path]:
         """List every file in the folder, sorted."""
         try:
-            return sorted(self.folder.iterdir())
+            return self._files.listed(self.folder)
         except FileNotFoundError:
             return []
 

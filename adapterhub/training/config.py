@@ -7,7 +7,6 @@ its default is a wasted run.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from adapterhub_converters.containers import toml_file
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
 
@@ -203,7 +204,7 @@ def _plain(value: Any) -> Any:
 def read(path: Path) -> TrainConfig:
     """Read the TOML file of a training."""
     try:
-        text = path.read_bytes().decode()
+        text = read_bytes(path, pipe=True).decode()
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -213,13 +214,10 @@ def read(path: Path) -> TrainConfig:
 
 def parse(text: str, *, folder: Path, where: str) -> TrainConfig:
     """Parse the TOML text of a training; `where` is its place in messages."""
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(where, f"not valid TOML ({error})") from error
+    document = toml_file.parse(text, where)
     unknown = sorted(set(document) - set(_SECTIONS))
     if unknown:
-        raise UsageError(where, f"unknown section [{unknown[0]}]", f"The sections are {', '.join(_SECTIONS)}")
+        raise UsageError(where, f"unknown section [{unknown[0][:80]}]", f"The sections are {', '.join(_SECTIONS)}")
     sections = {name: _section(kind, document.get(name), f"{where}: [{name}]") for name, kind in _SECTIONS.items()}
     config = TrainConfig(**sections, folder=folder, where=where)
     _check(config)
@@ -234,7 +232,7 @@ def _section(kind: type, values: object, where: str) -> Any:
     fields = {item.name: item for item in dataclasses.fields(kind)}
     for key in values:
         if key not in fields:
-            raise UsageError(f"{where} {key}", "unknown key", f"The keys are {', '.join(fields)}")
+            raise UsageError(f"{where} {key[:80]}", "unknown key", f"The keys are {', '.join(fields)}")
     hints = typing.get_type_hints(kind)
     for name, item in fields.items():
         if name not in values and item.default is item.default_factory is dataclasses.MISSING:
@@ -249,7 +247,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
             if value in typing.get_args(option):
                 return value
             known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
-            raise UsageError(where, f"{value!r} is not one of {', '.join(map(str, known))}")
+            raise UsageError(where, f"{value!r:.80} is not one of {', '.join(map(str, known))}")
         if typing.get_origin(option) is tuple:
             kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
@@ -257,12 +255,12 @@ def _value(value: Any, kind: Any, where: str) -> Any:
                 return tuple(values)
         elif typing.get_origin(option) is Mapping:
             if isinstance(value, dict):
-                return {key: _value(item, typing.get_args(option)[1], f"{where} {key!r}") for key, item in value.items()}
+                return {key: _value(item, typing.get_args(option)[1], f"{where} {key[:80]!r}") for key, item in value.items()}
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
             return value
-    raise UsageError(where, f"{value!r} has the wrong type")
+    raise UsageError(where, f"{value!r:.80} has the wrong type")
 
 
 def _check(config: TrainConfig) -> None:

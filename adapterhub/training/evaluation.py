@@ -66,6 +66,8 @@ def evaluate(
         },
         sequence=settings["sequence"],
         notes=(*model.notes, *dataset.notes, *adapters.other_weights(found, weights), *_trained_on(found, dataset)),
+        digest=adapter.digest,
+        ref=adapter.ref,
     )
 
 

@@ -163,6 +163,8 @@ class EvaluationResult:
         data: Name and digest of each file.
         base: Quantization, dtype, and name and digest of each weight file.
         notes: For the user, one line each.
+        digest: Of the manifest of the adapter; `ref` is the ref or the address that it came from.
+        recorded: Whether the result is in the log of the version.
     """
 
     loss: float
@@ -172,6 +174,9 @@ class EvaluationResult:
     base: dict[str, Any]
     sequence: int
     notes: tuple[str, ...] = ()
+    digest: str = ""
+    ref: str | None = None
+    recorded: bool = False
 
     @property
     def perplexity(self) -> float:

@@ -11,9 +11,10 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
 from .config import BaseConfig, CardConfig, DataConfig, LoRAConfig, OptimConfig
 
@@ -262,3 +263,14 @@ def template() -> str:
         value = _toml(sample) if sample is not None else item.default
         lines.append(f"{item.key} = {value}" if item.needed else f"#{item.key} = {value}")
     return "\n".join(lines) + "\n"
+
+
+def write_template(path: Path) -> None:
+    """Write `template` to a new file; OutputExistsError if there is one."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(template())
+    except FileExistsError as error:
+        raise OutputExistsError(str(path)) from error
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error

@@ -34,6 +34,11 @@ def is_weights(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in WEIGHT_SUFFIXES
 
 
+def decides(path: str) -> bool:
+    """True for a file that decides what an adapter computes: weights, their index, or the config."""
+    return is_weights(path) or path in (ADAPTER_CONFIG, PEFT_INDEX)
+
+
 def is_pickle_name(path: str) -> bool:
     """True for a file whose name is that of a pickle, which can run code when it is loaded."""
     return os.path.splitext(path)[1].lower() in PICKLE_SUFFIXES or os.path.basename(path) == LITGPT_WEIGHTS

@@ -91,7 +91,7 @@ class Expression:
                 self._backtracking = regex.compile(self._text, regex.VERSION0)
             match = self._backtracking.match if self._below else self._backtracking.fullmatch
             found = match(text, timeout=max(budget.left, 1) / _STEPS_PER_SECOND) is not None
-        except (TimeoutError, MemoryError, regex.error) as error:
+        except (TimeoutError, MemoryError, RecursionError, regex.error) as error:
             raise self._too_long() from error
         if not budget.spend(1 + int((time.monotonic() - begun) * _STEPS_PER_SECOND)):
             raise self._too_long()
@@ -168,6 +168,11 @@ def fullmatch(pattern: str, target: str, where: str) -> bool:
     expression, budget = _cached(pattern, where)
     budget.next_text()
     return expression.matches(target, budget)
+
+
+def escape(path: str) -> str:
+    """The pattern that matches a module path and nothing else, as peft's users write it."""
+    return re.escape(path)
 
 
 @lru_cache(maxsize=64)

@@ -16,11 +16,11 @@ VERDICTS = (APPLIED, IGNORED, WRONG, REFUSED, CRASHES)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The verdict for a feature; `says` is the runtime's own message if it has one, or for APPLIED, a condition."""
+    """The verdict for a feature; `text` is the runtime's own message if it has one, or for APPLIED, a condition."""
 
     feature: str
     verdict: str
-    says: str
+    text: str
     source: str
 
 
@@ -56,23 +56,23 @@ VLLM_WITHOUT_LORA = frozenset({
 
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
-    Rule("no-module", IGNORED, "keys the base has no module for are skipped without a word (strict=False)", _PEFT),
-    Rule("deeper", WRONG, "loads without a warning; the layers without tensors stay as they are", _PEFT),
+    Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),
+    Rule("deeper", WRONG, "loads without a warning; layers without tensors are not adapted", _PEFT),
     Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
     Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are skipped (strict=False)", _PEFT),
     Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
-    Rule("no-magnitude", WRONG, "missing magnitudes keep their fresh values", _PEFT),
+    Rule("no-magnitude", WRONG, "missing magnitudes keep their initial values", _PEFT),
     Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "init-random",
         WRONG,
-        "init_lora_weights {init}: loading changes the base again, and not as it was changed in training",
+        "init_lora_weights {init}: loading changes the base again, but not as training did",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
     Rule(
         "init-exact",
         APPLIED,
-        "init_lora_weights {init} changes the base again as it is loaded: right only on the very base it was trained on",
+        "init_lora_weights {init} changes the base again as it is loaded: correct only on the exact base it was trained on",
         "peft/tuners/lora/layer.py, reset_lora_parameters",
     ),
     Rule(
@@ -86,7 +86,7 @@ _PEFT_OWN = (
     Rule(
         "old-names",
         IGNORED,
-        "skips {module} without a word, whose name transformers 5 changed; transformers' load_adapter maps it",
+        "silently skips {module}, which transformers 5 renamed; transformers' load_adapter maps it",
         "peft/utils/transformers_weight_conversion.py, convert_peft_adapter_state_dict_for_transformers",
     ),
 )
@@ -94,7 +94,7 @@ _PEFT_OWN = (
 _LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
 _TRANSFORMERS_OWN = (
     Rule("dora", WRONG, "reports lora_magnitude_vector as MISSING and keeps the base's norms; peft loads it", _LOAD_ADAPTER),
-    Rule("alora", WRONG, "applies the adapter to every token; only peft's own forward looks for the invocation", _LOAD_ADAPTER),
+    Rule("alora", WRONG, "applies the adapter to every token; only peft's own forward detects the invocation", _LOAD_ADAPTER),
 )
 
 RUNTIMES: dict[str, Runtime] = {
@@ -134,12 +134,12 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
-                Rule("shape", WRONG, "copies a smaller matrix into zeros without a word", "vllm/lora/layers/base_linear.py"),
+                Rule("shape", WRONG, "silently pads a smaller matrix with zeros", "vllm/lora/layers/base_linear.py"),
                 Rule(
                     "vocab", REFUSED, "The embedding LoRA size must be consistent with the base model's vocabulary size", _VLLM
                 ),
                 Rule("no-module", IGNORED, "paths without a module are dropped (vllm #34186)", "vllm/lora/model_manager.py"),
-                Rule("deeper", WRONG, "layers without tensors stay as they are, without a word", "vllm/lora/model_manager.py"),
+                Rule("deeper", WRONG, "layers without tensors are silently left unadapted", "vllm/lora/model_manager.py"),
             ),
         ),
         Runtime(
@@ -158,30 +158,30 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "modules-to-save",
                     REFUSED,
-                    "GGUF adapters replace no tensor as a whole; merge the adapter into its base (llama.cpp #11554)",
+                    "GGUF adapters cannot replace a whole tensor; merge the adapter into its base (llama.cpp #11554)",
                     "convert_lora_to_gguf.py",
                 ),
                 Rule("norms", REFUSED, "the loader skips *_norm.weight, so the conversion refuses it", _LLAMA),
                 Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
                 Rule("kind-unsettled", REFUSED, "reads pairs of matrices only", _KINDS),
                 Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
-                Rule("copies-unsettled", REFUSED, "the conversion must know that the copy is the base's own", _KINDS),
+                Rule("copies-unsettled", REFUSED, "the conversion must verify that the copy is the base's own", _KINDS),
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "GGUF adapters replace no single rows; convert it with its base model, or merge it into the base",
+                    "GGUF adapters cannot replace single rows; convert it with its base model, or merge it into the base",
                     _LLAMA,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
                 Rule("tied-embedding", CRASHES, "GGML_ASSERT(ggml_can_mul_mat(a, b)): the process aborts", "ggml/src/ggml.c"),
                 Rule("tied-lm-head", REFUSED, "LoRA tensor 'output.weight' does not exist in base model", _LLAMA),
                 Rule("unmapped", REFUSED, "{module} has no verified name in llama.cpp, so the conversion refuses it", _NAMES),
-                Rule("mla", IGNORED, "loads, but the graph multiplies past the adapter", "src/models/deepseek2.cpp"),
+                Rule("mla", IGNORED, "loads, but the compute graph bypasses the adapter", "src/models/deepseek2.cpp"),
                 Rule("shape", REFUSED, "tensor '…' has incorrect shape (hint: maybe wrong base model?)", _LLAMA),
                 Rule(
                     "no-module", REFUSED, "LoRA tensor '…' does not exist in base model (hint: maybe wrong base model?)", _LLAMA
                 ),
-                Rule("deeper", WRONG, "accepts a deeper base without a word", _LLAMA),
+                Rule("deeper", WRONG, "silently accepts a deeper base", _LLAMA),
                 Rule(
                     "rslora",
                     APPLIED,
@@ -204,25 +204,25 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime(
             "mlx",
-            "mlx-lm main, seen 2026-11",
+            "mlx-lm main as of 2026-11",
             "mlx",
             (
                 Rule("encoder", REFUSED, "Model type {model} not supported.", "mlx_lm/utils.py, _get_classes"),
                 Rule("tied-embedding", REFUSED, "mlx-lm has one delta for a table and the output layer tied to it", _MLX_EMBED),
                 Rule("conv1d", REFUSED, "mlx-lm has no transposed modules", _MLX),
-                Rule("tied-lm-head", REFUSED, "a model that ties its output layer has none in mlx-lm", _MLX),
+                Rule("tied-lm-head", REFUSED, "mlx-lm has no separate output layer where a model ties it", _MLX),
                 Rule("lora-bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
                 Rule("bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
-                Rule("modules-to-save", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
-                Rule("norms", REFUSED, "MLX adapters replace no tensor; merge the adapter into its base", _MLX),
+                Rule("modules-to-save", REFUSED, "MLX adapters cannot replace a tensor; merge the adapter into its base", _MLX),
+                Rule("norms", REFUSED, "MLX adapters cannot replace a tensor; merge the adapter into its base", _MLX),
                 Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
                 Rule("kind-unsettled", REFUSED, "reads pairs of matrices only", _KINDS),
                 Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
-                Rule("copies-unsettled", REFUSED, "the conversion must know that the copy is the base's own", _KINDS),
+                Rule("copies-unsettled", REFUSED, "the conversion must verify that the copy is the base's own", _KINDS),
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "MLX adapters replace no single rows; convert it with its base model, or merge it into the base",
+                    "MLX adapters cannot replace single rows; convert it with its base model, or merge it into the base",
                     _MLX,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
@@ -233,11 +233,11 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime(
             "sglang",
-            "main, seen 2026-11",
+            "main as of 2026-11",
             "peft",
             (
                 Rule("dora", REFUSED, "LoRA serving currently doesn't support DoRA adapters", _SGLANG),
-                Rule("rslora", WRONG, "scales by alpha / r whatever use_rslora says", "sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("rslora", WRONG, "scales by alpha / r regardless of use_rslora", "sglang/srt/lora/lora.py, LoRAAdapter"),
                 Rule("rank-pattern", REFUSED, "rank_pattern that changes a rank is rejected", _SGLANG),
                 Rule("alpha-pattern", REFUSED, "alpha_pattern that changes an alpha is rejected", _SGLANG),
                 Rule("lora-bias", IGNORED, "biases are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
@@ -265,9 +265,12 @@ RUNTIMES: dict[str, Runtime] = {
                     f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
                 ),
                 Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("init", WRONG, "init_lora_weights {init} is not looked at", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
+                Rule("init", WRONG, "ignores init_lora_weights {init}", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
                 Rule(
-                    "shape", CRASHES, "shapes meet only when the batch is computed", f"{_INFERRED} sglang/srt/lora/mem_pool.py"
+                    "shape",
+                    CRASHES,
+                    "compares shapes only when computing a batch",
+                    f"{_INFERRED} sglang/srt/lora/mem_pool.py",
                 ),
                 Rule(
                     "no-module",
@@ -278,7 +281,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "deeper",
                     WRONG,
-                    "layers without tensors stay as they are, without a word",
+                    "layers without tensors are silently left unadapted",
                     f"{_INFERRED} sglang/srt/lora/mem_pool.py",
                 ),
             ),

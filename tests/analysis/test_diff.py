@@ -129,13 +129,13 @@ def test_what_is_there_once_is_added_or_removed() -> None:
     assert not found.same
 
 
-def test_another_shape_is_said_and_not_measured() -> None:
+def test_another_shape_is_reported_and_not_measured() -> None:
     found = compare(Adapter({"m": linear(2)}), Adapter({"m": experts(2)})).modules[0]
     assert (found.status, found.change) == ("changed", None)
     assert found.note == "LowRank (7, 9) became StackedLowRank (3, 7, 9)"
 
 
-def test_nan_is_said_and_not_measured() -> None:
+def test_nan_is_reported_and_not_measured() -> None:
     bad = linear(2)
     bad.lora_A[0, 0] = np.nan
     found = compare(Adapter({"m": linear(2)}), Adapter({"m": bad}))
@@ -143,7 +143,7 @@ def test_nan_is_said_and_not_measured() -> None:
     assert compare(Adapter({"m": bad}), Adapter({"m": bad})).identical
 
 
-def test_tensors_beside_the_factors() -> None:
+def test_tensors_next_to_the_factors() -> None:
     delta, (weight, rows, magnitude) = linear(2), factors((4, 4), (2, 6), (7,))
 
     def made(weight: np.ndarray, ids: tuple[int, ...], magnitude: np.ndarray) -> Adapter:

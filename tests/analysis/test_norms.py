@@ -120,7 +120,7 @@ def test_a_plot_is_a_png_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
     assert "Leave it out" in run("show", "a", "--plot", "b.png", "--headers-only", code=2).stderr
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(run: Run, tmp_path: Path) -> None:
+def test_a_plot_without_matplotlib_names_the_package_to_install(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "a", pairs(3))
     hook = tmp_path / "hook"
     hook.mkdir()

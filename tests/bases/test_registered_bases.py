@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.bases import registered
+from adapterhub.bases.registered import BaseDocument
 from adapterhub.maintenance.fsck import Findings, fsck
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
@@ -50,7 +51,7 @@ def test_what_comes_back_is_what_was_added(registry: Registry, spec: BaseSpec) -
     found = registered.get(registry, "tiny")
     assert (added.new, found.new, found.digest) == (True, False, added.digest)
     same(found.spec, spec)
-    assert (found.spec.where, found.spec.folder, found.document["source"]) == ("tiny", None, "/there")
+    assert (found.spec.where, found.spec.folder, found.document.source) == ("tiny", None, "/there")
     assert registered.names(registry) == ["tiny"]
     assert fsck(registry) == []
 
@@ -67,10 +68,11 @@ numbers = st.integers(0, 2**62)
 )
 def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | None, tied: bool) -> None:
     made = BaseSpec("x", "hf", "A", "a", config, tensors, tied, text, text, text, text, text, size=5, notes=("n",))
-    raw = registered.dump(registered.document_of(made, "y"))
-    found, document = registered.parse(raw, "x")
+    raw = BaseDocument(made, "y").dump()
+    document = BaseDocument.parse(raw, "x")
+    found = document.spec
     same(found, made)
-    assert registered.dump(document) == raw
+    assert document.dump() == raw
 
 
 @pytest.mark.parametrize(
@@ -87,11 +89,11 @@ def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | N
         ({"notes": [5]}, "not the document of a base"),
     ],
 )
-def test_a_document_is_not_believed(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
+def test_a_document_is_not_trusted(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
     with pytest.raises(AdapterhubError, match=says):
-        registered.parse(json.dumps({**registered.document_of(spec, "x"), **change}).encode(), "x")
+        BaseDocument.parse(json.dumps({**BaseDocument(spec, "x").to_dict(), **change}).encode(), "x")
     with pytest.raises(FormatError):
-        registered.parse(b"\xff", "x")
+        BaseDocument.parse(b"\xff", "x")
 
 
 def test_a_name_means_one_base(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_another_base_under_a_name_is_a_conflict(run: Run, tmp_path: Path) -> No
     assert document(run, "base", "show", "tiny")["fingerprint"] == read_base(tmp_path / "two").fingerprint
 
 
-def test_what_is_a_path_and_a_name_is_said_to_be_both(run: Run, tmp_path: Path) -> None:
+def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_path: Path) -> None:
     base(tmp_path / "tiny", 2)
     adapter(tmp_path / "sql", pairs(2))
     run("validate", "sql", "--base", "tiny")

@@ -84,7 +84,7 @@ def same(one: BaseSpec, other: BaseSpec, *but: str) -> None:
 
 def read(url: str, hub: Hub | None = None) -> BaseSpec:
     hub = hub or Hub()
-    return read_url(url, hub, client=dataclasses.replace(RangeClient.of(hub), pauses=(0, 0)))
+    return read_url(url, hub, pauses=(0, 0))
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -293,7 +293,7 @@ def test_a_server_without_ranges_is_read_no_further_than_the_header(web: Web, tm
     assert header < spec.fetched < 8 * header
 
 
-def test_what_lies_far_behind_is_not_read_of_a_server_without_ranges(web: Web, tmp_path: Path) -> None:
+def test_distant_parts_are_not_read_from_a_server_without_ranges(web: Web, tmp_path: Path) -> None:
     header = {
         "a.weight": {"dtype": "U8", "shape": [8 << 30, 1], "data_offsets": [0, 8 << 30]},
         "a.weight.quant_state.bitsandbytes__nf4": {"dtype": "U8", "shape": [2], "data_offsets": [8 << 30, (8 << 30) + 2]},
@@ -335,7 +335,7 @@ def lying(data: bytes, **changes: Any) -> Callable[[Handler], None]:
         ({"Content_Range": "bytes 0-23/24", "body": b"GGUF" + struct.pack("<IQQ", 3, 2**40, 1)}, "over the limit of"),
     ],
 )
-def test_a_server_that_lies_is_refused_in_one_line(web: Web, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_dishonest_server_is_refused_in_one_line(web: Web, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     web.rules["/m.gguf"] = lying(gguf(tmp_path / "g").read_bytes(), **changes)
     with pytest.raises(AdapterhubError) as caught:
         read(f"{web.url}/m.gguf")
@@ -382,7 +382,7 @@ def test_a_header_longer_than_any_is_not_read(web: Web) -> None:
         (200, {}, RemoteError, "is not a Hugging Face Hub. Is HF_ENDPOINT right"),
     ],
 )
-def test_what_a_hub_that_says_no_means(
+def test_refusals_of_a_hub_map_to_errors(
     web: Web, status: int, headers: dict[str, str], error: type[AdapterhubError], says: str
 ) -> None:
     web.rules["/api/models/org/model/revision/main"] = lambda to: to.send(status, b"<html>", **headers)
@@ -391,7 +391,7 @@ def test_what_a_hub_that_says_no_means(
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_server_that_is_no_hub_is_not_said_to_want_the_hubs_token(web: Web, status: int) -> None:
+def test_a_server_that_is_no_hub_is_not_reported_to_require_the_hubs_token(web: Web, status: int) -> None:
     web.rules["/m.gguf"] = lambda to: to.send(status)
     with pytest.raises(AdapterhubError) as caught:
         read(f"{web.url}/m.gguf", Hub("https://hub.example", TOKEN))
@@ -436,7 +436,7 @@ def test_a_server_that_is_not_there(web: Web) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://", "https://user:secret@host/x.gguf", "http://[::1/x", "http://host:port/x"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_a_malformed_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         read(url)
     assert "secret" not in str(caught.value)
@@ -450,7 +450,7 @@ def validate(run: Run, web: Web, *args: str, code: int = 0, **env: str) -> subpr
     return run("validate", "sql", "--base", *args, env=environment, code=code)
 
 
-def test_validate_says_what_it_took(run: Run, web: Web, storage: Web, tmp_path: Path) -> None:
+def test_validate_reports_what_it_read(run: Run, web: Web, storage: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     FakeHub(web, storage, TOKEN).publish("org/model", model(tmp_path / "m", shards=3))
     done = validate(run, web, "hf://org/model", "--json", HF_TOKEN=TOKEN)
@@ -486,7 +486,7 @@ def test_the_exit_codes_of_a_base_that_cannot_be_read(
 @pytest.mark.parametrize(
     "args", [("merge", "sql", "--into", "hf://org/model", "-o", "o"), ("convert", "hf://m", "o", "--to", "hf")]
 )
-def test_what_needs_the_weights_says_so_of_an_address(run: Run, tmp_path: Path, args: tuple[str, ...]) -> None:
+def test_what_needs_the_weights_refuses_an_address(run: Run, tmp_path: Path, args: tuple[str, ...]) -> None:
     adapter(tmp_path / "sql", pairs(2))
     assert "the weights are needed, not only headers. Download it, and name the folder or file" in run(*args, code=2).stderr
 

@@ -230,7 +230,7 @@ def test_what_a_runtime_makes_of_it(
 )  # fmt: skip
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("runtime", ["llama.cpp", "mlx"])
-def test_a_verdict_that_needs_a_conversion_is_what_the_conversion_says(
+def test_a_verdict_that_needs_a_conversion_agrees_with_the_conversion(
     tmp_path: Path, shapes: Shapes, config: dict[str, object], tied: bool, runtime: str
 ) -> None:
     folder, spec = adapter(tmp_path / "a", shapes, **config), base(tmp_path / "b", tied=tied)
@@ -257,7 +257,7 @@ def test_a_gguf_alone_and_on_its_base(tmp_path: Path) -> None:
     assert codes(checks.check(tmp_path / "a.gguf", base=spec)) == {"malformed"}
 
 
-def test_files_that_cannot_be_believed(tmp_path: Path) -> None:
+def test_untrustworthy_files_are_refused(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
     whole = (folder / peft.WEIGHTS).read_bytes()
     (folder / peft.WEIGHTS).write_bytes(whole[:-1])
@@ -326,7 +326,7 @@ def test_what_is_no_adapter_and_what_is_no_runtime(tmp_path: Path) -> None:
 def test_the_rules_are_well_formed() -> None:
     for runtime in RUNTIMES.values():
         assert {rule.verdict for rule in runtime.rules} <= set(VERDICTS)
-        assert all(rule.says and rule.source for rule in runtime.rules)
+        assert all(rule.text and rule.source for rule in runtime.rules)
 
 
 def test_the_docs_list_every_code() -> None:
@@ -356,3 +356,17 @@ def test_a_base_of_one_layer_is_too_shallow_and_not_of_another_prefix(tmp_path: 
     made = adapter(tmp_path / "a", pairs(2))
     codes = {problem.code for problem in checks.check(made, base=base(tmp_path / "b", 1)).problems}
     assert codes == {"base-shallower", "unpinned"}
+
+
+def test_a_limit_keeps_some_problems_of_each_code_and_the_number_of_all(tmp_path: Path) -> None:
+    path = adapter(tmp_path / "a", {**pairs(20, r=4), f"{Q0}.lora_E": (2, 1)})
+    whole, limited = checks.check(path), checks.check(path, limit=3)
+    assert [(group.code, group.count) for group in limited.grouped()] == [(g.code, g.count) for g in whole.grouped()]
+    assert limited.counted() == whole.counted()
+    assert limited.count(checks.ERROR) == len(whole.problems)
+    assert {code: sum(problem.code == code for problem in limited.problems) for code in whole.counted()} == {
+        code: min(count, 3) for code, count in whole.counted().items()
+    }
+    assert {name: verdict.verdict for name, verdict in limited.verdicts.items()} == {
+        name: verdict.verdict for name, verdict in whole.verdicts.items()
+    }

@@ -222,7 +222,9 @@ def _variant(room: Path, family: str, names: str, out: Path) -> Path:
 @pytest.mark.parametrize("names", ["new", "old"])
 @pytest.mark.parametrize("runtime", ["peft", "transformers"])
 @pytest.mark.parametrize("family", OLD)
-def test_renamed_modules_load_as_the_verdict_says(room: Path, tmp_path: Path, family: str, runtime: str, names: str) -> None:
+def test_renamed_modules_load_as_the_verdict_predicts(
+    room: Path, tmp_path: Path, family: str, runtime: str, names: str
+) -> None:
     import transformers
     from peft import PeftModel
 
@@ -256,7 +258,7 @@ def test_our_renames_are_those_of_transformers(room: Path, family: str) -> None:
     assert in_file == {name for name, _ in model.named_parameters(remove_duplicate=True)}
 
 
-def test_mlx_has_no_model_of_the_kinds_said_to_be_refused() -> None:
+def test_mlx_has_no_model_of_the_kinds_reported_as_refused() -> None:
     need_module("mlx_lm")
     import importlib.util
 

@@ -42,7 +42,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("base", "config", "verdict"), CASES, ids=[f"{base} {config}" for base, config, _ in CASES])
-def test_peft_does_what_the_verdict_says(folder: Path, tmp_path: Path, base: str, config: dict[str, Any], verdict: str) -> None:
+def test_peft_behaves_as_the_verdict_predicts(
+    folder: Path, tmp_path: Path, base: str, config: dict[str, Any], verdict: str
+) -> None:
     import peft as real
     import torch
     import transformers

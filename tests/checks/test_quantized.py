@@ -210,7 +210,7 @@ def test_the_blocks_of_gpt_oss_are_its_experts(tmp_path: Path, out: int, into: i
     assert found(folder, spec) == wanted
 
 
-def test_a_weight_and_its_scales_may_lie_in_two_files(tmp_path: Path) -> None:
+def test_a_weight_and_its_scales_may_be_in_two_files(tmp_path: Path) -> None:
     arrays = {f"{MODULE}.{leaf}": array for leaf, array in bnb4(OUT, IN).items()}
     place = {name: f"model-{number % 2}.safetensors" for number, name in enumerate(arrays)}
     for file in set(place.values()):

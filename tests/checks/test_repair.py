@@ -124,7 +124,7 @@ def test_what_peft_itself_saved_needs_nothing(tmp_path: Path) -> None:
     assert fields - peft.INERT - peft.READ <= repair_config._WRITTEN
 
 
-def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_said(tmp_path: Path) -> None:
+def test_a_lone_state_dict_becomes_a_folder_if_its_alpha_is_given(tmp_path: Path) -> None:
     adapter(tmp_path / "a", pairs(2))
     state = {
         name.removeprefix(PREFIX).replace(".weight", ".default.weight"): array
@@ -190,7 +190,7 @@ def test_a_copy_goes_only_if_it_is_the_bases_own(tmp_path: Path, same: bool) -> 
     assert not same or key not in tensors(tmp_path / "out")
 
 
-def test_the_base_is_named_where_something_says_it(tmp_path: Path) -> None:
+def test_the_base_is_named_where_it_is_recorded(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
     described = describe.describe(path)
     dataclasses.replace(described, base=dataclasses.replace(described.base, repo="org/base")).write(path)

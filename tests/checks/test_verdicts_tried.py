@@ -171,7 +171,9 @@ def happened(made: Made, runtime: str, spec: BaseSpec, room: Path) -> str:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_runtime_does_what_its_verdict_says(made: Callable[[str], Made], tmp_path: Path, name: str, runtime: str) -> None:
+def test_a_runtime_behaves_as_its_verdict_predicts(
+    made: Callable[[str], Made], tmp_path: Path, name: str, runtime: str
+) -> None:
     case = made(name)
     spec = read_base(case.base)
     verdict = checks.check(case.adapter, base=spec).verdicts[runtime]

@@ -163,7 +163,7 @@ def test_complex_numbers_are_not_made_real(run: Run, tmp_path: Path) -> None:
     assert "C64 is not supported in computations" in run("diff", "a", "a", code=4).stderr
 
 
-def test_ranks_of_tensors_without_dimensions_are_not_mended(run: Run, tmp_path: Path) -> None:
+def test_ranks_of_tensors_without_dimensions_are_not_repaired(run: Run, tmp_path: Path) -> None:
     folder(tmp_path / "a", {f"{Q}.lora_A.weight": ("F32", ()), f"{Q}.lora_B.weight": ("F32", (8, 2))}, rank_pattern={"x": 2})
     assert "bug" not in run("fix", "a", "--dry-run", code=None).stderr
 

@@ -41,7 +41,7 @@ def test_one_bad_adapter_among_good_ones_fails_the_call(run: Run, two: None, tmp
     assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok"
 
 
-def test_strict_fails_on_a_warning_and_says_so(run: Run, two: None) -> None:
+def test_strict_fails_on_a_warning_and_reports_it(run: Run, two: None) -> None:
     assert "ok: 1 warning" in run("validate", "unused").stdout
     assert "not ok (--strict): 1 warning" in run("validate", "unused", "--strict", code=1).stdout
     assert run("validate", "good", "--strict").stdout.endswith("ok: nothing to report\n")
@@ -123,7 +123,7 @@ def test_the_action_takes_no_input_for_a_command_or_an_option(two: None, tmp_pat
     assert not (tmp_path / "hacked").exists()
 
 
-def test_the_action_says_when_no_adapter_is_there(two: None, tmp_path: Path) -> None:
+def test_the_action_reports_a_missing_adapter(two: None, tmp_path: Path) -> None:
     done = acted(tmp_path, PATHS="nothing/*")
     assert (done.returncode, done.stdout) == (3, "::error::no adapter is at nothing/*\n")
 
@@ -237,7 +237,7 @@ SARIF = {
 SARIF["properties"]["$schema"] = {"type": "string", "format": "uri"}
 
 
-def test_sarif_says_nothing_that_2_1_0_does_not_know() -> None:
+def test_sarif_has_only_what_2_1_0_defines() -> None:
     problems = tuple(Problem(code, file, name, "x", "y") for code in CODES for file in ("", "a b.json") for name in ("", "n"))
     for given in (
         [],

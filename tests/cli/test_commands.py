@@ -70,6 +70,23 @@ def test_no_command_but_train_imports_anything_heavy(run: Run, sql: Path, tmp_pa
     assert not loaded(run, tmp_path, *args) & (HEAVY - {"urllib3"})  # which the process that `run` forks has
 
 
+def test_removing_a_name_asks_on_a_terminal_and_a_restore_undoes_it(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql:prod")
+    before = document(run, "show", "team/sql")
+    remove = [sys.executable, "-m", "adapterhub", "rm", "team/sql"]
+    for typed in ("n\n", "\n", "\x04"):
+        shown = terminal(remove, tmp_path, 80, typed=typed)
+        assert "Remove team/sql with 1 version? [y/N]" in shown
+        assert "nothing was removed" in shown
+    assert document(run, "show", "team/sql") == before
+    assert "`adapterhub restore team/sql` undoes it" in terminal(remove, tmp_path, 80, typed="y\n")
+    assert "`adapterhub restore team/sql`" in run("push", "sql", "team/sql", code=7).stderr
+    assert document(run, "restore", "team/sql") == {"restored": "team/sql", "versions": [1], "lost": []}
+    assert document(run, "show", "team/sql") == before
+    assert "[y/N]" not in terminal([*remove, "-y"], tmp_path, 80)
+    assert document(run, "list")["adapters"] == []
+
+
 def test_the_first_push_makes_the_registry(run: Run, sql: Path, tmp_path: Path) -> None:
     run("push", "sql", "team/sql", "--registry", "deep/there")
     assert (tmp_path / "deep/there/registry.db").is_file()
@@ -137,7 +154,7 @@ def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path)
     assert not (tmp_path / "again").exists()
 
 
-def test_convert_says_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_convert_reports_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
     done = run("convert", "sql", "out", "--to", "mlx", "--base", "base")
     assert done.stdout.splitlines()[0] == "out: 4 tensors: 4 exact"
     again = document(run, "convert", "out", "back", "--to", "peft")
@@ -202,7 +219,7 @@ def blocker(tmp_path: Path, *modules: str) -> str:
     return os.pathsep.join([str(hook), PATH])
 
 
-def test_training_without_the_extra_says_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_training_without_the_extra_names_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "c.toml").write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n')
     done = run("train", "c.toml", "-o", "out", env={"PYTHONPATH": blocker(tmp_path, "torch")}, code=9)
@@ -277,8 +294,8 @@ def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(run: Run, sql: Path, tmp
     assert "SIZE" in run("list").stdout
 
 
-def terminal(command: list[str], folder: Path, columns: int) -> str:
-    """What a command writes on a terminal of so many columns."""
+def terminal(command: list[str], folder: Path, columns: int, *, typed: str = "") -> str:
+    """Return what a command writes on a terminal of so many columns, at which `typed` is typed."""
     here, there = pty.openpty()
     environment = {
         **os.environ,
@@ -289,6 +306,7 @@ def terminal(command: list[str], folder: Path, columns: int) -> str:
     }
     process = subprocess.Popen(command, cwd=folder, env=environment, stdin=there, stdout=there, stderr=there)
     os.close(there)
+    os.write(here, typed.encode())
     seen = b""
     while True:
         try:

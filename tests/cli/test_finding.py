@@ -64,7 +64,7 @@ def test_no_words_are_an_error(run: Run, registry: Path, words: list[str]) -> No
         (["--limit", "-1"], "--limit"),
     ],
 )
-def test_a_filter_that_says_nothing_is_a_usage_error(run: Run, registry: Path, args: list[str], says: str) -> None:
+def test_an_empty_filter_is_a_usage_error(run: Run, registry: Path, args: list[str], says: str) -> None:
     assert says in run("search", *args, code=2).stderr
 
 

@@ -113,7 +113,7 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 
-def test_what_comes_out_otherwise_is_kept_and_said_in_units_of_the_last_place(place: Path, run: Any) -> None:
+def test_a_different_result_is_kept_and_reported_in_units_in_the_last_place(place: Path, run: Any) -> None:
     run(*KEEP, cwd=place)
     recipe = json.loads((place / "a.json").read_text())
     file = next(file for file in recipe["output"]["files"] if file["path"] == "model.safetensors")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import Recipe
 from adapterhub.merging import METHODS
 from adapterhub.registry import recipe
 from tests.conftest import Run, need_module
@@ -44,7 +45,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
 
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
-    _, made = recipe.merge(parents, tmp_path / "both", method=method, seed=3)
+    _, made = recipe.merge(parents, tmp_path / "both", Recipe("merge", method=method, seed=3))
     assert made.recipe is not None
     assert made.recipe.method == method
     assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
@@ -96,7 +97,7 @@ def test_out_is_a_folder_or_a_ref_and_never_guessed(run: Run, team: Path) -> Non
     assert "already exists" in run("merge", "a", "b", "-o", "./team/both", code=2).stderr
 
 
-def test_the_report_says_how_far_the_adapters_are_apart(run: Run, team: Path) -> None:
+def test_the_report_has_the_distance_between_the_adapters(run: Run, team: Path) -> None:
     found = document(run, "merge", "a", "b", "--method", "svd", "--rank", "2", "-o", "both")
     [module, _] = found["modules"].values()
     assert module["cosines"][0][1] == module["cosines"][1][0] != 1

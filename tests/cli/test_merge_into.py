@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, run: Any) -> None:
+def test_a_dry_run_reports_the_same_as_the_merge_and_writes_nothing(place: Path, run: Any) -> None:
     args = ("merge", "./a", "--into", "base", "-o", "out", "--json")
     planned = json.loads(run(*args, "--dry-run", cwd=place).stdout)
     assert sorted(path.name for path in place.iterdir()) == ["a", "base"]
@@ -50,7 +50,7 @@ def test_a_dry_run_says_the_same_as_the_merge_and_writes_nothing(place: Path, ru
     assert "LEAST KEPT" in text
 
 
-def test_a_base_of_other_names_or_shapes_than_the_adapter_was_trained_on_is_said(place: Path, run: Any) -> None:
+def test_a_base_with_other_names_or_shapes_than_in_training_is_reported(place: Path, run: Any) -> None:
     run("push", "./a", "team/a", "--base", "base", cwd=place)
     shutil.copytree(place / "base", place / "other")
     file = SafetensorsFile(place / "base" / "model.safetensors")
@@ -121,7 +121,7 @@ def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any) -> None:
     assert max(map(len, (merged + proof).replace("\r", "").splitlines())) <= 80
 
 
-def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> None:
+def test_the_training_recorded_in_adapter_json_is_used(place: Path, run: Any) -> None:
     run("push", "./a", "team/a", cwd=place)
     run("pull", "team/a", "-o", "b", cwd=place)
     facts = json.loads((place / "b" / "adapter.json").read_text())
@@ -135,7 +135,7 @@ def test_what_adapter_json_says_of_training_is_used(place: Path, run: Any) -> No
     assert "other" in run(*proof, cwd=place, code=1).stdout
 
 
-def test_a_file_of_the_base_s_folder_means_the_folder_and_a_name_says_what_is_lacking(place: Path, run: Any) -> None:
+def test_a_file_in_the_base_s_folder_means_the_folder_and_a_name_reports_what_is_missing(place: Path, run: Any) -> None:
     (place / "base" / "old.bin").write_bytes(b"0")
     for into, out in (("base", "one"), ("base/model.safetensors", "two")):
         assert "\n  left out: old.bin: a pickle" in run("merge", "./a", "--into", into, "-o", out, cwd=place).stdout

@@ -74,7 +74,6 @@ def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_grou
         (["remove"], "rm"),
         (["ls"], "list"),
         (["inspect"], "show"),
-        (["info"], "show"),
         (["download"], "pull"),
         (["upload"], "push"),
         (["history"], "log"),

@@ -59,6 +59,10 @@ def test_a_pull_and_a_list_import_no_numpy(run: Run, sql: Path, tmp_path: Path) 
         assert not loaded(run, tmp_path, *args) & (HEAVY | {"numpy", "jsonschema", "sqlite_utils"})
 
 
+def test_the_first_push_creates_the_index_without_sqlite_utils(run: Run, sql: Path, tmp_path: Path) -> None:
+    assert "sqlite_utils" not in loaded(run, tmp_path, "push", str(sql), "team/sql")
+
+
 def test_version_is_one_line(run: Run) -> None:
     assert run("--version").stdout == "adapterhub 0.1.0\n"
 

@@ -29,7 +29,7 @@ def nasty(severity_code: str = "malformed") -> Report:
 
 
 def test_text_groups_by_code_and_ends_with_the_sum(report: Report) -> None:
-    lines = reports.text([report]).splitlines()
+    lines = list(reports.lines([report]))
     assert lines[0].startswith("out/my sql: peft, r 4, 12 modules")
     assert sum("[rank-config]" in line for line in lines) == 1
     assert any(" and 9 more: rank 4, but " in line for line in lines)
@@ -42,7 +42,7 @@ def test_text_shows_layer_2_before_layer_10(report: Report) -> None:
 
 @pytest.mark.parametrize("screen", [40, 80, 120])
 def test_text_fits_the_screen(report: Report, screen: int) -> None:
-    longest = max(reports.text([report], screen=screen).splitlines(), key=len)
+    longest = max(reports.lines([report], screen=screen), key=len)
     # A module path is never cut: it would not be the module's name any more.
     assert len(longest) <= max(screen, max(len(word) for word in longest.split()) + 6)
 
@@ -104,5 +104,5 @@ def test_github_commands_are_escaped(code: str, level: str) -> None:
 
 
 def test_the_command_names_every_format_and_runtime() -> None:
-    assert list(reports.RENDERERS) == list(validate._FORMATS)
+    assert ["text", *reports.RENDERERS] == list(validate._FORMATS)
     assert list(RUNTIMES) == list(validate._RUNTIMES)

@@ -47,7 +47,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "letters.toml"
 
 
-def test_training_says_what_it_does_and_what_came_of_it(run: Run, config: Path, tmp_path: Path) -> None:
+def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tmp_path: Path) -> None:
     done = run("train", "letters.toml", "--json")
     result = json.loads(done.stdout)
     assert list(result) == [
@@ -99,7 +99,7 @@ def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_plan_says_what_would_be_taken_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
+def test_a_plan_reports_the_memory_needed_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
     shown = run("train", "letters.toml", "--dry-run").stdout
     assert "trains 3.3 k of" in shown
     for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "interpreter", "peak"):
@@ -127,7 +127,7 @@ def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_p
     assert not (tmp_path / "letters").exists()
 
 
-def test_a_training_is_pushed_and_goes_on_from_what_was_pushed(run: Run, config: Path, tmp_path: Path) -> None:
+def test_a_training_is_pushed_and_continues_from_the_pushed_version(run: Run, config: Path, tmp_path: Path) -> None:
     done = json.loads(run("train", "letters.toml", "--push", "team/letters:first", "--json").stdout)
     assert (done["pushed"]["ref"], done["pushed"]["tags"]) == ("team/letters:v1", ["first", "latest"])
     shown = run("train", "letters.toml", "-o", "more", "--from", "team/letters:first", "--push", "team/letters").stdout

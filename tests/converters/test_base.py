@@ -83,7 +83,7 @@ def test_the_real_smollm2_is_the_model_transformers_would_build(tmp_path: Path) 
         ([], "not a JSON object"),
     ],
 )
-def test_a_quantization_state_is_not_believed(tmp_path: Path, state: object, says: str | None) -> None:
+def test_a_quantization_state_is_not_trusted(tmp_path: Path, state: object, says: str | None) -> None:
     raw = np.frombuffer(json.dumps(state).encode(), np.uint8)
     weight = {"a.weight": np.zeros((8, 1), np.uint8), "a.weight.quant_state.bitsandbytes__nf4": raw}
     safetensors_file.write(tmp_path / "model.safetensors", weight)
@@ -104,7 +104,7 @@ def test_packed_integers_stand_for_their_shape(tmp_path: Path, method: str, pack
     assert {name: tensor.shape for name, tensor in read_base(tmp_path).tensors.items()} == {"a.weight": (24, 16)}
 
 
-def test_a_folder_with_a_config_is_hugging_face_whatever_else_lies_in_it(tmp_path: Path) -> None:
+def test_a_folder_with_a_config_is_hugging_face_regardless_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     gguf_file.write(tmp_path / "m.gguf", {}, {})
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -207,7 +207,7 @@ def test_one_safetensors_file_is_a_base_with_or_without_its_config(tmp_path: Pat
     assert spec.folder == (tmp_path if name == "model.safetensors" else None)
 
 
-def test_an_index_alone_gives_names_without_shapes_and_says_so(tmp_path: Path) -> None:
+def test_an_index_alone_gives_names_without_shapes_and_a_note(tmp_path: Path) -> None:
     sharded(tmp_path / "m")
     for path in (tmp_path / "m").glob("*.safetensors"):
         path.unlink()

@@ -70,7 +70,7 @@ def test_a_language_model_is_no_image_model(tmp_path: Path, name: str) -> None:
     assert convert.sniff(save(tmp_path / "x", named(f"{name}{{}}", *NOW))) == "raw"
 
 
-def test_an_alpha_beside_the_factors_is_its_alpha(tmp_path: Path) -> None:
+def test_an_alpha_next_to_the_factors_is_their_alpha(tmp_path: Path) -> None:
     stem = "transformer.transformer_blocks.0.attn.to_q"
     tensors = named(f"{stem}{{}}", *NOW)
     adapter = convert.read(save(tmp_path / "x", {**tensors, f"{stem}.alpha": np.asarray(3.0)}))
@@ -126,7 +126,7 @@ def test_a_text_encoder_alone_finds_its_place_again(tmp_path: Path) -> None:
     assert list(convert.read(tmp_path / "y").deltas) == [stem]
 
 
-def test_kohya_says_the_true_alpha(tmp_path: Path) -> None:
+def test_kohya_records_the_true_alpha(tmp_path: Path) -> None:
     """diffusers' own conversion to kohya writes the rank."""
     source = save(tmp_path / "x", named(f"unet.{IN_UNET}.to_q{{}}", *NOW), {"unet.r": 2, "unet.lora_alpha": 7})
     spec = bases.BaseSpec("sdxl", "hf", "StableDiffusionXLPipeline", "", {})

@@ -27,6 +27,12 @@ def test_every_seed_is_read_or_refused_and_some_are_read() -> None:
         fuzz_headers.PARSERS[seed[0]](seed[1:])  # good inputs: nothing is raised
 
 
+def test_every_bad_document_of_the_corpus_is_refused() -> None:
+    for one in fuzz_headers.documents("bad"):
+        with pytest.raises(AdapterhubError):
+            fuzz_headers.PARSERS[one[0]](one[1:])
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mutations_are_read_or_refused(seed: int) -> None:
     fuzz_headers.plain(3_000, seed)

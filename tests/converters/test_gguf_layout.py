@@ -260,7 +260,7 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
         np.testing.assert_allclose(product(delta), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_assumed_of_a_gguf_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_assumptions_about_a_missing_gguf_are_reported(tmp_path: Path) -> None:
     adapter, llama = Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}), base("LlamaForCausalLM", "llama")
     says = "made without fuse-qkv and fuse-gate-up-exps; for another, name that GGUF as the base"
     assert any(says in note for note in gguf.write(adapter, tmp_path / "a.gguf", base=llama).notes)
@@ -376,7 +376,7 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path, adapter: Adapter, 
 
 
 @pytest.mark.parametrize("change", ["more in the file", "another rank", "another order", "another expert"])
-def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path, change: str) -> None:
+def test_a_source_config_that_does_not_match_the_file_is_refused(tmp_path: Path, change: str) -> None:
     from adapterhub_converters.formats import source_config
 
     path = tmp_path / "a.gguf"
@@ -410,7 +410,7 @@ def test_a_rider_that_does_not_say_what_the_file_runs_is_refused(tmp_path: Path,
 
 @pytest.mark.peer
 @pytest.mark.parametrize("dtype", formats.DTYPES)
-def test_the_loss_report_says_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
+def test_the_loss_report_has_the_largest_error_of_every_tensor(tmp_path: Path, dtype: str) -> None:
     need_module("gguf")
     up, down = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
     adapter = Adapter({up: low(FF, D, seed=1), down: low(D, FF, r=32, seed=2, alpha=64.0)})

@@ -208,7 +208,7 @@ def test_a_rider_of_another_payload_is_ignored_and_reported(tmp_path: Path, chan
     assert again.source is None
 
 
-def test_a_rider_that_lies_about_the_scale_is_refused(tmp_path: Path) -> None:
+def test_a_source_config_with_a_wrong_scale_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(ADAPTER, path, base=llama())
     with GGUFFile(path) as file:

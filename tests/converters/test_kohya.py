@@ -130,7 +130,7 @@ def test_the_base_gives_names_that_no_table_has(tmp_path: Path) -> None:
         convert.read(other, base=spec)
 
 
-def test_what_fits_two_models_is_refused_unless_the_header_says_which(tmp_path: Path) -> None:
+def test_what_fits_two_models_is_refused_unless_the_header_names_one(tmp_path: Path) -> None:
     modules = {"lora_unet_single_blocks_0_linear2": (8, 24)}
     with pytest.raises(RefusedError, match=r"its names match FLUX\.1 and FLUX\.2, whose modules differ"):
         convert.read(kohya_file(tmp_path / "a.safetensors", modules))
@@ -257,7 +257,7 @@ def test_dora_scales_of_outputs_are_magnitudes_and_those_of_inputs_refused(tmp_p
     assert the_delta(tmp_path / "z", conv).magnitude.shape == (1, 6, 1, 1)
 
 
-def test_a_difference_of_a_bias_is_one_and_zeros_are_said(tmp_path: Path) -> None:
+def test_a_bias_difference_counts_and_zeros_are_reported(tmp_path: Path) -> None:
     numbers = Numbers()
     parts = {"lora_down.weight": numbers(2, 8), "lora_up.weight": numbers(6, 2), "alpha": scalar(1), "diff_b": numbers(6)}
     delta = the_delta(tmp_path / "x", parts)
@@ -481,7 +481,7 @@ def test_lycoris_kinds_stay_what_they_are(tmp_path: Path) -> None:
     assert convert.convert(tmp_path / "x", tmp_path / "w", to="diffusers").worst == Loss.ROUNDED
 
 
-def test_a_module_whose_model_nothing_says_needs_the_base(tmp_path: Path) -> None:
+def test_a_module_of_an_unknown_model_needs_the_base(tmp_path: Path) -> None:
     folder = peft_folder(tmp_path / "a", {"down_blocks.1.attentions.0.proj_in": (8, 8)})
     with pytest.raises(
         RefusedError, match="may be those of Stable Diffusion and SDXL or of another model, which have different names in kohya"
@@ -686,7 +686,7 @@ def test_a_forged_rider_is_refused(tmp_path: Path, change: dict[str, str]) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_rider_of_other_tensors_is_ignored_and_said(tmp_path: Path) -> None:
+def test_a_source_config_of_other_tensors_is_ignored_and_reported(tmp_path: Path) -> None:
     convert.convert(peft_folder(tmp_path / "a", SDXL), tmp_path / "x", to="kohya")
     with safetensors_file.SafetensorsFile(tmp_path / "x") as file:
         tensors, metadata = {name: file.tensor(name) for name in file.tensors}, dict(file.header.metadata)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,30 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from adapterhub_converters.adapter import Adapter, Loss
+from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats.trainers import litgpt
 from tests.conftest import Run
 from tests.converters import trained
-from tests.converters.trained import LLAMA, K, Q, V
+from tests.converters.trained import LLAMA, K, Q, V, tensors_of
 
 ATTENTION = "transformer.h.0.attn.qkv"
 
 
-def written(adapter: Adapter, path: Path, base: Any = LLAMA) -> Path:
-    litgpt.write(adapter, path, base=base)
-    return path
-
-
-def opened(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    with safetensors_file.SafetensorsFile(path) as file:
-        return {name: file.tensor(name) for name in file.tensors}, dict(file.header.metadata)
+written = partial(trained.written, "litgpt")
 
 
 # --- without litgpt
 
 
-def test_queries_keys_and_values_lie_one_after_another(tmp_path: Path) -> None:
+def test_queries_keys_and_values_are_consecutive(tmp_path: Path) -> None:
     adapter = trained.full()
-    tensors, metadata = opened(written(adapter, tmp_path / "a.safetensors"))
+    tensors = tensors_of(path := written(adapter, tmp_path / "a.safetensors"))
     np.testing.assert_array_equal(tensors[f"{ATTENTION}.lora_A"], np.concatenate([adapter.deltas[t].lora_A for t in (Q, K, V)]))
     np.testing.assert_array_equal(tensors[f"{ATTENTION}.lora_B"], np.concatenate([adapter.deltas[t].lora_B for t in (Q, K, V)]))
-    assert json.loads(metadata["adapterhub.settings"])["lora_key"] is True
-
-
-@given(adapter=trained.adapters())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_way_back_loses_no_byte(tmp_path_factory: pytest.TempPathFactory, adapter: Adapter) -> None:
-    trained.there_and_back(adapter, tmp_path_factory.mktemp("t"), "litgpt")
+    assert trained.settings_of(path)["lora_key"] is True
 
 
 @given(adapter=trained.adapters())
@@ -58,20 +46,9 @@ def test_the_function_is_the_same_whatever_was_filled_or_multiplied_in(
 ) -> None:
     folder = tmp_path_factory.mktemp("t")
     plain = trained.stripped(written(adapter, folder / "a.safetensors"))
-    options = json.loads(opened(folder / "a.safetensors")[1]["adapterhub.settings"])
+    options = trained.settings_of(folder / "a.safetensors")
     (folder / "hyperparameters.yaml").write_text("".join(f"{key}: {str(value).lower()}\n" for key, value in options.items()))
     trained.assert_same(litgpt.read(plain, base=LLAMA), adapter, rtol=2e-6)
-
-
-def test_ordinary_adapters_are_exact(tmp_path: Path) -> None:
-    assert trained.there_and_back(trained.full("q_proj", "v_proj"), tmp_path, "litgpt").worst == Loss.EXACT
-
-
-def test_golden_bytes(tmp_path: Path) -> None:
-    found = written(
-        Adapter({Q: trained.delta(Q, r=1), V: trained.delta(V, r=2, alpha=3)}), tmp_path / "a.safetensors"
-    ).read_bytes()
-    assert found == (Path(__file__).parent / "golden/litgpt.safetensors").read_bytes()
 
 
 def test_an_alpha_that_is_no_whole_number_is_multiplied_in(tmp_path: Path) -> None:
@@ -91,7 +68,7 @@ lora_value: true
 
 
 @pytest.mark.parametrize("yaml", [None, HYPER])
-def test_which_of_q_k_and_v_it_is_the_options_say(tmp_path: Path, yaml: str | None) -> None:
+def test_the_options_tell_q_k_and_v_apart(tmp_path: Path, yaml: str | None) -> None:
     plain = trained.stripped(written(trained.full("q_proj", "v_proj"), tmp_path / "a.safetensors"))
     if yaml:
         (tmp_path / "hyperparameters.yaml").write_text(yaml)
@@ -108,7 +85,7 @@ def test_all_three_need_no_options(tmp_path: Path) -> None:
 
 
 def test_a_file_that_litgpt_made_adds_what_litgpt_merged(tmp_path: Path) -> None:
-    made = opened(Path(__file__).parent / "golden/made_by_litgpt.safetensors")[0]  # of 0.5.13: one layer of `merged`, q and v
+    made = tensors_of(Path(__file__).parent / "golden/made_by_litgpt.safetensors")  # of 0.5.13: one layer of `merged`, q and v
     lora = {name.removeprefix("lora/"): array for name, array in made.items() if name.startswith("lora/")}
     safetensors_file.write(tmp_path / "a.safetensors", lora, {"format": "pt"})
     (tmp_path / "hyperparameters.yaml").write_text("lora_r: 2\nlora_alpha: 5\nlora_query: true\nlora_value: true\n")
@@ -150,7 +127,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in litgpt's adapters"),
     ],
 )
-def test_what_litgpt_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
+def test_what_litgpt_cannot_express_is_refused_by_name(tmp_path: Path, adapter: Adapter, base: Any, says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         litgpt.write(adapter, tmp_path / "a.safetensors", base=base)
     assert says in str(caught.value)
@@ -161,7 +138,7 @@ def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> No
     plain = trained.stripped(written(trained.full(), tmp_path / "a.safetensors"))
     folder = tmp_path / "final"
     folder.mkdir()
-    state = {name: torch.from_numpy(array.copy()) for name, array in opened(plain)[0].items()}
+    state = {name: torch.from_numpy(array.copy()) for name, array in tensors_of(plain).items()}
     torch.save({"model": state}, folder / "lit_model.pth.lora")
     (folder / "hyperparameters.yaml").write_text(
         "lora_r: 2\nlora_alpha: 4\nlora_query: true\nlora_key: true\nlora_value: true\n"
@@ -285,7 +262,7 @@ def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Pa
 def test_litgpt_loads_what_we_write(tmp_path: Path) -> None:
     lora, _, _ = merged((True, True, True), "LLaMAMLP")
     convert.convert(trained.folder(trained.full(), tmp_path / "source"), tmp_path / "a.safetensors", to="litgpt", base=LLAMA)
-    tensors, _ = opened(tmp_path / "a.safetensors")
+    tensors = tensors_of(tmp_path / "a.safetensors")
     assert {name: array.shape for name, array in tensors.items()} == {name: array.shape for name, array in lora.items()}
 
 

@@ -63,7 +63,7 @@ def test_mlx_lm_applies_the_same_deltas(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[target], dense, rtol=1e-6)
 
 
-def test_the_config_says_what_mlx_lm_reads(tmp_path: Path) -> None:
+def test_the_config_has_what_mlx_lm_reads(tmp_path: Path) -> None:
     assert json.loads((write(ADAPTER, tmp_path / "a") / mlx.CONFIG).read_text()) == {
         "fine_tune_type": "lora",
         "num_layers": -1,
@@ -109,7 +109,7 @@ def test_what_came_without_our_keys_or_was_changed_reads_to_the_same_function(tm
         (Adapter({Q: delta()}, meta=Meta(init="olora")), "its factors were initialized with olora"),
     ],
 )
-def test_what_mlx_lm_cannot_say_is_refused_by_name(tmp_path: Path, adapter: Adapter, says: str) -> None:
+def test_what_mlx_lm_cannot_express_is_refused_by_name(tmp_path: Path, adapter: Adapter, says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         write(adapter, tmp_path / "a")
     assert says in str(caught.value)

@@ -24,7 +24,9 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("said", [["--model", "llama3.2:1b"], []])
-def test_the_modelfile_names_the_base_and_the_adapter_beside_it(tmp_path: Path, run: Run, model: Path, said: list[str]) -> None:
+def test_the_modelfile_names_the_base_and_the_adapter_next_to_it(
+    tmp_path: Path, run: Run, model: Path, said: list[str]
+) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     done = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)
     assert "loras are not yet implemented" in done.stdout
@@ -49,7 +51,7 @@ def test_a_base_that_ollama_could_not_find_has_to_be_named(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_what_gguf_cannot_say_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_what_gguf_cannot_express_leaves_nothing_behind(tmp_path: Path) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
     config = json.loads((source / peft.CONFIG).read_text()) | {"init_lora_weights": "olora"}
     (source / peft.CONFIG).write_text(json.dumps(config))

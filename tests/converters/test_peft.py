@@ -41,7 +41,7 @@ def test_writing_what_was_read_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "b" / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_a_config_written_anew_gives_every_module_the_same_scale(tmp_path: Path) -> None:
+def test_a_rewritten_config_gives_every_module_the_same_scale(tmp_path: Path) -> None:
     tensors = {f"l.{n}.q.lora_{half}.weight": (3, 8) if half == "A" else (6, 3) for n in (1, 10) for half in "AB"}
     adapter = peft.read(folder(tmp_path / "a", tensors | PAIR, alpha_pattern={"l.1.q": 5}, use_rslora=True))
     (tmp_path / "b").mkdir()
@@ -180,7 +180,7 @@ def test_the_folder_above_an_adapter_hints_at_it(tmp_path: Path) -> None:
         convert.read(tmp_path)
 
 
-def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_said(tmp_path: Path) -> None:
+def test_a_copy_of_the_bases_table_survives_and_is_refused_where_it_cannot_be_expressed(tmp_path: Path) -> None:
     tensors = {"e.lora_embedding_A": (2, 12), "e.lora_embedding_B": (8, 2), "e.base_layer.weight": (12, 8)}
     adapter = peft.read(folder(tmp_path / "a", tensors))
     assert list(adapter.copies) == ["e.weight"]
@@ -197,7 +197,7 @@ def test_a_copy_of_the_bases_table_comes_back_and_is_refused_where_it_cannot_be_
         ({"ensure_weight_tying": True}, "applies to the layer tied to it too"),
     ],
 )
-def test_what_only_peft_can_say_is_refused_elsewhere(tmp_path: Path, config: dict[str, object], says: str) -> None:
+def test_what_only_peft_can_express_is_refused_elsewhere(tmp_path: Path, config: dict[str, object], says: str) -> None:
     with pytest.raises(RefusedError, match=says):
         plain_pairs(peft.read(folder(tmp_path / "a", {**PAIR, "l.n.weight": (8,)}, **config)))
 

@@ -325,13 +325,13 @@ def test_vera_goes_to_every_format_and_raw_gives_it_back(tmp_path: Path) -> None
         convert.convert(tmp_path / "a", tmp_path / "none", to="gguf")
 
 
-def test_vera_whose_projections_peft_would_make_anew_is_refused(tmp_path: Path) -> None:
+def test_vera_whose_projections_peft_would_regenerate_is_refused(tmp_path: Path) -> None:
     vera(tmp_path / "a", llama(), save_projection=False)
     with pytest.raises(RefusedError, match="vera_A and vera_B were not saved.*Save it again with save_projection=True"):
         convert.convert(tmp_path / "a", tmp_path / "b", to="peft")
 
 
-def test_that_peft_lost_the_order_of_patterns_is_said_when_converting(tmp_path: Path) -> None:
+def test_a_pattern_order_lost_by_peft_is_reported_when_converting(tmp_path: Path) -> None:
     """Trained with the second pattern first, saved by peft in the order of the alphabet: other scales after loading."""
     from peft import LoraConfig
 
@@ -433,7 +433,7 @@ def test_a_copy_is_left_out_if_it_is_the_bases(tmp_path: Path) -> None:
     ("version", "family"), [("0.17.1", "qwen"), ("0.18.1", "gpt-oss"), ("0.19.0", "qwen"), ("0.19.0", "gpt-oss")]
 )
 @pytest.mark.parametrize("known_by", ["neighbor", "base"])
-def test_experts_of_older_pefts_are_what_their_formula_says(version: str, family: str, known_by: str, tmp_path: Path) -> None:
+def test_experts_of_older_pefts_follow_their_formula(version: str, family: str, known_by: str, tmp_path: Path) -> None:
     """No swap before 0.19; in 0.19.0 a swap where the base says is_transposed (peft, `ParamWrapper.get_delta_weight`)."""
     flagged = family == "gpt-oss"
     swapped = version == "0.19.0" and flagged

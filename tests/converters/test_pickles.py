@@ -174,7 +174,7 @@ def test_a_truncated_one_is_malformed(tmp_path: Path, part: float) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_without_torch_it_says_what_to_install(tmp_path: Path, run: Run) -> None:
+def test_without_torch_it_names_what_to_install(tmp_path: Path, run: Run) -> None:
     (tmp_path / "torch").mkdir()
     code = "import importlib.util as u; f=u.find_spec; u.find_spec=lambda n, *a: None if n == 'torch' else f(n, *a)"
     (tmp_path / "torchless").mkdir()

@@ -54,7 +54,7 @@ def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:
     assert found["torchtune"] == ("NAME.safetensors",)
 
 
-def test_the_command_says_the_same(run: Run, rows: list[Row]) -> None:
+def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     document = json.loads(run("formats", "--json").stdout)["formats"]
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
     text = run("formats").stdout

@@ -48,13 +48,13 @@ def unchanged(source: Path, tmp_path: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", ["unsloth/Llama-3.2-1B-bnb-4bit", "unsloth/Llama-3.2-1B-unsloth-bnb-4bit"])
-def test_a_base_in_4_bits_is_said_with_the_one_in_16(tmp_path: Path, name: str) -> None:
+def test_a_base_in_4_bits_is_reported_with_its_16_bit_original(tmp_path: Path, name: str) -> None:
     found = peft.read(folder(tmp_path / "a", pair(), base_model_name_or_path=name))
     assert found.meta.base_model == name
     assert f"its base {name} is in 4 bits; unsloth/Llama-3.2-1B, or" in found.notes[0]
 
 
-def test_dora_without_magnitudes_is_said_and_goes_nowhere_but_back(tmp_path: Path) -> None:
+def test_dora_without_magnitudes_is_reported_and_converts_only_back(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(), use_dora=True)
     found = peft.read(source)
     assert '"use_dora" is true and 1 modules have no magnitude: peft uses' in found.notes[0]
@@ -75,7 +75,7 @@ def test_dora_of_some_modules_is_not_written_as_that_of_all(tmp_path: Path) -> N
         peft.write(dataclasses.replace(found, deltas={**found.deltas, Q: one}, source=None), tmp_path)
 
 
-def test_a_bias_that_the_config_does_not_mention_is_read_said_and_mended(tmp_path: Path) -> None:
+def test_a_bias_missing_from_the_config_is_read_reported_and_repaired(tmp_path: Path) -> None:
     tensors = pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(16, np.float32)}
     source = folder(tmp_path / "a", tensors, alpha_pattern={"q_proj": 2}, rank_pattern={"q_proj": 2})
     found = peft.read(source)
@@ -126,7 +126,7 @@ def test_other_dora_is_read(tmp_path: Path) -> None:
     assert '"use_dora" is not true' in peft.read(folder(tmp_path / "b", tensors, bias="none")).notes[0]
 
 
-def test_a_qwen2_of_torchtunes_is_said(tmp_path: Path) -> None:
+def test_torchtunes_qwen2_is_recognized(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair())
     assert "which those of its Qwen2 are not" in peft.read(source, base=base(Q, architecture="Qwen2ForCausalLM")).notes[0]
     assert not peft.read(source, base=base(Q)).notes
@@ -152,7 +152,7 @@ def test_a_whole_lm_head_as_axolotl_saves_it_is_read(tmp_path: Path, name: str) 
     assert unchanged(source, tmp_path)
 
 
-def test_other_files_beside_an_adapter_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_next_to_an_adapter_are_left_alone(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(), base_model_name_or_path="unsloth/x-bnb-4bit", arrow_config=None)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md"):
         (source / name).write_text("{}")

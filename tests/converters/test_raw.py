@@ -34,7 +34,7 @@ def save(path: Path, form: str = "base_model.model.{}.lora_{}.weight", metadata:
         "{}.lora_{}.weight",
     ],
 )
-def test_with_the_alpha_said_it_is_a_peft_adapter(tmp_path: Path, form: str) -> None:
+def test_with_a_given_alpha_it_is_a_peft_adapter(tmp_path: Path, form: str) -> None:
     path = save(tmp_path / "x.safetensors", form)
     assert convert.sniff(path) == "raw"
     with pytest.raises(RefusedError, match=r"its alpha is not recorded"):
@@ -47,7 +47,7 @@ def test_with_the_alpha_said_it_is_a_peft_adapter(tmp_path: Path, form: str) -> 
         assert (delta.lora_A.tobytes(), delta.lora_B.tobytes()) == (A.tobytes(), B.tobytes())
 
 
-def test_the_report_says_whose_word_the_alpha_is(tmp_path: Path) -> None:
+def test_the_report_names_the_source_of_the_alpha(tmp_path: Path) -> None:
     path = save(tmp_path / "x.safetensors", "{}.lora_{}.default.weight")
     notes = convert.convert(path, tmp_path / "peft", to="peft", alpha=3).notes
     assert "alpha 3 for all modules, as given" in notes
@@ -68,7 +68,7 @@ def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source", "x.safetensors"]
 
 
-def test_the_weights_file_of_a_peft_folder_has_its_config_beside_it(tmp_path: Path) -> None:
+def test_the_weights_file_of_a_peft_folder_uses_the_config_next_to_it(tmp_path: Path) -> None:
     save(tmp_path / peft.WEIGHTS)
     (tmp_path / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 7}))
     assert convert.read(tmp_path / peft.WEIGHTS).deltas[Q].alpha == 7
@@ -98,7 +98,7 @@ def test_malformed_ones_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"\xff" * 40, (10).to_bytes(8, "little") + b'{"a": 1}'])
-def test_a_malformed_file_says_why(tmp_path: Path, content: bytes) -> None:
+def test_a_malformed_file_is_refused_with_the_reason(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(FormatError, match=r"x\.safetensors"):
         convert.read(tmp_path / "x.safetensors")
@@ -110,7 +110,7 @@ def test_a_file_of_other_tensors_is_no_adapter(tmp_path: Path) -> None:
         convert.sniff(tmp_path / "x.safetensors")
 
 
-def test_alpha_for_a_format_that_says_it_is_a_usage_error(tmp_path: Path) -> None:
+def test_alpha_for_a_format_that_records_it_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     peft.write(Adapter({Q: LowRank(A, B, 5.0)}), tmp_path / "a")
     with pytest.raises(UsageError, match="Leave"):

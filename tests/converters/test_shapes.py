@@ -87,7 +87,7 @@ def test_every_architecture_of_llama_cpp_is_known() -> None:
         {"model_type": "deepseek_v3", "num_hidden_layers": 1, "first_k_dense_replace": None, "vocab_size": 8, "hidden_size": 8},
     ],
 )  # fmt: skip
-def test_a_config_that_says_too_little_gives_none(config: dict[str, Any]) -> None:
+def test_an_incomplete_config_gives_none(config: dict[str, Any]) -> None:
     assert shapes_from_config(config, "LlamaForCausalLM") == {}
 
 

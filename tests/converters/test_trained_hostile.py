@@ -37,7 +37,7 @@ def signed(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str])
 @pytest.mark.parametrize("name", MODULES)
 @given(data=st.data())
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_lie_in_the_header_is_a_traceback(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
+def test_no_false_header_causes_a_traceback(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("h")
     MODULES[name].write(trained.full("q_proj", "k_proj", "down_proj"), folder / "a.safetensors", base=LLAMA)
     tensors, metadata = parts(folder / "a.safetensors")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adapterhub_converters.adapter import Adapter, LossReport, LowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.formats import convert, peft
+from adapterhub_converters.formats import FORMATS, convert, peft
 
 CONFIG = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -89,12 +89,34 @@ def there_and_back(adapter: Adapter, tmp: Path, to: str, spec: BaseSpec = LLAMA,
     return report
 
 
+def written(format_name: str, adapter: Adapter, path: Path, spec: BaseSpec = LLAMA) -> Path:
+    """The adapter in a trainer's own format."""
+    FORMATS[format_name].write(adapter, path, base=spec)
+    return path
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a safetensors file."""
+    with safetensors_file.SafetensorsFile(path) as file:
+        return {name: file.tensor(name) for name in file.tensors}
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file."""
+    with safetensors_file.SafetensorsFile(path) as file:
+        return dict(file.header.metadata)
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The trainer's settings that a file was written for."""
+    found: dict[str, Any] = json.loads(metadata_of(path)["adapterhub.settings"])
+    return found
+
+
 def stripped(path: Path) -> Path:
     """The file as its trainer would have saved it, without anything of ours in its header."""
-    with safetensors_file.SafetensorsFile(path) as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
     plain = path.with_name(f"{path.name}.plain.safetensors")
-    safetensors_file.write(plain, tensors, {"format": "pt"})
+    safetensors_file.write(plain, tensors_of(path), {"format": "pt"})
     return plain
 
 

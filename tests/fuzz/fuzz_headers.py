@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import random
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def watched() -> contextlib.AbstractContextManager[None]:
 
 
 with watched():
-    from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+    from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import mlx, peft, source_config
 
@@ -43,7 +45,15 @@ PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
 
 
 def _safetensors(data: bytes) -> None:
-    safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+    header = safetensors_file.read_header(lambda offset, n: data[offset : offset + n], len(data), "x")
+    # What the scanner takes, a parser of all JSON takes for the same.
+    document = json_file.parse_object(data[8 : header.data_start], "x")
+    if (document.pop("__metadata__", None) or {}) != header.metadata or document.keys() != header.tensors.keys():
+        raise AssertionError("the scanner and json read different headers")
+    for name, info in header.tensors.items():
+        start = info.offset - header.data_start
+        if document[name] != {"dtype": info.dtype, "shape": [*info.shape], "data_offsets": [start, start + info.size]}:
+            raise AssertionError(f"the scanner and json read different tensors {name!r}")
 
 
 def _gguf(data: bytes) -> None:
@@ -64,7 +74,19 @@ def _rider(data: bytes) -> None:
     source_config.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
 
 
-PARSERS: tuple[Callable[[bytes], None], ...] = (_safetensors, _gguf, _peft_config, _mlx_config, _rider)
+def _json(data: bytes) -> None:
+    document = json_file.parse(data, "x")
+    assert document == json.loads(data)
+    assert json_file.parse(json.dumps(document, allow_nan=False, ensure_ascii=False).encode(), "x") == document
+
+
+def _toml(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    assert toml_file.parse(text, "x") == tomllib.loads(text)
+
+
+PARSERS: tuple[Callable[[bytes], None], ...] = (_safetensors, _gguf, _peft_config, _mlx_config, _rider, _json, _toml)
+CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; the suffix is the parser
 
 
 def seeds() -> list[bytes]:
@@ -81,7 +103,14 @@ def seeds() -> list[bytes]:
     )
     mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
     line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
-    return [bytes([n]) + data for n, data in enumerate((st, gguf, config, mlx_config, line))]
+    made = [bytes([n]) + data for n, data in enumerate((st, gguf, config, mlx_config, line))]
+    return [*made, *documents("good")]
+
+
+def documents(kind: str) -> list[bytes]:
+    """The documents of the corpus that are `good`, or `bad`, sorted by name."""
+    numbers = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
+    return [bytes([numbers[path.suffix[1:]]]) + path.read_bytes() for path in sorted((CORPUS / kind).iterdir())]
 
 
 def one_input(data: bytes) -> bool:
@@ -114,6 +143,10 @@ _TOKENS = [
     b"\\ud800",
     b"(a+)+$",
     b"\xff\xfe",
+    b'"__metadata__":{"a":"\\u00e9\\ud83d\\ude00"},',
+    b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},',
+    b'"dtype":"I32",',
+    b" ",
 ]
 
 
@@ -141,7 +174,7 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 def plain(runs: int, seed: int) -> None:
     """Without atheris: `runs` mutations of the seeds and of mutations that were read, the same for the same seed."""
     rng = random.Random(seed)
-    pools = [[seed] for seed in seeds()]
+    pools = [[seed] for seed in [*seeds(), *documents("bad")]]
     for _ in range(runs):
         pool = rng.choice(pools)
         data = mutated(rng, rng.choice(pool))
@@ -166,7 +199,7 @@ def main() -> None:
     import atheris
 
     with tempfile.TemporaryDirectory() as folder:
-        for n, seed in enumerate(seeds()):
+        for n, seed in enumerate([*seeds(), *documents("bad")]):
             (Path(folder) / str(n)).write_bytes(seed)
         corpus = [word for word in rest if not word.startswith("-")]
         words = [word for word in rest if word.startswith("-")]

@@ -22,7 +22,7 @@ from adapterhub.manifest import card, oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
-from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
 from tests.support.adapters import write_adapter
 from tests.support.aged import age
@@ -174,7 +174,7 @@ def test_bounds_as_they_are_typed(text: str, size: bool, bounds: list[tuple[str,
 @pytest.mark.parametrize(
     ("text", "size"), [("", False), ("..", False), ("x", False), ("<", False), ("nan", False), ("8", True)]
 )
-def test_bounds_that_say_nothing_are_refused(text: str, size: bool) -> None:
+def test_meaningless_bounds_are_refused(text: str, size: bool) -> None:
     with pytest.raises(UsageError):
         search.parse_bounds(text, "--rank", size=size)
 
@@ -231,6 +231,7 @@ MOVES = st.lists(
         st.tuples(st.just("push"), st.integers(0, 2), st.integers(0, 3), st.sampled_from(["", ":prod", ":blessed"])),
         st.tuples(st.just("tag"), st.integers(0, 2), st.integers(1, 3), st.sampled_from(["prod", "blessed"])),
         st.tuples(st.just("rm"), st.integers(0, 2), st.just(0), st.sampled_from(["", ":prod"])),
+        st.tuples(st.just("restore"), st.integers(0, 2), st.just(0), st.just("")),
     ),
     max_size=8,
 )
@@ -246,12 +247,14 @@ def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tm
             ref = f"team/n{name}"
             try:
                 if op == "push":
-                    registry.push(folders[number], Ref.parse(ref + tag), restore=True)
+                    registry.push(folders[number], Ref.parse(ref + tag))
+                elif op == "restore":
+                    registry.restore(ref)
                 elif op == "tag":
                     registry.tag(Ref.parse(f"{ref}:v{number}"), tag)
                 else:
                     registry.rm(Ref.parse(ref + tag))
-            except (NotFoundError, ConflictError):
+            except (NotFoundError, ConflictError, RefusedError):
                 pass
         kept = everything(registry)
         registry.rebuild_index()

@@ -79,7 +79,7 @@ def test_orphans_of_a_push_that_did_not_end_wait_for_the_grace_time(registry: Re
     assert blobs(registry) == set()
 
 
-def test_versions_are_dropped_only_where_it_was_said(registry: Registry, make: Make) -> None:
+def test_versions_are_dropped_only_where_requested(registry: Registry, make: Make) -> None:
     for seed, tag in enumerate(["prod", "", "", ""], 1):
         registry.push(make(f"a{seed}", seed), Ref("team/sql", tag=tag or None))
         registry.push(make(f"a{seed}", seed), Ref("team/all", tag=tag or None))
@@ -252,7 +252,7 @@ def test_a_clock_that_went_back_loses_nothing(registry: Registry, make: Make) ->
     assert fsck(registry) == []
 
 
-def test_a_database_deleted_while_it_is_open_is_made_anew(registry: Registry, make: Make) -> None:
+def test_a_database_deleted_while_open_is_rebuilt(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     for path in registry.root.glob("registry.db*"):
         path.unlink()
@@ -397,7 +397,7 @@ def test_a_lost_document_of_a_base_is_put_back(registry: Registry, tmp_path: Pat
     assert fsck(registry) == []
 
 
-def test_conversions_that_nobody_used_for_a_day_go(registry: Registry, make: Make, tmp_path: Path) -> None:
+def test_conversions_unused_for_a_day_are_removed(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
 
     def pull(name: str) -> bool:

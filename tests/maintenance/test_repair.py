@@ -90,7 +90,7 @@ def test_wrong_bytes_put_nothing_back(registry: Registry, tmp_path: Path) -> Non
         repair(registry, tmp_path / "nowhere")
 
 
-def test_the_command_says_how_many(run: Run, registry: Registry, tmp_path: Path) -> None:
+def test_the_command_reports_how_many(run: Run, registry: Registry, tmp_path: Path) -> None:
     broken(registry, flipped=True)
     registry.close()
     at = ("--registry", registry.root)
@@ -124,7 +124,7 @@ def damage(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["newer", "foreign", "pages", "garbage", "empty"])
-def test_a_database_that_cannot_be_used_is_set_aside_and_made_anew(registry: Registry, kind: str) -> None:
+def test_an_unusable_database_is_set_aside_and_rebuilt(registry: Registry, kind: str) -> None:
     rows = registry.list()
     registry.close()
     path = registry.root / "registry.db"

@@ -166,10 +166,12 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
     assert {path.name: path.read_bytes() for path in (tmp_path / "sql").iterdir()} == {
         path.name: path.read_bytes() for path in (STORED / "sql").iterdir()
     }
-    assert merge_recipe.options_of(merged).dequantize
+    assert merged.merge_options().dequantize
 
 
 def test_a_recipe_of_a_merged_model_of_schema_1_is_read() -> None:
     found = merge_recipe.parse((STORED / "merge.json").read_text(), "merge.json")
-    assert (found["schema_version"], found["adapters"][0]["digest"]) == (2, VERSIONS["team/sql:v1"])
-    assert (merge_recipe.options_of(found).requantize, found["output"]["form"]) == (None, "folder")
+    assert (found.to_dict()["schema_version"], found.adapters[0].digest) == (2, VERSIONS["team/sql:v1"])
+    assert (found.merge_options().requantize, found.form) == (None, "folder")
+    raw = found.dump()
+    assert merge_recipe.parse(raw.decode(), "merge.json").dump() == raw

@@ -43,7 +43,7 @@ def said(run: Run, *words: object, **options: Any) -> Any:
     return json.loads(run(*words, "--json", **options).stdout)
 
 
-def test_a_lock_has_one_spelling_and_says_what_was_written() -> None:
+def test_a_lock_has_one_spelling_and_records_what_was_written() -> None:
     assert lockfile.dump({"team/sql": ONE}) == TEXT
     assert lockfile.parse(TEXT, "x") == {"team/sql": ONE}
     assert lockfile.parse("", "x") == {}
@@ -168,7 +168,7 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     run("pull", "team/here", "--to", "mlx", "--lock", code=2)
 
 
-def test_the_lock_lies_beside_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:
+def test_the_lock_is_next_to_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:
     deep = tmp_path / "p/deep"
     deep.mkdir(parents=True)
     run("init", "--project", tmp_path / "p")
@@ -265,6 +265,6 @@ def test_words_that_make_no_sense_are_one_line(run: Run, tmp_path: Path, words: 
     assert expected in run(*words, code=2).stderr
 
 
-def test_there_is_no_lock_without_a_line_that_says_how_to_make_one(run: Run) -> None:
+def test_a_missing_lock_is_one_line_with_how_to_make_one(run: Run) -> None:
     for words in (["lock"], ["lock", "--check"], ["lock", "--update"], ["pull", "--locked"]):
         assert "Run `adapterhub lock REF…`" in run(*words, code=3).stderr

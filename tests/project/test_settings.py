@@ -45,7 +45,7 @@ def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
     assert found.policy == Policy(where, 16, True, ("Apache-2.0", "MIT"), ("team/*", "oci://registry.example/*"))
 
 
-def test_the_template_says_nothing_yet_and_all_of_its_examples_are_right(tmp_path: Path) -> None:
+def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: Path) -> None:
     assert settings.parse(_TEMPLATE, tmp_path / "x").remotes == {}
     lines = [line.removeprefix("# ") for line in _TEMPLATE.splitlines()[3:]]
     assert settings.parse("\n".join(lines), tmp_path / "x").policy.max_rank == 64
@@ -95,7 +95,7 @@ _NAMES = st.sampled_from(["a", "b", "team-1", "X_y"])
 
 
 @given(st.lists(st.tuples(_NAMES, st.sampled_from(["", "oci://x", "oci://y/z"]), st.booleans())))
-def test_any_series_of_changes_says_what_was_asked(steps: list[tuple[str, str, bool]]) -> None:
+def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str, str, bool]]) -> None:
     path, text = Path("x.toml"), "# mine\nregistry = 'here' # kept\n\n# rules\n[policy]\nmax_rank = 3 # low\n"
     remotes: dict[str, str] = {}
     remote = None

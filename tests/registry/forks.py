@@ -13,6 +13,8 @@ from pathlib import Path
 from adapterhub_converters.errors import LocalIOError
 from tests.conftest import need_program
 
+# A system call, and those that do the same in an open folder.
+_CALLS = {"rename": "rename,renameat,renameat2", "unlink": "unlink,unlinkat", "link": "link,linkat", "mkdir": "mkdir,mkdirat"}
 _PR_SET_PTRACER, _ANY = 0x59616D61, ctypes.c_ulong(-1)  # prctl(2): where only a process's parents may trace it
 
 
@@ -40,7 +42,8 @@ def under_strace(inject: str, work: Callable[[], object]) -> int:
 
     Calls are counted from where the work begins.
     """
-    call = inject.partition(":")[0]
+    call, _, fault = inject.partition(":")
+    call = _CALLS.get(call, call)
     here, there = os.pipe()
 
     def waiting() -> None:
@@ -50,7 +53,7 @@ def under_strace(inject: str, work: Callable[[], object]) -> int:
         os.close(here)
         work()
 
-    command = [need_program("strace"), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={inject}"]
+    command = [need_program("strace"), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
     child = fork(waiting)
     os.close(here)
     with subprocess.Popen([*command, "-p", str(child)]) as strace:

@@ -78,7 +78,7 @@ def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path,
     assert (tmp_path / "sql.gguf").read_bytes() == (tmp_path / "mine/mine.gguf").read_bytes()
 
 
-def test_the_commands_say_it(team: Path, tmp_path: Path, run: Run) -> None:
+def test_the_commands_report_it(team: Path, tmp_path: Path, run: Run) -> None:
     model = tmp_path / "base"
     model.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **trained.CONFIG}

@@ -107,7 +107,7 @@ def test_a_rebuild_of_the_catalog_killed(template: Path, make: Make, tmp_path: P
 
 @pytest.mark.peer
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
-def test_a_push_whose_disk_says_no(template: Path, make: Make, tmp_path: Path, error: str) -> None:
+def test_a_push_to_a_failing_disk(template: Path, make: Make, tmp_path: Path, error: str) -> None:
     calls = {"fsync": range(1, 12, 2), "rename": range(1, 7, 2), "link": range(1, 2), "write": range(2, 10, 3)}
     statuses = sweep(calls, f"error={error}", template, make("second", 2), tmp_path)
     assert set(statuses) <= {0, LocalIOError.exit_code}
@@ -117,7 +117,7 @@ def test_a_push_whose_disk_says_no(template: Path, make: Make, tmp_path: Path, e
 @pytest.mark.peer
 @pytest.mark.parametrize("work", [tag, gc])
 @pytest.mark.parametrize("fault", ["error=EIO", "error=ENOSPC", "signal=SIGKILL"])
-def test_a_move_and_a_collection_whose_disk_says_no(
+def test_a_move_and_a_collection_on_a_failing_disk(
     template: Path, make: Make, tmp_path: Path, work: Callable[[Path], None], fault: str
 ) -> None:
     with Registry.open(template) as registry:

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub.cli.views import lineage as view
+from adapterhub.cli.views import lineage_plot
 from adapterhub.manifest import describe
-from adapterhub.manifest.document import AdapterManifest, Parent
+from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache, lineage, recipe
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, gguf, peft
 from tests.conftest import Run, need_program
 from tests.support.folders import adapter, base, pairs
@@ -38,11 +41,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
-        recipe.merge([a, b], folder / "both", method="svd", rank=3, base=pinned)
+        recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
         pushed("light", 1.0)
         c = recipe.Parent(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
-        recipe.merge([a, c], folder / "elsewhere", method="cat", base=pinned)
+        recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
         pushed("elsewhere", 1.0)
     return folder
 
@@ -86,6 +89,32 @@ def test_a_parent_that_is_not_here_is_a_node_all_the_same(run: Run, team: Path) 
     assert "not in this registry" in run("lineage", "team/elsewhere").stdout
 
 
+def test_of_several_names_of_the_same_bytes_the_one_asked_for_comes_first(run: Run, team: Path) -> None:
+    run("copy", "team/both", "earlier/both")
+    run("copy", "team/a", "earlier/a")
+    lines = run("lineage", "team/both").stdout.splitlines()
+    assert lines[0].startswith("team/both:v1  ")
+    assert lines[1] == "   also earlier/both:v1"
+    assert lines[2].startswith("├─ 0.7 × team/a:v1  ")
+    assert run("lineage", "earlier/both").stdout.startswith("earlier/both:v1  ")
+    tree = [line.strip() for line in run("list", "--tree").stdout.splitlines()]
+    assert tree.count("from team/a:v1, team/b:v1") == 2
+
+
+def test_an_ancestor_is_shown_once_however_many_paths_lead_to_it() -> None:
+    generations = 40
+    nodes = {}
+    for number in range(generations):
+        parents = tuple(Parent(f"{side}{number - 1}") for side in "ab") if number else ()
+        for side in "ab":
+            manifest = dataclasses.replace(AdapterManifest.salvage({"r": 2}), parents=parents)
+            nodes[f"{side}{number}"] = lineage.Node(f"{side}{number}", (f"t/{side}{number}:v1",), manifest)
+    edges = tuple(lineage.Edge(parent.digest, digest) for digest, node in nodes.items() for parent in node.parents)
+    lines = list(view.tree(lineage.Lineage("a39", nodes, edges)))
+    assert len(lines) == 1 + len(edges) - 2
+    assert sum("(see above)" in line for line in lines) == 74
+
+
 def test_dot_is_a_graph_that_graphviz_draws(run: Run, team: Path) -> None:
     import subprocess
 
@@ -100,6 +129,14 @@ def test_plot_writes_a_png(run: Run, team: Path) -> None:
     pytest.importorskip("matplotlib")
     run("lineage", "team/both", "--plot", "out.png")
     assert (team / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_too_many_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    nodes = {str(number): lineage.Node(str(number), (f"t/n{number}:v1",)) for number in range(201)}
+    with pytest.raises(RefusedError, match="201 nodes are too many for a picture"):
+        lineage_plot.draw(lineage.Lineage("0", nodes, ()), tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:
@@ -165,7 +202,7 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
     assert (team / "again.gguf").read_bytes() == (team / "a.gguf").read_bytes()
 
 
-def test_a_folder_says_where_it_came_from(run: Run, team: Path) -> None:
+def test_a_folder_records_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--to", "peft", "-o", "back")
     known = AdapterManifest.read(team / "back")
     assert known is not None
@@ -224,7 +261,7 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
     assert {edge.parent for edge in found.edges} >= {a, b}
 
 
-def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> None:
+def test_using_a_deprecated_version_prints_a_warning(run: Run, team: Path) -> None:
     run("deprecate", "team/a", "use b")
     warned = "warning: team/a:v1 is deprecated: use b\n"
     assert run("pull", "team/a", "--to", "gguf", "-o", "a.gguf").stderr == warned
@@ -238,7 +275,7 @@ def test_whoever_meets_a_deprecated_version_is_told(run: Run, team: Path) -> Non
     assert run("rebuild", "team/both").stderr == "warning: team/both:v1 is deprecated\n"
 
 
-def test_children_are_known_until_they_go_and_after_the_index_was_made_anew(team: Path) -> None:
+def test_children_are_known_until_removed_and_after_an_index_rebuild(team: Path) -> None:
     with Registry.open(team) as registry:
         a = registry.resolve(Ref.parse("team/a")).digest
         assert [str(row.ref) for row in registry.children(a)] == ["team/both:v1", "team/elsewhere:v1"]

@@ -73,7 +73,7 @@ def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Regi
     assert registry.show(v(1))["evaluations"] == [better.document(), other.document()]
 
 
-def test_the_index_made_anew_says_the_same(registry: Registry) -> None:
+def test_the_rebuilt_index_has_the_same_content(registry: Registry) -> None:
     measurements.record(registry, v(1), SAID)
     measurements.record(registry, v(2), Evaluation("eval", {"perplexity": 3.0}))
     before = queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")
@@ -95,14 +95,14 @@ def test_it_goes_with_its_version(registry: Registry) -> None:
 @pytest.mark.parametrize(
     "message", ["", "none", "[]", '{"name": "../x", "metrics": {}, "data": [], "base": {}}', '{"name": "eval"}', "[" * 10_000]
 )
-def test_a_message_that_is_none_is_passed_over(registry: Registry, message: str) -> None:
+def test_a_malformed_message_is_skipped(registry: Registry, message: str) -> None:
     state = queries.name(registry.index, "team/sql")
     entry = Entry("team/sql", state.seq + 1, "evaluate", "2026-01-01T00:00:00Z", number=1, previous=state.head, message=message)
     registry.move("team/sql", lambda _: entry)
     assert registry.show(v(1))["evaluations"] == []
 
 
-def test_numbers_that_are_none_are_left_out() -> None:
+def test_invalid_numbers_are_left_out() -> None:
     text = SAID.dump().replace("9.5", '"9.5"').replace("2.25", "1e999").replace('"tokens"', '"parameters"')
     read = measurement.parse(text)
     assert read is not None
@@ -126,7 +126,7 @@ def test_gates() -> None:
         measurement.check_name("a b", "--name")
 
 
-def test_show_and_log_say_it_to_people(run: Run, make: Make, tmp_path: Path) -> None:
+def test_show_and_log_display_it(run: Run, make: Make, tmp_path: Path) -> None:
     run("init")
     run("push", str(make("a", 1)), "team/sql")
     with Registry.open(tmp_path) as registry:

@@ -64,9 +64,7 @@ def list_tensors(registry: Registry, folder: Path, told: Told) -> int:
 
 
 @pytest.mark.parametrize("work", [push, pull, verify, verify_folder, check, check_packed, list_tensors])
-def test_what_takes_long_says_how_far_it_has_come(
-    work: Callable[[Registry, Path, Told], int], make: Make, tmp_path: Path
-) -> None:
+def test_long_operations_report_progress(work: Callable[[Registry, Path, Told], int], make: Make, tmp_path: Path) -> None:
     with Registry.init(tmp_path / "registry") as registry:
         folder, told = make("a"), Told()
         if work is not push:

@@ -20,9 +20,11 @@ from adapterhub.index import database, queries
 from adapterhub.index.opening import create_index
 from adapterhub.maintenance import compress
 from adapterhub.maintenance.fsck import broken_logs, fsck, verify, verify_folder
+from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.registry import ABSENT, Registry, Version, find
+from adapterhub.registry.versions import Restored
 from adapterhub.store.ingest import ingest
 from adapterhub.store.ref_log import RefLog
 from adapterhub.store.store import Entry, Store
@@ -47,8 +49,8 @@ def ref(text: str) -> Ref:
 class Packed(Registry):
     """A registry whose owner packs after every push."""
 
-    def push(self, folder: Path, ref: Ref, *, expect: str | None = None, restore: bool = False) -> Version:
-        version = super().push(folder, ref, expect=expect, restore=restore)
+    def push(self, folder: Path, ref: Ref, *, expect: str | None = None) -> Version:
+        version = super().push(folder, ref, expect=expect)
         compress.pack(self)
         return version
 
@@ -127,18 +129,90 @@ def test_tags_move_and_go(registry: Registry, make: Make) -> None:
     assert errors(registry) == []
 
 
-def test_a_deleted_name_is_not_reused(registry: Registry, make: Make) -> None:
+def test_a_removed_name_is_refused_until_it_is_restored(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.rm(SQL)
     assert registry.list() == []
-    with pytest.raises(NotFoundError, match="team/sql: was deleted"):
+    with pytest.raises(NotFoundError, match="team/sql: was removed"):
         registry.resolve(SQL)
-    with pytest.raises(ConflictError, match="deleted names are not reused"):
+    with pytest.raises(ConflictError, match="this name was removed"):
         registry.push(make("a"), SQL)
     assert {finding.code for finding in fsck(registry)} == {"orphans"}
-    assert registry.push(make("a"), SQL, restore=True).number == 2
-    with pytest.raises(NotFoundError):
-        registry.resolve(ref("team/sql:v1"))
+    assert registry.restore("team/sql") == Restored("team/sql", (1,), ())
+    assert registry.push(make("a"), SQL).number == 1
+    assert errors(registry) == []
+
+
+def test_a_restored_name_has_its_versions_tags_and_settings(registry: Registry, make: Make, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        registry.push(make(name, number), ref("team/sql:prod") if name == "b" else SQL)
+    registry.protect(ref("team/sql:prod"))
+    registry.protect(ref("team/sql:prod"), on=False)
+    registry.deprecate(ref("team/sql:v1"), "use v3")
+    before, shown = registry.list(), registry.show(ref("team/sql:prod"))
+    for _ in range(2):
+        registry.rm(SQL)
+        assert registry.restore("team/sql").numbers == (1, 2, 3)
+    assert [(row.ref, row.digest, row.tags, row.time) for row in registry.list()] == [
+        (row.ref, row.digest, row.tags, row.time) for row in before
+    ]
+    assert registry.show(ref("team/sql:prod")) == shown
+    assert registry.resolve(ref("team/sql:v1")).deprecated == "use v3"
+    kept = registry.list()
+    assert registry.rebuild_index() == []
+    assert registry.list() == kept
+    assert registry.pull(ref("team/sql:v1"), tmp_path / "out").digest == before[-1].digest
+    assert errors(registry) == []
+
+
+def test_versions_whose_data_a_gc_removed_are_lost_by_name(registry: Registry, make: Make) -> None:
+    for number, name in enumerate("ab"):
+        registry.push(make(name, number), ref("team/sql:prod") if name == "a" else SQL)
+    registry.tag(ref("team/sql:v1"), "old")
+    registry.push(make("b", 1), ref("other/copy"))
+    registry.rm(SQL)
+    gc(registry, grace=0)
+    assert registry.restore("team/sql") == Restored("team/sql", (2,), (1,))
+    assert [(row.number, row.tags) for row in registry.list("team/sql")] == [(2, ("latest",))]
+    assert registry.push(make("c", 2), SQL).number == 3
+    assert errors(registry) == []
+
+
+def test_a_name_without_any_version_left_can_be_pushed_to_again(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.rm(SQL)
+    gc(registry, grace=0)
+    assert registry.restore("team/sql") == Restored("team/sql", (), (1,))
+    with pytest.raises(NotFoundError, match="no such version"):
+        registry.resolve(SQL)
+    assert registry.push(make("a"), SQL).number == 2
+    assert errors(registry) == []
+
+
+def test_what_a_restore_needs_is_spared_from_then_on(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.rm(SQL)
+    registry.restore("team/sql")
+    gc(registry, grace=0)
+    assert errors(registry) == []
+    assert registry.resolve(SQL).number == 1
+
+
+def test_only_a_removed_name_can_be_restored(registry: Registry, make: Make) -> None:
+    with pytest.raises(NotFoundError, match="no such adapter"):
+        registry.restore("team/sql")
+    registry.push(make("a"), SQL)
+    with pytest.raises(RefusedError, match="was not removed"):
+        registry.restore("team/sql")
+
+
+def test_a_tag_s_value_before_a_removal_is_known_after_a_restore(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), ref("team/sql:prod"))
+    registry.push(make("b", 1), SQL)
+    registry.rm(SQL)
+    registry.restore("team/sql")
+    registry.tag(ref("team/sql:v2"), "prod")
+    assert registry.restore_tag(ref("team/sql:prod")).number == 1
 
 
 def test_what_cannot_be_done_is_refused_by_name(registry: Registry, make: Make) -> None:
@@ -462,7 +536,7 @@ def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-def test_a_registry_of_somebody_else_is_passed_over(tmp_path: Path) -> None:
+def test_a_registry_owned_by_another_user_is_skipped(tmp_path: Path) -> None:
     Registry.init(tmp_path).close()
     os.chown(tmp_path / "registry.db", 12345, -1)
     with pytest.raises(NotFoundError):
@@ -550,7 +624,7 @@ def test_a_lost_compare_and_swap_is_tried_again(registry: Registry, make: Make, 
 
 
 def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_link(*_: object) -> None:
+    def no_link(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_link)

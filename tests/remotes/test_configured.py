@@ -140,7 +140,7 @@ def test_the_option_then_the_environment_then_the_project_then_the_user(
     assert where(cwd=inside, env=variable) == "t/x:v1"
 
 
-def test_the_project_says_which_registry_before_the_one_nearby(run: Run, make: Make, tmp_path: Path) -> None:
+def test_the_projects_registry_precedes_a_nearby_one(run: Run, make: Make, tmp_path: Path) -> None:
     inside = tmp_path / "p/deep"
     inside.mkdir(parents=True)
     run("init", inside)
@@ -156,7 +156,7 @@ def test_the_project_says_which_registry_before_the_one_nearby(run: Run, make: M
     assert (tmp_path / "mine/registry.db").exists()
 
 
-def test_a_project_of_somebody_else_is_passed_over_and_that_is_said(run: Run, tmp_path: Path) -> None:
+def test_a_project_owned_by_another_user_is_skipped_with_a_warning(run: Run, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     path = tmp_path / "adapterhub.toml"
@@ -182,7 +182,7 @@ def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_pat
     assert run("list", "team/sql", "--remote").stdout == f"oci://{host}/conf/team/sql:v2\n"
 
 
-def test_a_ref_without_the_option_stays_here_and_the_error_says_whom_to_ask(run: Run, make: Make) -> None:
+def test_a_ref_without_the_option_is_local_and_the_error_names_the_remote_to_ask(run: Run, make: Make) -> None:
     with Proxy() as server:
         run("remote", "add", "team", f"oci://{server.address}", "--default")
         assert "`--remote` asks team" in run("pull", "team/sql:v2", code=3).stderr
@@ -193,7 +193,7 @@ def test_a_ref_without_the_option_stays_here_and_the_error_says_whom_to_ask(run:
         assert server.seen == []
 
 
-def test_an_argument_that_was_taken_for_the_name_is_said_to_be_that(run: Run) -> None:
+def test_an_argument_taken_for_the_name_is_named_in_the_error(run: Run) -> None:
     assert "Write --remote last" in run("push", "--remote", "./sql", "team/sql", code=2).stderr
     assert "there is no default remote" in run("pull", "team/sql", "--remote", code=2).stderr
 
@@ -252,7 +252,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_remote_test_says_who_and_what_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
+def test_remote_test_reports_user_and_access_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{behind}/some/prefix")
     nobody = run("remote", "test", "team", code=5)
     assert nobody.stderr == f"error: oci://{behind}: HTTP 401: login required. Log in with `adapterhub login {behind}`\n"
@@ -309,7 +309,9 @@ def test_a_token_of_the_wrong_kind_is_refused_before_it_is_kept(behind: str) -> 
         ("hf_right", "write", "other", ("ada", True, False)),
     ],
 )
-def test_a_hub_says_who_we_are(token: str | None, role: str, org: str, expected: tuple[str, bool, bool | None]) -> None:
+def test_a_hub_reports_the_authenticated_user(
+    token: str | None, role: str, org: str, expected: tuple[str, bool, bool | None]
+) -> None:
     with Proxy() as server:
 
         def whoami(found: Exchange) -> None:

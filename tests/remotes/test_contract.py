@@ -276,7 +276,7 @@ def test_what_is_there_is_not_sent_again(places: Places, adapter: Path, kind: st
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_copy_says_how_far_it_is(places: Places, adapter: Path, kind: str) -> None:
+def test_a_copy_reports_its_progress(places: Places, adapter: Path, kind: str) -> None:
     seen: list[tuple[int, int]] = []
     copied = copy(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: seen.append(pair))
     assert seen[-1] == (copied.sent, copied.sent)

@@ -56,7 +56,7 @@ def test_any_readme_comes_back(readme: bytes) -> None:
 
 
 @pytest.mark.parametrize("readme", CARDS)
-def test_a_completed_card_says_it_all_and_keeps_what_was_said(readme: bytes) -> None:
+def test_a_completed_card_has_every_field_and_preserves_existing_ones(readme: bytes) -> None:
     need_module("huggingface_hub")
     from huggingface_hub import ModelCard
 

@@ -131,7 +131,7 @@ def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hu
 # ---- cuts
 
 
-def test_a_cut_download_goes_on_where_it_was(proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path) -> None:
     pushed(hub, adapter)
     cuts = iter((100_000, 50_000, 1))
 
@@ -277,7 +277,7 @@ def test_a_token_goes_along_no_redirect(hub: Hub, adapter: Path, tmp_path: Path)
             source.manifest("main")
 
 
-def test_no_error_repeats_the_token_whatever_the_hub_says(proxy: Proxy, hub: Hub) -> None:
+def test_no_error_repeats_the_token_regardless_of_the_hubs_answer(proxy: Proxy, hub: Hub) -> None:
     def before(found: Exchange) -> None:
         found.status, found.answer = 400, {"x-error-message": f"bad {found.headers['authorization']}"}
 
@@ -301,7 +301,7 @@ LISTINGS: list[Any] = [
 
 
 @pytest.mark.parametrize("listing", LISTINGS)
-def test_a_listing_that_is_none_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path, listing: Any) -> None:
+def test_a_malformed_listing_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path, listing: Any) -> None:
     def before(found: Exchange) -> None:
         if "/api/" in found.path:
             found.status, found.data = 200, listing if isinstance(listing, bytes) else json.dumps(listing).encode()
@@ -384,7 +384,7 @@ def test_names_that_no_adapter_has_are_refused_by_name(hub: Hub, tmp_path: Path)
         {"upload": {"href": "http://127.0.0.1/", "header": {"chunk_size": "9" * 400, "1": "x"}}},
     ],
 )  # fmt: skip
-def test_a_hub_that_says_no_sensible_way_to_send_is_one_line(
+def test_a_hub_without_a_usable_upload_method_is_one_line(
     proxy: Proxy, hub: Hub, adapter: Path, actions: dict[str, Any]
 ) -> None:
     def after(found: Exchange) -> None:
@@ -399,7 +399,7 @@ def test_a_hub_that_says_no_sensible_way_to_send_is_one_line(
     assert list(hub.repos["org/sql"].branches["main"].files) == [".gitattributes"]
 
 
-def test_a_hub_that_says_it_has_a_large_file_that_it_has_not_gets_no_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
+def test_a_hub_that_claims_a_large_file_it_lacks_gets_no_commit(proxy: Proxy, hub: Hub, adapter: Path) -> None:
     def after(found: Exchange) -> None:
         if "/batch" in found.path:
             entry = json.loads(found.body)["objects"][0]

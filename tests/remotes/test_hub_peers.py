@@ -288,9 +288,7 @@ def test_a_tag_stays_and_a_commit_is_no_branch(make: Make, hub: Hub, api: Any, t
 
 
 @pytest.mark.parametrize("branch", ["main", "prod"])
-def test_a_commit_of_somebody_else_in_between_is_a_conflict(
-    make: Make, hub: Hub, api: Any, tmp_path: Path, branch: str
-) -> None:
+def test_a_concurrent_commit_by_another_user_is_a_conflict(make: Make, hub: Hub, api: Any, tmp_path: Path, branch: str) -> None:
     push(hub, make(), f"hf://org/sql@{branch}")
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
@@ -319,7 +317,7 @@ def test_a_push_that_failed_leaves_no_branch(make: Make, hub: Hub, tmp_path: Pat
     assert list(hub.repos["org/sql"].branches) == ["main"]
 
 
-def test_a_push_that_failed_leaves_a_branch_on_which_somebody_else_was(make: Make, hub: Hub, api: Any, tmp_path: Path) -> None:
+def test_a_failed_push_leaves_a_branch_that_another_user_changed(make: Make, hub: Hub, api: Any, tmp_path: Path) -> None:
     push(hub, make())
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
@@ -335,7 +333,7 @@ def test_a_push_that_failed_leaves_a_branch_on_which_somebody_else_was(make: Mak
     assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
 
 
-def test_what_others_have_there_is_not_read_to_push_beside_it(make: Make, hub: Hub, api: Any) -> None:
+def test_a_push_does_not_read_the_existing_versions_of_others(make: Make, hub: Hub, api: Any) -> None:
     api.create_repo("org/sql", token=TOKEN)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="results.txt", repo_id="org/sql")
     hub.requests.clear()
@@ -344,7 +342,7 @@ def test_what_others_have_there_is_not_read_to_push_beside_it(make: Make, hub: H
     assert remote(hub).manifest("main").digest == made.digest
 
 
-def test_a_push_goes_on_after_one_that_failed_and_sends_no_large_file_again(make: Make, hub: Hub) -> None:
+def test_a_push_resumes_after_a_failed_one_and_resends_no_large_file(make: Make, hub: Hub) -> None:
     source = AdapterFolder(make())
     made = source.manifest("latest")
     with remote(hub) as to:
@@ -422,7 +420,7 @@ def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: 
         assert "--private: only a repository on a hub" in run("push", source, ref, "--private", code=2).stderr
 
 
-def test_offline_is_said_in_one_line(run: Run) -> None:
+def test_offline_is_reported_in_one_line(run: Run) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         done = run("pull", "hf://org/sql", env={name: "1"}, code=5)
         assert done.stderr.startswith("error: HF_HUB_OFFLINE: is set")
@@ -444,7 +442,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_an_address_that_is_none_is_one_line(text: str) -> None:
+def test_a_malformed_address_is_one_line(text: str) -> None:
     with pytest.raises(AdapterhubError) as caught:
         HubAddress.parse(text)
     assert caught.value.exit_code in (2, 4)

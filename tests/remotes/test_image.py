@@ -138,6 +138,11 @@ def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
 LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
     "of somebody else": (lambda made, _: made["annotations"].clear(), RefusedError, "that adapterhub did not make"),
     "without labels": (lambda _, config: config["config"].clear(), FormatError, "do not contain the packaged manifest"),
+    "a list for a config": (
+        lambda _, config: config.update(config=[1]),
+        FormatError,
+        "do not contain the packaged manifest",
+    ),
     "labels that are numbers": (
         lambda _, config: config["config"]["Labels"].update({"io.adapterhub.manifest": 3}),
         FormatError,
@@ -179,7 +184,7 @@ LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = 
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_an_image_that_lies_is_refused(name: str, source: Path, tmp_path: Path) -> None:
+def test_a_dishonest_image_is_refused(name: str, source: Path, tmp_path: Path) -> None:
     with LayoutFolder(tmp_path / "x") as layout:
         copy(Image(AdapterFolder(source), "latest"), "latest", layout, "v1")
     change, error, message = LIES[name]
@@ -237,7 +242,7 @@ def test_umoci_unpacks_it(source: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
-def test_an_image_of_somebody_else_is_named_as_one(run: Run, host: str, tmp_path: Path) -> None:
+def test_an_image_of_another_tool_is_named_as_one(run: Run, host: str, tmp_path: Path) -> None:
     (tmp_path / "layer.tar").write_bytes(bytes(1024))
     (tmp_path / "config.json").write_text('{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}')
     kind = "application/vnd.oci.image.config.v1+json"

@@ -84,7 +84,7 @@ def test_a_token_is_fetched_with_the_password_and_goes_to_the_registry_alone(
     assert [found.headers.get("authorization") for found in world.storage.seen] == [None, None]
 
 
-def test_a_token_that_has_expired_is_fetched_anew(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+def test_an_expired_token_is_fetched_again(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
     with world.open(config(tmp_path, world.registry.address)) as source:
         read(source)
@@ -128,7 +128,7 @@ def test_a_token_service_that_redirects_does_not_take_the_password_along(
     assert world.storage.seen == []
 
 
-def test_no_error_repeats_a_secret_that_a_server_says(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+def test_no_error_repeats_a_secret_from_a_server(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
     ask = world.registry.before
 
@@ -146,7 +146,7 @@ def test_no_error_repeats_a_secret_that_a_server_says(servers: tuple[Proxy, Prox
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 3}', b'{"token": "a\\nb"}', b"{" * 100_000])
-def test_a_token_that_is_none_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path, body: bytes) -> None:
+def test_a_malformed_token_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path, body: bytes) -> None:
     world = World(servers)
 
     def nonsense(found: Exchange) -> None:
@@ -159,15 +159,16 @@ def test_a_token_that_is_none_is_one_line(servers: tuple[Proxy, Proxy, Proxy], t
 
 @pytest.mark.parametrize("challenge", ["", "Negotiate", 'Basic realm="x"', "Bearer", 'Bearer realm="ftp://x"', '=,="'])
 def test_without_a_password_every_challenge_ends_in_one_line(challenge: str) -> None:
-    login = Login("oci://here/x", "http://127.0.0.1:1", "Log in", lambda: None)
+    login = Login("oci://here/x", Address.parse("oci://127.0.0.1:1/x"), "Log in", lambda: None)
     with pytest.raises(RemoteError):
         login([challenge] if challenge else [], "")
 
 
-def test_a_registry_with_tls_gets_no_password_over_plain_http() -> None:
-    login = Login("oci://here/x", "https://here", "Log in", lambda: Credentials("user", PASSWORD))
-    with pytest.raises(RemoteError, match="over plain HTTP"):
-        login(['Bearer realm="http://evil.example/token"'], "")
+def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None:
+    for text in ("oci://here/x", "oci://127.0.0.1:1/x", "oci+http://here/x"):
+        login = Login(text, Address.parse(text), "Log in", lambda: Credentials("user", PASSWORD))
+        with pytest.raises(RemoteError, match="over plain HTTP"):
+            login(['Bearer realm="http://evil.example/token"'], "")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None
         ("oci://docker.io/team/sql", "https://registry-1.docker.io", "latest"),
     ],
 )
-def test_an_address_says_host_and_version_and_is_its_own_text(text: str, base: str, reference: str) -> None:
+def test_an_address_has_host_and_version_and_round_trips_as_text(text: str, base: str, reference: str) -> None:
     address = Address.parse(text)
     assert is_address(text)
     assert (address.base, address.reference, str(address)) == (base, reference, text)
@@ -242,7 +243,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
     assert PASSWORD not in str(caught.value)
 
 
-def test_404_is_not_found_and_says_so(servers: tuple[Proxy, Proxy, Proxy]) -> None:
+def test_404_is_reported_as_not_found(servers: tuple[Proxy, Proxy, Proxy]) -> None:
     registry = servers[0]
     registry.before = lambda found: setattr(found, "status", 404)
     with Oci(Address.parse(f"oci://{registry.address}/team/sql")) as source:

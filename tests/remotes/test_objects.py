@@ -65,7 +65,7 @@ def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objec
         ("file:///srv/a%20b:c/team/sql:prod", "file:///srv/a%20b%3Ac", "team/sql", "prod"),
     ],
 )
-def test_an_address_says_where_the_store_is_and_what_is_meant(text: str, store: str, name: str, reference: str) -> None:
+def test_an_address_names_the_store_and_the_version(text: str, store: str, name: str, reference: str) -> None:
     found = ObjectAddress.parse(text)
     assert (found.store, found.ref.name, found.reference) == (store, name, reference)
     assert ObjectAddress.parse(str(found)) == found
@@ -229,7 +229,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
             registry.protect(Ref.parse("team/sql:again"), on=False)
             registry.rm(Ref.parse("team/sql"))
         synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
-        with pytest.raises(NotFoundError, match="deleted"):
+        with pytest.raises(NotFoundError, match="removed"):
             found.tags()
         with pytest.raises(ConflictError, match="not reused"):
             copy(AdapterFolder(adapter), "latest", found, "prod")
@@ -292,12 +292,12 @@ def test_push_list_pull_and_copy_speak_to_a_bucket(moto: Server, adapter: Path, 
     assert json.loads(run("list", f"file://{tmp_path}/store/team/sql", "--json").stdout)["tags"] == ["latest", "prod"]
 
 
-def test_a_push_says_once_that_one_writer_at_a_time_is_all(rclone: Server, adapter: Path, run: Run) -> None:
+def test_a_push_warns_once_that_only_one_writer_is_supported(rclone: Server, adapter: Path, run: Run) -> None:
     done = run("push", "sql", f"s3://{rclone.bucket()}/team/sql", env=rclone.environ)
     assert done.stderr.count(SINGLE_WRITER) == 1
 
 
-def test_wrong_credentials_are_said_without_a_secret(rclone: Server, adapter: Path, run: Run) -> None:
+def test_wrong_credentials_are_reported_without_a_secret(rclone: Server, adapter: Path, run: Run) -> None:
     bucket, env = rclone.bucket(), {**rclone.environ, "AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}
     for words in (("push", "sql", f"s3://{bucket}/team/sql"), ("pull", f"s3://{bucket}/team/sql", "-o", "out")):
         done = run(*words, env=env, code=5)
@@ -308,7 +308,7 @@ def test_wrong_credentials_are_said_without_a_secret(rclone: Server, adapter: Pa
 
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
-def test_a_missing_bucket_is_said_with_how_to_make_it(
+def test_a_missing_bucket_is_reported_with_how_to_create_it(
     request: pytest.FixtureRequest, server: str, adapter: Path, run: Run
 ) -> None:
     env = request.getfixturevalue(server).environ
@@ -316,7 +316,7 @@ def test_a_missing_bucket_is_said_with_how_to_make_it(
         assert "aws s3 mb s3://no-such" in run(*words, env=env, code=3).stderr
 
 
-def test_a_server_that_is_not_there_is_said(run: Run) -> None:
+def test_an_unreachable_server_is_reported(run: Run) -> None:
     env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
     assert "127.0.0.1:9 does not answer" in run("list", "s3://bucket/team/sql", env=env, code=5).stderr
 
@@ -331,7 +331,7 @@ def test_a_server_that_is_not_there_is_said(run: Run) -> None:
         ("gs://bucket/team/sql", {"GOOGLE_SERVICE_ACCOUNT_KEY": f"{{{SECRET}"}, "GOOGLE_APPLICATION_CREDENTIALS"),
     ],
 )
-def test_settings_that_cannot_be_used_are_said_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
+def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
     env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
     done = run("list", address, env=env, code=None)
     assert done.returncode in (5, 8)
@@ -340,7 +340,7 @@ def test_settings_that_cannot_be_used_are_said_without_a_secret(address: str, en
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_obstore_one_line_says_how_to_install_it(tmp_path: Path, run: Run) -> None:
+def test_without_obstore_one_line_explains_how_to_install_it(tmp_path: Path, run: Run) -> None:
     (tmp_path / "without").mkdir()
     (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['obstore'] = None\n")
     path = f"{tmp_path / 'without'}:{':'.join(sys.path)}"

@@ -253,7 +253,9 @@ def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server,
         assert left >= 0 or got.digest == made.digest
 
 
-def test_a_download_that_was_cut_goes_on_where_it_was(proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path) -> None:
+def test_a_download_that_was_cut_off_resumes_where_it_stopped(
+    proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path
+) -> None:
     bucket, cuts = moto.bucket(), iter((100_000, 100_000))
     made = pushed(moto, bucket, adapter)
 
@@ -325,7 +327,7 @@ def test_a_short_blob_there_is_no_blob(proxy: Proxy, moto: Server, adapter: Path
 
 
 @pytest.mark.parametrize("harm", ["lost", "changed", "swapped", "nonsense"])
-def test_a_log_that_was_tampered_with_is_not_believed(moto: Server, tmp_path: Path, harm: str) -> None:
+def test_a_tampered_log_is_not_trusted(moto: Server, tmp_path: Path, harm: str) -> None:
     bucket = moto.bucket()
     for seed in range(3):
         pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
@@ -388,7 +390,7 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
     assert list((tmp_path / "store").rglob("*#*")) == []
 
 
-def test_a_stalled_reader_costs_nobody_a_version(moto: Server, adapter: Path) -> None:
+def test_a_stalled_reader_causes_no_lost_version(moto: Server, adapter: Path) -> None:
     """A place that was opened long ago sees what was pushed since, and appends to that."""
     bucket = moto.bucket()
     with place(moto, bucket) as old:

@@ -131,7 +131,7 @@ def test_none_of_100_flips_on_the_way_there_is_accepted(proxy: Proxy, host: str,
 # ---- cuts
 
 
-def test_a_cut_download_goes_on_where_it_was(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
     made = pushed(host, "cut", adapter)
     cuts = iter((100_000, 50_000, 1))
 
@@ -164,7 +164,7 @@ def test_a_download_that_failed_is_gone_on_with(proxy: Proxy, host: str, adapter
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_lies_there_is_believed_only_by_its_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
     made, out = pushed(host, "damaged", adapter), tmp_path / "out"
     proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
     with remote(proxy.address, "damaged", pauses=()) as source:
@@ -250,7 +250,7 @@ def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, ada
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_an_upload_goes_on_where_the_registry_says(adapter: Path, lost: str) -> None:
+def test_an_upload_resumes_at_the_offset_the_registry_reports(adapter: Path, lost: str) -> None:
     source, uploads = AdapterFolder(adapter), Uploads()
     blob = readme(source.manifest("latest"))
     with Proxy() as proxy, remote(proxy.address, "uploads") as to:
@@ -288,7 +288,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, h
 # ---- lies
 
 
-def test_a_registry_that_says_it_has_what_it_has_not_gets_no_tag(proxy: Proxy, host: str, adapter: Path) -> None:
+def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: str, adapter: Path) -> None:
     source = AdapterFolder(adapter)
     sizes = {blob.digest: blob.size for blob in unique(source.manifest("latest"))}
 
@@ -402,7 +402,7 @@ LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "r
 
 @pytest.mark.parametrize("what", ["manifest", "blob"])
 @pytest.mark.parametrize("lie", LIES)
-def test_a_body_that_lies_is_one_error_and_no_file(
+def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
     proxy: Proxy, host: str, adapter: Path, tmp_path: Path, lie: str, what: str
 ) -> None:
     made = pushed(host, "bodies", adapter)
@@ -437,7 +437,7 @@ def test_a_body_that_lies_is_one_error_and_no_file(
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])
-def test_a_list_of_tags_that_is_none_is_one_line(proxy: Proxy, body: bytes) -> None:
+def test_a_malformed_tag_list_is_one_line(proxy: Proxy, body: bytes) -> None:
     def before(found: Exchange) -> None:
         found.status, found.data = 200, body
 

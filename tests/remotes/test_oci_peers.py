@@ -193,5 +193,5 @@ def test_show_and_verify_take_an_address(make: Make, run: Run, host: str) -> Non
     assert json.loads(run("verify", address, "--json").stdout)["ok"] is True
 
 
-def test_a_layout_says_nothing_of_commits(make: Make, run: Run, tmp_path: Path) -> None:
+def test_a_layout_has_no_commits(make: Make, run: Run, tmp_path: Path) -> None:
     assert "commit" not in run("push", make("sql"), f"layout://{tmp_path / 'x.tar'}:v1").stderr

@@ -120,7 +120,7 @@ def test_a_pull_killed_20_times_receives_at_most_8_MiB_again_each_time(host: str
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
-def test_a_push_killed_20_times_goes_on_where_the_registry_keeps_what_came(tmp_path: Path) -> None:
+def test_a_push_killed_20_times_resumes_where_the_registry_keeps_partial_uploads(tmp_path: Path) -> None:
     folder, there, dice = write_large(tmp_path / "sql", LARGE + 5000), uploads.Uploads(), random.Random(2)
     with Proxy() as proxy:
         proxy.before = there.answer
@@ -209,7 +209,7 @@ def test_an_upload_is_gone_on_with_only_if_its_bytes_are_the_same(fixed: tuple[P
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"url": 3}', '{"url": "ftp://x/", "size": 6291456, "digest": "", "sent": 1}'])
-def test_a_note_that_makes_no_sense_is_passed_over(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
+def test_a_nonsensical_note_is_skipped(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
     proxy, _ = fixed
     data = bytes(6 * MIB)
     kept = Uploads(tmp_path, f"oci://{proxy.address}/moving/on")
@@ -420,14 +420,14 @@ def test_a_terminal_sees_bytes_speed_and_time_left_unless_it_is_to_be_quiet(host
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "fast", "1T", "1e3", ""])
-def test_a_rate_that_is_none_is_a_usage_error(run: Run, rate: str) -> None:
+def test_an_invalid_rate_is_a_usage_error(run: Run, rate: str) -> None:
     assert "like 500k or 10M" in run("pull", "oci://localhost/a/b", "--limit-rate", rate, code=2).stderr
 
 
 # ---- there already
 
 
-def test_a_pull_of_what_is_there_asks_once_and_says_so(run: Run, host: str, tmp_path: Path) -> None:
+def test_a_pull_of_existing_files_sends_one_request_and_reports_it(run: Run, host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 2 * MIB)
     run("push", folder, f"oci://{host}/moving/there")
     with Proxy(host) as proxy:

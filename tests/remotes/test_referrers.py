@@ -187,7 +187,7 @@ def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]],
         ),
     ],
 )
-def test_an_attachment_that_lies_is_refused(
+def test_a_dishonest_attachment_is_refused(
     make: Make, tmp_path: Path, change: Any, error: type[Exception], message: str
 ) -> None:
     layout, digest = attached_layout(make(), tmp_path / "x", change)

@@ -26,7 +26,7 @@ CHANGES = st.lists(
 
 @given(CHANGES)
 @settings(deadline=None)
-def test_lines_replaced_one_name_at_a_time_are_the_text_made_anew(changes: list[tuple[str, list[str]]]) -> None:
+def test_replacing_lines_one_name_at_a_time_equals_rewriting_the_text(changes: list[tuple[str, list[str]]]) -> None:
     state: dict[str, list[oci_index.Line]] = {}
     text = oci_index.build([])
     for n, (name, tags) in enumerate(changes):
@@ -52,7 +52,7 @@ def index(registry: Registry) -> bytes:
 
 
 @pytest.mark.parametrize("elsewhere", ["index", "log"])
-def test_an_index_that_somebody_else_wrote_is_made_anew(make: Make, tmp_path: Path, elsewhere: str) -> None:
+def test_an_index_written_by_another_tool_is_rebuilt(make: Make, tmp_path: Path, elsewhere: str) -> None:
     with Registry.init(tmp_path / "registry") as registry:
         version = registry.push(make("a"), Ref.parse("team/sql"))
         registry.push(make("a"), Ref.parse("team/poems"))

@@ -101,7 +101,7 @@ def test_the_last_move_of_a_tag_is_undone_and_so_is_the_undoing(registry: Regist
     replayed(registry)
 
 
-def test_what_cannot_be_put_back_is_said(registry: Registry) -> None:
+def test_what_cannot_be_restored_is_reported(registry: Registry) -> None:
     registry.tag(v(2), "dev")
     for text, seq, says in [
         ("team/sql:dev", None, "team/sql:dev: did not exist before entry 4"),
@@ -113,7 +113,7 @@ def test_what_cannot_be_put_back_is_said(registry: Registry) -> None:
         with pytest.raises(NotFoundError, match=says):
             registry.restore_tag(Ref.parse(text), seq)
     registry.rm(SQL)
-    with pytest.raises(NotFoundError, match="was deleted"):
+    with pytest.raises(NotFoundError, match="was removed"):
         registry.restore_tag(PROD)
 
 
@@ -237,7 +237,7 @@ def test_usage(run: Run, registry: Registry, args: list[str], says: str) -> None
     assert says in run(*args, "--registry", registry.root, code=2).stderr
 
 
-def test_a_move_whose_index_cannot_follow_says_that_it_is_done(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_whose_index_cannot_follow_reports_that_it_is_done(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -66,7 +66,7 @@ def rewritten(folder: Path, metadata: dict[str, str], **changed: np.ndarray[Any,
 
 
 @pytest.mark.peer
-def test_safetensors_and_gguf_say_the_same_of_every_tensor(make: Make, tmp_path: Path) -> None:
+def test_safetensors_and_gguf_agree_on_every_tensor(make: Make, tmp_path: Path) -> None:
     need_module("safetensors")
     need_module("gguf")
     import gguf
@@ -144,7 +144,7 @@ def test_a_list_is_read_as_it_was_written_or_not_at_all(found: tensor_digests.Te
 
 
 @pytest.mark.parametrize("entry", ['["a"]', "7", '["a","F32",[1],-4,"' + "0" * 64 + '"]', '["a","F32",[1],4,"../x"]'])
-def test_a_list_that_makes_no_sense_is_none(entry: str) -> None:
+def test_a_nonsensical_list_is_ignored(entry: str) -> None:
     text = b'{"version":1,"tensors":[\n' + entry.encode() + b'\n],"sha256":"'
     raw = text + hashlib.sha256(text).hexdigest().encode() + b'"}\n'
     with pytest.raises(FormatError):
@@ -318,7 +318,7 @@ def test_a_list_that_is_not_right_is_made_again(registry: Registry, make: Make, 
         assert (again.rebuild_index(), everything(again)) == ([], before)
 
 
-def test_a_list_that_says_something_else_is_an_error(registry: Registry, make: Make) -> None:
+def test_a_list_that_disagrees_is_an_error(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.list_tensors()
     path = registry.store.tensors.path(weights(registry, "team/sql"))

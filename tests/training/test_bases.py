@@ -128,7 +128,7 @@ def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path
     assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
 
 
-def test_an_entry_that_nobody_used_for_long_gives_way(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
+def test_an_entry_unused_for_long_is_evicted(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
     for name, seconds in (("old", 0), ("young", None)):
         shutil.copytree(entry.folder, tmp_path / "bases" / f"nf4-{name}")
         os.utime(tmp_path / "bases" / f"nf4-{name}", None if seconds is None else (seconds, seconds))
@@ -266,9 +266,7 @@ def test_codes_that_mean_something_else_are_refused(
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_an_output_layer_beside_the_table_that_it_is_tied_to_has_to_be_the_same(
-    same: bool, tmp_path: Path, tiny_base: Path
-) -> None:
+def test_an_output_layer_must_equal_the_table_that_it_is_tied_to(same: bool, tmp_path: Path, tiny_base: Path) -> None:
     shutil.copytree(tiny_base, tmp_path / "base")
     path = tmp_path / "base" / "model.safetensors"
     with safetensors_file.SafetensorsFile(path) as file:

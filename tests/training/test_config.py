@@ -12,7 +12,7 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 SMALL = '[base]\npath = "b"\n[data]\ntrain = "t.jsonl"\n'
 
 
-def test_defaults_and_paths_beside_the_file(tmp_path: Path) -> None:
+def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(SMALL + '[lora]\nalpha = 8\ntargets = ["q_proj", "v_proj"]\n')
     read = config.read(tmp_path / "c.toml")
     assert (read.base.quantize, read.data.train, read.lora.alpha) == ("nf4", ("t.jsonl",), 8.0)

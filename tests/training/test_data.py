@@ -68,7 +68,7 @@ def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -
     assert sorted(np.flatnonzero(row == 0).size for row in rows.positions) == [3, 3]  # two examples and the padding
 
 
-def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: object) -> None:
+def test_truncated_and_endless_samples_are_reported(tmp_path: Path, tokenizer: object) -> None:
     dataset = load(write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c" * 90}), tokenizer)
     assert dataset.notes[0] == "1 of 1 examples (100%) are longer than 32 tokens and were cut there"
     assert dataset.truncated == 1
@@ -76,7 +76,7 @@ def test_what_is_cut_and_what_never_ends_is_said(tmp_path: Path, tokenizer: obje
     assert never.notes == ()  # the user's turn ends with the same mark
 
 
-def test_answers_that_are_cut_off_whole_are_said_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
+def test_fully_truncated_answers_are_reported_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
     short, long = ({"prompt": "p" * size, "completion": "c"} for size in (3, 90))
     _, lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
     assert lost == "nothing of 1 of 2 examples is trained on: the answers come after token 32"
@@ -84,7 +84,7 @@ def test_answers_that_are_cut_off_whole_are_said_and_refused_where_nothing_is_le
         load(write(tmp_path / "b.jsonl", long), tokenizer)
 
 
-def test_an_array_of_objects_says_what_json_lines_say_and_a_table_is_refused(tmp_path: Path, tokenizer: object) -> None:
+def test_an_array_of_objects_means_the_same_as_json_lines_and_a_table_is_refused(tmp_path: Path, tokenizer: object) -> None:
     records = [{"text": "x"}, {"prompt": "a", "completion": "b"}]
     lines = write(tmp_path / "a.jsonl", *records)
     (tmp_path / "b.json").write_text(json.dumps(records, indent=1))
@@ -286,7 +286,7 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
         data.datasets(settings, tokenizer)
 
 
-def test_a_document_on_both_sides_is_said(tmp_path: Path, tokenizer: object) -> None:
+def test_a_document_in_both_splits_is_reported(tmp_path: Path, tokenizer: object) -> None:
     train_set = load(write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"}), tokenizer)
     heldout = load(write(tmp_path / "b.jsonl", {"text": "b"}, {"text": "c"}), tokenizer)
     assert data.overlap(train_set, heldout) == ["1 held-out documents are also trained on: its perplexity proves nothing"]
@@ -316,7 +316,7 @@ MIXED = [
 ]
 
 
-def test_parquet_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> None:
+def test_parquet_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -334,7 +334,7 @@ def test_parquet_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> 
         load(tmp_path / "b.parquet", tokenizer)
 
 
-def test_a_folder_that_datasets_saved_says_what_json_lines_say(tmp_path: Path, tokenizer: object) -> None:
+def test_a_folder_saved_by_datasets_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:
     need_module("datasets")
     import datasets
 

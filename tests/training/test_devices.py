@@ -125,7 +125,7 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
 
 @pytest.mark.peer
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", pytest.param("paged_adamw8bit", marks=needs_cuda)])
-def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     given = rows(8)
     options = config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]

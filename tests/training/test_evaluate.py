@@ -44,7 +44,7 @@ def test_it_measures_what_the_training_measured(trained, tiny_base: Path) -> Non
     assert again == measured
 
 
-def test_what_it_was_trained_on_is_said(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_training_data_is_reported(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, folder = trained
     asked = training.EvaluationOptions(quantize="none", tokens=96, threads=1)
     measured = training.evaluate(start, tiny_base, [folder / "train.jsonl"], asked)

@@ -14,7 +14,7 @@ from adapterhub_converters.errors import UsageError
 from tests.conftest import ROOT
 
 
-def test_every_key_says_why_its_default_is_what_it_is() -> None:
+def test_every_key_explains_its_default() -> None:
     keys = {(section, item.name) for section, kind in config._SECTIONS.items() for item in dataclasses.fields(kind)}
     told = explain.explain()
     assert {(item.section, item.key) for item in told} == keys
@@ -42,7 +42,7 @@ def test_one_key_is_found_however_it_is_written(name: str) -> None:
     assert (found.section, found.key, found.default) == ("train", "learning_rate", "0.0002")
 
 
-def test_a_section_has_all_of_its_keys_and_a_word_that_is_none_is_refused() -> None:
+def test_a_section_has_all_of_its_keys_and_an_unknown_one_is_refused() -> None:
     assert {item.section for item in explain.explain("lora")} == {"lora"}
     with pytest.raises(UsageError, match="Did you mean learning_rate?"):
         explain.explain("learnig_rate")

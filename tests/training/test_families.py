@@ -292,14 +292,14 @@ def test_all_linear_layers_are_no_experts_and_names_reach_them(tmp_path: Path) -
         kinds.loaded(whole(tmp_path, STACKS, dropout=0.1))
 
 
-def test_a_delta_that_peft_takes_for_an_experts_is_said(tmp_path: Path) -> None:
+def test_a_delta_that_peft_mistakes_for_an_experts_is_reported(tmp_path: Path) -> None:
     saved("DeepseekV3ForCausalLM", tmp_path)
     (note,) = kinds.loaded(whole(tmp_path)).notes
     assert "peft 0.21 does not load the delta of model.layers.0.mlp.gate_proj onto deepseek_v3" in note
     assert kinds.loaded(whole(tmp_path, ("o_proj",))).notes == ()
 
 
-def test_rows_beyond_a_table_of_positions_are_refused_and_others_said(tmp_path: Path, tiny_base: Path) -> None:
+def test_rows_beyond_a_position_table_are_refused_and_others_reported(tmp_path: Path, tiny_base: Path) -> None:
     with_positions = kinds.loaded(whole(saved("GPT2LMHeadModel", tmp_path))).model
     assert families.check_length(with_positions, 256, "c.toml") == []
     with pytest.raises(
@@ -327,7 +327,7 @@ def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, t
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
-def test_a_compiler_that_fails_is_said_in_one_line(tiny_base: Path) -> None:
+def test_a_failing_compiler_is_reported_in_one_line(tiny_base: Path) -> None:
     made = kinds.loaded(kinds.whole(tiny_base))
     with pytest.raises(
         RefusedError, match=r"\[train\] compile: torch.compile fails on this machine \(.+\). On a CPU it needs a C\+\+ compiler"

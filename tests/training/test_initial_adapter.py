@@ -92,7 +92,7 @@ def test_another_shape_or_base_is_refused(first, tmp_path: Path, old: str, new: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_said(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_reported(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
     found = adapters.read(start)
     assert found.manifest is not None

@@ -146,7 +146,7 @@ KILLED = RUN.replace(
 )
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
     """With all that is drawn by chance, and a best that lies before the checkpoint."""
     path = spoiling(tmp_path, tiny_base, neftune=5.0, save_every=3, steps=8, samples=["3 times 3"], sample_tokens=4)
     path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
@@ -168,7 +168,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, tiny_ba
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_samples_are_what_generate_says(tiny_base: Path) -> None:
+def test_samples_equal_the_output_of_generate(tiny_base: Path) -> None:
     made = loaded(whole(tiny_base))
     (said,) = heldout.answers(made, ["what?"], 6)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
@@ -194,7 +194,7 @@ def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:
     assert [event.step for event in read.Scalars("heldout/perplexity")] == [0, 2]
 
 
-def test_where_numbers_cannot_go_is_said(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_numbers_are_reported(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = settings(tmp_path, tiny_base, log_to=["paper"])
     with pytest.raises(UsageError, match="unknown tracker 'paper'. Use any of tensorboard, wandb, trackio, mlflow"):
         training.run(training.read_config(path), tmp_path / "out")
@@ -211,7 +211,7 @@ def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) 
         training.run(training.read_config(path), tmp_path / "out")
 
 
-def test_a_log_that_fails_meanwhile_is_said_and_told_no_more() -> None:
+def test_a_log_that_fails_meanwhile_is_reported_and_gets_no_more_events() -> None:
     said: list[Any] = []
     told: dict[str, list[int]] = {"good": [], "bad": []}
 

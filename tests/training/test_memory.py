@@ -82,7 +82,7 @@ KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_measured_is_within_15_per_cent_of_what_was_said(tmp_path: Path, kind: str) -> None:
+def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Path, kind: str) -> None:
     for name in ("bitsandbytes", "matplotlib"):
         need_module(name)
     numbers, keys, base, lora = KINDS[kind]
@@ -186,7 +186,7 @@ EXPERTS = {"MixtralForCausalLM": ("experts.gate_up_proj",), "Qwen2MoeForCausalLM
 
 
 @pytest.mark.parametrize("kind", EXPERTS)
-def test_experts_are_counted_whether_they_lie_stacked_or_one_by_one(kind: str, tmp_path: Path) -> None:
+def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Path) -> None:
     from tests.support import tiny
 
     model = tiny.model(kind)

@@ -281,7 +281,7 @@ except Exception as error:
 """
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_run_resumes_to_the_same_bytes(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, path, _, _ = trained
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
     process = subprocess.Popen(

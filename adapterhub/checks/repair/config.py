@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from adapterhub.checks.target_modules import chosen_layers, matches
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub_converters import linear
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import quirks
-from adapterhub_converters.patterns import Patterns
+from adapterhub_converters.patterns import Patterns, escape
 
 from .draft import Draft
 
@@ -24,7 +24,7 @@ Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 # Keys that peft 0.21 writes for LoRA and the reader does not know (`tuners/lora/config.py`); a test compares.
 _WRITTEN = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 _LORA_PARTS = {"A", "B", "embedding_A", "embedding_B", "magnitude", "bias"}
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO = linear.Pattern(r"[\w.-]+/[\w.-]+")
 
 
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
@@ -137,7 +137,7 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
         return
     counts = Counter(ranks.values())
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
-    explicit = {re.escape(target): rank for target, rank in ranks.items() if rank != common}
+    explicit = {escape(target): rank for target, rank in ranks.items() if rank != common}
     ours = Patterns(explicit, peft.CONFIG)
     if any(len(ours.matching(target)) > (rank != common) for target, rank in ranks.items()):
         draft.propose(
@@ -164,7 +164,7 @@ def _alphas(draft: Draft, pairs: Shapes) -> None:
     matched = Patterns(patterns, peft.CONFIG)
     matches = {target: matched.matching(target) for target in pairs}
     if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
-        explicit = {re.escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
+        explicit = {escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
         first = next(keys for keys in matches.values() if len({patterns[key] for key in keys}) > 1)
         what = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
         draft.propose("pattern-overlap", what, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')

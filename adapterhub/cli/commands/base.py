@@ -13,11 +13,11 @@ from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
-from adapterhub_converters.errors import AdapterhubError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
-    from adapterhub.bases.registered import Registered
-    from adapterhub.registry.registry import Registry
+    from adapterhub.bases.registered import BaseDocument, Registered
+    from adapterhub_converters.bases import BaseSpec
 
 
 def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -69,9 +69,9 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
     kept = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
     with open_registry(settings, make=True) as registry:
         found = registered.add(registry, name, spec, source=kept, force=force)
-    made = found.document
-    model = made["repo"] or made["architecture"] or made["kind"]
-    line = f"{name}  {model}, {output.plural(len(made['tensors']), 'tensor')}, {output.digest(made['fingerprint'])}"
+    model = found.spec.repo or found.spec.architecture or found.spec.kind
+    tensors, fingerprint = output.plural(len(found.spec.tensors), "tensor"), output.digest(found.spec.fingerprint or "")
+    line = f"{name}  {model}, {tensors}, {fingerprint}"
     text = line if found.new else f"already there: {line}"
     document = {**_document(found), "new": found.new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
@@ -97,8 +97,10 @@ _LIST = (
 @click.pass_obj
 def list_(settings: Settings) -> int:
     """List the base models. An unreadable one is reported and hides no other; then the exit code is 1."""
+    from adapterhub.bases import registered
+
     with open_registry(settings) as registry:
-        found, damaged = _every(registry)
+        found, damaged = registered.every(registry)
     for name, error in damaged.items():
         output.say(output.one_line(f"error: base {name}: {error}"))
     document = {
@@ -107,21 +109,6 @@ def list_(settings: Settings) -> int:
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found) if found or not damaged else None)
     return 1 if damaged else 0
-
-
-def _every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
-    """Every named base, and the errors of the unreadable ones by name."""
-    from adapterhub.bases import registered
-
-    found, damaged = [], {}
-    for name in registry.store.log.document_names():
-        try:
-            found.append(registered.get(registry, name))
-        except NotFoundError:  # removed meanwhile
-            continue
-        except AdapterhubError as error:
-            damaged[name] = error
-    return found, damaged
 
 
 def _list_text(found: list[Registered]) -> None:
@@ -133,9 +120,9 @@ def _list_text(found: list[Registered]) -> None:
             item.name,
             item.spec.repo or "-",
             item.spec.architecture or "-",
-            _stored(item.document),
+            _stored(item.spec),
             str(len(item.spec.tensors)),
-            output.digest(item.document["fingerprint"]),
+            output.digest(item.spec.fingerprint or ""),
             item.time[:10],
         ]
         for item in found
@@ -160,14 +147,15 @@ def show(settings: Settings, source: str) -> None:
     if name is not None:
         with open_registry(settings) as registry:
             found = registered.get(registry, name)
+        spec = found.spec
         document = {**_document(found), **_whole(found.document)}
     else:
         spec = inputs.read_base(source, settings, notes=False)
-        document = {"name": None, "digest": None, "time": None, **_whole(registered.document_of(spec, spec.where))}
-    output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document))
+        document = {"name": None, "digest": None, "time": None, **_whole(registered.BaseDocument(spec, spec.where))}
+    output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document, spec))
 
 
-def _show_text(document: Mapping[str, Any]) -> None:
+def _show_text(document: Mapping[str, Any], spec: BaseSpec) -> None:
     stored = [output.size(document["size"])] if document["size"] else []
     lines = {
         "base": document["name"],
@@ -178,7 +166,7 @@ def _show_text(document: Mapping[str, Any]) -> None:
         "fingerprint": output.digest(document["fingerprint"] or ""),
         "tokenizer": output.digest(document["tokenizer_digest"] or ""),
         "template": output.digest(document["chat_template_digest"] or ""),
-        "weights": ", ".join([output.plural(len(document["tensors"]), "tensor"), _stored(document), *stored]),
+        "weights": ", ".join([output.plural(len(document["tensors"]), "tensor"), _stored(spec), *stored]),
         "output": "the embedding table (tied)" if document["tied"] else "",
         "numbers": ", ".join(f"{key} {value}" for key, value in document["config"].items()),
         "note": "; ".join(document["notes"]),
@@ -205,16 +193,17 @@ def rm(settings: Settings, name: str) -> None:
 
 
 def _document(found: Registered) -> dict[str, Any]:
-    short = {key: value for key, value in found.document.items() if key not in ("version", "tensors", "config", "notes")}
+    plain = found.document.to_dict()
+    short = {key: value for key, value in plain.items() if key not in ("version", "tensors", "config", "notes")}
     return {"name": found.name, "digest": found.digest, "time": found.time, **short}
 
 
-def _whole(document: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in document["tensors"].items()}
-    return {**{key: value for key, value in document.items() if key != "version"}, "tensors": tensors}
+def _whole(document: BaseDocument) -> dict[str, Any]:
+    tensors = {name: {"dtype": one.dtype, "shape": list(one.shape)} for name, one in document.spec.tensors.items()}
+    return {**{key: value for key, value in document.to_dict().items() if key != "version"}, "tensors": tensors}
 
 
-def _stored(document: Mapping[str, Any]) -> str:
+def _stored(spec: BaseSpec) -> str:
     """The quantization, or the dtype of most tensors."""
-    tensors = [value["dtype"] if isinstance(value, Mapping) else value[0] for value in document["tensors"].values()]
-    return str(document["quantization"] or max(sorted(set(tensors)), key=tensors.count, default="-"))
+    dtypes = [tensor.dtype for tensor in spec.tensors.values()]
+    return spec.quantization or max(sorted(set(dtypes)), key=dtypes.count, default="-")

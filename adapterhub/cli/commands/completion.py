@@ -28,4 +28,4 @@ def completion(context: click.Context, shell: str) -> None:
     program = context.find_root()
     name, settings = str(program.info_name), context.ensure_object(Settings)
     script = found(program.command, {}, name, f"_{name.upper()}_COMPLETE").source()
-    output.emit({"shell": shell, "script": script}, as_json=settings.as_json, text=lambda: output.write(script))
+    output.emit({"shell": shell, "script": script}, as_json=settings.as_json, text=lambda: output.write_document(script))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
     Settings,
     alpha_option,
@@ -19,10 +21,8 @@ from adapterhub.cli.options import (
     rslora_option,
     to_option,
 )
-from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import fused, losses
 from adapterhub_converters import formats
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import UsageError
 
 
@@ -71,35 +71,33 @@ def convert(
     names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a Hugging Face folder, and
     `--to gguf` a whole Hugging Face model into a GGUF.
     """
-    if style == "hf":
-        _to_hf(settings, source, target)
-        return
-    if style == "gguf" and _is_model(Path(source)):
-        meant = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
-        meant |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
-        given = next((name for name, value in meant.items() if value), None)
+    from adapterhub_converters import bases
+
+    if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
+        adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
+        adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
+        given = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
         if given:
             raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
-        _model_to_gguf(settings, Path(source), Path(target), dtype)
+        _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype)
         return
-    from adapterhub_converters.formats import convert as conversion
-    from adapterhub_converters.formats.lossy import Allowed
+    from adapterhub import api
 
-    allowed = Allowed(approx=allow_approx, drop=dropped(allow_drop), rank=rank)
-    spec = inputs.read_base(base, settings) if base else None
-    with inputs.opened(source, settings) as found:
-        report = conversion.convert(
-            found.path,
-            Path(target),
-            to=style,
-            base=spec,
-            allowed=allowed,
-            alpha=alpha,
-            rslora=rslora,
-            unsafe_pickle=unsafe_pickle,
-            dtype=dtype,
-            model=model or (inputs.here(base) if style == "ollama" else None),
-        )
+    report = api.convert(
+        source,
+        target,
+        to=style,
+        base=inputs.read_base(base, settings) if base else None,
+        dtype=dtype,
+        allow_approx=allow_approx,
+        allow_drop=dropped(allow_drop),
+        rank=rank,
+        alpha=alpha,
+        rslora=rslora,
+        unsafe_pickle=unsafe_pickle,
+        model=model or (inputs.here(base) if style == "ollama" else None),
+        workspace=workspace(settings),
+    )
     document = {"source": source, "target": target, "format": style, **losses.document(report)}
 
     def text() -> None:
@@ -109,41 +107,16 @@ def convert(
     output.emit(document, as_json=settings.as_json, text=text)
 
 
-def _to_hf(settings: Settings, source: str, target: str) -> None:
-    from adapterhub_converters.formats.gguf_model import to_folder
+def _convert_model(settings: Settings, source: str, target: str, style: Literal["gguf", "hf"], dtype: str) -> None:
+    from adapterhub.base_models import convert_model
 
-    path = inputs.existing(source)
-    if path.is_dir():
-        raise UsageError(source, "is a folder, and --to hf converts a GGUF base model", "Name the .gguf file")
-    to_folder.to_hf(path, Path(target))
-    files = sorted(item.name for item in Path(target).iterdir())
-    size = sum(item.stat().st_size for item in Path(target).iterdir())
-    text = f"{target}: {len(files)} files, {output.size(size)}"
-    output.emit(
-        {"source": source, "target": target, "format": "hf", "files": files, "size": size},
-        as_json=settings.as_json,
-        text=lambda: output.write(text),
-    )
-
-
-def _is_model(path: Path) -> bool:
-    """True for a folder with a whole model and no adapter."""
-    from adapterhub_converters import bases
-
-    if not (path / "config.json").is_file() or (path / ADAPTER_CONFIG).exists():
-        return False
-    return bool(bases.weight_files(path))
-
-
-def _model_to_gguf(settings: Settings, source: Path, target: Path, dtype: str) -> None:
-    from adapterhub.merging import Options, prepared
-    from adapterhub_converters.containers import atomic
-
-    atomic.check_free(target, folder=False)
-    floats = dtype if dtype in ("f32", "f16", "bf16") else None
-    blocks = None if floats or dtype == "source" else dtype
-    conversion = prepared([], source, Options(dtype=floats, requantize=blocks, dequantize=True), gguf=True)
-    with bytes_bar("converting") as progress:
-        report = conversion.write(target, progress)
-    document = {"source": str(source), "target": str(target), "format": "gguf", **fused.document(report)}
-    output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
+    made = convert_model(source, target, to=style, dtype=dtype, workspace=workspace(settings))
+    document: dict[str, object] = {"source": source, "target": target, "format": style}
+    report = made.report
+    if report is not None:
+        document |= fused.document(report)
+        output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
+        return
+    document |= {"files": list(made.files), "size": made.size}
+    text = f"{target}: {len(made.files)} files, {output.size(made.size)}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

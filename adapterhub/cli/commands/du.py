@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
-from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
@@ -93,12 +91,8 @@ def _kept(registry: Registry) -> list[_Model]:
     """The registered bases and their sizes; unreadable ones are left to `fsck`."""
     from adapterhub.bases import registered
 
-    found = []
-    for name in registry.store.log.document_names():
-        with contextlib.suppress(AdapterhubError):
-            spec = registered.get(registry, name).spec
-            found.append(_Model(name, spec.repo, spec.fingerprint, spec.size))
-    return [model for model in found if model.size]
+    found = [(base.name, base.spec) for base in registered.every(registry)[0]]
+    return [_Model(name, spec.repo, spec.fingerprint, spec.size) for name, spec in found if spec.size]
 
 
 def _whole(base: BaseUsage, known: Sequence[_Model]) -> int | None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import cache_folder, complete_ref, open_registry
+from adapterhub.cli import output
+from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
 from adapterhub.cli.options import Settings, base_option, command, dtype_option
 from adapterhub.cli.output import Column
-from adapterhub_converters.errors import UsageError
-
-# As on every command, to torch's names.
-_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.measurement import Evaluation
     from adapterhub.registry.measurements import Gate
     from adapterhub.training import EvaluationResult
 
@@ -46,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--quantize", type=click.Choice(["nf4", "none"]), help="Quantization of the base. [default: as trained, else nf4]"
 )
-@dtype_option(tuple(_DTYPES), "the computation", default_text="as trained, else bf16")
+@dtype_option(("bf16", "f16", "f32"), "the computation", default_text="as trained, else bf16")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of threads. [default: torch's]")
 @click.pass_obj
 def eval(  # noqa: A001 - the command's name
@@ -68,32 +61,26 @@ def eval(  # noqa: A001 - the command's name
     ppl/base, the perplexity relative to that of the base alone. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
+    from adapterhub import learning
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
-    from adapterhub.training import EvaluationOptions, evaluate
 
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in `train`
-    asked["dtype"] = _DTYPES.get(asked["dtype"])
+    shorten_waits_of_torch()
     passing = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
-    folder = inputs.existing(base)
-    if not (folder.is_dir() or folder.suffix == ".gguf"):
-        raise UsageError(base, "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file")
-    with inputs.opened(source, settings) as found:
-        given = inputs.given(found)
-        measured = evaluate(given, folder, [Path(file) for file in files], EvaluationOptions(**asked), cache=cache_folder())
+    record = None if no_record else name
+    measured = learning.evaluate(source, data=files, base=base, record=record, workspace=workspace(settings), **asked)
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
-    evaluation = Evaluation(name, measured.metrics, measured.data, measured.base)
-    recorded = None if no_record else _record(settings, found, evaluation)
     verdicts = [(gate, gate.passes(measured.metrics)) for gate in passing]
     ok = all(passed for _, passed in verdicts)
+    recorded = measured.ref if measured.recorded else None
     document = {
         "ok": ok,
         "source": source,
-        "ref": found.ref,
-        "digest": given.digest,
-        **evaluation.document(),
+        "ref": measured.ref,
+        "digest": measured.digest,
+        **Evaluation(name, measured.metrics, measured.data, measured.base).document(),
         "sequence": measured.sequence,
         "recorded": recorded,
         "gates": [
@@ -103,19 +90,6 @@ def eval(  # noqa: A001 - the command's name
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _text(measured, verdicts, recorded))
     return 0 if ok else 1
-
-
-def _record(settings: Settings, found: inputs.Source, evaluation: Evaluation) -> str | None:
-    """Record the result in the log of a version; its ref, or None for what is not in this registry."""
-    from adapterhub.ref import Ref
-    from adapterhub.registry import measurements
-    from adapterhub.remotes.location import is_address
-
-    if found.ref is None or is_address(found.ref):
-        return None
-    with open_registry(settings) as registry:
-        measurements.record(registry, Ref.parse(found.ref), evaluation)
-    return found.ref
 
 
 def _text(measured: EvaluationResult, verdicts: Sequence[tuple[Gate, bool]], recorded: str | None) -> None:

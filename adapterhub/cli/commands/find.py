@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
+from adapterhub.cli.inputs import existing
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
@@ -17,38 +17,11 @@ from adapterhub.cli.views.versions import row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from adapterhub.digest import Digest
     from adapterhub.index.search import Holder
     from adapterhub.index.tensors import Share
-    from adapterhub.registry.registry import Registry
-    from adapterhub.store.store import More
-    from adapterhub.store.tensor_digests import Tensor, Tensors
+    from adapterhub.registry.finding import Found
 
 _Deprecated = Mapping[tuple[str, int], str]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The search results for one file, folder or digest.
-
-    Attributes:
-        holders: Versions that contain all of it.
-        tensors: Number of its tensors, if no version contains all of it; else 0.
-        size: Bytes of those tensors.
-        shares: Versions that contain some of those tensors.
-    """
-
-    source: str
-    holders: list[Holder]
-    tensors: int = 0
-    size: int = 0
-    shares: list[Share] = field(default_factory=list)
-
-    @property
-    def is_whole(self) -> bool:
-        return bool(self.holders) or bool(self.shares and self.shares[0].count == self.tensors)
 
 
 @command(
@@ -72,12 +45,13 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     """
     from adapterhub.index import tensors
     from adapterhub.index.search import parse_digest_prefix
+    from adapterhub.registry import finding
 
     if not files and not digests:
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
-        found = [_by_digest(registry, text, parse_digest_prefix(text)) for text in digests]
-        found += [_find(registry, text) for text in files]
+        found = [finding.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
+        found += [finding.by_content(registry, text, existing(text), bytes_bar) for text in files]
         deprecated = registry.deprecations()
         unlisted = len(tensors.unlisted(registry.index))
     missing = [item for item in found if not item.is_whole]
@@ -93,61 +67,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     return NotFoundError.exit_code if missing else 0
 
 
-def _by_digest(registry: Registry, text: str, prefix: str) -> _Found:
-    from adapterhub.index.search import holders
-    from adapterhub.index.tensors import with_digest
-
-    _list_tensors(registry)
-    return _Found(text, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
-
-
-def _list_tensors(registry: Registry) -> None:
-    with bytes_bar("listing tensors") as progress:
-        registry.list_tensors(progress)
-
-
-def _find(registry: Registry, text: str) -> _Found:
-    from adapterhub.cli.inputs import existing
-    from adapterhub.index.search import holders
-    from adapterhub.index.tensors import nearest
-    from adapterhub.manifest import oci_manifest
-    from adapterhub.manifest.package_files import listing
-    from adapterhub.store.store import counter
-    from adapterhub_converters.adapter_files import is_weights
-
-    path = existing(text)
-    if path.is_dir():
-        whole = holders(registry.index, oci_manifest.build(path).digest)
-        if whole:
-            return _Found(text, whole)
-        files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
-    else:
-        files = [path]
-    held: list[Holder] = []
-    tensors: list[Tensor] = []
-    with bytes_bar("hashing") as progress:
-        more = counter(progress, sum(file.stat().st_size for file in files))
-        for file in files:
-            digest, found = _digests(file, more)
-            held += holders(registry.index, digest)
-            tensors += found if is_weights(file.name) else ()
-    if held:
-        return _Found(text, held)
-    _list_tensors(registry)
-    filled = tuple(tensor for tensor in tensors if tensor.size)
-    size = sum(tensor.size for tensor in filled)
-    return _Found(text, [], len(filled), size, nearest(registry.index, registry.store, filled))
-
-
-def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
-    from adapterhub.store.store import local_errors
-    from adapterhub.store.tensor_digests import digests
-
-    with local_errors(path), open(path, "rb", buffering=0) as file:
-        return digests(file, path.stat().st_size, more)
-
-
-def _document(found: _Found, deprecated: _Deprecated) -> dict[str, Any]:
+def _document(found: Found, deprecated: _Deprecated) -> dict[str, Any]:
     tensors = None
     if not found.holders and found.tensors:
         tensors = {
@@ -174,7 +94,7 @@ def _share(share: Share, deprecated: _Deprecated) -> dict[str, Any]:
     return {"ref": row["ref"], "tags": row["tags"], **where, "adapter": row}
 
 
-def _find_text(found: Sequence[_Found]) -> None:
+def _find_text(found: Sequence[Found]) -> None:
     columns = [Column("REF"), Column("TAGS", drop=2), Column("FILE", drop=1)]
     if any(item.shares for item in found):
         columns.append(Column("TENSORS"))
@@ -192,7 +112,7 @@ def _find_text(found: Sequence[_Found]) -> None:
             output.say(output.one_line(f"{item.source}: no version contains it{rest}"))
 
 
-def _held(found: _Found) -> list[tuple[Any, str, str]]:
+def _held(found: Found) -> list[tuple[Any, str, str]]:
     """For each version that has it: the version, where, and how much."""
     whole = [
         (held.row, ": ".join(filter(None, (held.path, held.tensor))) or "(the whole adapter)", "all") for held in found.holders

@@ -63,6 +63,6 @@ def _project(settings: Settings, folder: str | None) -> None:
     from adapterhub import user_files
 
     path = (Path(folder) if folder else Path.cwd()) / PROJECT
-    new = user_files.change(path, lambda text: None if text or path.exists() else _TEMPLATE)
+    new = user_files.change(path, lambda text: None if text or path.exists() else _TEMPLATE, follow=False)
     text = f"{'created' if new else 'already there:'} {path}"
     output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))

@@ -40,8 +40,8 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> Non
 
         lineage_plot.draw(found, Path(plot))
     if dot:
-        output.write("\n".join(view.dot(found)))
+        output.write_lines(view.dot(found))
         return
-    output.emit(view.document(found), as_json=settings.as_json, text=lambda: output.write("\n".join(view.tree(found))))
+    output.emit(view.document(found), as_json=settings.as_json, text=lambda: output.write_lines(view.tree(found)))
     if plot:
         output.say(f"drew {plot}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -13,21 +12,11 @@ from adapterhub.cli.environment import complete_ref, open_registry, remote_optio
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import tree
-from adapterhub.cli.views.versions import row_cells, row_document
+from adapterhub.cli.views.versions import row_document, write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
-
-_LIST = (
-    Column("REF"),
-    Column("TAGS", drop=1),
-    Column("BASE", drop=3),
-    Column("METHOD", drop=5),
-    Column("R", right=True, drop=4),
-    Column("SIZE", right=True, drop=2),
-    Column("PUSHED", drop=6),
-)
 
 
 @command(
@@ -78,8 +67,7 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
         for line in tree.lines(rows, screen=output.width()):
             output.write(line)
         return
-    cells = [[*row_cells(row), row.time[:10]] for row in rows]
-    output.write_table(_LIST, cells)
+    write_rows(rows, Column("PUSHED", drop=6), lambda row: row.time[:10])
 
 
 def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
@@ -96,31 +84,20 @@ def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
         output.say("no tags")
     lines = [f"{address.repository}{address.mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
     document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(lines))
 
 
 def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """List the tags of a name on a remote, or its names."""
-    from adapterhub.remotes import location
-    from adapterhub.remotes.configured import NOBODY, below, nobody
-    from adapterhub.remotes.oci import credentials
-    from adapterhub.remotes.oci.address import Address
-    from adapterhub.remotes.oci.host import Host
+    from adapterhub.remotes import access
+    from adapterhub.remotes.configured import NOBODY, below
 
-    found = environment.remote(name)
+    found = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
         _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return
-    if not isinstance(location.parse(nobody(found.url)), Address):
-        raise UsageError(found.url, "this kind of remote cannot list its names", "Name one: namespace/name")
-    place = Address.parse(below(found.url, prefix or NOBODY))
-    who = remotes.surroundings()
-    find = partial(credentials.find, place.host, who.docker, plain=place.plain)
-    with Host(place, find, proxy=who.proxy) as host:
-        root = place.name.removesuffix(prefix or NOBODY)
-        names = [one.removeprefix(root) for one in host.names() if one.startswith(root)]
-    names = [one for one in names if not prefix or one == prefix or one.startswith(f"{prefix}/")]
+    names = access.names(found.url, prefix, remotes.surroundings())
     if not names:
         output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {found.url}"))
     document = {"remote": found.name, "url": found.url, "names": names}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write("\n".join(names)) if names else None)
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(names))

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, locks, output, remotes
+from adapterhub import locking
+from adapterhub.cli import environment, locks, output
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.project.lockfile import Lock, Locked
 
 
@@ -57,24 +58,10 @@ def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
 
     address = environment.at_remote(ref, remote)
     if is_address(address):
-        return locks.entry(ref, address, _manifest(address))
+        environment.used(address)
+        return locking.locked(ref, address, workspace(settings))
     with environment.hinting(ref):
-        return locks.entry(ref, None, locks.here(settings, ref))
-
-
-def _again(settings: Settings, locked: Locked) -> Locked:
-    """The same entry, resolved again."""
-    from adapterhub.project import lockfile
-
-    made = locks.here(settings, locked.ref) if locked.source == lockfile.HERE else _manifest(locked.source)
-    return lockfile.entry(locked.name, locked.ref, locked.source, made)
-
-
-def _manifest(address: str) -> Manifest:
-    from adapterhub.remotes import location
-
-    with remotes.opened(address) as there:
-        return there.manifest(location.parse(address).reference)
+        return locking.locked(ref, None, workspace(settings))
 
 
 def _record(settings: Settings, found: Lock) -> None:
@@ -86,7 +73,7 @@ def _record(settings: Settings, found: Lock) -> None:
 
     def text() -> None:
         for name, one in found.items():
-            output.write(output.printable(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}"))
+            output.write(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}")
         output.say(f"{'locked in' if new else 'already locked in'} {locks.shown(path)}")
 
     output.emit(document, as_json=settings.as_json, text=text)
@@ -97,7 +84,9 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
 
     path = environment.lock_file()
     chosen = lockfile.chosen(lockfile.read(path), names, path)
-    _record(settings, {name: _again(settings, locked) for name, locked in chosen.items()})
+    _record(
+        settings, {name: locking.again(locked, workspace(settings), environment.lock_file()) for name, locked in chosen.items()}
+    )
 
 
 def _check(settings: Settings, names: tuple[str, ...]) -> int:
@@ -108,7 +97,7 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     rows = []
     for name, locked in sorted(chosen.items()):
         try:
-            now = _again(settings, locked).digest
+            now = locking.again(locked, workspace(settings), path).digest
         except NotFoundError:
             now = None
         rows.append({"name": name, "ref": locked.ref, "locked": locked.digest, "now": now, "moved": now != locked.digest})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,8 +29,9 @@ from adapterhub.cli.options import (
 from adapterhub.cli.views import merged
 from adapterhub_converters.errors import UsageError
 
-# Options of a merge into an adapter, apart from the parameters of its method.
-_OWN = ("method", "rank", "energy", "rank_budget", "seed", "plot")
+if TYPE_CHECKING:
+    from adapterhub.manifest.document import Recipe
+
 # Parameters of methods; each method has some of them.
 _PARAMETERS = {
     "density": (float, "D", "Share of the elements to keep (ties, dare_*, della, breadcrumbs, sce, knots …)."),
@@ -163,6 +164,13 @@ def merge(
             return
         target = combining.destination(out)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-        how = {name: asked[name] for name in _OWN if name in asked}
-        parameters = {name: asked[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in asked}
-        merge_adapters.into_adapter(settings, found, factors, target, parameters=parameters, **how)
+        merge_adapters.into_adapter(settings, found, factors, target, _recipe(asked), plot=asked.get("plot"))
+
+
+def _recipe(asked: Mapping[str, Any]) -> Recipe:
+    """The method and its options."""
+    from adapterhub.manifest.document import Recipe
+
+    options = {name: asked[name] for name in ("method", "rank", "energy", "seed") if name in asked}
+    parameters = {name: asked[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in asked}
+    return Recipe(kind="merge", **options, budget=asked.get("rank_budget"), parameters=parameters)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import sharing
+from adapterhub import locking, sharing
 from adapterhub.cli import environment, inputs, locks, output
 from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
 from adapterhub.cli.options import (
@@ -20,10 +20,9 @@ from adapterhub.cli.options import (
     transfer_options,
 )
 from adapterhub.cli.publish import converted, pulled
-from adapterhub_converters.errors import IntegrityError, UsageError
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.project.lockfile import Locked
     from adapterhub.registry.recipe import Conversion
 
 _FOLDER = "adapters"
@@ -168,6 +167,8 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
     if ref is None:
         below = Path(out or _FOLDER)
         wanted = [(one, below / one.name) for one in sorted(there.values(), key=lambda one: one.name)]
+        for _, target in wanted:
+            lockfile.check_no_link(target, Path(out or ""))
     else:
         one = lockfile.find(there, ref, path)
         wanted = [(one, Path(out) if out else Path(one.name.rpartition("/")[2]))]
@@ -175,37 +176,10 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for one, target in wanted:
-        new = _one_locked(settings, one, target)
+        new = locking.pull(one, target, workspace(settings), environment.lock_file())
         documents.append({"name": one.name, **one.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {one.name}@{output.digest(one.digest)}, {output.size(one.size)}, verified"
             output.write(f"{'' if new else 'already there: '}{text}")
     if settings.as_json:
         output.write_json({"adapters": documents})
-
-
-def _one_locked(settings: Settings, locked: Locked, target: Path) -> bool:
-    """Pull a locked version into a folder; False if the folder already was that version."""
-    from adapterhub import sources
-    from adapterhub.project import lockfile
-    from adapterhub.remotes.location import parse
-
-    here = workspace(settings)
-    if locked.source == lockfile.HERE:
-        if lockfile.is_version(target, locked.digest):
-            return False
-        sharing.pull(f"{locked.name}@{locked.digest}", target, here)
-        return True
-    if policy := here.rules():
-        policy.check_name(locked.name)
-    if lockfile.is_version(target, locked.digest):
-        return False
-    place = parse(locked.source)
-    with here.connect(place) as there:
-        sharing.check_policy(there, locked.digest, locked.ref, here)
-        made, new = sources.downloaded(there, locked.digest, target, place.host, here)
-    if made.digest != locked.digest:
-        raise IntegrityError(
-            locked.source, f"digest mismatch: received {made.digest}, locked {locked.digest}", "Ask the owner of the registry"
-        )
-    return new

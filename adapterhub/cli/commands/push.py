@@ -19,6 +19,7 @@ from adapterhub.cli.options import (
     transfer_options,
 )
 from adapterhub.cli.publish import published
+from adapterhub.manifest.package_files import Selection
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 @base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
 @expect_option
 @force_option("push even if `adapterhub validate` reports errors.")
+@click.option("--include", metavar="GLOB", multiple=True, help="Package only files that match, besides weights and config.")
+@click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out files that match, like `*.png`; repeatable.")
 @click.option("--private", is_flag=True, help="Create the Hub repository as private.")
 @remote_option
 @conversion_options("image")
@@ -51,6 +54,8 @@ def push(
     base: str | None,
     expect: str | None,
     force: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
     private: bool,
     remote: str | None,
     conversion: Conversion | None,
@@ -59,6 +64,7 @@ def push(
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version number, v1, v2 …, is assigned. Pushing the
     same files again creates no new version. An adapter with errors is refused. The registry is created if needed.
+    Checkpoints, optimizer states, scripts and dotfiles are left out, and so is what --exclude or .adapterhubignore matches.
     REF may also be an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote.
     --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only, pushes a container image.
     """
@@ -73,6 +79,7 @@ def push(
             force=force,
             private=private,
             name=None if remote is None else ref.partition(":")[0],
+            selection=Selection(include, exclude) if include or exclude else None,
         )
     )
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteErr
 if TYPE_CHECKING:
     from adapterhub.project.settings import SettingsFile
     from adapterhub.remotes.configured import Remote
-    from adapterhub.remotes.location import Access, Place
 
 
 @click.group(
@@ -55,7 +53,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     URL is oci://HOST[/PREFIX], without credentials: `adapterhub login NAME` stores those.
     """
     from adapterhub.project.settings import check_remote_name
-    from adapterhub.remotes.configured import check_url
+    from adapterhub.remotes.configured import check_url, nobody
 
     check_remote_name(name)
     url = check_url(url)
@@ -67,9 +65,10 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
 
     path = _file(project)
     new = _change(path, changed)
+    environment.used(nobody(url))
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.printable(text)))
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
 _LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("FILE", drop=2))
@@ -160,7 +159,7 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    found = environment.remote(name)
+    found = environment.remote_to_ask(name)
     document = _asked(found)
     who = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {
@@ -178,38 +177,16 @@ def test(settings: Settings, name: str) -> None:
 
 
 def _asked(found: Remote) -> dict[str, Any]:
-    from adapterhub.remotes import location
+    from adapterhub.remotes import access
     from adapterhub.remotes.configured import nobody
 
-    place = location.parse(nobody(found.url))
     document = {"name": found.name, "url": found.url}
-    if (seen := _access(found.url, place)) is None:
-        with location.connect(place, remotes.surroundings()) as there, contextlib.suppress(NotFoundError):
+    if (seen := access.access(found.url, remotes.surroundings())) is None:
+        with remotes.opened(nobody(found.url)) as there, contextlib.suppress(NotFoundError):
             there.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
     granted = {"user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why}
     return {**document, "asks": True, **granted}
-
-
-def _access(url: str, place: Place) -> Access | None:
-    """The access that a registry or a hub grants; None for a kind that cannot be asked."""
-    from adapterhub.remotes.oci.address import Address
-
-    if isinstance(place, Address):
-        from adapterhub.remotes.oci import credentials
-        from adapterhub.remotes.oci.host import Host
-
-        who = remotes.surroundings()
-        find = partial(credentials.find, place.host, who.docker, plain=place.plain)
-        with Host(place, find, proxy=who.proxy) as host:
-            return host.access()
-    scheme, _, rest = url.partition("://")
-    if scheme == "hf":
-        from adapterhub.remotes.hub import writer
-
-        hub = environment.hub()
-        return writer.access(hub.endpoint, hub.token, rest, proxy=hub.proxy)
-    return None
 
 
 def _yes(answer: bool | None) -> str:
@@ -236,4 +213,4 @@ def _change(path: Path, changed: Any) -> bool:
         made = project.changed(text, path, remotes=remotes, remote=default)
         return made if made != text else None
 
-    return user_files.change(path, new)
+    return user_files.change(path, new, follow=path == environment.user_file())

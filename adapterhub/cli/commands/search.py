@@ -11,20 +11,10 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
-from adapterhub.cli.views.versions import row_cells, row_document
+from adapterhub.cli.views.versions import row_document, write_rows
 
 if TYPE_CHECKING:
     from adapterhub.index.search import Found, Query
-
-_SEARCH = (
-    Column("REF"),
-    Column("TAGS", drop=2),
-    Column("BASE", drop=1),
-    Column("METHOD", drop=5),
-    Column("R", right=True, drop=3),
-    Column("SIZE", right=True, drop=4),
-    Column("DESCRIPTION", drop=6, cut=True),
-)
 
 
 @command(
@@ -88,13 +78,14 @@ def _query(given: Mapping[str, Any]) -> Query:
 
 
 def _search_text(found: Found, *, facets: bool) -> None:
-    cells = [[*row_cells(row), " ".join((row.description or "-").split())] for row in found.rows]
-    if cells:
-        output.write_table(_SEARCH, cells)
-    if not found.total and not cells:
+    shown = len(found.rows)
+    if shown:
+        last = Column("DESCRIPTION", drop=6, cut=True)
+        write_rows(found.rows, last, lambda row: " ".join((row.description or "-").split()))
+    if not found.total and not shown:
         output.say("no matches")
-    elif found.total > len(cells) or found.more:
-        output.say(f"{len(cells)} of {'more than ' if found.more else ''}{found.total}; --limit shows more")
+    elif found.total > shown or found.more:
+        output.say(f"{shown} of {'more than ' if found.more else ''}{found.total}; --limit shows more")
     counted = {kind: counts for kind, counts in found.facets.items() if counts} if facets else {}
     if counted:
         output.write()

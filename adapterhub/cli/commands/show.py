@@ -56,8 +56,6 @@ def show(settings: Settings, *, source: str, base: str | None, plot: str | None,
 
 
 def _path(where: str, folder: Path) -> dict[str, Any]:
-    import json
-
     from adapterhub.manifest import describe, oci_manifest
 
     made = oci_manifest.build(folder)
@@ -74,7 +72,8 @@ def _path(where: str, folder: Path) -> dict[str, Any]:
         "time": None,
         "evaluations": [],
     }
-    return {**described, "path": where, "manifest": manifest.to_dict(), "oci_manifest": json.loads(made.raw)}
+    packaged = oci_manifest.parse_json(made.raw, where)
+    return {**described, "path": where, "manifest": manifest.to_dict(), "oci_manifest": packaged}
 
 
 def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from adapterhub import sharing
-from adapterhub.cli import errors, inputs, output
-from adapterhub.cli.environment import cache_folder, workspace
+from adapterhub.cli import errors, output
+from adapterhub.cli.environment import shorten_waits_of_torch, workspace
 from adapterhub.cli.options import Settings, command, dry_run_option, explain_option, force_option, output_option
 from adapterhub.cli.publish import published
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError, UsageError
-
-if TYPE_CHECKING:
-    from adapterhub.training import InitialAdapter
+from adapterhub_converters.errors import AdapterhubError, UsageError
 
 
 @command(
@@ -65,21 +60,20 @@ def train(
     push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub.training import read_config, run
+    from adapterhub import learning
+    from adapterhub.training import read_config
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
-    # torch's OpenMP reads it when it is loaded. Its threads wait for each other in a busy loop; where another program
-    # has one of the cores that costs a factor of 30, with a short wait of 4. No number depends on it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    shorten_waits_of_torch()
     read = read_config(Path(config))
     if dry_run:
         return train_plan.show(settings, read, force=force)
     if ref:
         sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
-    with _given(start, settings) as first, view.Screen(read) as screen:
-        result = run(read, target, on_event=screen.show, force=force, start=first, cache=cache_folder())
+    with view.Screen(read) as screen:
+        result = learning.train(read, target, on_event=screen.show, start=start, force=force, workspace=workspace(settings))
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # only the first of several processes reports
     document = view.document(result, screen.ready)
@@ -106,27 +100,10 @@ def _aside(settings: Settings, config: str | None, new: str | None, about: str |
     return _init(settings, new) if new is not None else _explain(settings, about or "")
 
 
-@contextmanager
-def _given(text: str | None, settings: Settings) -> Iterator[InitialAdapter | None]:
-    """The adapter to start from."""
-    if text is None:
-        yield None
-        return
-    with inputs.opened(text, settings) as found:
-        yield inputs.given(found)
-
-
 def _init(settings: Settings, path: str) -> int:
-    """Write a config with every key; nothing is overwritten."""
     from adapterhub.training import explain
 
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(explain.template())
-    except FileExistsError as error:
-        raise OutputExistsError(path) from error
-    except OSError as error:
-        raise LocalIOError(path, error.strerror or str(error)) from error
+    explain.write_template(Path(path))
     text = f"wrote {path}; fill in its paths, then run `adapterhub train {path}`"
     output.emit({"config": str(Path(path))}, as_json=settings.as_json, text=lambda: output.write(text))
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
 
@@ -57,27 +58,30 @@ def validate(
     fits its module in the base, and vice versa. The table shows what each runtime does with the adapter.
     Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
-    from adapterhub.checks import check
+    from adapterhub import api
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
 
+    style = "json" if settings.as_json else style
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    done = []
-    for source in _adapters(given):
-        with inputs.opened(source, settings) as found:
-            report = check(
-                found.path,
-                base=spec,
-                runtimes=runtimes,
-                max_rank=max_rank,
-                headers_only=headers_only,
-                strict=strict,
-                where=found.where,
-            )
-        done.append(report)
-    if settings.as_json:
-        style = "json"
-    output.write(reports.text(done, screen=output.width()) if style == "text" else reports.RENDERERS[style](done))
+    here = workspace(settings)
+    done = [
+        api.check(
+            source,
+            base=spec,
+            runtimes=runtimes,
+            max_rank=max_rank,
+            headers_only=headers_only,
+            strict=strict,
+            limit=reports.SHOWN if style == "text" else None,
+            workspace=here,
+        )
+        for source in _adapters(given)
+    ]
+    if style == "text":
+        output.write_lines(reports.lines(done, screen=output.width()))
+    else:
+        output.write_document(reports.RENDERERS[style](done))
     return 0 if all(report.ok for report in done) else 1
 
 

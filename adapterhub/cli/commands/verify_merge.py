@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub import combining
 from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import workspace
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
-from adapterhub.cli.progress import count_bar
-from adapterhub.combining import trained_in
 
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.verify import Proof, Proofs
@@ -43,20 +43,11 @@ def verify_merge(
     quantized model, by the strength of the adapter in it. Exits 0 when all are right, 1 when one is not or could not be
     compared.
     """
-    from adapterhub.merging import Options
-    from adapterhub.merging.into_base import verify
-    from adapterhub_converters import bases as base_model
-    from adapterhub_converters.formats import convert
-
     factors = weights_of(weights, len(adapters))
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
         found = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
-        spec = base_model.read_hf(folder) if folder.is_dir() else None
-        read = [convert.read(source.path, base=spec) for source in found]
-        options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
-        with count_bar("comparing tensors") as progress:
-            proofs = verify.prove(list(zip(read, factors, strict=True)), folder, model, options=options, progress=progress)
+        proofs = combining.verify_merge(model, folder, found, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
 

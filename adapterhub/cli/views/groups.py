@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterhub.cli import output
+from adapterhub_converters import linear
 
 _SHOWN = 3  # names of one line, lines of one kind, hints of one kind
 # A number of a message that may differ among items of one kind. Not F16, not the 0 of layers.0.q_proj.
-_NUMBER = re.compile(r"(?<![\w.-])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)")
+_NUMBER = linear.Pattern(r"(^|[^\w.-])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,16 @@ class Item:
     color: str = ""
 
 
-def lines(items: Iterable[Item], screen: int | None, *, indent: int = 0) -> Iterator[str]:
-    """Lines of text: one for each kind and message, whose numbers may differ, with the first names and a count."""
+def lines(
+    items: Iterable[Item], screen: int | None, *, indent: int = 0, others: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """Lines of text: one for each kind and message, whose numbers may differ, with the first names and a count.
+
+    `others` are the numbers of further items of a kind.
+    """
     kinds: dict[str, dict[str, list[Item]]] = {}
     for item in items:
-        kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub("#", item.what), []).append(item)
+        kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub(lambda found: f"{found[1]}#", item.what), []).append(item)
     margin = " " * indent
     for kind, variants in kinds.items():
         shown = list(variants.values())[:_SHOWN]
@@ -47,9 +52,9 @@ def lines(items: Iterable[Item], screen: int | None, *, indent: int = 0) -> Iter
             first, *rest = output.wrapped(margin + text, screen, indent=indent + 4)
             yield first.replace(kind, output.color(kind, color), 1) if color else first
             yield from rest
-        left = [item for group in list(variants.values())[_SHOWN:] for item in group]
+        left = sum(map(len, list(variants.values())[_SHOWN:])) + (others or {}).get(kind, 0)
         if left:
-            yield f"{margin}    {output.more(len(left), kind.rstrip(':'))}"
+            yield f"{margin}    {output.more(left, kind.rstrip(':'))}"
         for hint in dict.fromkeys(group[0].hint for group in shown if group[0].hint):
             yield from output.wrapped(output.one_line(f"{margin}    hint: {hint}"), screen, indent=indent + 10)
 
@@ -67,11 +72,11 @@ def _names(group: Sequence[Item]) -> str:
 
 def _message(group: Sequence[Item]) -> str:
     """The message, with `0.1 to 0.3` for a number that differs."""
-    found = [_NUMBER.findall(item.what) for item in group]
+    found = [[match[2] for match in _NUMBER.finditer(item.what)] for item in group]
     spans = iter((min(column, key=float), max(column, key=float)) for column in zip(*found, strict=True))
 
-    def span(_: re.Match[str]) -> str:
+    def span(match: linear.Match) -> str:
         least, most = next(spans)
-        return least if float(least) == float(most) else f"{least} to {most}"
+        return match[1] + (least if float(least) == float(most) else f"{least} to {most}")
 
     return _NUMBER.sub(span, group[0].what)

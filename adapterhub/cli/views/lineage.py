@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub_converters.display import printable
 
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Edge, Lineage, Node
+
+_MANY = 3  # other names of an adapter
 
 
 def document(found: Lineage) -> dict[str, Any]:
@@ -53,7 +56,9 @@ def _about(node: Node) -> str:
 def tree(found: Lineage) -> Iterator[str]:
     """Lines of the tree, ancestors first."""
     root = found.nodes[found.root]
-    yield output.printable(f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}")
+    yield f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}"
+    if len(root.refs) > 1:
+        yield f"   also {_shortened(root.refs[1:])}"
     yield from _data(root, "")
     yield from _branches(found, found.root, "", {found.root}, up=True)
     if found.children(found.root):
@@ -65,21 +70,29 @@ def tree(found: Lineage) -> Iterator[str]:
         yield "models in recipes:"
         for model in found.models:
             what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
-            yield output.printable(f"   {model.name}  {what}")
+            yield f"   {model.name}  {what}"
 
 
-def _branches(found: Lineage, digest: str, indent: str, above: set[str], *, up: bool) -> Iterator[str]:
+def _shortened(refs: Sequence[str]) -> str:
+    return ", ".join(refs[:_MANY]) + (f" and {len(refs) - _MANY} more" if len(refs) > _MANY else "")
+
+
+def _branches(found: Lineage, digest: str, indent: str, seen: set[str], *, up: bool) -> Iterator[str]:
+    """Yield the lines below an adapter; what an adapter was made from is shown once, as paths to it can be countless."""
     edges = found.parents(digest) if up else found.children(digest)
     for number, edge in enumerate(edges, 1):
         other = edge.parent if up else edge.child
         node = found.nodes[other]
         last = number == len(edges)
-        yield output.printable(f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {_about(node)}")
+        again = other in seen and bool(found.parents(other) if up else found.children(other))
+        about = "(see above)" if again else _about(node)
+        yield f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {about}"
         deeper = indent + ("   " if last else "│  ")
-        if up:
+        if up and not again:
             yield from _data(node, deeper)
-        if other not in above:
-            yield from _branches(found, other, deeper, above | {other}, up=up)
+        if other not in seen:
+            seen.add(other)
+            yield from _branches(found, other, deeper, seen, up=up)
 
 
 def _weight(edge: Edge) -> str:
@@ -89,7 +102,7 @@ def _weight(edge: Edge) -> str:
 def _data(node: Node, indent: str) -> Iterator[str]:
     for item in node.data:
         name = item.name or item.path or "data"
-        yield output.printable(f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip())
+        yield f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip()
 
 
 def dot(found: Lineage) -> Iterator[str]:
@@ -114,4 +127,4 @@ def dot(found: Lineage) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    return '"' + output.printable(text).replace('"', '\\"') + '"'
+    return '"' + printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -51,7 +51,7 @@ def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[st
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{output.printable(where)}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
+    yield f"{where}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")
@@ -123,4 +123,4 @@ def explain(settings: Settings, name: str | None) -> None:
     found = described(method_named(name))
     lines = [found["name"], "", *found["description"].splitlines()]
     lines += [f"--{key}: {item['limits']}, default {item['default']}" for key, item in found["parameters"].items()]
-    output.emit(found, as_json=settings.as_json, text=lambda: output.write("\n".join(lines)))
+    output.emit(found, as_json=settings.as_json, text=lambda: output.write_lines(lines))

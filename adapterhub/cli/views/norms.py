@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
 from adapterhub.cli.output import Column
+from adapterhub_converters.display import printable
 
 from . import groups
 
@@ -53,8 +54,8 @@ def _numbers(norms: Heat) -> list[str]:
 def _picture(norms: Heat) -> Iterator[str]:
     """Rows are layers, columns kinds of modules, from the least to the greatest norm."""
     shown, screen = norms.folded(_ROWS), output.width() or 80
-    label = max(len("layer"), *map(len, shown.layers))
-    names = list(map(output.printable, shown.short_kinds))
+    label = max(len("layer"), *(len(printable(layer)) for layer in shown.layers))
+    names = list(map(printable, shown.short_kinds))
     room = (screen - label) // len(names) - 1
     if max(map(len, names)) > room:  # numbers for names, which are then listed below
         names = [str(number + 1) for number in range(len(names))]
@@ -65,7 +66,7 @@ def _picture(norms: Heat) -> Iterator[str]:
         part = range(start, min(start + per_row, len(names)))
         yield " ".join(["layer".ljust(label), *(names[i].ljust(wide) for i in part)]).rstrip()
         for layer, row in zip(shown.layers, shown.values, strict=True):
-            yield " ".join([output.printable(layer).ljust(label), *(_cell(row[i], least, greatest, wide) for i in part)])
+            yield " ".join([printable(layer).ljust(label), *(_cell(row[i], least, greatest, wide) for i in part)])
     if names[0] == "1":
         listed = ", ".join(f"{number + 1} {kind}" for number, kind in enumerate(shown.short_kinds))
         yield from output.wrapped(listed, screen, indent=2)

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.checks import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
 from adapterhub.cli.errors import in_words_of_the_command_line
-from adapterhub.cli.output import Column, color, number, one_line, plural, table
+from adapterhub.cli.output import Column, color, inert, json_text, number, one_line, plural, table
 from adapterhub.version import __version__
+from adapterhub_converters.display import printable
 from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
+SHOWN = 1_000  # problems of one code among which the text report groups; more are only counted there
 _REASONS = 2  # reasons of a verdict that the text report shows
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
 _HINTS = {"needs-base": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
 
 
-def text(reports: Sequence[Report], *, screen: int | None = None) -> str:
+def lines(reports: Sequence[Report], *, screen: int | None = None) -> Iterator[str]:
     """The text report: problems grouped by code, a verdict per runtime, a summary; for several adapters, one for all last."""
-    texts = [_text(report, screen) for report in reports]
+    for report in reports:
+        yield from _lines(report, screen)
+        yield from [""] if report is not reports[-1] else []
     if len(reports) > 1:
         bad = sum(not report.ok for report in reports)
-        texts.append(f"{len(reports)} adapters: " + (color(f"{bad} not ok", "red") if bad else color("all ok", "green")))
-    return "\n\n".join(texts)
+        yield from ("", f"{len(reports)} adapters: " + (color(f"{bad} not ok", "red") if bad else color("all ok", "green")))
 
 
-def _text(report: Report, screen: int | None) -> str:
-    lines = [_headline(report), ""]
+def _lines(report: Report, screen: int | None) -> Iterator[str]:
+    yield from (*_headline(report), "")
     if report.problems:
-        lines += [*groups.lines(map(_item, report.problems), screen), ""]
+        found = Counter(problem.code for problem in report.problems)
+        others = {_kind(code): count - found[code] for code, count in report.counted().items()}
+        yield from (*groups.lines(map(_item, report.problems), screen, others=others), "")
     if report.format is not None:
-        lines += [*_verdict_lines(report.verdicts.values(), screen), ""]
-    return "\n".join([*lines, _sum(report)])
+        yield from (*_verdict_lines(report.verdicts.values(), screen), "")
+    yield _sum(report)
 
 
-def _headline(report: Report) -> str:
+def _headline(report: Report) -> list[str]:
     facts: Mapping[str, Any] = report.facts
     if not facts:
-        return one_line(report.where)
+        return [one_line(report.where)]
     ranks = facts["r"]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}" if ranks else "no low-rank pairs"
     parts = [
@@ -51,13 +56,18 @@ def _headline(report: Report) -> str:
         f"{number(facts['parameters'])} parameters",
         "/".join(facts["dtypes"]),
     ]
-    base = f"\non {report.base}" if report.base else "\nwithout a base: shapes and identity not compared (--base)"
-    return one_line(f"{report.where}: {', '.join(parts)}") + base
+    base = f"on {report.base}" if report.base else "without a base: shapes and identity not compared (--base)"
+    return [one_line(f"{report.where}: {', '.join(parts)}"), base]
 
 
 def _item(problem: Problem) -> groups.Item:
-    kind = f"{problem.severity}[{problem.code}]"
-    return groups.Item(kind, problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity])
+    return groups.Item(
+        _kind(problem.code), problem.name, problem.what, hint_of(problem), problem.file, _COLORS[problem.severity]
+    )
+
+
+def _kind(code: str) -> str:
+    return f"{CODES[code][0]}[{code}]"
 
 
 def hint_of(problem: Problem) -> str:
@@ -125,8 +135,8 @@ def document(report: Report) -> dict[str, Any]:
 def as_json(reports: Sequence[Report]) -> str:
     """JSON of the only report, or of all under `reports`."""
     if len(reports) == 1:
-        return json.dumps(document(reports[0]), indent=2)
-    return json.dumps(
+        return json_text(document(reports[0]), indent=2)
+    return json_text(
         {"ok": all(report.ok for report in reports), "reports": [document(report) for report in reports]}, indent=2
     )
 
@@ -152,13 +162,13 @@ def sarif(reports: Sequence[Report]) -> str:
     driver = {"name": "adapterhub", "version": __version__, "rules": rules}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     schema = "https://json.schemastore.org/sarif-2.1.0.json"
-    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
+    return json_text({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
 def _location(report: Report, problem: Problem) -> dict[str, Any]:
     from urllib.parse import quote
 
-    uri = quote(_file(report, problem).replace("\\", "/"))
+    uri = quote(_file(report, problem).replace("\\", "/"), errors="surrogateescape")  # bytes of a name that is no UTF-8
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
     if problem.name:
         location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
@@ -220,11 +230,11 @@ def _line(problem: Problem) -> str:
 def _attribute(value: str) -> str:
     from xml.sax.saxutils import quoteattr  # which imports urllib.request: 15 ms that only this report needs
 
-    return quoteattr(one_line(value))
+    return inert(quoteattr(one_line(value)), "&#{};")
 
 
 def _element(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return inert(value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"), "&#{};")
 
 
 def github(reports: Sequence[Report]) -> str:
@@ -239,19 +249,19 @@ def _github(report: Report) -> Iterator[str]:
         place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
         yield f"::{level} {place}::{_data(_sentence(problem))}"
     bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
-    yield f"{one_line(report.where)}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")
+    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")
 
 
 def _data(value: str) -> str:
-    return value.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return inert(printable(value)).replace("%", "%25")
 
 
 def _property(value: str) -> str:
     return _data(value).replace(":", "%3A").replace(",", "%2C")
 
 
+# Documents; `lines` is for people.
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
-    "text": text,
     "json": as_json,
     "sarif": sarif,
     "junit": junit,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapterhub.cli import errors, output
 from adapterhub.cli.options import Settings
@@ -11,7 +10,7 @@ from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.training import MemoryPlan, TrainConfig
-    from adapterhub.training.cost.budget import Alternative
+    from adapterhub.training.cost.budget import Forecast
 
 # Parts of a plan, as shown.
 _PARTS = {
@@ -22,51 +21,44 @@ _PARTS = {
 
 def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
     """Print the plan; exit as the training would where it cannot fit, unless forced."""
-    from adapterhub.training import plan
-    from adapterhub.training.cost import budget
-    from adapterhub.training.cost.memory import full_fine_tuning, parameters
-    from adapterhub_converters.bases import read_base
+    from adapterhub.training.cost.budget import forecast
 
-    spec = read_base(config.resolve(config.base.path))
-    free, asked = budget.free_memory(), config.train.checkpointing
-    config = budget.settled(config, spec, free=free)
-    planned, others = plan(config, spec), budget.alternatives(config, spec)
-    base, adapter = parameters(config, spec)
-    full = full_fine_tuning(config, spec)
-    misfit = budget.misfit(config, spec, free=free)
+    found = forecast(config)
+    checkpoints = found.config.train.checkpointing is True
     document = {
-        "fits": None if free is None else misfit is None,
-        "parameters": adapter,
-        "base_parameters": base,
-        "memory": memory_document(planned),
-        "free": free,
-        "checkpointing": config.train.checkpointing,
-        "full_fine_tuning": full,
+        "fits": None if found.free is None else found.misfit is None,
+        "parameters": found.parameters,
+        "base_parameters": found.base_parameters,
+        "memory": memory_document(found.memory),
+        "free": found.free,
+        "checkpointing": found.config.train.checkpointing,
+        "full_fine_tuning": found.full_fine_tuning,
         "what_if": [
-            {"settings": item.settings, "memory": memory_document(item.plan), "fits": fits(item.plan, free)} for item in others
+            {"settings": item.settings, "memory": memory_document(item.plan), "fits": found.fits(item.plan)}
+            for item in found.alternatives
         ],
     }
 
     def text() -> None:
-        output.write(trained(adapter, base))
+        output.write(trained(found.parameters, found.base_parameters))
         output.write()
-        for line in table(planned):
+        for line in table(found.memory):
             output.write(line)
-        if asked == "auto":
-            output.write(checkpointing(config.train.checkpointing is True))
+        if config.train.checkpointing == "auto":
+            output.write(checkpointing(checkpoints))
         output.write()
-        for line in _what_if(planned, others, free):
+        for line in _what_if(found):
             output.write(line)
         output.write()
-        output.write(f"full fine-tuning in float32 needs at least {output.size(full)}")
-        if free is not None:
-            output.write(f"{output.size(free)} free")
+        output.write(f"full fine-tuning in float32 needs at least {output.size(found.full_fine_tuning)}")
+        if found.free is not None:
+            output.write(f"{output.size(found.free)} free")
 
     output.emit(document, as_json=settings.as_json, text=text)
-    if misfit is None or force:
+    if found.misfit is None or force:
         return 0
-    output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(misfit)}"))
-    return misfit.exit_code
+    output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(found.misfit)}"))
+    return found.misfit.exit_code
 
 
 def trained(adapter: int, base: int) -> str:
@@ -85,11 +77,6 @@ def memory_document(plan: MemoryPlan) -> dict[str, int]:
     return {**plan.parts(), "total": plan.total}
 
 
-def fits(plan: MemoryPlan, free: int | None) -> bool | None:
-    """True if a plan fits into the free memory; None if that is unknown."""
-    return None if free is None else plan.total <= free
-
-
 def table(plan: MemoryPlan) -> list[str]:
     """The parts of a plan and their sum, at the peak."""
     rows = [[_PARTS[part], output.size(count)] for part, count in plan.parts().items()]
@@ -97,11 +84,11 @@ def table(plan: MemoryPlan) -> list[str]:
     return output.table(columns, [*rows, ["peak", output.size(plan.total)]], screen=output.width())
 
 
-def _what_if(planned: MemoryPlan, others: Sequence[Alternative], free: int | None) -> list[str]:
-    rows: list[list[Any]] = []
-    for item in others:
-        change = item.plan.total - planned.total
-        verdict = {True: "", False: "does not fit", None: ""}[fits(item.plan, free)]
+def _what_if(found: Forecast) -> list[str]:
+    rows = []
+    for item in found.alternatives:
+        change = item.plan.total - found.memory.total
+        verdict = "does not fit" if found.fits(item.plan) is False else ""
         rows.append(
             [item.settings, output.size(item.plan.total), f"{'-' if change < 0 else '+'}{output.size(abs(change))}", verdict]
         )

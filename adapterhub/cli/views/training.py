@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
 from adapterhub.cli.progress import bar, has_screen
+from adapterhub_converters.display import printable
 
 from . import train_plan
 
@@ -61,7 +62,7 @@ class Screen:
         if self._bar is None:
             return
         if self._task is None:
-            self._task = self._bar.add_task(title, total=total, text=text)
+            self._task = self._bar.add_task(printable(title), total=total, text=text)
         self._bar.update(self._task, description=title, completed=done, total=total, text=text)
 
     def _show_ready(self, ready: Ready) -> None:

@@ -59,7 +59,7 @@ def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> 
             output.size(row.size) if row.size is not None else "",
             row.time[:10],
         ]
-        yield output.printable("  ".join(filter(None, [f"v{row.number}".ljust(wide), *facts])))
+        yield "  ".join(filter(None, [f"v{row.number}".ljust(wide), *facts]))
         if row.parents:
             yield f"  from {_parents(row.parents, refs, screen)}"
     if len(shown) < len(rows):
@@ -67,6 +67,6 @@ def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> 
 
 
 def _parents(parents: Sequence[str], refs: dict[str, str], screen: int | None) -> str:
-    shown = [output.printable(refs.get(parent) or output.digest(parent)) for parent in parents]
+    shown = [refs.get(parent) or output.digest(parent) for parent in parents]
     more = len(shown) - MOST if screen is not None else 0
     return ", ".join(shown if more <= 0 else [*shown[:MOST], f"{more} more"])

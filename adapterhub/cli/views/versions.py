@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
     from adapterhub.registry.registry import Version
+
+
+_COLUMNS = (
+    Column("REF"),
+    Column("TAGS", drop=1),
+    Column("BASE", drop=3),
+    Column("METHOD", drop=5),
+    Column("R", right=True, drop=4),
+    Column("SIZE", right=True, drop=2),
+)
+
+
+def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str]) -> None:
+    """Print a table of versions: ref, tags, base, method, rank, size, and one more column."""
+    output.write_table((*_COLUMNS, last), [[*_cells(row), cell(row)] for row in rows])
 
 
 def version_document(version: Version) -> dict[str, Any]:
@@ -27,8 +43,7 @@ def version_document(version: Version) -> dict[str, Any]:
     }
 
 
-def row_cells(row: Row) -> list[str]:
-    """The cells of a version: ref, tags, base, method, rank, size."""
+def _cells(row: Row) -> list[str]:
     return [
         str(row.ref),
         ", ".join(row.tags) or "-",

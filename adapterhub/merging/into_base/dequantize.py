@@ -7,7 +7,6 @@ compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`. Any
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE
 from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -382,7 +382,7 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
     nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
     if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
         raise RefusedError(name, "bitsandbytes in 4 bits without its map or magnitudes")
-    document = json.loads(leaves[state].load(opened).tobytes())
+    document = json_file.parse_object(leaves[state].load(opened).tobytes(), f"{name}: {state}")
     block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
     offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
     count = math.prod(shape)

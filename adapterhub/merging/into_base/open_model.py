@@ -15,6 +15,7 @@ from adapterhub_converters import bases as base_model
 from adapterhub_converters import dtypes
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
 from adapterhub_converters.formats.gguf_model.configured import configured
@@ -64,7 +65,7 @@ def open_model(path: Path) -> Model:
 def _is_gguf(path: Path) -> bool:
     if not path.is_file() or path.suffix == ".gguf":
         return path.is_file()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(len(MAGIC)) == MAGIC
 
 

@@ -16,12 +16,16 @@ import tempfile
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from adapterhub.merging.checks import Weighted
 from adapterhub_converters.adapter import Adapter
-from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import AdapterhubError
 
 from .options import Options
 
@@ -67,16 +71,19 @@ class Finished:
     def record(self, path: Path) -> None:
         """Flush a complete file to the disk and record it."""
         atomic.sync(path)
-        record = {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}
+        with open_regular(path) as file:
+            record = {"job": self._job, "size": os.fstat(file.fileno()).st_size, "checksum": _checksum(file)}
         (self._records / path.name).write_text(json.dumps(record))
 
     def take_over(self, left: Path) -> set[str]:
         """Move the intact files of an earlier run into this one and remove the rest; returns the names of those files."""
-        taken = set()
-        for record in sorted((left / _RECORDS).iterdir()):
-            with suppress(OSError, ValueError):
-                document, path = json.loads(record.read_text()), left / self.folder.name / record.name
-                if document == {"job": self._job, "size": path.stat().st_size, "checksum": _checksum(path)}:
+        taken, inside = set(), Inside(left)
+        for record in _records(inside):
+            with suppress(OSError, AdapterhubError):
+                document, path = json_file.read_object(record, follow=False), left / self.folder.name / record.name
+                with inside.open(path) as file:
+                    same = document == {"job": self._job, "size": os.fstat(file.fileno()).st_size, "checksum": _checksum(file)}
+                if same:
                     path.rename(self.folder / record.name)
                     record.rename(self._records / record.name)
                     taken.add(record.name)
@@ -113,19 +120,25 @@ def left_over(out: Path, name: str) -> Path | None:
     return found
 
 
+def _records(inside: Inside) -> list[Path]:
+    """The records in a folder that a dead run left; none behind a link."""
+    with suppress(OSError, AdapterhubError):
+        return [path for path in inside.listed(inside.root / _RECORDS) if inside.is_file(path)]
+    return []
+
+
 def _belongs_to(left: Path, name: str) -> bool:
-    with suppress(OSError, ValueError, AttributeError):
-        return any(json.loads(record.read_text()).get("job") == name for record in (left / _RECORDS).iterdir())
+    with suppress(OSError, AdapterhubError):
+        return any(json_file.read_object(record, follow=False).get("job") == name for record in _records(Inside(left)))
     return False
 
 
-def _checksum(path: Path) -> str:
+def _checksum(file: BinaryIO) -> str:
     """A checksum of the sums and exclusive ors of words, by block: it detects any accident at a tenth of the cost of a
     sha256."""
     state, block = hashlib.sha256(), np.empty(_BLOCK, np.uint8)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(block.data):
-            block[count : count + -count % 8] = 0
-            words = block[: count + -count % 8].view(np.uint64)
-            state.update(np.array([count, np.add.reduce(words), np.bitwise_xor.reduce(words)], np.uint64).tobytes())
+    while count := file.readinto(block.data):  # type: ignore[attr-defined] # an unbuffered file has this method
+        block[count : count + -count % 8] = 0
+        words = block[: count + -count % 8].view(np.uint64)
+        state.update(np.array([count, np.add.reduce(words), np.bitwise_xor.reduce(words)], np.uint64).tobytes())
     return state.hexdigest()

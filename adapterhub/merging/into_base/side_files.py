@@ -7,7 +7,6 @@ out.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,9 @@ from typing import Any
 from adapterhub.manifest import card
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.display import front_matter, markdown
+from adapterhub_converters.errors import RefusedError
 
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML)
@@ -81,30 +83,27 @@ def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tu
     front = {"base_model": name, "base_model_relation": "merge", "tags": ["lora", "merge"]}
     if spdx := _license(base):
         front["license"] = spdx
-    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", ""]
-    lines += [f"# {name}, merged", "", "A model with adapters merged into its weights by adapterhub.", ""]
-    lines += ["| | |", "| --- | --- |", f"| base | {_cell(name)} |"]
+    lines = [*front_matter(front), ""]
+    lines += [f"# {markdown(name)}, merged", "", "A model with adapters merged into its weights by adapterhub.", ""]
+    lines += ["| | |", "| --- | --- |", f"| base | {markdown(name)} |"]
     if origin["revision"]:
-        lines.append(f"| revision | {_cell(origin['revision'])} |")
+        lines.append(f"| revision | {markdown(origin['revision'])} |")
     if spec.fingerprint:
         lines.append(f"| fingerprint of its names and shapes | `{spec.fingerprint}` |")
     for adapter in lineage.get("adapters", ()):
-        where = f"{adapter['ref']} " if adapter.get("ref") else ""
-        lines.append(f"| adapter, times {adapter['weight']:g} | {_cell(where)}`{adapter['digest']}` |")
+        where = f"{markdown(adapter['ref'])} " if adapter.get("ref") else ""
+        lines.append(f"| adapter, times {adapter['weight']:g} | {where}`{adapter['digest']}` |")
     if notes:
-        lines += ["", *(f"- {_cell(note)}" for note in notes)]
+        lines += ["", *(f"- {markdown(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split()) + (" " if text.endswith(" ") else "")
 
 
 def _license(base: Path) -> str | None:
     """The license in the base's own model card; None without exactly one."""
     try:
-        text = (base / CARD).read_text(encoding="utf-8", errors="replace")[: card.MAX_BYTES]
-    except OSError:
+        with open_regular(base / CARD) as file:
+            text = file.read(card.MAX_BYTES).decode("utf-8", "replace")
+    except (OSError, RefusedError):
         return None
     found = card.parse(text).values("license")
     return found[0] if len(found) == 1 else None

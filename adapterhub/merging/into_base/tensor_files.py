@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import FormatError, LocalIOError
 
@@ -63,10 +64,10 @@ class Opened:
         with self._lock:
             if path not in self._fds:
                 try:
-                    self._fds[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+                    file = self._stack.enter_context(open_regular(path))
                 except OSError as error:
                     raise LocalIOError(str(path), error.strerror or str(error)) from error
-                self._stack.callback(os.close, self._fds[path])
+                self._fds[path] = file.fileno()
             return self._fds[path]
 
     def read(self, path: Path, buffer: NDArray[np.uint8], offset: int) -> None:

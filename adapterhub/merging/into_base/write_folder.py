@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections import Counter
@@ -229,7 +230,7 @@ def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
     """config.json with changed values, at every level that has the key; a new key is added at the top level."""
     if not changes:
         return {}
-    config = json.loads(json.dumps(folder.config))
+    config = copy.deepcopy(dict(folder.config))
     inner = [config, *(value for value in config.values() if isinstance(value, dict) and "hidden_size" in value)]
     for key, value in changes.items():
         there = [place for place in inner if key in place]

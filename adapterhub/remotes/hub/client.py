@@ -11,8 +11,6 @@ to the origin of the hub only, and with every request: to an anonymous client, a
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,22 +18,22 @@ from typing import Any
 from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, Place
-from adapterhub.digest import Digest, parse_digest
+from adapterhub.digest import Digest, is_hex, parse_digest
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import DeniedError
-from adapterhub.http.urls import ProxyOf, no_proxy, resolved
+from adapterhub.http.urls import ProxyOf, next_page, no_proxy
 from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub_converters import linear
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = 40  # hexadecimal digits
 MAX_ANSWER = 4 << 20  # bytes
 LOGIN = "Set HF_TOKEN, or log in with `hf auth login`"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_LISTING = 64_000_000  # bytes
 _MAX_PAGES = 20
 _SCHEMES = {"hf": "", "hub+https": "https", "hub+http": "http"}
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
-_NEXT = re.compile(r'\s*<([^>]*)>\s*;\s*rel="?next')
+_HOST = linear.Pattern(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,11 @@ class HubAddress:
     def host(self) -> str:
         """The host, or `hf`."""
         return self.endpoint.partition("://")[2] or "hf"
+
+    @property
+    def owner(self) -> str:
+        """The endpoint."""
+        return self.endpoint.lower()
 
     @property
     def reference(self) -> str:
@@ -181,9 +184,9 @@ class HubWire(Client):
         text = answer.headers.get("x-error-message", "")
         if not text:
             try:
-                document = json.loads(answer.body)
+                document = parse_json(answer.body, "")
                 text = str(document.get("error") or document["errors"][0]["message"])
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            except (FormatError, LookupError, TypeError):
                 return ""
         line = self.clean(text)
         return f": {line}" if line else ""
@@ -212,9 +215,9 @@ class HubClient:
         commit, siblings = document.get("sha"), document.get("siblings")
         entries: list[Any] = siblings if isinstance(siblings, list) else [None]
         named = all(isinstance(entry, dict) and isinstance(entry.get("rfilename"), str) for entry in entries)
-        if not named or not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        if not named or not isinstance(commit, str) or not is_hex(commit, COMMIT):
             raise self._not_a_hub(where)
-        if COMMIT.fullmatch(revision) and commit != revision:
+        if is_hex(revision, COMMIT) and commit != revision:
             raise IntegrityError(where, f"the hub answers with another commit, {commit}")
         return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries})
 
@@ -231,12 +234,11 @@ class HubClient:
                 return
             answer = self.wire.ask("GET", url, self.where, good=(200,), limit=MAX_ANSWER)
             try:
-                page = json.loads(answer.body)
-                yield from ((str(entry["id"]), str(entry["title"])) for entry in page if COMMIT.fullmatch(str(entry["id"])))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                page = json_file.parse(answer.body, self.where)
+                yield from ((str(entry["id"]), str(entry["title"])) for entry in page if is_hex(str(entry["id"]), COMMIT))
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the hub's answer is not a list of commits") from error
-            following = _NEXT.match(answer.headers.get("link", ""))
-            url = resolved(answer.url, following[1], self.where) if following else None
+            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
 
     @contextmanager
     def file(self, commit: str, path: str, start: int = 0) -> Iterator[Body]:
@@ -280,8 +282,8 @@ def _entry(entry: Mapping[str, Any]) -> Entry:
     size, digest, oid = large.get("size", entry.get("size")), large.get("sha256"), entry.get("blobId")
     return Entry(
         size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else None,
-        f"sha256:{digest}" if isinstance(digest, str) and _SHA256.fullmatch(digest) else None,
-        oid if isinstance(oid, str) and COMMIT.fullmatch(oid) else None,
+        f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None,
+        oid if isinstance(oid, str) and is_hex(oid, COMMIT) else None,
     )
 
 
@@ -291,5 +293,5 @@ def _named(value: object) -> dict[str, str]:
     return {
         name: commit
         for name, commit in pairs
-        if isinstance(name, str) and name and name.isprintable() and isinstance(commit, str) and COMMIT.fullmatch(commit)
+        if isinstance(name, str) and name and name.isprintable() and isinstance(commit, str) and is_hex(commit, COMMIT)
     }

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,14 +23,16 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, check_names
+from adapterhub_converters import linear
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, PEFT_WEIGHTS, pickled_weights
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.yaml_lines import key_of
 
 from .client import Entry, Listing
 
 CARD = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
-_CHECKPOINT = re.compile(r"checkpoint-\d+/")
+_CHECKPOINT = linear.Pattern(r"checkpoint-\d+/")
 _EMPTY = b"{}"
 _BEGIN, _WHOLE, _END = (
     b"# adapterhub: added",
@@ -39,17 +40,11 @@ _BEGIN, _WHOLE, _END = (
     b"# adapterhub: end of what was added",
 )
 _WRITTEN = b"---\n# adapterhub: written of adapter.json\n"
-_FENCE = re.compile(rb"---[ \t]*(\r\n|\n)")
-_LAST = re.compile(rb"^---[ \t]*(\r\n|\n|$)", re.MULTILINE)
-_ADDED = re.compile(rb"^# adapterhub: added\r?\n.*?^# adapterhub: end of what was added\r?\n", re.DOTALL | re.MULTILINE)
-_FRONT = re.compile(
-    rb"---\n# adapterhub: added with the front matter\n.*?^# adapterhub: end of what was added\n---\n", re.DOTALL | re.MULTILINE
-)
 _WAS = b"# adapterhub: was "
-_BASE = re.compile(rb"(?<=\n)base_model:[ \t]+(\S[^\r\n]*?)[ \t]*(?=\r?\n)")
-_MODEL = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_KEY = re.compile(r"""(?:"([^"]+)"|'([^']+)'|([A-Za-z_][\w.-]*))[ \t]*:(?:\s|$)""")
-_PLAIN = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*|[a-z]+-[a-z0-9.-]+")
+_BASE = b"\nbase_model:"
+_MODEL = linear.Pattern(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_NO_LICENSE = linear.Pattern(r"[^a-z0-9.+]+")
+_PLAIN = linear.Pattern(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*|[a-z]+-[a-z0-9.-]+")
 # The values of `license` that a hub accepts (Hugging Face's docs, "Licenses"); it refuses a card with another.
 _LICENSES = {
     "afl-3.0", "agpl-3.0", "apache-2.0", "apple-amlr", "apple-ascl", "artistic-2.0", "bigcode-openrail-m",
@@ -154,15 +149,15 @@ def complete_card(readme: bytes, manifest: AdapterManifest) -> bytes:
         return readme
     if manifest.base.repo and "base_model" in keys and (path := _path(readme)):
         keys.discard("base_model")
-        card = readme[: path.start()] + _WAS + readme[path.start() :]
+        card = readme[:path] + _WAS + readme[path:]
     lines = [line for key, text in _fields(manifest) if key not in keys for line in text]
     if not lines:
         return readme
-    fence = _FENCE.match(card)
+    fence = _fence(card)
     if fence:
-        end = fence[1]
+        end = b"\r\n" if card[:fence].endswith(b"\r\n") else b"\n"
         block = end.join([_BEGIN, *(line.encode() for line in lines), _END, b""])
-        result = card[: fence.end()] + block + card[fence.end() :]
+        result = card[:fence] + block + card[fence:]
     else:
         result = b"\n".join([b"---", _WHOLE, *(line.encode() for line in lines), _END, b"---", card])
     return result if original_readme(result) == readme else readme
@@ -170,25 +165,55 @@ def complete_card(readme: bytes, manifest: AdapterManifest) -> bytes:
 
 def original_readme(card: bytes) -> bytes:
     """Remove what `complete_card` added."""
-    if front := _FRONT.match(card):
-        return card[front.end() :]
-    fence = _FENCE.match(card)
-    if fence and (added := _ADDED.match(card, fence.end())):
-        return card[: fence.end()] + card[added.end() :].replace(b"\n" + _WAS + b"base_model", b"\nbase_model", 1)
+    front = b"---\n" + _WHOLE + b"\n"
+    if card.startswith(front):
+        _, closed, rest = card[len(front) - 1 :].partition(b"\n" + _END + b"\n---\n")
+        return rest if closed else card
+    fence = _fence(card)
+    after = fence and _after(card, _BEGIN, fence)
+    last = after and card.find(b"\n" + _END, after - 1)
+    while after and last >= 0:
+        if end := _after(card, _END, last + 1):
+            return card[:fence] + card[end:].replace(b"\n" + _WAS + b"base_model", b"\nbase_model", 1)
+        last = card.find(b"\n" + _END, last + 1)
     return card
 
 
-def _path(readme: bytes) -> re.Match[bytes] | None:
-    """Find a base model that is a local path; a hub would refuse the card for it."""
-    found = _BASE.search(readme, 0, _end(readme))
-    value = found[1].decode().strip("\"'") if found else ""
-    return found if value and not value.startswith(("[", "#", "|", ">", "&")) and not _MODEL.fullmatch(value) else None
+def _after(card: bytes, line: bytes, at: int) -> int:
+    """Where the next line begins if `line` is a whole line at this place, else 0."""
+    end = at + len(line)
+    if not card.startswith(line, at):
+        return 0
+    return next((end + len(new) for new in (b"\n", b"\r\n") if card.startswith(new, end)), 0)
 
 
-def _end(readme: bytes) -> int:
-    fence = _FENCE.match(readme)
-    last = _LAST.search(readme, fence.end()) if fence else None
-    return last.start() if last else 0
+def _fence(card: bytes) -> int:
+    """Where the front matter begins, 0 without one."""
+    end = card.find(b"\n") + 1
+    line = card[: end - 1].removesuffix(b"\r")
+    return end if end and line.startswith(b"---") and not line[3:].strip(b" \t") else 0
+
+
+def _last(card: bytes, fence: int) -> int:
+    """The place of the line of dashes below the front matter that begins at `fence`, 0 without one."""
+    at = card.find(b"\n---", fence - 1)
+    while at >= 0:
+        end = card.find(b"\n", at + 1)
+        if not card[at + 4 : end if end >= 0 else len(card)].removesuffix(b"\r").strip(b" \t"):
+            return at + 1
+        at = card.find(b"\n---", at + 1)
+    return 0
+
+
+def _path(readme: bytes) -> int:
+    """The place of a base model that is a local path, for which a hub would refuse the card; 0 without one."""
+    fence = _fence(readme)
+    at = readme.find(_BASE, fence - 1, _last(readme, fence)) if fence else -1
+    if at < 0:
+        return 0
+    value = readme[at + len(_BASE) : readme.find(b"\n", at + 1)].decode()
+    plain = value.strip().strip("\"'") if value[:1] in (" ", "\t") else ""
+    return at + 1 if plain and not plain.startswith(("[", "#", "|", ">", "&")) and not _MODEL.fullmatch(plain) else 0
 
 
 def write_card(title: str, manifest: AdapterManifest) -> bytes:
@@ -221,8 +246,8 @@ def _fields(manifest: AdapterManifest) -> Iterator[tuple[str, list[str]]]:
     if tags:
         yield "tags", ["tags:", *(f"- {tag}" for tag in tags)]
     if spdx:
-        name = re.sub(r"[^a-z0-9.+]+", "-", spdx.lower()).strip("-")
-        known = re.sub(r"-(only|or-later)$", "", name)
+        name = _NO_LICENSE.sub("-", spdx.lower()).strip("-")
+        known = name.removesuffix("-only").removesuffix("-or-later")
         other = ["license: other", *([f"license_name: {_yaml(name)}"] if name else [])]
         yield "license", [f"license: {_yaml(known)}"] if known in _LICENSES else other
 
@@ -233,21 +258,21 @@ def _keys(readme: bytes) -> set[str] | None:
         text = readme.decode()
     except UnicodeDecodeError:
         return None
-    fence = _FENCE.match(readme)
+    fence = _fence(readme)
     if not fence:
         # After a byte order mark or a blank line hubs still see a front matter: leave such a file alone.
         return None if text.lstrip("\ufeff \t\r\n").startswith("---") else set()
-    last = _LAST.search(readme, fence.end())
+    last = _last(readme, fence)
     if not last:
         return None
     keys = set()
-    for line in readme[fence.end() : last.start()].decode().splitlines():
+    for line in readme[fence:last].decode().splitlines():
         if not line.strip() or line[0] in " \t#" or line.startswith("- ") or line == "-":
             continue
-        found = _KEY.match(line)
+        found = key_of(line)
         if not found:
             return None
-        keys.add(found[1] or found[2] or found[3])
+        keys.add(found[0])
     return keys
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases.hub_address import MAIN
-from adapterhub.digest import Digest, parse_digest, sha256_bytes
+from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
@@ -25,6 +24,7 @@ from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import Steady, pass_over, read_blob
 from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub_converters import linear
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -39,6 +39,8 @@ from adapterhub_converters.errors import (
 
 from . import files as hub_files
 from .client import COMMIT, HubAddress, HubClient, Listing, Refs
+
+_FROM = linear.Pattern(r"bytes (\d{1,18})-")
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
@@ -63,7 +65,7 @@ def connect(address: HubAddress, who: Surroundings) -> HubRepository:
     hub = who.hub()
     endpoint = address.endpoint or hub.endpoint
     at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
-    return HubRepository(address, endpoint, hub.token if at_home else None, proxy=hub.proxy)
+    return HubRepository(address, endpoint, hub.checked_token() if at_home else None, proxy=hub.proxy)
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ class HubRepository(Connected):
         with self._client.file(commit, path, start) as body:
             left = blob.size - start
             if body.status == 206:
-                sent = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""))
+                sent = _FROM.match(body.headers.get("content-range", ""))
                 if not start or not sent or int(sent[1]) != start:
                     raise RemoteError(where, "the hub sends another range than requested")
             elif start:
@@ -333,7 +335,7 @@ class HubRepository(Connected):
         """
         manifest = self._manifest(made)
         branch = tag or MAIN
-        if COMMIT.fullmatch(branch):
+        if is_hex(branch, COMMIT):
             raise UsageError(self.address.at(branch), "a commit cannot be pushed to", "Push to a branch")
         self._refs = None
         refs = self._ensure()

@@ -33,7 +33,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.lfs import UploadInfo, lfs_upload, post_lfs_batch_info
 from huggingface_hub.utils import get_session
 
-from adapterhub.digest import CHUNK, sha256_bytes
+from adapterhub.digest import CHUNK, is_hex, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
@@ -166,7 +166,7 @@ class HubWriter:
             )
         self.warnings += [self._wire.clean(str(one.message)) for one in caught if one.category is UserWarning]
         commit = str(made.oid)
-        if not COMMIT.fullmatch(commit):
+        if not is_hex(commit, COMMIT):
             raise RemoteError(self._where, "the hub does not return the id of the commit")
         return commit
 

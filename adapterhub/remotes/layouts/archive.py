@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import io
 import os
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -29,7 +28,9 @@ from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, LocalIOError
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError
 
 from . import index as layout_index
 from . import tar as archive_tar
@@ -76,10 +77,8 @@ class Archive(Layout):
 
     def _open(self) -> BinaryIO:
         """Open the file; ConflictError if it is not the one whose headers were read."""
-        if not self.path.is_file():
-            raise LocalIOError(str(self.path), "not a regular file")
         with local_errors(self.path):
-            file = cast(BinaryIO, io.FileIO(self.path))
+            file = open_regular(self.path)
         found = os.fstat(file.fileno())
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
         if self._stamp not in (None, stamp):
@@ -108,7 +107,7 @@ class Archive(Layout):
         """A section of the archive, or a blob that waits to be written to it."""
         if digest in self._new:
             with local_errors(self._waiting(digest)):
-                return open(self._waiting(digest), "rb", buffering=0), 0, self._new[digest]
+                return open_regular(self._waiting(digest), follow=False), 0, self._new[digest]
         member = self._scan().get(_BLOBS + digest.removeprefix("sha256:"))
         return (self._open(), member.offset, member.size) if member else None
 
@@ -117,7 +116,8 @@ class Archive(Layout):
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob next to the archive."""
         self._scan()
-        with received(source, blob, self._waiting(blob.digest)):
+        part = self._waiting(blob.digest)
+        with received(source, blob, Inside(part.parent), part):
             self._new[blob.digest] = blob.size
         return blob.size
 
@@ -196,7 +196,7 @@ def _sweep(out: Path) -> None:
     """Remove the folders that killed writers left next to an archive more than a day ago."""
     for old in out.parent.glob(f".{glob.escape(out.name)}{_WAITING}*"):
         with contextlib.suppress(OSError):
-            if max(path.stat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
+            if max(path.lstat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
                 shutil.rmtree(old, ignore_errors=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,9 @@ from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.remotes.download import received_beside
 from adapterhub.remotes.protocol import Source
-from adapterhub.store.store import local_errors, open_regular
-from adapterhub_converters.containers.atomic import sync
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
+from adapterhub.store.atomic import local_errors, write_all
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 from . import index as layout_index
 from .index import Entry
@@ -31,17 +30,20 @@ class LayoutFolder(Layout):
 
     def __init__(self, root: Path, where: str = "", *, any_name: bool = False) -> None:
         super().__init__(where or str(root), any_name=any_name)
-        self.root = root
-        self._blobs = root / "blobs" / "sha256"
+        self.root = Path(os.path.realpath(root))  # the folder itself may be reached by a link
+        self._files = Inside(self.root)
+        self._blobs = self.root / "blobs" / "sha256"
 
     def exists(self) -> bool:
         """Tell whether there is a layout; FormatError for a folder of anything else."""
         mark = self.root / "oci-layout"
         if not self.root.exists():
             return False
-        if not mark.is_file():
-            there = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
-            if self.root.is_dir() and there <= _HALF_MADE:
+        if not self.root.is_dir():
+            raise FormatError(self.where, "not an image layout: it is a file")
+        if not self._files.exists(mark):
+            there = {path.name for path in self.root.iterdir()}
+            if there <= _HALF_MADE:
                 return False
             if mark.name not in there:  # else another process has just created it
                 raise FormatError(self.where, "not an image layout: it has no file oci-layout")
@@ -57,9 +59,9 @@ class LayoutFolder(Layout):
         return layout_index.parse(raw, f"{self.where}: index.json")
 
     def _read(self, path: Path, limit: int) -> bytes:
-        if not path.is_file():
+        if not self._files.exists(path):
             raise NotFoundError(str(path), "no such file")
-        with open_regular(path) as file, local_errors(path):
+        with local_errors(path), self._files.open(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise FormatError(f"{self.where}: {path.name}", f"{size} bytes are over the limit of {limit}")
@@ -68,16 +70,10 @@ class LayoutFolder(Layout):
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """A file in blobs/."""
         path = self._path(digest)
-        try:
-            mode = os.lstat(path).st_mode
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LocalIOError(str(path), error.strerror or str(error)) from error
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer
-            raise RefusedError(str(path), "not a regular file")
-        file = open_regular(path)
-        return file, 0, os.fstat(file.fileno()).st_size
+        with local_errors(path), contextlib.suppress(FileNotFoundError):
+            file = self._files.open(path)
+            return file, 0, os.fstat(file.fileno()).st_size
+        return None
 
     def _path(self, digest: Digest) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
@@ -88,9 +84,9 @@ class LayoutFolder(Layout):
         """Receive a blob, resuming after a run that was killed."""
         self._make()
         part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
-        with received_beside(source, blob, part) as (path, file), local_errors(path):
+        with received_beside(source, blob, self._files, part) as (path, file), local_errors(path):
             os.fsync(file.fileno())
-            os.replace(path, self._path(blob.digest))
+            self._files.move(path, self._path(blob.digest))
         return blob.size
 
     def put_manifest(self, made: Manifest, tag: str | None) -> None:
@@ -103,7 +99,7 @@ class LayoutFolder(Layout):
         self._make()
         self._write(self._path(digest), raw)
         with local_errors(self._blobs), self._locked():
-            sync(self._blobs)
+            self._files.sync(self._blobs)
             entry = layout_index.descriptor(raw, digest, self.where)
             self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
         return True
@@ -115,14 +111,16 @@ class LayoutFolder(Layout):
             what = "is the store of a local registry, whose index only that registry changes"
             raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
         with local_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._files.folders(self.root)  # refuses links
             for folder in (self._blobs, self.root / _INCOMING):
-                folder.mkdir(parents=True, exist_ok=True)
+                self._files.make_dir(folder)
             if there:
                 return
             with self._locked():
-                if not (self.root / "index.json").exists():
+                if not self._files.exists(self.root / "index.json"):
                     self._write(self.root / "index.json", layout_index.dump([]))
-                if not (self.root / "oci-layout").exists():
+                if not self._files.exists(self.root / "oci-layout"):
                     self._write(self.root / "oci-layout", layout_index.MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -130,14 +128,14 @@ class LayoutFolder(Layout):
         new = self.root / _INCOMING / os.urandom(12).hex()
         with local_errors(path):
             try:
-                with open(new, "xb") as file:
-                    file.write(data)
-                    file.flush()
+                with self._files.create(new) as file:
+                    write_all(file, data)
                     os.fsync(file.fileno())
-                os.replace(new, path)
-                sync(path.parent)
+                self._files.move(new, path)
+                self._files.sync(path.parent)
             finally:
-                new.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.remove(new)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -6,13 +6,14 @@ as for skopeo.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.ref import LATEST
+from adapterhub.remotes.location import owner_of
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from .archive import Archive
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
 
 _PREFIXES = ("layout://", "oci-archive:", "oci:")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_NAME = linear.Pattern(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")
+_DRIVE = linear.Pattern(r"[A-Za-z]:[\\/]")
 _HINT = "Write it like layout://bundle.tar:team/sql:v2"
 
 
@@ -42,6 +43,11 @@ class LayoutAddress:
     def host(self) -> str:
         """The name of the file or folder."""
         return Path(self.path).name
+
+    @property
+    def owner(self) -> str:
+        """The path."""
+        return owner_of(Path(self.path))
 
     @property
     def title(self) -> str:

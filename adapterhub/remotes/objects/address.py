@@ -6,17 +6,19 @@ folder. So a store that is copied to disk is the store of a local registry.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote
 
 from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.remotes.location import owner_of
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-_PART = re.compile(r"[A-Za-z0-9!_.*'()-]+")  # "safe characters" of a key in the documentation of S3
+_BUCKET = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_PART = linear.Pattern(r"[A-Za-z0-9!_.*'()-]+")  # "safe characters" of a key in the documentation of S3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class ObjectAddress:
     def host(self) -> str:
         """The bucket or the folder."""
         return self.bucket or self.root
+
+    @property
+    def owner(self) -> str:
+        """The bucket or the folder."""
+        return owner_of(Path(self.root)) if self.scheme == "file" else f"{self.scheme}://{self.bucket}"
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@ them. Its retries of a stream request a range, and trust it; so streams here are
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,9 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
+from adapterhub.http.boundary import is_loopback
+from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.errors import CutError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
+from adapterhub_converters import linear
 from adapterhub_converters.containers.atomic import sync
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
@@ -25,7 +28,8 @@ from .address import BUCKETS, ObjectAddress
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload
-_CHUNK = 1 << 16  # bytes of a chunk, which is lost when a connection breaks
+_PATIENCE = 180  # seconds without a byte, and for a whole answer's head
+_LONGEST = "10min"  # of a request for a small object, or of one part of a large one
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
 _MAKE = {
@@ -39,8 +43,12 @@ _LOGIN = {
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
 }
-_NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
-_SAID = re.compile(r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?")
+_ENTRY, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
+_OS_ERROR = linear.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
+_NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
+_SAID = linear.Pattern(
+    r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
+)
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
@@ -60,7 +68,7 @@ class Bucket:
         self.where, self._scheme, self._name = address.store, address.scheme, address.bucket
         self.endpoint = "" if address.scheme == "file" else _endpoint(address, environ)
         self._root = Path(address.root)
-        self._open: Callable[[int], Any] = lambda tries: _opened(address, environ, tries)
+        self._open: Callable[..., Any] = lambda tries, longest: _opened(address, environ, tries, longest)
         self._retries = retries
         self._store: Any = None
         self._streaming: Any = None
@@ -106,7 +114,7 @@ class Bucket:
                 raise NotFoundError(where, "no such blob", "Ask its owner") from error
         if found.meta["size"] != size:
             raise IntegrityError(where, f"the store has {found.meta['size']} bytes of it, not {size}", "Ask its owner")
-        reader = _Stream(iter(found.stream(_CHUNK)), lambda: self._cut(where))
+        reader = _Stream(iter(found.stream(1)), where, lambda: self._cut(where))
         left = start - at
         while left and (n := reader.readinto(memoryview(bytearray(min(left, CHUNK))))):
             left -= n
@@ -130,7 +138,7 @@ class Bucket:
         """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only."""
         with self._errors(prefix) as obstore:
             stems = [item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page]
-        return sorted(int(stem[:-5]) for stem in stems if re.fullmatch(r"[0-9]{8,15}\.json", stem))
+        return sorted(int(stem[:-5]) for stem in stems if _ENTRY.fullmatch(stem))
 
     # ---- writing
 
@@ -188,12 +196,12 @@ class Bucket:
 
     def _whole(self) -> Any:
         if self._store is None:
-            self._store = self._open(self._retries)
+            self._store = self._open(self._retries, _LONGEST)
         return self._store
 
     def _streamed(self) -> Any:
         if self._streaming is None:
-            self._streaming = self._open(0)
+            self._streaming = self._open(0, "1day")  # `_Stream` looks after it
         return self._streaming
 
     @contextmanager
@@ -230,7 +238,7 @@ class Bucket:
         self._no_bucket(error)
         text, kind = str(error), type(error).__name__
         if self._scheme == "file":
-            found = re.search(r": ([^:\n]{1,80}) \(os error \d+\)", text)
+            found = _OS_ERROR.search(text)
             return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
         if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
             return _DeniedError(self.where, "no credentials", _LOGIN[self._scheme])
@@ -256,27 +264,33 @@ class _DeniedError(RemoteError):
 
 
 class _Stream:
-    """The chunks of an answer as an unbuffered file."""
+    """The chunks of an answer, as they come, as an unbuffered file."""
 
-    def __init__(self, chunks: Iterator[Any], errors: Callable[[], Any]) -> None:
-        self._chunks, self._errors = chunks, errors
+    def __init__(self, chunks: Iterator[Any], where: str, errors: Callable[[], Any]) -> None:
+        self._chunks, self._where, self._errors = chunks, where, errors
         self._left = memoryview(b"")
+        self._progress = Progress(_PATIENCE)
 
     def readinto(self, buffer: Any, /) -> int:
         """Read up to `len(buffer)` bytes of a chunk; 0 at the end."""
         while not self._left:
+            began = time.monotonic()
             with self._errors():
                 found = next(self._chunks, None)
             if found is None:
                 return 0
             self._left = memoryview(found)
+            try:
+                self._progress.add(time.monotonic() - began, len(self._left))
+            except SlowError as error:
+                raise RemoteError(self._where, str(error), "Try again later") from error
         n = min(len(buffer), len(self._left))
         buffer[:n] = self._left[:n]
         self._left = self._left[n:]
         return n
 
 
-def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) -> Any:
+def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, longest: str) -> Any:
     from obstore import exceptions, store
 
     if address.scheme == "file":
@@ -286,10 +300,10 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
     prefix = _ENVIRONMENT[address.scheme]
     config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
     config = {key: value for key, value in config.items() if key not in _NOT_ASKED}
-    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": "180s", "timeout": "1day"}
+    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": f"{_PATIENCE}s", "timeout": longest}
     if bundle := config.pop("aws_ca_bundle", ""):
         client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
-    if _is_here(_endpoint(address, environ)):
+    if is_loopback(urlsplit(_endpoint(address, environ)).hostname or ""):
         client["allow_http"] = True
     options = {
         "prefix": address.root or None,
@@ -301,8 +315,8 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int) ->
         try:
             return kind(address.bucket, config=config, **options)
         except exceptions.UnknownConfigurationKeyError as error:  # for other programs
-            unknown = re.search(r"key: '([^']*)'", str(error))
-            if not unknown or config.pop(unknown[1], None) is None:
+            unknown = str(error).partition("key: '")[2].partition("'")[0]
+            if config.pop(unknown, None) is None:
                 raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
         except exceptions.BaseError as error:
             what = f"the settings in {prefix}… cannot be used"
@@ -314,12 +328,6 @@ def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
     found = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
     parts = urlsplit(found)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else f"the server of {address.scheme}://"
-
-
-def _is_here(endpoint: str) -> bool:
-    """Tell whether a server is this machine by its very name, so that nobody can listen in between."""
-    host = urlsplit(endpoint).hostname or ""
-    return host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host) is not None
 
 
 def _certificates(path: str, variable: str) -> bytes:

@@ -31,13 +31,21 @@ class State:
     versions: dict[int, tuple[Digest, int]] = field(default_factory=dict)
     tags: dict[str, int] = field(default_factory=dict)
     protected: set[str] = field(default_factory=set)
+    _removed: tuple[dict[int, tuple[Digest, int]], dict[str, int], set[str]] = field(default_factory=lambda: ({}, {}, set()))
 
     def apply(self, entry: Entry) -> None:
         """Apply one entry."""
         self.number = max(self.number, entry.number)
         if entry.op == "delete":
             self.deleted = True
+            self._removed = self.versions, self.tags, self.protected
             self.versions, self.tags, self.protected = {}, {}, set()
+        elif entry.op == "restore":
+            self.deleted = False
+            versions, tags, protected = self._removed
+            self.versions = {number: found for number, found in versions.items() if number in entry.numbers}
+            self.tags = {tag: number for tag, number in tags.items() if number in self.versions}
+            self.protected = protected & set(self.tags)
         elif entry.op == "push":
             self.deleted = False
             self.versions[entry.number] = (entry.digest, entry.size)
@@ -126,7 +134,7 @@ class Log:
         """The state of the name; NotFoundError if there is no such name."""
         state = self.refresh()
         if not state.seq or state.deleted:
-            what = "was deleted" if state.deleted else "no such adapter"
+            what = "was removed" if state.deleted else "no such adapter"
             raise NotFoundError(f"{self._bucket.where}/{self._name}", what, "Check the address")
         return state
 

@@ -210,7 +210,7 @@ class Objects(Connected):
     def _check(self, state: State, tag: str | None) -> None:
         """Refuse a push to a deleted name, or to a tag that is at another version than expected."""
         if state.deleted:
-            raise ConflictError(self.where, "this name was deleted, and deleted names are not reused", "Choose another name")
+            raise ConflictError(self.where, "this name was removed", "Choose another name")
         if self._expected is None:
             return
         wanted = ABSENT if self._expected == ABSENT else parse_prefix(self._expected, f"{self.where}: expected digest")

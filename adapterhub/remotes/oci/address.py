@@ -6,19 +6,18 @@ machine itself and for `oci+http://`; `oci+https://` is for a registry on this m
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest, parse_digest
-from adapterhub.ref import LATEST
+from adapterhub.http.boundary import is_loopback
+from adapterhub.ref import LATEST, is_tag
+from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 _SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
-_NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", re.IGNORECASE)
+_NAME = linear.Pattern(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_HOST = linear.Pattern(r"(?i)[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _HINT = "Write it like oci://registry.example/team/sql:v2"
 _ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
@@ -54,7 +53,7 @@ class Address:
             raise UsageError(shown, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
         if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
             raise UsageError(shown, f"{name[:80]!r} is not a valid name in a registry", _HINT)
-        if colon and not _TAG.fullmatch(tag):
+        if colon and not is_tag(tag):
             raise UsageError(shown, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first")
         tls = _SCHEMES[scheme.lower()]
         written = host if port is None else f"{host}:{port}"
@@ -63,7 +62,7 @@ class Address:
             name,
             tag if colon else None,
             parse_digest(digest, shown) if at else None,
-            not _is_here(host) if tls is None else tls,
+            not is_loopback(host) if tls is None else tls,
             scheme.lower(),
         )
 
@@ -83,6 +82,11 @@ class Address:
         return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
 
     @property
+    def owner(self) -> str:
+        """The host, with `https://` or `http://`."""
+        return f"http{'s' if self.tls else ''}://{self.host}".lower()
+
+    @property
     def base(self) -> str:
         """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
@@ -90,7 +94,7 @@ class Address:
     @property
     def plain(self) -> bool:
         """Tell whether others can listen on the way: no TLS, and another machine."""
-        return not self.tls and not _is_here(urlsplit(f"//{self.host}").hostname or "")
+        return not self.tls and not is_loopback(urlsplit(f"//{self.host}").hostname or "")
 
     @property
     def login(self) -> str:
@@ -115,11 +119,3 @@ def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:
     if not _HOST.fullmatch(host):
         raise UsageError(text, f"{host[:80]!r} is not a valid host", _HINT)
     return (f"[{host}]" if ":" in host else host), port
-
-
-def _is_here(host: str) -> bool:
-    """Tell whether a host is this machine by its very name, so that nobody can listen in between."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

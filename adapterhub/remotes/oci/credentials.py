@@ -5,6 +5,7 @@ else in the system's keyring if the package keyring has a usable one, else in `a
 mark for a secret that is stored elsewhere (docker/cli, `cli/config/credentials`). No secret is in any error or repr.
 
 Credentials for plain HTTP have a key of their own, `http://HOST`: what was entered for a registry with TLS is not sent without.
+docker has no such key, and its helpers may take one for that of HOST, so they are asked for it only if it is in `auths`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import base64
 import binascii
 import contextlib
 import json
-import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 KEYRING = "the system's keyring"
-_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HELPER = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io")
 _IDENTITY = "<token>"  # the username for which the secret is an identity token (docker/docker-credential-helpers)
@@ -57,9 +58,11 @@ def find(host: str, config: Path | None, *, plain: bool = False) -> Credentials 
         LocalIOError: config.json, a helper or the keyring cannot be read.
     """
     keys, document = _keys(host, plain=plain), _parsed(user_files.read(config), config) if config else {}
+    auths = _table(document, "auths")
+    if plain and keys[0] not in auths:
+        return None
     if found := next(_from_helper(_helper(document, host, keys), keys), None):
         return found[1]
-    auths = _table(document, "auths")
     key = next((key for key in keys if isinstance(auths.get(key), dict)), "")
     return _entry(auths[key], f"{config}: auths: {host}") if auths.get(key) else _from_keyring(key) if key else None
 
@@ -104,6 +107,13 @@ def forget(host: str, config: Path, *, plain: bool = False) -> bool:
 def hosts(config: Path) -> list[str]:
     """The keys of the registries that config.json has entries for."""
     return sorted(_table(_parsed(user_files.read(config), config), "auths"))
+
+
+def is_named(host: str, config: Path, *, plain: bool = False) -> bool:
+    """Tell whether config.json names a registry, so that its owner has used it; no helper is asked."""
+    document = _parsed(user_files.read(config), config)
+    named = {**_table(document, "auths"), **_table(document, "credHelpers")}
+    return not named.keys().isdisjoint(_keys(host, plain=plain))
 
 
 def _keys(host: str, *, plain: bool) -> list[str]:
@@ -159,14 +169,21 @@ def _change(config: Path, key: str, entry: dict[str, str] | None) -> None:
 def _members(text: str) -> dict[str, tuple[int, int, int]]:
     """Where each member of a JSON object starts, and where its value starts and ends."""
     found: dict[str, tuple[int, int, int]] = {}
-    decode, token = json.JSONDecoder().raw_decode, re.compile(r"[^\s,:]")
-    at = token.search(text, text.index("{") + 1).start()  # type: ignore[union-attr]
+    decode = json.JSONDecoder().raw_decode
+    at = _token(text, text.index("{") + 1)
     while text[at] != "}":
         key, end = decode(text, at)
-        value = token.search(text, end).start()  # type: ignore[union-attr]
+        value = _token(text, end)
         found[key] = at, value, (end := decode(text, value)[1])
-        at = token.search(text, end).start()  # type: ignore[union-attr]
+        at = _token(text, end)
     return found
+
+
+def _token(text: str, at: int) -> int:
+    """The next place in JSON, from `at` on, that is neither space, comma nor colon."""
+    while text[at] in " \t\r\n,:":
+        at += 1
+    return at
 
 
 def _spliced(text: str, key: str, value: str | None) -> str:
@@ -204,9 +221,9 @@ def _from_helper(helper: str, keys: Sequence[str]) -> Iterator[tuple[str, Creden
             continue
         source = f"docker-credential-{helper}"
         try:
-            answer = json.loads(done.stdout)
+            answer = json_file.parse_object(done.stdout, source)
             user, secret = str(answer["Username"]), str(answer["Secret"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (FormatError, KeyError) as error:
             raise LocalIOError(source, "invalid answer") from error
         identity = user == _IDENTITY
         yield key, Credentials(identity=secret, source=source) if identity else Credentials(user, secret, source=source)

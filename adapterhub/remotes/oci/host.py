@@ -8,19 +8,18 @@ which saves the state of the hash after it has removed the upload.)
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 from collections.abc import Callable, Sequence
 
 from adapterhub.http.client import PAUSES
 from adapterhub.http.errors import DeniedError
-from adapterhub.http.urls import ProxyOf, no_proxy, resolved
+from adapterhub.http.urls import ProxyOf, next_page, no_proxy
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.location import Access
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
 from .address import Address
-from .client import Login, RegistryClient
+from .client import RegistryClient
 from .credentials import Credentials
 
 GIVEN = "given"
@@ -50,10 +49,7 @@ class Host:
             self._found.append(find())
             return self._found[-1]
 
-        host = "" if hint else address.login
-        hint = hint or f"Log in to {host}"
-        login = Login(self.where, address.base, hint, once, proxy, host=host)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
+        self._client = RegistryClient.to(self.where, address, once, hint, pauses=pauses, proxy=proxy)
 
     def __enter__(self) -> Host:
         return self
@@ -127,15 +123,14 @@ class Host:
             if answer.status in _UNKNOWN:
                 raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
             try:
-                page = json.loads(answer.body)["repositories"] or []
+                page = json_file.parse_object(answer.body, self.where)["repositories"] or []
                 new = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of names") from error
             if new <= found:
                 break
             found |= new
-            following = re.match(r'\s*<([^>]*)>\s*;\s*rel="?next', answer.headers.get("link", ""))
-            url = resolved(answer.url, following[1], self.where) if following else None
+            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
         return sorted(found)
 
     def _scope(self, actions: str) -> str:

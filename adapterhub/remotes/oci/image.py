@@ -248,9 +248,9 @@ class Unpacked:
         texts = [labels.get(key) for key in (_MANIFEST, _CONFIG)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):
             raise FormatError(where, "the labels of the image do not contain the packaged manifest")
-        raw, config_bytes = (str(text).encode("utf-8", "surrogatepass") for text in texts)
+        raw, packaged = (str(text).encode("utf-8", "surrogatepass") for text in texts)
         original = oci_manifest.parse(raw, where)
-        if (original.digest, sha256_bytes(config_bytes)) != (wanted, original.config.digest):
+        if (original.digest, sha256_bytes(packaged)) != (wanted, original.config.digest):
             raise IntegrityError(where, f"the image contains another manifest or config than that of {wanted[:80]}")
         pieces = _pieces(original.layers)
         kinds = [layer.media_type for layer in made.layers]
@@ -263,7 +263,7 @@ class Unpacked:
             if isinstance(piece, Descriptor):
                 self._offsets.setdefault(piece.digest, at)
             at += _length(piece)
-        self._layer, self._known = made.layers[0], {original.config.digest: config_bytes}
+        self._layer, self._known = made.layers[0], {original.config.digest: packaged}
         return original
 
     @contextlib.contextmanager

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +23,14 @@ from adapterhub.remotes.download import received
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.protocol import Reader, Referring
 from adapterhub.store.store import open_regular
+from adapterhub_converters import linear
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
-_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
 _TRIES = 5  # updates of an index that others update as well
 
@@ -254,10 +255,11 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
     if not files:
         raise NotFoundError(where, "has no named files")
     with atomic.whole(out) as folder:
+        inside = Inside(folder)
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{layer.digest[7:]}.part")
-            with received(place, layer, part):
+            with received(place, layer, inside, part):
                 os.replace(part, path)
     return sorted(layer.path for layer in files)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,19 +19,22 @@ from urllib.parse import quote, urlencode, urlsplit
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.http.client import PAUSES, Answer
 from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
-from adapterhub.http.urls import ProxyOf, no_proxy, resolved
+from adapterhub.http.urls import ProxyOf, next_page, no_proxy, resolved
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.ref import is_tag
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub_converters import linear
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
 
 from . import credentials
 from .address import Address
-from .client import Login, RegistryClient
+from .client import RegistryClient
 from .credentials import Credentials
 from .upload import Begun, Note, Sending, Uploads, whole
 
@@ -56,9 +57,8 @@ _ACCEPTED = ", ".join(
         "application/vnd.docker.distribution.manifest.list.v2+json",
     )
 )
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_NEXT = re.compile(r'\s*<([^>]*)>\s*;\s*rel="?next')
-_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+_FROM = linear.Pattern(r"bytes (\d{1,18})-")
+_RANGE = linear.Pattern(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
 def parse(text: str) -> Address:
@@ -95,13 +95,11 @@ class Oci(Connected):
     ) -> None:
         super().__init__()
         self.address = address
-        host, hint = address.login, f"Log in to {address.login}"
 
         def find() -> Credentials | None:
             return credentials.find(address.host, config, plain=address.plain)
 
-        login = Login(self.where, address.base, hint, find, proxy, host=host)
-        self._client = RegistryClient(address.base, login, hint, lambda: login.secrets, pauses, proxy=proxy, login_host=host)
+        self._client = RegistryClient.to(self.where, address, find, pauses=pauses, proxy=proxy)
         self._root = f"{address.base}/v2/{address.name}"
         self._pauses, self._piece, self._largest = pauses, piece, max(largest, piece)
         self._uploads = Uploads(uploads, self.address.repository)
@@ -160,7 +158,7 @@ class Oci(Connected):
         with self._client.stream(self._blob(blob), where, scope=self._scope(), headers=headers) as body:
             left = blob.size - start
             if body.status == 206:
-                said = re.match(r"bytes (\d{1,18})-", body.headers.get("content-range", ""))
+                said = _FROM.match(body.headers.get("content-range", ""))
                 if not start or not said or int(said[1]) != start:
                     raise RemoteError(where, "the registry sends another range than requested")
             elif start:
@@ -183,8 +181,7 @@ class Oci(Connected):
             if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
                 return None  # a page of a server that answers any URL
             found += layout_index.parse(answer.body, f"{self.where}: referrers")
-            following = _NEXT.match(answer.headers.get("link", ""))
-            url = resolved(answer.url, following[1], self.where) if following else None
+            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
         return found
 
     def tags(self) -> list[str]:
@@ -196,15 +193,14 @@ class Oci(Connected):
                 break
             answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
             try:
-                page = json.loads(answer.body)["tags"] or []
-                new = {tag for tag in page if isinstance(tag, str) and _TAG.fullmatch(tag)}
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                page = json_file.parse_object(answer.body, self.where)["tags"] or []
+                new = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
+            except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of tags") from error
             if new <= found:
                 break
             found |= new
-            following = _NEXT.match(answer.headers.get("link", ""))
-            url = resolved(answer.url, following[1], self.where) if following else None
+            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
         return sorted(found)
 
     def find(self, digest: Digest) -> Any:

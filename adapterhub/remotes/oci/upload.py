@@ -28,7 +28,9 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Source
-from adapterhub_converters.errors import IntegrityError, LocalIOError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, RefusedError
 
 _FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
 
@@ -113,7 +115,8 @@ class Note:
         with contextlib.suppress(OSError):
             lock = self._path.with_suffix(".lock")
             self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            self.ours = _locked(self._handle)
+            # Between the two, the last owner may have dropped the note: what is locked is then a file without a name.
+            self.ours = _locked(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +128,9 @@ class Note:
         """The upload; None without a valid note."""
         if self._path is None:
             return None
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-            document: dict[str, Any] = json.loads(self._path.read_bytes()[: 1 << 16])
+        with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
+            with open_regular(self._path, follow=False) as file:
+                document = json_file.parse_object(file.read(1 << 16), str(self._path))
             begun = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
             kinds = {key: type(value) for key, value in asdict(begun).items()}
             if kinds == {"url": str, "size": int, "digest": str, "sent": int, "of": str} and 0 <= begun.sent <= begun.size:
@@ -139,7 +143,8 @@ class Note:
             return
         with contextlib.suppress(OSError):
             new = self._path.with_suffix(".new")
-            with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            new.unlink(missing_ok=True)
+            with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
                 json.dump(asdict(begun), file)
             os.replace(new, self._path)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from adapterhub.digest import is_hex
+from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .chains import READ_DEPTH
@@ -20,10 +21,11 @@ Open = Callable[[str, int], "Reader | BinaryIO"]
 
 
 class Packs:
-    """The packs below a folder, which is created with the first one."""
+    """The packs of a store, in a folder that is created with the first one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: Inside) -> None:
+        self._files = files
+        self.folder = files.root / "packs" / "sha256"
         self._heads: dict[str, tuple[tuple[int, ...], str | None]] = {}
 
     def path(self, digest: str) -> Path:
@@ -33,7 +35,7 @@ class Packs:
     def files(self) -> list[Path]:
         """List every file in the folder, sorted."""
         try:
-            return sorted(self.folder.iterdir())
+            return self._files.listed(self.folder)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -42,15 +44,14 @@ class Packs:
     def digests(self) -> Iterator[str]:
         """Yield the digest of every blob that has a pack."""
         for path in self.files():
-            if re.fullmatch(r"[0-9a-f]{64}", path.name) and path.is_file():
+            if is_hex(path.name) and self._files.is_file(path):
                 yield f"sha256:{path.name}"
 
     def head(self, digest: str) -> Head | None:
         """Read the head of a blob's pack; None without a pack."""
         path = self.path(digest)
         try:
-            with open(path, "rb", buffering=0) as file:
-                raw = file.read(64)
+            raw = self._files.read(path, 64)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -68,7 +69,7 @@ class Packs:
         found = {}
         for digest in self.digests():
             with contextlib.suppress(OSError):  # removed just now
-                status = self.path(digest).stat()
+                status = self._files.status(self.path(digest))
                 stamp = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._heads.get(digest, ((),))[0] != stamp:
                     self._heads[digest] = stamp, self._parent(digest)
@@ -86,7 +87,7 @@ class Packs:
         """Open the blob in a pack for reading; `blob` opens its parents. None without a pack."""
         path = self.path(digest)
         try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the reader
+            file = self._files.open(path)
         except FileNotFoundError:
             return None
         except OSError as error:

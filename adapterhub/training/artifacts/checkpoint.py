@@ -20,7 +20,7 @@ from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.loop import optimizer
 from adapterhub.training.loop.state import State
 from adapterhub.training.model.weights import as_numpy, as_torch
-from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 
 _BEST = ".best"  # a parameter at the lowest held-out loss
@@ -48,7 +48,7 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
             tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
     metadata["scale"] = json.dumps([state.scale.factor, state.scale.good])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         safetensors_file.write(temporary, tensors, metadata)
         os.replace(temporary, path)
@@ -89,8 +89,8 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
             best = [key for key in file.header.tensors if key.endswith(_BEST)]
             state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
             state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
-            state.log[:] = json.loads(metadata["log"])
-            state.scale.factor, state.scale.good = json.loads(metadata["scale"])
+            state.log[:] = json_file.parse(metadata["log"], str(path))
+            state.scale.factor, state.scale.good = json_file.parse(metadata["scale"], str(path))
         except (KeyError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True

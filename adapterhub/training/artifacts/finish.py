@@ -24,6 +24,7 @@ from adapterhub.training.model import adapters
 from adapterhub.training.model.base import Base
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.display import front_matter, markdown
 from adapterhub_converters.formats import peft
 
 _SPLITS = {"train": "training", "heldout": "held-out"}
@@ -150,13 +151,11 @@ def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
         "language": list(config.card.language),
         "tags": ["lora", *(["qlora"] if config.base.quantize == "nf4" else []), *config.card.tags],
     }
-    # JSON is YAML, so a title with a colon in it stays a title.
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items() if value]
     numbers, lora, optim = training["metrics"], config.lora, config.train
     rows = [
-        ("base", f"{config.base.name or config.base.path}, {config.base.quantize} while training"),
+        ("base", f"{markdown(config.base.name or config.base.path)}, {config.base.quantize} while training"),
         ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
-        ("targets", lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)),
+        ("targets", markdown(lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets))),
         ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
@@ -171,7 +170,7 @@ def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
-        "---\n" + "\n".join(lines) + f"\n---\n\n# {title}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
+        "\n".join(front_matter(front)) + f"\n\n# {markdown(title)}\n\n{config.card.description or 'A LoRA adapter.'}\n\n"
         f"![Loss by step](loss.png)\n\n| | |\n| --- | --- |\n{table}\n\n"
         "`adapter.json` has the whole record: config, data digests, versions.\n"
     )

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from adapterhub import picture
+
 _BLUE, _ORANGE, _GRAY = "#3b6fb6", "#d9622b", "#6b7280"
 
 
@@ -16,14 +18,17 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, 
 
     The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps = [line["step"] for line in log if "loss" in line]
     losses = [line["loss"] for line in log if "loss" in line]
     heldout = [(line["step"], line["heldout_loss"]) for line in log if "heldout_loss" in line]
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
+    with picture.figure(path, 8, 4.5) as figure:
+        axes = figure.add_subplot()
+        _draw(axes, steps, losses, heldout, kept_step)
+        axes.set_title(picture.label(title), loc="left", fontsize=13, fontweight="bold", pad=22)
+        axes.text(0, 1.025, picture.label(subtitle), transform=axes.transAxes, color=_GRAY, fontsize=10)
+
+
+def _draw(axes: Any, steps: list[int], losses: list[float], heldout: list[tuple[int, float]], kept_step: int) -> None:
     axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
     axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training (smoothed)")
     if heldout:
@@ -35,8 +40,6 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, 
             align = "left" if step == 0 else "right"
             text = f"perplexity {math.exp(loss):.2f}{', kept' if kept_step == step < last else ''}"
             axes.annotate(text, (step, loss), (0, 9), textcoords="offset points", ha=align, color=_ORANGE, fontsize=9)
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=22)
-    axes.text(0, 1.025, subtitle, transform=axes.transAxes, color=_GRAY, fontsize=10)
     axes.set_xlabel("step", color=_GRAY)
     axes.set_ylabel("loss, nats a token", color=_GRAY)
     axes.grid(axis="y", color="#e5e7eb")
@@ -45,8 +48,6 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, 
     axes.tick_params(colors=_GRAY)
     axes.margins(x=0.02, y=0.12)
     axes.legend(frameon=False)
-    # Matplotlib writes its own version into the file unless told not to.
-    figure.savefig(path, metadata={"Software": None})
 
 
 def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:

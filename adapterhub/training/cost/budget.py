@@ -11,10 +11,10 @@ from pathlib import Path
 
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import MemoryPlan
-from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.errors import RefusedError
 
-from .memory import plan
+from .memory import full_fine_tuning, parameters, plan
 
 _CGROUP = Path("sys/fs/cgroup")
 _SHORTEST = 128  # tokens; shorter rows are never suggested
@@ -28,6 +28,52 @@ class Alternative:
 
     settings: str
     plan: MemoryPlan
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a training will need, before anything of it is run; sizes in bytes.
+
+    Attributes:
+        config: The config, with `checkpointing = "auto"` decided.
+        memory: At the peak.
+        parameters: How many are trained, besides `base_parameters` that are not.
+        free: The free memory; None if unknown.
+        full_fine_tuning: The least memory of training every parameter in float32.
+        alternatives: The same with one setting changed at a time.
+        misfit: The error of a training that does not fit; None where it does.
+    """
+
+    config: TrainConfig
+    memory: MemoryPlan
+    parameters: int
+    base_parameters: int
+    free: int | None
+    full_fine_tuning: int
+    alternatives: tuple[Alternative, ...]
+    misfit: RefusedError | None
+
+    def fits(self, plan: MemoryPlan) -> bool | None:
+        """Return True if a plan fits into the free memory; None if that is unknown."""
+        return None if self.free is None else plan.total <= self.free
+
+
+def forecast(config: TrainConfig) -> Forecast:
+    """Return what a training will need, from the headers of its base alone."""
+    spec = read_base(config.resolve(config.base.path))
+    free = free_memory()
+    config = settled(config, spec, free=free)
+    base, trained = parameters(config, spec)
+    return Forecast(
+        config=config,
+        memory=plan(config, spec),
+        parameters=trained,
+        base_parameters=base,
+        free=free,
+        full_fine_tuning=full_fine_tuning(config, spec),
+        alternatives=tuple(alternatives(config, spec)),
+        misfit=misfit(config, spec, free=free),
+    )
 
 
 def alternatives(config: TrainConfig, spec: BaseSpec) -> list[Alternative]:

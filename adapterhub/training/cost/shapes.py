@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from functools import cached_property
 
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.layers.targets import Sizes, resolve
+from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
 
 # The layers at the end of attention or an MLP have an input of their own; the others of a module share one.
-_LAST = re.compile(r"(^|\.)(o_proj|out_proj|wo|dense|c_proj|down_proj|dense_4h_to_h|fc2|fc_out|w2)$")
-_EXPERT = re.compile(r"(?P<stack>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)\Z")
-_STACK = re.compile(r".*\.experts\.(gate_up_proj|up_proj|down_proj)\Z")
+_LAST = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
+_EXPERT = linear.Pattern(r"(?P<stack>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)")
+_STACK = linear.Pattern(r".*\.experts\.(gate_up_proj|up_proj|down_proj)")
 _DOWN = ("w2", "down_proj")
 _TABLES = ("embed_tokens", "wte", "embed_in", "word_embeddings")
 _NO_LINEAR = ("embed", "lm_head", "wte", "wpe")
@@ -111,9 +111,9 @@ def _matrices(spec: BaseSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Sta
     experts: Counter[str] = Counter()
     for name, tensor in spec.tensors.items():
         path, shape = _path(name), tensor.shape
-        if len(shape) == 3 and _STACK.match(path):
+        if len(shape) == 3 and _STACK.fullmatch(path):
             stacks[path] = Stack(*shape)
-        elif len(shape) == 2 and (found := _EXPERT.match(path)):
+        elif len(shape) == 2 and (found := _EXPERT.fullmatch(path)):
             stack = f"{found['stack']}.{'down_proj' if found['leaf'] in _DOWN else 'gate_up_proj'}"
             experts[f"{found['stack']}.{found['leaf']}"] += 1
             if experts[f"{found['stack']}.{found['leaf']}"] == 1:
@@ -170,6 +170,6 @@ def inputs(found: Mapping[str, Target]) -> tuple[int, int]:
         if target.table or target.count > 1:
             continue
         apart += target.inside
-        key = path if _LAST.search(path) else path.rpartition(".")[0]
+        key = path if path.rpartition(".")[2] in _LAST else path.rpartition(".")[0]
         shared[key] = max(shared.get(key, 0), target.inside)
     return apart, sum(shared.values())

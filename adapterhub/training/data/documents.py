@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
 
 _TABLES = {".csv", ".tsv"}
@@ -62,7 +64,7 @@ def read(path: Path) -> DataFile:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, pipe=True)
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:
@@ -87,21 +89,11 @@ def _text(raw: bytes, path: Path) -> Iterator[tuple[str, Record]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise FormatError(where, "not valid JSON") from error
-            if not isinstance(record, dict):
-                raise FormatError(where, "not a JSON object")
-            yield where, record
+            yield where, json_file.parse_object(line, where, memory=None)
 
 
 def _array(text: str, path: Path) -> Iterator[tuple[str, Record]]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(str(path), "not valid JSON") from error
-    for number, record in enumerate(found, 1):
+    for number, record in enumerate(json_file.parse(text, str(path), memory=None), 1):
         if not isinstance(record, dict):
             raise FormatError(f"{path}: item {number}", "not a JSON object")
         yield f"{path}: item {number}", record
@@ -125,8 +117,8 @@ def _saved(folder: Path) -> DataFile:
         raise FormatError(str(folder), "a folder that `datasets` did not save: there is no state.json")
     state = _bytes(folder / "state.json")
     try:
-        names = [str(item["filename"]) for item in json.loads(state)["_data_files"]]
-    except (ValueError, KeyError, TypeError) as error:
+        names = [str(item["filename"]) for item in json_file.parse_object(state, str(folder))["_data_files"]]
+    except (FormatError, KeyError, TypeError) as error:
         raise FormatError(str(folder / "state.json"), "does not name the data files") from error
     if any(Path(name).name != name for name in names):
         raise FormatError(str(folder / "state.json"), "names files outside its folder")

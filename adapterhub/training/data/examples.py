@@ -8,21 +8,21 @@ thoughts), with the turn's content replaced by a mark.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
+
+from . import chat_template
 
 # Text that no conversation contains; the two share no first or last character with each other or with anything else.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
 # An empty thought, which templates put before an answer without one: nobody wrote it.
-_NO_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
-_OPENING, _CLOSING = re.compile(r"<think>\s*\Z"), re.compile(r"\s*</think>\s*")
+_THINK, _THOUGHT = "<think>", "</think>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +91,7 @@ class _Chat:
         for number, message in enumerate(self._messages):
             if number >= first and message["role"] == "assistant":
                 start, end = self._by_prefix(text, number) or self._by_mark(text, number)
-                # A prompt may open the thought already.
-                nothing = _NO_THOUGHT.match(text, start, end) or (
-                    _CLOSING.match(text, start, end) if _OPENING.search(text, 0, start) else None
-                )
-                yield (nothing.end() if nothing else start), end
+                yield _after_no_thought(text, start, end), end
 
     def _by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
         before = self._render(self._messages[:number], prompt=True)
@@ -152,11 +148,7 @@ class _Chat:
     def _render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
         if not messages:
             return ""
-        options = {"tokenize": False, "add_generation_prompt": prompt} | ({"tools": self._tools} if self._tools else {})
-        try:
-            return str(self._tokenizer.apply_chat_template(list(messages), **options))
-        except Exception as error:
-            raise FormatError(self._where, f"the model's chat template refuses it ({str(error)[:200]})") from error
+        return chat_template.render(self._tokenizer, messages, where=self._where, tools=self._tools, prompt=prompt)
 
 
 def _common(text: str, other: str) -> int:
@@ -178,9 +170,19 @@ def _tools(tools: Any, where: str) -> list[Any] | None:
     """Return tools as a list of JSON schemas; data sets may store them as JSON text."""
     if isinstance(tools, str):
         try:
-            tools = json.loads(tools)
-        except ValueError as error:
+            tools = json_file.parse(tools, where)
+        except FormatError as error:
             raise FormatError(where, '"tools" is text, and not JSON') from error
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise FormatError(where, '"tools" is not a list of JSON schemas')
     return tools or None
+
+
+def _after_no_thought(text: str, start: int, end: int) -> int:
+    """Where an answer begins after a thought that is empty; `start` without one. A prompt may open the thought already."""
+    rest = text[start:end].lstrip()
+    if rest.startswith(_THINK):
+        rest = rest[len(_THINK) :].lstrip()
+    elif not text[:start].rstrip().endswith(_THINK):
+        return start
+    return end - len(rest[len(_THOUGHT) :].lstrip()) if rest.startswith(_THOUGHT) else start

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from adapterhub_converters.bases.bitsandbytes import BESIDE, BLOCK, NESTED_BLOCK, NF4_STATE, STATE, nf4_state
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import nf4
@@ -56,13 +57,13 @@ def read(name: str, tensor: Read, state: str, where: str) -> NF4:
     if kind != "nf4":
         raise RefusedError(f"{where}: {name}", f"is stored in {kind.upper()}; only NF4 is supported")
     try:
-        document = json.loads(tensor(state).tobytes())
+        document = json_file.parse_object(tensor(state).tobytes(), f"{where}: {state}")
         shape = tuple(int(size) for size in document["shape"])
         block, nested_block = document["blocksize"], document.get("nested_blocksize")
         offset = None if nested_block is None else float(document["nested_offset"])
         if offset is not None and not math.isfinite(offset):
             raise ValueError("the offset is not finite")
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
+    except (FormatError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: {state}", "is not the JSON that bitsandbytes writes") from error
     if block != BLOCK or nested_block not in (None, NESTED_BLOCK):
         raise RefusedError(

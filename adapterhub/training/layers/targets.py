@@ -7,14 +7,11 @@ A target is a path or its end, or one regular expression for the whole path (`tu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from adapterhub.training.config import LoRAConfig
-from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.patterns import Patterns
-
-_LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")  # the first number is the layer's, a second one is an expert's
+from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.patterns import Patterns, fullmatch
 
 
 def resolve(
@@ -48,11 +45,10 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
         if any(_matches(path, wanted) for path in paths):
             return [path for path in paths if _matches(path, wanted)]
         try:
-            found = [path for path in paths if re.fullmatch(wanted, path)]
-        except re.error as error:
-            raise RefusedError(
-                where, f"{wanted!r} is neither a module name nor a valid regular expression ({error})"
-            ) from error
+            found = [path for path in paths if fullmatch(wanted, path, where)]
+        except FormatError as error:
+            what = f"{wanted[:80]!r} is neither a module name nor a valid regular expression"
+            raise RefusedError(where, what) from error
         if not found:
             raise _nothing(wanted, paths, where)
         return found
@@ -64,8 +60,14 @@ def _named(wanted: str | Sequence[str], paths: Sequence[str], where: str) -> lis
 
 def block(path: str) -> str | None:
     """Return the path of the layer that contains a module; None for a module outside of all layers."""
-    found = _LAYER.match(path)
-    return found[0].removesuffix(".") if found else None
+    layer = _layer(path)
+    return ".".join(path.split(".")[: layer[0] + 1]) if layer else None
+
+
+def _layer(path: str) -> tuple[int, int] | None:
+    """The part of a path that is the layer's number, and the number: the first one, as a second is an expert's."""
+    parts = enumerate(path.split(".")[:-1])
+    return next(((at, int(part)) for at, part in parts if at > 1 and part.isdecimal() and len(part) < 10), None)
 
 
 def _nothing(name: str, paths: Iterable[str], where: str) -> RefusedError:
@@ -80,7 +82,7 @@ def _matches(path: str, name: str) -> bool:
 
 
 def _in_layers(layers: Sequence[int], paths: Sequence[str], where: str) -> list[str]:
-    numbers = {path: int(match[1]) for path in paths if (match := _LAYER.match(path))}
+    numbers = {path: found[1] for path in paths if (found := _layer(path))}
     for layer in layers:
         if layer not in numbers.values():
             raise RefusedError(where, f"no target is in layer {layer}", f"Targets are in {sorted(set(numbers.values()))}")

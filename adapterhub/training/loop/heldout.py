@@ -10,6 +10,7 @@ import torch
 
 from adapterhub.training import distributed
 from adapterhub.training.config import OptimConfig
+from adapterhub.training.data import chat_template
 from adapterhub.training.data.dataset import Rows
 from adapterhub.training.events import Evaluated, OnEvent
 from adapterhub.training.layers.embeddings import token_rows
@@ -69,7 +70,7 @@ def _answer(base: Base, prompt: str, tokens: int) -> str:
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
         message = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        text = chat_template.render(tokenizer, message, where=f"the sample {prompt[:40]!r}", prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]

@@ -20,6 +20,7 @@ from adapterhub_converters.bases import BaseSpec, Ranged, gguf, read_base, read_
 from adapterhub_converters.bases.quantized import settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, StoppedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
@@ -161,7 +162,7 @@ class _HeldFiles:
         """Return the open file, at any position; None where there is no such file."""
         if name not in self._handles:
             try:
-                file = open(self._folder / name, "rb")  # noqa: SIM115 - the stack closes it
+                file = open_regular(self._folder / name, buffering=-1)
                 self._handles[name] = self._stack.enter_context(file)
             except FileNotFoundError:
                 self._handles[name] = None

@@ -1,45 +1,30 @@
-"""Models of any family that transformers supports: built empty, checked, their buffers computed, their blocks compiled.
+"""Models of any family that transformers supports: checked, their buffers computed, their blocks compiled.
 
 A family that cannot be adapted here is refused by name. peft 0.20 and 0.21 do not load some deltas; those get a note.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from adapterhub.training.layers import attention, experts
+from adapterhub.training.layers import experts
 from adapterhub.training.layers.embeddings import LoRAEmbedding, TokenRows
 from adapterhub.training.layers.lora import Frozen
+from adapterhub_converters import linear
 from adapterhub_converters.errors import RefusedError
 
 # peft, `tuners/tuners_utils.py`, `_check_lora_target_modules_mamba`.
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_POSITIONS = re.compile(r"(^|\.)(wpe|position\w*|embed_positions?)$")
+_POSITIONS = linear.Pattern(r"(^|\.)(wpe|position\w*|embed_positions?)$")
 _EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
 # Layers that stay outside of compiled graphs: NF4 is not a tensor, and their matrix products gain nothing.
 _NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)
 
 Tensor = Any
-
-
-def empty(config: Any, dtype: Any, device: Any) -> Any:
-    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible."""
-    import transformers
-
-    family = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    own = {"attn_implementation": attention.register()} if device.type == "cpu" and family._supports_attention_backend else {}
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **own)
-    name = experts.register()
-    for module in model.modules():
-        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
-            module.config._experts_implementation = name
-    return model
 
 
 def check(model: Any, where: str) -> None:

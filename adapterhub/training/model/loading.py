@@ -20,9 +20,10 @@ from adapterhub.training.config import BaseConfig, LoRAConfig
 from adapterhub.training.layers import embeddings, experts, lora, nf4, variants
 from adapterhub.training.layers.targets import Sizes, block, resolve
 from adapterhub_converters.adapter import scaling
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-from . import families, quantized_cache
+from . import families, library, quantized_cache
 from .base import Base, logits_of
 from .base_files import BaseFiles
 from .weights import Weights
@@ -113,15 +114,11 @@ def _build(
 
 def _empty(files: BaseFiles, base: BaseConfig, device: Any) -> tuple[Any, Any]:
     """Build model and tokenizer with transformers."""
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(files.folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(files.folder)
-        model = families.empty(config, getattr(torch, base.dtype), device)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise FormatError(str(files.path), f"transformers cannot build it ({str(error).splitlines()[0][:200]})") from error
-    families.check(model, str(files.path))
+    where = str(files.path)
+    document = json_file.parse_object(files.config_text, f"{where}: config.json")
+    config, tokenizer = library.config_and_tokenizer(files.folder, document, where=where)
+    model = library.empty(config, getattr(torch, base.dtype), device, where=where)
+    families.check(model, where)
     return model, tokenizer
 
 

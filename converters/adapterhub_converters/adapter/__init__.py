@@ -5,7 +5,6 @@ from .adapter import (
     Delta,
     FactorPair,
     Loss,
-    LossGroup,
     LossReport,
     Meta,
     Pair,
@@ -23,7 +22,7 @@ from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scal
 from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera
 
 __all__ = [
-    "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard", "Kronecker", "Loss", "LossGroup",
+    "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard", "Kronecker", "Loss",
     "LossReport", "LowRank", "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank", "Rows", "Source",
     "StackedLowRank", "TensorLoss", "Vera", "beyond_deltas", "factor_pairs", "factored_out", "plain_pairs",
     "refuse_conditions", "scaling", "unmeasured",

@@ -249,28 +249,6 @@ class TensorLoss:
     error: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LossGroup:
-    """The tensors that a conversion treats alike.
-
-    Attributes:
-        loss: The kind of loss.
-        note: The reason that they share.
-        names: The tensors.
-        errors: The smallest and the largest `TensorLoss.error`; None without any.
-    """
-
-    loss: Loss
-    note: str
-    names: tuple[str, ...]
-    errors: tuple[float, float] | None = None
-
-    @property
-    def count(self) -> int:
-        """The number of tensors."""
-        return len(self.names)
-
-
 @dataclass(frozen=True, repr=False)
 class LossReport:
     """What became of every tensor in a conversion.
@@ -296,18 +274,6 @@ class LossReport:
     def summary(self) -> dict[str, int]:
         """The number of tensors of each kind of loss, with every kind among the keys."""
         return {loss.name.lower(): sum(line.loss == loss for line in self.losses) for loss in Loss}
-
-    def grouped(self) -> list[LossGroup]:
-        """The tensors by kind of loss and reason, the worst kind first, otherwise in the order of the report."""
-        groups: dict[tuple[Loss, str], list[TensorLoss]] = {}
-        for line in self.losses:
-            groups.setdefault((line.loss, line.note), []).append(line)
-        found = []
-        for (loss, note), lines in sorted(groups.items(), key=lambda group: -group[0][0]):
-            errors = [line.error for line in lines if line.error is not None]
-            names = tuple(line.name for line in lines)
-            found.append(LossGroup(loss, note, names, (min(errors), max(errors)) if errors else None))
-        return found
 
     def _repr_html_(self) -> str:
         rows = [(line.name, line.loss.name.lower(), line.note, line.error) for line in self.losses]

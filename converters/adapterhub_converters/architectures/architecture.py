@@ -5,7 +5,6 @@ The architectures themselves are data, in `table`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +23,7 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 """Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
-_LAYER = re.compile(r"(model\.layers|transformer\.h)\.(0|[1-9][0-9]{0,5})\.(.+)")
-_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)")
+_LISTS = ("model.layers", "transformer.h")
 
 
 Order = int | tuple[int, int]
@@ -114,9 +112,9 @@ class Architecture:
         stem, _, kind = tensor.rpartition(".")
         if kind in ("weight", "bias") and (module := self.module(stem)):
             return f"{module}.{kind}"
-        match = _BLOCK.fullmatch(tensor)
-        found = next((hf for hf, gguf in self.aside.items() if match and gguf == match[2]), None)
-        return f"{self.layers}.{match[1]}.{found}" if match and found else None
+        match = _numbered(tensor, "blk")
+        found = next((hf for hf, gguf in self.aside.items() if match and gguf == match[1]), None)
+        return f"{self.layers}.{match[0]}.{found}" if match and found else None
 
     def stem(self, module: str) -> str | None:
         """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for an unknown module.
@@ -152,14 +150,13 @@ class Architecture:
         return bool(inner and self.experts and inner[1] in self.experts.stacked)
 
     def _in_layer(self, module: str) -> tuple[str, str] | None:
-        match = _LAYER.fullmatch(module)
-        return (match[2], match[3]) if match and match[1] == self.layers else None
+        return _numbered(module, self.layers) if self.layers in _LISTS else None
 
     def _expert(self, path: str) -> tuple[int, str] | None:
         if not self.experts or not self.experts.listed or not path.startswith(f"{self.experts.listed}."):
             return None
         number, _, module = path.removeprefix(f"{self.experts.listed}.").partition(".")
-        if not re.fullmatch(r"0|[1-9][0-9]{0,4}", number) or module not in self.experts.modules:
+        if not _is_number(number, 5) or module not in self.experts.modules:
             return None
         return int(number), module
 
@@ -168,26 +165,26 @@ class Architecture:
         for module, known in self.top.items():
             if stem == known and (self.head or known != "output"):
                 return module
-        if not (match := _BLOCK.fullmatch(stem)):
+        if not (match := _numbered(stem, "blk")):
             return None
-        found = next((hf for hf, gguf in (*self.linear.items(), *self.norms.items()) if gguf == match[2]), None)
-        return f"{self.layers}.{match[1]}.{found}" if found else None
+        found = next((hf for hf, gguf in (*self.linear.items(), *self.norms.items()) if gguf == match[1]), None)
+        return f"{self.layers}.{match[0]}.{found}" if found else None
 
     def listed_module(self, stem: str, expert: int) -> str | None:
         """The name of the module of `expert` that `stem` stacks, in the list of experts."""
-        match = _BLOCK.fullmatch(stem)
+        match = _numbered(stem, "blk")
         if not match or not self.experts or not self.experts.listed:
             return None
-        found = next((module for module, gguf in self.experts.modules.items() if gguf == match[2]), None)
-        return f"{self.layers}.{match[1]}.{self.experts.listed}.{expert}.{found}" if found else None
+        found = next((module for module, gguf in self.experts.modules.items() if gguf == match[1]), None)
+        return f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{found}" if found else None
 
     def stacked_module(self, stem: str) -> str | None:
         """The parameter of all experts that (part of) `stem` comes from."""
-        match = _BLOCK.fullmatch(stem)
+        match = _numbered(stem, "blk")
         if not match or not self.experts:
             return None
-        found = next((module for module, stems in self.experts.stacked.items() if match[2] in stems), None)
-        return f"{self.layers}.{match[1]}.{found}" if found else None
+        found = next((module for module, stems in self.experts.stacked.items() if match[1] in stems), None)
+        return f"{self.layers}.{match[0]}.{found}" if found else None
 
     def is_norm(self, module: str) -> bool:
         """Whether a module is a normalization."""
@@ -241,11 +238,23 @@ def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:
 
 def layer_of(module: str) -> int | None:
     """The number of the layer a module is in."""
-    match = _LAYER.fullmatch(module)
-    return int(match[2]) if match else None
+    found = next(filter(None, (_numbered(module, layers) for layers in _LISTS)), None)
+    return int(found[0]) if found else None
 
 
 def in_layer(module: str) -> str | None:
     """The path of a module within its layer, `self_attn.q_proj`, where the layers are `model.layers`."""
-    match = _LAYER.fullmatch(module)
-    return match[3] if match and match[1] == "model.layers" else None
+    found = _numbered(module, "model.layers")
+    return found[1] if found else None
+
+
+def _numbered(name: str, layers: str) -> tuple[str, str] | None:
+    """The number and the rest of a name in a list of layers, `<layers>.<number>.<rest>`; None for another name."""
+    if not name.startswith(f"{layers}."):
+        return None
+    number, _, rest = name[len(layers) + 1 :].partition(".")
+    return (number, rest) if rest and _is_number(number, 6) else None
+
+
+def _is_number(text: str, digits: int) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) <= digits and (text[0] != "0" or text == "0")

@@ -6,6 +6,7 @@ quantization, whatever the file stores, so that a base in 16 bits, in NF4, and a
 
 from pathlib import Path
 
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import NotFoundError
 
 from . import hf
@@ -14,7 +15,23 @@ from .files import Files, LocalFiles, Ranged
 from .hf import read_hf, weight_files
 from .spec import BaseSpec
 
-__all__ = ["BaseSpec", "BaseTensor", "Files", "LocalFiles", "Ranged", "read_base", "read_files", "read_hf", "weight_files"]
+__all__ = [
+    "BaseSpec",
+    "BaseTensor",
+    "Files",
+    "LocalFiles",
+    "Ranged",
+    "is_model",
+    "read_base",
+    "read_files",
+    "read_hf",
+    "weight_files",
+]
+
+
+def is_model(folder: Path) -> bool:
+    """Return True for a folder with a whole Hugging Face model and no adapter."""
+    return (folder / hf.CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists() and bool(weight_files(folder))
 
 
 def read_base(path: Path) -> BaseSpec:

@@ -11,11 +11,12 @@ names of transformers 4, while peft sees, and writes, those of the model in memo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from adapterhub_converters import linear
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of
 from adapterhub_converters.containers import safetensors_file
 
@@ -40,7 +41,8 @@ _VISION: _Rules = (
 )
 _QWEN_VISION: _Rules = (
     (r"^visual\.", "model.visual."),
-    (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
+    (r"^model\.", "model.language_model."),
+    (r"^model\.language_model\.(language_model\.|visual\.)", r"model.\1"),
 )
 _ATTENTION_NAMES: _Rules = (
     *((rf"\battention\.attention\.{old}\b", f"attention.{old[0]}_proj") for old in ("query", "key", "value")),
@@ -67,14 +69,20 @@ _RULES: dict[str, _Rules] = {
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
 # TensorFlow's names for a normalization's weight and bias, which every model in transformers still reads.
-_ALWAYS: _Rules = ((r"\bLayerNorm\.gamma$", "LayerNorm.weight"), (r"\bLayerNorm\.beta$", "LayerNorm.bias"))
+_ALWAYS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 def in_memory(name: str, model_type: str) -> str:
     """The name that a parameter or module of a file has in the model loaded by transformers 5."""
-    for pattern, replacement in (*_RULES.get(model_type, ()), *_ALWAYS):
-        name = re.sub(pattern, replacement, name)
-    return name
+    for pattern, replacement in _rules(model_type):
+        name = pattern.sub(replacement, name)
+    old = next((old for old in _ALWAYS if name.endswith(old)), None)
+    return name.removesuffix(old) + _ALWAYS[old] if old else name
+
+
+@cache
+def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
+    return tuple((linear.Pattern(pattern), new) for pattern, new in _RULES.get(model_type, ()))
 
 
 # ---- Names of the checkpoint

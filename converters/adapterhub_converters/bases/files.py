@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.containers.safetensors_file import ReadAt
 from adapterhub_converters.errors import FormatError, LocalIOError
 
@@ -88,7 +89,7 @@ class LocalFiles:
     @contextmanager
     def _open(self, name: str) -> Iterator[BinaryIO]:
         try:
-            with open(self._folder / name, "rb") as file:
+            with open_regular(self._folder / name, buffering=-1) as file:
                 yield file
         except FileNotFoundError:
             raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
@@ -41,7 +41,7 @@ _DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short
 
 
 # Names of parts by llama-gguf-split (llama.cpp, `llama_split_path`).
-_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
+_PART = linear.Pattern(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def read(files: Files, name: str) -> BaseSpec:
@@ -108,7 +108,7 @@ def _header(files: Files, name: str) -> _Part:
     return ranged, header
 
 
-def _check_part(header: gguf_file.GGUFHeader, part: re.Match[str] | None, where: str) -> None:
+def _check_part(header: gguf_file.GGUFHeader, part: linear.Match | None, where: str) -> None:
     """Check that header and name agree on the part's number and the number of parts."""
     said = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
     named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)

@@ -6,7 +6,6 @@ tensors begin with that of their model, as in diffusers: `unet.down_blocks.0.…
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
@@ -41,7 +41,7 @@ _NUMERICS = (
     "alibi", "parallel_attn",
 )  # fmt: skip
 # Names of parts by save_pretrained.
-_PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
+_PART = linear.Pattern(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
 _MAX_PARTS = 10_000
 
 

@@ -1,19 +1,24 @@
 """Write files and folders that appear whole or not at all.
 
 The output is written to a hidden folder next to its destination and renamed at the end, once it is on the disk. If the process
-is killed in between, that folder remains as `.NAME.partial-…` and the next run for the same destination removes it; the folder
-of a running process is locked and remains.
+is killed in between, that folder remains as `.NAME.partial-…`, or for a moment at its start as `.NAME.new-…`, and a later run
+for the same destination removes it; the folder of a running process is locked and remains.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapterhub_converters.errors import LocalIOError, OutputExistsError
+
+from .open_file import FOLDER
+
+_OLD = 24 * 3600  # seconds
 
 
 @contextmanager
@@ -85,15 +90,28 @@ def _scratch(out: Path) -> tuple[Path, int | None]:
 
     fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
     lock = locked(fresh)
-    return fresh.rename(fresh.with_name(fresh.name.replace(".new-", ".partial-"))), lock
+    try:
+        return fresh.rename(fresh.with_name(fresh.name.replace(".new-", ".partial-"))), lock
+    except OSError:
+        fresh.rmdir()
+        if lock is not None:
+            os.close(lock)
+        raise
 
 
 def _sweep(out: Path) -> None:
-    """Remove the folders that killed runs for the same `out` left; none without locks, which tell the running ones."""
-    for left in out.parent.glob(f".{escaped(out.name)}.partial-*"):
-        lock = locked(left)
-        if lock is not None:
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove the folders that killed runs for the same `out` left; none without locks, which tell the running ones.
+
+    One that was killed before it had locked its folder left it as `new`, which is removed when it is old.
+    """
+    for kind in ("partial", "new"):
+        for left in out.parent.glob(f".{escaped(out.name)}.{kind}-*"):
+            lock = locked(left)
+            if lock is None:
+                continue
+            found = os.fstat(lock)
+            if found.st_uid == os.geteuid() and (kind == "partial" or found.st_mtime < time.time() - _OLD):
+                shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
 
@@ -103,19 +121,21 @@ def escaped(text: str) -> str:
 
 
 def locked(folder: Path) -> int | None:
-    """Lock a folder and return the descriptor; None if another process holds the lock or locks are not supported."""
+    """Lock a folder and return the descriptor; None if another process holds the lock, or for a link or anything else.
+
+    None, too, if the name went to another folder while this one was being locked, and where locks are not supported.
+    """
     try:
         import fcntl
     except ImportError:
         return None
     with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
+        fd = os.open(folder, FOLDER)
+        with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return None
-        return fd
+            if os.path.samestat(os.fstat(fd), folder.lstat()):
+                return fd
+        os.close(fd)
     return None
 
 

@@ -30,6 +30,8 @@ ALIGNMENT = 32  # bytes; the default of `general.alignment`
 MAX_ALIGNMENT = 65_536
 MAX_HEADER = 100_000_000  # bytes
 MAX_TENSORS = 1_000_000
+MAX_KEYS = 100_000  # of metadata; a model has a hundred
+MAX_TEXTS = 4_000_000  # in all arrays; the largest vocabularies have under a million, merges included
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_KEY = 65_535  # bytes
 MAX_DIMS = 4
@@ -137,6 +139,7 @@ class _Cursor:
         self._buffer = b""
         self._start = 0  # offset of the buffer in the file
         self._next = 0  # position in the buffer
+        self._texts = 0  # in arrays, so far
 
     @property
     def position(self) -> int:
@@ -184,6 +187,9 @@ class _Cursor:
     def texts(self, count: int, what: str) -> list[str]:
         """Read `count` strings; those that are whole in the buffer are cut out of it without a call each."""
         self.need(count * 8, what)
+        self._texts += count
+        if self._texts > MAX_TEXTS:
+            raise FormatError(self.where, f"{what}: {self._texts} texts in arrays are over the limit of {MAX_TEXTS}")
         found: list[str] = []
         length_at = struct.Struct("<Q").unpack_from
         while len(found) < count:
@@ -220,6 +226,8 @@ def read_header(read_at: ReadAt, size: int, where: str) -> GGUFHeader:
     if n_tensors > MAX_TENSORS:
         raise FormatError(where, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
     cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
+    if n_keys > MAX_KEYS:
+        raise FormatError(where, f"{n_keys} keys are over the limit of {MAX_KEYS}")
     metadata: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for _ in range(n_keys):
@@ -310,7 +318,9 @@ def _placed(infos: list[GGUFTensor], data_start: int, alignment: int, size: int,
         position = offset + info.size
         if position > size:
             raise FormatError(where, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
-    for info in infos:
+    infos.reverse()
+    while infos:  # each is let go as it is replaced
+        info = infos.pop()
         if info.name in tensors:
             raise FormatError(where, f"tensor {info.name!r} is duplicate")
         tensors[info.name] = GGUFTensor(info.name, info.type_name, info.shape, data_start + info.offset, info.size)

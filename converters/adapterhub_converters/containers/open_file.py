@@ -1,16 +1,75 @@
-"""An open file that is read at offsets, with one-line errors for every failure."""
+"""The one way to open a file that a stranger may have made: a regular file, or an error that does not wait.
+
+Opening a pipe waits for its writer, and opening a device may do anything. A path is therefore looked at before it is opened,
+and what was opened is looked at again, as the name may have changed hands in between.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 _POINTER = b"version https://git-lfs"
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK
+_STDIN, _DESCRIPTOR = "/dev/stdin", "/dev/fd/"  # of this process, as a shell names them: `<(command)`
+
+
+def open_regular(
+    path: Path | str, *, dir_fd: int | None = None, follow: bool = True, pipe: bool = False, buffering: int = 0
+) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Args:
+        path: The file.
+        dir_fd: The open folder that `path` is relative to.
+        follow: The file may be reached by a link. False for what belongs to a folder that somebody else filled.
+        pipe: A descriptor of this process (`/dev/stdin`, `/dev/fd/63`) may be a pipe.
+        buffering: As for `open`; unbuffered by default.
+
+    Raises:
+        RefusedError: A pipe, a device or a socket; with `follow=False` a link.
+        OSError: It cannot be opened; IsADirectoryError for a folder.
+    """
+    found = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
+    if pipe and not stat.S_ISREG(found.st_mode) and _is_own_descriptor(str(path)):
+        return open(path, "rb", buffering=buffering)
+    check_regular(found, path)
+    handle = os.open(path, READ if follow else READ | NO_LINK, dir_fd=dir_fd)
+    try:
+        check_regular(os.fstat(handle), path)
+        return os.fdopen(handle, "rb", buffering=buffering)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _is_own_descriptor(path: str) -> bool:
+    return path == _STDIN or (path.startswith(_DESCRIPTOR) and path[len(_DESCRIPTOR) :].isdecimal())
+
+
+def check_regular(found: os.stat_result, path: Path | str) -> None:
+    """RefusedError unless a file is a regular one, IsADirectoryError for a folder."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISLNK(found.st_mode):
+        raise RefusedError(str(path), "a link, which is not followed", "Replace it with the file itself")
+    if not stat.S_ISREG(found.st_mode):
+        raise RefusedError(str(path), "a pipe or a device, not a regular file", "Replace it with a file")
+
+
+def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
+    """Read a whole regular file; arguments and errors are those of `open_regular`."""
+    with open_regular(path, pipe=pipe) as file:
+        return file.read()
 
 
 class OpenFile:
@@ -19,7 +78,9 @@ class OpenFile:
     def __init__(self, path: Path, *, where: str | None = None) -> None:
         self.where = where or str(path)
         try:
-            self._file: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by close()
+            self._file: BinaryIO = open_regular(path, buffering=-1)
+        except RefusedError as error:
+            raise RefusedError(self.where, error.what, error.hint) from error
         except FileNotFoundError as error:
             raise NotFoundError(self.where, "no such file") from error
         except IsADirectoryError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import sys
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import FormatError, LocalIOError
 
-from .json_file import parse_object, unique
 from .open_file import OpenFile
 
 ReadAt = Callable[[int, int], bytes]
@@ -30,6 +29,11 @@ ReadAt = Callable[[int, int], bytes]
 MAX_HEADER = 100_000_000  # bytes; the Rust core's own limit
 MAX_TENSORS = 1_000_000
 MAX_NAME = 1_024  # characters
+MAX_SHAPES = 65_536  # different pairs of dtype and shape
+MAX_METADATA = 65_536  # keys
+_PIECE = 16_000_000  # bytes of a header that are read at once: nearly all are shorter
+_MAX_DIM = 2**63
+_METADATA = "__metadata__"
 
 
 class TensorInfo(NamedTuple):  # of which a hostile header may have a million
@@ -60,93 +64,192 @@ def read_header(read_at: ReadAt, size: int, where: str) -> Header:
         raise FormatError(where, f"header of {length} bytes is over the limit of {MAX_HEADER}")
     if length > size - 8:
         raise FormatError(where, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
-    document = _parse(read_at(8, length), where)
-    metadata = _metadata(document.pop("__metadata__", {}), where)
-    if len(document) > MAX_TENSORS:
-        raise FormatError(where, f"{len(document)} tensors are over the limit of {MAX_TENSORS}")
-    data_start = 8 + length
-    # Each entry is let go as it is read: together they take more memory than what is kept of them.
-    infos = [_info(name, document.pop(name), data_start, where) for name in list(document)]
-    return Header(_covering(infos, data_start, size, where), metadata, data_start)
+    scanner = _Scanner(read_at, 8 + length, where)
+    scanner.read()
+    return Header(_covering(scanner.tensors, 8 + length, size, where), scanner.metadata, 8 + length)
 
 
-def _parse(raw: bytes, where: str) -> dict[str, Any]:
-    if not raw.startswith(b"{"):
-        raise FormatError(where, "not a safetensors file: the header does not start with {")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(where, "the header is not UTF-8") from error
-    del raw
-    return parse_object(text, where, pairs=_compact)
+_SPACE = rb"[ \t\n\r]*+"
 
 
-_KEYS = {"dtype", "shape", "data_offsets"}
+def _spaced(*tokens: bytes) -> bytes:
+    return _SPACE.join((b"", *tokens))
 
 
-class _Entry(NamedTuple):
-    dtype: Any
-    shape: Any
-    data_offsets: Any
+# The only JSON that a header may be. All quantifiers are possessive (`++`): no byte is tried twice. Every pattern ends with a
+# character, so that none matches a part of something that the buffer cuts.
+_TEXT = rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"'
+_SIZE = rb"(0|[1-9][0-9]{0,18}+)"
+_DTYPE = _spaced(rb'"dtype"', rb":", rb'"([^"\\\x00-\x1f]{0,40}+)"')
+_SHAPE = _spaced(rb'"shape"', rb":", rb"\[([0-9, \t\n\r]{0,1000}+)\]")
+_OFFSETS = _spaced(rb'"data_offsets"', rb":", rb"\[", _SIZE, rb",", _SIZE, rb"\]")
+_FIELD = b"(?:" + b"|".join((_DTYPE, _SHAPE, _OFFSETS)) + b")" + _spaced(rb'(?:,(?=[ \t\n\r"])|(?=\}))')
+_TENSOR = re.compile(_spaced(_TEXT, rb":", rb"\{(?:" + _FIELD + rb"){3}\}", rb"([,}])"))
+_KEY = re.compile(_spaced(_TEXT, rb":"))
+_OPENING = re.compile(_spaced(rb"\{", rb'(?:(\})|(?="))'))
+_PAIR = re.compile(_spaced(_TEXT, rb":", _TEXT, rb"([,}])"))
+_NULL = re.compile(_spaced(rb"null", rb"(?=[,}])"))
+_SEPARATOR = re.compile(_spaced(rb"([,}])"))
+# Pieces of a text with escapes, as json needs a string for each of them; halves of a character stay together.
+_ESCAPED = re.compile(r"(?:[^\\]++|\\u[dD][89abAB]..\\u....|\\u....|\\.){1,100000}+")
+_ANYTHING = re.compile(_spaced(rb"[^ \t\n\r]"))
 
 
-def _compact(pairs: list[tuple[str, Any]]) -> object:
-    """Keep what looks like an entry as tuples: a million of them take half the memory of dicts and lists."""
-    document = unique(pairs)
-    if document.keys() != _KEYS:
-        return document
-    dtype, shape, offsets = document["dtype"], document["shape"], document["data_offsets"]
-    return _Entry(
-        sys.intern(dtype) if isinstance(dtype, str) else dtype,
-        tuple(shape) if isinstance(shape, list) else shape,
-        tuple(offsets) if isinstance(offsets, list) else offsets,
-    )
+class _Scanner:
+    """Reads the JSON of a header, a piece at a time, and keeps tensors and metadata alone.
+
+    A parser of all JSON needs 25 times the size of a hostile header in memory, and several times that of a good one.
+    """
+
+    def __init__(self, read_at: ReadAt, end: int, where: str) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
+        self._read_at = read_at
+        self._where = where
+        self._end = end  # offset in the file at which the header ends and the data begins
+        self._offset = 8  # in the file, of what is not in the buffer yet
+        self._buffer = b""
+        self._at = 0  # position in the buffer
+        self._kinds: dict[tuple[bytes, bytes], tuple[str, tuple[int, ...], int]] = {}  # dtype, shape and size, by their texts
+
+    def read(self) -> None:
+        """Read all of it."""
+        opening, keys = self._match(_OPENING), set[str]()
+        if self._buffer[:1] != b"{":
+            raise self._error("not a safetensors file: the header does not start with {")
+        if opening is None:
+            raise self._invalid()
+        more = not opening[1]
+        while more and self._read_tensors():
+            key = self._match(_KEY)
+            if key is None:
+                raise self._invalid()
+            name = self._name(key[1])
+            if name in self.tensors or name in keys:
+                raise self._error(f"duplicate key {name[:80]!r}")
+            if name != _METADATA:
+                what = f"does not have exactly dtype, shape and data_offsets, but {self._excerpt()}"
+                raise self._error(f"tensor {name!r} {what}")
+            keys.add(name)
+            more = self._read_metadata()
+        if self._match(_ANYTHING):
+            raise self._error("not valid JSON: something follows the object")
+
+    def _match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """Match a pattern at the position and go behind it; read on if that takes more than the buffer has."""
+        while (found := pattern.match(self._buffer, self._at)) is None and self._offset < self._end:
+            n = max(_PIECE, len(self._buffer) - self._at)  # twice as much each time, as the match begins anew
+            piece = self._read_at(self._offset, min(n, self._end - self._offset))
+            if not piece:
+                raise self._error("truncated: the file ended while its header was read")
+            self._offset += len(piece)
+            self._buffer, self._at = self._buffer[self._at :] + piece, 0
+        if found is not None:
+            self._at = found.end()
+        return found
+
+    def _read_tensors(self) -> bool:
+        """Read tensors up to something else; False if the object ends with them."""
+        tensors, kinds = self.tensors, self._kinds
+        while (found := self._match(_TENSOR)) is not None:
+            raw, dtype, shape, start, end, separator = found.groups()
+            name = self._name(raw)
+            if name in tensors:
+                raise self._error(f"duplicate key {name!r}")
+            if len(tensors) == MAX_TENSORS:
+                raise self._error(f"more than {MAX_TENSORS} tensors, which is the limit")
+            if dtype is None or shape is None or start is None:  # and another one twice
+                raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
+            kind, dims, size = kinds.get((dtype, shape)) or self._kind(name, dtype, shape)
+            offset = int(start)
+            if size != int(end) - offset:
+                what = f"{kind} {list(dims)} is not the {int(end) - offset} bytes of its offsets"
+                raise self._error(f"tensor {name!r}: {what}")
+            tensors[name] = TensorInfo(name, kind, dims, self._end + offset, size)
+            if separator == b"}":
+                return False
+        return True
+
+    def _name(self, raw: bytes) -> str:
+        if len(raw) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
+            name = self._text(raw)
+            if 0 < len(name) <= MAX_NAME and name.isprintable():
+                return name
+        raise self._error(f"tensor name {raw[:80].decode(errors='replace')!r} is empty, too long or unprintable")
+
+    def _kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> tuple[str, tuple[int, ...], int]:
+        """The dtype, shape and size in bytes that are written so: of a million tensors, most share theirs."""
+        dtype = dtype_text.decode(errors="replace")
+        if dtype not in dtypes.BITS:
+            raise self._error(f"tensor {name!r} has an unknown dtype {dtype!r}")
+        try:
+            shape = tuple(json.loads(b"[%b]" % shape_text))
+        except ValueError:
+            shape = (-1,)
+        if len(shape) > 16 or any(not 0 <= dim < _MAX_DIM for dim in shape):
+            raise self._error(f"tensor {name!r} has a malformed shape")
+        bits = dtypes.BITS[dtype] * math.prod(shape)
+        if not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
+            raise self._error(f"tensor {name!r} has a shape that is too large")
+        if bits % 8:
+            raise self._error(f"tensor {name!r}: {dtype} {list(shape)} does not end with a whole byte")
+        if len(self._kinds) == MAX_SHAPES:
+            raise self._error(f"more than {MAX_SHAPES} different shapes, which is the limit")
+        kind = self._kinds[dtype_text, shape_text] = (dtype, shape, bits // 8)
+        return kind
+
+    def _read_metadata(self) -> bool:
+        """Read the map of `__metadata__`; False if the header's object ends after it."""
+        what = f"{_METADATA} is not a map of strings to strings"
+        # null is written by mlx if there is no metadata, and accepted by the Rust core
+        if self._match(_NULL) is None:
+            opening = self._match(_OPENING)
+            more = opening is not None and not opening[1]
+            while more:
+                pair = self._match(_PAIR)
+                if pair is None:
+                    raise self._error(what)
+                key = self._text(pair[1])
+                if key in self.metadata:
+                    raise self._error(f"duplicate key {key[:80]!r}")
+                if len(self.metadata) == MAX_METADATA:
+                    raise self._error(f"more than {MAX_METADATA} keys in {_METADATA}, which is the limit")
+                self.metadata[key] = self._text(pair[2])
+                more = pair[3] == b","
+            if opening is None:
+                raise self._error(what)
+        separator = self._match(_SEPARATOR)
+        if separator is None:
+            raise self._invalid()
+        return separator[1] == b","
+
+    def _text(self, raw: bytes) -> str:
+        try:
+            text = raw.decode()
+            if "\\" in text:
+                text = "".join([json.loads(f'"{piece[0]}"') for piece in _ESCAPED.finditer(text)])
+                text.encode()  # half of a surrogate pair is not text
+        except UnicodeDecodeError as error:
+            raise self._error("the header is not UTF-8") from error
+        except ValueError as error:
+            raise self._error(f"not valid JSON ({str(error)[:200]})") from error
+        return text
+
+    def _excerpt(self) -> str:
+        return repr(self._buffer[self._at : self._at + 60].decode(errors="replace").lstrip())
+
+    def _invalid(self) -> FormatError:
+        position = self._offset - len(self._buffer) + self._at - 8
+        return self._error(f"not valid JSON at byte {position} of the header: {self._excerpt()}")
+
+    def _error(self, what: str) -> FormatError:
+        return FormatError(self._where, what)
 
 
-def _metadata(value: object, where: str) -> dict[str, str]:
-    if isinstance(value, _Entry):  # metadata with the keys of an entry
-        value = value._asdict()
-    if value is None:  # written by mlx if there is no metadata, and accepted by the Rust core
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise FormatError(where, "__metadata__ is not a map of strings to strings")
-    return value
-
-
-_MAX_SIZE = 2**63
-
-
-def _info(name: str, entry: object, data_start: int, where: str) -> TensorInfo:
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise FormatError(where, f"tensor name {name[:80]!r} is empty, too long or unprintable")
-    if not isinstance(entry, _Entry):
-        raise FormatError(where, f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry
-    if not isinstance(dtype, str) or dtype not in dtypes.BITS:
-        raise FormatError(where, f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
-    if not isinstance(shape, tuple) or len(shape) > 16 or not _are_sizes(shape):
-        raise FormatError(where, f"tensor {name!r} has a malformed shape")
-    if not isinstance(offsets, tuple) or len(offsets) != 2 or not _are_sizes(offsets):
-        raise FormatError(where, f"tensor {name!r} has malformed data_offsets")
-    start, end = offsets
-    bits = dtypes.BITS[dtype] * math.prod(shape)
-    if bits != (end - start) * 8:
-        raise FormatError(where, f"tensor {name!r}: {dtype} {list(shape)} is not the {end - start} bytes of its offsets")
-    if not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
-        raise FormatError(where, f"tensor {name!r} has a shape that is too large")
-    return TensorInfo(name, dtype, shape, data_start + start, end - start)
-
-
-def _are_sizes(values: tuple[object, ...]) -> bool:
-    for value in values:  # noqa: SIM110 - a loop, for a million tensors
-        if type(value) is not int or not 0 <= value < _MAX_SIZE:  # a bool is an int, too
-            return False
-    return True
-
-
-def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -> dict[str, TensorInfo]:
-    # No holes between tensors: a hole could hide a second file (safetensors README, "Format").
-    ordered = sorted(infos, key=lambda info: (info.offset, info.size))
+def _covering(tensors: dict[str, TensorInfo], data_start: int, size: int, where: str) -> dict[str, TensorInfo]:
+    # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor comes before
+    # the one at the same place.
+    ordered = sorted(tensors.values(), key=lambda info: 2 * info.offset + (info.size > 0))
     position = data_start
     for info in ordered:
         if info.offset != position:
@@ -157,7 +260,7 @@ def _covering(infos: list[TensorInfo], data_start: int, size: int, where: str) -
         raise FormatError(where, f"truncated: the tensors end at byte {position}, the file at {size}")
     if position < size:
         raise FormatError(where, f"{size - position} bytes follow the last tensor")
-    return {info.name: info for info in ordered}
+    return tensors if ordered == list(tensors.values()) else {info.name: info for info in ordered}
 
 
 # Not the safetensors library (0.8) behind the check of the header: its writer orders `__metadata__` by hashes that differ per

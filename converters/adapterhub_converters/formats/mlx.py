@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import (
     Adapter,
     Delta,
@@ -51,9 +50,9 @@ _RANKS = "adapterhub.mlx.ranks"
 MAX_EXPERTS = 4_096
 
 # `model.layers.0.mlp.experts.3.up_proj`; Mixtral's w1, w3 and w2 are gate, up and down (mlx-lm, `models/mixtral.py`).
-_EXPERT = re.compile(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
-_STACK = re.compile(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(gate_up_proj|down_proj)")
-_SWITCH = re.compile(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.switch_mlp\.(gate_proj|up_proj|down_proj)")
+_EXPERT = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
+_STACK = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(gate_up_proj|down_proj)")
+_SWITCH = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.switch_mlp\.(gate_proj|up_proj|down_proj)")
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _PROJECTIONS = {**_MIXTRAL, "gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 

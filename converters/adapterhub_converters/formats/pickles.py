@@ -8,7 +8,6 @@ untrusted one. The one path outside of training that needs torch.
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from adapterhub_converters.adapter_files import (
     starts_like_pickle,
     starts_like_safetensors,
 )
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, RefusedError
 
 from . import peft
@@ -34,9 +35,9 @@ _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 def is_pickle(path: Path) -> bool:
     """Whether the file begins with the bytes of a pickle or of torch's zip of one, whatever its name."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD)
-    except OSError:
+    except (OSError, RefusedError):
         return False
     return starts_like_pickle(head) and not starts_like_safetensors(head)
 
@@ -56,7 +57,7 @@ def found(path: Path) -> Path | None:
 
 
 def _is_gguf(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 
@@ -108,9 +109,9 @@ def _check(pickle: Path, done: subprocess.CompletedProcess[bytes]) -> None:
     if done.returncode == 0:
         return
     try:
-        answer = json.loads(done.stdout.decode().splitlines()[-1])
+        answer = json_file.parse_object(done.stdout.splitlines()[-1], str(pickle))
         kind, reason = str(answer["kind"]), " ".join(str(answer["reason"]).split())[:200]
-    except (ValueError, LookupError, TypeError):
+    except (FormatError, LookupError):
         kind, reason = "", f"loading it exited with code {done.returncode}: over the limits of memory, time or output"
     if kind == "refused":
         raise RefusedError(str(pickle), f"it contains more than tensors: {reason}", "Do not load it with anything else either")

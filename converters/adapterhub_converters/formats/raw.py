@@ -7,7 +7,6 @@ config in the header, from the `adapter_config.json` next to the file, or from t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.patterns import escape
 
 from . import peft
 from .candidate import Candidate
@@ -26,7 +26,8 @@ CONFIG_KEY, METADATA_KEY = "adapterhub.config", "adapterhub.metadata"
 """Keys of the header's metadata: the text of a PEFT config, and the metadata of the PEFT file."""
 _PREFIX = "base_model.model."
 # `.lora_A.default.weight`: in memory, peft's keys contain the adapter's name; saving removes it.
-_NAMED = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.(?!weight$|bias$)([^.]+)(\.weight|\.bias|)$")
+_LORA_A = ".lora_A.weight"
+_PARTS = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector")
 
 
 def sniff(candidate: Candidate) -> bool:
@@ -78,10 +79,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
 def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
     """The adapter of a file in which every alpha is the rank."""
     state, notes = _plain(tensors, where)
-    ranks = {
-        m[1].removeprefix(_PREFIX): len(a) for key, a in state.items() if (m := re.fullmatch(r"(.+)\.lora_A\.weight", key))
-    }
-    patterns = {re.escape(target): rank for target, rank in ranks.items()}
+    ranks = {key.removeprefix(_PREFIX).removesuffix(_LORA_A): len(a) for key, a in state.items() if key.endswith(_LORA_A)}
+    patterns = {escape(target): rank for target, rank in ranks.items()}
     config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
     adapter = peft.parse(json.dumps(config), state, {}, where=where)
     note = "alpha is the rank, as always in files that ai-toolkit saves"
@@ -90,12 +89,12 @@ def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
 
 def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The tensors under the keys that peft saves, and notes of what that changed."""
-    names = {match[2] for key in tensors if (match := _NAMED.search(key))}
+    names = {named[1] for key in tensors if (named := _named(key))}
     if len(names) > 1:
         raise RefusedError(where, f"it contains {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
     state: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
-        plain = _NAMED.sub(r"\1\3", key)
+        plain = named[0] if (named := _named(key)) else key
         plain = plain if plain.startswith(_PREFIX) or peft.classify(plain)[0] == "shared" else _PREFIX + plain
         if plain in state:
             raise FormatError(where, f"tensor {key!r} exists under two names")
@@ -104,6 +103,15 @@ def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.
     if any(not key.startswith(_PREFIX) and peft.classify(key)[0] != "shared" for key in tensors):
         notes.append(f"{_PREFIX} was added to keys without it")
     return state, tuple(notes)
+
+
+def _named(key: str) -> tuple[str, str] | None:
+    """A key without the adapter's own name, which is not in what peft saves, and that name; None without one."""
+    stem, dot, kind = key.rpartition(".")
+    if kind not in ("weight", "bias"):
+        stem, dot, kind = key, "", ""
+    part, _, name = stem.rpartition(".")
+    return (part + dot + kind, name) if name and part.endswith(_PARTS) else None
 
 
 def _source_metadata(metadata: dict[str, str], where: str) -> dict[str, str]:

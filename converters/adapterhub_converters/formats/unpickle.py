@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.containers import safetensors_file
 
 _SLACK = 512 << 20  # bytes of address space in addition to the tensors
@@ -33,10 +33,17 @@ def main() -> None:
         state = torch.load(src, map_location="cpu", weights_only=True)
         tensors = _tensors(state, torch, limit=2 * size)
     except (MemoryError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        _fail("malformed", str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        _fail("malformed", reason if "weights_only" not in reason else "torch does not read it")
     except Exception as error:  # noqa: BLE001 - UnpicklingError, whose module is not imported here, and whatever else a pickle can raise
-        _fail("refused", (str(error) or type(error).__name__).partition("\n")[0])
+        _fail("refused", _asked_for(str(error)))
     safetensors_file.write(dst, tensors, {"format": "pt"})
+
+
+def _asked_for(message: str) -> str:
+    """What a pickle asks for, without torch's advice to load it in spite of that."""
+    found = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
+    return found[1] if found else "an instruction that no file of tensors needs"
 
 
 def _limit(name: str, value: int) -> None:

@@ -36,6 +36,15 @@ def test_300_000_bad_tensors_are_ten_lines() -> None:
     assert shown + rest == 300_000
 
 
+def test_items_that_were_only_counted_are_counted() -> None:
+    items = [Item("error[nan]", f"layers.{n}", "has a NaN", "Train again", "w") for n in range(3)]
+    assert list(lines(items, None, others={"error[nan]": 299_997})) == [
+        "error[nan] w: layers.0, layers.1, layers.2: has a NaN",
+        "    … and 299,997 more error[nan] (--json has all)",
+        "    hint: Train again",
+    ]
+
+
 @pytest.mark.parametrize("what", ["F16 and Q8_0", "layers.3.q", "sha256:5f2c", "v1.2.3", "x-7"])
 def test_a_number_in_a_name_is_not_a_number(what: str) -> None:
     other = what.replace("3", "4").replace("5", "6").replace("7", "8").replace("16", "17").replace("8_0", "9_0")

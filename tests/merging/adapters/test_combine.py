@@ -67,7 +67,7 @@ def test_modules_that_come_out_as_zero_are_told() -> None:
     assert report.notes == ("1 of 2 modules became zero, for example q",)
 
 
-def test_what_was_said_of_the_adapters_is_said_of_the_merge_once() -> None:
+def test_notes_on_the_adapters_appear_once_in_the_merge() -> None:
     one, other = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
     _, report = combine([one, other], [1, 1], method="linear")
     assert report.notes == ("is odd",)

@@ -228,7 +228,7 @@ def test_elements_are_dropped_or_left_whole_before_they_are_scaled_up(folder: Pa
         assert 0.5 < np.mean(left != 0) < 0.7
 
 
-def test_della_keeps_elements_as_often_as_their_place_in_the_row_says(folder: Path) -> None:
+def test_della_keeps_elements_as_often_as_their_place_in_the_row_implies(folder: Path) -> None:
     likely = [(kept_by_rank(whole, 0.6, 0.3), left != 0) for whole, left in masks(folder, "della")]
     probabilities, kept = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*likely, strict=True))
     for low, high in ((0.3, 0.45), (0.45, 0.6), (0.6, 0.75), (0.75, 0.9)):

@@ -108,7 +108,7 @@ def elect(parts: Sequence[Dense], weights: Sequence[float]) -> Dense:
     return (weighted * agrees).sum(axis=0) / np.where(share.sum(axis=0) > 0, share.sum(axis=0), 1)
 
 
-def test_knots_merges_the_right_vectors_of_the_deltas_beside_each_other() -> None:
+def test_knots_merges_the_right_vectors_of_the_concatenated_deltas() -> None:
     deltas, weights = some(), [0.7, -0.4]
     u, s, vt = np.linalg.svd(np.concatenate([dense(delta) for delta in deltas], axis=1), full_matrices=False)
     u, s, vt = u[:, :8], s[:8], vt[:8]
@@ -328,7 +328,7 @@ def test_all_weight_on_the_first_gives_the_first(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_says_its_formula_paper_rank_and_cost(method: str) -> None:
+def test_a_method_shows_its_formula_paper_rank_and_cost(method: str) -> None:
     text = METHODS[method].run.__doc__ or ""
     assert [part for part in ("Formula: ", "Rank: ", "Paper: ", "Cost: ") if part not in text] == []
     assert METHODS[method].summary.endswith(".")

@@ -90,7 +90,7 @@ def test_an_energy_takes_the_least_ranks_that_keep_it(tmp_path: Path) -> None:
     assert of(QW, report.weights).error == pytest.approx((1.25 / 21.25) ** 0.5, rel=1e-3)
 
 
-def test_what_no_low_rank_delta_holds_is_said_or_kept_whole(tmp_path: Path) -> None:
+def test_what_no_low_rank_delta_can_express_is_reported_or_stored_whole(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 1) @ noise(1, 16), f"{Q}.bias": noise(16)})
     adapter, report = extract(base, tuned, Wanted(rank=1))
@@ -165,7 +165,7 @@ def test_a_quantized_model_and_a_file_are_refused_by_name(tmp_path: Path) -> Non
         extract(base / "model.safetensors", base, Wanted(2))
 
 
-def test_factors_in_sixteen_bits_say_their_own_error(tmp_path: Path) -> None:
+def test_factors_in_sixteen_bits_report_their_own_error(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16)})
     adapter, report = extract(base, tuned, Wanted(rank=2, dtype="BF16"))

@@ -226,7 +226,7 @@ def test_a_scaled_rotary_embedding_is_llama_cpp_s(
     assert_converted(ours, converted(tmp_path / "hf", tmp_path / "theirs.gguf"))
 
 
-def test_a_config_of_older_transformers_says_the_same(tmp_path: Path, converted: Converter) -> None:
+def test_a_config_of_older_transformers_means_the_same(tmp_path: Path, converted: Converter) -> None:
     rope = {**LLAMA3, "original_max_position_embeddings": 64}
     tiny.model(rope_parameters={**rope, "rope_theta": 5e5}).save_pretrained(tmp_path / "hf")
     config = json_file.read_object(tmp_path / "hf/config.json")
@@ -339,7 +339,7 @@ def test_a_vocabulary_of_pieces_is_llama_cpp_s(
         ("tokenizer.model", b"\x0a\xff", "tokenizer.model"),
     ],
 )
-def test_files_beside_pieces_that_are_none_are_refused(
+def test_invalid_files_next_to_pieces_are_refused(
     tmp_path: Path, pieces: Path, name: str, content: bytes, message: str
 ) -> None:
     tiny.model(vocab_size=400).save_pretrained(tmp_path / "hf")
@@ -569,7 +569,7 @@ def test_a_model_of_another_function_than_llama_cpp_s_code_is_refused(
 
 
 @pytest.mark.parametrize("pattern", [2, 6, None])
-def test_an_old_config_says_which_layers_have_a_window_by_a_period(tmp_path: Path, pattern: int | None) -> None:
+def test_an_old_config_gives_the_layers_with_a_window_by_a_period(tmp_path: Path, pattern: int | None) -> None:
     need_module("transformers")
     tiny.model("Gemma3ForCausalLM").save_pretrained(tmp_path / "hf")
     changed(tmp_path / "hf", layer_types=None, sliding_window_pattern=pattern)
@@ -590,7 +590,7 @@ def test_an_old_config_says_which_layers_have_a_window_by_a_period(tmp_path: Pat
         ("GptOssForCausalLM", {"rope_parameters": {**YARN, "truncate": False}}, "rounds the bounds"),
     ],
 )
-def test_what_long_texts_lose_is_said(tmp_path: Path, name: str, config: dict[str, Any], said: str | None) -> None:
+def test_what_long_texts_lose_is_reported(tmp_path: Path, name: str, config: dict[str, Any], said: str | None) -> None:
     need_module("transformers")
     tiny.model(name, **config).save_pretrained(tmp_path / "hf")
     notes = prepared([], tmp_path / "hf", Options(), gguf=True).write(tmp_path / "out.gguf").notes
@@ -681,7 +681,7 @@ def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, raw: bytes, llama: 
         written(tmp_path / "hf", tmp_path / "out.gguf")
 
 
-def test_the_commands_say_what_they_do(tmp_path: Path, run: Run, llama: Any) -> None:
+def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) -> None:
     from adapterhub_converters.formats import peft
 
     folder, adapter = llama

@@ -205,7 +205,7 @@ def test_a_base_that_cannot_be_merged_into_is_refused(tmp_path: Path, spoil: Cal
 FUSE = """
 import resource, sys, time
 from pathlib import Path
-from tests.merge.into_base.test_fuse import PLAIN, fuse
+from tests.merging.into_base.test_fuse import PLAIN, fuse
 base, out, how = sys.argv[1:]
 if how == "small":
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

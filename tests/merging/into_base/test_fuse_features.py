@@ -167,7 +167,7 @@ def test_single_experts_in_every_layout(torch: Any, tmp_path: Path, together: bo
 
 
 @pytest.mark.parametrize("shape", [(), (16,), (4, 16)])
-def test_a_stack_of_experts_that_is_none_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_malformed_stack_of_experts_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}')
     name = "model.layers.0.mlp.experts"
     safetensors_file.write(tmp_path / "model.safetensors", {f"{name}.down_proj": np.zeros(shape, np.float32)}, {"format": "pt"})

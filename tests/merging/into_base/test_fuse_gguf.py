@@ -72,7 +72,7 @@ def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: 
         ("Qwen2MoeForCausalLM", ["mlp.shared_expert_gate"]),
     ],
 )
-def test_what_a_gguf_adapter_cannot_say_goes_into_the_weights(
+def test_what_a_gguf_adapter_cannot_express_goes_into_the_weights(
     tmp_path: Path, converted: Converter, name: str, modules: list[str]
 ) -> None:
     folder, gguf = converted_model(tmp_path, name, converted)

@@ -115,7 +115,7 @@ def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_thi
             assert np.linalg.norm(error) <= np.linalg.norm(peft_error)
 
 
-def test_a_copy_of_a_table_beside_its_delta_changes_nothing(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
+def test_a_copy_of_a_table_next_to_its_delta_changes_nothing(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
     base = llama("bfloat16")
     adapter = peft.read(trained(base, dtype="float32", r=4, target_modules=["embed_tokens", "up_proj"]))
     name = "model.embed_tokens.weight"

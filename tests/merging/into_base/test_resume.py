@@ -40,7 +40,7 @@ MERGE = """
 import sys, time
 from pathlib import Path
 from adapterhub.merging import fuse
-from tests.merge.into_base.test_resume import OPTIONS, adapter
+from tests.merging.into_base.test_resume import OPTIONS, adapter
 folder = Path(sys.argv[1])
 def wait(done, size):
     if done > size // 2:

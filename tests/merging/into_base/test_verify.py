@@ -83,7 +83,7 @@ def test_another_strength_is_named_and_measured(tmp_path: Path, scale: float, ve
     assert strength(found, QW) == pytest.approx((scale,), abs=1e-4)
 
 
-def test_a_module_that_was_passed_over_is_absent(tmp_path: Path) -> None:
+def test_a_skipped_module_is_absent(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
 
     def one(tensors: dict[str, np.ndarray]) -> None:

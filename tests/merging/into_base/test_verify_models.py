@@ -84,7 +84,7 @@ def test_experts(torch: Any, tmp_path: Path, name: str, together: bool) -> None:
     good(adapters, base, tmp_path / "again", least=6)
 
 
-def test_one_expert_that_was_passed_over_among_others(torch: Any, tmp_path: Path) -> None:
+def test_one_skipped_expert_among_others(torch: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     base = saved(tiny.model("Qwen3MoeForCausalLM"), tmp_path / "base")
     listed = tensors_of(base)

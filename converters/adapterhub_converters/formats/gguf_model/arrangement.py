@@ -9,7 +9,6 @@ computed from the config, the rotary factors of Llama 3 (conversion/llama.py, `g
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import Architecture, layer_of
 from adapterhub_converters.containers.gguf_file import Value, f32
@@ -26,7 +26,7 @@ from .configured import Config
 from .metadata import head_size, rotated
 
 Shape = tuple[int, ...]
-_UNUSED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
+_UNUSED = linear.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
 """Buffers in old checkpoints."""
 
 

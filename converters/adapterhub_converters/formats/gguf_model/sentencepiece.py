@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import Value, string, strings
+from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 
 from .byte_level import looks_special
@@ -38,7 +39,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     try:
         if path.stat().st_size > _MAX:
             raise FormatError(str(path), f"more than {_MAX} bytes: not a tokenizer")
-        raw = path.read_bytes()
+        raw = read_bytes(path)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
     pieces, kind, prefixed = [], 1, True

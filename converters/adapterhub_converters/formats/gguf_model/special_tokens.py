@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    document = json_file.parse_object(json_file.read_text(path, _MAX), str(path))
+    document = json_file.parse_object(json_file.read_text(path, _MAX), str(path), memory=_MAX_MEMORY)
     for name, good in (_JSON if path.name == "tokenizer.json" else _CONFIG).items():
         if not good(document.get(name)):
             raise FormatError(str(path), f"{name} is malformed")
@@ -108,6 +108,7 @@ _CONFIG = {
 }
 
 
+_MAX_MEMORY = 2 * json_file.MAX_MEMORY  # of the objects in it; theirs are estimated at 200 MB
 _MAX = 256 << 20  # bytes of a tokenizer.json; those of a quarter of a million tokens take 30 MB
 
 

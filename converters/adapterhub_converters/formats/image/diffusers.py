@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
@@ -32,8 +32,8 @@ CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, with keys that begin with the model."""
 _PREFIX = "base_model.model."
 # Names of diffusers' modules that LLMs do not have; a GPT-2's targets begin with `transformer.` too.
-_DIFFUSERS = re.compile(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
-_OLD = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
+_DIFFUSERS = linear.Pattern(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
+_OLD = linear.Pattern(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
 _HALVES = {"down": "lora_A", "up": "lora_B"}
 _PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias", "magnitude": ".lora_magnitude_vector"}
 
@@ -169,7 +169,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     for model in sorted({pipeline.part_of(target) for target in named.deltas}):
         inner = {t.removeprefix(f"{model}."): d for t, d in named.deltas.items() if pipeline.part_of(t) == model}
         alone = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
-        config |= {f"{model}.{key}": value for key, value in json.loads(peft.config_text(alone)).items()}
+        config |= {f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(alone), str(path)).items()}
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
     own = pipeline.own_header(named)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.

@@ -7,9 +7,9 @@ The table that is written is determined by the modules, the source's header or t
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
@@ -19,7 +19,7 @@ from . import pipeline, tables
 from .table import Reading, Table
 
 # Z-Image's MLP, whose name is the same in Meta's own Llama.
-_LLAMA_TOO = re.compile(r"layers\.[0-9]+\.feed_forward\.")
+_LLAMA_TOO = linear.Pattern(r"layers\.[0-9]+\.feed_forward\.")
 # Prefix to the model; "" for the one that is not a text encoder.
 _PREFIXES = {
     "lora_unet_": "", "lora_transformer_": "", "diffusion_model.": "", "lycoris_": "", "lora_te_": "text_encoder",
@@ -30,10 +30,10 @@ _PREFIXES = {
 TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
 """Prefixes that only trainers of adapters write, also for kinds that are not supported."""
 # FLUX.1, HunyuanVideo and Stable Diffusion 3 as some trainers save them: without a model, or with diffusers' name of it.
-_BARE = re.compile(r"(?:transformer\.)?(?=(?:double|single|joint)_blocks\.\d+\.)")
 # Keys with sd-scripts' and musubi's name of the model, and models not supported though their names are other families'.
 _MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
-_UNREAD = re.compile(r"hunyuan[-_]?image|hunyuan[-_]video[-_]1[-._]5|flux[._-]?3")
+_SEVERAL = linear.Pattern(r"\.transformer_blocks\.[1-9]")
+_UNREAD = linear.Pattern(r"hunyuan[-_]?image|hunyuan[-_]video[-_]1[-._]5|flux[._-]?3")
 
 Outlines = Mapping[str, tuple[int, int] | None]
 """Module to the rows and columns of its weight; None if they do not follow from its factors."""
@@ -41,7 +41,7 @@ Outlines = Mapping[str, tuple[int, int] | None]
 
 def is_ours(name: str) -> bool:
     """Whether a tensor has a name of kohya, LyCORIS, ComfyUI or XLabs."""
-    return bool(name.startswith(tuple(_PREFIXES)) or _BARE.match(name))
+    return bool(name.startswith(tuple(_PREFIXES)) or _bare(name))
 
 
 def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) -> dict[str, str]:
@@ -63,7 +63,7 @@ def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
     text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
     if _UNREAD.search(text):
         return ()
-    found = tuple(table for table in tables.TABLES if table.headers and re.search(table.headers, text))
+    found = tuple(table for table in tables.TABLES if table.headers and linear.Pattern(table.headers).search(text))
     # SDXL's modules have the names of its checkpoint, or diffusers'.
     return ((tables.SD, *found) if tables.SDXL in found else found) or None
 
@@ -101,9 +101,17 @@ def _prefix(stem: str, where: str) -> tuple[str, str]:
     for prefix, part in _PREFIXES.items():
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
-    if _BARE.match(stem):
-        return "", _BARE.sub("", stem, count=1)
+    if bare := _bare(stem):
+        return "", bare
     raise RefusedError(where, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
+
+
+def _bare(stem: str) -> str:
+    """The name of a module in a transformer that has none of the prefixes; empty for any other."""
+    name = stem.removeprefix("transformer.")
+    kind, _, rest = name.partition("_blocks.")
+    number, dot, _ = rest.partition(".")
+    return name if kind in ("double", "single", "joint") and dot and number.isdecimal() else ""
 
 
 class _Modules:
@@ -292,7 +300,7 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
 def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
     """The table of the model by the base, the source's header or the modules; None if they do not determine it."""
     name = base.architecture if base else ""
-    if own := next((table for table in tables.TABLES if table.classes and re.match(table.classes, name)), None):
+    if own := next((table for table in tables.TABLES if table.classes and linear.Pattern(table.classes).match(name)), None):
         return own
     named = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
     if named:
@@ -302,12 +310,12 @@ def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Tab
     modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
     if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL
-    return tables.SD if modules or any(re.match(r"(?:down|up)_blocks\.3\.", path) for path in bare) else None
+    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in bare) else None
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
     """Whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
-    return any("add_embedding." in path or re.search(r"\.transformer_blocks\.[1-9]", path) for path in paths)
+    return any("add_embedding." in path or _SEVERAL.search(path) for path in paths)
 
 
 # ---- Models of a pipeline

@@ -7,10 +7,12 @@ A table is closed: a name is in it or unknown. `N` in a path stands for a number
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+
+from adapterhub_converters import linear
+from adapterhub_converters.patterns import escape
 
 
 @dataclass(frozen=True)
@@ -92,32 +94,39 @@ class Table:
         return None
 
     @functools.cached_property
-    def _patterns(self) -> dict[str, list[tuple[re.Pattern[str], Reading]]]:
-        found: dict[str, list[tuple[re.Pattern[str], Reading]]] = {}
+    def _patterns(self) -> dict[str, list[tuple[linear.Pattern, Reading]]]:
+        found: dict[str, list[tuple[linear.Pattern, Reading]]] = {}
         for path, reading in self.modules.items():
-            found.setdefault(_shape(path.replace(".", "_")), []).append((_pattern(path, r"[._]"), reading))
+            found.setdefault(_shape(_numbered(path).replace(".", "_")), []).append((_pattern(path, r"[._]"), reading))
         return found
 
     @functools.cached_property
-    def _inverse(self) -> dict[str, list[tuple[re.Pattern[str], str, Reading]]]:
-        found: dict[str, list[tuple[re.Pattern[str], str, Reading]]] = {}
+    def _inverse(self) -> dict[str, list[tuple[linear.Pattern, str, Reading]]]:
+        found: dict[str, list[tuple[linear.Pattern, str, Reading]]] = {}
         for path, reading in self.modules.items():
             for target in reading.targets:
-                found.setdefault(_shape(target), []).append((_pattern(target, r"\."), path, reading))
+                found.setdefault(_shape(_numbered(target)), []).append((_pattern(target, r"\."), path, reading))
         return found
 
 
 def _shape(path: str) -> str:
     """A path without its numbers, as a key: only the few entries with the same one are matched."""
-    return _NUMBER.sub("#", path)
+    shape = path.translate(_AS_MARKS)
+    while "##" in shape:  # each round halves them
+        shape = shape.replace("##", "#")
+    return shape
 
 
-_NUMBER = re.compile(r"[0-9]+|(?<![A-Za-z])N(?![A-Za-z])")
+_AS_MARKS = str.maketrans("0123456789", "#" * 10)
 
 
-def _pattern(path: str, dot: str) -> re.Pattern[str]:
-    words = ("(0|[1-9][0-9]{0,3})" if word == "N" else re.escape(word) for word in path.split("."))
-    return re.compile(dot.join(words))
+def _pattern(path: str, dot: str) -> linear.Pattern:
+    words = ("(0|[1-9][0-9]{0,3})" if word == "N" else escape(word) for word in path.split("."))
+    return linear.Pattern(dot.join(words))
+
+
+def _numbered(path: str) -> str:
+    return _filled(path, ("0",) * path.split(".").count("N"))
 
 
 def _filled(path: str, numbers: tuple[str, ...]) -> str:

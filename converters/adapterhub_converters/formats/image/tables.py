@@ -9,9 +9,10 @@ canonical ones, are those of its converters of whole checkpoints (0.42, `loaders
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from fractions import Fraction
+
+from adapterhub_converters import linear
 
 from .table import Reading, Table, joined, own, renamed
 
@@ -244,7 +245,7 @@ def _lumina() -> Iterator[tuple[str, Reading]]:
 
 
 _FLUX_HEADERS = r"flux[._-]?1|flux_kontext|chroma"
-FLUX = Table("FLUX.1", "transformer", dict(_flux()), headers=_FLUX_HEADERS, classes=r"Flux(?![23])|Chroma")
+FLUX = Table("FLUX.1", "transformer", dict(_flux()), headers=_FLUX_HEADERS, classes=r"Flux($|[^23])|Chroma")
 XLABS = Table("FLUX.1 by XLabs", "transformer", dict(_xlabs()), headers=_FLUX_HEADERS, writes=False)
 FLUX2 = Table("FLUX.2", "transformer", dict(_flux2()), headers=r"flux[._-]?2", classes="Flux2")
 FLUX2_OWN = Table(
@@ -265,7 +266,7 @@ TRANSFORMER = Table(
 WAN = Table("Wan", "transformer", renamed(_wan()), headers="wan", classes="Wan")
 HUNYUAN = Table(
     "HunyuanVideo", "transformer", dict(_hunyuan()), prefix=_DIFFUSION_MODEL, headers="hunyuan[-_]video",
-    classes="HunyuanVideo(?!15|Framepack)",
+    classes=r"HunyuanVideo($|[^1F])",
 )  # fmt: skip
 HUNYUAN_MUSUBI = dataclasses.replace(
     HUNYUAN, name="HunyuanVideo by musubi-tuner", prefix="lora_unet_", classes="", variant=True
@@ -327,7 +328,7 @@ _KINDS = ("resnets", "attentions")
 
 
 SD = Table(
-    "Stable Diffusion", "unet", own(*_unet()), headers="sd_v[12]|stable-diffusion-v[12]", classes="StableDiffusion(?!XL|3)"
+    "Stable Diffusion", "unet", own(*_unet()), headers="sd_v[12]|stable-diffusion-v[12]", classes=r"StableDiffusion($|[^X3])"
 )
 SDXL = Table("SDXL", "unet", renamed(_ldm()), headers="sdxl|stable-diffusion-xl", classes="StableDiffusionXL")
 TABLES = (SD, SDXL, *TRANSFORMERS)
@@ -343,8 +344,8 @@ TEXT = Table(
     own(*joined("text_model.encoder.layers.N", " ".join(_CLIP)), *joined("encoder.block.N", " ".join(_T5)), "text_projection"),
 )
 
-_3X3 = re.compile(r"unet\.(?:conv_in|conv_out|.+\.(?:conv1|conv2|(?:down|up)samplers\.0\.conv))")
-_1X1 = re.compile(r"unet\..+\.conv_shortcut")
+_3X3 = linear.Pattern(r"unet\.(?:conv_in|conv_out|.+\.(?:conv1|conv2|(?:down|up)samplers\.0\.conv))")
+_1X1 = linear.Pattern(r"unet\..+\.conv_shortcut")
 
 
 def kernel(target: str) -> tuple[int, ...]:

@@ -9,16 +9,18 @@ down_proj together, as the output of one is the input of the other; and then by 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter.deltas import StackedLowRank
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
+
+_VERSION = linear.Pattern(r"(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?")
 
 # The order in which transformers' expert modules define their parameters: peft wraps the first innermost.
 _ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -61,7 +63,10 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
         raise FormatError(where, '"target_parameters" is not a list of names')
     depth: dict[str, int] = {}
     for name in modules:
-        module = re.sub(r"(\.base_layer)+$", "", name)
+        parts = name.split(".")
+        while len(parts) > 1 and parts[-1] == "base_layer":
+            parts.pop()
+        module = ".".join(parts)
         depth[module] = max(depth.get(module, 0), name.count(".base_layer"))
     found: dict[str, str] = {}
     for module, deepest in depth.items():
@@ -152,7 +157,7 @@ def _by_version(target: str, version: tuple[int, int, int] | None, base: BaseSpe
 
 
 def _parsed(version: object) -> tuple[int, int, int] | None:
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version) if isinstance(version, str) else None
+    found = _VERSION.match(version) if isinstance(version, str) else None
     return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
 
 

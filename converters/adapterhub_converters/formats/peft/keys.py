@@ -6,7 +6,6 @@ DistributedDataParallel, the adapter's own name. PEFT silently skips such a tens
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -19,11 +18,10 @@ from . import experts
 PREFIX = "base_model.model."
 # Components that wrappers insert anywhere (torch.compile, FSDP, activation checkpointing).
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_PARTS = (
-    r"lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|modules_to_save|trainable_tokens_delta"
-    r"|hada_\w+|lokr_\w+|vera_A|vera_B|vera_lambda_[bd]"
-)
-_NAMED = re.compile(rf"\.({_PARTS})\.(?!weight$|bias$)([^.]+)((?:\.[^.]+)*)$")
+_PARTS = {
+    "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "modules_to_save",
+    "trainable_tokens_delta", "vera_A", "vera_B", "vera_lambda_b", "vera_lambda_d",
+}  # fmt: skip
 
 # Suffix of a key to its part of a delta (peft, `utils/save_and_load.py`).
 _SUFFIXES = {
@@ -35,12 +33,15 @@ _SUFFIXES = {
     ".lora_B.bias": "bias",
 }
 # Names without a suffix, of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
-_BARE = re.compile(r"\.(lora_A|lora_B|lora_E|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|vera_lambda_[bd])$")
+_BARE = {
+    "lora_A", "lora_B", "lora_E", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1",
+    "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "vera_lambda_b", "vera_lambda_d",
+}  # fmt: skip
 # VeRA's projections, which all modules share.
 SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
 _ROWS = ".token_adapter.trainable_tokens_delta"
-# A copy of the base's weight, by the names that peft's wrappers have for what they wrap.
-_COPY = re.compile(r"^(.+?)(?:\.token_adapter)?\.(?:base_layer|original_module)\.(weight|bias)$")
+# The names that peft's wrappers have for what they wrap, a copy of the base's weight.
+_COPIES = (".base_layer", ".original_module")
 
 
 def classify(key: str) -> tuple[str, str, str]:
@@ -65,17 +66,18 @@ def _pair(name: str) -> tuple[str, str, str] | None:
     for suffix, part in _SUFFIXES.items():
         if name.endswith(suffix):
             return "pair", name.removesuffix(suffix), part
-    bare = _BARE.search(name)
-    return ("pair", name[: bare.start()], bare.group(1)) if bare else None
+    module, dot, bare = name.rpartition(".")
+    return ("pair", module, bare) if dot and bare in _BARE else None
 
 
 def _whole(name: str) -> tuple[str, str, str] | None:
     if "lora_" in name or not name.endswith((".weight", ".bias")):
         return None
-    copy = _COPY.match(name)
-    if copy:
+    wrapper, _, kind = name.rpartition(".")
+    if wrapper.endswith(_COPIES):
+        module = wrapper.rpartition(".")[0].removesuffix(".token_adapter")
         # Biases are trained in place (bias="all"); the weight under a delta is frozen.
-        return "copy" if copy.group(2) == "weight" else "replaced", f"{copy.group(1)}.{copy.group(2)}", ""
+        return "copy" if kind == "weight" else "replaced", f"{module}.{kind}", ""
     return ("replaced", name, "") if ".base_layer." not in name else None
 
 
@@ -84,22 +86,34 @@ def native(key: str) -> str:
     name = key
     if "._" in key or key.startswith(("_", "module.", PREFIX * 2)):
         parts = [part for part in key.split(".") if part not in _WRAPPERS]
-        while parts[:1] == ["module"]:
-            parts = parts[1:]
-        while parts[:4] == ["base_model", "model"] * 2:
-            parts = parts[2:]
-        name = ".".join(parts)
-    found = _NAMED.search(name)
-    if found:
-        part, _, rest = found.groups()
-        name = name[: found.start()] + ("" if part == "modules_to_save" else f".{part}") + rest
+        start = 0
+        while parts[start : start + 1] == ["module"]:
+            start += 1
+        while parts[start : start + 4] == ["base_model", "model"] * 2:
+            start += 2
+        name = ".".join(parts[start:])
+    parts = name.split(".")
+    if at := _own_name(parts):
+        name = ".".join([*parts[: at - (parts[at - 1] == "modules_to_save")], *parts[at + 1 :]])
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
 def adapter_name(key: str) -> str | None:
     """The adapter's own name in a key: `default` in `….lora_A.default.weight`, None without one."""
-    found = _NAMED.search(key)
-    return found.group(2) if found else None
+    parts = key.split(".")
+    at = _own_name(parts)
+    return parts[at] if at else None
+
+
+def _own_name(parts: list[str]) -> int:
+    """The place of the adapter's own name among the parts of a key, behind the part of a delta; 0 without one."""
+    for at in range(2, len(parts)):
+        if (parts[at - 1] in _PARTS or parts[at - 1].startswith(("hada_", "lokr_"))) and parts[at:] not in (
+            ["weight"],
+            ["bias"],
+        ):
+            return at if all(parts[at:]) else 0
+    return 0
 
 
 def cleaned(keys: Mapping[str, object], where: str) -> tuple[dict[str, str], list[str]]:

@@ -8,19 +8,18 @@ which its files do not record.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, unmeasured
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
 
 from .keys import classify
 
-_FOUR_BITS = re.compile(r"(.+?)(?:-unsloth)?-bnb-4bit")
-_WRAPPED = re.compile(r"\.linear(?=\.lora_)")
+_FOUR_BITS = "-bnb-4bit"
+_WRAPPED = ".linear.lora_"
 # The keys that torchtune's recipes write (`recipes/lora_finetune_single_device.py`).
 _TORCHTUNES = {"r", "lora_alpha", "target_modules", "peft_type"}
 _TURNED = (".q_proj", ".k_proj")
@@ -39,7 +38,7 @@ def unwrapped(files: Mapping[str, str], base: BaseSpec | None) -> tuple[dict[str
     Returns:
         The same map with the right names, and notes.
     """
-    odd = {name: _WRAPPED.sub("", name) for name in files if _WRAPPED.search(name)}
+    odd = {name: name.replace(_WRAPPED, ".lora_") for name in files if _WRAPPED in name}
     if not odd:
         return dict(files), []
     known = base.tensors if base is not None else {}
@@ -79,9 +78,9 @@ def missing_magnitudes(adapter: Adapter) -> Iterator[str]:
 def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
     """Notes on an adapter that was read."""
     name = config.get("base_model_name_or_path")
-    match = _FOUR_BITS.fullmatch(name) if isinstance(name, str) else None
-    if match:
-        yield f"its base {name} is in 4 bits; {match[1]}, or the model that was made from, is the same in 16 bits"
+    if isinstance(name, str) and name.endswith(_FOUR_BITS):
+        whole = name.removesuffix(_FOUR_BITS).removesuffix("-unsloth")
+        yield f"its base {name} is in 4 bits; {whole}, or the model that was made from, is the same in 16 bits"
     for part, key, what in (("bias", "lora_bias", "a lora_B.bias"), ("magnitude", "use_dora", "a magnitude")):
         found = [target for target, own in parts.items() if part in own]
         if found and not config.get(key):
@@ -95,7 +94,7 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
 def alpha_is_rank(metadata: Mapping[str, str]) -> bool:
     """Whether ai-toolkit wrote a file of peft's names: its alpha is the rank, whatever it trained with."""
     try:
-        software = json.loads(metadata.get("software", "null"))
-    except ValueError:
+        software = json_file.parse(metadata.get("software", "null"), "")
+    except FormatError:
         return False
     return isinstance(software, dict) and software.get("name") == "ai-toolkit"

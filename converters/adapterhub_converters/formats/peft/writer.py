@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.patterns import escape
 
 from . import experts
 from .config import CONFIG, WEIGHTS
@@ -144,7 +144,7 @@ def _most_common(values: Iterable[Any]) -> Any:
 
 def _exactly(target: str) -> str:
     # peft matches `(.*\.)?(KEY)$` against the path: a full path needs no ^.
-    return re.escape(target)
+    return escape(target)
 
 
 def _number(alpha: float) -> int | float:

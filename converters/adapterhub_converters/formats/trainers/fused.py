@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, yaml_lines
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, Meta, TensorLoss, beyond_deltas
 from adapterhub_converters.architectures.names import Order, in_layer, layer_of
 from adapterhub_converters.bases import BaseSpec
@@ -375,9 +374,6 @@ def adapter_of(file: File, deltas: Mapping[str, Delta], base: BaseSpec) -> Adapt
     return Adapter(deltas, meta=Meta(base_model=base.repo, revision=base.revision), notes=file.notes)
 
 
-_SCALAR = re.compile(r"^(\s*)([A-Za-z_]\w*):\s*([^#\s][^#]*?)?\s*(?:#.*)?$")
-
-
 def scalars(path: Path, section: str = "") -> dict[str, str]:
     """The `key: value` lines of a YAML file as text: the top level, or the first level under `section:`."""
     if not path.is_file():
@@ -385,10 +381,11 @@ def scalars(path: Path, section: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     inside, depth = not section, 0
     for line in json_file.read_text(path).splitlines():
-        match = _SCALAR.match(line)
-        if not match:
+        inner = line.lstrip()
+        pair = yaml_lines.key_of(inner)
+        if not pair:
             continue
-        indent, key, value = len(match[1]), match[2], match[3] or ""
+        indent, key, value = len(line) - len(inner), pair[0], yaml_lines.scalar(pair[1])
         if section and not indent:
             inside, depth = key == section, 0
         elif inside and (not section or indent == (depth := depth or indent)) and (section or not indent):

@@ -9,12 +9,12 @@ rows in that order if all three have LoRA.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
@@ -38,7 +38,7 @@ _OPTIONS = {
     "lora_query": (_QKV[0],), "lora_key": (_QKV[1],), "lora_value": (_QKV[2],), "lora_projection": ("self_attn.o_proj",),
     "lora_mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_head": ("lm_head",),
 }  # fmt: skip
-_KEY = re.compile(
+_KEY = linear.Pattern(
     r"(?:transformer\.h\.(0|[1-9][0-9]{0,5})\.)?(attn\.qkv|attn\.attn|attn\.proj|mlp\.fc_1|mlp\.fc_2|mlp\.proj|lm_head)\.lora_([AB])"
 )
 _OPTIONS_FILE = "hyperparameters.yaml"

@@ -9,7 +9,6 @@ to `adapter_up`. Follows Megatron-Bridge 067f987 (`models/conversion/peft_bridge
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
@@ -35,7 +35,7 @@ _EXPERTS = {
     "Qwen2MoeForCausalLM": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
     "Qwen3MoeForCausalLM": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
 }
-_KEY = re.compile(
+_KEY = linear.Pattern(
     r"(?:decoder\.layers\.(?P<layer>0|[1-9][0-9]{0,5})\.)?"
     r"(?P<path>self_attention\.linear_(?:qkv|proj)|output_layer"
     r"|mlp\.(?:experts\.(?:local_experts\.(?P<expert>0|[1-9][0-9]{0,4})\.)?)?linear_fc[12])"
@@ -209,7 +209,7 @@ class _Module:
     """A module of the file: the common prefix of its factors' names, the match of `_KEY`, and the factors."""
 
     stem: str
-    match: re.Match[str]
+    match: linear.Match
     lora_A: np.ndarray
     lora_B: np.ndarray
 
@@ -222,7 +222,7 @@ def _recorded(path: Path) -> dict[str, float]:
 
 
 def _modules(file: fused.File) -> list[_Module]:
-    stems: dict[str, dict[str, re.Match[str]]] = {}
+    stems: dict[str, dict[str, linear.Match]] = {}
     odd = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
@@ -352,7 +352,7 @@ OWN = {
     "self_attn.q_proj": "adapter_q", "self_attn.k_proj": "adapter_k", "self_attn.v_proj": "adapter_v",
     "mlp.gate_proj": "adapter_gate", "mlp.up_proj": "adapter_up",
 }  # fmt: skip
-_EXPERT = re.compile(
+_EXPERT = linear.Pattern(
     r"(?:mlp|block_sparse_moe)\.experts\.(0|[1-9][0-9]{0,4})\.(?:(gate_proj|w1)|(up_proj|w3)|(?:down_proj|w2))"
 )
 

@@ -8,22 +8,22 @@ ranks, and each rank counts its own layers and experts from 0 (Megatron-Core, `t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import fused
 
-_RANK = re.compile(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
-_LAYER = re.compile(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
-_EXPERT = re.compile(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
-_WRAPPED = re.compile(r"^(?:module\.|model\.)+")
+_RANK = linear.Pattern(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
+_LAYER = linear.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
+_EXPERT = linear.Pattern(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
+_WRAPPED = linear.Pattern(r"^(?:module\.|model\.)+")
 
 Rank = tuple[int, int, int]
 """The indices of a rank among the tensor, pipeline and expert ranks."""
@@ -110,7 +110,7 @@ def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
     return np.concatenate(list(parts), axis)
 
 
-def _numbers(stage: Mapping[str, np.ndarray], pattern: re.Pattern[str]) -> list[int]:
+def _numbers(stage: Mapping[str, np.ndarray], pattern: linear.Pattern) -> list[int]:
     return [int(match[2]) for name in stage if (match := pattern.fullmatch(name))]
 
 
@@ -128,7 +128,7 @@ def _offset(found: Sequence[int], rank: tuple[int, int], total: int, what: str) 
     raise FormatError(f"rank {rank[0]} of {rank[1]}", reason)
 
 
-def _moved(name: str, pattern: re.Pattern[str], by: int) -> str:
+def _moved(name: str, pattern: linear.Pattern, by: int) -> str:
     match = pattern.fullmatch(name)
     return f"{match[1]}{int(match[2]) + by}{match[3]}" if match and by else name
 

@@ -9,12 +9,12 @@ of those rows. The export permutes `lora_b` back but not the magnitude, and it p
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.architectures import names
@@ -39,7 +39,7 @@ _TURNED = {
 }  # fmt: skip
 # Its options: `lora_attn_modules` one by one, the MLP as a whole, the output layer.
 _GROUPS = (*((f"self_attn.{x}_proj",) for x in "qkvo"), ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), ("lm_head",))
-_KEY = re.compile(
+_KEY = linear.Pattern(
     r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(attn\.(?:q|k|v|output)_proj|mlp\.w[123]|output)\.(lora_a\.weight|lora_b\.weight|magnitude)"
 )
 

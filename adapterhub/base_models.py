@@ -1,0 +1,100 @@
+"""Base models: read from their headers, and converted as a whole between the two kinds that runtimes load."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapterhub_converters.errors import UsageError
+
+from . import sources
+from .workspace import Progress, StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.merging import FuseReport
+    from adapterhub_converters.bases import BaseSpec
+
+
+def read_base(base: StrPath, *, workspace: Workspace | None = None) -> BaseSpec:
+    """Read a base model from its headers, for several calls that need it.
+
+    Args:
+        base: A folder, a file, `hf://org/model`, a URL, or the name of a base in the registry.
+        workspace: Where names are looked up, and which hub is asked.
+
+    Example:
+        >>> tiny = ah.read_base("./tiny")
+        >>> [ah.check(path, base=tiny).ok for path in ("./sql", "./french")]
+        [True, True]
+    """
+    return sources.read_base(base, workspace or Workspace())
+
+
+@dataclass(frozen=True, repr=False)
+class ConvertedModel:
+    """A whole model in another format.
+
+    Attributes:
+        path: The folder or the GGUF file.
+        files: Names of the files.
+        size: Bytes of all files.
+        report: Of a GGUF: its tensors, and what was rounded.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    size: int
+    report: FuseReport | None = None
+
+    def __repr__(self) -> str:
+        return f"<ConvertedModel {self.path}: {len(self.files)} files, {self.size:,} bytes>"
+
+
+def convert_model(
+    source: StrPath,
+    target: StrPath,
+    *,
+    to: Literal["gguf", "hf"],
+    dtype: str = "source",
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> ConvertedModel:
+    """Convert a base model: a Hugging Face folder to a GGUF file, or a GGUF file to a Hugging Face folder.
+
+    Args:
+        source: The model's folder or file.
+        target: The file or folder to write. It must not exist, and appears whole or not at all.
+        to: `gguf` or `hf`.
+        dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0`, `q4_0` …; a folder has bf16.
+        progress: Called with bytes done and bytes in all.
+        workspace: Where progress is reported to, if not to `progress`.
+
+    Raises:
+        RefusedError: The architecture or a tensor is not supported.
+        OutputExistsError: `target` exists.
+
+    Example:
+        >>> ah.convert_model("./bare", "bare.gguf", to="gguf").files
+        ('bare.gguf',)
+    """
+    path, out = sources.existing(os.fspath(source)), Path(target)
+    if to == "hf":
+        from adapterhub_converters.formats.gguf_model import to_folder
+
+        if path.is_dir():
+            raise UsageError(str(path), "is a folder, and a GGUF base model is needed", "Name the .gguf file")
+        to_folder.to_hf(path, out)
+        sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
+        return ConvertedModel(out, tuple(sizes), sum(sizes.values()))
+    from adapterhub.merging import Options, prepared
+    from adapterhub_converters.containers import atomic
+
+    atomic.check_free(out, folder=False)
+    floats = dtype if dtype in ("f32", "f16", "bf16") else None
+    blocks = None if floats or dtype == "source" else dtype
+    model = prepared([], path, Options(dtype=floats, requantize=blocks, dequantize=True), gguf=True)
+    with (workspace or Workspace()).showing(progress).bar("converting") as show:
+        report = model.write(out, show)
+    return ConvertedModel(out, (out.name,), out.stat().st_size, report)

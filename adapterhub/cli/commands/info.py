@@ -1,0 +1,192 @@
+"""`adapterhub info`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub.cli import environment, errors, output
+from adapterhub.cli.options import Settings, command
+from adapterhub.version import __version__
+from adapterhub_converters.errors import AdapterhubError
+
+# Packages that commands import when they need them, with what needs them.
+_PACKAGES = {
+    "numpy": "all commands", "huggingface_hub": "the Hub", "torch": "train, eval", "transformers": "train, eval",
+    "tokenizers": "train, eval", "safetensors": "train, eval", "bitsandbytes": "train", "matplotlib": "pictures",
+    "keyring": "logins", "obstore": "object stores", "pyarrow": "Parquet",
+    "peft": "comparisons", "llama-cpp-py-sync": "comparisons",
+}  # fmt: skip
+_LITTLE = 1 << 30  # bytes of free space below which a transfer or a merge is likely to fail
+
+
+@command(
+    "info",
+    example="""
+    adapterhub info
+    adapterhub info --json""",
+)
+@click.pass_obj
+def info(settings: Settings) -> None:
+    """Show which registry, project, remotes, logins, caches and packages are in use, and what is wrong with them.
+
+    Contacts no server and shows no secret. Exits with 1 if there is a problem.
+    """
+    problems: list[str] = []
+    document = {
+        "adapterhub": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "registry": _registry(settings, problems),
+        "settings": _settings_files(problems),
+        "remotes": _remotes(problems),
+        "logins": _logins(problems),
+        "hub": _hub(problems),
+        "cache": _folder(environment.cache_folder()),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "problems": problems,
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _write(document))
+    if problems:
+        raise SystemExit(1)
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Turn an error into a problem."""
+    try:
+        yield
+    except AdapterhubError as error:
+        found = errors.in_words_of_the_command_line(error)
+        text = output.one_line(str(found))
+        if text not in problems:
+            problems.append(text)
+
+
+def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
+    with _noting(problems):
+        path, found["chosen_by"] = environment.chosen_registry(settings)
+        found["path"] = str(path)
+        found["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
+        if found["exists"]:
+            with environment.open_registry(settings) as registry:
+                rows = registry.list()
+            found |= {"adapters": len({row.name for row in rows}), "versions": len(rows)}
+            found |= {"writable": os.access(path, os.W_OK), **_folder(path / ".adapterhub")}
+            if not found["writable"]:
+                problems.append(f"{path}: not writable; versions can be read, not pushed")
+            if found["free"] is not None and found["free"] < _LITTLE:
+                problems.append(f"{path}: only {output.size(found['free'])} free on this disk")
+    return found
+
+
+def _settings_files(problems: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"project": None, "policy": False, "lock": None, "user": None}
+    from adapterhub.project.policy import Policy
+
+    with _noting(problems):
+        if project := environment.project():
+            found |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
+    with _noting(problems):
+        lock = environment.lock_file()
+        found["lock"] = str(lock) if lock.is_file() else None
+        if mine := environment.user():
+            found["user"] = str(mine.path)
+    return found
+
+
+def _remotes(problems: list[str]) -> list[dict[str, Any]]:
+    with _noting(problems):
+        default, there = environment.default_remote(), environment.remotes()
+        if default and default not in there:
+            problems.append(f"{default}: the default remote, but no remote has this name; `adapterhub remote add` adds it")
+        return [
+            {"name": name, "url": remote.url, "settings": str(remote.path), "default": name == default}
+            for name, remote in there.items()
+        ]
+    return []
+
+
+def _logins(problems: list[str]) -> dict[str, Any]:
+    from adapterhub.remotes.oci import credentials
+
+    path = environment.docker_config()
+    found: dict[str, Any] = {"file": str(path), "hosts": []}
+    with _noting(problems):
+        found["hosts"] = credentials.hosts(path)
+    return found
+
+
+def _hub(problems: list[str]) -> dict[str, Any]:
+    if environment.is_offline():
+        return {"endpoint": None, "token": False, "offline": True}
+    with _noting(problems):
+        hub = environment.hub()
+        return {"endpoint": hub.endpoint, "token": bool(hub.token), "offline": False}
+    return {"endpoint": None, "token": False, "offline": False}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    """A folder with the bytes in it and those free on its disk."""
+    found: dict[str, Any] = {"path": str(path), "size": 0, "free": None}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                found["size"] += os.lstat(os.path.join(folder, name)).st_size
+    with suppress(OSError):
+        found["free"] = shutil.disk_usage(path).free
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write(document: dict[str, Any]) -> None:
+    registry, files, hub = document["registry"], document["settings"], document["hub"]
+    cache, packages = document["cache"], document["packages"]
+    contents = f"{output.plural(registry['adapters'], 'adapter')}, {output.plural(registry['versions'], 'version')}"
+    token = "with a token" if hub["token"] else "without a token"
+    lines = {
+        "adapterhub": f"{document['adapterhub']}, Python {document['python']}",
+        "registry": f"{registry['path']} ({registry['chosen_by']})",
+        "": f"{contents}, {_space(registry)}" if registry["exists"] else "not there yet; the first push creates it",
+        "project": _or_none(files["project"], "has a policy" if files["policy"] else ""),
+        "lock file": _or_none(files["lock"]),
+        "your settings": _or_none(files["user"]),
+        "remotes": "; ".join(_each(document["remotes"], lambda one: f"{one['name']} {one['url']}")) or "none",
+        "logins": f"{', '.join(document['logins']['hosts']) or 'none'} ({document['logins']['file']})",
+        "Hub": "offline" if hub["offline"] else f"{hub['endpoint'] or 'unknown'}, {token}",
+        "cache": f"{cache['path']}, {_space(cache)}",
+        "packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
+        "not installed": ", ".join(f"{name} ({_PACKAGES[name]})" for name, version in packages.items() if not version),
+    }  # fmt: skip
+    output.write_pairs({key: value for key, value in lines.items() if value})
+    for problem in document["problems"]:
+        for line in output.wrapped(f"problem: {problem}", output.width(), indent=2):
+            output.write(line)
+
+
+def _each(remotes: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> list[str]:
+    return [text(one) + (" (default)" if one["default"] else "") for one in remotes]
+
+
+def _or_none(path: str | None, more: str = "") -> str:
+    return f"{path}{f' ({more})' if more else ''}" if path else "none"
+
+
+def _space(folder: dict[str, Any]) -> str:
+    free = f", {output.size(folder['free'])} free" if folder.get("free") is not None else ""
+    return f"{output.size(folder.get('size', 0))}{free}"

@@ -1,0 +1,137 @@
+"""Training and evaluation of adapters that are named as on the command line: a path, a ref or an address.
+
+The computation is in `adapterhub.training`; here an adapter is looked up, and an evaluation recorded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapterhub_converters.errors import ParameterError, UsageError
+
+from . import sources
+from .workspace import Progress, StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
+
+# Data types as in every other function, to the names of torch.
+_DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+def train(
+    config: StrPath | TrainConfig,
+    out: StrPath | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    start: StrPath | None = None,
+    force: bool = False,
+    workspace: Workspace | None = None,
+) -> Result:
+    """Train a LoRA adapter on a base held in four bits (QLoRA). Needs `pip install 'adapterhub[train]'`.
+
+    The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes
+    from the checkpoint next to `out`.
+
+    Args:
+        config: A TOML file, or a config that was read.
+        out: The folder to write, whole or not at all; the config's path without its suffix if None.
+        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
+        start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
+        force: Start even if memory will not suffice.
+        workspace: Where names are looked up; its `cache` keeps quantized bases.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        RefusedError: The data teach nothing, the base is not understood, or memory will not suffice.
+
+    Example:
+        >>> result = ah.train("letters.toml", on_event=print)
+        >>> result.folder.name
+        'letters'
+    """
+    from adapterhub.training import read_config, run
+
+    here = workspace or Workspace()
+    path = Path(config) if isinstance(config, str | os.PathLike) else None
+    read = read_config(path) if path is not None else config
+    if out is None and path is None:
+        raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
+    target = Path(out) if out is not None else Path(path.stem if path else "")
+    with ExitStack() as stack:
+        first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
+        cache = Path(here.cache) if here.cache is not None else None
+        return run(read, target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
+
+
+def evaluate(
+    source: StrPath,
+    *,
+    data: StrPath | Sequence[StrPath],
+    base: StrPath,
+    tokens: int | None = None,
+    sequence: int | None = None,
+    loss: Literal["all", "completion"] | None = None,
+    quantize: Literal["nf4", "none"] | None = None,
+    dtype: Literal["bf16", "f16", "f32"] | None = None,
+    threads: int | None = None,
+    record: str | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> EvaluationResult:
+    """Measure the perplexity of held-out data under a base with and without an adapter. Needs `adapterhub[train]`.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        data: Files that the adapter was not trained on, in the formats of a training.
+        base: The model's folder, with its weights, or a GGUF file.
+        tokens: Use about so many tokens, evenly spread; all of them if None.
+        sequence: The length of a sequence; this and the next three are as in the training if None.
+        loss: The tokens that count, `all` or `completion`.
+        quantize: How the base is held, `nf4` or `none`.
+        dtype: The type to compute in, `bf16`, `f16` or `f32`.
+        threads: The number of threads; torch's if None.
+        record: Record the result under this name in the log of the version, where `source` is in the registry: a search finds
+            `NAME_perplexity`. The version does not change.
+        progress: Called while the base is loaded, with tensors done and in all.
+        workspace: Where names are looked up.
+
+    Raises:
+        MissingExtraError: torch or another library of the extra is not installed.
+        RefusedError: The adapter is for another base, or has parts that cannot be evaluated.
+
+    Example:
+        >>> measured = ah.evaluate("./letters", data="heldout.jsonl", base="./tiny")
+        >>> measured.perplexity < measured.base_perplexity
+        True
+    """
+    from adapterhub.manifest.measurement import Evaluation, check_name
+    from adapterhub.training import EvaluationOptions
+    from adapterhub.training import evaluate as measured
+
+    if record is not None:
+        check_name(record, "record")
+    here = workspace or Workspace()
+    files = [Path(data)] if isinstance(data, str | os.PathLike) else [Path(file) for file in data]
+    model = sources.weights(base, here)
+    if not (model.is_dir() or model.suffix == ".gguf"):
+        raise UsageError(
+            str(base), "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file"
+        )
+    options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads)
+    cache = Path(here.cache) if here.cache is not None else None
+    with sources.opened(source, here) as found:
+        made = measured(sources.given(found), model, files, options, progress=progress, cache=cache)
+    if record is None or made.ref is None or sources.is_address(made.ref):
+        return made
+    from adapterhub.ref import Ref
+    from adapterhub.registry import measurements
+
+    with here.opened() as registry:
+        measurements.record(registry, Ref.parse(made.ref), Evaluation(record, made.metrics, made.data, made.base))
+    return replace(made, recorded=True)

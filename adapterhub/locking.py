@@ -1,0 +1,85 @@
+"""Versions and the lock file of a project: their entries, resolved now and again, and pulled by digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import IntegrityError
+
+from . import sharing, sources
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.project.lockfile import Locked
+
+
+def locked(ref: str, address: str | None, workspace: Workspace) -> Locked:
+    """The entry of the version that a ref points to now; `address` is None for one of the registry."""
+    return entry(ref, address, here(ref, workspace) if address is None else _at(address, workspace))
+
+
+def again(old: Locked, workspace: Workspace, file: Path) -> Locked:
+    """The same entry of the lock file `file`, resolved again."""
+    from adapterhub.project import lockfile
+
+    made = here(old.ref, workspace) if old.source == lockfile.HERE else _at(workspace.admitted(old.source, file), workspace)
+    return lockfile.entry(old.name, old.ref, old.source, made)
+
+
+def entry(ref: str, address: str | None, made: Manifest) -> Locked:
+    """The entry of a version with this manifest; `address` is None for one of the registry."""
+    from adapterhub.project import lockfile
+    from adapterhub.remotes import location
+
+    name = ref.partition("@")[0].partition(":")[0]
+    if "://" in ref:
+        place = location.parse(ref)
+        named = (place.tag or "").partition(":")[0]  # in an image layout, a whole ref is the tag
+        name = named if "/" in named else lockfile.name_of(place.repository)
+    return lockfile.entry(name, ref, address or lockfile.HERE, made)
+
+
+def here(text: str, workspace: Workspace) -> Manifest:
+    """The manifest of a version of the registry."""
+    from adapterhub.ref import Ref
+    from adapterhub.remotes.local import Local
+
+    ref = Ref.parse(text)
+    with workspace.opened() as registry:
+        version = registry.resolve(ref)
+        workspace.deprecated(version.ref, version.deprecated)
+        return Local(registry, ref.name).manifest(version.digest)
+
+
+def _at(address: str, workspace: Workspace) -> Manifest:
+    from adapterhub.remotes import location
+
+    place = location.parse(address)
+    with workspace.connect(place) as there:
+        return there.manifest(place.reference)
+
+
+def pull(one: Locked, target: Path, workspace: Workspace, file: Path) -> bool:
+    """Pull a version of the lock file `file` into a folder; False if the folder was that version already."""
+    from adapterhub.project import lockfile
+    from adapterhub.remotes.location import parse
+
+    if one.source == lockfile.HERE:
+        if lockfile.is_version(target, one.digest):
+            return False
+        sharing.pull(f"{one.name}@{one.digest}", target, workspace)
+        return True
+    if policy := workspace.rules():
+        policy.check_name(one.name)
+    if lockfile.is_version(target, one.digest):
+        return False
+    place = parse(workspace.admitted(one.source, file))
+    with workspace.connect(place) as there:
+        sharing.check_policy(there, one.digest, one.ref, workspace)
+        made, new = sources.downloaded(there, one.digest, target, place.host, workspace)
+    if made.digest != one.digest:
+        what = f"digest mismatch: received {made.digest}, locked {one.digest}"
+        raise IntegrityError(one.source, what, "Ask the owner of the registry")
+    return new

@@ -1,0 +1,273 @@
+"""Recipes of merged models: written from a merge that was prepared, found by name or file, and made into the model again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+
+from . import sharing, sources
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.merging import Merge, Options
+    from adapterhub.registry.merge_recipe import Ingredient, Made, MergeRecipe
+    from adapterhub.registry.recipe import Difference
+
+
+# ---- written
+
+
+@dataclass(frozen=True)
+class WrittenRecipe:
+    """A recipe that was written: its file or its name in the registry, and its size in bytes."""
+
+    out: str
+    size: int
+    recipe: MergeRecipe
+
+
+def write_recipe(
+    merge: Merge, options: Options, base: Path, out: str, workspace: Workspace, *, source: str, digests: bool = True
+) -> WrittenRecipe:
+    """Write the recipe of a merge that was prepared, to a .json file or under a name in the registry.
+
+    Args:
+        merge: The merge.
+        options: Its options, with their lineage.
+        base: The base model.
+        out: A path that ends in `.json`, or a name of one word.
+        workspace: The registry.
+        source: The base as it was named.
+        digests: Run the merge once, into a temporary folder, for the digests of its files.
+    """
+    from adapterhub.registry import merge_recipe, merge_recipes
+    from adapterhub_converters.containers import atomic, json_file
+
+    name = _new_name(out)
+    with ExitStack() as stack:
+        if name:
+            registry = stack.enter_context(workspace.opened(make=True))
+            merge_recipes.check_free(registry, name)
+            merge_recipes.check_adapters(registry, [merge_recipe.Ingredient(**one) for one in options.lineage["adapters"]])
+        else:
+            atomic.check_free(Path(out), folder=False)
+        target = registry.root / name if name else Path(out)
+        with atomic.beside(target) as temporary:
+            made = _run(merge, temporary / "model", workspace) if digests else None
+            recipe = merge_recipe.of_merge(base, merge.base.spec, source, options, made, single=merge.single)
+        raw = recipe.dump()
+        if name:
+            merge_recipes.store(registry, name, recipe)
+        else:
+            with atomic.whole(target, folder=False) as inside:
+                json_file.write_text(inside, raw.decode())
+    return WrittenRecipe(name or out, len(raw), recipe)
+
+
+def _new_name(text: str) -> str | None:
+    """The name in the registry that `text` is; None for a file."""
+    from adapterhub.store.named_documents import parse_document_name
+
+    if text.endswith(".json"):
+        return None
+    try:
+        return parse_document_name(text, text)
+    except UsageError as error:
+        hint = f"Write {text}.json, or one word for a name in the registry"
+        raise UsageError(text, "is neither a .json file nor a name of one word", hint) from error
+
+
+def _run(merge: Merge, out: Path, workspace: Workspace) -> Made:
+    """Write a merged model, for the digests of its files."""
+    from adapterhub.registry.merge_recipe import Made
+
+    with workspace.bar("merging") as progress:
+        merge.write(out, progress)
+    return Made(out, merge.single, tuple(merge.report.touched))
+
+
+# ---- found
+
+
+def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
+    """The recipe in a file or under a name in the registry, and a name for the model.
+
+    Raises:
+        UsageError: `source` is both; `merge:NAME` is always the name.
+        NotFoundError: It is neither.
+    """
+    from adapterhub.registry import merge_recipe, merge_recipes
+    from adapterhub.store import named_documents
+    from adapterhub_converters.containers import json_file
+
+    path, name = Path(source), _name(source)
+    if name and not path.exists():
+        with workspace.opened() as registry:
+            return merge_recipes.get(registry, name).recipe, name
+    if name and _known(name, workspace):
+        hint = f"Write ./{source} for the file, {merge_recipes.EXPLICIT}{name} for the name"
+        raise UsageError(source, "both a file and a recipe in the registry", hint)
+    return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
+
+
+def _name(text: str) -> str | None:
+    """The registry name that `text` may be; None for what can only be a file."""
+    from adapterhub.registry import merge_recipes
+    from adapterhub.store import named_documents
+
+    if text.endswith(".json"):
+        return None
+    try:
+        return named_documents.parse_document_name(text.removeprefix(merge_recipes.EXPLICIT), text)
+    except UsageError:
+        return None
+
+
+def _known(name: str, workspace: Workspace) -> bool:
+    from adapterhub.registry import merge_recipes
+
+    try:
+        with workspace.opened() as registry:
+            return name in merge_recipes.names(registry)
+    except AdapterhubError:
+        return False
+
+
+# ---- made again
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """A merged model that was made from its recipe.
+
+    Attributes:
+        path: The folder or the GGUF file.
+        recipe: The recipe.
+        differences: Files that differ from the recipe; empty where all match, or where the recipe has no digests.
+    """
+
+    path: Path
+    recipe: MergeRecipe
+    differences: tuple[Difference, ...]
+
+    @property
+    def compared(self) -> bool:
+        """Whether the recipe has digests to compare with."""
+        return self.recipe.files is not None
+
+
+def materialize(
+    source: str,
+    out: StrPath | None,
+    workspace: Workspace,
+    *,
+    base: StrPath | None = None,
+    adapters: Sequence[StrPath] = (),
+) -> Materialized:
+    """Make a merged model from its recipe, and compare it with the digests in that.
+
+    Adapters come from the registry, by digest, or from the addresses in the recipe.
+
+    Args:
+        source: The recipe, a file or a name in the registry.
+        out: The folder or .gguf file to write; the name of the recipe if None.
+        workspace: The registry, the policy, credentials.
+        base: Where the base model is, if not where the recipe has it.
+        adapters: Adapters of the recipe that are elsewhere.
+
+    Raises:
+        RefusedError: The base is not that of the recipe; nothing was written.
+        NotFoundError: An adapter or the base is not there.
+    """
+    from adapterhub.merging import prepared, read_base
+    from adapterhub.registry import merge_recipe
+    from adapterhub_converters.containers import atomic
+    from adapterhub_converters.formats import convert
+
+    recipe, name = find_recipe(source, workspace)
+    folder = _base(recipe, base, workspace)
+    model = read_base(folder)
+    merge_recipe.check_base(recipe, folder, model.spec)
+    with ExitStack() as stack:
+        paths = _adapters(stack, recipe, adapters, workspace)
+        read = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
+        merge = prepared(read, model, recipe.merge_options())
+        target = Path(out or (f"{name}.gguf" if merge.single else name))
+        with atomic.whole(target, folder=not merge.single) as inside:
+            if recipe.files is None and not merge_recipe.check_weights(recipe, folder):
+                workspace.tell("note: the recipe has no digests; only names, shapes and sizes of the base were compared")
+            made = _run(merge, inside, workspace)
+            differences = merge_recipe.differences(recipe, made) if recipe.files is not None else []
+            if differences:
+                merge_recipe.check_weights(recipe, folder)  # refuses another base, whose model is then not kept
+    return Materialized(target, recipe, tuple(differences))
+
+
+def _base(recipe: MergeRecipe, given: StrPath | None, workspace: Workspace) -> Path:
+    if given:
+        return sources.weights(given, workspace)
+    path = Path(recipe.base.source or recipe.base.name)
+    if not path.exists():
+        what = f"the base of the recipe is not at {path}"
+        raise NotFoundError(str(recipe.base), what, "Name its path", code="recipe-base-elsewhere")
+    return path
+
+
+def _adapters(
+    stack: ExitStack, recipe: MergeRecipe, given: Sequence[StrPath], workspace: Workspace
+) -> Iterator[tuple[Path, float]]:
+    """The files of every adapter of the recipe, digests verified, and their weights."""
+    by_digest: dict[str, Path] = {}
+    wanted = {adapter.digest for adapter in recipe.adapters}
+    for text in given:
+        one = stack.enter_context(sources.opened(text, workspace))
+        digest = sources.parent(one).digest
+        if digest not in wanted:
+            raise UsageError(str(text), f"is {digest}, which is not an adapter of the recipe", "Name another, or leave it out")
+        by_digest[digest] = one.path
+    for adapter in recipe.adapters:
+        if adapter.digest not in by_digest:
+            by_digest[adapter.digest] = stack.enter_context(_fetched(adapter, workspace))
+        yield by_digest[adapter.digest], adapter.weight
+
+
+@contextmanager
+def _fetched(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
+    """An adapter from the registry, else from the address in the recipe."""
+    from adapterhub_converters.adapter_files import adapter_in
+
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / "adapter"
+        held = False
+        try:
+            with workspace.opened() as registry:
+                held = registry.pull_digest(adapter.digest, folder)
+        except NotFoundError:  # no registry
+            pass
+        if not held and adapter.ref and sources.is_address(adapter.ref):
+            with _from_address(adapter.ref, adapter.digest, workspace) as path:
+                yield path
+            return
+        if not held:
+            which = f"an adapter of the recipe, {adapter.digest}," if adapter.ref else "an adapter of the recipe"
+            what, hint = f"{which} is not in the registry", "Push or pull it here first"
+            raise NotFoundError(adapter.ref or adapter.digest, what, hint, code="recipe-adapter-missing")
+        with sources.naming(folder, adapter.ref or adapter.digest):
+            yield adapter_in(folder)
+
+
+@contextmanager
+def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
+    """The adapter at an address, if it still has that digest and the policy allows it."""
+    sharing.check_address(workspace.admitted(ref, Path("the recipe")), workspace)
+    with sources.opened(ref, workspace) as one:
+        if one.digest != digest:
+            what = f"is now another adapter: {one.digest or 'without a digest'}, not {digest}"
+            raise NotFoundError(ref, what, "Name the right one", code="recipe-adapter-moved")
+        yield one.path

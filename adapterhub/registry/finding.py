@@ -1,0 +1,87 @@
+"""Search a registry for the versions that contain a file, a folder or a digest, as a whole or by its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapterhub.digest import Digest
+from adapterhub.index.search import Holder, holders
+from adapterhub.index.tensors import Share, nearest, with_digest
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.package_files import listing
+from adapterhub.store.store import More, Progress, counter, local_errors
+from adapterhub.store.tensor_digests import Tensor, Tensors, digests
+from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.containers.open_file import open_regular
+
+from .registry import Registry
+
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
+"""Called with a title when bytes begin to be counted."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search results for one file, folder or digest.
+
+    Attributes:
+        holders: Versions that contain all of it.
+        tensors: Number of its tensors, if no version contains all of it; else 0.
+        size: Bytes of those tensors.
+        shares: Versions that contain some of those tensors.
+    """
+
+    source: str
+    holders: list[Holder]
+    tensors: int = 0
+    size: int = 0
+    shares: list[Share] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a version contains all of it."""
+        return bool(self.holders) or bool(self.shares and self.shares[0].count == self.tensors)
+
+
+def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> Found:
+    """Search for a digest of a file, a version or a tensor, or the beginning of one."""
+    _list_tensors(registry, bar)
+    return Found(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+
+
+def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Found:
+    """Search for the bytes of a file, or for the version that a folder is, else for the tensors in its weights."""
+    if path.is_dir():
+        whole = holders(registry.index, oci_manifest.build(path).digest)
+        if whole:
+            return Found(source, whole)
+        files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
+    else:
+        files = [path]
+    held: list[Holder] = []
+    tensors: list[Tensor] = []
+    with bar("hashing") as progress:
+        more = counter(progress, sum(file.stat().st_size for file in files))
+        for file in files:
+            digest, found = _digests(file, more)
+            held += holders(registry.index, digest)
+            tensors += found if is_weights(file.name) else ()
+    if held:
+        return Found(source, held)
+    _list_tensors(registry, bar)
+    filled = tuple(tensor for tensor in tensors if tensor.size)
+    size = sum(tensor.size for tensor in filled)
+    return Found(source, [], len(filled), size, nearest(registry.index, registry.store, filled))
+
+
+def _list_tensors(registry: Registry, bar: Bar) -> None:
+    with bar("listing tensors") as progress:
+        registry.list_tensors(progress)
+
+
+def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
+    with local_errors(path), open_regular(path) as file:
+        return digests(file, path.stat().st_size, more)

@@ -1,0 +1,113 @@
+"""The one place that asks transformers for a config, a tokenizer or a model: no code of a base runs, and nothing is downloaded.
+
+A base may bring Python of its own (`auto_map`), name a config for each version of transformers (`configuration_files`) or
+attention kernels of a hub (`attn_implementation`). transformers gets a copy of its config.json without them; a base that does
+not work without its code is refused by name, before transformers could ask whether to run it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapterhub.training.layers import attention, experts
+from adapterhub_converters import linear
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
+
+_CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+# Keys at any depth of a config that name code, kernels or other files.
+_ELSEWHERE = linear.Pattern("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
+
+
+def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) -> tuple[Any, Any]:
+    """Return the config and the tokenizer of a base.
+
+    Args:
+        folder: The folder with the tokenizer's files.
+        document: Its config.json.
+        where: The base, in messages.
+
+    Raises:
+        RefusedError: It needs code of its own.
+        FormatError: transformers cannot make them.
+    """
+    import transformers
+
+    _check_model_type(document, where)
+    with _guarded(where), tempfile.TemporaryDirectory() as temporary:
+        json_file.write_text(Path(temporary, _CONFIG), json.dumps(_plain(document)))
+        config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL)
+        config._name_or_path = str(folder)
+        return config, transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL)
+
+
+def empty(config: Any, dtype: Any, device: Any, *, where: str) -> Any:
+    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible."""
+    import transformers
+
+    with _guarded(where):
+        family = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        own = device.type == "cpu" and family._supports_attention_backend
+        options = {"attn_implementation": attention.register()} if own else {}
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+    name = experts.register()
+    for module in model.modules():
+        if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
+            module.config._experts_implementation = name
+    return model
+
+
+def _check_model_type(document: dict[str, Any], where: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    kind = document.get("model_type")
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        return
+    code = "; the base brings code for it, which is not run" if "auto_map" in document else ""
+    hint = "Use a base whose model is part of transformers, or a newer transformers"
+    raise RefusedError(f"{where}: {_CONFIG}", f"transformers has no model of type {str(kind)[:80]!r}{code}", hint)
+
+
+def _plain(value: Any) -> Any:
+    """The config without what names code or other files."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not _ELSEWHERE.fullmatch(key)}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _guarded(where: str) -> Iterator[None]:
+    """Without the network, and with whatever transformers raises for a base in one line."""
+    try:
+        with _offline():
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            what = f"{_TOKENIZER_CONFIG}: needs code of its own, which is not run"
+            raise RefusedError(where, what, "Use a base whose tokenizer is part of transformers") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise FormatError(where, f"transformers cannot build it ({reason[:200]})") from error
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Have huggingface_hub refuse every request: some models ask for kernels while they are built."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

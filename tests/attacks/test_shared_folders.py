@@ -1,0 +1,124 @@
+"""Folders that others can write to: what a stranger put there is neither trusted nor written through."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from adapterhub.registry.registry import Registry, find
+from adapterhub.remotes import download, folders
+from adapterhub.user_files import is_mine
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import ConflictError, LocalIOError, RefusedError
+
+OLD = 1_000_000_000  # seconds since 1970
+STRANGER = 65534  # nobody
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+
+
+@as_root
+@pytest.mark.parametrize("linked", ["oci-layout", "registry.db", ""])
+def test_a_strangers_store_does_not_pass_for_mine_by_a_link_to_a_file_of_mine(tmp_path: Path, linked: str) -> None:
+    mine, shared = tmp_path / "mine", tmp_path / "shared"
+    Registry.init(mine).close()
+    Registry.init(shared).close()
+    if linked:
+        place = shared / linked if linked == "registry.db" else shared / ".adapterhub" / linked
+        place.unlink()
+        place.symlink_to(mine / linked if linked == "registry.db" else mine / ".adapterhub" / linked)
+    for path in (shared / "registry.db", shared / ".adapterhub", shared / ".adapterhub" / "oci-layout"):
+        os.lchown(path, STRANGER, STRANGER)
+    (shared / "below").mkdir()
+    assert find(shared / "below", default=tmp_path / "default") == tmp_path / "default"
+    assert find(mine, default=tmp_path / "default") == mine
+
+
+@as_root
+def test_the_owner_of_a_link_is_who_made_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    os.lchown(tmp_path / "link", STRANGER, STRANGER)
+    assert is_mine(tmp_path / "mine")
+    assert not is_mine(tmp_path / "link")
+
+
+def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) -> None:
+    waiting = tmp_path / ".sql.pull-0123456789ab"
+    waiting.mkdir()
+    waiting.chmod(0o777)
+    with pytest.raises(LocalIOError, match="others own it or can write to it"):
+        folders._make(waiting)
+    waiting.chmod(0o700)
+    folders._make(waiting)
+    (waiting / "x.part").write_text("")
+    (waiting / "x.part").chmod(0o666)
+    with pytest.raises(ConflictError, match="others can write to it"), download._claimed(Inside(waiting), waiting / "x.part"):
+        pass
+
+
+def test_leftovers_of_killed_runs_go_when_they_are_old_and_nothing_behind_links_goes_with_them(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "id").write_text("precious")
+    old, young, behind = (tmp_path / f".out.new-{name}" for name in ("old", "young", "link"))
+    old.mkdir()
+    young.mkdir()
+    behind.symlink_to(victim)
+    (tmp_path / ".out.partial-link").symlink_to(victim)
+    os.mkfifo(tmp_path / ".out.partial-pipe")
+    os.utime(old, (OLD, OLD))
+    os.utime(victim, (OLD, OLD))
+    with atomic.whole(tmp_path / "out") as out:
+        (out / "file").write_text("x")
+    assert not old.exists()
+    assert young.is_dir()
+    assert (victim / "id").read_text() == "precious"
+    assert (tmp_path / "out" / "file").read_text() == "x"
+
+
+def test_a_lock_on_a_folder_that_lost_its_name_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    held = atomic.locked(folder)
+    assert held is not None
+    assert atomic.locked(folder) is None
+    os.close(held)
+    (tmp_path / "link").symlink_to(folder)
+    assert atomic.locked(tmp_path / "link") is None
+
+
+def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "real").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    (root / "real" / "file").write_text("x")
+    (root / "link").symlink_to(outside)
+    files = Inside(root)
+    behind, here = root / "link" / "file", root / "real" / "file"
+    for attempt in (
+        lambda: files.open(behind),
+        lambda: files.create(root / "link" / "new"),
+        lambda: files.resume(behind),
+        lambda: files.status(behind),
+        lambda: files.listed(root / "link"),
+        lambda: files.folders(root),
+        lambda: files.make_dir(root / "link" / "new"),
+        lambda: files.touch(behind),
+        lambda: files.move(here, root / "link" / "new"),
+        lambda: files.move(behind, root / "real" / "new"),
+        lambda: files.link(here, root / "link" / "new"),
+        lambda: files.remove(behind),
+        lambda: files.remove_tree(behind),
+    ):
+        with pytest.raises(RefusedError, match="a link") as caught:
+            attempt()
+        assert caught.value.where == str(root / "link")
+    assert [path.name for path in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_text() == "precious"
+    files.remove_tree(root / "link")
+    assert outside.is_dir()
+    assert not (root / "link").is_symlink()

@@ -1,0 +1,111 @@
+"""Pipes and devices in the place of files: every command says which one it is, and none waits for a writer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.containers import open_file
+from adapterhub_converters.errors import RefusedError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Make = Callable[..., Path]
+
+
+def pipe(path: Path) -> Path:
+    """Put a pipe in the place of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+@pytest.fixture
+def registry(tmp_path: Path, make: Make, run: Run) -> Path:
+    """A registry with one version."""
+    folder = tmp_path / "registry"
+    Registry.init(folder).close()
+    run("push", make(), "team/sql", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "adapter.json", "README.md", "adapter.toml"]
+)
+@pytest.mark.parametrize("command", ["validate", "push", "find", "verify", "convert"])
+def test_a_pipe_in_an_adapter_hangs_no_command(run: Run, make: Make, registry: Path, command: str, name: str) -> None:
+    adapter = make("piped")
+    pipe(adapter / name)
+    more = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
+    done = run(command, adapter, *more, cwd=registry, code=None)
+    assert done.returncode in (0, 1, 3, 4, 6)
+    if command == "push":
+        assert done.returncode == 6
+
+
+@pytest.mark.parametrize(
+    "words", [("validate", "PIPE"), ("convert", "PIPE", "out", "--to", "peft"), ("find", "PIPE"), ("train", "PIPE")]
+)
+def test_a_pipe_that_is_named_hangs_no_command(run: Run, registry: Path, words: tuple[str, ...]) -> None:
+    path = pipe(registry / "x-lora.safetensors")
+    done = run(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
+    assert done.returncode not in (0, 70)
+    assert len(done.stderr.splitlines()) == 1 or words[0] == "validate"
+
+
+@pytest.mark.parametrize(("name", "words"), [("adapters.lock", ("pull", "--locked")), ("adapterhub.toml", ("list",))])
+def test_a_pipe_in_the_place_of_a_file_of_the_project_is_refused(
+    run: Run, registry: Path, name: str, words: tuple[str, ...]
+) -> None:
+    pipe(registry / name)
+    done = run(*words, cwd=registry, code=6)
+    assert done.stderr.count("\n") == 1
+    assert f"{name}: a pipe or a device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("registry.db", None),
+        (".adapterhub/index.json", None),
+        (".adapterhub/oci-layout", None),
+        (".adapterhub/pending/x.json", None),
+        (".adapterhub/leases/x.lease", None),
+        (".adapterhub/tmp/x", None),
+        (".adapterhub/refs/team/sql/00000001.json", None),
+        (".adapterhub/refs/team/sql/00000002.json", None),
+        (".adapterhub/blobs/sha256/" + "0" * 64, None),
+        (".adapterhub/packs/sha256/" + "0" * 64, None),
+        (".adapterhub/tensors/sha256/" + "0" * 64, None),
+    ],
+)
+def test_a_pipe_in_a_store_hangs_no_command(run: Run, make: Make, registry: Path, place: str, code: int | None) -> None:
+    pipe(registry / place)
+    for words in (("list",), ("fsck",), ("gc",), ("verify", "team/sql"), ("push", make("more", seed=1), "team/sql")):
+        done = run(*words, cwd=registry, code=code)
+        assert done.returncode in (0, 1, 3, 4, 6, 8), (words, done.stderr)
+
+
+def test_a_device_and_a_pipe_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    for path in (Path("/dev/zero"), pipe(tmp_path / "pipe")):
+        with pytest.raises(RefusedError, match="a pipe or a device"):
+            open_file.open_regular(path)
+
+
+def test_a_pipe_of_the_shell_is_read_where_the_user_names_it(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(writing, b"[train]"), os.close(writing)))
+    writer.start()
+    assert open_file.read_bytes(Path(f"/dev/fd/{reading}"), pipe=True) == b"[train]"
+    writer.join()
+    os.close(reading)
+    (tmp_path / "data.jsonl").symlink_to("/dev/stdin")
+    if not Path("/dev/stdin").is_file():
+        with pytest.raises(RefusedError):
+            open_file.read_bytes(tmp_path / "data.jsonl", pipe=True)

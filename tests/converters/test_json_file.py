@@ -1,0 +1,86 @@
+"""JSON of any origin is parsed, or refused with a FormatError that names the reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError
+
+DEEPEST = json_file.MAX_DEPTH
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}", '{"a": [1, 2.5, -3, true, null, "é", "\\ud83d\\ude00", "\\\\ud800"]}', "[" * DEEPEST + "]" * DEEPEST,
+        "1" + "0" * 307, "-1" + "0" * 307, "1e308", '"text"', "0." + "1" * 10_000, ' {"a" : 1}\n',
+    ],
+)  # fmt: skip
+def test_json_means_what_it_means_to_others(text: str) -> None:
+    assert json_file.parse(text, "x") == json_file.parse(text.encode(), "x") == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "Expecting value: line 1"),
+        ('{"a": 1,\n"b": }', "line 2 column 6"),
+        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "nested more than 64 deep"),
+        ('{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1), "nested more than 64 deep"),
+        ("[" * 100_000, "nested more than 64 deep"),
+        ('{"a":' * 100_000, "nested more than 64 deep"),
+        ("[1" + "0" * 308 + "]", "a number is too large"),
+        ("-1" + "0" * 5_000, "a number is too large"),
+        ("1" * 1_000_000, "a number is too large"),
+        ("1e309", "1e309 is too large"),
+        ("[NaN]", "NaN is not JSON"),
+        ("-Infinity", "-Infinity is not JSON"),
+        ('{"a": 1, "b": 2, "a": 3}', "duplicate key 'a'"),
+        ('"\\ud800"', "surrogates not allowed"),
+        ('[{"\\udc00\\ud800": 1}]', "surrogates not allowed"),
+        ("\ufeff{}", "byte order mark"),
+        ("{}{}", "Extra data"),
+        ('"a\nb"', "Invalid control character"),
+    ],
+)
+def test_what_only_some_programs_accept_is_refused(text: str, says: str) -> None:
+    with pytest.raises(FormatError, match=f"^x: not valid JSON .*{says}"):
+        json_file.parse(text, "x")
+
+
+@pytest.mark.parametrize("raw", ['{"a": "ä"}'.encode("latin-1"), "{}".encode("utf-16"), b'"\xed\xa0\x80"', b'"\xc0\x80"'])
+def test_bytes_that_are_not_utf_8_are_refused(raw: bytes) -> None:
+    with pytest.raises(FormatError, match="not UTF-8"):
+        json_file.parse(raw, "x")
+
+
+def test_the_last_of_many_keys_is_found_to_be_the_first_again() -> None:
+    keys = [*(f"k{n}" for n in range(200_000)), "k0"]
+    with pytest.raises(ValueError, match="duplicate key 'k0'"):
+        json_file.unique([(key, None) for key in keys])
+
+
+@pytest.mark.parametrize(
+    "item", ["{}", "[]", '{"a":1}', '""', "1e5", "[[[[1]]]]", '{"a":{"a":{}}}', '"ab"'], ids=lambda item: item.replace('"', "")
+)
+def test_values_that_take_many_times_their_bytes_are_counted_before_they_are_made(item: str) -> None:
+    text = f"[{','.join([item] * (1_000_000 // len(item)))}]"
+    with pytest.raises(FormatError, match="x: has too many values: they would take over 8 MiB of memory"):
+        json_file.parse(text, "x", memory=8 << 20)
+    assert json_file.parse(text, "x")
+
+
+def test_long_texts_are_not_many_values() -> None:
+    document = {
+        "template": "a {{ b }} " * 100_000,
+        "weights": {f"model.layers.{n}.mlp.weight": "model.safetensors" for n in range(9)},
+    }
+    assert json_file.parse_object(json.dumps(document), "x", memory=32 << 20) == document
+
+
+def test_a_document_without_an_object_is_not_an_object() -> None:
+    with pytest.raises(FormatError, match="x: not a JSON object"):
+        json_file.parse_object("[]", "x")

@@ -1,0 +1,34 @@
+"""schema.sql against the migrations."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from adapterhub.index import database, migrations, schema
+
+
+def _made_by(create: Callable[[sqlite3.Connection], None]) -> tuple[Any, ...]:
+    """Every table, index and trigger, the recorded migrations, and the version of a new database."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        create(connection)
+        connection.execute("COMMIT")
+        objects = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+        applied = connection.execute("SELECT id, migration_set, name FROM _sqlite_migrations").fetchall()
+        config = connection.execute("SELECT k, v FROM texts_fts_config").fetchall()
+        return objects, applied, config, connection.execute("PRAGMA user_version").fetchone()
+
+
+def test_a_new_database_is_what_the_migrations_make_of_an_empty_one() -> None:
+    created = _made_by(schema.create)
+    assert created == _made_by(migrations.apply)
+    assert created[-1] == (database.VERSION,)
+
+
+def test_the_digest_by_which_a_foreign_database_is_refused_is_that_of_a_new_one() -> None:
+    with closing(database.connect_memory()) as connection:
+        schema.create(connection)
+        assert schema.digest(connection) == schema.DIGEST
