@@ -3,12 +3,12 @@
 It contains no data of its own: it replays the logs, and a deleted one is rebuilt from them. Its write lock is also the lock
 under which every writer moves refs.
 
-The file may be anybody's. Its schema must be that of `schema`, its values must have the types of their columns,
-and no statement runs longer than the size of the file justifies. What a ref means is compared with the log.
+The file may be anybody's. Its schema must be that of `schema`, its values must have the types of their columns, and no
+statement runs longer than the size of the file justifies. What a ref means is compared with the log.
 
 Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time where
-pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to fill
-the tables from logs (`migrations`, `replay.rebuild`); empty ones are created by plain SQL (`schema`).
+pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to fill the
+tables from logs (`migrations`, `replay.rebuild`); empty ones are created by plain SQL (`schema`).
 """
 
 from __future__ import annotations

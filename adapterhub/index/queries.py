@@ -180,9 +180,9 @@ def select(index: Index, where: str, *values: object) -> list[Row]:
 
 
 def pushed_by(index: Index, row: Row) -> int:
-    """Return the number of the log's entry that pushed a version."""
-    sql = "SELECT seq FROM versions WHERE name = ? AND number = ?"
-    return int(index.select(sql, row.name, row.number, kinds="i")[0][0])
+    """Return the number of the log's entry that pushed a version; 0 for one that is gone."""
+    found = index.select("SELECT seq FROM versions WHERE name = ? AND number = ?", row.name, row.number, kinds="i")
+    return int(found[0][0]) if found else 0
 
 
 def _parents(index: Index, text: str) -> tuple[str, ...]:

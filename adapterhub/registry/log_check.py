@@ -1,11 +1,14 @@
 """What registry.db says of a name, held against the name's log, which alone is true.
 
-A log is read back from its end, each entry by the digest that the one after it has, and no further than to the entries that
-decide: the last move of a tag, the push of a version. A number that was pushed long ago costs a longer walk than the newest.
+A log is read back from its end, each entry by the digest that the one after it has, and no further than to the entry that
+decides: the last move of a tag, or for the next number the last push. The push of a version is read where the index says it is,
+so that a version by number or digest takes two entries of a log of any length. That an index still has a version which was
+removed since, unless that was the last that happened, is left to `fsck`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,21 +30,33 @@ def check_end(log: RefLog, state: Name, database: Path) -> None:
         raise _wrong(database, f"it has another state of {state.name} than the log")
 
 
-def check_row(log: RefLog, state: Name, row: Row, tag: str | None, database: Path) -> None:
-    """Raise IntegrityError unless a version is what the log pushed under its number, and `tag`, if one led to it, is at it."""
+def check_row(log: RefLog, state: Name, row: Row, tag: str | None, *, pushed: int, database: Path) -> None:
+    """Raise IntegrityError unless a version is what the log pushed under its number, and `tag`, if one led to it, is at it.
+
+    `pushed`: The number of the entry that pushed the version, as the index has it.
+    """
+    if tag:
+        _check_tag(log, state, row, tag, database)
+    else:
+        for entry in itertools.islice(_back(log, state, database), 1):
+            if entry.op == "delete":
+                raise _wrong(database, f"it has {row.name}, which is removed in the log")
+    found = log.entry(row.name, pushed)
+    told = ("push", row.number, row.digest, row.manifest_size)
+    if found is None or (found[0].op, found[0].number, found[0].digest, found[0].size) != told:
+        raise _wrong(database, f"it has another {row.ref} than the log")
+
+
+def _check_tag(log: RefLog, state: Name, row: Row, tag: str, database: Path) -> None:
     for entry in _in_force(log, state, row.number, database):
         if entry.op == "drop" and row.number in entry.numbers:
             break
-        if tag and tag in entry.tags and entry.op in ("push", "tag", "untag"):
-            if entry.op == "untag" or entry.number != row.number:
-                there = "is gone" if entry.op == "untag" else f"is v{entry.number}"
-                raise _wrong(database, f"{row.name}:{tag} is v{row.number} in it, and {there} in the log")
-            tag = None
-        if entry.op == "push" and entry.number == row.number:
-            if tag or (entry.digest, entry.size) != (row.digest, row.manifest_size):
-                break
-            return
-    raise _wrong(database, f"it has another {f'{row.name}:{tag}' if tag else row.ref} than the log")
+        if tag in entry.tags and entry.op in ("push", "tag", "untag"):
+            if entry.op != "untag" and entry.number == row.number:
+                return
+            there = "is gone" if entry.op == "untag" else f"is v{entry.number}"
+            raise _wrong(database, f"{row.name}:{tag} is v{row.number} in it, and {there} in the log")
+    raise _wrong(database, f"it has another {row.name}:{tag} than the log")
 
 
 def _in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[Entry]:

@@ -127,7 +127,8 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
         raise _no_such_version(ledger, ref)
     told = (state.head, rows[0].number, rows[0].digest, rows[0].manifest_size)
     if (*told, tag) not in ledger.checked:
-        log_check.check_row(ledger.store.log, state, rows[0], tag, ledger.index.path)
+        pushed = queries.pushed_by(ledger.index, rows[0])
+        log_check.check_row(ledger.store.log, state, rows[0], tag, pushed=pushed, database=ledger.index.path)
         ledger.checked |= {(*told, tag), (*told, None)}
     return rows[0]
 

@@ -22,7 +22,8 @@ def root(make: Make, tmp_path: Path) -> Path:
     """Three versions, the first of which is `prod`, and another name."""
     with Registry.init(tmp_path / "r") as registry:
         for seed in (1, 2, 3):
-            registry.push(make(f"a{seed}", seed), Ref.parse("team/sql:prod") if seed == 1 else SQL)
+            registry.push(make(f"a{seed}", seed), Ref.parse(f"team/sql:{'prod' if seed == 1 else 'gone'}"))
+        registry.rm(Ref.parse("team/sql:gone"))
         registry.push(make("b", 4), Ref.parse("team/other"))
     return tmp_path / "r"
 
@@ -90,6 +91,8 @@ LIES = {
         NINTH,
         "team/sql:v9",
     ),
+    "the entry that pushed a version": ("UPDATE versions SET seq = 1 WHERE number = 2", "team/sql:v2"),
+    "a removed tag": ("INSERT INTO tags VALUES ('team/sql', 'gone', 2)", "team/sql:gone"),
     "the head": ("UPDATE names SET head = 'sha256:00' WHERE name = 'team/sql'", "team/sql"),
 }  # fmt: skip
 
@@ -104,6 +107,20 @@ def test_what_a_ref_means_is_what_the_log_says_whatever_the_rows_say(root: Path,
     done = run("fsck", "--registry", root, code=1)
     assert "catalog-wrong" in done.stdout or "catalog-behind" in done.stdout
     rebuilt(root, run)
+
+
+@pytest.mark.parametrize("ref", ["team/sql", "team/sql:prod", "team/sql:v1"])
+def test_a_removed_name_does_not_come_back_with_its_rows(root: Path, run: Run, ref: str) -> None:
+    with contextlib.closing(sqlite3.connect(root / "registry.db")) as db:
+        tables = {table: db.execute(f"SELECT * FROM {table}").fetchall() for table in ("versions", "tags")}
+    with Registry.open(root) as registry:
+        registry.rm(SQL)
+    with contextlib.closing(sqlite3.connect(root / "registry.db")) as db, db:
+        for table, rows in tables.items():
+            db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        db.execute("UPDATE names SET deleted = 0")
+    assert "the log" in run("show", ref, "--registry", root, code=4).stderr
+    assert "catalog-wrong" in run("fsck", "--registry", root, code=1).stdout
 
 
 ROWS = {

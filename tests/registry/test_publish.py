@@ -201,7 +201,7 @@ def write_base(folder: Path, value: float = 1.0) -> None:
 def test_a_push_opens_every_file_twice_at_most(
     target: str, described: bool, started: Run, run: Run, place: Path, tmp_path: Path
 ) -> None:
-    folder = write_adapter(place / "new")  # not `sql`: what is opened in another folder counts by its name
+    folder = write_adapter(place / "sql")
     if described:
         run("push", folder, "team/first")
         run("pull", "team/first", "-o", "with-json")
