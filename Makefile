@@ -44,7 +44,7 @@ test: $(DONE)-dev
 SEED ?= 0
 fuzz: $(DONE)-dev
 	@echo "-> fuzz, seed $(SEED)"
-	@$(BIN)/python tests/fuzz/fuzz_headers.py --plain 100000 --seed $(SEED)
+	@$(BIN)/python tests/fuzz/fuzz_parsers.py --plain 100000 --seed $(SEED)
 
 # Of their own, so that `make --jobs 2 lint` has the slow one beside the others.
 lint: ruff mypy imports spelling

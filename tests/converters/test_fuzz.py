@@ -15,27 +15,27 @@ import pytest
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import mlx, peft
 from tests.conftest import ROOT, need_module
-from tests.fuzz import fuzz_headers
+from tests.fuzz import fuzz_parsers
 
-TARGET, COMMANDS = ROOT / "tests/fuzz/fuzz_headers.py", ROOT / "tests/fuzz/fuzz_commands.py"
+TARGET, COMMANDS = ROOT / "tests/fuzz/fuzz_parsers.py", ROOT / "tests/fuzz/fuzz_commands.py"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 TENSORS = {f"{Q}.lora_A.weight": np.ones((2, 4), np.float32), f"{Q}.lora_B.weight": np.ones((3, 2), np.float32)}
 
 
 def test_every_seed_is_read_or_refused_and_some_are_read() -> None:
-    for seed in fuzz_headers.seeds():
-        fuzz_headers.PARSERS[seed[0]](seed[1:])  # good inputs: nothing is raised
+    for seed in fuzz_parsers.seeds():
+        fuzz_parsers.PARSERS[seed[0]](seed[1:])  # good inputs: nothing is raised
 
 
 def test_every_bad_document_of_the_corpus_is_refused() -> None:
-    for one in fuzz_headers.documents("bad"):
+    for one in fuzz_parsers.documents("bad"):
         with pytest.raises(AdapterhubError):
-            fuzz_headers.PARSERS[one[0]](one[1:])
+            fuzz_parsers.PARSERS[one[0]](one[1:])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mutations_are_read_or_refused(seed: int) -> None:
-    fuzz_headers.plain(3_000, seed)
+    fuzz_parsers.plain(3_000, seed)
 
 
 def test_the_target_runs_with_atheris(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
         synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
         with pytest.raises(NotFoundError, match="removed"):
             found.tags()
-        with pytest.raises(ConflictError, match="not reused"):
+        with pytest.raises(ConflictError, match="this name was removed"):
             copy(AdapterFolder(adapter), "latest", found, "prod")
 
 

@@ -29,4 +29,5 @@ def opens(started: Callable[..., Any], tmp_path: Path, folder: Path, *args: obje
     started(*args, first=_HOOK.format(log=str(log)), **options)
     found = {Path(path): count for path, count in json.loads(log.read_text()).items()}
     root = folder.resolve()
-    return Counter({str(path.relative_to(root)): count for path, count in found.items() if path.is_relative_to(root)})
+    below = {path: count for path, count in found.items() if path.is_relative_to(root) and not path.is_dir()}
+    return Counter({str(path.relative_to(root)): count for path, count in below.items()})

@@ -39,9 +39,9 @@ from adapterhub.training.layers import lora
 from adapterhub.training.artifacts import checkpoint
 from adapterhub.training.loop import heldout, loop
 from adapterhub.training.loop.state import copy_trained, new_state, restore_trained
-from tests.train.conftest import load_base
-from tests.train.pretend import THERE, Elsewhere, There
-from tests.train.test_kinds import rows
+from tests.training.conftest import load_base
+from tests.training.pretend import THERE, Elsewhere, There
+from tests.training.test_kinds import rows
 
 KINDS = {
     "nf4": ({}, {}),

@@ -700,7 +700,7 @@ def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> Non
     said = run("convert", llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
     assert "21 tensors" in said
     assert "changed" not in said
-    assert "converts a GGUF base model. Name the .gguf file" in run("convert", llama[0], "x", "--to", "hf", code=2).stderr
+    assert "a GGUF base model is needed. Name the .gguf file" in run("convert", llama[0], "x", "--to", "hf", code=2).stderr
     assert "--rank" in run("convert", llama[0], "other.gguf", "--to", "gguf", "--rank", "2", code=2).stderr
     assert [path.name for path in tmp_path.glob("*.gguf")] == ["whole.gguf"]
 

@@ -1,7 +1,7 @@
-"""Feed the parsers of headers and configs whatever there is: each input is read, or refused with one of our errors.
+"""Feed the parsers of what others write whatever there is: each input is read, or refused with one of our errors.
 
-    python tests/fuzz/fuzz_headers.py [-runs=100000] [CORPUS]    with atheris (from PyPI), guided by coverage
-    python tests/fuzz/fuzz_headers.py --plain 100000 [--seed 0]          without: mutations of good files, reproducible
+    python tests/fuzz/fuzz_parsers.py [-runs=100000] [CORPUS]    with atheris (from PyPI), guided by coverage
+    python tests/fuzz/fuzz_parsers.py --plain 100000 [--seed 0]          without: mutations of good files, reproducible
 
 The first byte chooses the parser, the rest is the file. Any other exception, more than 5 seconds or more than 512 MiB
 is a finding; atheris writes the input beside it, the plain loop prints it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import sys
@@ -32,10 +33,23 @@ def watched() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     import atheris
 
-    return atheris.instrument_imports(include=["adapterhub_converters"])
+    return atheris.instrument_imports(include=["adapterhub_converters", "adapterhub"])
 
 
 with watched():
+    from adapterhub.http import urls
+    from adapterhub.manifest import card, oci_manifest
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.project import lockfile, settings
+    from adapterhub.ref import Ref
+    from adapterhub.registry import merge_recipe
+    from adapterhub.remotes.hub import client as hub
+    from adapterhub.remotes.hub import files as hub_files
+    from adapterhub.remotes.layouts import index as layout_index
+    from adapterhub.remotes.layouts import tar
+    from adapterhub.remotes.oci import challenges
+    from adapterhub.store.packs import container, cutting
+    from adapterhub.store.ref_log import Entry
     from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import mlx, peft, source_config
@@ -85,7 +99,75 @@ def _toml(data: bytes) -> None:
     assert toml_file.parse(text, "x") == tomllib.loads(text)
 
 
-PARSERS: tuple[Callable[[bytes], None], ...] = (_safetensors, _gguf, _peft_config, _mlx_config, _rider, _json, _toml)
+def _card(data: bytes) -> None:
+    card.parse(data.decode(errors="replace"))
+
+
+def _ref(data: bytes) -> None:
+    ref = Ref.parse(data.decode(errors="replace"))
+    assert Ref.parse(str(ref)) == ref
+
+
+def _adapter_json(data: bytes) -> None:
+    AdapterManifest.salvage(json_file.parse_object(data, "x"))
+    made = AdapterManifest.parse(data, "x")
+    assert AdapterManifest.parse(made.dump(), "x") == made
+
+
+def _manifest(data: bytes) -> None:
+    assert oci_manifest.parse(data, "x").raw == data
+
+
+def _index(data: bytes) -> None:
+    layout_index.names(layout_index.parse(data, "x"))
+
+
+def _log(data: bytes) -> None:
+    entry = Entry.parse(data, "x")
+    assert Entry.parse(entry.dump(), "x") == entry
+
+
+def _recipe(data: bytes) -> None:
+    made = merge_recipe.parse(data.decode(errors="replace"), "x")
+    assert merge_recipe.parse(made.dump().decode(), "x") == made
+
+
+def _lock(data: bytes) -> None:
+    lockfile.parse(data.decode(errors="replace"), "x")
+
+
+def _settings(data: bytes) -> None:
+    settings.parse(data.decode(errors="replace"), Path("adapterhub.toml"))
+
+
+def _hub_answer(data: bytes) -> None:
+    document = json_file.parse_object(data, "x")
+    for entry in document.get("siblings", []) if isinstance(document.get("siblings"), list) else []:
+        hub._entry(entry if isinstance(entry, dict) else {})
+    hub._named(document.get("tags"))
+    hub_files.listed(document, "x")
+
+
+def _headers(data: bytes) -> None:
+    text = data.decode("latin-1")
+    challenges.parse([text])
+    urls.next_page(text, "https://registry.example/v2/", "x")
+
+
+def _tar(data: bytes) -> None:
+    tar.scan(io.BytesIO(data), len(data), "x")
+
+
+def _pack(data: bytes) -> None:
+    with container.Reader(io.BytesIO(data), "x") as reader:
+        reader.read_at(0, 1 << 20)
+
+
+PARSERS: tuple[Callable[[bytes], None], ...] = (
+    _safetensors, _gguf, _peft_config, _mlx_config, _rider, _json, _toml, _card, _ref, _adapter_json, _manifest, _index, _log,
+    _recipe, _lock, _settings, _hub_answer, _headers, _tar, _pack,
+)  # fmt: skip
+NUMBERS = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
 CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; the suffix is the parser
 
 
@@ -103,14 +185,36 @@ def seeds() -> list[bytes]:
     )
     mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
     line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
-    made = [bytes([n]) + data for n, data in enumerate((st, gguf, config, mlx_config, line))]
-    return [*made, *documents("good")]
+    made = {"safetensors": st, "gguf": gguf, "peft_config": config, "mlx_config": mlx_config, "rider": line}
+    made |= {"headers": CHALLENGE, "tar": _packed_tar(), "pack": _packed()}
+    return [*(bytes([NUMBERS[name]]) + data for name, data in made.items()), *documents("good")]
+
+
+CHALLENGE = b'Bearer realm="https://auth.example/token",service="registry",scope="repository:team/sql:pull", Basic realm="x"'
+
+
+def _packed_tar() -> bytes:
+    body = b"{}"
+    return (
+        tar.header("blobs/sha256", folder=True)
+        + tar.header("oci-layout", len(body))
+        + body
+        + tar.padding(len(body))
+        + bytes(1024)
+    )
+
+
+def _packed() -> bytes:
+    blob = np.arange(64, dtype=np.float32).tobytes()
+    file = io.BytesIO()
+    read_at = lambda offset, size: blob[offset : offset + size]  # noqa: E731
+    container.write(file, read_at, len(blob), [cutting.Run(0, len(blob), 4)])
+    return file.getvalue()
 
 
 def documents(kind: str) -> list[bytes]:
     """The documents of the corpus that are `good`, or `bad`, sorted by name."""
-    numbers = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
-    return [bytes([numbers[path.suffix[1:]]]) + path.read_bytes() for path in sorted((CORPUS / kind).iterdir())]
+    return [bytes([NUMBERS[path.suffix[1:]]]) + path.read_bytes() for path in sorted((CORPUS / kind).iterdir())]
 
 
 def one_input(data: bytes) -> bool:
@@ -143,6 +247,12 @@ _TOKENS = [
     b"\\ud800",
     b"(a+)+$",
     b"\xff\xfe",
+    b"sha256:" + b"0" * 64,
+    b"://",
+    b"../",
+    b"\n---\n",
+    b"-" * 70_000,
+    b" " * 70_000,
     b'"__metadata__":{"a":"\\u00e9\\ud83d\\ude00"},',
     b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},',
     b'"dtype":"I32",',
