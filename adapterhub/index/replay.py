@@ -12,7 +12,7 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
-from adapterhub.store.ref_log import in_force
+from adapterhub.store.ref_log import MAX_RESTORES, in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
@@ -177,7 +177,10 @@ class _Replay:
 
     def _restore(self, entry: Entry) -> None:
         """Apply again what the last removal of the name undid; a tag at a version that is gone is removed instead."""
-        earlier = itertools.takewhile(lambda before: before.seq < entry.seq, self.store.log.entries(entry.name))
+        earlier = list(itertools.takewhile(lambda before: before.seq < entry.seq, self.store.log.entries(entry.name)))
+        if sum(before.op == "restore" for before in earlier) >= MAX_RESTORES:
+            where = str(self.store.log.path(entry.name, entry.seq))
+            raise IntegrityError(where, f"restores {entry.name} more than {MAX_RESTORES} times", "No later entry is read")
         for undone in in_force(earlier)[1]:
             if undone.number in (0, *entry.numbers):
                 self._take_effect(undone)

@@ -27,6 +27,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store import ingest
 from adapterhub.store.export import export
+from adapterhub.store.ref_log import MAX_RESTORES
 from adapterhub.store.store import Entry, Progress, Store, counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
@@ -468,7 +469,10 @@ class Registry:
                 if not state.seq:
                     self.row(Ref(name))  # raises NotFoundError
                 raise RefusedError(name, "was not removed")
-            pushed = removed_versions(self.store.log.entries(name))
+            entries = list(self.store.log.entries(name))
+            if sum(entry.op == "restore" for entry in entries) >= MAX_RESTORES:
+                raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
+            pushed = removed_versions(entries)
             whole = {number for number, digest in pushed.items() if self._is_stored(digest)}
             found = Restored(name, tuple(sorted(whole)), tuple(sorted(pushed.keys() - whole)))
             return Entry(name, state.seq + 1, "restore", now(), numbers=found.numbers, previous=state.head)

@@ -24,6 +24,8 @@ from .atomic import Files, local_errors, random_name, write_all
 
 REFS, BASES, MERGES = "refs", "bases", "merges"
 MAX_ENTRY = 4 << 20  # bytes
+MAX_RESTORES = 100
+"""Restores of one name: each has a replay apply the whole log again."""
 # Operations by the version of the entry's format: an adapterhub that does not know one refuses it instead of skipping it.
 _OPS = {
     1: {"push", "tag", "untag", "delete"},

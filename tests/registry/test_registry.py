@@ -206,6 +206,20 @@ def test_only_a_removed_name_can_be_restored(registry: Registry, make: Make) -> 
         registry.restore("team/sql")
 
 
+def test_a_name_is_restored_a_limited_number_of_times(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.push(make("a"), SQL)
+    for _ in range(4):
+        registry.rm(SQL)
+        registry.restore("team/sql")
+    monkeypatch.setattr("adapterhub.registry.registry.MAX_RESTORES", 4)
+    registry.rm(SQL)
+    with pytest.raises(RefusedError, match="was restored 4 times"):
+        registry.restore("team/sql")
+    monkeypatch.setattr("adapterhub.index.replay.MAX_RESTORES", 3)  # a log by somebody else
+    (error,) = registry.rebuild_index()
+    assert "restores team/sql more than 3 times" in str(error)
+
+
 def test_a_tag_s_value_before_a_removal_is_known_after_a_restore(registry: Registry, make: Make) -> None:
     registry.push(make("a"), ref("team/sql:prod"))
     registry.push(make("b", 1), SQL)
