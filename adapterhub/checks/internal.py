@@ -92,6 +92,9 @@ def _config(contents: Contents) -> Iterator[Problem]:
     except AdapterhubError as error:
         yield Problem("not-understood", file, "", error.what, error.hint, cause=error)
         return
+    for key in peft.unknown_keys(config):
+        hint = "Remove it, or make sure that it changes nothing in the program that wrote it"
+        yield Problem("unknown-key", file, key, peft.UNKNOWN_KEY, hint)
     try:
         yield from _ranks(contents)
         yield from _patterns(contents)

@@ -19,7 +19,9 @@ CODES: dict[str, tuple[str, str]] = {
     "missing-file": (ERROR, "a file that the format requires is missing"),
     "pickle": (ERROR, "the weights are a pickle, which can run code when it is loaded"),
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
-    "not-understood": (ERROR, "a key of the config changes what the adapter computes in an unknown way"),
+    "whole-model": (ERROR, "a whole model where an adapter is expected"),
+    "not-understood": (ERROR, "a key of the config changes what the adapter computes and is not supported"),
+    "unknown-key": (WARNING, "a key of the config that peft does not have and ignores, with a warning"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
     "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
     "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
@@ -155,13 +157,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a runtime does with the adapter, and why; `convert_to` names the format it must be converted to first."""
+    """What a runtime does with the adapter, and why.
+
+    Attributes:
+        convert_to: The format that it must be converted to first.
+        causes: The codes of the problems that have this verdict as their consequence.
+    """
 
     runtime: str
     version: str
     verdict: str
     reasons: tuple[str, ...] = ()
     convert_to: str | None = None
+    causes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, repr=False)

@@ -12,7 +12,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import base_weights, peft
 from adapterhub_converters.formats.image import naming
 from adapterhub_converters.patterns import Patterns
-from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
+from adapterhub_converters.runtimes import APPLIED, REFUSED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
@@ -25,12 +25,12 @@ _REASONS = 5  # of a verdict
 _FROM_PROBLEM = {
     "shape-mismatch": "shape", "vocab-differs": "shape", "row-outside": "shape",
     "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
-    "base-deeper": "deeper", "uncovered-module": "deeper",
+    "base-deeper": "deeper", "uncovered-module": "uncovered", "unknown-key": "unknown-key",
     "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
 }  # fmt: skip
 # Problems with which no runtime loads the adapter.
 _FATAL = {
-    "malformed", "missing-file", "pickle", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
+    "malformed", "missing-file", "pickle", "whole-model", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
     "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
 # Problems with which the numbers are wrong in every runtime.
@@ -50,12 +50,17 @@ def runtime_verdicts(
 ) -> dict[str, Verdict]:
     """The verdict of every runtime, given the problems by code; `values`: the numbers of tensors may be read."""
     features = dict(_features(contents, base, values=values)) if contents and "not-understood" not in problems else {}
-    features.update({_FROM_PROBLEM[code]: found[-1].what for code, found in problems.items() if code in _FROM_PROBLEM})
+    features.update({_FROM_PROBLEM[code]: _about(found[-1]) for code, found in problems.items() if code in _FROM_PROBLEM})
     if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
         features["not-targeted"] = problems["not-targeted"][-1].what
     reasons = {code: _first_reasons(found) for code, found in problems.items()}
     image_parts = _image_parts(contents) if contents else None
     return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
+
+
+def _about(problem: Problem) -> str:
+    """What a rule's text names of a problem."""
+    return problem.name if problem.code == "unknown-key" else problem.what
 
 
 def _first_reasons(problems: Iterable[Problem]) -> list[str]:
@@ -75,22 +80,37 @@ def _verdict(
     reasons: Mapping[str, list[str]],
     image_parts: tuple[str, ...] | None,
 ) -> Verdict:
-    known = {rule.feature for rule in runtime.rules}
-    found: list[tuple[str, str]] = []
+    rules = {rule.feature: rule for rule in runtime.rules}
+    found: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
     for code, texts in reasons.items():
-        unexplained = CODES[code][0] == ERROR and code in _FROM_PROBLEM and _FROM_PROBLEM[code] not in known
+        feature = _FROM_PROBLEM.get(code)
+        unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
         verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
-        found += [(verdict, text) for text in texts if verdict]
+        found += [(verdict, text, code) for text in texts if verdict]
     if image_parts is not None and len(image_parts) > 1:
         what = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
-        found.append(("refused", what))
+        found.append(("refused", what, ""))
     elif image_parts is not None and runtime.name != "peft":
-        found.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it"))
-    found += [(rule.verdict, _reason(rule, features[rule.feature])) for rule in runtime.rules if rule.feature in features]
-    worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=APPLIED)
+        found.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
+    origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
+    found += [
+        (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
+        for feature, rule in rules.items()
+        if feature in features
+    ]
+    worst = max((verdict for verdict, _, _ in found), key=VERDICTS.index, default=APPLIED)
+    if VERDICTS.index(worst) >= VERDICTS.index(REFUSED):  # what would happen if it were loaded contradicts that it is not
+        found = [one for one in found if VERDICTS.index(one[0]) >= VERDICTS.index(REFUSED)]
+    found.sort(key=lambda one: -VERDICTS.index(one[0]))
     convert = runtime.reads if contents is not None and contents.format != runtime.reads else None
-    why = dict.fromkeys(text for verdict, text in sorted(found, key=lambda item: -VERDICTS.index(item[0])))
-    return Verdict(runtime.name, runtime.version, worst, tuple(why)[:_REASONS], convert if worst == APPLIED else None)
+    return Verdict(
+        runtime.name,
+        runtime.version,
+        worst,
+        tuple(dict.fromkeys(text for _, text, _ in found))[:_REASONS],
+        convert if worst == APPLIED else None,
+        tuple(dict.fromkeys(code for verdict, _, code in found if verdict == worst and code)),
+    )
 
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:

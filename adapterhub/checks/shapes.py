@@ -378,7 +378,8 @@ def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem
     if not base.tied:
         return
     names: Mapping[str, list[str]] = defaultdict(list)
-    for target in [*contents.pairs, *(name.rpartition(".")[0] for name in contents.replaced), *contents.rows]:
+    # Not replaced rows: peft replaces those of the tied output table too (tuners/tuners_utils.py, `inject_adapter`).
+    for target in [*contents.pairs, *(name.rpartition(".")[0] for name in contents.replaced)]:
         last = last_of(target)
         if last in EMBEDDINGS:
             names["input"].append(target)

@@ -54,14 +54,21 @@ VLLM_WITHOUT_LORA = frozenset({
 })  # fmt: skip
 """Model types without LoRA support in vLLM's tables (docs/models/supported_models.md, pooling_models/embed.md)."""
 
+_UNCOVERED = "correct only if the modules without tensors were not trained: they stay as in the base"
+
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
-    Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),
-    Rule("deeper", WRONG, "loads without a warning; layers without tensors are not adapted", _PEFT),
+    Rule("deeper", WRONG, "loads and reports missing keys: layers without tensors are not adapted", _PEFT),
+    Rule("uncovered", APPLIED, f"reports missing keys; {_UNCOVERED}", _PEFT),
+    Rule(
+        "unknown-key",
+        APPLIED,
+        "ignores {key} with a warning: correct only if that changes nothing",
+        "peft/config.py, from_peft_type",
+    ),
     Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
-    Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are skipped (strict=False)", _PEFT),
     Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
-    Rule("no-magnitude", WRONG, "missing magnitudes keep their initial values", _PEFT),
+    Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
     Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
     Rule(
         "init-random",
@@ -83,6 +90,8 @@ _PEFT_RULES = (
     ),
 )
 _PEFT_OWN = (
+    Rule("no-module", IGNORED, "keys for which the base has no module are silently skipped (strict=False)", _PEFT),
+    Rule("not-targeted", IGNORED, "tensors of modules that target_modules does not name are silently skipped", _PEFT),
     Rule(
         "old-names",
         IGNORED,
@@ -93,6 +102,8 @@ _PEFT_OWN = (
 
 _LOAD_ADAPTER = "transformers/integrations/peft.py, load_adapter"
 _TRANSFORMERS_OWN = (
+    Rule("no-module", IGNORED, "reports keys for which the base has no module as UNEXPECTED and skips them", _LOAD_ADAPTER),
+    Rule("not-targeted", IGNORED, "reports tensors of modules that target_modules does not name and skips them", _LOAD_ADAPTER),
     Rule("dora", WRONG, "reports lora_magnitude_vector as MISSING and keeps the base's norms; peft loads it", _LOAD_ADAPTER),
     Rule("alora", WRONG, "applies the adapter to every token; only peft's own forward detects the invocation", _LOAD_ADAPTER),
 )
@@ -140,6 +151,7 @@ RUNTIMES: dict[str, Runtime] = {
                 ),
                 Rule("no-module", IGNORED, "paths without a module are dropped (vllm #34186)", "vllm/lora/model_manager.py"),
                 Rule("deeper", WRONG, "layers without tensors are silently left unadapted", "vllm/lora/model_manager.py"),
+                Rule("uncovered", APPLIED, _UNCOVERED, "vllm/lora/model_manager.py"),
             ),
         ),
         Runtime(
@@ -169,7 +181,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "GGUF adapters cannot replace single rows; convert it with its base model, or merge it into the base",
+                    "GGUF adapters cannot replace single rows; convert it with its untied base, or merge it into the base",
                     _LLAMA,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _LLAMA),
@@ -182,6 +194,7 @@ RUNTIMES: dict[str, Runtime] = {
                     "no-module", REFUSED, "LoRA tensor '…' does not exist in base model (hint: maybe wrong base model?)", _LLAMA
                 ),
                 Rule("deeper", WRONG, "silently accepts a deeper base", _LLAMA),
+                Rule("uncovered", APPLIED, _UNCOVERED, _LLAMA),
                 Rule(
                     "rslora",
                     APPLIED,
@@ -222,13 +235,14 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule(
                     "rows-unsettled",
                     REFUSED,
-                    "MLX adapters cannot replace single rows; convert it with its base model, or merge it into the base",
+                    "MLX adapters cannot replace single rows; convert it with its untied base, or merge it into the base",
                     _MLX,
                 ),
                 Rule("init-unsettled", REFUSED, "init_lora_weights {init}: the delta also needs the initial adapter", _MLX),
                 Rule("shape", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
                 Rule("no-module", REFUSED, "Adapter at … contains incompatible tensors", _MLX),
                 Rule("deeper", WRONG, "puts the adapter on the last layers of a deeper base", _MLX),
+                Rule("uncovered", APPLIED, _UNCOVERED, _MLX),
             ),
         ),
         Runtime(
@@ -284,6 +298,7 @@ RUNTIMES: dict[str, Runtime] = {
                     "layers without tensors are silently left unadapted",
                     f"{_INFERRED} sglang/srt/lora/mem_pool.py",
                 ),
+                Rule("uncovered", APPLIED, _UNCOVERED, f"{_INFERRED} sglang/srt/lora/mem_pool.py"),
             ),
         ),
     )

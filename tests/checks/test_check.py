@@ -69,6 +69,8 @@ Q0 = "model.layers.0.self_attn.q_proj"
         (pairs(2), {"init_lora_weights": "pissa"}, "initial-adapter"),
         (pairs(2), {"lora_alpha": 0}, "does-nothing"),
         (pairs(2), {"peft_type": "IA3"}, "not-understood"),
+        (pairs(2), {"use_bdlora": {"target": 1}}, "not-understood"),
+        (pairs(2), {"_comment": "hi"}, "unknown-key"),
         (pairs(2), {"alpha_pattern": {"[[:a:]]q": 1}}, "not-understood"),
         ({**pairs(2), "model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 8)}, {}, "token-rows"),
     ],
@@ -196,11 +198,13 @@ def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
         (pairs(2, size=(16, 8)), {}, "peft", "refused", "size mismatch"),
         (pairs(2), {"use_rslora": True}, "sglang", "wrong", "alpha / r"),
         (pairs(2), {"use_rslora": True}, "llama.cpp", "applied", "llama.cpp's own script ignores rsLoRA"),
-        (pairs(1), {}, "peft", "wrong", "without a warning"),
+        (pairs(1), {}, "peft", "wrong", "reports missing keys: layers"),
         (pairs(2, r=32), {"r": 32}, "vllm", "applied", "max_lora_rank=32"),
         ({**pairs(2), "model.norm.weight": (8,)}, {"modules_to_save": ["norm"]}, "llama.cpp", "refused", "skips"),
         (pairs(2), {"init_lora_weights": "olora"}, "vllm", "refused", "olora"),
-        (pairs(2), {"frobnicate": 1}, "mlx", "refused", "frobnicate"),
+        (pairs(2), {"use_bdlora": True}, "mlx", "refused", "use_bdlora"),
+        (pairs(2), {"frobnicate": 1}, "mlx", "applied", ""),
+        (pairs(2), {"frobnicate": 1}, "peft", "applied", "ignores frobnicate with a warning"),
     ],
 )  # fmt: skip
 def test_what_a_runtime_makes_of_it(
@@ -370,3 +374,25 @@ def test_a_limit_keeps_some_problems_of_each_code_and_the_number_of_all(tmp_path
     assert {name: verdict.verdict for name, verdict in limited.verdicts.items()} == {
         name: verdict.verdict for name, verdict in whole.verdicts.items()
     }
+
+
+def test_a_refusal_has_no_reason_that_describes_a_loaded_adapter(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", pairs(2), r=3, target_modules=["q_proj", "v_proj"])
+    verdict = checks.check(folder, base=base(tmp_path / "b")).verdicts["peft"]
+    assert (verdict.verdict, verdict.causes) == ("refused", ("rank-config",))
+    assert verdict.reasons == ("size mismatch for …: the config's rank is not the tensors'",)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_modules_without_tensors_stay_as_in_the_base_everywhere(tmp_path: Path, runtime: str) -> None:
+    folder = adapter(tmp_path / "a", pairs(2), target_modules=["q_proj", "v_proj"])
+    report = checks.check(folder, base=base(tmp_path / "b"))
+    assert codes(report) == {"uncovered-module"}
+    assert report.verdicts[runtime].verdict == APPLIED
+    assert "correct only if the modules without tensors were not trained" in report.verdicts[runtime].reasons[0]
+
+
+def test_replaced_rows_of_a_tied_table_change_both_sides(tmp_path: Path) -> None:
+    rows = {"model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 8)}
+    folder = adapter(tmp_path / "a", pairs(2) | rows, trainable_token_indices=[1, 2])
+    assert codes(checks.check(folder, base=base(tmp_path / "b", tied=True))) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ CASES = [
     ("shallow", {}, "ignored"),
     ("same", {"use_dora": True}, "wrong"),
     ("same", {"target_modules": ["v_proj"]}, "ignored"),
+    ("same", {"_comment": "hi"}, "applied"),
+    ("same", {"target_modules": ["q_proj", "v_proj", "k_proj"]}, "applied"),
 ]
+# What peft warns of, in the reasons' words and in its own.
+WARNINGS = {"missing keys": "Found missing adapter keys", "with a warning": "Unexpected keyword arguments"}
 
 
 @pytest.mark.parametrize(("base", "config", "verdict"), CASES, ids=[f"{base} {config}" for base, config, _ in CASES])
@@ -53,13 +58,19 @@ def test_peft_behaves_as_the_verdict_predicts(
     changed.mkdir()
     (changed / peft.WEIGHTS).write_bytes((folder / "a" / peft.WEIGHTS).read_bytes())
     (changed / peft.CONFIG).write_text(json.dumps(json.loads((folder / "a" / peft.CONFIG).read_text()) | config))
-    assert checks.check(changed, base=read_base(folder / base)).verdicts["peft"].verdict == verdict
+    judged = checks.check(changed, base=read_base(folder / base)).verdicts["peft"]
+    assert judged.verdict == verdict
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / base)
     if verdict == "refused":
         with pytest.raises(RuntimeError, match="size mismatch"):
             real.PeftModel.from_pretrained(model, changed)
         return
-    loaded = real.PeftModel.from_pretrained(model, changed).state_dict()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loaded = real.PeftModel.from_pretrained(model, changed).state_dict()
+    warned, reasons = " ".join(str(one.message) for one in caught), " ".join(judged.reasons)
+    for reason, warning in WARNINGS.items():
+        assert (reason in reasons) == (warning in warned), (judged, warned)
     untouched = [name for name, tensor in loaded.items() if "lora_B" in name and not torch.count_nonzero(tensor)]
-    assert bool(untouched) == (base == "deep")
-    assert any("q_proj.lora_B" in name for name in loaded) == ("target_modules" not in config)
+    assert bool(untouched) == (base == "deep" or "k_proj" in config.get("target_modules", ()))
+    assert any("q_proj.lora_B" in name for name in loaded) == (config.get("target_modules") != ["v_proj"])

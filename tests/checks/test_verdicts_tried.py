@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from adapterhub import checks
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.errors import AdapterhubError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import convert, peft
 from examples import llama_cpp
 from tests.conftest import need_module
 from tests.support import tiny
@@ -28,12 +29,16 @@ TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
 
 @dataclass(frozen=True)
 class Case:
-    """A config of peft's, the model it was trained on, and what is different in the one it is used with."""
+    """A config of peft's, the model it was trained on, and what is different in the one it is used with.
+
+    `edited` are keys of the saved config that were changed since.
+    """
 
     config: dict[str, Any] = field(default_factory=dict)
     trained: dict[str, Any] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
     kind: str = "LlamaForCausalLM"
+    edited: dict[str, Any] = field(default_factory=dict)
 
 
 TIED = {"tie_word_embeddings": True}
@@ -46,6 +51,9 @@ CASES = {
     "lora_bias": Case({"lora_bias": True}),
     "whole norm": Case({"modules_to_save": ["norm"]}),
     "whole lm_head": Case({"modules_to_save": ["lm_head"]}),
+    "modules without tensors": Case({"target_modules": ["q_proj"]}, edited={"target_modules": ["q_proj", "k_proj"]}),
+    "unknown key": Case({"target_modules": ["q_proj"]}, edited={"_comment": "hi"}),
+    "tied token rows": Case({"target_modules": ["q_proj"], "trainable_token_indices": [3, 17]}, TIED, TIED),
     "token rows": Case({"trainable_token_indices": [3, 17]}),
     "embeddings": Case({"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
     "tied embeddings": Case({"target_modules": ["q_proj", "embed_tokens"]}, TIED, TIED),
@@ -93,6 +101,8 @@ def _make(folder: Path, case: Case) -> Made:
     model = tiny.model(case.kind, **case.used)
     model.save_pretrained(folder / "base")
     wrapped = _trained(tiny.model(case.kind, **case.trained), folder / "a", case)
+    saved = folder / "a" / peft.CONFIG
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | case.edited))
     return Made(folder / "a", folder / "base", model, _logits(wrapped))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats.peft import config
+from tests.conftest import need_module
 
 
 def folder(path: Path, tensors: dict[str, tuple[int, ...]], **config: object) -> Path:
@@ -63,7 +65,6 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
         ({"use_bdlora": True}, "use_bdlora = true: changes what the adapter computes"),
         ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
-        ({"frobnicate": 3}, "frobnicate = 3: changes what the adapter computes"),
         ({"r": "eight"}, '"r" is "eight"'),
         ({"alpha_pattern": {"[[:a:]]q": 1}}, "which programs read differently"),
         ({"alpha_pattern": {"(": 1}}, "is not a regular expression"),
@@ -93,14 +94,31 @@ def test_refused_tensors(tmp_path: Path, tensors: dict[str, tuple[int, ...]], sa
 
 def test_all_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:
     tensors = {**PAIR, "l.0.q.odd": (2,), "l.1.q.odder": (2,)}
-    with pytest.raises(RefusedError, match="adapter_config.json: frobnicate = 3: changes.*and 3 more like it") as caught:
-        peft.read(folder(tmp_path / "a", tensors, frobnicate=3, use_bdlora=True))
+    with pytest.raises(RefusedError, match="adapter_config.json: arrow_config = 3: changes.*and 3 more like it") as caught:
+        peft.read(folder(tmp_path / "a", tensors, arrow_config=3, use_bdlora=True))
     assert [item.partition(": ")[0] for item in caught.value.items] == [
-        "frobnicate = 3",
+        "arrow_config = 3",
         "use_bdlora = true",
         "tensor 'base_model.model.l.0.q.odd'",
         "tensor 'base_model.model.l.1.q.odder'",
     ]
+
+
+def test_a_key_that_peft_does_not_have_is_ignored_with_a_note(tmp_path: Path) -> None:
+    adapter = peft.read(folder(tmp_path / "a", PAIR, frobnicate=3, quiet=None))
+    assert [note for note in adapter.notes if "not a key of peft" in note] == [
+        "adapter_config.json: frobnicate: is not a key of peft 0.21.2, which ignores it with a warning"
+    ]
+    assert list(adapter.deltas) == ["l.0.q"]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["LoraConfig", "AdaLoraConfig", "LoHaConfig", "LoKrConfig", "VeraConfig"])
+def test_every_key_of_peft_is_known(name: str) -> None:
+    need_module("peft")
+    kind = getattr(importlib.import_module("peft"), name)
+    known = config.INERT | config.READ | config.KINDS[name.removesuffix("Config").upper()] | config._UNSUPPORTED
+    assert {field.name for field in dataclasses.fields(kind)} <= known
 
 
 def test_every_delta_that_is_not_understood_is_refused_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`."""
 
-from .config import CONFIG, INDEX, INERT, READ, WEIGHTS, residual_init
+from .config import CONFIG, INDEX, INERT, READ, UNKNOWN_KEY, WEIGHTS, residual_init, unknown_keys
 from .config import check as check_config
 from .keys import classify, state_dict
 from .quirks import alpha_is_rank
@@ -8,7 +8,7 @@ from .reader import nested, parse, parse_shapes, read, read_shapes, sniff, weigh
 from .writer import config_text, saved_modules, write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "READ", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_text",
+    "CONFIG", "INDEX", "INERT", "READ", "UNKNOWN_KEY", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_text",
     "nested", "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict",
-    "weight_files", "write",
+    "unknown_keys", "weight_files", "write",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Reading of `adapter_config.json`: which of its keys change the mathematics, and what they mean.
 
-Follows peft 0.21 (`tuners/*/config.py`). A key that changes the computation and is not modeled here is refused by
-name; keys that are null, false or empty change nothing and pass.
+Follows peft 0.21.2 (`tuners/*/config.py`). A key of peft's that changes the computation and is not modeled here is refused by
+name; keys that are null, false or empty change nothing and pass. A key that peft does not have is ignored, as by peft itself
+(`PeftConfigMixin.from_peft_type`, which warns), with a note.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ KINDS = {
     "LOKR": _LYCORIS,
     "VERA": {"save_projection", "projection_prng_key", "vera_dropout", "d_initial", "init_weights"},
 }  # fmt: skip
+# Keys of peft's LoRA that change what is computed and are not modeled here.
+_UNSUPPORTED = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
+UNKNOWN_KEY = "is not a key of peft 0.21.2, which ignores it with a warning"
 _REASONS = {
     "IA3": "it multiplies activations, which a low-rank delta cannot express",
     "OFT": "it rotates the base's weight, which a low-rank delta cannot express",
@@ -67,8 +71,8 @@ def check(config: Mapping[str, Any], where: str) -> None:
         raise RefusedError(where, f"peft_type {kind!r} is not supported{f': {reason}' if reason else ''}, only {known}")
     reasons = [
         f"{key} = {json.dumps(value)[:80]}: changes what the adapter computes and is not supported"
-        for key in sorted(set(config) - INERT - READ - KINDS[kind])
-        if (value := config[key]) not in (None, False, 0, "", [], {})
+        for key in sorted(set(config) & _UNSUPPORTED)
+        if _says_something(value := config[key])
     ]
     if reasons:
         raise refused(where, reasons)
@@ -83,6 +87,16 @@ def check(config: Mapping[str, Any], where: str) -> None:
         isinstance(pair, list) and len(pair) == 2 and all(_is_count(number) for number in pair) for pair in ranges
     ):
         raise FormatError(where, '"layer_replication" is not a list of ranges of layers')
+
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys that peft does not have for this kind of adapter and therefore ignores, unless they are null, false or empty."""
+    known = INERT | READ | KINDS.get(str(config.get("peft_type")), set()) | _UNSUPPORTED
+    return [key for key in sorted(set(config) - known) if _says_something(config[key])]
+
+
+def _says_something(value: object) -> bool:
+    return value not in (None, False, 0, "", [], {})
 
 
 def _check_numbers(config: Mapping[str, Any], kind: str, where: str) -> None:

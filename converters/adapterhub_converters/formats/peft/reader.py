@@ -22,7 +22,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import quirks
-from .config import CONFIG, INDEX, WEIGHTS, Scales
+from .config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
 from .config import check as check_config
 from .config import meta as meta_of
 from .deltas import DeltaReader, rows_of
@@ -137,6 +137,7 @@ def parse(
     files, wrapped = quirks.unwrapped(files, base)
     parts = _understood(config, {name: tensors[key] for name, key in files.items()}, where)
     quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
+    notes += [f"{CONFIG}: {key}: {UNKNOWN_KEY}" for key in unknown_keys(config)]
     notes += [*wrapped, *quirks.notes(config, parts.pairs, base)]
     scales = Scales(config, f"{where}/{CONFIG}")
     reader = DeltaReader(config, scales, f"{where}/{WEIGHTS}", base, turned)
