@@ -57,7 +57,7 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         NotFoundError: Neither a path nor a ref of the registry.
         UsageError: Both of them.
     """
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import adapter_in, folder_for
 
     text = os.fspath(source)
     if is_address(source):
@@ -73,7 +73,7 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         return
     path, ref = resolve(source, workspace)
     if ref is None:
-        path = existing(text) if path is None else path
+        path = folder_for(existing(text) if path is None else path)
         yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
         return
     with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:

@@ -237,7 +237,9 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
         problem = unreadable_file(path, error)
-        if isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
+        if error.code == "alpha-or-rslora-required":
+            problem = Problem("missing-file", peft.CONFIG, "", "is missing, and nothing else records its alpha", cause=error)
+        elif isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
             code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
             problem = dataclasses.replace(problem, code=code)
         return None, [*problems, problem]
@@ -253,7 +255,7 @@ def _sniff(candidate: Candidate, given: Path, *, pickle: bool) -> str | None:
     except FormatError as error:
         if pickle:
             return None
-        if given.is_dir() and not (given / peft.CONFIG).exists():
+        if error.code != "whole-model" and given.is_dir() and not (given / peft.CONFIG).exists():
             raise NotFoundError(str(given), error.what) from error
         raise
 
@@ -268,6 +270,7 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     code = next((code for kind, code in codes if isinstance(error, kind)), None)
     if code is None:
         raise error
+    code = error.code if error.code == "whole-model" else code
     where = error.where.removeprefix(str(path)).lstrip("/\\")
     return Problem(code, where or path.name, "", error.what, error.hint, cause=error)
 

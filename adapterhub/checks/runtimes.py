@@ -30,8 +30,8 @@ _FROM_PROBLEM = {
 }  # fmt: skip
 # Problems with which no runtime loads the adapter.
 _FATAL = {
-    "malformed", "missing-file", "pickle", "whole-model", "not-understood", "key-prefix", "unknown-tensor", "missing-half", "not-a-matrix",
-    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
+    "malformed", "missing-file", "pickle", "whole-model", "not-understood", "key-prefix", "unknown-tensor", "missing-half",
+    "not-a-matrix",    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
 # Problems with which the numbers are wrong in every runtime.
 _WRONG = {"non-finite", "files-changed", "base-differs", "numerics-differ"}

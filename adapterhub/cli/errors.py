@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import click
+
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 
 if TYPE_CHECKING:
@@ -94,6 +96,12 @@ HINTS: dict[str, str] = {
 }
 
 
+# Code of an error to the option in its hint, and to the hint for commands without that option.
+_ELSEWHERE = {
+    "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
+}
+
+
 def hint_of(finding: Finding) -> str:
     """Return the hint of a finding, with the command that helps."""
     return HINTS.get(finding.remedy, finding.hint)
@@ -118,6 +126,10 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
         return None
     if isinstance(error, ParameterError):
         error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
+    option, other = _ELSEWHERE.get(error.code, ("", ""))
+    context = click.get_current_context(silent=True)
+    if option and context and all(parameter.name != option for parameter in context.command.params):
+        error.hint, error.code = other, ""  # while the command is known
     if error.code in HINTS:
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error

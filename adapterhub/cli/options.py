@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub_converters import formats, linear
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import AdapterhubError, UsageError
 
+from .errors import in_words_of_the_command_line
 from .progress import EVENTS, QUIET
 
 _COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
@@ -69,6 +70,14 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, and with a hint for this command in its errors."""
+        try:
+            return super().invoke(ctx)
+        except AdapterhubError as error:
+            in_words_of_the_command_line(error)
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -150,9 +150,13 @@ def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Pr
     misfit = f"does not fit {base.where}: " if base and any(problem.code in FIT for problem in errors) else ""
     more = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
     place = f"{first.where}: " if first.where else ""
+    what = f"{misfit}{first.code}: {place}{first.what}{more}"
+    if report.format is None:  # nothing can be stored of what cannot be read
+        code, fields = (first.cause.code, first.cause.fields) if first.cause else ("", {})
+        raise RefusedError(report.where, what, first.hint, code=code, **fields)
     raise RefusedError(
         report.where,
-        f"{misfit}{first.code}: {place}{first.what}{more}",
+        what,
         "Check it for the rest, or store it with force",
         code=CODE_ON_BASE if base else CODE,
         adapter=report.where,

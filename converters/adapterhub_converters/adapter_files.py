@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .errors import RefusedError
+from .errors import FormatError, RefusedError
 
 ADAPTER_JSON = "adapter.json"
 """The manifest of an adapter."""
@@ -25,6 +25,9 @@ LITGPT_WEIGHTS = "lit_model.pth.lora"
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf"})
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
+# A file of an adapter's folder that may be named for the folder.
+_PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, PEFT_INDEX, MLX_WEIGHTS, ADAPTER_JSON)
+_MODEL_INDEX = "model.safetensors.index.json"
 HEAD = 16
 """Bytes at the start of a file that `starts_like_pickle` needs."""
 
@@ -59,6 +62,21 @@ def pickled_weights(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith("adapter_model") and is_pickle_name(name))
 
 
+def folder_for(path: Path) -> Path:
+    """The folder of an adapter for a file of it whose config is next to it, such as its weights; any other path as it is."""
+    return path.parent if path.name in _PARTS and path.is_file() and (path.parent / ADAPTER_CONFIG).is_file() else path
+
+
+def adapters_below(folder: Path) -> list[Path]:
+    """The folders in `folder` that have an adapter_config.json, sorted; no links are followed."""
+    return sorted(item for item in folder.iterdir() if not item.is_symlink() and (item / ADAPTER_CONFIG).is_file())
+
+
+def whole_model(path: Path) -> FormatError:
+    """The error for a whole model where an adapter is expected."""
+    return FormatError(str(path), "is a whole model, not an adapter", "Name the adapter that is used on it", code="whole-model")
+
+
 def adapter_in(path: Path) -> Path:
     """The adapter that `path` means, by names alone: a file or a folder, as the readers of formats take it.
 
@@ -67,12 +85,15 @@ def adapter_in(path: Path) -> Path:
 
     Raises:
         RefusedError: The folder has several files with weights and no config.
+        FormatError: They are the shards of a whole model.
     """
     if not path.is_dir() or any((path / name).exists() for name in (ADAPTER_CONFIG, PEFT_INDEX)):
         return path
     found = sorted(
         item for item in path.iterdir() if is_weights(item.name) and not item.name.startswith(".") and item.is_file()
     )
+    if len(found) > 1 and (path / _MODEL_INDEX).exists():
+        raise whole_model(path)
     if len(found) > 1:
         more = f" (of {len(found)} files with weights)" if found[2:] else ""
         what = f"{found[0].name} and {found[1].name} are two adapters{more}"

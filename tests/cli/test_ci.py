@@ -79,6 +79,28 @@ def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: 
     assert forced.stderr == "stored despite 2 errors, the first rank-config\n"
 
 
+def test_a_folder_without_its_config_says_so_and_names_no_option_that_is_missing(run: Run, two: None, tmp_path: Path) -> None:
+    (tmp_path / "good/adapter_config.json").unlink()
+    for done in (run("validate", "good", code=1).stdout, run("push", "good", "team/good", code=6).stderr):
+        assert "adapter_config.json: is missing, and nothing else records its alpha" in done
+        assert "`adapterhub fix SRC --alpha N`" in done
+    assert "Pass --alpha N" in run("convert", "good", "x", "--to", "mlx", code=6).stderr
+
+
+def test_a_whole_model_is_called_one(run: Run, two: None, tmp_path: Path) -> None:
+    for done in (run("validate", "base", code=1).stdout, run("push", "base", "team/base", code=6).stderr):
+        assert "is a whole model, not an adapter" in done
+        assert "--force" not in done
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / "base" / name).write_bytes(b"")
+    assert "is a whole model, not an adapter" in run("push", "base", "team/base", code=4).stderr
+
+
+def test_the_weights_file_stands_for_the_folder_with_its_config(run: Run, two: None) -> None:
+    assert run("push", "good/adapter_model.safetensors", "team/good").stdout.startswith("team/good:v1")
+    assert "already" in run("push", "good", "team/good").stdout
+
+
 # --- the action and the hook
 
 

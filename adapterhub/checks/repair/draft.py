@@ -14,7 +14,7 @@ from typing import Any
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import is_packaged
-from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.adapter_files import ADAPTER_JSON, folder_for
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
@@ -94,8 +94,7 @@ class Draft:
 @contextlib.contextmanager
 def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
     """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `repair`."""
-    if path.is_file() and path.name == peft.WEIGHTS and (path.parent / peft.CONFIG).is_file():
-        path = path.parent
+    path = folder_for(path)
     _check_kind(path)
     folder = path if path.is_dir() else None
     paths = peft.weight_files(path) if folder else [path]

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from adapterhub_converters.containers import gguf_file
 
 _GGUF = b"GGUF"
+# Ends of names of tensors that every language model has, in any of its shards.
+_OF_MODELS = (
+    "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "norm.weight", "layernorm.weight",
+    "ln_1.weight", "down_proj.weight", "o_proj.weight",
+)  # fmt: skip
 
 
 class _Headers(OpenFile):
@@ -68,6 +73,14 @@ class Candidate:
     def is_gguf(self) -> bool:
         """Whether it is a file with the magic number of GGUF, malformed or not."""
         return self._headers.is_gguf if self._headers else False
+
+    @property
+    def is_whole_model(self) -> bool:
+        """Whether it is a file with a model's own weights, and nothing that a LoRA adds to them."""
+        if self.gguf is not None:
+            return self.gguf.text("general.type") in ("model", None) and "general.architecture" in self.gguf.values
+        names = self.tensors
+        return any(name.endswith(_OF_MODELS) for name in names) and not any("lora" in name.lower() for name in names)
 
     @cached_property
     def is_file(self) -> bool:

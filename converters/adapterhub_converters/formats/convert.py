@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out
-from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name
+from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name, whole_model
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, ParameterError, RefusedError, refused
@@ -45,6 +45,8 @@ def sniff(path: Path | Candidate) -> str:
         return row.name
     _refuse_distributed(path)
     pickles.refuse(path)
+    if candidate.is_whole_model:
+        raise whole_model(path)
     what = "not an adapter of a known format: PEFT and MLX folders have an adapter_config.json, GGUF adapters a general.type"
     if (path / peft.CONFIG).is_file():
         raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")

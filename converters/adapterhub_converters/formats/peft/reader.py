@@ -15,7 +15,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Source
-from adapterhub_converters.adapter_files import pickled_weights
+from adapterhub_converters.adapter_files import adapters_below, pickled_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
@@ -36,8 +36,8 @@ def sniff(candidate: Candidate) -> bool:
 
 def nested(path: Path) -> str:
     """A hint that names the one folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
-    found = sorted(item.name for item in path.iterdir() if (item / CONFIG).is_file()) if path.is_dir() else []
-    return f"Did you mean {path / found[0]}?" if len(found) == 1 else ""
+    found = adapters_below(path) if path.is_dir() else []
+    return f"Did you mean {found[0]}?" if len(found) == 1 else ""
 
 
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
