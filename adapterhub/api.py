@@ -105,6 +105,7 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    ignore: Sequence[str] = (),
     limit: int | None = None,
     workspace: Workspace | None = None,
 ) -> Report:
@@ -117,6 +118,7 @@ def check(
         max_rank: The largest rank that the runtime is set to take.
         headers_only: Read no values: NaNs, infinities and zeros go unseen.
         strict: Let warnings fail the adapter as errors do.
+        ignore: Codes of problems that are counted, and otherwise ignored, such as `unpinned`.
         limit: How many problems of each code the report has, besides their number; all of them if None.
         workspace: Where names are looked up.
 
@@ -138,6 +140,7 @@ def check(
             max_rank=max_rank,
             headers_only=headers_only,
             strict=strict,
+            ignore=ignore,
             unpublished=found.ref is None,
             limit=limit,
             where=found.where,

@@ -182,6 +182,25 @@ class Workspace:
             self._admit(owner_of(project.registry), project.path)
         return project.registry
 
+    def admitted_base(self, project: SettingsFile) -> str | None:
+        """The base model that a project checks its adapters against, for use; errors as those of `admitted`."""
+        from urllib.parse import urlsplit
+
+        from adapterhub.remotes.location import owner_of
+
+        text = project.validate.base
+        if text is None or text.lower().startswith("hf://"):  # the user chooses the hub
+            return text
+        if text.lower().startswith(("https://", "http://")):
+            parts = urlsplit(text)
+            self._admit(f"{parts.scheme}://{parts.netloc}".lower(), project.path)
+            return text
+        path = project.path.absolute().parent / text
+        if not path.exists():
+            return text
+        self._admit(owner_of(path), project.path)
+        return str(path)
+
     def _admit(self, owner: str, file: Path) -> None:
         from adapterhub.remotes.location import is_below
 

@@ -24,7 +24,7 @@ from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 from .contents import Contents, read_contents, unreadable_file
 from .identity import changed_files, identity_problems
 from .internal import internal_problems, value_problems
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, WARNING, Findings, Group, Problem, Report, Verdict
+from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, UNREAD, WARNING, Findings, Group, Problem, Report, Verdict, level_of
 from .runtimes import runtime_verdicts
 from .shapes import shape_problems
 
@@ -34,13 +34,16 @@ __all__ = [
     "FIT",
     "NOTE",
     "SEVERITIES",
+    "UNREAD",
     "WARNING",
     "Group",
     "Problem",
     "Report",
     "Verdict",
     "check",
+    "check_codes",
     "examined",
+    "level_of",
 ]
 
 
@@ -52,6 +55,7 @@ def check(
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,
+    ignore: Sequence[str] = (),
     unpublished: bool = False,
     limit: int | None = None,
     where: str = "",
@@ -65,13 +69,14 @@ def check(
         max_rank: The largest rank allowed: each module above it is a problem with the code `rank-above-max`.
         headers_only: Read no values of tensors, which misses NaNs, infinities and zeros.
         strict: Let warnings fail the adapter as errors do.
+        ignore: Codes of problems that are counted, and otherwise ignored.
         unpublished: Also report what a push of the folder `path` refuses or leaves out.
         limit: How many problems of each code the report has, besides their number; all of them if None.
         where: The name of the adapter in the report; its path if empty.
 
     Raises:
         NotFoundError: There is no adapter at `path`.
-        ParameterError: A name in `runtimes` is unknown.
+        ParameterError: A name in `runtimes` or a code in `ignore` is unknown.
 
     Example:
         >>> report = check(Path("sql"), base=read_hf(Path("Qwen3-0.6B")), runtimes=["vllm"])  # doctest: +SKIP
@@ -80,6 +85,7 @@ def check(
     """
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
+    check_codes(ignore)
     with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
         required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
         more = Findings(limit)
@@ -89,9 +95,30 @@ def check(
         if unpublished:
             more.add(_package(path))
         # None of these codes is one of `examined`.
-        problems = [*_in_order(more.kept), *report.problems]
+        counts = {**report.counts, **more.counts}
+        problems = [problem for problem in (*_in_order(more.kept), *report.problems) if problem.code not in ignore]
         problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
-        return replace(report, problems=tuple(problems), counts={**report.counts, **more.counts}, strict=strict)
+        levels = {"package": unpublished and path.is_dir(), "max-rank": max_rank is not None, "runtimes": bool(runtimes)}
+        return replace(
+            report,
+            problems=tuple(problems),
+            counts={code: count for code, count in counts.items() if code not in ignore},
+            ignored={code: count for code, count in counts.items() if code in ignore},
+            levels=(*report.levels, *(level for level, checked in levels.items() if checked)),
+            strict=strict,
+        )
+
+
+def check_codes(codes: Iterable[str]) -> None:
+    """Raise ParameterError for a code that is unknown or cannot be ignored."""
+    import difflib
+
+    for code in codes:
+        if code not in CODES:
+            close = difflib.get_close_matches(code, CODES, 1)
+            raise ParameterError("ignore", f"unknown code {code[:80]!r}", f"Did you mean {close[0]}?" if close else "")
+        if code in UNREAD:
+            raise ParameterError("ignore", f"{code} cannot be ignored: nothing is checked of such an adapter")
 
 
 @contextmanager
@@ -113,7 +140,9 @@ def examined(
                 findings.add(_problems(contents, base, headers_only=headers_only))
             verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
             ordered = _in_order(findings.kept)
-        levels = ["files", *["values"] * (not headers_only), *["base", "identity"] * (base is not None)]
+        levels = ["files", *["values"] * (not headers_only), *["base"] * (base is not None)]
+        if base is not None and contents is not None and contents.manifest_text:
+            levels.append("identity")
         report = Report(
             where=where or str(path),
             format=contents.format if contents else None,

@@ -32,6 +32,8 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
+    if manifest is None:
+        return
     if not pinned.fingerprint:
         what = "adapter.json pins no base; identity was not compared"
         yield Problem("unpinned", ADAPTER_JSON, "base", what, "Publish it with its base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,7 @@ from .contents import PART_NAMES, Contents, Part, Values
 from .report import Problem
 from .target_modules import chosen_layers, matches, within
 
+_LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
 _LONGEST = 300  # characters of a config's value that are worth repeating
 
 
@@ -104,6 +106,7 @@ def _config(contents: Contents) -> Iterator[Problem]:
     yield from _flags(contents)
     yield from _whole_tensors(contents)
     yield from _token_rows(contents)
+    yield from _unusual(contents)
     init = config.get("init_lora_weights")
     if peft.residual_init(init):
         what = f'init_lora_weights "{init}" changed the base; without the initial adapter the delta is wrong'
@@ -189,6 +192,21 @@ def _whole_tensors(contents: Contents) -> Iterator[Problem]:
         if not within(saved, module) and not (kind == "bias" and biases):
             what = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
             yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or remove it')
+
+
+def _unusual(contents: Contents) -> Iterator[Problem]:
+    """Values that are valid, and rarely what was meant."""
+    config, ranks = contents.config, contents.ranks.values()
+    if ranks:
+        least, alpha = min(ranks), config.get("lora_alpha", 8)
+        scale = alpha / (math.sqrt(least) if config.get("use_rslora") else least)
+        if scale > _LARGE_SCALE:
+            what = f"{alpha:g} with rank {least} multiplies the delta by {scale:g}"
+            yield Problem("scale-large", peft.CONFIG, "lora_alpha", what)
+    name = config.get("base_model_name_or_path") or ""
+    if name.startswith(("/", "./", "../", "~", "\\")) or name[1:3] in (":\\", ":/"):
+        what = f"{name[:_LONGEST]} is a path, which others do not have"
+        yield Problem("local-base-name", peft.CONFIG, "base_model_name_or_path", what, "Write the model's name on its hub")
 
 
 def _token_rows(contents: Contents) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 # Code -> severity and meaning. Codes are stable: scripts and CI match on them. docs/validate.md has this table.
 CODES: dict[str, tuple[str, str]] = {
     # Are the files well-formed?
+    "no-adapter": (ERROR, "there is no adapter at a path, a ref or an address"),
     "malformed": (ERROR, "a file is truncated, malformed or hostile; nothing of it was used"),
     "missing-file": (ERROR, "a file that the format requires is missing"),
     "pickle": (ERROR, "the weights are a pickle, which can run code when it is loaded"),
@@ -49,6 +50,8 @@ CODES: dict[str, tuple[str, str]] = {
     "pattern-overlap": (WARNING, "two patterns with different values match one module; peft loses their order"),
     "pattern-unused": (WARNING, "a pattern matches no module, probably a typo"),
     "initial-adapter": (WARNING, "the initialization changed the base: correct only together with the initial adapter"),
+    "scale-large": (NOTE, "alpha / r is above 64, which is rarely meant"),
+    "local-base-name": (NOTE, "base_model_name_or_path is a path on the disk of whoever trained it"),
     # Does it fit the base?
     "base-without-weights": (NOTE, "the base has no weight files here: shapes are derived from its config, or not compared"),
     "base-incomplete": (NOTE, "a part of the base could not be read and was not compared"),
@@ -68,7 +71,7 @@ CODES: dict[str, tuple[str, str]] = {
     "tied-weights": (WARNING, "only one of two tied tables is changed; runtimes disagree on what that means"),
     "does-not-fit": (ERROR, "the adapter cannot be read for this base"),
     # Is it the base that was trained on?
-    "unpinned": (NOTE, "no adapter.json pins the base that the adapter was trained on"),
+    "unpinned": (NOTE, "adapter.json does not pin the base that the adapter was trained on"),
     "base-differs": (ERROR, "names and shapes of the base differ from those pinned in adapter.json"),
     "numerics-differ": (ERROR, "a number that changes the function (rope, norm, heads) differs from adapter.json"),
     "base-name-differs": (WARNING, "the base has a different name than the one the adapter was trained on"),
@@ -82,6 +85,18 @@ CODES: dict[str, tuple[str, str]] = {
 _ORDER = list(CODES)
 FIT = frozenset(_ORDER[_ORDER.index("base-without-weights") : _ORDER.index("rank-above-max")])
 """The codes about an adapter on a base."""
+UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-model", "needs-base"})
+"""The codes with which nothing was checked, so that they cannot be ignored."""
+_LEVELS = {
+    "non-finite": "values", "files-changed": "values", "files-edited": "values", "not-packaged": "package",
+    "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
+    **{code: "identity" if _ORDER.index(code) >= _ORDER.index("unpinned") else "base" for code in FIT},
+}  # fmt: skip
+
+
+def level_of(code: str) -> str:
+    """The level at which problems of a code are found (`Report.levels`)."""
+    return _LEVELS.get(code, "files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +194,8 @@ class Report:
     Attributes:
         problems: The worst first.
         counts: The number of problems of each code, which a limit may leave out of `problems`; empty if it has them all.
-        levels: What was checked (`files`, `values`, `base`, `identity`).
+        levels: What was checked (`files`, `values`, `base`, `identity`, `package`, `max-rank`, `runtimes`).
+        ignored: The number of problems of each code that were ignored, and are not in `problems`.
         strict: Warnings count as errors do.
         base_facts: Name, revision and size of the base, and the bytes fetched to read it; empty without a base.
     """
@@ -194,6 +210,7 @@ class Report:
     strict: bool = False
     base_facts: Mapping[str, object] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:

@@ -1,4 +1,4 @@
-"""The settings of a project and of a user, in TOML: the registry, the remotes, and the policy on adapters.
+"""The settings of a project and of a user, in TOML: the registry, the remotes, the policy on adapters, and how to check them.
 
 The nearest `adapterhub.toml` above the working folder and config.toml in the user's config folder have one grammar; only that
 of a project has a policy. An unknown key is an error that names it: a misspelled rule would have no effect.
@@ -18,8 +18,25 @@ from adapterhub_converters.errors import UsageError
 
 from .policy import Policy
 
-_TOP = ("registry", "remote", "remotes", "policy")
+_TOP = ("registry", "remote", "remotes", "policy", "validate")
 _REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How adapters of the project are checked, where nothing else is asked for.
+
+    Attributes:
+        base: The base model: a path from the file's folder, an address, or a name.
+        runtimes: Those that must apply them.
+        ignore: Codes of problems to ignore.
+    """
+
+    base: str | None = None
+    runtimes: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    max_rank: int | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class SettingsFile:
     remote: str | None = None
     remotes: Mapping[str, str] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    validate: Validation = field(default_factory=Validation)
 
 
 def read(path: Path, *, follow: bool = True) -> SettingsFile:
@@ -62,6 +80,7 @@ def parse(text: str, path: Path) -> SettingsFile:
         document.text("", "remote"),
         {name: entry["url"] for name, entry in remotes.items()},
         _policy(document, path),
+        _validation(document),
     )
 
 
@@ -74,18 +93,25 @@ def check_remote_name(name: str) -> str:
 
 
 def _policy(document: _Checked, path: Path) -> Policy:
-    rules = document.table("policy")
     document.known("policy", ("max_rank", "require_base", "licenses", "allow"))
-    rank, base = rules.get("max_rank"), rules.get("require_base", False)
-    document.check(rank is None or (type(rank) is int and rank > 0), "policy", "max_rank", "is not a whole number above 0")
-    document.check(type(base) is bool, "policy", "require_base", "is neither true nor false")
-    lists = {}
-    for key in ("licenses", "allow"):
-        value = rules.get(key, [])
-        right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-        document.check(right and (value or key not in rules), "policy", key, "is not a list of strings")
-        lists[key] = tuple(value)
-    return Policy(str(path), rank, base, lists["licenses"], lists["allow"])
+    return Policy(
+        str(path),
+        document.count("policy", "max_rank"),
+        document.switch("policy", "require_base"),
+        document.texts("policy", "licenses"),
+        document.texts("policy", "allow"),
+    )
+
+
+def _validation(document: _Checked) -> Validation:
+    document.known("validate", ("base", "runtimes", "ignore", "max_rank", "strict"))
+    return Validation(
+        document.text("validate", "base"),
+        document.texts("validate", "runtimes"),
+        document.texts("validate", "ignore"),
+        document.count("validate", "max_rank"),
+        document.switch("validate", "strict"),
+    )
 
 
 class _Checked:
@@ -112,6 +138,23 @@ class _Checked:
         right = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
         self.check(right, table, key, "is missing" if value is None else "is not a string of one line")
         return value
+
+    def texts(self, table: str, key: str) -> tuple[str, ...]:
+        rules = self.table(table)
+        value = rules.get(key, [])
+        right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        self.check(right and (value or key not in rules), table, key, "is not a list of strings")
+        return tuple(value)
+
+    def count(self, table: str, key: str) -> int | None:
+        value = self.table(table).get(key)
+        self.check(value is None or (type(value) is int and value > 0), table, key, "is not a whole number above 0")
+        return value
+
+    def switch(self, table: str, key: str) -> bool:
+        value = self.table(table).get(key, False)
+        self.check(type(value) is bool, table, key, "is neither true nor false")
+        return bool(value)
 
     def check(self, right: object, table: str, key: str, what: str, hint: str = "") -> None:
         if not right:

@@ -152,8 +152,10 @@ def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Pr
     place = f"{first.where}: " if first.where else ""
     what = f"{misfit}{first.code}: {place}{first.what}{more}"
     if report.format is None:  # nothing can be stored of what cannot be read
-        code, fields = (first.cause.code, first.cause.fields) if first.cause else ("", {})
-        raise RefusedError(report.where, what, first.hint, code=code, **fields)
+        error = RefusedError(report.where, what, first.hint)
+        if first.cause:
+            error.code, error.fields = first.cause.code, first.cause.fields
+        raise error
     raise RefusedError(
         report.where,
         what,

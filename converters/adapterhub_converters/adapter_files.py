@@ -72,6 +72,14 @@ def adapters_below(folder: Path) -> list[Path]:
     return sorted(item for item in folder.iterdir() if not item.is_symlink() and (item / ADAPTER_CONFIG).is_file())
 
 
+def adapters_at(path: Path) -> list[Path]:
+    """The adapters that a path stands for: those in a folder that is none itself, else the one that it is or is a file of."""
+    if path.is_dir() and not any((path / name).exists() for name in (ADAPTER_CONFIG, PEFT_INDEX)):
+        below = [] if any(is_weights(item.name) for item in path.iterdir()) else adapters_below(path)
+        return below or [path]
+    return [folder_for(path)]
+
+
 def whole_model(path: Path) -> FormatError:
     """The error for a whole model where an adapter is expected."""
     return FormatError(str(path), "is a whole model, not an adapter", "Name the adapter that is used on it", code="whole-model")

@@ -32,13 +32,67 @@ def test_several_adapters_are_checked_in_one_call(run: Run, two: None) -> None:
     document = json.loads(run("validate", "good", "unused", "--json").stdout)
     assert document["ok"] is True
     assert [report["source"] for report in document["reports"]] == ["good", "unused"]
-    assert run("validate", "good", "unused").stdout.splitlines()[-1] == "2 adapters: all ok"
+    lines = run("validate", "good", "unused").stdout.splitlines()
+    assert lines[-1] == "2 adapters: all ok"
+    assert sum(line.startswith("good") for line in lines) == 1
+    assert "warning[pattern-unused]" in "\n".join(lines)
+    assert "RUNTIME" in run("validate", "good", "unused", "--verbose").stdout
+
+
+def test_a_folder_of_adapters_stands_for_all_of_them(run: Run, two: None) -> None:
+    document = json.loads(run("validate", ".", "--json").stdout)
+    assert [report["source"] for report in document["reports"]] == ["good", "unused"]
+
+
+def test_an_adapter_that_is_not_there_is_reported_beside_the_others(run: Run, two: None, tmp_path: Path) -> None:
+    done = run("validate", "nosuch", "good", code=3)
+    assert "error[no-adapter] no such file or folder" in done.stdout
+    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok: nosuch"
+    adapter(tmp_path / "bad", pairs(2), r=3)
+    run("validate", "nosuch", "bad", code=1)
+
+
+def test_an_ignored_code_is_counted_and_changes_the_result(run: Run, two: None) -> None:
+    assert (
+        "ok: nothing to report; ignored: 1 pattern-unused"
+        in run("validate", "unused", "--strict", "--ignore", "pattern-unused").stdout
+    )
+    assert "Did you mean pattern-unused?" in run("validate", "unused", "--ignore", "patern-unused", code=2).stderr
+    assert "malformed cannot be ignored" in run("validate", "unused", "--ignore", "malformed", code=2).stderr
+
+
+def test_the_project_has_defaults_and_the_command_line_comes_first(run: Run, two: None, tmp_path: Path) -> None:
+    project = tmp_path / "adapterhub.toml"
+    project.write_text(
+        '[validate]\nbase = "base"\nruntimes = ["peft"]\nignore = ["pattern-unused"]\nmax_rank = 1\nstrict = true\n'
+    )
+    report = json.loads(run("validate", "unused", "--json", code=1).stdout)
+    assert (report["strict"], report["ignored"]) == (True, {"pattern-unused": 1})
+    assert report["base"] == str(tmp_path / "base")
+    assert {problem["code"] for problem in report["problems"]} == {"rank-above-max"}
+    run("validate", "unused", "--max-rank", "2", "--no-strict")
+    for line, words in (('ignore = ["no-such"]', "unknown code 'no-such'"), ('runtimes = ["vlm"]', "unknown runtime 'vlm'")):
+        project.write_text(f"[validate]\n{line}\n")
+        done = run("validate", "good", code=2)
+        assert f"adapterhub.toml: validate.{line.partition(' ')[0]}: {words}" in done.stderr
+
+
+def test_a_project_sends_nobody_to_a_host_that_they_do_not_know(run: Run, two: None, tmp_path: Path) -> None:
+    (tmp_path / "adapterhub.toml").write_text('[validate]\nbase = "https://elsewhere.example/model"\n')
+    assert "names https://elsewhere.example" in run("validate", "good", code=6).stderr
+
+
+def test_one_run_writes_several_formats(run: Run, two: None, tmp_path: Path) -> None:
+    run("validate", "good", "unused", "--output-file", "junit=a.xml", "--output-file", "markdown=a.md")
+    assert (tmp_path / "a.xml").read_text().startswith("<?xml")
+    assert "| unused | ok |  | 1 |  |" in (tmp_path / "a.md").read_text()
+    assert "is not FORMAT=PATH" in run("validate", "good", "--output-file", "a.xml", code=2).stderr
 
 
 def test_one_bad_adapter_among_good_ones_fails_the_call(run: Run, two: None, tmp_path: Path) -> None:
     adapter(tmp_path / "bad", pairs(2), r=3)
     done = run("validate", "good", "bad", code=1)
-    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok"
+    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok: bad"
 
 
 def test_strict_fails_on_a_warning_and_reports_it(run: Run, two: None) -> None:
@@ -131,11 +185,14 @@ def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
 def test_the_action_annotates_and_fails(two: None, tmp_path: Path) -> None:
     adapter(tmp_path / "bad one", pairs(2), r=3)
     assert acted(tmp_path, PATHS="good\nunused\n", BASE="base", RUNTIMES="peft vllm").returncode == 0
-    done = acted(tmp_path, PATHS="good\nbad*\n", SARIF="out.sarif")
+    done = acted(tmp_path, PATHS="good\nbad*\n", SARIF="out.sarif", GITHUB_STEP_SUMMARY="summary.md", RUNTIMES="peft")
     assert done.returncode == 1
+    assert done.stdout.count("::error ") == 1  # and none for the runtime that refuses it for that reason
+    assert "| bad one | **not ok** | 2 |" in (tmp_path / "summary.md").read_text()
     assert "::error file=bad one/adapter_model.safetensors" in done.stdout
     assert json.loads((tmp_path / "out.sarif").read_text())["runs"][0]["results"]
     assert acted(tmp_path, PATHS="unused", STRICT="true").returncode == 1
+    assert acted(tmp_path, PATHS="unused", STRICT="true", IGNORE="pattern-unused").returncode == 0
     assert acted(tmp_path, PATHS="good", MAX_RANK="1").returncode == 1
 
 

@@ -1,4 +1,4 @@
-"""The five renderings of a report: what each consumer insists on."""
+"""The renderings of a report: what each consumer insists on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def report(tmp_path: Path) -> Report:
 
 
 def nasty(severity_code: str = "malformed") -> Report:
-    return Report("a b,c:d", "peft", None, (Problem(severity_code, "adapter_config.json", NASTY, NASTY, "50%"),))
+    return Report(
+        "a b,c:d",
+        None if severity_code == "malformed" else "peft",
+        None,
+        (Problem(severity_code, "adapter_config.json", NASTY, NASTY, "50%"),),
+    )
 
 
 def test_text_groups_by_code_and_ends_with_the_sum(report: Report) -> None:
@@ -33,7 +38,7 @@ def test_text_groups_by_code_and_ends_with_the_sum(report: Report) -> None:
     assert lines[0].startswith("out/my sql: peft, r 4, 12 modules")
     assert sum("[rank-config]" in line for line in lines) == 1
     assert any(" and 9 more: rank 4, but " in line for line in lines)
-    assert lines[-1] == "not ok: 24 errors, 1 note"
+    assert lines[-1] == "not ok: 2 errors in 24 places"
 
 
 def test_text_shows_layer_2_before_layer_10(report: Report) -> None:
@@ -54,7 +59,7 @@ def test_no_renderer_lets_a_control_character_through() -> None:
 
 def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
     document = json.loads(reports.as_json([report]))
-    keys = ["ok", "strict", "source", "format", "base", "base_facts", "levels", "facts", "problems", "runtimes"]
+    keys = ["ok", "strict", "source", "format", "base", "base_facts", "levels", "facts", "problems", "ignored", "runtimes"]
     assert list(document) == keys
     assert len(document["problems"]) == len(report.problems)
     assert list(document["problems"][0]) == ["code", "severity", "file", "name", "what", "expected", "got", "hint"]
@@ -86,6 +91,32 @@ def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
     assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
     (clean,) = ET.fromstring(reports.junit([Report("x", "peft", None, ())]))
     assert [case.get("name") for case in clean] == [case.get("name") for case in cases]
+
+
+def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> None:
+    def skipped(*given: Report) -> set[str]:
+        cases = ET.fromstring(reports.junit(given)).iter("testcase")
+        return {str(case.get("name")).partition(":")[0] for case in cases if case.find("skipped") is not None}
+
+    assert skipped(nasty()) == set(checks.CODES) - {"malformed"}
+    assert "shape-mismatch" not in skipped(report)
+    assert {"unpinned", "runtime", "rank-above-max"} <= skipped(report)
+    alone = checks.check(adapter(tmp_path / "alone", pairs(2)), headers_only=True, ignore=["rank-config"])
+    assert {"shape-mismatch", "non-finite"} <= skipped(alone)
+    assert "rank-config" not in skipped(alone)  # it was checked, and there was none to ignore
+
+
+def test_github_has_one_annotation_for_each_cause(report: Report) -> None:
+    found = [line for line in reports.github([report]).splitlines() if line.startswith("::")]
+    assert [line.partition("title=")[2].partition("::")[0] for line in found] == ["rank-config", "no-magnitude"]
+    assert "and 9 more: rank 4, but" in found[0]
+
+
+def test_markdown_means_the_text_alone() -> None:
+    text = reports.markdown([nasty(), Report("good", "peft", None, ())])
+    assert "### 2 adapters: 1 not ok" in text
+    assert "&lt;c&gt;" in text
+    assert "| good | ok |  |  |  |" in text
 
 
 def test_junit_is_xml_whatever_a_tensor_is_called() -> None:

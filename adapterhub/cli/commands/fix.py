@@ -47,7 +47,7 @@ def fix(
         target = Path(out) if out else Path(f"{name}-fixed")
         fixed = library.fix(found.path, target, base=spec, alpha=alpha, rslora=rslora, dry_run=dry_run)
         where = found.where
-    output.emit(_document(where, fixed), as_json=settings.as_json, text=lambda: _text(where, fixed, dry_run=dry_run))
+    output.emit(_document(where, fixed), as_json=settings.as_json, text=lambda: _text(where, fixed, dry_run=dry_run, base=base))
 
 
 def _document(where: str, fixed: Fixed) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _problem(problem: Problem) -> dict[str, Any]:
     return {"severity": problem.severity, **fields, "hint": reports.hint_of(problem)}
 
 
-def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:
+def _text(where: str, fixed: Fixed, *, dry_run: bool, base: str | None) -> None:
     if not fixed.repairs:
         head = f"{where}: nothing to repair, nothing written"
     elif dry_run:
@@ -84,5 +84,5 @@ def _text(where: str, fixed: Fixed, *, dry_run: bool) -> None:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
     counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.left))]
     if counts:
-        again = fixed.out or where
-        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {again}`"))
+        again, on = fixed.out or where, f" --base {base}" if base else ""
+        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {again}{on}`"))

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import inputs
+from adapterhub.cli import environment, inputs
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
+from adapterhub_converters.adapter_files import adapters_at
+from adapterhub_converters.errors import AdapterhubError, ParameterError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.checks import Report
+    from adapterhub.project.settings import Validation
 
 # Spelled out here so that help and completion need not import the checks (numpy); tests compare.
-_FORMATS = ("text", "json", "sarif", "junit", "github")
+_FORMATS = ("text", "json", "sarif", "junit", "github", "markdown")
 _RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
-# Files of an adapter folder (PEFT, mlx-lm).
-_PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
+
+
+def _files(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """The path of each format in `FORMAT=PATH`."""
+    found = {}
+    for text in values:
+        style, equals, path = text.partition("=")
+        if style not in _FORMATS[1:] or not equals or not path:
+            raise UsageError("--output-file", f"{text[:80]!r} is not FORMAT=PATH", f"Formats: {', '.join(_FORMATS[1:])}")
+        found[style] = path
+    return found
 
 
 @command(
@@ -24,8 +39,8 @@ _PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
     example="""
     adapterhub validate ./sql --base ./Qwen3-0.6B
     adapterhub validate ./sql --base hf://Qwen/Qwen3-0.6B
-    adapterhub validate adapters/* --strict
-    adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --format sarif > sql.sarif""",
+    adapterhub validate adapters --strict --ignore left-out
+    adapterhub validate team/sql:v2 --base base.gguf --for llama.cpp --output-file sarif=sql.sarif""",
 )
 @click.argument("given", metavar="SRC...", nargs=-1, required=True)
 @base_option("check names, shapes and identity against it: a folder, a file, hf://org/model or a URL.")
@@ -37,8 +52,18 @@ _PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
     help="Fail unless this runtime can apply the adapter; repeatable.",
 )
 @click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
+@click.option(
+    "--output-file",
+    "files",
+    metavar="FORMAT=PATH",
+    multiple=True,
+    callback=_files,
+    help="Also write the report to a file; repeatable.",
+)
 @max_rank_option("fail above it, like vLLM's --max-lora-rank.")
-@click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@click.option("--strict/--no-strict", default=None, help="Fail on warnings too.")
+@click.option("--ignore", metavar="CODE", multiple=True, help="Count problems of this code, but ignore them; repeatable.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the details of adapters without problems too.")
 @headers_only_option("fast, but misses NaNs and zeros.")
 @click.pass_obj
 def validate(
@@ -48,48 +73,88 @@ def validate(
     base: str | None,
     runtimes: tuple[str, ...],
     style: str,
+    files: Mapping[str, str],
     max_rank: int | None,
-    strict: bool,
+    strict: bool | None,
+    ignore: tuple[str, ...],
+    verbose: bool,
     headers_only: bool,
 ) -> int:
     """Check adapters for problems, alone or against a base.
 
-    SRC is a folder, a file or a ref. Without --base the files and their consistency are checked; with it also that every tensor
-    fits its module in the base, and vice versa. The table shows what each runtime does with the adapter.
+    SRC is a folder, a file or a ref; a folder of adapters stands for all of them. Without --base the files and their
+    consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows what
+    each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
     from adapterhub import api
+    from adapterhub.checks import Problem, Report, check_codes
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
+    from adapterhub_converters.containers import json_file
 
+    check_codes(ignore)
     style = "json" if settings.as_json else style
+    here, project = workspace(settings), environment.project()
+    rules = _rules(project.validate, str(project.path)) if project else None
+    if project and base is None:
+        base = here.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    here = workspace(settings)
-    done = [
-        api.check(
-            source,
-            base=spec,
-            runtimes=runtimes,
-            max_rank=max_rank,
-            headers_only=headers_only,
-            strict=strict,
-            limit=reports.SHOWN if style == "text" else None,
-            workspace=here,
-        )
-        for source in _adapters(given)
-    ]
+    sources, done, failed = _adapters(given), list[Report](), list[AdapterhubError]()
+    for source in sources:
+        try:
+            report = api.check(
+                source,
+                base=spec,
+                runtimes=runtimes or (rules.runtimes if rules else ()),
+                max_rank=max_rank or (rules.max_rank if rules else None),
+                headers_only=headers_only,
+                strict=strict if strict is not None else bool(rules and rules.strict),
+                ignore=(*ignore, *(rules.ignore if rules else ())),
+                limit=reports.SHOWN if style == "text" and not files else None,
+                workspace=here,
+            )
+        except AdapterhubError as error:
+            if len(sources) == 1:
+                raise
+            failed.append(error)
+            code = error.code if error.code == "whole-model" else "no-adapter"
+            report = Report(source, None, None, (Problem(code, "", "", error.what, error.hint, cause=error),))
+        done.append(report)
+    for written, path in files.items():
+        json_file.write_text(Path(path), reports.RENDERERS[written](done) + "\n")
     if style == "text":
-        output.write_lines(reports.lines(done, screen=output.width()))
+        output.write_lines(reports.lines(done, screen=output.width(), verbose=verbose))
     else:
         output.write_document(reports.RENDERERS[style](done))
-    return 0 if all(report.ok for report in done) else 1
+    return _exit_code(done, failed)
+
+
+def _exit_code(done: Sequence[Report], failed: Sequence[AdapterhubError]) -> int:
+    """1 if a check found errors, else that of the first adapter that could not be opened."""
+    if sum(not report.ok for report in done) > len(failed):
+        return 1
+    return failed[0].exit_code if failed else 0
+
+
+def _rules(rules: Validation, where: str) -> Validation:
+    """The rules of a project, whose errors name its file."""
+    from adapterhub.checks import check_codes
+
+    if unknown := [name for name in rules.runtimes if name not in _RUNTIMES]:
+        raise UsageError(f"{where}: validate.runtimes", f"unknown runtime {unknown[0]!r}", f"One of {', '.join(_RUNTIMES)}")
+    try:
+        check_codes(rules.ignore)
+    except ParameterError as error:
+        raise UsageError(f"{where}: validate.ignore", error.what, error.hint) from error
+    return rules
 
 
 def _adapters(given: Iterable[str]) -> list[str]:
-    """Each adapter once: hooks pass the files that changed, and two may belong to one folder."""
-    folders = {
-        text: str(Path(text).parent)
-        for text in given
-        if Path(text).name in _PARTS and (Path(text).parent / ADAPTER_CONFIG).is_file()
-    }
-    return list(dict.fromkeys(folders.get(text, text) for text in given))
+    """Each adapter once: a folder may have several, and of the changed files that hooks pass one adapter may have two."""
+    found: dict[str, None] = {}
+    for text in given:
+        path = Path(text)
+        for adapter in adapters_at(path):
+            found[text if adapter == path else str(adapter)] = None
+    return list(found)

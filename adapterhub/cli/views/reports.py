@@ -1,15 +1,18 @@
-"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML or GitHub workflow commands."""
+"""The reports of `adapterhub validate` as text, JSON, SARIF, JUnit XML, GitHub workflow commands or Markdown."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from adapterhub.checks import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict
+from adapterhub.checks import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict, level_of
 from adapterhub.cli.errors import in_words_of_the_command_line
 from adapterhub.cli.output import Column, color, inert, json_text, number, one_line, plural, table
+from adapterhub.manifest.package_files import shortened
 from adapterhub.version import __version__
+from adapterhub_converters.display import markdown as in_markdown
 from adapterhub_converters.display import printable
 from adapterhub_converters.runtimes import APPLIED
 
@@ -17,29 +20,46 @@ from . import groups
 
 SHOWN = 1_000  # problems of one code among which the text report groups; more are only counted there
 _REASONS = 2  # reasons of a verdict that the text report shows
+_SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
 # Code of a problem to the option or command that helps.
 _HINTS = {"needs-base": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
 
 
-def lines(reports: Sequence[Report], *, screen: int | None = None) -> Iterator[str]:
-    """The text report: problems grouped by code, a verdict per runtime, a summary; for several adapters, one for all last."""
+def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool = False) -> Iterator[str]:
+    """The text report: problems grouped by code, a verdict per runtime, a summary.
+
+    Of several adapters only those with errors or warnings are shown so, without the runtimes that apply them, unless `verbose`;
+    a table has a line for each, and the last line names those that failed.
+    """
     for report in reports:
-        yield from _lines(report, screen)
-        yield from [""] if report is not reports[-1] else []
+        if len(reports) == 1 or verbose or report.count(ERROR) or report.count(WARNING):
+            yield from _lines(report, screen, all_verdicts=len(reports) == 1 or verbose)
+            yield from [""] if len(reports) > 1 else []
     if len(reports) > 1:
-        bad = sum(not report.ok for report in reports)
-        yield from ("", f"{len(reports)} adapters: " + (color(f"{bad} not ok", "red") if bad else color("all ok", "green")))
+        columns = [*map(Column, _SUMMARY[:4]), Column(_SUMMARY[4], wrap=True)]
+        yield from table(columns, [_row(report) for report in reports], screen=screen)
+        bad = [report.where for report in reports if not report.ok]
+        found = color(f"{len(bad)} not ok", "red") + one_line(f": {shortened(bad, 10)}") if bad else color("all ok", "green")
+        yield from ("", f"{len(reports)} adapters: {found}")
 
 
-def _lines(report: Report, screen: int | None) -> Iterator[str]:
+def _row(report: Report) -> list[str]:
+    """The line of an adapter in a table of many."""
+    refused = ", ".join(verdict.runtime for verdict in report.verdicts.values() if verdict.verdict != APPLIED)
+    numbers = [str(_kinds(report, severity) or "") for severity in (ERROR, WARNING)]
+    return [one_line(report.where), "ok" if report.ok else "not ok", *numbers, refused if report.format else "not read"]
+
+
+def _lines(report: Report, screen: int | None, *, all_verdicts: bool) -> Iterator[str]:
     yield from (*_headline(report), "")
     if report.problems:
         found = Counter(problem.code for problem in report.problems)
         others = {_kind(code): count - found[code] for code, count in report.counted().items()}
         yield from (*groups.lines(map(_item, report.problems), screen, others=others), "")
-    if report.format is not None:
-        yield from (*_verdict_lines(report.verdicts.values(), screen), "")
+    verdicts = [one for one in report.verdicts.values() if all_verdicts or one.verdict != APPLIED]
+    if report.format is not None and verdicts:
+        yield from (*_verdict_lines(verdicts, screen), "")
     yield _sum(report)
 
 
@@ -57,7 +77,8 @@ def _headline(report: Report) -> list[str]:
         "/".join(facts["dtypes"]),
     ]
     base = f"on {report.base}" if report.base else "without a base: shapes and identity not compared (--base)"
-    return [one_line(f"{report.where}: {', '.join(parts)}"), base]
+    more = ["identity not compared: no adapter.json"] if report.base and "identity" not in report.levels else []
+    return [one_line(f"{report.where}: {', '.join(parts)}"), base, *more]
 
 
 def _item(problem: Problem) -> groups.Item:
@@ -89,11 +110,27 @@ def _why(verdict: Verdict) -> str:
 
 
 def _sum(report: Report) -> str:
-    counts = [plural(report.count(severity), severity) for severity in (ERROR, WARNING, NOTE) if report.count(severity)]
+    counts = [text for severity in (ERROR, WARNING, NOTE) if (text := _counted(report, severity))]
+    ignored = f"; ignored: {_ignored(report)}" if report.ignored else ""
     if report.ok:
-        return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report")
+        return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report") + ignored
     why = "" if report.count(ERROR) else " (--strict)"
-    return color("not ok", "red") + f"{why}: {', '.join(counts)}"
+    return color("not ok", "red") + f"{why}: {', '.join(counts)}{ignored}"
+
+
+def _counted(report: Report, severity: str) -> str:
+    """`2 errors in 24 places`; empty if there is none."""
+    codes, count = _kinds(report, severity), report.count(severity)
+    return (plural(codes, severity) + (f" in {count:,} places" if count > codes else "")) if count else ""
+
+
+def _kinds(report: Report, severity: str) -> int:
+    """The number of codes: one wrong rank in the config is one error, in however many modules."""
+    return sum(CODES[code][0] == severity for code in report.counted())
+
+
+def _ignored(report: Report) -> str:
+    return ", ".join(f"{count:,} {code}" for code, count in report.ignored.items())
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -120,6 +157,7 @@ def document(report: Report) -> dict[str, Any]:
             }
             for problem in report.problems
         ],
+        "ignored": dict(report.ignored),
         "runtimes": {
             name: {
                 "version": verdict.version,
@@ -186,17 +224,31 @@ def _sentence(problem: Problem) -> str:
 
 
 def junit(reports: Sequence[Report]) -> str:
-    """JUnit XML: a suite per adapter and a test case per code, so that a test has the same name whether or not it fails."""
+    """JUnit XML: a suite per adapter and a test case per code, so that a test has the same name whether or not it fails.
+
+    What was not checked, or is ignored, is skipped.
+    """
     suites = [_suite(report) for report in reports]
     tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
+    skipped = sum(bool(_why_skipped(report, code)) for report in reports for code in CODES)
+    head = f'tests="{tests}" failures="{failures}" errors="0" skipped="{skipped}"'
     return "\n".join(
         [
             '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<testsuites name="adapterhub validate" tests="{tests}" failures="{failures}" errors="0">',
+            f'<testsuites name="adapterhub validate" {head}>',
             *suites,
             "</testsuites>",
         ]
     )
+
+
+def _why_skipped(report: Report, code: str) -> str:
+    """Why nothing is known of a code; empty where it was checked."""
+    if code in report.ignored:
+        return "ignored"
+    if code in report.counted():
+        return ""
+    return "not checked" if report.format is None or level_of(code) not in report.levels else ""
 
 
 def _failing(report: Report) -> set[str]:
@@ -208,14 +260,16 @@ def _suite(report: Report) -> str:
     for problem in report.problems:
         found.setdefault(problem.code, []).append(problem)
     cases = [_case(report, code, found.get(code, [])) for code in CODES]
-    head = f'name={_attribute(report.where)} tests="{len(cases)}" failures="{len(_failing(report))}" errors="0" skipped="0"'
+    numbers = f'tests="{len(cases)}" failures="{len(_failing(report))}" errors="0"'
+    head = f'name={_attribute(report.where)} {numbers} skipped="{sum("<skipped" in case for case in cases)}"'
     return "\n".join([f"  <testsuite {head}>", *cases, "  </testsuite>"])
 
 
 def _case(report: Report, code: str, problems: list[Problem]) -> str:
     head = f"    <testcase classname={_attribute(report.where)} name={_attribute(f'{code}: {CODES[code][1]}')}"
     if not problems:
-        return f"{head}/>"
+        why = _why_skipped(report, code)
+        return f'{head}><skipped message="{why}"/></testcase>' if why else f"{head}/>"
     message = _attribute(_line(problems[0]))
     body = _element("\n".join(_line(problem) for problem in problems))
     if report.fails(problems[0]):
@@ -238,18 +292,54 @@ def _element(value: str) -> str:
 
 
 def github(reports: Sequence[Report]) -> str:
-    """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped)."""
+    """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped), one for each cause."""
     return "\n".join(line for report in reports for line in _github(report))
 
 
 def _github(report: Report) -> Iterator[str]:
     levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
-    for problem in report.problems:
+    for problem, text in _causes(report):
         level = "error" if report.fails(problem) else levels[problem.severity]
         place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
-        yield f"::{level} {place}::{_data(_sentence(problem))}"
+        yield f"::{level} {place}::{_data(text)}"
     bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
-    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}" + (f" ({', '.join(bad)})" if bad else "")
+    ignored = f"; ignored: {_ignored(report)}" if report.ignored else ""
+    about = f" ({', '.join(bad)})" if bad else ""
+    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{about}{ignored}"
+
+
+def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
+    """The first problem and the sentence of each cause: problems of one code in one file are one, and no consequence is one."""
+    found: dict[tuple[str, str], list[Problem]] = {}
+    for problem in report.problems:
+        consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()
+        if not consequence:
+            found.setdefault((problem.code, problem.file), []).append(problem)
+    for problems in found.values():
+        first = problems[0]
+        if first.code == "runtime":
+            yield first, one_line("; ".join(f"{one.name} {one.what}" for one in problems))
+        elif len(problems) == 1:
+            yield first, _sentence(first)
+        else:
+            what = first.what if len({one.what for one in problems}) == 1 else CODES[first.code][1]
+            names = shortened([one.name for one in problems if one.name], 3)
+            yield first, _sentence(replace(first, name=names, what=what))
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """A table of the adapters and a list of the causes, for the summary of a job."""
+    bad = sum(not report.ok for report in reports)
+    title = f"{plural(len(reports), 'adapter')}: {f'{bad} not ok' if bad else 'all ok'}"
+    rows = [["**not ok**" if cell == "not ok" else in_markdown(cell) for cell in _row(report)] for report in reports]
+    cells = [[title.lower() for title in _SUMMARY], ["---"] * len(_SUMMARY), *rows]
+    made = [f"### {title}", "", *(f"| {' | '.join(row)} |" for row in cells)]
+    for report in reports:
+        causes = [f"- {first.severity} `{first.code}`: {in_markdown(text)}" for first, text in _causes(report)]
+        ignored = [f"- ignored: {_ignored(report)}"] if report.ignored else []
+        if causes or ignored:
+            made += ["", f"**{in_markdown(report.where)}**", "", *causes, *ignored]
+    return inert("\n".join(made), "&#{};")
 
 
 def _data(value: str) -> str:
@@ -266,4 +356,5 @@ RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "sarif": sarif,
     "junit": junit,
     "github": github,
+    "markdown": markdown,
 }

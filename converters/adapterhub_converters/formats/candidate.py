@@ -78,7 +78,7 @@ class Candidate:
     def is_whole_model(self) -> bool:
         """Whether it is a file with a model's own weights, and nothing that a LoRA adds to them."""
         if self.gguf is not None:
-            return self.gguf.text("general.type") in ("model", None) and "general.architecture" in self.gguf.values
+            return self.gguf.text("general.type") in ("model", None) and "general.architecture" in self.gguf.metadata
         names = self.tensors
         return any(name.endswith(_OF_MODELS) for name in names) and not any("lora" in name.lower() for name in names)
 
