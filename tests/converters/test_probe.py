@@ -9,14 +9,14 @@ import click
 import pytest
 
 from adapterhub.cli.commands import convert
-from adapterhub_converters.formats import FORMATS, PACKAGES, probe
+from adapterhub_converters.formats import FORMATS, PACKAGES, probe, round_trips
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.probe import Row
+from adapterhub_converters.formats.round_trips import Row
 from tests.conftest import ROOT, Run
 from tests.converters import trained
 from tests.converters.trained import LLAMA
 
-MARKS = {probe.BYTES: "=", probe.FUNCTION: "~", probe.NO: "-"}
+MARKS = {found: mark for mark, found in round_trips.MARKS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,16 @@ def test_the_files_are_those_that_are_written(rows: list[Row]) -> None:
     assert found["torchtune"] == ("NAME.safetensors",)
 
 
+def test_the_table_that_is_kept_is_the_measured_one(rows: list[Row]) -> None:
+    assert round_trips.rows() == rows
+
+
 def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     document = json.loads(run("formats", "--json").stdout)["formats"]
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
     text = run("formats").stdout
-    assert all(row.name in text for row in rows)
+    assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))
+    assert "=  the same file" in text
 
 
 @pytest.mark.parametrize("name", ["torchtune", "litgpt", "megatron"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,13 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Settings, command
 
 if TYPE_CHECKING:
-    from adapterhub_converters.formats.probe import Row
+    from adapterhub_converters.formats.round_trips import Row
 
+# Not formats of adapters.
+_OTHERS = {
+    "hf": "a whole model as a Hugging Face folder: `convert BASE.gguf --to hf`",
+    "image": "a container image with the adapter, in an OCI registry: `push SRC oci://… --to image`",
+}
 _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 
 
@@ -26,17 +32,22 @@ _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 def formats(settings: Settings) -> None:
     """List the formats that can be read and written, which of them need a base, and which round trips are exact.
 
-    The tables are measured: a tiny adapter is converted in a temporary folder. In the second table a file of the row's format
-    is converted to that of the column and back: = gives the same file byte for byte, ~ the same function in other numbers, -
-    is not possible.
+    In the second table a file of the row's format is converted to that of the column and back: = gives the same file byte for
+    byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter.
     """
-    from adapterhub_converters.formats import probe
+    from adapterhub_converters import formats as table
+    from adapterhub_converters.formats import round_trips
 
-    rows = probe.tried()
-    output.emit({"formats": [asdict(row) for row in rows]}, as_json=settings.as_json, text=lambda: _text(rows))
+    rows = round_trips.rows()
+    added = {
+        name: "a format that an installed package adds" for name in table.names() if name not in {row.name for row in rows}
+    }
+    others = {**added, **_OTHERS}
+    found = {"formats": [asdict(row) for row in rows], "others": [{"name": n, "what": what} for n, what in others.items()]}
+    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others))
 
 
-def _text(rows: list[Row]) -> None:
+def _text(rows: list[Row], others: Mapping[str, str]) -> None:
     columns = [output.Column(title) for title in ("FORMAT", "READ", "WRITTEN", "BASE")] + [output.Column("FILES", wrap=True)]
     cells = [
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
@@ -44,10 +55,14 @@ def _text(rows: list[Row]) -> None:
     ]
     output.write_table(columns, cells)
     output.write()
+    output.write_pairs(dict(others))
+    output.write()
     titles = ["FROM \\ AND BACK", *(row.name for row in rows)]
     marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in rows)] for row in rows]
     for line in output.table([output.Column(title) for title in titles], marks):
         output.write(line)
+    output.write()
+    output.write("=  the same file, byte for byte    ~  the same function, in other numbers    -  not possible")
 
 
 def _word(*, yes: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +15,9 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 from . import FORMATS, PACKAGES, convert, peft
+from .round_trips import BYTES, FUNCTION, NAME, NO, Row
 
-BYTES, FUNCTION, NO = "bytes", "function", "no"
-"""What is recovered of a file after conversion to another format and back: its bytes, its function, or nothing."""
 T = TypeVar("T")
-_NAME = "NAME"
 _LLAMA = {
     "model.layers.0.self_attn.q_proj": (8, 8),
     "model.layers.0.self_attn.k_proj": (4, 8),
@@ -28,27 +25,6 @@ _LLAMA = {
 }
 _FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.net.2": (8, 32)}
 _OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one format supports.
-
-    Attributes:
-        name: Its name in the table of formats.
-        files: The names of its files; NAME stands for the one that the user chooses.
-        reads: Whether it can be read.
-        writes: Whether it can be written.
-        base: Whether writing needs a base.
-        back: Every other format to what is recovered of a file of this one after conversion to it and back.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    reads: bool
-    writes: bool
-    base: bool
-    back: dict[str, str]
 
 
 def tried() -> list[Row]:
@@ -90,7 +66,7 @@ class _Probe:
 
     def _row(self, name: str) -> Row:
         path = self._made(name)
-        files = () if path is None else (f"{_NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
+        files = () if path is None else (f"{NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
         reads = path is not None and _or_none(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
         back = {other: self._back(name, other) for other in self._names if other != name}
         return Row(name, files, reads, path is not None, self._needs_base(name), back)
@@ -120,7 +96,7 @@ class _Probe:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
-        target = folder / f"{_NAME}{FORMATS[to].suffix if to in FORMATS else ''}"
+        target = folder / f"{NAME}{FORMATS[to].suffix if to in FORMATS else ''}"
         model = "a-tiny-llama" if to in PACKAGES else None
         convert.convert(source, target, to=to, base=base, model=model)
         return target
