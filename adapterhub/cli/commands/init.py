@@ -26,6 +26,13 @@ _TEMPLATE = """\
 # max_rank = 64
 # require_base = true             # the base must be pinned, as `push --base` does
 # licenses = ["Apache-2.0", "MIT"]
+
+# [validate]                      # defaults of `adapterhub validate`
+# base = "models/Qwen3-0.6B"      # relative to this file; or an address, or a name
+# runtimes = ["vllm"]             # that must apply each adapter
+# ignore = ["left-out"]           # codes of problems
+# max_rank = 64
+# strict = true                   # warnings fail too
 """
 
 
