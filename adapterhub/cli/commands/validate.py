@@ -63,7 +63,7 @@ def _files(_context: click.Context, option: click.Parameter, values: tuple[str, 
 @max_rank_option("fail above it, like vLLM's --max-lora-rank.")
 @click.option("--strict/--no-strict", default=None, help="Fail on warnings too.")
 @click.option("--ignore", metavar="CODE", multiple=True, help="Count problems of this code, but ignore them; repeatable.")
-@click.option("-v", "--verbose", is_flag=True, help="Show the details of adapters without problems too.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a report for every adapter, not only for those with problems.")
 @headers_only_option("fast, but misses NaNs and zeros.")
 @click.pass_obj
 def validate(
