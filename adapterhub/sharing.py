@@ -187,10 +187,11 @@ def _ref(target: str, workspace: Workspace) -> Ref:
 
 def _address(target: str, workspace: Workspace, name: str | None) -> Place:
     from adapterhub.remotes.location import parse
+    from adapterhub.remotes.references import is_range
 
     address = parse(target)
-    if address.digest:
-        what = "a version's digest follows from its files"
+    if address.digest or is_range(address.tag or ""):
+        what = "a version's digest follows from its files" if address.digest else "a range names versions that are there"
         raise UsageError(target, what, f"Push to {address.repository}, or to a tag of it")
     if policy := workspace.rules():
         policy.check_name(name or address.repository)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import received
 from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.store.leases import ABANDONED
@@ -120,11 +120,6 @@ class Archive(Layout):
         with received(source, blob, Inside(part.parent), part):
             self._new[blob.digest] = blob.size
         return blob.size
-
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Store a manifest whose blobs are all here, and point a name at it."""
-        self.check_complete(made)
-        self.put_document(made.raw, made.digest, tag)
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""

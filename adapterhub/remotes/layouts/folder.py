@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import Digest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import received_beside
 from adapterhub.remotes.protocol import Source
 from adapterhub.store.atomic import local_errors, write_all
@@ -88,11 +88,6 @@ class LayoutFolder(Layout):
             os.fsync(file.fileno())
             self._files.move(path, self._path(blob.digest))
         return blob.size
-
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Store a manifest whose blobs are all here, and point a name at it."""
-        self.check_complete(made)
-        self.put_document(made.raw, made.digest, tag)
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
