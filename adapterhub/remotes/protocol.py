@@ -121,12 +121,14 @@ class Connected(Target, ABC):
 
     Attributes:
         kind: The words for places of this kind.
+        at_once: How many threads may read manifests at the same time.
         notes: Remarks for the user.
         commit_id: The commit that was read or made last, in a remote that has commits.
         commits: The commit of each tag, after `tags`, in a remote that has commits.
     """
 
     kind: ClassVar[str]
+    at_once: ClassVar[int] = 1
     commit_id = ""
 
     def __init__(self) -> None:
@@ -160,9 +162,12 @@ class Connected(Target, ABC):
         """
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
 
-    def lacking(self, what: str) -> UsageError:
-        """The error for something that only the local registry has."""
-        return UsageError(self.where, f"{self.kind} has no {what}", code="local-only", address=self.where)
+    def lacking(self, what: str, hint: str = "") -> UsageError:
+        """The error for something that this kind of place does not have, and without a hint the local registry alone."""
+        what = f"{self.kind} has no {what}"
+        if hint:
+            return UsageError(self.where, what, hint)
+        return UsageError(self.where, f"{what}; this works on the local registry", code="local-only", address=self.where)
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the version stays.
@@ -171,7 +176,7 @@ class Connected(Target, ABC):
             NotFoundError: There is no such tag.
             UsageError: This kind of remote cannot.
         """
-        raise self.lacking("way to remove a tag")
+        raise self.lacking("tags that are removed from here", "Remove it with the tools of that place")
 
     def history(self) -> list[Entry]:
         """The moves of the name's tags, the oldest first.

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs
-from adapterhub.cli.environment import workspace
+from adapterhub.cli.environment import on_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, MLX_WEIGHTS, PEFT_WEIGHTS
 
@@ -40,6 +40,7 @@ _PARTS = (ADAPTER_CONFIG, PEFT_WEIGHTS, MLX_WEIGHTS, ADAPTER_JSON)
 @max_rank_option("fail above it, like vLLM's --max-lora-rank.")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @headers_only_option("fast, but misses NaNs and zeros.")
+@remote_option
 @click.pass_obj
 def validate(
     settings: Settings,
@@ -51,12 +52,13 @@ def validate(
     max_rank: int | None,
     strict: bool,
     headers_only: bool,
+    remote: str | None,
 ) -> int:
     """Check adapters for problems, alone or against a base.
 
-    SRC is a folder, a file or a ref. Without --base the files and their consistency are checked; with it also that every tensor
-    fits its module in the base, and vice versa. The table shows what each runtime does with the adapter.
-    Exits 0 without errors, else 1. docs/validate.md lists the codes.
+    SRC is a folder, a file, a ref or an address. Without --base the files and their consistency are checked; with it also that
+    every tensor fits its module in the base, and vice versa. The table shows what each runtime does with the adapter. Exits 0
+    without errors, else 1. docs/validate.md lists the codes.
     """
     from adapterhub import api
     from adapterhub.cli import output
@@ -76,7 +78,7 @@ def validate(
             limit=reports.SHOWN if style == "text" else None,
             workspace=here,
         )
-        for source in _adapters(given)
+        for source in _adapters([on_remote(text, remote) for text in given])
     ]
     if style == "text":
         output.write_lines(reports.lines(done, screen=output.width()))

@@ -130,6 +130,11 @@ class Archive(Layout):
         self._entries, self._changed = entries, True
         return True
 
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+        self._entry(tag, self._at(tag))
+        self._entries, self._changed = layout_index.drop(self.entries(), tag), True
+
     def _waiting(self, digest: Digest) -> Path:
         with self._lock, local_errors(self.path):
             if self._scratch is None:

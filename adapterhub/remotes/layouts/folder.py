@@ -99,6 +99,13 @@ class LayoutFolder(Layout):
             self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
         return True
 
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+        self._entry(tag, self._at(tag))
+        self._make()
+        with local_errors(self._blobs), self._locked():
+            self._write(self.root / "index.json", layout_index.dump(layout_index.drop(self.entries(), tag)))
+
     def _make(self) -> None:
         """Create an empty layout, unless there is one; a folder with other files is refused."""
         there = self.exists()

@@ -59,6 +59,10 @@ class Layout(Connected):
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
 
+    @abstractmethod
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+
     # ---- a source
 
     def manifest(self, reference: str) -> Manifest:

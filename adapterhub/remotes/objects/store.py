@@ -30,7 +30,7 @@ from adapterhub.registry.registry import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.protocol import Connected, Put, Reader, Source
 from adapterhub.store.store import FOLDER, Entry
-from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
+from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
 from . import probe as objects_probe
 from .address import ObjectAddress
@@ -192,6 +192,20 @@ class Objects(Connected):
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that concurrent writers do not collide again
         raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
 
+    def untag(self, tag: str) -> None:
+        """Remove a tag by an entry in the log; the version stays."""
+        self._begin()
+        for _ in range(_TRIES):
+            state = self._log.there()
+            if tag not in state.tags:
+                raise NotFoundError(f"{self.where}:{tag}", "no such tag", code="no-such-tag", repository=self.where)
+            if tag in state.protected:
+                raise _protected(f"{self.where}:{tag}")
+            name = self.address.ref.name
+            if self._appended(Entry(name, state.seq + 1, "untag", now(), tags=(tag,), previous=state.head)):
+                return
+        raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
+
     def _begin(self) -> None:
         """Check once, before anything is written, that it is allowed, and what the store supports."""
         with self._lock:
@@ -236,7 +250,7 @@ class Objects(Connected):
         if number and (tag is None or state.tags.get(tag) == number):
             return None
         if tag in state.protected:
-            raise RefusedError(f"{self.where}:{tag}", "is protected", "Remove the protection in the registry that set it")
+            raise _protected(f"{self.where}:{tag}")
         op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
         of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
         return Entry(name, state.seq + 1, op, now(), *of)
@@ -255,6 +269,10 @@ class Objects(Connected):
         if created and found != raw:
             raise ConflictError(self.where, "another writer wrote at the same time", "Try again, one writer at a time")
         return found == raw  # a repeated request finds the entry that the first one created
+
+
+def _protected(where: str) -> RefusedError:
+    return RefusedError(where, "is protected", "Remove the protection in the registry that set it")
 
 
 def _key(digest: Digest) -> str:

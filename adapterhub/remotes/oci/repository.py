@@ -84,7 +84,7 @@ class Oci(Connected):
         proxy: The proxy for a scheme and a host.
     """
 
-    kind = "an OCI registry"
+    kind, at_once = "an OCI registry", 8
 
     def __init__(
         self,
