@@ -108,8 +108,9 @@ def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
         "versions": rows,
         **({"commits": commits} if commits else {}),
     }
+    columns = (*_ELSEWHERE, Column("COMMIT", drop=7)) if commits else _ELSEWHERE
     cells = [_cells(row, commits) for row in rows]
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_ELSEWHERE, cells) if cells else None)
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(columns, cells) if cells else None)
 
 
 def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
@@ -119,8 +120,9 @@ def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
         output.one_line(row["base"] or "-").rpartition("/")[2],
         output.size(row["size"]) if row["size"] is not None else "-",
         output.one_line((row["created"] or "-")[:10]),
-        commits.get(row["tags"][0]) or output.digest(row["digest"]) or "-",
+        output.digest(row["digest"]) or "-",
         str(row["kind"]),
+        *([commits.get(row["tags"][0], "-")] if commits else []),
     ]
 
 
