@@ -18,6 +18,7 @@ _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS
 _TAG = _LOWER | {letter.upper() for letter in _LOWER} | frozenset("._-")
 # Windows cannot create a folder of such a name.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
+_HUB = ("huggingface.co", "www.huggingface.co", "hf.co")
 _MAX_COMPONENT, _MAX_TAG = 100, 128
 LATEST = "latest"
 
@@ -42,6 +43,8 @@ class Ref:
     @classmethod
     def parse(cls, text: str) -> Ref:
         """Parse `text`; raises RefError if it is invalid."""
+        if "://" in text or address_meant(text):
+            raise _elsewhere(text)
         name, at, digest = text.partition("@")
         name, colon, tag = name.partition(":")
         parse_name(name, text)
@@ -61,6 +64,33 @@ class Ref:
             return f"{self.name}@{self.digest}"
         tag = f"v{self.number}" if self.number else self.tag or self.range
         return f"{self.name}:{tag}" if tag else self.name
+
+
+def address_meant(text: str) -> str:
+    """The address that is meant by the URL of a page on the hub, or by a name as docker writes it; empty for any other text."""
+    scheme, found, rest = text.partition("://")
+    scheme, rest = (scheme.lower(), rest) if found else ("", text)
+    host, _, path = rest.partition("/")
+    if scheme in ("", "http", "https") and host.lower() in _HUB:
+        parts = path.partition("?")[0].strip("/").split("/")
+        revision = f"@{parts[3]}" if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") and parts[3] != "main" else ""
+        return f"hf://{parts[0]}/{parts[1]}{revision}" if len(parts) > 1 else ""
+    if scheme == "docker":
+        return f"oci://{rest}"
+    name, _, port = host.partition(":")
+    is_host = name == "localhost" or ("." in name and not name.startswith("."))
+    return f"oci://{rest}" if not scheme and path and is_host and (port.isdigit() or (not port and "/" in path)) else ""
+
+
+def _elsewhere(text: str) -> RefError:
+    """The error for an address where a ref of the local registry is needed, without a password in it."""
+    scheme, found, rest = text.partition("://")
+    user, at, host = rest.partition("/")[0].rpartition("@")
+    if found and at and user:
+        return RefError(f"{scheme}://…@{host}", "credentials in an address end up in logs", "Remove them")
+    if meant := address_meant(text):
+        return RefError(text, "not a ref and not an address", f"Write {meant}")
+    return RefError(text, "an address, and this works on the local registry", code="local-only", address=text)
 
 
 def parse_name(name: str, where: str) -> str:

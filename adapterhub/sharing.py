@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.errors import ParameterError, RefusedError, UsageError
 
 from . import sources
 from .workspace import StrPath, Workspace
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.registry.publish import Package
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Registry, Version
+    from adapterhub.remotes.copy import Copied
     from adapterhub.remotes.location import Place
     from adapterhub.remotes.protocol import Connected, Source
     from adapterhub_converters.bases import BaseSpec
@@ -46,6 +47,9 @@ class Sent:
         digest: Of its manifest.
         size: Bytes of its files.
         sent: Bytes that had to be sent; the rest was there.
+        new: False where the name had this version already.
+        moved: True where the tag was at another version before, or at none.
+        number: Its number, in a place that has numbers.
         skipped: Names in the pushed folder that were left out.
         overridden: Codes of the errors of its check that `force` accepted.
         commit: On a hub, the commit.
@@ -56,6 +60,9 @@ class Sent:
     digest: Digest
     size: int
     sent: int
+    new: bool = True
+    moved: bool = True
+    number: int | None = None
     skipped: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
     commit: str = ""
@@ -187,10 +194,11 @@ def _ref(target: str, workspace: Workspace) -> Ref:
 
 def _address(target: str, workspace: Workspace, name: str | None) -> Place:
     from adapterhub.remotes.location import parse
+    from adapterhub.remotes.references import is_range
 
     address = parse(target)
-    if address.digest:
-        what = "a version's digest follows from its files"
+    if address.digest or is_range(address.tag or ""):
+        what = "a version's digest follows from its files" if address.digest else "a range names versions that are there"
         raise UsageError(target, what, f"Push to {address.repository}, or to a tag of it")
     if policy := workspace.rules():
         policy.check_name(name or address.repository)
@@ -286,9 +294,61 @@ def _push_to_address(
             ready, reference = Image(ready, reference), LATEST
         with workspace.bar(f"copying to {address.host}") as show:
             copied = copying.copy(ready, reference, remote, address.reference, show, **workspace.transfer())
-    made, sent = copied.manifest, copied.sent + (ahead.sent if ahead else 0)
+    return replace(
+        _sent(address, copied, remote, workspace),
+        sent=copied.sent + (ahead.sent if ahead else 0),
+        skipped=skipped,
+        overridden=overridden,
+    )
+
+
+def _sent(address: Place, copied: Copied, remote: Connected, workspace: Workspace) -> Sent:
+    made, put = copied.manifest, copied.put
     commit = notes(remote, workspace)
-    return Sent(address.version, address.reference, made.digest, made.size, sent, skipped, overridden, commit)
+    return Sent(
+        address.version,
+        address.reference,
+        made.digest,
+        made.size,
+        copied.sent,
+        new=put.new,
+        moved=put.moved,
+        number=put.number,
+        commit=commit,
+    )
+
+
+def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> Sent:
+    """Point a tag at the version at an address, in the same place; `expect` as in `push`."""
+    from adapterhub.ref import LATEST, parse_tag
+    from adapterhub.remotes import copy as copying
+    from adapterhub.remotes.location import expecting, parse
+
+    place = parse(source)
+    if name == LATEST:
+        raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag")
+    target = _address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace, None)
+    with workspace.connect(place) as there, workspace.connect(target) as remote:
+        expecting(remote, expect)
+        copied = copying.copy(there, place.reference, remote, name, **workspace.transfer())
+        return _sent(target, copied, remote, workspace)
+
+
+def untag(address: str, workspace: Workspace) -> None:
+    """Remove the tag at an address; its version stays."""
+    from adapterhub.ref import LATEST
+    from adapterhub.remotes import references
+    from adapterhub.remotes.location import parse
+
+    place = parse(address)
+    with workspace.connect(place) as remote:
+        if place.digest or references.number(place.tag or ""):
+            raise RefusedError(address, "a version cannot be removed alone", "Name a tag")
+        if place.tag == LATEST:
+            raise RefusedError(address, "is always the newest push", "Name another tag")
+        if not place.tag:
+            raise remote.lacking("names that are removed from here", "Remove it with the tools of that place")
+        remote.untag(place.tag)
 
 
 def _version(

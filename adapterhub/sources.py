@@ -164,7 +164,7 @@ def ref_of(source: StrPath, workspace: Workspace) -> Ref | None:
 
 def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | None]:
     """The path or the ref that `source` is; UsageError when it is both, NotFoundError when it is neither."""
-    from adapterhub.ref import Ref
+    from adapterhub.ref import Ref, address_meant
 
     text, path = os.fspath(source), Path(source)
     if is_address(source):
@@ -177,7 +177,8 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
             return path, None
         if ":" in text or "@" in text:
             raise
-        raise NotFoundError(text, "no such file or folder, and not a ref either", "A ref is like team/sql:v2") from error
+        hint = error.hint if address_meant(text) else "A ref is like team/sql:v2"
+        raise NotFoundError(text, "no such file or folder, and not a ref either", hint) from error
     if not isinstance(source, str) or (there and not _known(ref, workspace)):
         return path, None
     if not there:

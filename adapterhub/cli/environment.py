@@ -126,7 +126,7 @@ def hub() -> Hub:
     from adapterhub.bases.hub_address import ENDPOINT, Hub
 
     if is_offline():
-        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or name a base on the disk")
+        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or use a local copy")
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if os.environ.get("HF_OIDC_RESOURCE"):
@@ -334,6 +334,13 @@ def at_remote(ref: str, name: str | None) -> str:
     from adapterhub.remotes.configured import below
 
     return below(remote_to_ask(name).url, ref)
+
+
+def on_remote(text: str, name: str | None) -> str:
+    """As `at_remote`, for a SRC: an address, or a path that is written as one, like ./sql, stays what it is."""
+    from adapterhub.remotes.location import is_address
+
+    return text if name is None or is_address(text) or text.startswith((".", "/")) else at_remote(text, name)
 
 
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:

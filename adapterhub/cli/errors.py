@@ -50,6 +50,7 @@ HINTS: dict[str, str] = {
     "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
+    "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
     "login-required": "Log in with `adapterhub login {host}`",
     "look-at-log": "Run `adapterhub log {ref}`",
     "loss-not-allowed": "{options} would help",

@@ -33,7 +33,7 @@ def published(made: Version | Sent) -> Shown:
     if not isinstance(made, Sent):
         tags = f" ({', '.join(made.tags)})" if made.tags else ""
         line = f"{made.ref}{tags}  {output.size(made.size or 0)}  {output.digest(made.digest)}"
-        return Shown(version_document(made), line if made.new else f"already there: {line}")
+        return Shown(version_document(made), _change(made, made.tag) + line)
     document = {
         **({"commit": made.commit} if made.commit else {}),
         "ref": made.ref,
@@ -41,10 +41,21 @@ def published(made: Version | Sent) -> Shown:
         "digest": made.digest,
         "size": made.size,
         "sent": made.sent,
+        "new": made.new,
+        "moved": made.moved,
+        "number": made.number,
         "skipped": list(made.skipped),
     }
-    line = f"{made.ref}  {output.size(made.size)}  {output.digest(made.digest)}"
-    return Shown(document, line if made.sent else f"already there: {line}")
+    number = f" (v{made.number})" if made.number and made.tag != f"v{made.number}" else ""
+    line = f"{made.ref}{number}  {output.size(made.size)}  {output.digest(made.digest)}"
+    return Shown(document, _change(made, made.tag) + line)
+
+
+def _change(made: Version | Sent, tag: str | None) -> str:
+    """What a push changed, unless it stored a new version."""
+    if made.new:
+        return ""
+    return f"tagged {tag} (its bytes were there): " if made.moved and tag else "already there: "
 
 
 def pulled(made: Pulled) -> Shown:

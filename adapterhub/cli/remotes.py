@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adapterhub_converters.errors import UsageError
+
 from .environment import workspace
 from .options import Settings
 
@@ -20,6 +22,12 @@ def surroundings() -> Surroundings:
 def connect(place: Place) -> Connected:
     """Open a place; the caller closes it."""
     return workspace(Settings()).connect(place)
+
+
+def lacking(text: str, what: str) -> UsageError:
+    """The error for something that the place of an address does not have."""
+    with opened(text) as there:
+        return there.lacking(what)
 
 
 def opened(text: str) -> Connected:

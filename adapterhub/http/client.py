@@ -330,7 +330,7 @@ class Client:
                 # A server may close an idle connection at any time, which is no failure; of a PATCH some may have arrived.
                 stale = any(isinstance(one, StaleError) for one in chain(error))
                 if not stale or method == "PATCH" or self._stopped.is_set():
-                    raise failure(error, where, proxy, plain=self.plain_hint) from error
+                    raise failure(error, where, proxy, plain=self.plain_hint, host=host) from error
 
     def _refused(self, found: Body, where: str) -> Exception:
         """The error for an answer whose status is not a good one."""

@@ -173,12 +173,27 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or next((one for one in reversed(found.args) if isinstance(one, BaseException)), None)
 
 
-def failure(error: Exception, where: str, proxy: Proxy | None = None, *, plain: str = "") -> AgainError | RemoteError:
-    """The meaning of one of FAILURES; `plain` is the hint for a server that speaks no TLS."""
+def failure(
+    error: Exception, where: str, proxy: Proxy | None = None, *, plain: str = "", host: str = ""
+) -> AgainError | RemoteError:
+    """The meaning of one of FAILURES.
+
+    Args:
+        error: One of FAILURES.
+        where: The address that the user knows.
+        proxy: The proxy that was asked.
+        plain: The hint for a server that speaks no TLS.
+        host: The host that was asked, which the error names where `where` does not.
+    """
+    at = f"{host}: " if host not in where else ""
     causes = list(chain(error))
     if any(isinstance(one, LocationParseError | UnicodeError) for one in causes):  # a name that DNS cannot have
-        return RemoteError(where, "no such host")
-    return _lasting(causes[-1], where, proxy, plain) or AgainError(_passing(causes[-1]))
+        return RemoteError(where, f"{at}no such host")
+    lasting = _lasting(causes[-1], where, proxy, plain)
+    if lasting is None:
+        return AgainError(at + _passing(causes[-1]))
+    lasting.what = at + lasting.what
+    return lasting
 
 
 def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) -> RemoteError | None:

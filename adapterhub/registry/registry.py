@@ -320,27 +320,28 @@ class Registry:
 
     def _name(self, ref: Ref, made: Manifest, expect: Digest | None) -> Version | None:
         """Move `ref` to a manifest whose blobs were stored; None if a gc has removed any of them since."""
-        new = complete = False
+        new = complete = moved = False
 
         def decide(state: Name) -> Entry | None:
-            nonlocal new, complete
+            nonlocal new, complete, moved
             self._check_push(ref, state, expect)
             there = queries.versions(self.index, name=ref.name, digest=made.digest)
             new = not there
             complete = self._is_complete(made)
             if not complete:
                 return None
+            moved = new or bool(ref.tag and ref.tag not in (*there[0].tags, LATEST))
             if new:
                 self._check_protected(ref.name, ref.tag)
                 number, tags = state.number + 1, latest_tags(ref.tag)
                 return Entry(ref.name, state.seq + 1, "push", now(), made.digest, len(made.raw), number, tags, state.head)
-            return self._tag_entry(state, there[0], ref.tag) if ref.tag and ref.tag not in (*there[0].tags, LATEST) else None
+            return self._tag_entry(state, there[0], str(ref.tag)) if moved else None
 
         self.move(ref.name, decide)
         if not complete:
             return None
         (row,) = queries.versions(self.index, name=ref.name, digest=made.digest)
-        return replace(version_of(self.ledger, row, ref.tag), new=new)
+        return replace(version_of(self.ledger, row, ref.tag), new=new, moved=moved)
 
     def _is_complete(self, made: Manifest) -> bool:
         blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)

@@ -33,6 +33,7 @@ class Version:
         tag: The tag of the ref that named it, if any.
         deprecated: Why it should no longer be used, possibly empty; None if it is not deprecated.
         new: True if this push created it; False if the name had the same content already.
+        moved: True if this push moved a tag to it.
         skipped: Names in the pushed folder that were left out.
         overridden: Codes of the errors of its check that `force` accepted.
     """
@@ -45,6 +46,7 @@ class Version:
     tag: str | None = None
     deprecated: str | None = None
     new: bool = False
+    moved: bool = False
     skipped: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
 

@@ -12,15 +12,16 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, RefusedError
 
 from .parallel import JOBS, Move, Pace
-from .protocol import Progress, Source, Target
+from .protocol import Progress, Put, Source, Target
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did: the manifest, and how many bytes of blobs were sent; the rest was there."""
+    """What a copy did: the manifest, how many bytes of blobs were sent, the rest being there, and what became of the tag."""
 
     manifest: Manifest
     sent: int
+    put: Put
 
 
 def copy(
@@ -46,8 +47,7 @@ def copy(
         return 0 if target.has(blob) else target.put_blob(blob, watched)
 
     sent = sum(move.each(one, blobs, source, target))
-    target.put_manifest(made, tag)
-    return Copied(made, sent)
+    return Copied(made, sent, target.put_manifest(made, tag))
 
 
 def unique(made: Manifest) -> list[Descriptor]:

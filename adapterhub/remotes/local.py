@@ -18,7 +18,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
 
 from .download import pass_over, received_beside
-from .protocol import Reader, Source
+from .protocol import Put, Reader, Source
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -86,7 +86,7 @@ class Local:
             store.adopt(path, file, blob.digest)
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Make it the next version of the name, if its adapter.json is true of its files and its check finds no errors."""
         store = self.registry.store
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
@@ -99,7 +99,8 @@ class Local:
         store.put_bytes(made.raw)
         with local_errors(store.root):
             store.sync_blobs()
-        self.version = self.registry.admit(made, ref)
+        self.version = version = self.registry.admit(made, ref)
+        return Put(new=version.new, moved=version.moved, number=version.number)
 
     def check(self, made: Manifest, where: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
         """Refuse a version that a push would refuse; with `force` the codes of its errors.

@@ -10,11 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub_converters.errors import ParameterError
+from adapterhub_converters.errors import ParameterError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.store.store import Entry
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done, and all bytes."""
@@ -27,6 +31,21 @@ class Reader(Protocol):
         """Read up to `len(buffer)` bytes into `buffer`; return how many, 0 at the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What has changed by putting a manifest.
+
+    Attributes:
+        new: The name had no such version before.
+        moved: The tag was at another version before, or at none.
+        number: The number of the version, where places of this kind have numbers.
+    """
+
+    new: bool
+    moved: bool
+    number: int | None = None
+
+
 class Source(Protocol):
     """A place that an adapter can be read from."""
 
@@ -35,10 +54,11 @@ class Source(Protocol):
         """Its name in errors."""
 
     def manifest(self, reference: str) -> Manifest:
-        """The checked manifest of a tag or a digest.
+        """The checked manifest of a tag, a range of tags, or a digest or the first digits of one.
 
         Raises:
             NotFoundError: There is none.
+            RefError: The first digits are those of several versions.
             IntegrityError: The bytes do not have the digest, or are not a valid manifest.
         """
 
@@ -65,7 +85,7 @@ class Target(Source, Protocol):
             IntegrityError: The source has other bytes; they are not stored.
         """
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Store a manifest, and point a tag at it.
 
         Raises:
@@ -100,11 +120,15 @@ class Connected(Target, ABC):
     """An open remote, a context manager that closes it. The methods with a body are those that some kinds of remotes lack.
 
     Attributes:
+        kind: The words for places of this kind.
+        at_once: How many threads may read manifests at the same time.
         notes: Remarks for the user.
         commit_id: The commit that was read or made last, in a remote that has commits.
         commits: The commit of each tag, after `tags`, in a remote that has commits.
     """
 
+    kind: ClassVar[str]
+    at_once: ClassVar[int] = 1
     commit_id = ""
 
     def __init__(self) -> None:
@@ -137,6 +161,30 @@ class Connected(Target, ABC):
             ParameterError: The remote has no repositories that are private or public.
         """
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
+
+    def lacking(self, what: str, hint: str = "") -> UsageError:
+        """The error for something that this kind of place does not have, and without a hint the local registry alone."""
+        what = f"{self.kind} has no {what}"
+        if hint:
+            return UsageError(self.where, what, hint)
+        return UsageError(self.where, f"{what}; this works on the local registry", code="local-only", address=self.where)
+
+    def untag(self, tag: str) -> None:
+        """Remove a tag; the version stays.
+
+        Raises:
+            NotFoundError: There is no such tag.
+            UsageError: This kind of remote cannot.
+        """
+        raise self.lacking("tags that are removed from here", "Remove it with the tools of that place")
+
+    def history(self) -> list[Entry]:
+        """The moves of the name's tags, the oldest first.
+
+        Raises:
+            UsageError: This kind of remote keeps none.
+        """
+        raise self.lacking("log")
 
     def referring(self) -> Referring | None:
         """The remote itself, if it can store attachments."""

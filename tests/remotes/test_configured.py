@@ -18,6 +18,7 @@ from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.support import registry
 from tests.support.proxy import Exchange, Proxy
+from tests.support.registry import listed
 
 Make = Callable[..., Path]
 
@@ -179,7 +180,7 @@ def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_pat
     assert run("list", "team", "--remote").stdout == "team/sql\n"
     assert said(run, "list", "team", "--remote")["names"] == ["team/sql"]
     assert run("list", "tea", "--remote").stdout == ""
-    assert run("list", "team/sql", "--remote").stdout == f"oci://{host}/conf/team/sql:v2\n"
+    assert listed(run("list", "team/sql", "--remote").stdout) == [f"oci://{host}/conf/team/sql:v2"]
 
 
 def test_a_ref_without_the_option_is_local_and_the_error_names_the_remote_to_ask(run: Run, make: Make) -> None:

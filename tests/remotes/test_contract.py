@@ -27,7 +27,7 @@ from adapterhub.remotes.objects.address import ObjectAddress
 from adapterhub.remotes.objects.store import Objects
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.protocol import Reader, Source, Target
+from adapterhub.remotes.protocol import Put, Reader, Source, Target
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 from tests.support.adapters import write_adapter
@@ -45,14 +45,15 @@ TARGETS = [
     "file",
     pytest.param("s3", marks=pytest.mark.peer),
 ]
+NUMBERED = ["local", pytest.param("oci", marks=pytest.mark.peer), "file", pytest.param("s3", marks=pytest.mark.peer)]
 SOURCES = [*TARGETS, "folder"]
 
 
 class Packed(Local):
     """One name of a registry whose owner packs after every version, however little that gains."""
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        super().put_manifest(made, tag)
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+        done = super().put_manifest(made, tag)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compress, "_LEAST", -(10**9))
             patch.setattr(compress, "_WORTH", 10**9)
@@ -60,6 +61,7 @@ class Packed(Local):
         assert all(
             not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.adapter_json
         )
+        return done
 
 
 class Places:
@@ -245,6 +247,54 @@ def test_tags_are_listed_and_move(places: Places, adapter: Path, kind: str, tmp_
     assert (place.manifest("prod").digest, place.manifest("test").digest) == (first.digest, second.digest)
     copy(AdapterFolder(adapter), "latest", place, "test")
     assert place.manifest("test").digest == first.digest
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_range_is_the_highest_tag_in_it(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    place = places.target(kind)
+    for seed, tag in enumerate(("1.2.0", "1.10.0", "2.0.0-rc.1")):
+        copy(AdapterFolder(write_adapter(tmp_path / tag, seed)), "latest", place, tag)
+    assert place.manifest("^1").digest == place.manifest("1.10.0").digest
+    assert place.manifest("~1.2").digest == place.manifest("1.2.0").digest
+    for missing in ("^2", "^3"):
+        with pytest.raises(NotFoundError):
+            place.manifest(missing)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_first_digits_of_a_digest_are_enough(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    place = places.target(kind)
+    first = copy(AdapterFolder(adapter), "latest", place, "prod").manifest
+    copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test")
+    assert place.manifest(first.digest[: len("sha256:") + 8]).digest == first.digest
+    with pytest.raises(NotFoundError):
+        place.manifest("sha256:00000000")
+
+
+@pytest.mark.parametrize("kind", NUMBERED)
+def test_every_version_keeps_its_number(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    place = places.target(kind)
+    first = copy(AdapterFolder(adapter), "latest", place, "latest")
+    second = copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "prod")
+    assert (first.put.number, second.put.number) == (1, 2)
+    assert place.manifest("v1").digest == first.manifest.digest
+    assert place.manifest("v2").digest == second.manifest.digest
+    again = copy(AdapterFolder(adapter), "latest", place, "prod")
+    assert (again.put.number, place.manifest("v2").digest) == (1, second.manifest.digest)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_target_tells_a_new_version_from_a_moved_tag(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+    place = places.target(kind)
+
+    def put(folder: Path, tag: str) -> tuple[bool, bool]:
+        done = copy(AdapterFolder(folder), "latest", place, tag).put
+        return done.new, done.moved
+
+    assert put(adapter, "prod") == (True, True)
+    assert put(adapter, "prod") == (False, False)
+    assert put(adapter, "test") == (False, True)
+    assert put(write_adapter(tmp_path / "other", 1), "test") == (True, True)
 
 
 @pytest.mark.parametrize("to", TARGETS)

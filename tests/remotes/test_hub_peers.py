@@ -202,8 +202,10 @@ def test_one_digest_from_folder_to_hub_to_registry_and_back(make: Make, call: Ru
     assert said("pull", f"hf://org/sql@{first['commit']}", "-o", "by-commit")["digest"] == digest
     assert f"commit {first['commit']}\n" in call("pull", "hf://org/sql", "-o", "again").stderr
     api.create_tag("org/sql", tag="v1.0")
-    lines = [f"hf://org/sql@{name}  {first['commit']}" for name in ("main", "prod", "v1.0")]
-    assert call("list", "hf://org/sql").stdout.splitlines() == lines
+    (line,) = call("list", "hf://org/sql").stdout.splitlines()[1:]
+    assert line.startswith("hf://org/sql@main ")
+    assert "prod, v1.0" in line
+    assert line.endswith(str(first["commit"]))
     assert said("list", "hf://org/sql")["commits"]["prod"] == first["commit"]
     assert call("validate", "hf://org/sql@v1.0").stdout.endswith("ok: nothing to report\n")
     assert said("pull", f"hub+{hub.url}/org/sql", "-o", "by-host")["digest"] == digest

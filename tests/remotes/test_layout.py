@@ -31,6 +31,7 @@ from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
+from tests.support.registry import listed
 
 Make = Callable[..., Path]
 HEX = "ab" * 32
@@ -224,7 +225,7 @@ def test_a_registry_s_store_and_a_folder_of_something_else_are_not_written_to(ma
 def test_commands_take_a_layout_as_any_other_place(make: Make, run: Run, tmp_path: Path) -> None:
     source, digest = make(), oci_manifest.build(make()).digest
     assert digest in run("push", source, "oci-archive:x.tar:v2").stdout
-    assert run("list", "layout://x.tar").stdout == "layout://x.tar:v2\n"
+    assert listed(run("list", "layout://x.tar").stdout) == ["layout://x.tar:v2"]
     assert digest in run("copy", "layout://x.tar", "team/sql").stdout  # it has one version only
     assert digest in run("copy", "layout://x.tar:v2", "oci:dir:team/sql:v2").stdout
     assert run("validate", "oci:dir:team/sql:v2").stdout.endswith("ok: nothing to report\n")

@@ -14,6 +14,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from tests.conftest import Run, need_program
 from tests.support import registry
+from tests.support.registry import listed
 
 Make = Callable[..., Path]
 pytestmark = pytest.mark.peer
@@ -99,7 +100,7 @@ def test_one_digest_from_folder_to_registry_to_registry_and_back(make: Make, run
     assert oci_manifest.build(tmp_path / "out").digest == digest
     with Registry.open(tmp_path) as registry_:
         assert fsck(registry_) == []
-    assert run("list", f"oci://{host}/chain/two").stdout == f"oci://{host}/chain/two:v1\n"
+    assert listed(run("list", f"oci://{host}/chain/two").stdout) == [f"oci://{host}/chain/two:v1"]
     assert json.loads(run("list", f"oci://{host}/chain/two", "--json").stdout)["tags"] == ["v1"]
     assert run("validate", f"oci://{host}/chain/two:v1").stdout.endswith("ok: nothing to report\n")
 

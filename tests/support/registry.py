@@ -76,3 +76,8 @@ def docker_config(folder: Path, host: str, password: str = PASSWORD) -> Path:
     auth = base64.b64encode(f"{USER}:{password}".encode()).decode()
     (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth}}}))
     return folder / "config.json"
+
+
+def listed(table: str) -> list[str]:
+    """The first cells of a table that `list` printed, without its head."""
+    return [line.split()[0] for line in table.splitlines()[1:]]

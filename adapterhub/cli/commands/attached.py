@@ -31,11 +31,13 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
     Where a registry has no referrers API, the list is read from the tag sha256-… of the version.
     """
+    from adapterhub.remotes import references
     from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None
     with attachments.opened(address) as (place, where):
-        digest = where.digest or place.manifest(where.reference).digest
+        whole = where.digest and not references.is_prefix(where.digest)
+        digest = where.digest if where.digest and whole else place.manifest(where.reference).digest
         found = referrers.referrers(place, digest, kind)
         if out is not None:
             files = referrers.fetch(place, _only(found, address, kind), Path(out))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli import output, remotes
+from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
@@ -19,14 +19,19 @@ from adapterhub_converters.errors import UsageError
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("message", required=False, default="")
 @click.option("--undo", is_flag=True, help="Withdraw the warning.")
+@remote_option
 @click.pass_obj
-def deprecate(settings: Settings, *, ref: str, message: str, undo: bool) -> None:
+def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote: str | None) -> None:
     """Mark a version as deprecated, or with a bare name all its versions: every command that uses it prints a warning.
 
     Deprecated versions still work.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.location import is_address
 
+    address = at_remote(ref, remote)
+    if is_address(address):
+        raise remotes.lacking(address, "warnings for those who use a version")
     target = Ref.parse(ref)
     if undo and message:
         raise UsageError("--undo", "cannot be combined with MESSAGE")

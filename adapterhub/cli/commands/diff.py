@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import on_remote, remote_option
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 
@@ -32,17 +33,19 @@ _CELL = 24  # characters of a config value
 @click.argument("b", metavar="B")
 @base_option("the one of both: a Hugging Face folder or a .gguf file.")
 @click.option("--exit-code", is_flag=True, help="Exit 1 if they compute different functions.")
+@remote_option
 @click.pass_obj
-def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: bool) -> int:
+def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: bool, remote: str | None) -> int:
     """Compare two adapters, or two versions of one, as functions.
 
-    A and B are folders, files or refs, in any format. Modules are compared by the matrices they add to the base, whatever their
-    ranks, scales and factors: a conversion is no difference. Differences below float32's rounding count as equal. Exits 0, or
-    with --exit-code 1 when the two compute different functions.
+    A and B are folders, files, refs or addresses, in any format; with --remote, refs there. Modules are compared by the
+    matrices they add to the base, whatever their ranks, scales and factors: a conversion is no difference. Differences below
+    float32's rounding count as equal. Exits 0, or with --exit-code 1 when the two compute different functions.
     """
     from adapterhub.analysis import diff as library
 
     spec = inputs.read_base(base, settings) if base else None
+    a, b = on_remote(a, remote), on_remote(b, remote)
     with inputs.opened(a, settings) as first, inputs.opened(b, settings) as second:
         found = library.diff(first.path, second.path, base=spec)
         names = first.where, second.where

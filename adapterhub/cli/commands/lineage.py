@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli import output, remotes
+from adapterhub.cli.environment import at_remote, open_registry, remote_option
 from adapterhub.cli.options import Settings, command, plot_option
 from adapterhub.cli.views import lineage as view
 
@@ -21,14 +21,20 @@ from adapterhub.cli.views import lineage as view
 @click.argument("ref")
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
 @plot_option("the graph")
+@remote_option
 @click.pass_obj
-def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None) -> None:
+def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote: str | None) -> None:
     """Show what an adapter was made from, and what was made from it.
 
     Its parents with their weights, and theirs; the base and the training data of each; adapters merged or converted from it.
     """
     from adapterhub.ref import Ref
     from adapterhub.registry.lineage import trace
+    from adapterhub.remotes.location import is_address
+
+    address = at_remote(ref, remote)
+    if is_address(address):
+        raise remotes.lacking(address, "record of what was made from an adapter")
 
     with open_registry(settings) as registry:
         found = trace(registry, Ref.parse(ref))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,17 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
+
+
+_ELSEWHERE = (
+    Column("REF"),
+    Column("TAGS", drop=1),
+    Column("BASE", drop=3),
+    Column("SIZE", right=True, drop=2),
+    Column("CREATED", drop=6),
+    Column("DIGEST", drop=4),
+    Column("KIND", drop=5),
+)
 
 
 @command(
@@ -35,17 +47,20 @@ if TYPE_CHECKING:
 def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str | None) -> None:
     """List versions, the newest of each name first.
 
-    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the tags there; a remote lists its
-    names, or the tags of one name. A narrow terminal shows fewer columns, and of a tree the newest and the tagged versions; a
-    pipe and --json get everything.
+    PREFIX is a namespace or a name. An address, oci://HOST/NAME or hf://ORG/NAME, lists the versions there, and oci://HOST the
+    names; a remote lists its names, or the versions of one. A narrow terminal shows fewer columns, and of a tree the newest and
+    the tagged versions; a pipe and --json get everything.
     """
     from adapterhub.remotes.location import is_address
 
     if remote is not None:
         _on_remote(settings, prefix, remote, as_tree=as_tree)
         return
+    if prefix and (host := _host(prefix)):
+        _names(settings, None, host, None)
+        return
     if prefix and is_address(prefix):
-        _tags(settings, prefix, as_tree=as_tree)
+        _versions(settings, prefix, as_tree=as_tree)
         return
     with open_registry(settings) as registry:
         rows = registry.list(prefix)
@@ -70,34 +85,72 @@ def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
     write_rows(rows, Column("PUSHED", drop=6), lambda row: row.time[:10])
 
 
-def _tags(settings: Settings, text: str, *, as_tree: bool) -> None:
-    """List the tags at an address."""
+def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
+    """List the versions at an address that have tags."""
+    from adapterhub.remotes import listing
     from adapterhub.remotes.location import parse
 
     address = parse(text)
     if as_tree or address.tag or address.digest:
-        raise UsageError("--tree" if as_tree else text, "an address lists the tags of a name", f"Write {address.repository}")
+        raise UsageError(
+            "--tree" if as_tree else text, "an address lists the versions of a name", f"Write {address.repository}"
+        )
     with remotes.connect(address) as remote:
         tags = remote.tags()
-        commits = remote.commits
+        commits = dict(remote.commits)
+        found = listing.versions(remote, tags)
     if not tags:
         output.say("no tags")
-    lines = [f"{address.repository}{address.mark}{tag}  {commits.get(tag, '')}".rstrip() for tag in tags]
-    document = {"repository": address.repository, "tags": tags, **({"commits": commits} if commits else {})}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(lines))
+    rows = [asdict(one) | {"ref": f"{address.repository}{address.mark}{one.tags[0]}"} for one in found]
+    document = {
+        "repository": address.repository,
+        "tags": tags,
+        "versions": rows,
+        **({"commits": commits} if commits else {}),
+    }
+    columns = (*_ELSEWHERE, Column("COMMIT", drop=7)) if commits else _ELSEWHERE
+    cells = [_cells(row, commits) for row in rows]
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(columns, cells) if cells else None)
+
+
+def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
+    return [
+        str(row["ref"]),
+        output.one_line(", ".join(row["tags"][1:])) or "-",
+        output.one_line(row["base"] or "-").rpartition("/")[2],
+        output.size(row["size"]) if row["size"] is not None else "-",
+        output.one_line((row["created"] or "-")[:10]),
+        output.digest(row["digest"]) or "-",
+        str(row["kind"]),
+        *([commits.get(row["tags"][0], "-")] if commits else []),
+    ]
 
 
 def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """List the tags of a name on a remote, or its names."""
-    from adapterhub.remotes import access
     from adapterhub.remotes.configured import NOBODY, below
 
     found = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
-        _tags(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
+        _versions(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
         return
-    names = access.names(found.url, prefix, remotes.surroundings())
+    _names(settings, prefix, found.url, found.name)
+
+
+def _names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:
+    from adapterhub.remotes import access
+
+    names = access.names(url, prefix, remotes.surroundings())
     if not names:
-        output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {found.url}"))
-    document = {"remote": found.name, "url": found.url, "names": names}
+        output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {url}"))
+    document = {"remote": remote, "url": url, "names": names}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(names))
+
+
+def _host(text: str) -> str | None:
+    """The URL of a registry without a name, `oci://HOST`, checked; None for any other text."""
+    from adapterhub.remotes.configured import check_url
+
+    scheme, _, rest = text.partition("://")
+    alone = rest and "/" not in rest.rstrip("/") and scheme.lower() in ("oci", "oci+http", "oci+https")
+    return check_url(text) if alone else None

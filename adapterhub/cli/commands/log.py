@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 
@@ -32,23 +32,46 @@ _LOG = (
     adapterhub log team/sql:prod --json""",
 )
 @click.argument("ref", shell_complete=complete_ref)
+@remote_option
 @click.pass_obj
-def log(settings: Settings, ref: str) -> None:
+def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     """Show the history of a name's refs, newest first: when, what, which version, which tags.
 
-    REF is a name, even a removed one; a tag or a version limits the history to itself. Times are UTC.
+    REF is a name, even a removed one; a tag or a version limits the history to itself. It may be an address of an object store,
+    which keeps the same log. Times are UTC.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.location import is_address
 
-    target = Ref.parse(ref)
-    with open_registry(settings) as registry:
-        entries = registry.log(target)
-    document = {"name": target.name, "entries": [_document(entry) for entry in entries]}
+    text_of = at_remote(ref, remote)
+    if is_address(text_of):
+        name, entries = _elsewhere(text_of, settings)
+    else:
+        target = Ref.parse(ref)
+        with open_registry(settings) as registry:
+            name, entries = target.name, registry.log(target)
+    document = {"name": name, "entries": [_document(entry) for entry in entries]}
 
     def text() -> None:
         output.write_table(_LOG, [_cells(entry) for entry in entries])
 
     output.emit(document, as_json=settings.as_json, text=text)
+
+
+def _elsewhere(address: str, settings: Settings) -> tuple[str, list[Entry]]:
+    """The log of a remote, the newest entry first: all of it, or what is about the tag or the version at the address."""
+    from adapterhub.remotes import references
+    from adapterhub.remotes.location import parse
+
+    place = parse(address)
+    with workspace(settings).connect(place) as there:
+        entries = there.history()[::-1]
+    if place.digest:
+        return place.repository, [entry for entry in entries if entry.digest.startswith(place.digest)]
+    number = references.number(place.tag or "")
+    if number:
+        return place.repository, [entry for entry in entries if number in (entry.number, *entry.numbers)]
+    return place.repository, [entry for entry in entries if place.tag is None or place.tag in entry.tags]
 
 
 def _document(entry: Entry) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.publish import published
 from adapterhub.manifest.package_files import Selection
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
-    adapterhub push team/sql:v2 team/sql:v2 --remote
+    adapterhub push team/sql --remote
     adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
 )
 @click.argument("source", metavar="SRC")
-@click.argument("ref", shell_complete=complete_ref)
+@click.argument("ref", required=False, shell_complete=complete_ref)
 @base_option("pin it as the model the adapter was trained on; an adapter that does not fit is refused.")
 @expect_option
 @force_option("push even if `adapterhub validate` reports errors.")
@@ -50,7 +51,7 @@ def push(
     settings: Settings,
     *,
     source: str,
-    ref: str,
+    ref: str | None,
     base: str | None,
     expect: str | None,
     force: bool,
@@ -63,11 +64,13 @@ def push(
     """Store an adapter as the next version of a name.
 
     REF is namespace/name, or namespace/name:tag to move a tag as well; the version number, v1, v2 …, is assigned. Pushing the
-    same files again creates no new version. An adapter with errors is refused. The registry is created if needed.
-    Checkpoints, optimizer states, scripts and dotfiles are left out, and so is what --exclude or .adapterhubignore matches.
-    REF may also be an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote.
-    --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only, pushes a container image.
+    same files again creates no new version. An adapter with errors is refused. The registry is created if needed. Checkpoints,
+    optimizer states, scripts and dotfiles are left out, and so is what --exclude or .adapterhubignore matches. REF may also be
+    an address like oci://HOST/NAME[:TAG] or hf://ORG/NAME[@BRANCH], or a ref on a remote; with --remote alone, SRC is a ref and
+    keeps its name and tag there. --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only,
+    pushes a container image.
     """
+    ref = ref or _same(source, settings, remote)
     made = published(
         sharing.push(
             source,
@@ -83,3 +86,13 @@ def push(
         )
     )
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
+
+
+def _same(source: str, settings: Settings, remote: str | None) -> str:
+    """The name and tag on a remote of a ref that is pushed there without another one; the number is assigned there."""
+    if remote is None:
+        raise UsageError("push", "Missing argument 'REF'", "See `adapterhub push --help`")
+    found = inputs.ref_of(source, settings)
+    if found is None:
+        raise UsageError(source, "is not a ref, so it has no name on the remote", "Write NAMESPACE/NAME after it")
+    return f"{found.name}:{found.tag}" if found.tag else found.name

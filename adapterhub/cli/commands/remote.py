@@ -149,12 +149,15 @@ def default(settings: Settings, *, name: str | None, project: bool) -> None:
     "test",
     short_help="Test access to a remote.",
     example="""
+    adapterhub remote test
     adapterhub remote test team""",
 )
-@click.argument("name", shell_complete=environment.complete_remote)
+@click.argument("name", required=False, default=environment.DEFAULT, shell_complete=environment.complete_remote)
 @click.pass_obj
 def test(settings: Settings, name: str) -> None:
-    """Contact a remote, and show the user it recognizes and whether that user may read and write. Nothing is left there.
+    """Contact a remote, the default one without NAME: show the user it recognizes, and whether that user may read and write.
+
+    Nothing is left there.
 
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.

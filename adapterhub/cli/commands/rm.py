@@ -6,9 +6,11 @@ import sys
 
 import click
 
+from adapterhub import sharing
 from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
+from adapterhub_converters.errors import UsageError
 
 
 @command(
@@ -21,16 +23,27 @@ from adapterhub.cli.options import Settings, command, expect_option, force_optio
 @yes_option
 @expect_option
 @force_option("remove a name even if other adapters in the registry were made from it.")
+@remote_option
 @click.pass_obj
-def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bool) -> None:
+def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bool, remote: str | None) -> None:
     """Remove a tag, or a name with all its versions.
 
     On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its data,
     and `adapterhub tag --restore` a tag. A single version cannot be removed: versions are immutable. A name that others were
-    merged or converted from is refused (exit 6), because they could not be rebuilt.
+    merged or converted from is refused (exit 6), because they could not be rebuilt. REF may be an address, of which a tag can
+    be removed only.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.location import is_address
 
+    address = at_remote(ref, remote)
+    if is_address(address):
+        if expect:
+            raise UsageError("--expect", "is for the local registry", "Leave it out")
+        sharing.untag(address, workspace(settings))
+        document = {"removed": address, "kind": "tag"}
+        output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed tag {address}"))
+        return
     target = Ref.parse(ref)
     kind = "tag" if target.tag else "name"
     with open_registry(settings) as registry:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli import output, remotes
+from adapterhub.cli.environment import open_registry, remote_option, remote_to_ask
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views.versions import row_document, write_rows
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 @click.option("--all-versions", is_flag=True, help="Show every match, not only the newest of each name.")
 @click.option("--limit", metavar="N", type=click.IntRange(0), default=20, show_default=True, help="Show at most N.")
 @click.option("--facets", is_flag=True, help="Count bases, ranks, targets … of all matches.")
+@remote_option
 @click.pass_obj
-def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
+def search(settings: Settings, /, *, facets: bool, remote: str | None, **given: Any) -> None:
     """Search adapters by words and by the fields of their manifests, the best match first.
 
     Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be
@@ -47,12 +48,23 @@ def search(settings: Settings, /, *, facets: bool, **given: Any) -> None:
     """
     from adapterhub.index import search as finding
 
+    _refuse_elsewhere(given["words"], remote)
     query = _query(given)
     with open_registry(settings) as registry:
         found = finding.search(registry.index, query, facets=facets or settings.as_json)
         deprecated = registry.deprecations()
     document = {"adapters": [row_document(row, deprecated) for row in found.rows], "total": found.total, "facets": found.facets}
     output.emit(document, as_json=settings.as_json, text=lambda: _search_text(found, facets=facets))
+
+
+def _refuse_elsewhere(words: Sequence[str], remote: str | None) -> None:
+    """Refuse a remote, and an address among the words: no remote has an index to search."""
+    from adapterhub.remotes.configured import nobody
+    from adapterhub.remotes.location import is_address
+
+    address = nobody(remote_to_ask(remote).url) if remote is not None else next(filter(is_address, words), None)
+    if address:
+        raise remotes.lacking(address, "index to search")
 
 
 def _query(given: Mapping[str, Any]) -> Query:

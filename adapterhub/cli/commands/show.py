@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.environment import complete_ref, on_remote, open_registry, remote_option
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norms as heat
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 @base_option("show norms relative to its weights (a Hugging Face folder).")
 @plot_option("the norms, by layer and module")
 @headers_only_option("fast, but without norms.")
+@remote_option
 @click.pass_obj
-def show(settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool) -> None:
+def show(
+    settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool, remote: str | None
+) -> None:
     """Show an adapter: its base, size and shape, how it was made, where it acts, its files and their digests.
 
     SRC is a ref; for a folder, file or address the command shows what a push would store, and under which digest. Where it acts
@@ -39,6 +42,7 @@ def show(settings: Settings, *, source: str, base: str | None, plot: str | None,
     """
     if headers_only and (base or plot):
         raise UsageError("--headers-only", "reads no values, and --base and --plot need them", "Leave it out")
+    source = on_remote(source, remote)
     ref = inputs.ref_of(source, settings)
     if ref is not None:
         with open_registry(settings) as registry:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub import sharing
+from adapterhub.cli import output, remotes
+from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option
+from adapterhub.cli.publish import published
 from adapterhub.cli.views.versions import version_document
 from adapterhub_converters.errors import UsageError
 
@@ -37,17 +39,31 @@ if TYPE_CHECKING:
     flag_value=-1,
     help="Undo its last move, or restore its value at SEQ.",
 )
+@remote_option
 @click.pass_obj
 def tag(
-    settings: Settings, *, ref: str, tag_name: str | None, expect: str | None, protect: bool | None, restore: int | None
+    settings: Settings,
+    *,
+    ref: str,
+    tag_name: str | None,
+    expect: str | None,
+    protect: bool | None,
+    restore: int | None,
+    remote: str | None,
 ) -> None:
     """Point a tag at a version, wherever it pointed before. Only pushes set `latest` and v1, v2 ….
 
     Without TAG, REF is the tag itself, NAME:TAG: to protect it, or to restore its value before the last move or, with SEQ, at
-    that entry of `adapterhub log`. The log records every move, so every move can be undone.
+    that entry of `adapterhub log`. The log records every move, so every move can be undone. At an address, a tag
+    can only be moved.
     """
     from adapterhub.ref import Ref
+    from adapterhub.remotes.location import is_address
 
+    address = at_remote(ref, remote)
+    if is_address(address):
+        _elsewhere(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
+        return
     target = Ref.parse(ref)
     if restore is not None and (tag_name or expect):
         raise UsageError("--restore", "takes NAME:TAG only", f"Write `adapterhub tag {target.name}:TAG --restore`")
@@ -60,6 +76,15 @@ def tag(
     word = {True: ", protected", False: ", not protected", None: ""}[protect]
     text = f"{version.name}:{version.tag} is {version.ref}{word}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+def _elsewhere(settings: Settings, address: str, name: str | None, *, expect: str | None, only_here: bool) -> None:
+    if only_here:
+        raise remotes.lacking(address, "protection of tags, and no log to restore them from")
+    if name is None:
+        raise UsageError(address, "TAG is missing", f"Write `adapterhub tag {address} TAG`")
+    made = published(sharing.tag(address, name, workspace(settings), expect=expect))
+    output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
 
 
 def _tag(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, inputs
-from adapterhub.cli.environment import workspace
+from adapterhub.cli.environment import on_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, ParameterError, UsageError
@@ -65,6 +65,7 @@ def _files(_context: click.Context, option: click.Parameter, values: tuple[str, 
 @click.option("--ignore", metavar="CODE", multiple=True, help="Count problems of this code, but ignore them; repeatable.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a report for every adapter, not only for those with problems.")
 @headers_only_option("fast, but misses NaNs and zeros.")
+@remote_option
 @click.pass_obj
 def validate(
     settings: Settings,
@@ -79,11 +80,12 @@ def validate(
     ignore: tuple[str, ...],
     verbose: bool,
     headers_only: bool,
+    remote: str | None,
 ) -> int:
     """Check adapters for problems, alone or against a base.
 
-    SRC is a folder, a file or a ref; a folder of adapters stands for all of them. Without --base the files and their
-    consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows what
+    SRC is a folder, a file, a ref or an address; a folder of adapters stands for all of them. Without --base the files and
+    their consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows what
     each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
@@ -100,7 +102,7 @@ def validate(
     if project and base is None:
         base = here.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    sources, done, failed = _adapters(given), list[Report](), list[AdapterhubError]()
+    sources, done, failed = _adapters([on_remote(text, remote) for text in given]), list[Report](), list[AdapterhubError]()
     for source in sources:
         try:
             report = api.check(

@@ -18,11 +18,12 @@ from typing import Any
 from urllib.parse import quote
 
 from adapterhub.bases.hub_address import MAIN, SCHEME, Place
-from adapterhub.digest import Digest, is_hex, parse_digest
+from adapterhub.digest import Digest, is_hex
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, next_page, no_proxy
 from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub.ref import parse_prefix
 from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, NotFoundError, RemoteError, UsageError
@@ -80,7 +81,7 @@ class HubAddress:
             f"{_SCHEMES[scheme]}://{host}" if host else "",
             place.repo,
             place.revision if "@" in repo else None,
-            parse_digest(f"sha256:{digest}", text) if at else None,
+            parse_prefix(digest, text) if at else None,
         )
 
     @property

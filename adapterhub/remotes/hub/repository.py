@@ -16,14 +16,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases.hub_address import MAIN
-from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
+from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
+from adapterhub.remotes import references
 from adapterhub.remotes.download import Steady, pass_over, read_blob
-from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source
 from adapterhub_converters import linear
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
@@ -83,6 +84,8 @@ class HubRepository(Connected):
         private: Create the repository as private, if it has to be created.
     """
 
+    kind = "a hub"
+
     def __init__(
         self,
         address: HubAddress,
@@ -131,9 +134,11 @@ class HubRepository(Connected):
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a branch, tag, commit or digest; without an adapter.json, one of the files as they are."""
+        """The manifest of a branch, tag, commit, range or digest; without an adapter.json, one of the files as they are."""
         if reference.startswith("sha256:"):
-            version = self._by_digest(parse_digest(reference, self.where))
+            version = self._by_digest(reference)
+        elif references.is_range(reference):
+            version = self._version(self._client.listing(self._in_range(reference)))
         else:
             version = self._version(self._client.listing(reference))
         self.commit_id = version.listing.commit
@@ -192,17 +197,37 @@ class HubRepository(Connected):
         self.notes += [f"left out: {path[:200]}" for path in left]
         return hub_files.bare(files, where)
 
+    def _in_range(self, reference: str) -> str:
+        """The branch or tag that a range selects."""
+        found = references.in_range(reference, self.tags, self._commit_of, self.address.at(reference))
+        if found is None:
+            what = "no branch or tag is in this range"
+            raise NotFoundError(self.address.at(reference), what, code="no-such-tag", repository=self.where)
+        return found
+
+    def _commit_of(self, tag: str) -> str | None:
+        return self.commits.get(tag)
+
     def _by_digest(self, digest: Digest) -> _Version:
-        for version in self._versions.values():
-            if version.made.digest == digest:
-                return version
+        """The version with a digest, or whose digest alone begins so."""
+        found: dict[Digest, _Version] = {}
+        for version in self._matching(digest):
+            found[version.made.digest] = version
+            if not references.is_prefix(digest):
+                break
+        chosen = references.begins(digest, found, self.address.at(digest))
+        if chosen is None:
+            what = "no such version in this repository"
+            raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.where)
+        return found[chosen]
+
+    def _matching(self, digest: Digest) -> Iterator[_Version]:
+        yield from [version for version in self._versions.values() if version.made.digest.startswith(digest)]
         for commit in dict.fromkeys(self._candidates(digest)):
             with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
                 version = self._version(self._client.listing(commit))
-                if version.made.digest == digest:
-                    return version
-        what = "no such version in this repository"
-        raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.where)
+                if version.made.digest.startswith(digest):
+                    yield version
 
     def _candidates(self, digest: Digest) -> Iterator[str]:
         """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""
@@ -326,7 +351,7 @@ class HubRepository(Connected):
             self._bytes[blob.digest] = read_blob(self, blob, self._pauses)
         return self._bytes[blob.digest]
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Point a branch at a version, with one commit on top of the one that was read; a new branch starts at `main`.
 
         Raises:
@@ -341,7 +366,7 @@ class HubRepository(Connected):
         refs = self._ensure()
         if branch in refs.tags and branch not in refs.branches:
             self._tagged(branch, made)
-            return
+            return Put(new=False, moved=False)
         new = branch not in refs.branches and not branch.startswith("refs/")
         start, changes = self._start(branch, made, manifest, new=new)
         if new:
@@ -352,6 +377,7 @@ class HubRepository(Connected):
             if new:
                 self._unbranch(branch, start.commit)
             raise
+        return Put(new=bool(changes), moved=new or bool(changes))
 
     def _branch(self, name: str, commit: str) -> None:
         """Create a branch at a commit; it may exist there already, if an answer was lost."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import received
 from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.store.leases import ABANDONED
@@ -121,11 +121,6 @@ class Archive(Layout):
             self._new[blob.digest] = blob.size
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Store a manifest whose blobs are all here, and point a name at it."""
-        self.check_complete(made)
-        self.put_document(made.raw, made.digest, tag)
-
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
         entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
@@ -134,6 +129,11 @@ class Archive(Layout):
         self._new[digest] = len(raw)
         self._entries, self._changed = entries, True
         return True
+
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+        self._entry(tag, self._at(tag))
+        self._entries, self._changed = layout_index.drop(self.entries(), tag), True
 
     def _waiting(self, digest: Digest) -> Path:
         with self._lock, local_errors(self.path):

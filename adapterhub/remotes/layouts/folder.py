@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import Digest
-from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import received_beside
 from adapterhub.remotes.protocol import Source
 from adapterhub.store.atomic import local_errors, write_all
@@ -89,11 +89,6 @@ class LayoutFolder(Layout):
             self._files.move(path, self._path(blob.digest))
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Store a manifest whose blobs are all here, and point a name at it."""
-        self.check_complete(made)
-        self.put_document(made.raw, made.digest, tag)
-
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
         self._make()
@@ -103,6 +98,13 @@ class LayoutFolder(Layout):
             entry = layout_index.descriptor(raw, digest, self.where)
             self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
         return True
+
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+        self._entry(tag, self._at(tag))
+        self._make()
+        with local_errors(self._blobs), self._locked():
+            self._write(self.root / "index.json", layout_index.dump(layout_index.drop(self.entries(), tag)))
 
     def _make(self) -> None:
         """Create an empty layout, unless there is one; a folder with other files is refused."""

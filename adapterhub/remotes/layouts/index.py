@@ -101,6 +101,18 @@ def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[E
     return [*kept, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), NAME: name}}]
 
 
+def drop(entries: Sequence[Entry], name: str) -> list[Entry]:
+    """The entries without a name; a manifest that had no other one stays without."""
+    kept = [entry for entry in entries if name_of(entry) != name]
+    there = {entry["digest"] for entry in kept}
+    for entry in entries:
+        if name_of(entry) == name and entry["digest"] not in there:
+            annotations = {key: value for key, value in entry["annotations"].items() if key != NAME}
+            bare = {key: value for key, value in entry.items() if key != "annotations"}
+            kept.append({**bare, **({"annotations": annotations} if annotations else {})})
+    return kept
+
+
 def descriptor(raw: bytes, digest: Digest, where: str) -> Entry:
     """The entry for a manifest, with its artifact type."""
     document = parse_json(raw, where)

@@ -12,7 +12,8 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.protocol import Connected, Reader
+from adapterhub.remotes import references
+from adapterhub.remotes.protocol import Connected, Put, Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import index as layout_index
@@ -25,6 +26,8 @@ class Layout(Connected):
     Attributes:
         any_name: `latest` is the only version there, if there is one only, because the address has no name.
     """
+
+    kind = "an image layout"
 
     def __init__(self, where: str, *, any_name: bool = False) -> None:
         super().__init__()
@@ -56,6 +59,10 @@ class Layout(Connected):
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
 
+    @abstractmethod
+    def untag(self, tag: str) -> None:
+        """Remove a name; the version stays."""
+
     # ---- a source
 
     def manifest(self, reference: str) -> Manifest:
@@ -72,16 +79,30 @@ class Layout(Connected):
         found = layout_index.find(entries, name)
         if found is None and name == LATEST and self.any_name:
             found = layout_index.only(entries)
+        if found is None and (chosen := self._in_range(name, entries, where)):
+            found = layout_index.find(entries, chosen)
         if found is None:
             names = layout_index.names(entries)
             there = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
             raise NotFoundError(where, f"no such name in this image layout; {there}", f"Write {self.where}:NAME")
         return found
 
+    def _in_range(self, name: str, entries: list[Entry], where: str) -> str | None:
+        """The name that a range selects, `^1.2` or `team/sql:^1.2`, among those of that adapter."""
+        adapter, colon, wanted = name.rpartition(":")
+        named = {layout_index.name_of(entry) or "": entry["digest"] for entry in entries}
+        tags = {full.rpartition(":")[2]: digest for full, digest in named.items() if full.rpartition(":")[0] == adapter}
+        tag = references.in_range(wanted, lambda: tags, tags.get, where)
+        return tag and f"{adapter}{colon}{tag}"
+
     def document(self, reference: str) -> bytes:
         """The bytes of a manifest or an index, verified."""
         where = self._at(reference)
-        digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
+        if references.is_prefix(reference):
+            digests = (entry["digest"] for entry in (self.entries() if self.exists() else []))
+            digest = references.begins(reference, digests, where) or reference
+        else:
+            digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
         found = self.blob(digest)
         if found is None:
             raise NotFoundError(where, "no such manifest in this image layout")
@@ -137,6 +158,17 @@ class Layout(Connected):
             return False
         found[0].close()
         return found[2] == blob.size
+
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+        """Store a manifest whose blobs are all here, and point a name at it."""
+        self.check_complete(made)
+        entries = self.entries() if self.exists() else []
+        before = layout_index.find(entries, tag) if tag else None
+        self.put_document(made.raw, made.digest, tag)
+        return Put(
+            new=all(entry["digest"] != made.digest for entry in entries),
+            moved=tag is not None and (before is None or before["digest"] != made.digest),
+        )
 
     def check_complete(self, made: Manifest) -> None:
         """IntegrityError unless every blob of a manifest is there."""

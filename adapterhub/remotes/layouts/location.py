@@ -1,7 +1,7 @@
 """Addresses of image layouts: `layout://PATH[:NAME|@DIGEST]`, or in skopeo's form, `oci:DIR[:NAME]` and `oci-archive:TAR…`.
 
-NAME is a name in index.json: `v2`, as of skopeo and oras, or `team/sql:v2`, as of adapterhub. The path ends at its first colon,
-as for skopeo.
+NAME is a name in index.json: `v2`, as of skopeo and oras, or `team/sql:v2`, as of adapterhub; `^1.2` and `team/sql:^1.2` are
+ranges of names. The path ends at its first colon, as for skopeo.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.digest import Digest, parse_digest
-from adapterhub.ref import LATEST
+from adapterhub.digest import Digest
+from adapterhub.ref import LATEST, parse_prefix
 from adapterhub.remotes.location import owner_of
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PREFIXES = ("layout://", "oci-archive:", "oci:")
 _NAME = linear.Pattern(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")
+_RANGE = linear.Pattern(r"(?:[A-Za-z0-9_][A-Za-z0-9._/+-]{0,126}:)?[\^~][A-Za-z0-9.-]{1,126}")
 _DRIVE = linear.Pattern(r"[A-Za-z]:[\\/]")
 _HINT = "Write it like layout://bundle.tar:team/sql:v2"
 
@@ -89,7 +90,7 @@ def parse(text: str) -> LayoutAddress:
     drive = rest[:2] if _DRIVE.match(rest) else ""
     path, at, digest = rest.rpartition("@sha256:")
     if at:
-        digest = parse_digest(f"sha256:{digest}", text)
+        digest = parse_prefix(digest, text)
         if ":" in path[len(drive) :]:
             raise UsageError(text, "both a name and a digest", f"Write {prefix}{path.partition(':')[0]}@{digest}")
         name = None
@@ -98,7 +99,7 @@ def parse(text: str) -> LayoutAddress:
         path, digest, name = drive + path, "", name_text if colon else None
     if not prefix or not path or "\0" in path:
         raise UsageError(text, "not a valid address of an image layout, a folder or a .tar", _HINT)
-    if name is not None and not _NAME.fullmatch(name):
+    if name is not None and not (_NAME.fullmatch(name) or _RANGE.fullmatch(name)):
         raise UsageError(text, f"{name[:80]!r} is not a valid name in an image layout", _HINT)
     return LayoutAddress(prefix, path, name, digest or None)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from adapterhub import semver
 from adapterhub.digest import Digest, sha256_bytes
-from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.ref import LATEST, Ref
+from adapterhub.remotes import references
 from adapterhub.store.store import REFS, Entry
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
@@ -73,6 +73,7 @@ class Log:
         self._folder = f"{REFS}/{name}"
         self._listed = False
         self.state = State()
+        self.entries: list[Entry] = []
 
     def key(self, seq: int) -> str:
         """The key of an entry."""
@@ -111,6 +112,7 @@ class Log:
         if entry.previous != self.state.head:
             raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Restore it from a backup")
         self.state.apply(entry)
+        self.entries.append(entry)
         self.state.seq, self.state.head = seq, sha256_bytes(raw)
 
     # ---- references
@@ -120,11 +122,9 @@ class Log:
         ref = Ref.parse(f"{self._name}{'@' if ':' in reference else ':'}{reference}")
         state = self.there()
         if ref.digest:
-            found = sorted({pair for pair in state.versions.values() if pair[0].startswith(ref.digest)})
-            if len(found) > 1:
-                raise RefError(where, f"ambiguous digest prefix: {len(found)} versions", "Use more digits")
-            if found:
-                return found[0]
+            sizes = dict(state.versions.values())
+            if found := references.begins(ref.digest, sizes, where):
+                return found, sizes[found]
         elif (number := ref.number or _tagged(state, ref, where)) in state.versions:
             return state.versions[number]
         repository = f"{self._bucket.where}/{self._name}"
@@ -144,8 +144,5 @@ def _tagged(state: State, ref: Ref, where: str) -> int:
     tag = ref.tag or LATEST
     if not ref.range and tag in state.tags:
         return state.tags[tag]
-    wanted = semver.parse_range(ref.range or ref.tag or "")
-    found = semver.highest(list(state.tags), wanted) if wanted else []
-    if len({state.tags[tag] for tag in found}) > 1:
-        raise RefError(where, f"{' and '.join(found)} are one version number of different versions", "Name one of them")
-    return state.tags[found[0]] if found else 0
+    found = references.in_range(ref.range or tag, lambda: state.tags, state.tags.get, where)
+    return state.tags[found] if found else 0

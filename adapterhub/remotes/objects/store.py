@@ -28,9 +28,9 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry.registry import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source
 from adapterhub.store.store import FOLDER, Entry
-from adapterhub_converters.errors import ConflictError, IntegrityError, RefusedError
+from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
 from . import probe as objects_probe
 from .address import ObjectAddress
@@ -65,6 +65,8 @@ class Objects(Connected):
     Attributes:
         verify: Read each blob again after it was put.
     """
+
+    kind = "an object store"
 
     def __init__(
         self,
@@ -123,8 +125,14 @@ class Objects(Connected):
             yield reader
 
     def tags(self) -> list[str]:
-        """All tags that point to a version now, sorted."""
-        return sorted(self._log.there().tags)
+        """All tags that point to a version now, sorted, then the numbers of all versions."""
+        state = self._log.there()
+        return [*sorted(state.tags), *(f"v{number}" for number in sorted(state.versions))]
+
+    def history(self) -> list[Entry]:
+        """The entries of the log, the oldest first."""
+        self._log.refresh()
+        return list(self._log.entries)
 
     def find(self, digest: Digest) -> Any:
         """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
@@ -165,7 +173,7 @@ class Objects(Connected):
         self._there.add((blob.digest, blob.size))
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Make a manifest the next version of the name, or point a tag at the version that it is already."""
         tag = None if tag in (None, LATEST) else parse_tag(str(tag), self.where)
         self._begin()
@@ -176,10 +184,26 @@ class Objects(Connected):
         if not self._is_there(itself):
             self._bucket.put(_key(made.digest), made.raw)
         for _ in range(_TRIES):
-            entry = self._decided(self._log.refresh(), made, tag)
+            state = self._log.refresh()
+            entry = self._decided(state, made, tag)
             if entry is None or self._appended(entry):
-                return
+                number = entry.number if entry else state.number_of(made.digest)
+                return Put(new=entry is not None and entry.op == "push", moved=entry is not None, number=number)
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that concurrent writers do not collide again
+        raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
+
+    def untag(self, tag: str) -> None:
+        """Remove a tag by an entry in the log; the version stays."""
+        self._begin()
+        for _ in range(_TRIES):
+            state = self._log.there()
+            if tag not in state.tags:
+                raise NotFoundError(f"{self.where}:{tag}", "no such tag", code="no-such-tag", repository=self.where)
+            if tag in state.protected:
+                raise _protected(f"{self.where}:{tag}")
+            name = self.address.ref.name
+            if self._appended(Entry(name, state.seq + 1, "untag", now(), tags=(tag,), previous=state.head)):
+                return
         raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
 
     def _begin(self) -> None:
@@ -226,7 +250,7 @@ class Objects(Connected):
         if number and (tag is None or state.tags.get(tag) == number):
             return None
         if tag in state.protected:
-            raise RefusedError(f"{self.where}:{tag}", "is protected", "Remove the protection in the registry that set it")
+            raise _protected(f"{self.where}:{tag}")
         op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
         of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
         return Entry(name, state.seq + 1, op, now(), *of)
@@ -245,6 +269,10 @@ class Objects(Connected):
         if created and found != raw:
             raise ConflictError(self.where, "another writer wrote at the same time", "Try again, one writer at a time")
         return found == raw  # a repeated request finds the entry that the first one created
+
+
+def _protected(where: str) -> RefusedError:
+    return RefusedError(where, "is protected", "Remove the protection in the registry that set it")
 
 
 def _key(digest: Digest) -> str:

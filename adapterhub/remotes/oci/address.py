@@ -1,4 +1,4 @@
-"""The address of an adapter in an OCI registry: `oci://host[:port]/name[:tag]` or `…@sha256:…`.
+"""The address of an adapter in an OCI registry: `oci://host[:port]/name[:tag|:^1.2]` or `…@sha256:…`.
 
 Names and tags have the grammar of the distribution-spec (v1.1, "Pulling manifests"). The protocol is HTTPS, except for this
 machine itself and for `oci+http://`; `oci+https://` is for a registry on this machine that has a certificate.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from adapterhub.digest import Digest, parse_digest
+from adapterhub import semver
+from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
-from adapterhub.ref import LATEST, is_tag
+from adapterhub.ref import LATEST, is_tag, parse_prefix
+from adapterhub.remotes import references
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
@@ -24,7 +26,7 @@ _ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One repository of a registry, with a version: a tag, a digest, or neither.
+    """One repository of a registry, with a version: a tag or a range, a digest or its first digits, or neither.
 
     `host` is as it was written, with the port if there was one; credentials are stored under it.
     """
@@ -53,7 +55,7 @@ class Address:
             raise UsageError(shown, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
         if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
             raise UsageError(shown, f"{name[:80]!r} is not a valid name in a registry", _HINT)
-        if colon and not is_tag(tag):
+        if colon and not (is_tag(tag) or (references.is_range(tag) and semver.parse_range(tag))):
             raise UsageError(shown, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first")
         tls = _SCHEMES[scheme.lower()]
         written = host if port is None else f"{host}:{port}"
@@ -61,14 +63,14 @@ class Address:
             written,
             name,
             tag if colon else None,
-            parse_digest(digest, shown) if at else None,
+            parse_prefix(digest, shown) if at else None,
             not is_loopback(host) if tls is None else tls,
             scheme.lower(),
         )
 
     @property
     def reference(self) -> str:
-        """The digest, else the tag, else `latest`."""
+        """The digest, else the tag or range, else `latest`."""
         return self.digest or self.tag or LATEST
 
     @property

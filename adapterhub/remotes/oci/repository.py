@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES, Answer
 from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
 from adapterhub.http.urls import ProxyOf, next_page, no_proxy, resolved
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import is_tag
+from adapterhub.remotes import references
 from adapterhub.remotes.download import Steady, pass_over
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Connected, Reader, Source
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source
 from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RemoteError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 
-from . import credentials
+from . import credentials, numbers
 from .address import Address
 from .client import RegistryClient
 from .credentials import Credentials
@@ -46,6 +47,7 @@ PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 _LARGEST = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
 _MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
+_UNSUPPORTED = (400, 404, 405, 501)  # to DELETE a tag; docker-registry 2.8 takes a digest only
 _DIGEST_HEADER = "docker-content-digest"
 _BYTES = {"Content-Type": "application/octet-stream"}
 # The other types only for an error that names the type.
@@ -81,6 +83,8 @@ class Oci(Connected):
         uploads: The folder that records how far uploads have come, for the next run; None to record nothing.
         proxy: The proxy for a scheme and a host.
     """
+
+    kind, at_once = "an OCI registry", 8
 
     def __init__(
         self,
@@ -128,8 +132,44 @@ class Oci(Connected):
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a tag or digest, verified against the digest that was requested, or that the registry names."""
-        return oci_manifest.parse(self.document(reference), self._at(reference))
+        """The manifest of a reference, verified against the digest that was requested, or that the registry names."""
+        try:
+            raw = self.document(self._selected(reference))
+        except NotFoundError:
+            if references.is_range(reference) or (tag := self._in_range(reference)) is None:
+                raise
+            raw = self.document(tag)
+        return oci_manifest.parse(raw, self._at(reference))
+
+    def _selected(self, reference: str) -> str:
+        """The tag or whole digest of a range or of the first digits; any other reference as it is."""
+        if references.is_prefix(reference):
+            found = references.begins(reference, numbers.digests(self, self.tags()).values(), self._at(reference))
+        elif references.is_range(reference):
+            found = self._in_range(reference)
+        else:
+            return reference
+        if found is None:
+            raise self._missing(reference)
+        return found
+
+    def _in_range(self, reference: str) -> str | None:
+        return references.in_range(reference, self.tags, self.digest_of, self._at(reference))
+
+    def _missing(self, reference: str) -> NotFoundError:
+        what = "no such version in this registry"
+        return NotFoundError(self._at(reference), what, code="no-such-tag", repository=self.where)
+
+    def digest_of(self, reference: str) -> Digest | None:
+        """The digest of the manifest that a tag or a digest is at now, by a HEAD; None without one."""
+        url, headers = f"{self._root}/manifests/{quote(reference, safe=':')}", {"Accept": _ACCEPTED}
+        where = self._at(reference)
+        try:
+            answer = self._client.ask("HEAD", url, where, good=(200,), scope=self._scope(), headers=headers)
+        except NotFoundError:
+            return None
+        said = answer.headers.get(_DIGEST_HEADER)
+        return parse_digest(said, where) if said else sha256_bytes(self.document(reference))
 
     def document(self, reference: str) -> bytes:
         """The bytes of a manifest or an index, verified in the same way."""
@@ -139,8 +179,7 @@ class Oci(Connected):
         try:
             answer = self._client.ask("GET", url, where, good=(200,), scope=self._scope(), headers=headers, limit=MAX_MANIFEST)
         except NotFoundError as error:
-            what = "no such version in this registry"
-            raise NotFoundError(where, what, code="no-such-tag", repository=self.where) from error
+            raise self._missing(reference) from error
         digest = sha256_bytes(answer.body)
         wanted = reference if ":" in reference else answer.headers.get(_DIGEST_HEADER)
         if wanted is not None and wanted != digest:
@@ -185,7 +224,7 @@ class Oci(Connected):
         return found
 
     def tags(self) -> list[str]:
-        """All tags, sorted."""
+        """All tags, sorted, without those of attachments (`referrers`) and of signatures, which are made of a digest."""
         found: set[str] = set()
         url: str | None = f"{self._root}/tags/list"
         for _ in range(_MAX_PAGES):
@@ -201,7 +240,7 @@ class Oci(Connected):
                 break
             found |= new
             url = next_page(answer.headers.get("link", ""), answer.url, self.where)
-        return sorted(found)
+        return sorted(tag for tag in found if not (tag.startswith("sha256-") and is_hex(tag[7:71])))
 
     def find(self, digest: Digest) -> Any:
         """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
@@ -404,11 +443,25 @@ class Oci(Connected):
                 self._compare(answer, blob.digest, where)
                 return
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> None:
-        """Store the manifest under its digest, then under the tag."""
-        for reference in (made.digest, *([tag] if tag else [])):
-            self._put_document(made.raw, made.digest, reference, MANIFEST_TYPE)
+    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+        """Store the manifest under its digest, then under a number and the tag."""
+        done = numbers.put(self, made, tag)
         self._uploads.clear()
+        return done
+
+    def point(self, made: Manifest, reference: str) -> None:
+        """Put a manifest under its digest, or a tag."""
+        self._put_document(made.raw, made.digest, reference, MANIFEST_TYPE)
+
+    def untag(self, tag: str) -> None:
+        """Remove a tag, if the registry can without removing the version."""
+        if self.digest_of(tag) is None:
+            raise self._missing(tag)
+        url = f"{self._root}/manifests/{quote(tag)}"
+        scope = f"repository:{self.address.name}:pull,push,delete"
+        answer = self._client.ask("DELETE", url, self._at(tag), good=(202, *_UNSUPPORTED), scope=scope)
+        if answer.status in _UNSUPPORTED:
+            raise RefusedError(self._at(tag), "this registry cannot remove a tag and keep the version", "Move it instead")
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or a tag; return whether the registry lists it by its subject."""

@@ -1,0 +1,114 @@
+"""Version numbers in an OCI registry: tags that stay, also if two writers come at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.ref import RefError
+from adapterhub.remotes.copy import copy
+from adapterhub.remotes.folders import AdapterFolder
+from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.repository import Oci
+from adapterhub_converters.errors import ConflictError, NotFoundError
+from tests.conftest import Run
+from tests.support.adapters import write_adapter
+
+pytestmark = pytest.mark.peer
+Folder = Callable[..., Path]
+
+
+class Contended(Oci):
+    """A repository where another writer puts a version as well, when we put ours under v1: `before` or after it."""
+
+    rival: Callable[[], object] | None = None
+    before = False
+
+    def point(self, made: Manifest, reference: str) -> None:
+        act, self.rival = (self.rival, None) if reference == "v1" and self.rival else (None, self.rival)
+        if act and self.before:
+            act()
+        super().point(made, reference)
+        if act and not self.before:
+            act()
+
+
+def contend(host: str, name: str, ours: Path, theirs: Path, *, before: bool) -> tuple[set[str | None], str, str]:
+    """The digests of the numbers in the end, and those of both versions, which can be read."""
+    address = Address.parse(f"oci://{host}/numbers/{name}")
+    with Oci(address, pauses=()) as other, Contended(address, pauses=()) as place:
+        found: list[str] = []
+        place.rival = lambda: found.append(copy(AdapterFolder(theirs), "latest", other, "latest").manifest.digest)
+        place.before = before
+        mine = copy(AdapterFolder(ours), "latest", place, "latest").manifest.digest
+        for digest in (mine, *found):
+            assert place.manifest(digest).digest == digest
+        return {place.digest_of(tag) for tag in place.tags() if tag != "latest"}, mine, found[0]
+
+
+def test_of_two_writers_of_a_number_the_one_that_finds_the_other_there_takes_the_next(
+    host: str, make: Folder, tmp_path: Path
+) -> None:
+    numbered, ours, theirs = contend(host, "after", make(), write_adapter(tmp_path / "theirs", 1), before=False)
+    assert numbered == {ours, theirs}
+
+
+def test_a_writer_that_stalls_replaces_a_number_whose_version_stays_by_its_digest(
+    host: str, make: Folder, tmp_path: Path
+) -> None:
+    numbered, ours, _ = contend(host, "before", make(), write_adapter(tmp_path / "theirs", 1), before=True)
+    assert numbered == {ours}
+
+
+def test_a_number_that_is_asked_for_is_given_once(host: str, make: Folder, tmp_path: Path) -> None:
+    with Oci(Address.parse(f"oci://{host}/numbers/given"), pauses=()) as place:
+        assert copy(AdapterFolder(make()), "latest", place, "v7").put.number == 7
+        other = AdapterFolder(write_adapter(tmp_path / "other", 1))
+        with pytest.raises(ConflictError, match="a version number does not move"):
+            copy(other, "latest", place, "v7")
+        assert copy(AdapterFolder(make()), "latest", place, "v7").put.moved is False
+        assert copy(other, "latest", place, "latest").put.number == 8
+
+
+def test_a_version_that_another_tool_pushed_gets_a_number_with_its_next_push(host: str, make: Folder, tmp_path: Path) -> None:
+    with Oci(Address.parse(f"oci://{host}/numbers/foreign"), pauses=()) as place:
+        copied = copy(AdapterFolder(make()), "latest", place, "latest")
+    with Oci(Address.parse(f"oci://{host}/numbers/skopeo"), pauses=()) as there:
+        words = ["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]
+        images = [f"docker://{host}/numbers/{name}:latest" for name in ("foreign", "skopeo")]
+        subprocess.run([*words, *images], check=True, capture_output=True)
+        assert there.tags() == ["latest"]
+        again = copy(AdapterFolder(make()), "latest", there, "latest").put
+        assert (again.new, again.moved, again.number, there.tags()) == (False, False, 1, ["latest", "v1"])
+        assert there.manifest("v1").digest == copied.manifest.digest
+
+
+def test_tags_of_attachments_are_no_versions(host: str, run: Run, make: Folder, tmp_path: Path) -> None:
+    address = f"oci://{host}/numbers/attached"
+    run("push", make(), address)
+    (tmp_path / "note.txt").write_text("fine")
+    run("attach", address, "note.txt", "--type", "text/plain")
+    assert json.loads(run("list", address, "--json").stdout)["tags"] == ["latest", "v1"]
+    assert "sha256-" not in run("list", address).stdout
+
+
+def test_digits_that_two_versions_share_are_refused(host: str, tmp_path: Path) -> None:
+    seen: dict[str, AdapterFolder] = {}
+    with Oci(Address.parse(f"oci://{host}/numbers/digits"), pauses=()) as place:
+        for seed in range(40):
+            folder = AdapterFolder(write_adapter(tmp_path / f"a{seed}", seed))
+            start = folder.manifest("latest").digest[:8]
+            if start in seen:
+                break
+            seen[start] = folder
+        for one in (folder, seen[start]):
+            copy(one, "latest", place, "latest")
+        with pytest.raises(RefError, match="ambiguous digest prefix"):
+            place.manifest(start)
+        with pytest.raises(NotFoundError):
+            place.manifest("sha256:" + "0" * 63)
