@@ -83,11 +83,12 @@ def convert(
         return
     from adapterhub import api
 
+    spec = inputs.read_base(base, settings) if base else None
     report = api.convert(
         source,
         target,
         to=style,
-        base=inputs.read_base(base, settings) if base else None,
+        base=spec,
         dtype=dtype,
         allow_approx=allow_approx,
         allow_drop=dropped(allow_drop),
@@ -95,7 +96,7 @@ def convert(
         alpha=alpha,
         rslora=rslora,
         unsafe_pickle=unsafe_pickle,
-        model=model or (inputs.here(base) if style == "ollama" else None),
+        model=model,
         workspace=workspace(settings),
     )
     document = {"source": source, "target": target, "format": style, **losses.document(report)}
