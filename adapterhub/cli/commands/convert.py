@@ -21,7 +21,7 @@ from adapterhub.cli.options import (
     rslora_option,
     to_option,
 )
-from adapterhub.cli.views import fused, losses
+from adapterhub.cli.views import fused, losses, runtime_commands
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
@@ -99,11 +99,14 @@ def convert(
         model=model,
         workspace=workspace(settings),
     )
-    document = {"source": source, "target": target, "format": style, **losses.document(report)}
+    runs = runtime_commands.of_adapter(style, Path(target), spec)
+    document = {"source": source, "target": target, "format": style, "run": runs, **losses.document(report)}
 
     def text() -> None:
         output.write(f"{target}: {losses.summary(report)}")
         losses.write(report, output.write, verbose=verbose)
+        if runs:
+            output.say(f"run it: {runs}")
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -112,12 +115,16 @@ def _convert_model(settings: Settings, source: str, target: str, style: Literal[
     from adapterhub.base_models import convert_model
 
     made = convert_model(source, target, to=style, dtype=dtype, workspace=workspace(settings))
-    document: dict[str, object] = {"source": source, "target": target, "format": style}
+    runs = runtime_commands.of_model(style, Path(target))
+    document: dict[str, object] = {"source": source, "target": target, "format": style, "run": runs}
     report = made.report
-    if report is not None:
-        document |= fused.document(report)
-        output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
-        return
-    document |= {"files": list(made.files), "size": made.size}
-    text = f"{target}: {len(made.files)} files, {output.size(made.size)}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    document |= fused.document(report) if report else {"files": list(made.files), "size": made.size}
+
+    def text() -> None:
+        if report is not None:
+            fused.text(report)
+        else:
+            output.write(f"{target}: {len(made.files)} files, {output.size(made.size)}")
+        output.say(f"run it: {runs}")
+
+    output.emit(document, as_json=settings.as_json, text=text)
