@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
     from adapterhub.combining import Combined
+    from adapterhub.generation import Generated
     from adapterhub.learning import evaluate, train
     from adapterhub.local_registry import Registry, Versions
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
+    from adapterhub.running import generate
     from adapterhub.sharing import Pulled, Sent
     from adapterhub.workspace import Workspace
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.errors import AdapterhubError
 
 __all__ = [
-    "Adapter", "AdapterhubError", "Combined", "ConvertedModel", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry",
-    "Report", "Sent", "Version", "Versions", "Workspace", "check", "convert", "convert_model", "evaluate", "load", "merge",
-    "pull", "push", "read_base", "train",
+    "Adapter", "AdapterhubError", "Combined", "ConvertedModel", "Generated", "LossReport", "Policy", "Problem", "Pulled",
+    "Ref", "Registry", "Report", "Sent", "Version", "Versions", "Workspace", "check", "convert", "convert_model",
+    "evaluate", "generate", "load", "merge", "pull", "push", "read_base", "train",
 ]  # fmt: skip
 
 _MODULES = {
@@ -39,11 +41,13 @@ _MODULES = {
     "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
     "adapterhub.combining": ("Combined",),
+    "adapterhub.generation": ("Generated",),
     "adapterhub.learning": ("evaluate", "train"),
     "adapterhub.local_registry": ("Registry", "Versions"),
     "adapterhub.project.policy": ("Policy",),
     "adapterhub.ref": ("Ref",),
     "adapterhub.registry.registry": ("Version",),
+    "adapterhub.running": ("generate",),
     "adapterhub.sharing": ("Pulled", "Sent"),
     "adapterhub.workspace": ("Workspace",),
     "adapterhub_converters.adapter": ("LossReport",),

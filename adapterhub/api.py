@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
-from . import combining, sharing, sources
+from . import base_sources, combining, sharing, sources
 from .combining import Combined
 from .sharing import Pulled, Sent
 from .workspace import Progress, StrPath, Workspace
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 
 Base = Union[StrPath, "BaseSpec"]
-"""A base model: a path, `hf://org/model`, a URL or the name of one in the registry, or what `read_base` returned."""
+"""A base model: a path, `hf://org/model`, a URL, the name of one in the registry or in the cache of the Hub, or what
+`read_base` returned."""
 
 
 # ---- one adapter
@@ -193,18 +194,19 @@ def convert(
     from adapterhub_converters.formats.lossy import Allowed
 
     here = workspace or Workspace()
+    spec = _base(base, here)
     with sources.opened(source, here) as found:
         return formats.convert(
             found.path,
             Path(target),
             to=to,
-            base=_base(base, here),
+            base=spec,
             allowed=Allowed(approx=allow_approx, drop=list(allow_drop), rank=rank),
             alpha=alpha,
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
-            model=model or (_path_of(base) if to == "ollama" else None),
+            model=model or (_path_of(spec) if to == "ollama" else None),
         )
 
 
@@ -299,7 +301,7 @@ def merge(
         target = Path(out) if into is not None else combining.destination(out)
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
-            return combining.merge_into(found, factors, Path(out), sources.weights(into, here), here, **how)
+            return combining.merge_into(found, factors, Path(out), base_sources.weights(into, here), here, **how)
         options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
         recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
         return combining.merge_adapters(found, factors, target, recipe, here)
@@ -380,17 +382,18 @@ def pull(
         'README.md'
     """
     here = (workspace or Workspace()).showing(progress)
-    model = _path_of(base) if to == "ollama" else None
-    return sharing.pull(source, out, here, conversion=_conversion(to), base=_base(base, here), model=model)
+    spec = _base(base, here)
+    model = _path_of(spec) if to == "ollama" else None
+    return sharing.pull(source, out, here, conversion=_conversion(to), base=spec, model=model)
 
 
 def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:
-    return sources.read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
+    return base_sources.read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
 
 
-def _path_of(base: Base | None) -> str | None:
+def _path_of(base: BaseSpec | None) -> str | None:
     """The absolute path of a base on this machine, as Ollama's name of it; None for any other."""
-    return sources.here(base if base is None or isinstance(base, str | os.PathLike) else base.where)
+    return sources.here(base.where) if base else None
 
 
 def _conversion(to: str | None) -> Conversion | None:

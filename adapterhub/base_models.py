@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adapterhub_converters.errors import UsageError
 
-from . import sources
+from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def read_base(base: StrPath, *, workspace: Workspace | None = None) -> BaseSpec:
     """Read a base model from its headers, for several calls that need it.
 
     Args:
-        base: A folder, a file, `hf://org/model`, a URL, or the name of a base in the registry.
+        base: A folder, a file, `hf://org/model`, a URL, or the name of a base in the registry or in the cache of the Hub.
         workspace: Where names are looked up, and which hub is asked.
 
     Example:
@@ -29,7 +29,7 @@ def read_base(base: StrPath, *, workspace: Workspace | None = None) -> BaseSpec:
         >>> [ah.check(path, base=tiny).ok for path in ("./sql", "./french")]
         [True, True]
     """
-    return sources.read_base(base, workspace or Workspace())
+    return base_sources.read_base(base, workspace or Workspace())
 
 
 @dataclass(frozen=True, repr=False)

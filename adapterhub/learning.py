@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import ParameterError, UsageError
 
-from . import sources
+from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
+    from adapterhub.training.cost.budget import Forecast
 
 # Data types as in every other function, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -66,7 +68,25 @@ def train(
     with ExitStack() as stack:
         first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
         cache = Path(here.cache) if here.cache is not None else None
-        return run(read, target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
+        return run(_located(read, here), target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
+
+
+def forecast(config: TrainConfig, *, workspace: Workspace | None = None) -> Forecast:
+    """Predict what a training will need, from the headers of its base; nothing is downloaded."""
+    from adapterhub.training.cost.budget import forecast as predicted
+
+    path = config.base_path
+    return predicted(config, base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace()))
+
+
+def _located(config: TrainConfig, workspace: Workspace) -> TrainConfig:
+    """The config with its base on this disk, and with the name and the commit of one that the Hub has."""
+    if config.base_path.exists():
+        return config
+    path = base_sources.weights(config.base.path, workspace)
+    repo, commit = hub_layout.name_of(path)
+    base = replace(config.base, name=config.base.name or repo, revision=config.base.revision or commit)
+    return replace(config, base=base, model=path)
 
 
 def evaluate(
@@ -118,7 +138,7 @@ def evaluate(
         check_name(record, "record")
     here = workspace or Workspace()
     files = [Path(data)] if isinstance(data, str | os.PathLike) else [Path(file) for file in data]
-    model = sources.weights(base, here)
+    model = base_sources.weights(base, here)
     if not (model.is_dir() or model.suffix == ".gguf"):
         raise UsageError(
             str(base), "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file"

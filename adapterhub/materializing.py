@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
-from . import sharing, sources
+from . import base_sources, sharing, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -211,8 +211,13 @@ def materialize(
 
 def _base(recipe: MergeRecipe, given: StrPath | None, workspace: Workspace) -> Path:
     if given:
-        return sources.weights(given, workspace)
+        return base_sources.weights(given, workspace)
+    from adapterhub.bases.hub_address import Place
+
     path = Path(recipe.base.source or recipe.base.name)
+    if not path.exists() and recipe.base.repo and recipe.base.revision:
+        place = Place(recipe.base.repo, recipe.base.revision)
+        path = base_sources.in_cache(place, workspace) or path
     if not path.exists():
         what = f"the base of the recipe is not at {path}"
         raise NotFoundError(str(recipe.base), what, "Name its path", code="recipe-base-elsewhere")

@@ -1,6 +1,7 @@
-"""The adapter or base model that a text means: a path, a ref of the registry, or an address; never a guess between two.
+"""The adapter that a text means: a path, a ref of the registry, or an address; never a guess between two.
 
-Used by every command and function that takes a SRC or a BASE. Bytes from a registry or an address are verified on the way.
+Used by every command and function that takes a SRC; `base_sources` is the same for a BASE.
+Bytes from a registry or an address are verified on the way.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
     from adapterhub.registry.recipe import Parent
     from adapterhub.remotes.protocol import Source as Remote
     from adapterhub.training import InitialAdapter
-    from adapterhub_converters.bases import BaseSpec
 
-_ADDRESSES = ("https://", "http://", "hf://")
-_EXPLICIT = "base:"  # before a name, where a path of that name is there too
+ADDRESSES = ("https://", "http://", "hf://")
+"""What the address of a base begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,91 +199,13 @@ def _known(ref: Ref, workspace: Workspace) -> bool:
 
 def existing(text: str) -> Path:
     """A path that must be there."""
-    if text.lower().startswith(_ADDRESSES):
+    if text.lower().startswith(ADDRESSES):
         what = "is not on this disk, and the weights are needed, not only headers"
         raise UsageError(text.partition("?")[0], what, "Download it, and name the folder or file")
     path = Path(text)
     if not path.exists():
         raise NotFoundError(text, "no such file or folder")
     return path
-
-
-def weights(base: StrPath, workspace: Workspace) -> Path:
-    """A model on this disk, by its folder, a file in it, or a GGUF file, for an operation that needs its weights."""
-    text = os.fspath(base)
-    try:
-        path = existing(text)
-    except NotFoundError as error:
-        if base_name(text, workspace) is None:
-            raise
-        what = "a base in the registry, which has its headers only, and the weights are needed"
-        raise NotFoundError(text, what, "Name its folder or file") from error
-    return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
-
-
-def base_name(text: str, workspace: Workspace) -> str | None:
-    """The name of the base in the registry that `text` is; None for a path or an address, UsageError when it is two things."""
-    from adapterhub.store.named_documents import parse_document_name
-
-    if text.lower().startswith(_ADDRESSES):
-        return None
-    explicit = text.startswith(_EXPLICIT)
-    name = text.removeprefix(_EXPLICIT)
-    path = Path(text)
-    there = path.exists() or path.is_symlink()
-    try:
-        parse_document_name(name, text)
-    except UsageError:
-        if explicit and not there:
-            raise
-        return None
-    if explicit and not there:
-        return name
-    if not _known_base(name, workspace, there=there):
-        return None
-    if there:
-        hint = f"Write ./{text} for the path, {_EXPLICIT}{name} for the base"
-        raise UsageError(text, "both a path and a base in the registry", hint)
-    return name
-
-
-def _known_base(name: str, workspace: Workspace, *, there: bool) -> bool:
-    from adapterhub.store import named_documents
-
-    try:
-        with workspace.opened() as registry:
-            return named_documents.current(registry.store, name).there
-    except AdapterhubError as error:
-        if there or isinstance(error, NotFoundError):  # a broken registry does not matter to a path
-            return False
-        raise
-
-
-def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
-    """The base model that `base` names, read from its headers.
-
-    An address (`hf://org/model`, a URL), an existing path, or the name of a base in the registry; UsageError when it is both
-    of the latter.
-    """
-    text = os.fspath(base)
-    if text.lower().startswith(_ADDRESSES):
-        from adapterhub.bases.remote import read_url
-
-        return read_url(text, workspace.hub())
-    name = base_name(text, workspace)
-    if name is not None:
-        from adapterhub.bases import registered
-
-        with workspace.opened() as registry:
-            return registered.get(registry, name).spec
-    from adapterhub_converters import bases
-
-    path = Path(text)
-    if not path.exists() and not path.is_symlink():
-        on_hub = f"Write hf://{text} for one on the Hub" if text.count("/") == 1 and not text.startswith((".", "/")) else ""
-        what = "no such file or folder, and no base of this name"
-        raise NotFoundError(text, what, on_hub or "List the bases of the registry", code="" if on_hub else "no-such-base")
-    return bases.read_base(path)
 
 
 def here(base: StrPath | None) -> str | None:

@@ -88,6 +88,10 @@ def _anonymous() -> Hub:
     return Hub()
 
 
+def _hub_cache() -> Path:
+    return Path.home() / ".cache" / "huggingface" / "hub"
+
+
 def _no_proxy(_scheme: str, _host: str) -> str:
     return ""
 
@@ -121,6 +125,7 @@ class Workspace:
             address (`remotes.location.Place.owner`) and that file; True to go on. By default nobody is trusted.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
+        models: The cache of huggingface_hub, where base models are found by name, and downloaded to; None for none.
         tell: Called with a line for each note, such as that a version is deprecated.
         bar: Called with a title when bytes begin to be counted; its context gives the callback, `(done, total)`.
         steps: The same for things that are not bytes.
@@ -141,6 +146,7 @@ class Workspace:
     trusts: Callable[[str, Path], bool] = field(default=_trusts_nobody, repr=False)
     uploads: StrPath | None = None
     cache: StrPath | None = None
+    models: StrPath | None = field(default_factory=_hub_cache)
     tell: Callable[[str], object] = field(default=_nothing, repr=False)
     bar: Bar = field(default=_no_bar, repr=False)
     steps: Bar = field(default=_no_bar, repr=False)

@@ -139,7 +139,7 @@ def test_in_a_notebook_texts_of_others_are_escaped(place: Path) -> None:
     assert "<script>" not in shown
 
 
-@pytest.mark.parametrize("name", ["api", "sharing", "sources", "combining", "workspace"])
+@pytest.mark.parametrize("name", ["api", "base_sources", "running", "sharing", "sources", "combining", "workspace"])
 def test_nothing_of_it_reads_the_environment_prints_or_exits(name: str) -> None:
     tree = ast.parse((ROOT / "adapterhub" / f"{name}.py").read_text())
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
@@ -150,7 +150,19 @@ def test_nothing_of_it_reads_the_environment_prints_or_exits(name: str) -> None:
 
 
 def test_every_public_function_is_documented() -> None:
-    for name in ("check", "convert", "convert_model", "evaluate", "load", "merge", "pull", "push", "read_base", "train"):
+    for name in (
+        "check",
+        "convert",
+        "convert_model",
+        "evaluate",
+        "generate",
+        "load",
+        "merge",
+        "pull",
+        "push",
+        "read_base",
+        "train",
+    ):
         text = inspect.getdoc(getattr(ah, name)) or ""
         assert "Args:" in text, name
         assert "Example:" in text, name

@@ -13,6 +13,8 @@ from adapterhub_converters.errors import RemoteError, UsageError
 ENDPOINT = "https://huggingface.co"
 SCHEME = "hf://"
 MAIN = "main"
+OFFLINE = "offline"
+"""The code of the error of a hub that may not be asked."""
 _ID = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _PLACE = linear.Pattern(r"(?P<repo>[^/@]+/[^/@]+|[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?")
 # The URL of a page of a model, or of a file in it.

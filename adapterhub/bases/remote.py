@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from adapterhub.digest import is_hex
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import origin
-from adapterhub_converters.bases import BaseSpec, read_files
+from adapterhub_converters.bases import BaseSpec, hub_layout, read_files
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
@@ -66,7 +66,7 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
 
 def _read_hub(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
     """Read the base at a place on a hub; its revision is the commit that `place` means now."""
-    commit, listing = _listing(place, hub, client)
+    commit, listing = listed(place, hub, client)
     folder, name = _split(place, listing)
     there = {path.removeprefix(folder): known for path, known in listing.items() if path.startswith(folder)}
     root = f"{hub.endpoint}/{place.repo}/resolve/{commit}/"
@@ -80,14 +80,7 @@ def _read_hub(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
     )
     if not name and "config.json" not in there:
         raise NotFoundError(str(place), "not a base model: there is no config.json", _instead(top, listing))
-    return _named(read_files(files, name), place.repo, commit)
-
-
-def _named(spec: BaseSpec, repo: str, commit: str) -> BaseSpec:
-    """Add the model's name and commit, unless a GGUF names the model it was made from, of which the commit is unknown."""
-    if spec.kind == "gguf" and spec.repo and spec.repo != repo:
-        return spec
-    return dataclasses.replace(spec, repo=repo, revision=commit)
+    return hub_layout.with_name(read_files(files, name), place.repo, commit)
 
 
 def _split(place: Place, listing: Mapping[str, Known]) -> tuple[str, str]:
@@ -106,7 +99,8 @@ def _instead(top: Place, listing: Mapping[str, Known]) -> str:
     return f"Name one of its {len(found)} weight files, such as {top}/{found[0]}" if found else ""
 
 
-def _listing(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+def listed(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+    """The commit that `place` means now, and the files of the model by path."""
     where = str(dataclasses.replace(place, path=""))
     url = f"{hub.endpoint}/api/models/{place.repo}/revision/{quote(place.revision, safe='')}?blobs=true"
     raw = client.get(url, where, n=_MAX_LISTING).body

@@ -86,6 +86,7 @@ def workspace(settings: Settings) -> Workspace:
         trusts=trusts,
         uploads=data_folder() / "uploads",
         cache=cache_folder(),
+        models=hub_cache(),
         tell=lambda note: output.say(output.one_line(note)),
         bar=progress.bytes_bar,
         steps=progress.count_bar,
@@ -123,18 +124,17 @@ def hub() -> Hub:
 
     The library is imported only for a token that it has to get or renew: its import takes 0.1 s.
     """
-    from adapterhub.bases.hub_address import ENDPOINT, Hub
+    from adapterhub.bases.hub_address import ENDPOINT, OFFLINE, Hub
 
     if is_offline():
-        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or use a local copy")
+        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", "Unset it, or use a local copy", code=OFFLINE)
     endpoint = (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if os.environ.get("HF_OIDC_RESOURCE"):
         token = _renewed_token()
     elif not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
-        home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
         with suppress(OSError, UnicodeDecodeError, RuntimeError):
-            file = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+            file = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
             token = file.read_text()
             if "refresh_token" in (file.parent / "stored_tokens").read_text(encoding="utf-8"):
                 token = _renewed_token()
@@ -142,6 +142,18 @@ def hub() -> Hub:
     if not token.isascii() or not token.isprintable():
         raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
     return Hub(endpoint, token or None, proxy)
+
+
+def _hub_home() -> Path:
+    return Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+
+
+def hub_cache() -> Path:
+    """The cache of huggingface_hub, by its variables (`constants.py`)."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    with suppress(RuntimeError):  # no home
+        return Path(named or _hub_home() / "hub").expanduser()
+    return Path(named or _hub_home() / "hub")
 
 
 def known_hosts() -> KnownHosts:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
+from adapterhub import base_sources, sources
 from adapterhub.sources import Source, as_folder, existing, given, here, naming, parent, place
 
 from . import output
@@ -41,18 +41,18 @@ def resolve(text: str, settings: Settings) -> tuple[Path | None, Ref | None]:
 
 
 def weights(text: str, settings: Settings) -> Path:
-    """See `sources.weights`."""
-    return sources.weights(text, workspace(settings))
+    """See `base_sources.weights`."""
+    return base_sources.weights(text, workspace(settings))
 
 
 def base_name(text: str, settings: Settings) -> str | None:
-    """See `sources.base_name`."""
-    return sources.base_name(text, workspace(settings))
+    """See `base_sources.base_name`."""
+    return base_sources.base_name(text, workspace(settings))
 
 
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
-    """See `sources.read_base`; shows how much of it was fetched, and its notes unless `notes` is off."""
-    spec = sources.read_base(text, workspace(settings))
+    """See `base_sources.read_base`; shows how much of it was fetched, and its notes unless `notes` is off."""
+    spec = base_sources.read_base(text, workspace(settings))
     if spec.fetched is not None:
         of = f" of {output.size(spec.size)}" if spec.size else ""
         output.say(f"read {output.size(spec.fetched)}{of} by range")

@@ -41,6 +41,9 @@ _EXTRAS = {
 # What each command does, by purpose. A command is the module of its name in `commands`, with an underscore for a dash; the
 # words are here, so that the program's help needs none of these modules.
 GROUPS = {
+    "Use": {
+        "run": "Try an adapter: answer a prompt with and without it.",
+    },
     "Create": {
         "train": "Train an adapter (QLoRA).",
         "eval": "Measure an adapter on held-out data.",

@@ -101,6 +101,27 @@ def write(text: str = "") -> None:
     print(_line(text))
 
 
+class Stream:
+    """Text that comes in pieces: shown at once on a terminal, elsewhere line by line, because a command may be cut in two."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, piece: str) -> None:
+        """Print what is complete of the text."""
+        if is_terminal():
+            print("\n".join(map(printable, piece.split("\n"))), end="", flush=True)
+            return
+        *lines, self._line = (self._line + piece).split("\n")
+        write_lines(lines)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """End the last line."""
+        write(self._line)
+        self._line = ""
+
+
 def write_lines(lines: Iterable[str]) -> None:
     """Print lines of the result."""
     for line in lines:

@@ -24,7 +24,7 @@ class BaseConfig:
     """The model to adapt."""
 
     path: str
-    """A Hugging Face folder, in floats or in NF4 as bitsandbytes serializes it; or a GGUF file."""
+    """A Hugging Face folder, in floats or in bitsandbytes' NF4; a GGUF file; or the name of a model on the Hub."""
     name: str | None = None
     """The model's public name, `owner/model`; recorded in the adapter."""
     revision: str | None = None
@@ -173,6 +173,13 @@ class TrainConfig:
     card: CardConfig = field(default_factory=CardConfig)
     folder: Path = Path()
     where: str = "config"
+    model: Path | None = None
+    """Where the base is, if it is not at `base.path`."""
+
+    @property
+    def base_path(self) -> Path:
+        """The folder or file of the base."""
+        return self.resolve(self.base.path) if self.model is None else self.model
 
     def resolve(self, path: str) -> Path:
         """Return a path of the config as one that can be opened."""

@@ -24,7 +24,8 @@ _SECTIONS: dict[str, type] = {
 _WHY: dict[str, dict[str, str]] = {
     "base": {
         "path": (
-            "The model to adapt: a Hugging Face folder, in floats or in bitsandbytes' NF4, or a GGUF file. There is no default."
+            "The model to adapt: a Hugging Face folder, in floats or in bitsandbytes' NF4, or a GGUF file; a model in the "
+            "cache of the Hub by its name, owner/model; or hf://owner/model, which is downloaded. There is no default."
         ),
         "name": (
             "The model's public name, owner/model. It is recorded in the adapter; a path is not, because it means nothing on "

@@ -41,7 +41,7 @@ def train(
     device = devices.chosen(config.base.device)
     on_event = meter = Meter(on_event)
     with devices.threads(config.train.threads) as thread_count:
-        with BaseFiles(config.resolve(config.base.path), cache if config.base.cache else None) as files:
+        with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             spec = files.spec
             settled = _settled(config, spec, device, force=force)
             initial = adapters.read(start) if start else None

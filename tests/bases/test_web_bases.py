@@ -484,7 +484,7 @@ def test_the_exit_codes_of_a_base_that_cannot_be_read(
 
 
 @pytest.mark.parametrize(
-    "args", [("merge", "sql", "--into", "hf://org/model", "-o", "o"), ("convert", "hf://m", "o", "--to", "hf")]
+    "args", [("merge", "sql", "--into", "https://x.invalid/m", "-o", "o"), ("convert", "hf://m", "o", "--to", "hf")]
 )
 def test_what_needs_the_weights_refuses_an_address(run: Run, tmp_path: Path, args: tuple[str, ...]) -> None:
     adapter(tmp_path / "sql", pairs(2))

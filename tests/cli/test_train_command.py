@@ -10,6 +10,8 @@ import pytest
 
 from tests.cli.test_commands import terminal
 from tests.conftest import Run, need_module
+from tests.support.hub_models import publish
+from tests.support.hub_server import Hub
 
 pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
@@ -65,6 +67,26 @@ def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tm
     run("push", "letters", "team/letters")
     assert json.loads(run("show", "team/letters", "--json").stdout)["manifest"]["base"]["fingerprint"]
     assert "already exists" in run("train", "letters.toml", code=2).stderr
+
+
+def test_a_training_downloads_the_base_that_its_config_names_and_then_needs_no_network(
+    run: Run, config: Path, hub: Hub, tmp_path: Path
+) -> None:
+    commit = publish(hub, "org/tiny", {file.name: file.read_bytes() for file in (tmp_path / "tiny").iterdir()})
+    (tmp_path / "tiny").rename(tmp_path / "elsewhere")
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": hub.url, "HF_TOKEN": "", "HF_TOKEN_PATH": "/none"}
+    for name, base in (("on", "hf://org/tiny"), ("off", "org/tiny")):
+        (tmp_path / f"{name}.toml").write_text(config.read_text().replace('"tiny"', f'"{base}"'))
+    run("train", "on.toml", "--dry-run", env=env)
+    assert not (tmp_path / "hub").exists()
+    run("train", "on.toml", env=env)
+    run("train", "off.toml", env={**env, "HF_HUB_OFFLINE": "1"})
+    manifest = json.loads((tmp_path / "off" / "adapter.json").read_text())
+    assert (manifest["base"]["repo"], manifest["base"]["revision"]) == ("org/tiny", commit)
+    assert (tmp_path / "on" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "off" / "adapter_model.safetensors"
+    ).read_bytes()
+    assert str(tmp_path) not in (tmp_path / "on" / "adapter.json").read_text()
 
 
 def test_what_libraries_tell_programmers_is_not_shown(run: Run, config: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from adapterhub.cli.options import (
     rslora_option,
     to_option,
 )
-from adapterhub.cli.views import fused, losses
+from adapterhub.cli.views import fused, losses, runtime_commands
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
@@ -83,11 +83,12 @@ def convert(
         return
     from adapterhub import api
 
+    spec = inputs.read_base(base, settings) if base else None
     report = api.convert(
         source,
         target,
         to=style,
-        base=inputs.read_base(base, settings) if base else None,
+        base=spec,
         dtype=dtype,
         allow_approx=allow_approx,
         allow_drop=dropped(allow_drop),
@@ -95,14 +96,17 @@ def convert(
         alpha=alpha,
         rslora=rslora,
         unsafe_pickle=unsafe_pickle,
-        model=model or (inputs.here(base) if style == "ollama" else None),
+        model=model,
         workspace=workspace(settings),
     )
-    document = {"source": source, "target": target, "format": style, **losses.document(report)}
+    runs = runtime_commands.of_adapter(style, Path(target), spec)
+    document = {"source": source, "target": target, "format": style, "run": runs, **losses.document(report)}
 
     def text() -> None:
         output.write(f"{target}: {losses.summary(report)}")
         losses.write(report, output.write, verbose=verbose)
+        if runs:
+            output.say(f"run it: {runs}")
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -111,12 +115,16 @@ def _convert_model(settings: Settings, source: str, target: str, style: Literal[
     from adapterhub.base_models import convert_model
 
     made = convert_model(source, target, to=style, dtype=dtype, workspace=workspace(settings))
-    document: dict[str, object] = {"source": source, "target": target, "format": style}
+    runs = runtime_commands.of_model(style, Path(target))
+    document: dict[str, object] = {"source": source, "target": target, "format": style, "run": runs}
     report = made.report
-    if report is not None:
-        document |= fused.document(report)
-        output.emit(document, as_json=settings.as_json, text=lambda: fused.text(report))
-        return
-    document |= {"files": list(made.files), "size": made.size}
-    text = f"{target}: {len(made.files)} files, {output.size(made.size)}"
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+    document |= fused.document(report) if report else {"files": list(made.files), "size": made.size}
+
+    def text() -> None:
+        if report is not None:
+            fused.text(report)
+        else:
+            output.write(f"{target}: {len(made.files)} files, {output.size(made.size)}")
+        output.say(f"run it: {runs}")
+
+    output.emit(document, as_json=settings.as_json, text=text)

@@ -93,14 +93,15 @@ def pull(
     elif base is not None and conversion is None:
         raise UsageError("--base", "is for --to", "Leave it out")
     called = None if remote is None else ref
+    spec = inputs.read_base(base, settings) if base else None
     with hinting(ref):
         made = sharing.pull(
             address,
             out,
             workspace(settings),
             conversion=conversion,
-            base=inputs.read_base(base, settings) if base else None,
-            model=_model(conversion, model, base),
+            base=spec,
+            model=_model(conversion, model, spec.where if spec else None),
             name=called.partition("@")[0].partition(":")[0] if called else None,
         )
     if lock and made.version is not None:

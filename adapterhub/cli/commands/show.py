@@ -149,7 +149,7 @@ def _norms(source: str, settings: Settings, *, base: str | None, plot: str | Non
     spec = inputs.read_base(base, settings) if base else None
     try:
         with inputs.opened(source, settings) as found:
-            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.existing(base) if base else None)
+            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.weights(base, settings) if base else None)
             where = found.where
     except AdapterhubError as error:
         if base or plot:

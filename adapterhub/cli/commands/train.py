@@ -68,7 +68,7 @@ def train(
     shorten_waits_of_torch()
     read = read_config(Path(config))
     if dry_run:
-        return train_plan.show(settings, read, force=force)
+        return train_plan.show(settings, read, learning.forecast(read, workspace=workspace(settings)), force=force)
     if ref:
         sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)

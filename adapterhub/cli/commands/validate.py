@@ -85,8 +85,8 @@ def validate(
     """Check adapters for problems, alone or against a base.
 
     SRC is a folder, a file, a ref or an address; a folder of adapters stands for all of them. Without --base the files and
-    their consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows what
-    each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
+    their consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows
+    what each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. docs/validate.md lists the codes.
     """
     from adapterhub import api

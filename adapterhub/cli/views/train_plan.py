@@ -19,11 +19,8 @@ _PARTS = {
 }  # fmt: skip
 
 
-def show(settings: Settings, config: TrainConfig, *, force: bool) -> int:
+def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: bool) -> int:
     """Print the plan; exit as the training would where it cannot fit, unless forced."""
-    from adapterhub.training.cost.budget import forecast
-
-    found = forecast(config)
     checkpoints = found.config.train.checkpointing is True
     document = {
         "fits": None if found.free is None else found.misfit is None,

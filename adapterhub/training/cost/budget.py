@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import MemoryPlan
-from adapterhub_converters.bases import BaseSpec, read_base
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
 from .memory import full_fine_tuning, parameters, plan
@@ -58,9 +58,8 @@ class Forecast:
         return None if self.free is None else plan.total <= self.free
 
 
-def forecast(config: TrainConfig) -> Forecast:
-    """Return what a training will need, from the headers of its base alone."""
-    spec = read_base(config.resolve(config.base.path))
+def forecast(config: TrainConfig, spec: BaseSpec) -> Forecast:
+    """Return what a training on `spec` will need, from its headers alone."""
     free = free_memory()
     config = settled(config, spec, free=free)
     base, trained = parameters(config, spec)

@@ -48,8 +48,13 @@ def render(
         variables = json.loads(tokenizer.apply_chat_template(list(messages), chat_template=_VARIABLES, **options))
     except Exception as error:
         raise _refusal(error, where) from error
+    return rendered(template, {**tokenizer.special_tokens_map, **variables}, where=where)
+
+
+def rendered(template: str, variables: Mapping[str, Any], *, where: str) -> str:
+    """Return a template's text for the variables that it sees; errors as those of `render`."""
     try:
-        return _started(template, SECONDS).render({**tokenizer.special_tokens_map, **variables})
+        return _started(template, SECONDS).render(variables)
     except BrokenPipeError as error:
         _started.cache_clear()
         raise FormatError(where, f"the model's chat template exceeds {SECONDS} s or {MEMORY >> 30} GiB of memory") from error

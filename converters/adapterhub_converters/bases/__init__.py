@@ -9,7 +9,7 @@ from pathlib import Path
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import NotFoundError
 
-from . import hf
+from . import hf, hub_layout
 from .canonical_names import BaseTensor
 from .files import Files, LocalFiles, Ranged
 from .hf import read_hf, weight_files
@@ -38,9 +38,9 @@ def read_base(path: Path) -> BaseSpec:
     """Read the base at `path`: a folder with a `config.json`, a pipeline's folder, or a safetensors, index, or GGUF file."""
     if path.is_dir():
         if (path / hf.CONFIG).is_file():
-            return read_hf(path)
+            return read_files(LocalFiles(path), "")
         if (path / hf.PIPELINE_INDEX).is_file():
-            return hf.read_pipeline(path)
+            return hub_layout.named(hf.read_pipeline(path), path)
         found = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
         hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
         raise NotFoundError(str(path), "not a base model: there is no config.json", hint)
@@ -50,7 +50,14 @@ def read_base(path: Path) -> BaseSpec:
 
 
 def read_files(files: Files, name: str) -> BaseSpec:
-    """Read the base in the file `name`, or in all files if it is empty. The name, then the first bytes, tell the kind."""
+    """Read the base in the file `name`, or in all files if it is empty. The name, then the first bytes, tell the kind.
+
+    One in the cache of huggingface_hub has the name and the commit of its model there.
+    """
+    return hub_layout.named(_read_files(files, name), files.local)
+
+
+def _read_files(files: Files, name: str) -> BaseSpec:
     if name in ("", hf.CONFIG):
         return hf.read(files)
     if name.endswith((".safetensors", ".json")):

@@ -1,0 +1,151 @@
+"""Download a base model into the cache of huggingface_hub, verified.
+
+huggingface_hub downloads: it resumes, and other programs find the same files. What it does not do is compare a file with the
+digest that the Hub names; that is done here. Only what a model needs is downloaded: no pickles, no code, one kind of weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.training.model import digest_cache
+from adapterhub_converters.adapter_files import is_pickle_name
+from adapterhub_converters.bases import hub_layout
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
+
+from . import hub_cache
+from .hub_address import Hub, Place
+from .ranges import Known, RangeClient
+from .remote import listed
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_KINDS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors")
+_DOCUMENTS = ("README.md", "LICENSE", "NOTICE")
+Show = Callable[[int, int], None]
+
+
+def download(place: Place, hub: Hub, cache: Path, *, show: Show | None = None, digests: Path | None = None) -> Path:
+    """Download what is needed of a model, and return its folder, or the file that `place` names.
+
+    Args:
+        place: A model, or a GGUF file or a folder in one.
+        hub: The hub and the token for it.
+        cache: The cache of huggingface_hub.
+        show: Called with bytes done and in all.
+        digests: A folder for digests of files that do not change.
+
+    Raises:
+        NotFoundError: There is no such model, revision or file.
+        RefusedError: Its weights are pickles.
+        UsageError: It has several GGUF files, and `place` names none.
+        RemoteError: The hub did not answer, or refused.
+        IntegrityError: A file is not what the hub names.
+    """
+    with contextlib.closing(RangeClient.of(hub)) as client:
+        commit, listing = listed(place, hub, client)
+    wanted = _wanted(place, listing)
+    folder = cache / hub_layout.snapshot(place.repo, commit)
+    missing = sum(listing[name].size or 0 for name in wanted if not (folder / name).exists())
+    if missing:
+        _fetch(place, hub, cache, wanted, (lambda done: show(min(done, missing), missing)) if show else lambda _: None)
+    elif hub_cache.find(place, cache) is None:  # another branch of the same commit
+        _fetch(place, hub, cache, wanted, lambda _: None)
+    for name in wanted:
+        _verify(folder / name, listing[name], place, digests)
+    return folder / place.path
+
+
+def _wanted(place: Place, listing: Mapping[str, Known]) -> list[str]:
+    """The files to download: the one that is named with its parts, or configuration, tokenizer and safetensors of a folder."""
+    if place.path in listing:
+        return _parts(place.path, listing)
+    prefix = f"{place.path}/" if place.path else ""
+    names = [name.removeprefix(prefix) for name in listing if name.startswith(prefix)]
+    names = [name for name in names if "/" not in name]
+    if not names:
+        raise NotFoundError(str(place), "no such file or folder in this model")
+    weights = _weights(names)
+    if not weights:
+        return [_only_gguf(place, prefix, names, listing)]
+    others = [name for name in names if name.endswith(_KINDS) and not name.endswith(".safetensors")]
+    others = [name for name in others if not name.endswith(".index.json") or name == _INDEX]
+    return [prefix + name for name in (*others, *(name for name in _DOCUMENTS if name in names), *weights)]
+
+
+def _weights(names: list[str]) -> list[str]:
+    """The safetensors files that transformers loads, of all that a model may have."""
+    found = [name for name in names if name.endswith(".safetensors")]
+    if _SINGLE in found:
+        return [_SINGLE]
+    return [name for name in found if name.startswith("model-")] if _INDEX in names else found
+
+
+def _parts(name: str, listing: Mapping[str, Known]) -> list[str]:
+    stem, of, count = name.removesuffix(".gguf").rpartition("-of-")
+    first = stem.rpartition("-")[0]
+    same = [other for other in listing if of and other.startswith(f"{first}-") and other.endswith(f"-of-{count}.gguf")]
+    return same or [name]
+
+
+def _only_gguf(place: Place, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
+    found = [name for name in names if name.endswith(".gguf")]
+    if len(found) == 1:
+        return prefix + found[0]
+    if found:
+        raise UsageError(str(place), f"has {len(found)} GGUF files", f"Name one, such as {place}/{found[0]}")
+    pickles = next((name for name in names if is_pickle_name(name)), None)
+    if pickles:
+        raise RefusedError(f"{place}/{pickles}", "a pickle can run code when it is loaded", "Use a model in safetensors")
+    raise NotFoundError(str(place), "not a base model: it has no safetensors and no GGUF file")
+
+
+def _fetch(place: Place, hub: Hub, cache: Path, wanted: list[str], show: Callable[[int], None]) -> None:
+    """Have huggingface_hub download files into its cache."""
+    import huggingface_hub
+    from huggingface_hub import utils
+
+    class Counting(utils.tqdm):  # type: ignore[misc]
+        """Passes on the bytes of all files, and draws nothing."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._counts = options.get("unit") == "B" and options.get("name") == "huggingface_hub.snapshot_download"
+            self._done = 0
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts:
+                self._done += int(n or 0)
+                show(self._done)
+
+    try:
+        huggingface_hub.snapshot_download(
+            place.repo,
+            revision=place.revision,
+            cache_dir=cache,
+            endpoint=hub.endpoint,
+            token=hub.checked_token() or False,
+            allow_patterns=[glob.escape(name) for name in wanted],
+            tqdm_class=Counting,
+            library_name="adapterhub",
+        )
+    except AdapterhubError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise RemoteError(str(place), f"the download failed ({reason[:200]})", "What has arrived is kept; try again") from error
+
+
+def _verify(file: Path, known: Known, place: Place, digests: Path | None) -> None:
+    """Compare a downloaded file with the listing of the hub."""
+    if not file.is_file():
+        raise RemoteError(str(place), f"{file.name} is not among what was downloaded", "The model may have changed; try again")
+    if known.size is not None and file.stat().st_size != known.size:
+        raise IntegrityError(str(file), f"{file.stat().st_size} bytes, but the hub names {known.size}", "Delete it; try again")
+    if known.sha256 is not None and digest_cache.digest(file, digests) != known.sha256:
+        raise IntegrityError(str(file), f"its bytes are not {known.sha256}, which the hub names", "Delete it; try again")

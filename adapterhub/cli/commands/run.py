@@ -1,0 +1,124 @@
+"""`adapterhub run`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
+from adapterhub.cli.options import Settings, base_option, command
+from adapterhub_converters.containers.open_file import read_bytes
+from adapterhub_converters.errors import LocalIOError, UsageError
+
+_LONGEST = 1 << 20  # bytes of a prompt
+
+
+@command(
+    "run",
+    example="""
+    adapterhub run ./sql --base ./Qwen3-0.6B "List all customers in Berlin"
+    adapterhub run team/sql:prod --base hf://Qwen/Qwen3-0.6B "List all customers" --no-base
+    adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1""",
+)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@click.argument("prompt", metavar="[PROMPT]", required=False)
+@base_option("its folder with the weights, a GGUF file, a name in the Hub's cache, or hf://org/model.", required=True)
+@click.option("-p", "--prompt-file", "file", metavar="FILE", help="Read the prompt from FILE; - for stdin.")
+@click.option("--system", metavar="TEXT", help="System message before the prompt.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
+@click.option("--no-base", is_flag=True, help="Do not show the answer of the base alone.")
+@click.option(
+    "--max-tokens", metavar="N", type=click.IntRange(1), default=256, show_default=True, help="Maximum length of an answer."
+)
+@click.option(
+    "--temperature",
+    metavar="T",
+    type=click.FloatRange(0, 100),
+    default=0.0,
+    show_default=True,
+    help="Randomness; with 0 the likeliest token is taken.",
+)
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed.")
+@click.pass_obj
+def run(
+    settings: Settings,
+    /,
+    *,
+    source: str,
+    prompt: str | None,
+    base: str,
+    file: str | None,
+    no_base: bool,
+    **asked: Any,
+) -> None:
+    """Try an adapter: answer a prompt with it, and with the base alone.
+
+    A Hugging Face folder runs in torch (pip install 'adapterhub[train]'), a GGUF file in llama.cpp (pip install
+    'adapterhub[run]'), for which the adapter is converted. The prompt is a message in the model's chat template, unless there
+    is none. Without PROMPT it is read from stdin.
+    """
+    from adapterhub import running
+
+    shorten_waits_of_torch()
+    text = _prompt(prompt, file)
+    screen = _Screen(compare=not no_base, shown=not settings.as_json)
+    made = running.generate(
+        source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **asked
+    )
+    screen.end()
+    document: dict[str, Any] = {"source": source, "base": base, "engine": made.engine, "prompt": made.prompt, "text": made.text}
+    document |= {"base_text": made.base_text, "tokens": made.tokens}
+    output.emit(document, as_json=settings.as_json, text=lambda: None)
+
+
+class _Screen:
+    """Text as it comes; with two answers, each has a heading."""
+
+    def __init__(self, *, compare: bool, shown: bool) -> None:
+        self._compare, self._shown = compare, shown
+        self._adapted: bool | None = None
+        self._stream = output.Stream()
+
+    def show(self, adapted: bool, piece: str) -> None:
+        """Write a piece of an answer."""
+        if not self._shown:
+            return
+        if adapted != self._adapted:
+            self._begin(adapted)
+        self._stream.write(piece)
+
+    def _begin(self, adapted: bool) -> None:
+        if self._adapted is not None:
+            self._stream.end()
+            output.write()
+        self._adapted = adapted
+        if self._compare:
+            output.write(output.color("with the adapter:" if adapted else "base alone:", "bold"))
+
+    def end(self) -> None:
+        """End the last line."""
+        if self._adapted is not None:
+            self._stream.end()
+
+
+def _prompt(given: str | None, file: str | None) -> str:
+    if given is not None and file is not None:
+        raise UsageError("--prompt-file", "the prompt is an argument already", "Leave one of them out")
+    if given is not None:
+        return given
+    if file is None and sys.stdin.isatty():
+        raise UsageError("PROMPT", "is missing", "Write it in quotes, or name a file with --prompt-file")
+    try:
+        raw = read_bytes(Path(file)) if file not in (None, "-") else sys.stdin.buffer.read(_LONGEST + 1)
+    except OSError as error:
+        raise LocalIOError(str(file), (error.strerror or str(error)).lower()) from error
+    if len(raw) > _LONGEST:
+        raise UsageError(file or "stdin", f"more than {_LONGEST} bytes, too many for a prompt")
+    try:
+        return raw.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(file or "stdin", "not UTF-8 text") from error

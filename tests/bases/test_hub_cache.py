@@ -1,0 +1,183 @@
+"""Base models by name: found in huggingface_hub's cache without a network, downloaded into it when the address is written."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adapterhub as ah
+from adapterhub import base_sources
+from adapterhub.bases import hub_cache, hub_download
+from adapterhub.bases.hub_address import Hub as Address
+from adapterhub.bases.hub_address import Place
+from adapterhub.workspace import Workspace
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
+from tests.conftest import Run
+from tests.support.folders import adapter, base, pairs
+from tests.support.hub_models import COMMIT, cached, publish
+from tests.support.hub_server import Hub
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def named(cache: Path, hub: Hub | None = None) -> Workspace:
+    def closed() -> Address:
+        raise RemoteError("HF_HUB_OFFLINE", "is set", code="offline")
+
+    return Workspace(models=cache, hub=(lambda: Address(hub.url)) if hub else closed, policy=None)
+
+
+# ---- by name
+
+
+def test_a_model_in_the_cache_is_found_by_its_name_and_known_by_its_commit(tmp_path: Path) -> None:
+    spec = base(tmp_path / "made")
+    snapshot = cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    found = ah.read_base("org/tiny", workspace=named(tmp_path / "hub"))
+    assert (found.repo, found.revision, found.fingerprint) == ("org/tiny", COMMIT, spec.fingerprint)
+    assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == snapshot
+    assert base_sources.weights(f"org/tiny@{COMMIT}", named(tmp_path / "hub")) == snapshot
+
+
+def test_a_snapshot_that_is_named_by_its_path_is_known_by_name_too(tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    snapshot = cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    assert (read_base(snapshot).repo, read_base(snapshot).revision) == ("org/tiny", COMMIT)
+
+
+def test_offline_an_address_is_read_from_the_cache(tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    snapshot = cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    assert ah.read_base("hf://org/tiny", workspace=named(tmp_path / "hub")).revision == COMMIT
+    assert base_sources.weights("hf://org/tiny", named(tmp_path / "hub")) == snapshot
+    with pytest.raises(RemoteError, match="HF_HUB_OFFLINE"):
+        ah.read_base("hf://org/other", workspace=named(tmp_path / "hub"))
+
+
+def test_a_path_comes_before_the_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    base(tmp_path / "made")
+    cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    (tmp_path / "org").mkdir()
+    base(tmp_path / "org" / "tiny", layers=3)
+    monkeypatch.chdir(tmp_path)
+    assert ah.read_base("org/tiny", workspace=named(tmp_path / "hub")).where == "org/tiny"
+
+
+def test_a_registered_base_has_its_weights_in_the_cache(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    snapshot = cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    adapter(tmp_path / "sql", pairs(2))
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run("init", env=env)
+    run("base", "add", "tiny", snapshot, env=env)
+    run("merge", "sql", "--into", "tiny", "-o", "merged", env=env)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"../../../elsewhere", b"main", COMMIT.upper().encode(), b"\xff" * 40])
+def test_a_ref_that_names_no_commit_is_no_model(tmp_path: Path, content: bytes) -> None:
+    base(tmp_path / "made")
+    cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    (tmp_path / "hub" / "models--org--tiny" / "refs" / "main").write_bytes(content)
+    assert hub_cache.find(Place("org/tiny"), tmp_path / "hub") is None
+
+
+def test_a_revision_does_not_lead_out_of_the_refs(tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
+    (tmp_path / "hub" / "models--org--tiny" / "commit").write_text(COMMIT)
+    assert hub_cache.find(Place("org/tiny", "../commit"), tmp_path / "hub") is None
+
+
+def test_every_command_takes_the_name_offline_and_the_hint_names_the_address(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    cached(tmp_path / "home" / "hub", "org/tiny", tmp_path / "made")
+    adapter(tmp_path / "sql", pairs(2))
+    env = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": "", "HF_HUB_OFFLINE": "1"}
+    run("validate", "sql", "--base", "org/tiny", env=env)
+    run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", "org/tiny", env=env)
+    run("merge", "sql", "--into", "org/tiny", "-o", "merged", env=env)
+    assert "org/tiny" in (tmp_path / "merged" / "README.md").read_text()
+    for args in (("validate", "sql", "--base", "org/none"), ("merge", "sql", "--into", "org/none", "-o", "x")):
+        assert "Write hf://org/none for one on the Hub" in run(*args, env=env, code=3).stderr
+
+
+# ---- downloads
+
+
+def test_a_download_brings_what_the_model_needs_and_nothing_that_runs(hub: Hub, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    more = {
+        "pytorch_model.bin": b"\x80", "modeling.py": b"import os", "tokenizer.json": b"{}", "chat_template.jinja": b"x",
+        "consolidated.safetensors": b"more", "onnx/model.onnx": b"x", "README.md": b"# tiny",
+    }  # fmt: skip
+    commit = publish(hub, "org/tiny", files_of(tmp_path / "made") | more)
+    seen: list[tuple[int, int]] = []
+    workspace = named(tmp_path / "hub", hub).showing(lambda done, total: seen.append((done, total)))
+    found = base_sources.weights("hf://org/tiny", workspace)
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
+    assert {file.name for file in found.iterdir()} == wanted
+    assert found.name == commit
+    assert seen[-1][0] == seen[-1][1] > 0
+    assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == found
+
+
+def test_a_model_that_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    publish(hub, "org/tiny", files_of(tmp_path / "made"))
+    found = base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+    hub.requests.clear()
+    assert base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub)) == found
+    assert [path for _, path, _ in hub.requests] == ["/api/models/org/tiny/revision/main?blobs=true"]
+
+
+def test_bytes_that_are_not_those_that_the_hub_names_are_refused(hub: Hub, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    files = files_of(tmp_path / "made")
+    publish(hub, "org/tiny", files)
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    hub.large[digest] = bytes(len(files["model.safetensors"]))
+    with pytest.raises(IntegrityError, match="which the hub names"):
+        base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+
+
+@pytest.mark.parametrize(
+    ("files", "error", "says"),
+    [
+        ({"config.json": b"{}", "pytorch_model.bin": b"\x80"}, RefusedError, "pickle"),
+        ({"a.gguf": b"GGUF", "b.gguf": b"GGUF"}, UsageError, "Name one, such as hf://org/tiny/a.gguf"),
+        ({"config.json": b"{}"}, NotFoundError, "no safetensors and no GGUF"),
+    ],
+)
+def test_a_model_without_weights_to_choose_is_refused(
+    hub: Hub, tmp_path: Path, files: dict[str, bytes], error: type[Exception], says: str
+) -> None:
+    publish(hub, "org/tiny", files)
+    with pytest.raises(error, match=says):
+        hub_download.download(Place("org/tiny"), Address(hub.url), tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_one_gguf_file_of_several_is_downloaded_alone(hub: Hub, tmp_path: Path) -> None:
+    publish(hub, "org/tiny", {"a.gguf": b"GGUF a", "b.gguf": b"GGUF b"})
+    found = hub_download.download(Place.parse("hf://org/tiny/b.gguf"), Address(hub.url), tmp_path / "hub")
+    assert found.read_bytes() == b"GGUF b"
+    assert [file.name for file in found.parent.iterdir()] == ["b.gguf"]
+
+
+def test_a_merge_downloads_the_base_that_its_address_names(run: Run, hub: Hub, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    publish(hub, "org/tiny", files_of(tmp_path / "made"))
+    adapter(tmp_path / "sql", pairs(2))
+    env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    env |= {"HF_TOKEN": "", "HF_TOKEN_PATH": "/none"}
+    run("merge", "sql", "--into", "hf://org/tiny", "-o", "merged", env=env)
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+    done = run("merge", "sql", "--into", "hf://org/none", "-o", "other", env=env, code=3)
+    assert "no such model" in done.stderr

