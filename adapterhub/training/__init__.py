@@ -16,7 +16,7 @@ from adapterhub.training.cost.memory import plan
 from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
-from .config import read as read_config
+from .config_file import read as read_config
 from .events import (
     Evaluated,
     EvaluationOptions,
