@@ -119,7 +119,7 @@ def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_p
     shown = run("train", "letters.toml", "--dry-run").stdout
     assert "train.jsonl    prompts with completions, 8 examples" in shown
     assert "8 to train on, 8 held out" in shown
-    assert "steps     3 of 2 rows, 16 tokens each; an epoch is 2 steps" in shown
+    assert "steps     3 of 2 rows, 16 tokens each; an epoch is 2" in shown
     assert "at least" in shown
     data = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)["data"]
     assert (data["documents"], data["rows"], data["steps"], data["steps_per_epoch"]) == (8, 3, 3, 2)

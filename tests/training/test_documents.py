@@ -14,7 +14,7 @@ from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 ASKED = {"instruction": "q", "output": "a"}
 HUMAN = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-CHOSEN = "preference pairs"
+CHOSEN = "preference pairs without their rejected sides"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_what_a_file_is_understood_as_is_one_note(tmp_path: Path) -> None:
     notes = [documents.read(tmp_path / name).notes for name in ("data.json", "pairs.jsonl", "plain.jsonl")]
     assert notes == [
         ["data.json: Alpaca, 1,200 examples"],
-        ["pairs.jsonl: 2 text, 1 preference pairs; their rejected sides are not used"],
+        ["pairs.jsonl: 2 text, 1 preference pairs without their rejected sides"],
         [],
     ]
 

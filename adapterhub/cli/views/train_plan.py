@@ -112,7 +112,7 @@ def _steps(count: Count, config: TrainConfig) -> dict[str, str]:
     row = f"of {output.plural(config.train.rows, 'row')}, {config.data.sequence} tokens each"
     return {
         "tokens": f"{about}{output.number(count.tokens)}, {output.number(count.trained)} of them trained on{part}",
-        "steps": f"{about}{count.steps:,} {row}; an epoch is {about}{output.plural(count.steps_per_epoch, 'step')}",
+        "steps": f"{about}{count.steps:,} {row}; an epoch is {about}{count.steps_per_epoch:,}",
     }
 
 

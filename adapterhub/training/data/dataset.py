@@ -173,7 +173,11 @@ def build(
     if not rows.label_tokens:
         raise nothing(full, sequence, ", ".join(file.name for file in files))
     cut = truncated(full, sequence, pack_rows=pack_rows)
-    notes = (*understood(files, tokenizer), *learning_notes(full, cut, sequence, tokenizer))
+    notes = (
+        *(note for file in files for note in file.notes),
+        *template_notes(files, tokenizer),
+        *learning_notes(full, cut, sequence, tokenizer),
+    )
     digests = frozenset(document.digest for file in files for document in file.documents)
     return Dataset(rows, tuple(used), notes, digests, cut)
 
@@ -193,13 +197,11 @@ def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str
     return encoded
 
 
-def understood(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
-    """Return notes on how the documents of files are understood."""
-    notes = [note for file in files for note in file.notes]
+def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
+    """Return a note if instructions are written without a chat template."""
     instructions = any("instruction" in document.record for file in files for document in file.documents)
-    if instructions and not has_chat_template(tokenizer):
-        notes.append("the model has no chat template: instructions are written in the words of Alpaca")
-    return notes
+    plain = instructions and not has_chat_template(tokenizer)
+    return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
 
 
 def truncated(examples: Sequence[Example], sequence: int, *, pack_rows: bool) -> int:

@@ -82,9 +82,8 @@ class DataFile:
     @property
     def notes(self) -> list[str]:
         """How the documents are understood, where that is not plain."""
-        found = {document.shape for document in self.documents} - shapes.AS_THEY_ARE
-        unused = "; their rejected sides are not used" if shapes.PREFERENCE in found else ""
-        return [f"{self.name}: {self.contents}{unused}"] if found else []
+        plain = {document.shape for document in self.documents} <= shapes.AS_THEY_ARE
+        return [] if plain else [f"{self.name}: {self.contents}"]
 
 
 def read(path: Path, options: Options | None = None) -> DataFile:

@@ -179,12 +179,11 @@ def _preference(record: Record, where: str) -> Record:
     return {"messages": turns, **_kept(record, "tools")}
 
 
-PREFERENCE = "preference pairs"
 # In the order in which they are looked for: those that tell answers from questions first.
 SHAPES = (
     Shape("conversations", ("messages",), _conversation),
     Shape("prompts with completions", ("prompt", "completion"), _prompt),
-    Shape(PREFERENCE, ("chosen", "rejected"), _preference),
+    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference),
     Shape("Alpaca", ("instruction", "output"), _instruction("instruction", "output")),
     Shape("Dolly", ("instruction", "response"), _instruction("instruction", "response", "context")),
     Shape("ShareGPT", ("conversations",), _sharegpt),

@@ -102,7 +102,7 @@ def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tu
         share=share,
     )
     cut = dataset.truncated(examples, data.sequence, pack_rows=data.pack)
-    return count, [*dataset.understood(files, tokenizer), *dataset.learning_notes(examples, cut, data.sequence, tokenizer)]
+    return count, [*dataset.template_notes(files, tokenizer), *dataset.learning_notes(examples, cut, data.sequence, tokenizer)]
 
 
 def _sample(documents: Sequence[Document]) -> tuple[list[Document], float]:
