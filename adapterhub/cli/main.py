@@ -210,10 +210,11 @@ def _report(error: Exception, arguments: list[str]) -> int:
         known = AdapterhubError(
             type(error).__name__, str(error) or "no message", f"This is a bug; report: {where}" if where else ""
         )
-    line = output.one_line(f"error: {known}")
+    lines = [output.one_line(f"error: {line}") for line in known.problems or [str(known)]]
     if _wants_json(arguments):
         output.write_json({"error": output.error_document(known)})
-    output.say(line)
+    for line in lines:
+        output.say(line)
     return known.exit_code
 
 

@@ -175,7 +175,7 @@ def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def error_document(error: AdapterhubError) -> dict[str, Any]:
-    """An error for `--json`; `refused` has every reason of a refusal, with its tensor or module."""
+    """An error for `--json`; `refused` has every reason of a refusal, with its tensor or module, `problems` one line each."""
     refused = [_reason(item) for item in error.items] if isinstance(error, RefusedError) else []
     return {
         "type": type(error).__name__,
@@ -184,6 +184,7 @@ def error_document(error: AdapterhubError) -> dict[str, Any]:
         "hint": error.hint,
         "exit_code": error.exit_code,
         **({"refused": refused} if refused else {}),
+        **({"problems": list(error.problems)} if error.problems else {}),
     }
 
 

@@ -158,27 +158,9 @@ class _Checked:
 
     def check(self, right: object, table: str, key: str, what: str, hint: str = "") -> None:
         if not right:
-            line = line_of(self._text, table, key)
+            line = toml_file.line_of(self._text, table, key)
             name = f"{table}.{key}" if table else key
             raise UsageError(f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint)
-
-
-def line_of(text: str, table: str, key: str) -> int | None:
-    """The line of a key, or of the header of a table of that name; None if it is written in another way."""
-    inside = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        name, equals, _ = line.partition("=")
-        if _is_header(line) and "]" in line:
-            inside = line.lstrip()[1:].partition("]")[0].strip().replace('"', "").replace(" ", "")
-            if inside == (f"{table}.{key}" if table else key) or (not table and inside.startswith(f"{key}.")):
-                return number
-        elif equals and (inside, name.strip().strip("\"'")) == (table, key):
-            return number
-    return None
-
-
-def _is_header(line: str) -> bool:
-    return line.lstrip().startswith("[")
 
 
 # --- changes that leave the rest of the text alone
@@ -195,10 +177,10 @@ def with_remote(text: str, name: str, url: str) -> str:
 def without_remote(text: str, name: str) -> str:
     """The TOML without one of its remotes."""
     lines = text.splitlines(keepends=True)
-    start = line_of(text, "remotes", name)
+    start = toml_file.line_of(text, "remotes", name)
     kept = lines[: start - 1] if start else lines
     if start:
-        end = next((i for i in range(start, len(lines)) if _is_header(lines[i])), len(lines))
+        end = next((i for i in range(start, len(lines)) if toml_file.is_header(lines[i])), len(lines))
         while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
             end -= 1  # comments above the next table belong to it
         kept = lines[: start - 1] + lines[end:]
@@ -211,13 +193,13 @@ def without_remote(text: str, name: str) -> str:
 
 def with_default(text: str, name: str | None) -> str:
     """The TOML with another default remote, or without one, in its old place or above the first table."""
-    lines, at = text.splitlines(keepends=True), line_of(text, "", "remote")
+    lines, at = text.splitlines(keepends=True), toml_file.line_of(text, "", "remote")
     new = [f"remote = {_quoted(name)}\n"] if name else []
     if at:
         return "".join([*lines[: at - 1], *new, *lines[at:]])
     if not new:
         return text
-    first = next((i for i, line in enumerate(lines) if _is_header(line)), len(lines))
+    first = next((i for i, line in enumerate(lines) if toml_file.is_header(line)), len(lines))
     if lines[first:]:
         new.append("\n")
     elif lines and not lines[-1].endswith("\n"):

@@ -2,8 +2,8 @@
 
 `trainer` is a training from its config to the finished folder, in the order in which things happen: `config`; `model`, the
 base with the `layers` that are trained; `data`, from files to rows of tokens; `loop`, the steps; `artifacts`, what is written.
-`cost` predicts and measures time and memory; `evaluation` compares an adapter with its base. Importing this package imports
-no torch.
+`cost` predicts and measures time and memory; `outlook` tells of data and steps beforehand; `evaluation` compares an adapter
+with its base. Importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.training.cost.memory import plan
 from adapterhub_converters.errors import MissingExtraError
 
 from .config import TrainConfig
-from .config import read as read_config
+from .config_file import read as read_config
 from .events import (
     Evaluated,
     EvaluationOptions,
@@ -35,10 +36,13 @@ from .events import (
     Untracked,
 )
 
+if TYPE_CHECKING:
+    from .outlook import Preview
+
 __all__ = [
     "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "OnEvent",
-    "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate", "plan", "read_config",
-    "run",
+    "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate", "plan", "preview",
+    "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
@@ -115,7 +119,28 @@ def evaluate(
     return evaluate_here(adapter, base, files, options, progress=progress, cache=cache)
 
 
+def preview(config: TrainConfig) -> Preview:
+    """Return what a training will read and do: its data are read and checked, and nothing is trained.
+
+    Of large data a part is encoded, evenly from all documents. Tokens, steps and time need the libraries of the extra; without
+    them the data are read all the same.
+
+    Raises:
+        AdapterhubError: Whatever the training would refuse of its data; `problems` has all of a file at once.
+
+    Example:
+        `preview(read_config(Path("sql.toml"))).data.count.steps`
+    """
+    from .outlook import preview as preview_here
+
+    return preview_here(config, can_train=_missing() is None)
+
+
+def _missing() -> str | None:
+    """The first library of the extra that is not installed."""
+    return next((name for name in _EXTRA if importlib.util.find_spec(name) is None), None)
+
+
 def _check_extra() -> None:
-    for name in _EXTRA:
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError("", f"training needs {name}, which is not installed", 'pip install "adapterhub[train]"')
+    if name := _missing():
+        raise MissingExtraError("", f"training needs {name}, which is not installed", 'pip install "adapterhub[train]"')

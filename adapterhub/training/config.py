@@ -1,22 +1,13 @@
-"""The config of a training: a TOML file, checked key by key, as frozen dataclasses.
-
-Paths are relative to the file. An unknown key is refused by name, because a misspelled `learning_rate` that silently keeps
-its default is a wasted run.
-"""
+"""The config of a training as frozen dataclasses, one a section of the TOML file (`config_file`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-from adapterhub_converters.containers import toml_file
-from adapterhub_converters.containers.open_file import read_bytes
-from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
 
 @dataclass(frozen=True)
@@ -45,11 +36,15 @@ class DataConfig:
     """Data to train on, and held-out data."""
 
     train: tuple[str, ...]
-    """Files of JSON Lines, JSON arrays, plain text or Parquet, or folders that `datasets` saved."""
+    """Files of JSON Lines, JSON arrays, CSV, TSV, plain text or Parquet, or folders of them or that `datasets` saved."""
     heldout: tuple[str, ...] = ()
     """Files of the same kinds, never trained on."""
     heldout_share: float = 0.0
     """Instead of `heldout`: the share of the training documents to hold out, chosen by their content."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which of the data's columns are meant: `{prompt = "question", completion = "answer"}`. Without it, the names tell."""
+    split_text: Literal["no", "paragraphs", "lines"] = "no"
+    """Documents in a file of plain text: the whole file is one, or its paragraphs are, or its lines."""
     sequence: int = 512
     """Tokens in a row; a document that must stay in one row is cut there."""
     pack: bool = True
@@ -185,14 +180,18 @@ class TrainConfig:
         """Return a path of the config as one that can be opened."""
         return self.folder / Path(path).expanduser()
 
+    def steps(self, rows: int) -> int:
+        """Return the number of optimizer steps over data of so many rows."""
+        return self.train.steps or max(1, math.ceil(self.train.epochs * rows / self.train.rows))
+
     def document(self) -> dict[str, Any]:
         """Return the sections as plain values for adapter.json, with the paths as they were written."""
-        sections = {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
         del sections["base"]["cache"]  # changes no byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 
-_SECTIONS: dict[str, type] = {
+SECTIONS: dict[str, type] = {
     "base": BaseConfig,
     "data": DataConfig,
     "lora": LoRAConfig,
@@ -206,103 +205,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [list(pair) for pair in value.items()]
     return list(value) if isinstance(value, tuple) else value
-
-
-def read(path: Path) -> TrainConfig:
-    """Read the TOML file of a training."""
-    try:
-        text = read_bytes(path, pipe=True).decode()
-    except FileNotFoundError as error:
-        raise NotFoundError(str(path), "no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalIOError(str(path), str(error)) from error
-    return parse(text, folder=path.parent, where=str(path))
-
-
-def parse(text: str, *, folder: Path, where: str) -> TrainConfig:
-    """Parse the TOML text of a training; `where` is its place in messages."""
-    document = toml_file.parse(text, where)
-    unknown = sorted(set(document) - set(_SECTIONS))
-    if unknown:
-        raise UsageError(where, f"unknown section [{unknown[0][:80]}]", f"The sections are {', '.join(_SECTIONS)}")
-    sections = {name: _section(kind, document.get(name), f"{where}: [{name}]") for name, kind in _SECTIONS.items()}
-    config = TrainConfig(**sections, folder=folder, where=where)
-    _check(config)
-    return config
-
-
-def _section(kind: type, values: object, where: str) -> Any:
-    if values is None:
-        values = {}
-    if not isinstance(values, Mapping):
-        raise UsageError(where, "is not a table")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise UsageError(f"{where} {key[:80]}", "unknown key", f"The keys are {', '.join(fields)}")
-    hints = typing.get_type_hints(kind)
-    for name, item in fields.items():
-        if name not in values and item.default is item.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where} {name}", "is missing")
-    return kind(**{key: _value(value, hints[key], f"{where} {key}") for key, value in values.items()})
-
-
-def _value(value: Any, kind: Any, where: str) -> Any:
-    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            if value in typing.get_args(option):
-                return value
-            known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
-            raise UsageError(where, f"{value!r:.80} is not one of {', '.join(map(str, known))}")
-        if typing.get_origin(option) is tuple:
-            kind_of_item = typing.get_args(option)[0]
-            values = [value] if isinstance(value, str) and len(options) == 1 else value
-            if isinstance(values, list) and all(type(item) is kind_of_item for item in values):
-                return tuple(values)
-        elif typing.get_origin(option) is Mapping:
-            if isinstance(value, dict):
-                return {key: _value(item, typing.get_args(option)[1], f"{where} {key[:80]!r}") for key, item in value.items()}
-        elif option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        elif option is not type(None) and type(value) is option:
-            return value
-    raise UsageError(where, f"{value!r:.80} has the wrong type")
-
-
-def _check(config: TrainConfig) -> None:
-    train, data, lora = config.train, config.data, config.lora
-    positive = {
-        "[data] sequence": data.sequence - 1, "[lora] r": lora.r, "[train] rows": train.rows,
-        "[train] epochs": train.epochs, "[train] steps": 1 if train.steps is None else train.steps,
-        "[train] learning_rate": train.learning_rate, "[train] loraplus": train.loraplus,
-        "[train] micro_rows": train.micro_rows or train.rows, "[data] train": len(data.train),
-        "[lora] rank_pattern": min(lora.rank_pattern.values(), default=1),
-    }  # fmt: skip
-    for name, value in positive.items():
-        if value <= 0:
-            raise UsageError(f"{config.where}: {name}", "is too small")
-    if train.rows % (train.micro_rows or train.rows):
-        raise UsageError(f"{config.where}: [train] micro_rows", f"does not divide rows = {train.rows}")
-    _check_shares(config)
-    if data.heldout_share and data.heldout:
-        raise UsageError(f"{config.where}: [data] heldout_share", "cannot be combined with heldout")
-    for key in ("patience", "keep_best"):
-        if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
-            raise UsageError(f"{config.where}: [train] {key}", "needs evaluate_every and held-out data")
-    if config.base.shard and config.base.quantize == "none":
-        raise UsageError(f"{config.where}: [base] shard", "needs a quantized base")
-    if lora.lora_bias and lora.dora:
-        raise UsageError(f"{config.where}: [lora] lora_bias", "cannot be combined with dora")
-    if lora.init == "loftq" and config.base.quantize == "none":
-        raise UsageError(f"{config.where}: [lora] init", "loftq needs a quantized base")
-
-
-def _check_shares(config: TrainConfig) -> None:
-    shares = {
-        "[data] heldout_share": config.data.heldout_share, "[lora] dropout": config.lora.dropout,
-        "[train] floor": config.train.floor,
-    }  # fmt: skip
-    for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise UsageError(f"{config.where}: {name}", "must be at least 0 and below 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from adapterhub_converters.errors import RefusedError
 from . import devices
 from .config import BaseConfig
 from .data import dataset as data
+from .data import documents, shapes
 from .events import EvaluationOptions, EvaluationResult, InitialAdapter
 from .loop import heldout
 from .model import adapters, quantized_cache
@@ -43,10 +45,12 @@ def evaluate(
             model = load(base_files, config, found.config, where=found.where, progress=progress, entry=entry, device=device)
             weights = base_files.digests
         adapters.put(model, found)
-        read = partial(data.load, files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
-        dataset = read(pack_rows=_table(found.training.config if found.training else None, "data").get("pack") is not False)
+        recorded = _table(found.training.config if found.training else None, "data")
+        read = [_read(path, recorded) for path in files]
+        rows_of = partial(data.build, read, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
+        dataset = rows_of(pack_rows=recorded.get("pack") is not False)
         if share_rows(dataset.rows) and not isolates_documents(model):
-            dataset = read(pack_rows=False)
+            dataset = rows_of(pack_rows=False)
         rows = dataset.rows if options.tokens is None else data.sample(dataset.rows, options.tokens)
         with adapters.replaced(model, found):
             loss = heldout.evaluate(model, rows, settings["rows"])
@@ -71,6 +75,20 @@ def evaluate(
     )
 
 
+def _read(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
+    """Read a file as the training read its data, or by its own keys where it does not have the columns of those."""
+    pairs, split = recorded.get("columns"), recorded.get("split_text")
+    # The record of another trainer may contain anything.
+    right = isinstance(pairs, list) and all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in pairs)
+    options = documents.Options(dict(pairs) if right else None, split if split in ("paragraphs", "lines") else "no")  # type: ignore[arg-type]
+    try:
+        return documents.read(path, options)
+    except shapes.ColumnsError:
+        if not options.columns:
+            raise
+        return documents.read(path, dataclasses.replace(options, columns=None))
+
+
 def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, Any]:
     """Return the options, and for those that are None the values of the adapter's training, else a training's defaults."""
     config: Any = found.training.config if found.training else None
@@ -81,7 +99,6 @@ def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, 
     settings: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(options, key) if getattr(options, key) is not None else recorded.get(key)
-        # The record of another trainer may contain anything.
         valid = value in choices[key] if key in choices else isinstance(value, int) and value > 0
         settings[key] = value if valid else default
     return settings

@@ -96,7 +96,15 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step. `loss` in nats a token; `tokens` trained on so far; `memory` in bytes, 0 if unknown."""
+    """One optimizer step.
+
+    Attributes:
+        loss: In nats a token.
+        tokens: Trained on so far.
+        tokens_per_second: Tokens read: prompts count, and padding does not.
+        memory: In bytes, 0 if unknown.
+        read: The tokens that this step read.
+    """
 
     step: int
     steps: int
@@ -106,6 +114,7 @@ class Stepped:
     tokens: int
     tokens_per_second: float
     memory: int
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ class Report:
         peak: The most memory that this process held, in bytes; 0 if unknown.
         full_fine_tuning: The least memory of training every parameter in float32, in bytes.
         seconds: Of steps; without loading, evaluations and checkpoints.
-        tokens_per_second: All tokens, prompts and padding included.
+        tokens_per_second: Tokens read: prompts count, and padding does not.
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
         matmul: Floating-point operations a second of a matrix product on this machine, at best.
         utilization: The share of that which the steps reached.

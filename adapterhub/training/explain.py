@@ -16,11 +16,8 @@ from typing import Any
 
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
-from .config import BaseConfig, CardConfig, DataConfig, LoRAConfig, OptimConfig
+from .config import SECTIONS
 
-_SECTIONS: dict[str, type] = {
-    "base": BaseConfig, "data": DataConfig, "lora": LoRAConfig, "train": OptimConfig, "card": CardConfig,
-}  # fmt: skip
 _WHY: dict[str, dict[str, str]] = {
     "base": {
         "path": (
@@ -65,6 +62,14 @@ _WHY: dict[str, dict[str, str]] = {
         ),
         "heldout_share": (
             "Instead of heldout, a share of the training documents. 0 holds out none: all of your data are trained on."
+        ),
+        "columns": (
+            "For data whose column names are not the usual ones. The key is one of those, such as prompt and completion, or "
+            "instruction, input and output; the value is the data's own name. Without it, every known shape is recognized."
+        ),
+        "split_text": (
+            "A file of plain text is one document, so that a model learns how its parts follow from each other. paragraphs, "
+            "separated by blank lines, or lines are documents of their own, of which heldout_share can hold out some."
         ),
         "sequence": (
             "Tokens in a row. 512 is enough for most instructions; memory grows with it, and longer documents are cut "
@@ -224,7 +229,7 @@ def explain(wanted: str | None = None) -> list[Explained]:
     chosen = [item for item in found if name == item.section]
     chosen = chosen or [item for item in found if name in (item.key, f"{item.section}.{item.key}")]
     if not chosen:
-        known = [*_SECTIONS, *(item.key for item in found)]
+        known = [*SECTIONS, *(item.key for item in found)]
         close = difflib.get_close_matches(name, known, 1)
         what = "is not a key or section of a config"
         raise UsageError(wanted[:60], what, f"Did you mean {close[0]}?" if close else "", code="" if close else "config-key")
@@ -232,7 +237,7 @@ def explain(wanted: str | None = None) -> list[Explained]:
 
 
 def _all() -> Iterator[Explained]:
-    for section, kind in _SECTIONS.items():
+    for section, kind in SECTIONS.items():
         for item in dataclasses.fields(kind):
             value = _default(item)
             needed = value is dataclasses.MISSING

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def train(
             notes += adapters.other_weights(initial, weights)
             adapters.check_config(initial, config.lora, base.targets, config.where)
             adapters.put(base, initial)
-        steps = config.train.steps or max(1, math.ceil(config.train.epochs * len(train_set.rows) / config.train.rows))
+        steps = config.steps(len(train_set.rows))
         on_event(_ready(settled, spec, base, train_set, steps=steps, notes=tuple(notes)))
         record = {
             "config": {**config.document(), "steps": steps},

@@ -21,7 +21,7 @@ its own more specific errors as subclasses, next to the code that raises them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 
 class AdapterhubError(Exception):
@@ -30,9 +30,11 @@ class AdapterhubError(Exception):
     Attributes:
         code: A stable name for callers that react to this error, such as `base-required`; empty if none does.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
+        problems: Of several problems found at once, one line each, the first of which is the error itself; else empty.
     """
 
     exit_code: ClassVar[int] = 70
+    problems: tuple[str, ...] = ()
 
     def __init__(self, where: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
         super().__init__(where, what, hint)
@@ -137,3 +139,33 @@ class StoppedError(AdapterhubError):
     """A signal stopped the work early; finished work is kept, and the hint tells how to resume."""
 
     exit_code = 130
+
+
+E = TypeVar("E", bound=AdapterhubError)
+
+
+class Problems(Generic[E]):
+    """Problems of one document, gathered so that all of them can be raised at once: the first few, and a count."""
+
+    SHOWN = 20
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[E] = []
+
+    def add(self, error: E) -> None:
+        """Add a problem."""
+        self.count += 1
+        if len(self._first) < self.SHOWN:
+            self._first.append(error)
+
+    def check(self, *, more: str = "more problems") -> None:
+        """Raise the problems, if there are any, as one error of the first one's class; `more` names those not shown."""
+        if not self._first:
+            return
+        first = self._first[0]
+        if self.count > 1:
+            hidden = self.count - len(self._first)
+            first.problems = (*map(str, self._first), *([f"{hidden:,} {more}"] if hidden else []))
+            first.what += f" (and {self.count - 1:,} more)"
+        raise first

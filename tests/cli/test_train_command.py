@@ -61,6 +61,7 @@ def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tm
     assert "trains 3.3 k of" in done.stderr
     assert "in 4 bits" in done.stderr
     assert "step 3/3  loss" in done.stderr
+    assert "tokens/s read" in done.stderr
     assert "\x1b" not in done.stderr
     assert result["report"]["tokens_per_second"] > 0
     run("validate", "letters", "--base", "tiny", "--for", "peft", "--for", "llama.cpp")
@@ -133,6 +134,33 @@ def test_a_plan_reports_the_memory_needed_and_trains_nothing(run: Run, config: P
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
     assert {item["settings"] for item in plan["what_if"]} >= {"micro_rows = 1", "checkpointing = true", 'quantize = "none"'}
     assert not (tmp_path / "letters").exists()
+
+
+def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n' * 8)
+    shown = run("train", "letters.toml", "--dry-run").stdout
+    assert "train.jsonl    prompts with completions, 8 examples" in shown
+    assert "8 to train on, 8 held out" in shown
+    assert "steps     3 of 2 rows, 16 tokens each; an epoch is 2" in shown
+    assert "at least" in shown
+    data = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)["data"]
+    assert (data["documents"], data["rows"], data["steps"], data["steps_per_epoch"]) == (8, 3, 3, 2)
+    assert data["trained_tokens"] == 24
+    (tmp_path / "train.jsonl").write_text('{"text": 3}\n{\n')
+    done = run("train", "letters.toml", "--dry-run", code=4)
+    assert [line.partition(": ")[2][:15] for line in done.stderr.splitlines()] == ["train.jsonl:1: ", "train.jsonl:2: "]
+    assert len(json.loads(run("train", "letters.toml", "--dry-run", "--json", code=4).stdout)["error"]["problems"]) == 2
+    (tmp_path / "train.jsonl").unlink()
+    assert "no such file" in run("train", "letters.toml", "--dry-run", code=3).stderr
+
+
+def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path, tmp_path: Path) -> None:
+    done = json.loads(run("train", "letters.toml", "--set", "train.steps=1", "--set", "lora.r=1", "--json").stdout)
+    assert done["steps"] == 1
+    recorded = json.loads((tmp_path / "letters" / "adapter.json").read_text())["training"]["config"]
+    assert (recorded["train"]["steps"], recorded["lora"]["r"]) == (1, 1)
+    said = run("train", "letters.toml", "--set", "train.stps=1", code=2).stderr
+    assert "train.stps=1: unknown key. Did you mean steps?" in said
 
 
 def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.training import config
+from adapterhub.training import config_file
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data import documents
 from adapterhub.training.data.examples import encode
@@ -26,7 +26,7 @@ def write(path: Path, *records: object) -> Path:
 
 
 def load(path: Path, tokenizer: object, **options: object) -> data.Dataset:
-    return data.load([path], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
+    return data.build([documents.read(path)], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
 
 
 def trained(rows: data.Rows, tokenizer: object) -> str:
@@ -51,6 +51,40 @@ def test_of_a_prompt_and_completion_only_the_completion_is_trained_on(tmp_path: 
     path = write(tmp_path / "a.jsonl", {"prompt": "2+2=", "completion": "4"})
     assert trained(load(path, tokenizer).rows, tokenizer) == "4<|im_end|>"
     assert trained(load(path, tokenizer, loss="all").rows, tokenizer) == "+2=4<|im_end|>"
+
+
+ALPACA = {"instruction": "add", "input": "2, 2", "output": "4"}
+
+
+def test_an_instruction_is_a_conversation_of_the_models_own_template(tmp_path: Path, tokenizer: object) -> None:
+    dataset = load(write(tmp_path / "a.jsonl", ALPACA), tokenizer, sequence=128)
+    same = {"messages": [{"role": "user", "content": "add\n\n2, 2"}, {"role": "assistant", "content": "4"}]}
+    assert (dataset.rows.ids == load(write(tmp_path / "b.jsonl", same), tokenizer, sequence=128).rows.ids).all()
+    assert dataset.notes[0] == "a.jsonl: Alpaca, 1 example"
+
+
+def test_without_a_chat_template_an_instruction_is_written_in_the_words_of_alpaca(forgetful, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    forgetful.chat_template = None
+    dataset = load(write(tmp_path / "a.jsonl", ALPACA), forgetful, sequence=512)
+    text = forgetful.decode(dataset.rows.ids[0])
+    assert text.startswith(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+    )
+    assert "\n\n### Instruction:\nadd\n\n### Input:\n2, 2\n\n### Response:4<|im_end|>" in text
+    assert trained(dataset.rows, forgetful) == "4<|im_end|>"
+    assert dataset.notes[1] == "the model has no chat template: instructions are written in the words of Alpaca"
+
+
+def test_conversations_that_the_template_refuses_are_reported_at_once(forgetful, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    forgetful.chat_template = (
+        "{% for m in messages %}{{ m.content if m.role == 'user' else raise_exception('no ' + m.role) }}{% endfor %}"
+    )
+    path = write(tmp_path / "a.jsonl", *({"messages": say(turn)} for turn in (("user", "q"), ("bot", "x"), ("system", "y"))))
+    with pytest.raises(FormatError) as caught:
+        load(path, forgetful, loss="all")
+    assert [line.partition("a.jsonl")[2] for line in caught.value.problems] == [
+        ":2: the model's chat template refuses it (no bot)", ":3: the model's chat template refuses it (no system)",
+    ]  # fmt: skip
 
 
 def test_of_a_conversation_only_the_answers_are_trained_on_with_their_ends(tmp_path: Path, tokenizer: object) -> None:
@@ -84,7 +118,7 @@ def test_fully_truncated_answers_are_reported_and_refused_where_nothing_is_left(
         load(write(tmp_path / "b.jsonl", long), tokenizer)
 
 
-def test_an_array_of_objects_means_the_same_as_json_lines_and_a_table_is_refused(tmp_path: Path, tokenizer: object) -> None:
+def test_an_array_of_objects_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:
     records = [{"text": "x"}, {"prompt": "a", "completion": "b"}]
     lines = write(tmp_path / "a.jsonl", *records)
     (tmp_path / "b.json").write_text(json.dumps(records, indent=1))
@@ -95,9 +129,6 @@ def test_an_array_of_objects_means_the_same_as_json_lines_and_a_table_is_refused
     (tmp_path / "d.json").write_text('[{"text": "x"}, 3]')
     with pytest.raises(FormatError, match=r"d.json: item 2: not a JSON object"):
         load(tmp_path / "d.json", tokenizer)
-    (tmp_path / "e.csv").write_text("text\nx\n")
-    with pytest.raises(FormatError, match=r"e.csv: .csv is a table, and its columns have no known meaning"):
-        load(tmp_path / "e.csv", tokenizer)
 
 
 def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
@@ -111,7 +142,12 @@ def test_the_order_follows_the_seed(tmp_path: Path, tokenizer: object) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "says"),
     [
-        ('{"text": 3}', FormatError, 'a.jsonl:1: has neither "text"'),
+        ('{"text": 3}', FormatError, 'a.jsonl:1: "text" is not text'),
+        (
+            '{"body": "x"}',
+            FormatError,
+            'a.jsonl:1: its keys have no known meaning: "body". Say what they are, like [data] columns',
+        ),
         ("[1]", FormatError, "a.jsonl:1: not a JSON object"),
         ("{", FormatError, "a.jsonl:1: not valid JSON"),
         ('{"messages": [{"role": "user"}]}', FormatError, 'a.jsonl:1: a message needs "role" and "content"'),
@@ -265,7 +301,7 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
     records = [{"text": f"document {number}"} for number in range(200)]
     (tmp_path / "c.toml").write_text('[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.2\nsequence = 32\n')
     write(tmp_path / "a.jsonl", *records)
-    settings = config.read(tmp_path / "c.toml")
+    settings = config_file.read(tmp_path / "c.toml")
     train_set, heldout = data.datasets(settings, tokenizer)
     assert heldout is not None
     assert train_set.documents + heldout.documents == 200
@@ -281,8 +317,8 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
 def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenizer: object) -> None:
     write(tmp_path / "a.jsonl", {"text": "document"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
-    settings = config.parse(text, folder=tmp_path, where="c.toml")
-    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: no token to train on: there are no documents"):
+    settings = config_file.parse(text, folder=tmp_path, where="c.toml")
+    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: it holds out whole documents, and of 1 one part is empty"):
         data.datasets(settings, tokenizer)
 
 
@@ -349,7 +385,7 @@ def test_a_folder_saved_by_datasets_means_the_same_as_json_lines(tmp_path: Path,
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, tokenizer: object) -> None:
-    with pytest.raises(FormatError, match="a folder that `datasets` did not save"):
+    with pytest.raises(FormatError, match="a folder without data: no .json, .jsonl"):
         load(tmp_path, tokenizer)
     (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "../a"}]}')
     with pytest.raises(FormatError, match="names files outside its folder"):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.training import config, explain
+from adapterhub.training import config, config_file, explain
 from adapterhub_converters.errors import UsageError
 from tests.conftest import ROOT
 
 
 def test_every_key_explains_its_default() -> None:
-    keys = {(section, item.name) for section, kind in config._SECTIONS.items() for item in dataclasses.fields(kind)}
+    keys = {(section, item.name) for section, kind in config.SECTIONS.items() for item in dataclasses.fields(kind)}
     told = explain.explain()
     assert {(item.section, item.key) for item in told} == keys
     assert [f"{item.section}.{item.key}" for item in told if not item.why.endswith(".")] == []
@@ -24,16 +24,16 @@ def test_every_key_explains_its_default() -> None:
 
 def test_a_new_config_has_every_key_and_trains_as_it_stands() -> None:
     text = explain.template()
-    read = config.parse(text, folder=Path(), where="new")
+    read = config_file.parse(text, folder=Path(), where="new")
     assert read == dataclasses.replace(
-        config.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), where="new")
+        config_file.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), where="new")
     )
     assert max(map(len, text.splitlines())) <= 128
     everything = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.MULTILINE)
     document = tomllib.loads(everything)
-    for section, kind in config._SECTIONS.items():
+    for section, kind in config.SECTIONS.items():
         assert list(document[section]) == [item.name for item in dataclasses.fields(kind)]
-    config.parse(everything, folder=Path(), where="new")
+    config_file.parse(everything, folder=Path(), where="new")
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "train.learning_rate", "[train] learning_rate"])
@@ -50,6 +50,6 @@ def test_a_section_has_all_of_its_keys_and_an_unknown_one_is_refused() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
 def test_the_examples_are_configs(path: Path) -> None:
-    read = config.read(path)
+    read = config_file.read(path)
     assert read.card.title
     assert read.card.license

@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib")
 from adapterhub import training  # noqa: E402
 from adapterhub.training import config  # noqa: E402
 from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
-from adapterhub.training.data import dataset  # noqa: E402
+from adapterhub.training.data import dataset, documents  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
 from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
 from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
@@ -124,7 +124,8 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     for name, layer in lora.lora_layers(made.model):
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
-    asked = dataset.load([tmp_path / "heldout.jsonl"], made.tokenizer, sequence=48, loss="completion", seed=None).rows
+    files = [documents.read(tmp_path / "heldout.jsonl")]
+    asked = dataset.build(files, made.tokenizer, sequence=48, loss="completion", seed=None).rows
     assert heldout.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
 

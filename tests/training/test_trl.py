@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from adapterhub.training import config  # noqa: E402
 from adapterhub.training.data import dataset as data  # noqa: E402
+from adapterhub.training.data import documents  # noqa: E402
 from adapterhub.training.loop import loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub.training.model import adapters  # noqa: E402
@@ -46,8 +47,13 @@ def our_run(settings: config.TrainConfig, folder: Path) -> tuple[Any, Any, list[
     """The model before any step, the one after, and the losses."""
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
     first, made = loaded(settings), loaded(settings)
-    rows = data.load(
-        [folder / "chats.jsonl"], made.tokenizer, sequence=LONGEST, loss="completion", seed=None, pack_rows=False
+    rows = data.build(
+        [documents.read(folder / "chats.jsonl")],
+        made.tokenizer,
+        sequence=LONGEST,
+        loss="completion",
+        seed=None,
+        pack_rows=False,
     ).rows
     state = new_state(made.model, settings.train)
     losses = [loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]

@@ -26,6 +26,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     adapterhub train --explain learning_rate
     adapterhub train sql.toml -o ./sql
     adapterhub train sql.toml --dry-run
+    adapterhub train sql.toml --set train.steps=10
     adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
 @click.argument("config", metavar="[CONFIG]", required=False)
@@ -36,6 +37,13 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     "--init", "new", metavar="[FILE]", is_flag=False, flag_value="train.toml", help="Write a config with every key explained."
 )
 @explain_option("key of CONFIG and its default, or all of them.", is_flag=False, flag_value="")
+@click.option(
+    "--set",
+    "changes",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Replace a value of CONFIG, like train.steps=10 or base.quantize=none; repeatable.",
+)
 @click.option("--from", "start", metavar="SRC", help="Source: an adapter to continue training, which must fit CONFIG.")
 @click.option("--push", "ref", metavar="REF", help="Push the result to REF, like `adapterhub push`.")
 @click.pass_obj
@@ -49,13 +57,15 @@ def train(
     force: bool,
     new: str | None,
     about: str | None,
+    changes: tuple[str, ...],
     start: str | None,
     ref: str | None,
 ) -> int:
     """Train a LoRA adapter on a base in 4 bits (QLoRA), and record how it was made.
 
     CONFIG is a TOML file: base, data, lora, train, card. The command first shows what is trained and the memory it needs, and
-    refuses what cannot fit (exit 6); --dry-run stops there, and compares other settings. Afterwards it reports the held-out
+    refuses what cannot fit (exit 6). --dry-run trains nothing: it reads and checks the data, shows examples, tokens, steps and
+    the least time, and compares the memory with that of other settings. Afterwards the command reports the held-out
     perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command resumes. A
     push that fails leaves OUT in place.
     Needs the extra: pip install 'adapterhub[train]'.
@@ -66,7 +76,7 @@ def train(
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
     shorten_waits_of_torch()
-    read = read_config(Path(config))
+    read = read_config(Path(config), changes)
     if dry_run:
         return train_plan.show(settings, read, learning.forecast(read, workspace=workspace(settings)), force=force)
     if ref:

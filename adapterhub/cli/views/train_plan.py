@@ -1,8 +1,9 @@
-"""The memory plan of a training: `adapterhub train CONFIG --dry-run`."""
+"""What a training will read, do and need: `adapterhub train CONFIG --dry-run`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import errors, output
 from adapterhub.cli.options import Settings
@@ -11,6 +12,8 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.training import MemoryPlan, TrainConfig
     from adapterhub.training.cost.budget import Forecast
+    from adapterhub.training.data.survey import Count
+    from adapterhub.training.outlook import Preview
 
 # Parts of a plan, as shown.
 _PARTS = {
@@ -21,11 +24,15 @@ _PARTS = {
 
 def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: bool) -> int:
     """Print the plan; exit as the training would where it cannot fit, unless forced."""
+    from adapterhub.training import preview
+
+    ahead = preview(config)
     checkpoints = found.config.train.checkpointing is True
     document = {
         "fits": None if found.free is None else found.misfit is None,
         "parameters": found.parameters,
         "base_parameters": found.base_parameters,
+        "data": _data_document(ahead),
         "memory": memory_document(found.memory),
         "free": found.free,
         "checkpointing": found.config.train.checkpointing,
@@ -38,6 +45,8 @@ def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: boo
 
     def text() -> None:
         output.write(trained(found.parameters, found.base_parameters))
+        output.write()
+        _write_data(ahead, config)
         output.write()
         for line in table(found.memory):
             output.write(line)
@@ -56,6 +65,61 @@ def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: boo
         return 0
     output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(found.misfit)}"))
     return found.misfit.exit_code
+
+
+def _data_document(ahead: Preview) -> dict[str, Any]:
+    """The data and steps with stable keys; tokens, steps and time are null where they are not known."""
+    count = ahead.data.count
+    return {
+        "files": [dataclasses.asdict(file) for file in ahead.data.files],
+        "documents": ahead.data.documents,
+        "heldout_documents": ahead.data.heldout_documents,
+        "tokens": count and count.tokens,
+        "trained_tokens": count and count.trained,
+        "counted_share": count and count.share,
+        "rows": count and count.rows,
+        "steps": count and count.steps,
+        "steps_per_epoch": count and count.steps_per_epoch,
+        "seconds_at_least": ahead.seconds,
+        "matmul": ahead.matmul,
+        "notes": list(ahead.data.notes),
+    }
+
+
+def _write_data(ahead: Preview, config: TrainConfig) -> None:
+    """Print the files, and what their documents make."""
+    rows = [[file.path, file.contents or "empty", "held out" * (file.split == "heldout")] for file in ahead.data.files]
+    for line in output.table((Column("DATA"), Column("CONTAINS"), Column("")), rows, screen=output.width()):
+        output.write(line)
+    held = f", {ahead.data.heldout_documents:,} held out" if ahead.data.heldout_documents else ""
+    pairs = {"examples": f"{ahead.data.documents:,} to train on{held}"}
+    if ahead.data.count is None:
+        pairs["tokens"] = "not counted: pip install 'adapterhub[train]'"
+    else:
+        pairs |= _steps(ahead.data.count, config)
+    if ahead.seconds is not None and ahead.matmul is not None:
+        rate = f"{ahead.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine"
+        pairs["time"] = f"at least {_duration(ahead.seconds)}, the steps' arithmetic at the {rate}"
+    output.write_pairs(pairs)
+    for note in ahead.data.notes:
+        output.write(f"note: {note}")
+
+
+def _steps(count: Count, config: TrainConfig) -> dict[str, str]:
+    about = "about " if count.share < 1 else ""
+    part = f"; estimated from {count.share:.1%} of the text" if about else ""
+    row = f"of {output.plural(config.train.rows, 'row')}, {config.data.sequence} tokens each"
+    return {
+        "tokens": f"{about}{output.number(count.tokens)}, {output.number(count.trained)} of them trained on{part}",
+        "steps": f"{about}{count.steps:,} {row}; an epoch is {about}{count.steps_per_epoch:,}",
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, seconds):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 def trained(adapter: int, base: int) -> str:

@@ -87,7 +87,7 @@ class Screen:
         # On a narrow screen the curve shrinks first, then the bar.
         width = max(8, min(24, self._bar.console.width // 8)) if self._bar else 0
         curve = f"{loss_curve.line(self._losses, width)}  " if self._bar else ""
-        text = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s {memory}"
+        text = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s read {memory}"
         self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, text)
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
             output.say(f"step {step.step}/{step.steps}  {text}")
@@ -108,7 +108,7 @@ def _before(config: TrainConfig, ready: Ready) -> list[str]:
             f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
         ),
-        *train_plan.table(ready.memory),
+        f"memory: {output.size(ready.memory.total)} at the peak; --dry-run shows its parts",
         *([train_plan.checkpointing(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
         *(f"note: {note}" for note in ready.notes),
     ]
@@ -143,7 +143,8 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
 def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     """Print the result."""
     output.write(
-        f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens, loss {result.loss:.3f}"
+        f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens trained on, "
+        f"loss {result.loss:.3f}"
     )
     if result.perplexity_before is not None and result.perplexity_after is not None:
         best = f", from step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
@@ -163,6 +164,6 @@ def _took(report: Report) -> dict[str, str]:
     peak = f"{output.size(report.peak)} at the peak{how}, predicted {output.size(report.predicted)}; {share}"
     return {
         "memory": peak if report.peak else f"{output.size(report.predicted)} predicted, not measured here",
-        "speed": f"{report.tokens_per_second:.0f} tokens/s over {report.seconds:.1f} s of steps",
+        "speed": f"{report.tokens_per_second:.0f} tokens/s read over {report.seconds:.1f} s of steps, without padding",
         "arithmetic": f"{report.utilization:.1%} of the {report.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine",
     }

@@ -31,6 +31,7 @@ class Meter:
         self.seconds = 0.0
         self.steps = 0
         self.label_tokens = 0
+        self.read = 0
         self._parameters = self._base = 0
         self._before = 0  # label tokens of the run that was resumed
 
@@ -40,6 +41,7 @@ class Meter:
             self.seconds += time.monotonic() - self._mark
             self.steps += 1
             self.label_tokens = event.tokens - self._before
+            self.read += event.read
         elif isinstance(event, Ready):
             self._parameters, self._base = event.parameters, event.base_parameters
         elif isinstance(event, Resumed):
@@ -59,7 +61,7 @@ class Meter:
             peak=devices.peak(device),
             full_fine_tuning=full_fine_tuning(config, spec),
             seconds=self.seconds,
-            tokens_per_second=tokens / self.seconds if self.seconds else 0.0,
+            tokens_per_second=self.read / self.seconds if self.seconds else 0.0,
             flops=operations,
             matmul=rate,
             utilization=operations / self.seconds / rate if self.seconds and rate else 0.0,

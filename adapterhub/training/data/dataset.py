@@ -6,18 +6,18 @@ them (`masking_utils.py`, `find_packed_sequence_indices`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapterhub.training.config import TrainConfig
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import FormatError, Problems, RefusedError
 
-from . import documents
-from .examples import Example, encode
+from . import documents, shapes
+from .examples import Example, encode, has_chat_template
 
 IGNORED = -100
 """The label of a position whose next token is not trained on."""
@@ -44,6 +44,12 @@ class Rows:
     def label_tokens(self) -> int:
         """The number of tokens with a loss."""
         return int((self.labels != IGNORED).sum())
+
+
+def tokens_read(labels: np.ndarray) -> int:
+    """Return the tokens that a step over rows reads: prompts count, and padding does not."""
+    read = lengths(labels)
+    return int(read.sum() + np.count_nonzero(read))  # the last token predicts nothing
 
 
 def lengths(labels: np.ndarray) -> np.ndarray:
@@ -92,24 +98,35 @@ class Dataset:
 
 def datasets(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
     """Return the training data and the held-out data: files of its own, a share of the documents, or None."""
-    options, share = config.data, config.data.heldout_share
+    train, heldout = files(config)
 
-    def loaded(names: Sequence[str], seed: int | None, keep: Callable[[documents.Document], bool]) -> Dataset:
-        return load(
-            [config.resolve(name) for name in names],
-            tokenizer,
-            sequence=options.sequence,
-            loss=options.loss,
-            seed=seed,
-            pack_rows=options.pack,
-            keep=keep,
-            where=f"{config.where}: [data] heldout_share" if share else "",
-        )
+    def made(files: Sequence[documents.DataFile], seed: int | None) -> Dataset:
+        data = config.data
+        return build(files, tokenizer, sequence=data.sequence, loss=data.loss, seed=seed, pack_rows=data.pack)
 
-    train_set = loaded(options.train, config.train.seed, lambda document: not held_out(document, share))
-    if share:
-        return train_set, loaded(options.train, None, lambda document: held_out(document, share))
-    return train_set, loaded(options.heldout, None, lambda _: True) if options.heldout else None
+    return made(train, config.train.seed), made(heldout, None) if heldout else None
+
+
+def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents.DataFile]]:
+    """Read the files to train on, and those that are held out or the held-out parts of the same."""
+    data, share = config.data, config.data.heldout_share
+    shapes.check_columns(data.columns, f"{config.where}: [data] columns")
+    options = documents.Options(data.columns, data.split_text)
+    train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.train, data.heldout))
+    if not share:
+        return train, heldout
+    kept, heldout = ([_part(file, share, held=held) for file in train] for held in (False, True))
+    count = sum(len(file.documents) for file in train)
+    if not all(any(file.documents for file in part) for part in (kept, heldout)):
+        what = f"it holds out whole documents, and of {count} one part is empty"
+        hint = 'Name other files in heldout; of plain text, split_text = "paragraphs" makes more documents'
+        raise RefusedError(f"{config.where}: [data] heldout_share", what, hint)
+    return kept, heldout
+
+
+def _part(file: documents.DataFile, share: float, *, held: bool) -> documents.DataFile:
+    chosen = tuple(document for document in file.documents if held_out(document, share) == held)
+    return dataclasses.replace(file, documents=chosen)
 
 
 def held_out(document: documents.Document, share: float) -> bool:
@@ -126,55 +143,74 @@ def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
     return [f"{shared} held-out documents are also trained on: its perplexity proves nothing"] if shared else []
 
 
-def load(
-    paths: Sequence[Path],
-    tokenizer: Any,
-    *,
-    sequence: int,
-    loss: str,
-    seed: int | None,
-    pack_rows: bool = True,
-    keep: Callable[[documents.Document], bool] = lambda _: True,
-    where: str = "",
+def build(
+    files: Sequence[documents.DataFile], tokenizer: Any, *, sequence: int, loss: str, seed: int | None, pack_rows: bool = True
 ) -> Dataset:
-    """Load the rows of some files.
+    """Make rows of documents.
 
     Args:
         sequence: Tokens in a row.
         loss: `all` or `completion`.
         seed: Of the order of documents; None keeps that of the files.
         pack_rows: Let documents share rows.
-        keep: Return whether a document is used.
-        where: The place in the error for data without labels; the files by default.
 
     Raises:
-        FormatError: A document has none of the known shapes.
+        FormatError: The chat template refuses conversations.
         RefusedError: Nothing in the data would be trained on.
     """
-    files: list[File] = []
+    used: list[File] = []
     examples: list[Example] = []
-    digests: set[bytes] = set()
-    for path in paths:
-        file = documents.read(path)
-        used = [document for document in file.documents if keep(document)]
-        encoded = [encode(document.record, tokenizer, loss=loss, where=document.where) for document in used]
+    for file in files:
+        encoded = encode_all(file.documents, tokenizer, loss=loss)
         tokens = sum(len(example.ids) for example in encoded)
-        files.append(File(file.name, file.digest, file.size, len(encoded), tokens))
-        digests |= {document.digest for document in used}
+        used.append(File(file.name, file.digest, file.size, len(encoded), tokens))
         examples += encoded
     if seed is not None:
         shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
         examples = [examples[number] for number in shuffled]
     full = [example for example in examples if len(example.ids)]
-    rows = pack(full, sequence) if pack_rows else _filled([_segments(example, sequence) for example in full], sequence)
+    rows = pack(full, sequence, pack_rows=pack_rows)
     if not rows.label_tokens:
-        raise _nothing(full, sequence, where or ", ".join(map(str, paths)))
-    cut = sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
-    notes = tuple(_notes(examples, cut, sequence, tokenizer))
-    return Dataset(rows, tuple(files), notes, frozenset(digests), cut)
+        raise nothing(full, sequence, ", ".join(file.name for file in files))
+    cut = truncated(full, sequence, pack_rows=pack_rows)
+    notes = (
+        *(note for file in files for note in file.notes),
+        *template_notes(files, tokenizer),
+        *learning_notes(full, cut, sequence, tokenizer),
+    )
+    digests = frozenset(document.digest for file in files for document in file.documents)
+    return Dataset(rows, tuple(used), notes, digests, cut)
 
 
-def _nothing(examples: list[Example], sequence: int, where: str) -> RefusedError:
+def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> list[Example]:
+    """Encode documents; the first refusals of the chat template at once."""
+    problems: Problems[FormatError] = Problems()
+    encoded = []
+    for document in found:
+        try:
+            encoded.append(encode(document.record, tokenizer, loss=loss, where=document.where))
+        except FormatError as error:
+            problems.add(error)
+            if problems.count == problems.SHOWN:
+                break  # each costs a call of the template
+    problems.check()
+    return encoded
+
+
+def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
+    """Return a note if instructions are written without a chat template."""
+    instructions = any("instruction" in document.record for file in files for document in file.documents)
+    plain = instructions and not has_chat_template(tokenizer)
+    return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
+
+
+def truncated(examples: Sequence[Example], sequence: int, *, pack_rows: bool) -> int:
+    """Return the number of examples that are longer than a row and do not continue in the next."""
+    return sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
+
+
+def nothing(examples: list[Example], sequence: int, where: str) -> RefusedError:
+    """Return the error of examples without a token to train on."""
     if any(example.trained.any() for example in examples):
         what = f"no token to train on: the answers come after the first {sequence} tokens of every document"
         return RefusedError(where, what, "Raise [data] sequence")
@@ -182,7 +218,8 @@ def _nothing(examples: list[Example], sequence: int, where: str) -> RefusedError
     return RefusedError(where, f"no token to train on: {reason}")
 
 
-def _notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
+def learning_notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
+    """Yield what of the examples is not trained on, and which ends are not; `cut` of them are longer than a row."""
     trained, tokens = (sum(map(len, ids)) for ids in ([e.ids[e.trained] for e in examples], [e.ids for e in examples]))
     if cut:
         share = f"{cut / len(examples):.0%}"
@@ -204,10 +241,20 @@ Segment = tuple[np.ndarray, np.ndarray]
 """Ids, and which of them are trained on, of a document or a part of it in a row."""
 
 
-def pack(examples: Sequence[Example], sequence: int) -> Rows:
-    """Pack examples into rows of `sequence` tokens: running text end to end, others whole, first fit, the longest first."""
+def pack(examples: Sequence[Example], sequence: int, *, pack_rows: bool = True) -> Rows:
+    """Return the rows of `layout`, filled and padded."""
+    return _filled(layout(examples, sequence, pack_rows=pack_rows), sequence)
+
+
+def layout(examples: Sequence[Example], sequence: int, *, pack_rows: bool = True) -> list[list[Segment]]:
+    """Return the rows of `sequence` tokens that examples fill.
+
+    Packed: running text end to end, others whole, first fit, the longest first. Otherwise each example has a row.
+    """
+    if not pack_rows:
+        return [_segments(example, sequence) for example in examples]
     whole = _whole([e for e in examples if e.joint], sequence)
-    return _filled([*_running([e for e in examples if not e.joint], sequence), *whole], sequence)
+    return [*_running([e for e in examples if not e.joint], sequence), *whole]
 
 
 def _segments(example: Example, sequence: int) -> list[Segment]:

@@ -1,9 +1,9 @@
 """A record as token ids, and which of them are trained on.
 
-All of `text` is trained on; of `prompt` and `completion` the completion; of `messages` the assistant's turns, each with its
-end mark. A turn is located by rendering the model's own chat template, which needs no `{% generation %}`: with the
-conversation up to the turn, or, where a template writes earlier turns differently once later ones follow (Qwen3 drops
-thoughts), with the turn's content replaced by a mark.
+All of `text` is trained on; of `prompt` and `completion` the completion; of an instruction its output; of `messages` the
+assistant's turns, each with its end mark. A turn is located by rendering the model's own chat template, which needs no
+`{% generation %}`: with the conversation up to the turn, or, where a template writes earlier turns differently once later ones
+follow (Qwen3 drops thoughts), with the turn's content replaced by a mark.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from . import chat_template
 
 # Text that no conversation contains; the two share no first or last character with each other or with anything else.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
+# The prompts of Alpaca (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT).
+_TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_TASK_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
 # An empty thought, which templates put before an answer without one: nobody wrote it.
 _THINK, _THOUGHT = "<think>", "</think>"
 
@@ -36,29 +42,54 @@ class Example:
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """Encode one record; `loss` is `all` or `completion`.
+    """Encode one record in a form of `shapes`; `loss` is `all` or `completion`.
 
     Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
 
     Raises:
-        FormatError: The record has none of the known shapes, or the chat template refuses it.
+        FormatError: A message lacks its role or content, or the chat template refuses the conversation.
         RefusedError: The answers cannot be located in the rendered conversation.
     """
     prompt, completion = record.get("prompt"), record.get("completion")
-    if isinstance(record.get("text"), str):
-        ids = [*tokenizer(record["text"], verbose=False)["input_ids"], *_stop(tokenizer)]
-        return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
-    if isinstance(prompt, str) and isinstance(completion, str):
-        question = tokenizer(prompt, verbose=False)["input_ids"]
-        answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
-        trained = [loss == "all"] * len(question) + [True] * len(answer)
-        return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
+    if isinstance(record.get("messages"), list):
+        return _Chat(record["messages"], record.get("tools"), tokenizer, where).example(loss)
     if isinstance(prompt, list) and isinstance(completion, list):
         chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, where)
         return chat.example(loss, first=len(prompt))
-    if isinstance(record.get("messages"), list):
-        return _Chat(record["messages"], record.get("tools"), tokenizer, where).example(loss)
-    raise FormatError(where, 'has neither "text", nor "prompt" and "completion", nor "messages"')
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return _pair(prompt, completion, tokenizer, loss)
+    if isinstance(record.get("instruction"), str):
+        return _instruction(record, tokenizer, loss, where)
+    ids = [*tokenizer(record["text"], verbose=False)["input_ids"], *_stop(tokenizer)]
+    return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
+
+
+def _pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
+    question = tokenizer(prompt, verbose=False)["input_ids"]
+    answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
+    trained = [loss == "all"] * len(question) + [True] * len(answer)
+    return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
+
+
+def _instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, where: str) -> Example:
+    """Encode an instruction and its output as a conversation, or in the words of Alpaca if the model has no chat template."""
+    instruction, more, output = record["instruction"], record.get("input", ""), record["output"]
+    system = record.get("system", "")
+    if not has_chat_template(tokenizer):
+        task = system or (_TASK_WITH_INPUT if more else _TASK)
+        parts = [task, f"### Instruction:\n{instruction}", *([f"### Input:\n{more}"] if more else []), "### Response:"]
+        return _pair("\n\n".join(parts), output, tokenizer, loss)
+    messages = [
+        *([{"role": "system", "content": system}] if system else []),
+        {"role": "user", "content": f"{instruction}\n\n{more}" if more else instruction},
+        {"role": "assistant", "content": output},
+    ]
+    return _Chat(messages, None, tokenizer, where).example(loss)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Return True if the model has a template for conversations."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _stop(tokenizer: Any) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 
 from adapterhub.training import devices, distributed
 from adapterhub.training.config import OptimConfig
-from adapterhub.training.data.dataset import IGNORED, Rows, lengths, order
+from adapterhub.training.data.dataset import IGNORED, Rows, lengths, order, tokens_read
 from adapterhub.training.events import OnEvent, Stepped
 from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError, StoppedError
@@ -48,9 +48,9 @@ def run(
         if state.step == 0:
             log_evaluation(base, heldout, state, config, steps=steps, on_event=on_event)
         while state.step < steps and not out_of_patience(state.log, config.patience):
-            before, started = state.tokens, time.monotonic()
+            started = time.monotonic()
             line = advance(base, rows, state, config, steps)
-            speed = (state.tokens - before) / max(time.monotonic() - started, 1e-9)
+            speed = line["read"] / max(time.monotonic() - started, 1e-9)
             on_event(Stepped(steps=steps, tokens_per_second=speed, memory=devices.held(base.device), **line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 log_evaluation(base, heldout, state, config, steps=steps, on_event=on_event)
@@ -65,7 +65,7 @@ def run(
 
 
 def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
-    """Do one optimizer step over `config.rows` rows; returns its line of the log and the gradient's norm."""
+    """Do one optimizer step over `config.rows` rows; returns its line of the log, the gradient's norm and the tokens read."""
     if state.order is None:
         sizes = lengths(rows.labels) if config.group_by_length else None
         state.order = order(len(rows), steps * config.rows, config.seed, sizes=sizes, together=config.rows)
@@ -88,7 +88,7 @@ def advance(base: Base, rows: Rows, state: State, config: OptimConfig, steps: in
         raise RefusedError("train", f"the loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
     line = {"step": state.step, "loss": loss, "learning_rate": rate, "tokens": state.tokens}
     state.log.append(line)
-    return {**line, "gradient_norm": float(norm)}
+    return {**line, "gradient_norm": float(norm), "read": tokens_read(rows.labels[chosen])}
 
 
 def _add_gradients(base: Base, rows: Rows, chosen: np.ndarray, state: State, config: OptimConfig) -> float:

@@ -65,3 +65,26 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text[:40]} is not a finite number")
     return value
+
+
+def line_of(text: str, table: str, key: str) -> int | None:
+    """Return the line of a key, or of the header of a table of that name; None if it is written in another way."""
+    inside, wanted = "", f"{table}.{key}" if table else key
+    for number, line in enumerate(text.splitlines(), 1):
+        name, equals, _ = line.partition("=")
+        if is_header(line) and "]" in line:
+            inside = _bare(line.lstrip()[1:].partition("]")[0])
+            if inside == wanted or (not table and inside.startswith(f"{key}.")):
+                return number
+        elif equals and (f"{inside}.{_bare(name)}" if inside else _bare(name)) == wanted:
+            return number
+    return None
+
+
+def is_header(line: str) -> bool:
+    """Return True if a line begins a table."""
+    return line.lstrip().startswith("[")
+
+
+def _bare(name: str) -> str:
+    return name.strip().replace('"', "").replace("'", "").replace(" ", "")

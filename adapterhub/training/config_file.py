@@ -1,0 +1,252 @@
+"""Read the config of a training from TOML: every key is checked, and all problems are reported at once, with their lines.
+
+Paths are relative to the file. An unknown key is refused by name, because a misspelled `learning_rate` that silently keeps
+its default is a wasted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from adapterhub_converters import linear
+from adapterhub_converters.containers import toml_file
+from adapterhub_converters.containers.open_file import read_bytes
+from adapterhub_converters.errors import LocalIOError, NotFoundError, Problems, UsageError
+
+from .config import SECTIONS, TrainConfig
+
+# The names that other trainers use: peft's and transformers' first, then those of the programs built on them.
+_ELSEWHERE = {
+    "batch_size": "rows", "bf16": "dtype", "cutoff_len": "sequence", "dataset": "train", "eval_steps": "evaluate_every",
+    "exclude_modules": "exclude", "fp16": "dtype", "gradient_checkpointing": "checkpointing", "init_lora_weights": "init",
+    "layers_to_transform": "layers", "load_in_4bit": "quantize", "lora_alpha": "alpha", "lora_dropout": "dropout",
+    "lora_r": "r", "lora_rank": "r", "loraplus_lr_ratio": "loraplus", "lr": "learning_rate", "lr_scheduler": "schedule",
+    "lr_scheduler_type": "schedule", "max_grad_norm": "clip", "max_length": "sequence", "max_seq_len": "sequence",
+    "max_seq_length": "sequence", "max_steps": "steps", "micro_batch_size": "micro_rows", "model": "path",
+    "model_name_or_path": "path", "neftune_noise_alpha": "neftune", "num_epochs": "epochs", "num_train_epochs": "epochs",
+    "optim": "optimizer", "packing": "pack", "per_device_train_batch_size": "micro_rows", "rank": "r", "report_to": "log_to",
+    "save_steps": "save_every", "sequence_len": "sequence", "target_modules": "targets", "test_size": "heldout_share",
+    "torch_compile": "compile", "use_dora": "dora", "use_rslora": "rslora", "val_set_size": "heldout_share",
+    "warmup_steps": "warmup",
+}  # fmt: skip
+_WORD = linear.Pattern(r"[A-Za-z0-9_./~:@-]+")
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """Read the TOML file of a training; `changes` as in `parse`."""
+    try:
+        text = read_bytes(path, pipe=True).decode()
+    except FileNotFoundError as error:
+        raise NotFoundError(str(path), "no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalIOError(str(path), str(error)) from error
+    return parse(text, folder=path.parent, where=str(path), changes=changes)
+
+
+def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -> TrainConfig:
+    """Parse the TOML text of a training.
+
+    Args:
+        folder: Where relative paths start.
+        where: The place of the text in messages.
+        changes: Values in place of those in the text, each as `section.key=value` with a value of TOML, whose quotes a word
+            does not need: `train.steps=10`, `base.quantize=none`.
+
+    Raises:
+        UsageError: Of all problems, the first; `problems` has all of them.
+    """
+    return _Reading(text, folder, where, changes).config()
+
+
+class _Reading:
+    """A TOML document that becomes a config, and what is wrong with it."""
+
+    def __init__(self, text: str, folder: Path, where: str, changes: Sequence[str]) -> None:
+        self._text, self._folder, self._where = text, folder, where
+        self._problems: Problems[UsageError] = Problems()
+        self._wrong: set[tuple[str, str]] = set()
+        self._document = toml_file.parse(text, where)
+        self._changed: dict[tuple[str, str], str] = {}
+        for change in changes:
+            self._change(change)
+
+    def config(self) -> TrainConfig:
+        """Return the config, or raise all problems."""
+        for name in self._document:
+            if name not in SECTIONS:
+                self.wrong("", name, "unknown section", _meant(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}")
+        sections = {name: self._section(name, kind) for name, kind in SECTIONS.items()}
+        config = TrainConfig(**sections, folder=self._folder, where=self._where)
+        _check(config, self.wrong)
+        self._problems.check()
+        return config
+
+    def wrong(self, section: str, key: str, what: str, hint: str = "") -> None:
+        """Add a problem of a key, or with `section` empty of a whole section; only the first of each."""
+        if (section, key) in self._wrong:
+            return
+        self._wrong.add((section, key))
+        shown = self._problems.count < self._problems.SHOWN  # finding its line costs a pass over the text
+        self._problems.add(UsageError(self._place(section, key) if shown else "", what, hint))
+
+    def _place(self, section: str, key: str) -> str:
+        if change := self._changed.get((section, key)):
+            return change[:80]
+        line = toml_file.line_of(self._text, section, key) or (toml_file.line_of(self._text, "", section) if section else None)
+        named = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
+        return f"{self._where}:{line}: {named}" if line else f"{self._where}: {named}"
+
+    def _change(self, change: str) -> None:
+        name, equals, written = change.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and key):
+            self._problems.add(UsageError(change[:80], "does not set a key", "Write it like train.steps=10"))
+            return
+        self._changed[section, key] = change
+        table = self._document.setdefault(section, {})
+        try:
+            found = toml_file.parse(f"value = {written}", change[:80])
+            if found.keys() != {"value"}:
+                raise UsageError(change[:80], "sets more than one key")
+        except UsageError as error:
+            if not _WORD.fullmatch(written.strip()):
+                self._problems.add(error)
+                return
+            found = {"value": written.strip()}
+        if isinstance(table, dict):
+            table[key] = found["value"]
+
+    def _section(self, name: str, kind: type) -> Any:
+        values = self._document.get(name, {})
+        if not isinstance(values, Mapping):
+            self.wrong("", name, "is not a table")
+            values = {}
+        fields = {item.name: item for item in dataclasses.fields(kind)}
+        hints = typing.get_type_hints(kind)
+        valid: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in fields:
+                self.wrong(name, key, "unknown key", self._meant_key(name, key, fields))
+                continue
+            try:
+                valid[key] = _value(value, hints[key])
+            except ValueError as error:
+                self.wrong(name, key, str(error))
+        for key, item in fields.items():
+            if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
+                self.wrong(name, key, "is missing")
+                valid[key] = "" if hints[key] is str else ("",)  # so that the other keys can be checked
+        return kind(**valid)
+
+    def _meant_key(self, section: str, key: str, fields: Mapping[str, Any]) -> str:
+        """The hint for an unknown key: the one that is meant, where it belongs, or all keys."""
+        if self._problems.count >= self._problems.SHOWN:
+            return ""
+        known = [other for other, kind in SECTIONS.items() if key in {item.name for item in dataclasses.fields(kind)}]
+        if known:
+            return f"It belongs to [{known[0]}]"
+        return _meant(key, fields) or f"The keys are {', '.join(fields)}"
+
+
+def _meant(name: str, known: Mapping[str, Any]) -> str:
+    """The question after the known name that was probably meant; empty if there is none."""
+    name = name[:80].lower()
+    same = _ELSEWHERE.get(name)
+    if same and same not in known:
+        home = next(section for section, kind in SECTIONS.items() if same in {item.name for item in dataclasses.fields(kind)})
+        return f"Did you mean {same} in [{home}]?"
+    close = [same] if same else difflib.get_close_matches(name, known, 1)
+    return f"Did you mean {close[0]}?" if close else ""
+
+
+def _value(value: Any, kind: Any) -> Any:
+    """Return a value as its key's type; ValueError if it has another."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+            known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
+            raise ValueError(f"{value!r:.80} is not one of {', '.join(map(str, known))}")
+        if typing.get_origin(option) is tuple:
+            kind_of_item = typing.get_args(option)[0]
+            values = [value] if isinstance(value, str) and len(options) == 1 else value
+            if isinstance(values, list) and all(type(item) is kind_of_item for item in values):
+                return tuple(values)
+        elif typing.get_origin(option) is Mapping:
+            if isinstance(value, dict):
+                return {key: _item(key, item, typing.get_args(option)[1]) for key, item in value.items()}
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif option is not type(None) and type(value) is option:
+            return value
+    raise ValueError(f"{value!r:.80} has the wrong type")
+
+
+def _item(key: str, value: Any, kind: Any) -> Any:
+    try:
+        return _value(value, kind)
+    except ValueError as error:
+        raise ValueError(f"{key[:80]!r}: {error}") from error
+
+
+class _Wrong(typing.Protocol):
+    def __call__(self, section: str, key: str, what: str, hint: str = "") -> None: ...
+
+
+def _check(config: TrainConfig, wrong: _Wrong) -> None:
+    """Report values that are out of range, and those that do not go together."""
+    data, lora, train = config.data, config.lora, config.train
+    positive = {
+        ("data", "sequence"): data.sequence - 1, ("lora", "r"): lora.r, ("train", "rows"): train.rows,
+        ("train", "epochs"): train.epochs, ("train", "steps"): 1 if train.steps is None else train.steps,
+        ("train", "learning_rate"): train.learning_rate, ("train", "loraplus"): train.loraplus,
+        ("train", "micro_rows"): 1 if train.micro_rows is None else train.micro_rows, ("data", "train"): len(data.train),
+        ("lora", "rank_pattern"): min(lora.rank_pattern.values(), default=1),
+    }  # fmt: skip
+    for place, value in positive.items():
+        if value <= 0:
+            wrong(*place, "is too small")
+    shares = {
+        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
+    }  # fmt: skip
+    for place, value in shares.items():
+        if not 0 <= value < 1:
+            wrong(*place, "must be at least 0 and below 1")
+    _check_together(config, wrong)
+    _check_places(config, wrong)
+
+
+def _check_together(config: TrainConfig, wrong: _Wrong) -> None:
+    base, data, lora, train = config.base, config.data, config.lora, config.train
+    if train.micro_rows and train.micro_rows > 0 and train.rows % train.micro_rows:
+        wrong("train", "micro_rows", f"does not divide rows = {train.rows}")
+    if data.heldout_share and data.heldout:
+        wrong("data", "heldout_share", "cannot be combined with heldout")
+    for key in ("patience", "keep_best"):
+        if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
+            wrong("train", key, "needs evaluate_every and held-out data")
+    if base.shard and base.quantize == "none":
+        wrong("base", "shard", "needs a quantized base")
+    if lora.lora_bias and lora.dora:
+        wrong("lora", "lora_bias", "cannot be combined with dora")
+    if lora.init == "loftq" and base.quantize == "none":
+        wrong("lora", "init", "loftq needs a quantized base")
+
+
+def _check_places(config: TrainConfig, wrong: _Wrong) -> None:
+    """Report addresses: a training reads files on this disk."""
+    scheme, found, rest = config.base.path.partition("://")
+    if found:
+        repository = rest.partition("@")[0][:100]
+        get = f"`hf download {repository}` prints the folder to write instead" if scheme == "hf" else "Download it first"
+        wrong("base", "path", "is an address; a training reads a base on this disk", get)
+    for key in ("train", "heldout"):
+        if any("://" in name for name in getattr(config.data, key)):
+            wrong("data", key, "contains an address; a training reads files on this disk", "Download them first")

@@ -1,0 +1,65 @@
+"""What a training will do, before anything of it is run: its data, its steps, and the least time that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import json_file
+
+from .config import TrainConfig
+from .cost import memory
+from .data.survey import Count, Survey, survey
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The data of a training, and the time of its steps.
+
+    Attributes:
+        matmul: Floating-point operations a second of a matrix product on this machine, measured now; None without torch.
+        seconds: Of the steps' arithmetic at that rate: the least that they can take, without loading and evaluations.
+    """
+
+    data: Survey
+    matmul: float | None = None
+    seconds: float | None = None
+
+
+def preview(config: TrainConfig, *, can_train: bool) -> Preview:
+    """Look ahead, as `adapterhub.training.preview` does; `can_train` tells whether torch and the others are installed."""
+    if not can_train:
+        return Preview(survey(config, None))
+    from .model.base_files import BaseFiles
+
+    with BaseFiles(config.resolve(config.base.path)) as files:
+        spec, tokenizer = files.spec, _tokenizer(files)
+    found = survey(config, tokenizer)
+    rate = _matmul_rate(config)
+    return Preview(found, rate, _operations(config, spec, found.count) / rate if found.count else None)
+
+
+def _tokenizer(files: Any) -> Any:
+    from .model import library
+
+    where = str(files.path)
+    document = json_file.parse_object(files.config_text, f"{where}: config.json")
+    return library.config_and_tokenizer(files.folder, document, where=where)[1]
+
+
+def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
+    """The floating-point operations of all steps, each of which reads and learns from its share of the rows."""
+    passes = count.steps * config.train.rows / count.rows
+    tokens, label_tokens = round(passes * count.read), round(passes * count.trained)
+    return memory.flops(config, spec, tokens=tokens, label_tokens=label_tokens, trained=memory.parameters(config, spec)[1])
+
+
+def _matmul_rate(config: TrainConfig) -> float:
+    import torch
+
+    from . import devices
+    from .cost.report import matmul_rate
+
+    with devices.threads(config.train.threads):
+        return matmul_rate(getattr(torch, config.base.dtype), devices.chosen(config.base.device))

@@ -1,0 +1,118 @@
+"""The config file: known keys of the right kind, or a refusal that names the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adapterhub.training import config_file
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+SMALL = '[base]\npath = "b"\n[data]\ntrain = "t.jsonl"\n'
+
+
+def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(SMALL + '[lora]\nalpha = 8\ntargets = ["q_proj", "v_proj"]\n')
+    read = config_file.read(tmp_path / "c.toml")
+    assert (read.base.quantize, read.data.train, read.lora.alpha) == ("nf4", ("t.jsonl",), 8.0)
+    assert read.lora.targets == ("q_proj", "v_proj")
+    assert read.resolve(read.base.path) == tmp_path / "b"
+    assert str(tmp_path) not in str(read.document())
+
+
+def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
+    text = SMALL + "[lora]\nlayers = [2, 0]\nrank_pattern = {up_proj = 4, q_proj = 8}\nalpha_pattern = {q_proj = 16}\n"
+    read = config_file.parse(text, folder=Path(), where="c.toml")
+    lora = read.lora
+    assert read.document()["lora"]["rank_pattern"] == [["up_proj", 4], ["q_proj", 8]]
+    assert (lora.layers, list(lora.rank_pattern.items())) == ((2, 0), [("up_proj", 4), ("q_proj", 8)])
+    assert lora.alpha_pattern == {"q_proj": 16.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SMALL + "[trian]\n", "c.toml:5: [trian]: unknown section. Did you mean train?"),
+        (SMALL + "[more]\n", "c.toml:5: [more]: unknown section. The sections are base, data, lora, train, card"),
+        (SMALL + "[train]\nlearnig_rate = 1\n", "c.toml:6: [train] learnig_rate: unknown key. Did you mean learning_rate?"),
+        (SMALL + "[train]\nqqq = 1\n", "c.toml:6: [train] qqq: unknown key. The keys are steps,"),
+        (SMALL + "[lora]\nrank = 8\n", "c.toml:6: [lora] rank: unknown key. Did you mean r?"),
+        (SMALL + "[lora]\nlr = 8\n", "c.toml:6: [lora] lr: unknown key. Did you mean learning_rate in [train]?"),
+        (SMALL + "[train]\nr = 8\n", "c.toml:6: [train] r: unknown key. It belongs to [lora]"),
+        ("[data]\ntrain = 't'\n", "c.toml: [base] path: is missing"),
+        ("[base]\n[data]\ntrain = 't'\n", "c.toml:1: [base] path: is missing"),
+        (SMALL + '[train]\nrows = "4"\n', "c.toml:6: [train] rows: '4' has the wrong type"),
+        (SMALL + "[train]\nrows = true\n", "c.toml:6: [train] rows: True has the wrong type"),
+        (SMALL + '[train]\nschedule = "sine"\n', "[train] schedule: 'sine' is not one of cosine, linear, constant"),
+        (SMALL + "[lora]\nr = 0\n", "c.toml:6: [lora] r: is too small"),
+        (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "c.toml:7: [train] micro_rows: does not divide rows = 4"),
+        (SMALL + "[lora]\ntargets = [1]\n", "c.toml:6: [lora] targets: [1] has the wrong type"),
+        (SMALL + "[lora]\nlayers = [true]\n", "c.toml:6: [lora] layers: [True] has the wrong type"),
+        (SMALL + '[lora]\nrank_pattern = {q_proj = "4"}\n', "[lora] rank_pattern: 'q_proj': '4' has the wrong type"),
+        (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml:6: [lora] rank_pattern: is too small"),
+        (SMALL + "[lora]\ndropout = 1.0\n", "c.toml:6: [lora] dropout: must be at least 0 and below 1"),
+        (
+            SMALL[:18] + 'quantize = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
+            "[lora] init: loftq needs a quantized base",
+        ),
+        ("[base\n", "c.toml: not valid TOML"),
+        ("base = 3\n" + SMALL[17:], "c.toml:1: [base]: is not a table"),
+        (
+            SMALL.replace('"b"', '"hf://org/model@main"'),
+            (
+                "c.toml:2: [base] path: is an address; a training reads a base on this disk. "
+                "`hf download org/model` prints the folder to write instead"
+            ),
+        ),
+        (SMALL.replace("t.jsonl", "https://host/t.jsonl"), "[data] train: contains an address"),
+    ],
+)
+def test_refused(text: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_file.parse(text, folder=Path(), where="c.toml")
+    assert says in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
+    text = '[base]\npath = "b"\n[data]\n[lora]\nrank = 8\nalpha = "x"\ndropout = 2\n'
+    with pytest.raises(UsageError) as caught:
+        config_file.parse(text, folder=Path(), where="c.toml")
+    assert caught.value.problems == (
+        "c.toml:3: [data] train: is missing",
+        "c.toml:5: [lora] rank: unknown key. Did you mean r?",
+        "c.toml:6: [lora] alpha: 'x' has the wrong type",
+        "c.toml:7: [lora] dropout: must be at least 0 and below 1",
+    )
+    many = SMALL + "[lora]\n" + "".join(f"key{number} = 1\n" for number in range(5000))
+    with pytest.raises(UsageError) as caught:
+        config_file.parse(many, folder=Path(), where="c.toml")
+    assert (len(caught.value.problems), caught.value.problems[-1]) == (21, "4,980 more problems")
+
+
+def test_changes_replace_what_the_file_says_and_are_recorded() -> None:
+    changes = ("train.steps=10", "base.quantize=none", 'lora.targets=["q_proj"]', "train.learning_rate = 1e-3")
+    read = config_file.parse(SMALL + "[train]\nsteps = 5\n", folder=Path(), where="c.toml", changes=changes)
+    assert (read.train.steps, read.base.quantize, read.train.learning_rate) == (10, "none", 1e-3)
+    assert (read.document()["train"]["steps"], read.document()["lora"]["targets"]) == (10, ["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("steps=10", "steps=10: does not set a key. Write it like train.steps=10"),
+        ("train.stps=10", "train.stps=10: unknown key. Did you mean steps?"),
+        ("train.steps=ten", "train.steps=ten: 'ten' has the wrong type"),
+        ("lora.r=4\nalpha=2", "sets more than one key"),
+        ("lora.targets=[1", "lora.targets=[1: not valid TOML"),
+    ],
+)
+def test_a_change_that_means_nothing_is_quoted(change: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_file.parse(SMALL, folder=Path(), where="c.toml", changes=[change])
+    assert says in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        config_file.read(tmp_path / "none.toml")

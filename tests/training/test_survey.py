@@ -1,0 +1,72 @@
+"""What a dry run tells of the data: the same numbers as the training, or estimates from a part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.training import config_file
+from adapterhub.training.config import TrainConfig
+from adapterhub.training.data import dataset, survey
+from adapterhub_converters.errors import NotFoundError, RefusedError
+
+
+def settings(tmp_path: Path, more: str = "") -> TrainConfig:
+    text = f'[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nsequence = 32\n{more}[train]\nrows = 2\nepochs = 2\n'
+    return config_file.parse(text, folder=tmp_path, where="c.toml")
+
+
+@pytest.mark.parametrize("more", ["", "pack = false\n", "heldout_share = 0.3\n"])
+def test_the_numbers_are_those_of_the_training(tmp_path: Path, tokenizer: object, more: str) -> None:
+    records = [{"prompt": "p" * size, "completion": "c" * size} for size in range(1, 30)] + [{"text": "x" * 100}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = settings(tmp_path, more)
+    found, (train, heldout) = survey.survey(config, tokenizer), dataset.datasets(config, tokenizer)
+    assert found.count is not None
+    assert (found.documents, found.heldout_documents) == (train.documents, heldout.documents if heldout else 0)
+    assert (found.count.tokens, found.count.trained, found.count.rows) == (
+        train.tokens,
+        train.rows.label_tokens,
+        len(train.rows),
+    )
+    assert found.count.steps == config.steps(len(train.rows))
+    assert found.count.steps_per_epoch == -(len(train.rows) // -2)
+    assert found.count.share == 1
+    assert found.notes == train.notes
+    assert [file.split for file in found.files] == ["train", *["heldout"] * bool(heldout)]
+
+
+def test_large_data_are_estimated_from_a_part(tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_DOCUMENTS", 50)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * (number % 17)}) + "\n" for number in range(1000)))
+    found, (train, _) = survey.survey(settings(tmp_path), tokenizer), dataset.datasets(settings(tmp_path), tokenizer)
+    assert found.count is not None
+    assert found.count.share < 0.06
+    assert found.count.tokens == pytest.approx(train.tokens, rel=0.1)
+    assert found.count.rows == pytest.approx(len(train.rows), rel=0.1)
+
+
+def test_of_one_large_text_only_the_beginning_is_encoded(
+    tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey, "_CHARACTERS", 500)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 10_000}))
+    count = survey.survey(settings(tmp_path), tokenizer).count
+    assert count is not None
+    assert count.tokens == pytest.approx(10_000, rel=0.05)
+
+
+def test_data_are_read_where_nothing_can_count_their_tokens(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        survey.survey(settings(tmp_path), None)
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n')
+    found = survey.survey(settings(tmp_path), None)
+    assert (found.count, found.documents, found.files[0].contents) == (None, 1, "questions with answers, 1 example")
+
+
+def test_data_that_teach_nothing_are_refused(tmp_path: Path, tokenizer: object) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(RefusedError, match="no token to train on: there are no documents"):
+        survey.survey(settings(tmp_path), tokenizer)
