@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub_converters import formats, linear
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import OutputExistsError, UsageError
 
 from .progress import EVENTS, QUIET
 
@@ -69,6 +69,15 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; an output that exists gets the code of the hint where --replace would help."""
+        try:
+            return super().invoke(ctx)
+        except OutputExistsError as error:
+            if "replace" in ctx.params and error.where != ctx.params.get("plot"):
+                error.code = "output-exists"
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -126,6 +135,11 @@ def base_option(detail: str, **more: Any) -> Decorator:
 def output_option(detail: str, **more: Any) -> Decorator:
     """`-o OUT`, the argument `out`: the file or folder to write."""
     return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **more)
+
+
+def replace_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--replace`: an earlier output may be replaced."""
+    return click.option("--replace", is_flag=True, help="Replace OUT if it is an earlier output.")(function)
 
 
 def force_option(detail: str) -> Decorator:
