@@ -127,6 +127,12 @@ def _stored(digest: Digest, workspace: Workspace) -> bool:
         return False
 
 
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse an output that is its own source or contains it: replacing the one would remove the other."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(str(out), "is the source or contains it", "Choose another output")
+
+
 @contextmanager
 def naming(folder: Path, name: str) -> Iterator[None]:
     """Have errors name `name` instead of a temporary folder, which means nothing to their reader."""

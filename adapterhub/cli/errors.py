@@ -61,7 +61,7 @@ HINTS: dict[str, str] = {
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
     "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
-    "output-exists": "Name another with -o, or replace it with --replace",
+    "output-exists": "Name another, or replace it with --replace",
     "peft-type-missing": "`adapterhub fix` adds a missing peft_type",
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
     "not-locked": "Run `adapterhub lock {ref}`",

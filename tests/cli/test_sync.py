@@ -7,12 +7,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adapterhub.digest import sha256_file
 from adapterhub.manifest import oci_manifest
 from tests.conftest import Run
 from tests.support.adapters import Make
+from tests.support.folders import adapter, base, pairs
 
 # Ends the process at the rename with this number, before it happens.
 _KILL = """
@@ -171,3 +173,61 @@ def test_a_pull_from_elsewhere_replaces_and_receives_only_what_changed(run: Run,
     (team / "README.md").write_text("mine")
     assert "README.md (edited)" in run("pull", f"{address}:v1", "-o", "out", code=2).stderr
     run("pull", f"{address}:v1", "-o", "out", "--replace")
+
+
+# ---- outputs that are replaced
+
+
+@pytest.fixture
+def two(run: Run, tmp_path: Path) -> Path:
+    """A base, two adapters `a` and `b` on it, and a full fine-tune of it; team/a and team/b in a registry."""
+    base(tmp_path / "base", 2)
+    random = np.random.default_rng(0)
+    for name in "ab":
+        adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+        run("push", name, f"team/{name}", "--base", "base")
+    run("merge", "./a", "--into", "base", "-o", "tuned")
+    return tmp_path
+
+
+OUTPUTS = {
+    "convert to a file": ("convert {name} out.gguf --to gguf --base base", "out.gguf"),
+    "convert to a folder": ("convert {name} out --to mlx --base base", "out"),
+    "merge": ("merge a {name} -o out", "out"),
+    "merge into a base": ("merge ./{name} --into base -o out", "out"),
+    "recipe": ("merge team/{name} --into base --recipe-only -o out.json", "out.json"),
+    "extract": ("extract base tuned --rank 1 -o out", "out"),
+    "bundle to a file": ("bundle team/{name} -o out.tar", "out.tar"),
+    "bundle to a folder": ("bundle team/{name} -o out", "out"),
+    "pull as another format": ("pull team/{name} --to mlx --base base -o out", "out"),
+}
+
+
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_an_earlier_output_is_replaced_only_when_that_is_asked_for(run: Run, two: Path, what: str) -> None:
+    line, out = OUTPUTS[what]
+    run(*line.format(name="a").split())
+    before = _digests(two / out)
+    error = run(*line.format(name="b").split(), code=2).stderr
+    assert f"{out}: already exists. Name another, or replace it with --replace" in error.replace("./out", "out")
+    assert _digests(two / out) == before
+    run(*line.format(name="b").split(), "--replace")
+    assert what == "extract" or _digests(two / out) != before
+    assert hidden(two) == []
+
+
+def _digests(path: Path) -> dict[str, str]:
+    return contents(path) if path.is_dir() else {"": sha256_file(path)}
+
+
+def test_an_output_replaces_no_other_kind_and_not_its_own_source(run: Run, two: Path) -> None:
+    before = _digests(two)
+    for line, says in (
+        ("merge a b -o base --replace", "base: is a model, and would be replaced by an adapter"),
+        ("merge ./a --into base -o base --replace", "base: is the source or contains it"),
+        ("convert a a --to mlx --base base --replace", "a: is the source or contains it"),
+        ("merge a b -o a --replace", "a: is the source or contains it"),
+        ("convert a base/config.json --to mlx --base base --replace", "is not a folder, and the output is one"),
+    ):
+        assert says in run(*line.split(), code=2).stderr
+    assert _digests(two) == before
