@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
-from . import combining, sharing, sources
+from . import combining, describing, sharing, sources
 from .combining import Combined
+from .describing import Described
 from .sharing import Pulled, Sent
 from .workspace import Progress, StrPath, Workspace
 
@@ -207,6 +208,31 @@ def convert(
             model=model or (_path_of(base) if to == "ollama" else None),
             replace=replace,
         )
+
+
+def describe(
+    folder: StrPath,
+    *,
+    base: Base | None = None,
+    dry_run: bool = False,
+    workspace: Workspace | None = None,
+    **declared: Any,
+) -> Described:
+    """Write or renew the adapter.json in a folder, in place; its record of a training is kept.
+
+    Args:
+        folder: The adapter's own folder.
+        base: The model it was trained on, to pin by its headers; refused where the adapter does not fit it.
+        dry_run: Write nothing; `changes` says what would be different.
+        workspace: Where names are looked up.
+        declared: What its owner declares: `name`, `description`, `license`, `task`, and `training` as a mapping.
+
+    Example:
+        >>> [change.key for change in ah.describe("./sql", license="MIT", dry_run=True).changes if change.key == "license"]
+        ['license']
+    """
+    here = workspace or Workspace()
+    return describing.describe(folder, declared, here, base=_base(base, here), dry_run=dry_run)
 
 
 # ---- several

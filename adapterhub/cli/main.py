@@ -47,6 +47,7 @@ GROUPS = {
         "merge": "Merge adapters, or adapters into a base model.",
         "extract": "Extract an adapter from a full fine-tune.",
         "convert": "Convert an adapter to another format.",
+        "describe": "Write or renew adapter.json in a folder.",
         "materialize": "Rebuild a merged model from its recipe.",
         "rebuild": "Rebuild a merged or converted adapter, and compare.",
     },

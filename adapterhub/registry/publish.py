@@ -78,10 +78,13 @@ def package(
         if contents is None:
             return _allowed(Package(folder, where, describe.draft(folder, base=base), overridden), policy)
         contents.manifest()
+        contents.card()
         found = listing(folder, head=partial(_head, contents, hash_below), selection=selection)
         # Records of other weights are not those of these.
         seen, text = contents.seen(), "" if any(one.code == "files-changed" for one in overridden) else contents.manifest_text
-        draft = describe.draft(folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests)
+        draft = describe.draft(
+            folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests, card=contents.card()
+        )
     return _allowed(Package(folder, where, draft, overridden), policy)
 
 
