@@ -96,6 +96,7 @@ GROUPS = {
         "completion": "Print a completion script for a shell.",
     },
 }
+_RESUMED = ("push", "pull", "copy")
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 
 
@@ -166,6 +167,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if arguments[:1] and arguments[0] in _RESUMED:
+            output.say("interrupted; the same command resumes. Until then, what was transferred stays in hidden files")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _close_stdout()

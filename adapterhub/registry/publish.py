@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub_converters.bases import BaseSpec
 
-CODE, CODE_ON_BASE = "check-failed", "check-failed-on-base"
+CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def package(
     if checked:
         return _allowed(Package(folder, where, describe.draft(folder, base=base)), policy)
     with examined(adapter_in(folder), base=base, where=where) as (report, contents):
-        overridden = errors_of(report, base, force=force)
+        overridden = errors_of(report, base, force=force, readable=contents is not None)
         if contents is None:
             return _allowed(Package(folder, where, describe.draft(folder, base=base), overridden), policy)
         contents.manifest()
@@ -103,8 +103,8 @@ def _allowed(package: Package, policy: Policy | None) -> Package:
 
 def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force: bool = False) -> tuple[Problem, ...]:
     """Check an adapter and refuse it for errors; with `force` the errors are returned."""
-    with examined(path, base=base, where=where) as (report, _):
-        return errors_of(report, base, force=force)
+    with examined(path, base=base, where=where) as (report, contents):
+        return errors_of(report, base, force=force, readable=contents is not None)
 
 
 def check_manifest(policy: Policy | None, manifest: AdapterManifest | None, where: str) -> None:
@@ -115,8 +115,8 @@ def check_manifest(policy: Policy | None, manifest: AdapterManifest | None, wher
         policy.check_manifest(manifest, where)
 
 
-def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Problem, ...]:
-    """The errors of a report; RefusedError for them unless `force`."""
+def errors_of(report: Report, base: BaseSpec | None, *, force: bool, readable: bool = True) -> tuple[Problem, ...]:
+    """The errors of a report; RefusedError for them unless `force`, which helps only if the adapter is `readable`."""
     errors = tuple(problem for problem in report.problems if problem.severity == ERROR)
     if not errors or force:
         return errors
@@ -124,11 +124,12 @@ def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Pr
     misfit = f"does not fit {base.where}: " if base and any(problem.code in FIT for problem in errors) else ""
     more = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
     place = f"{first.where}: " if first.where else ""
+    forcible = readable and not any(problem.code == "not-packaged" for problem in errors)
     raise RefusedError(
         report.where,
         f"{misfit}{first.code}: {place}{first.what}{more}",
-        "Check it for the rest, or store it with force",
-        code=CODE_ON_BASE if base else CODE,
+        "Check it for the rest, or store it with force" if forcible else "Check it for the rest",
+        code=(CODE_ON_BASE if base else CODE) if forcible else CODE_FOR_GOOD,
         adapter=report.where,
         base=base.where if base else "",
     )

@@ -73,3 +73,9 @@ def test_changed_weights_need_force_and_lose_the_record_with_a_word(
     assert "files-changed" in done.stderr
     assert "record" in done.stderr
     assert pulled(run, "team/sql", tmp_path / "out").training is None
+
+
+def test_force_is_offered_only_where_it_works(run: Run, make: Make) -> None:
+    folder = make("sql")
+    (folder / "adapter_config.json").write_text("not JSON")
+    assert "--force" not in run("push", "sql", "team/sql", code=None).stderr

@@ -231,3 +231,17 @@ def test_an_output_replaces_no_other_kind_and_not_its_own_source(run: Run, two: 
     ):
         assert says in run(*line.split(), code=2).stderr
     assert _digests(two) == before
+
+
+def test_an_interrupted_pull_says_that_the_same_command_resumes(started: Run, team: Path) -> None:
+    stop = """
+import os, sys
+def hook(event, args):
+    if event == "os.rename" and ".out.old-" in os.fsdecode(args[1]):
+        raise KeyboardInterrupt
+sys.addaudithook(hook)
+"""
+    before = contents(team)
+    done = started("pull", "team/sql:v2", "-o", "out", code=130, first=stop)
+    assert "interrupted; the same command resumes" in done.stderr
+    assert contents(team) == before
