@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from adapterhub.api import Adapter, check, convert, load, merge, pull, push
+    from adapterhub.api import Adapter, check, convert, describe, load, merge, pull, push
     from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
     from adapterhub.combining import Combined
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter", "AdapterhubError", "Combined", "ConvertedModel", "Generated", "LossReport", "Policy", "Problem", "Pulled",
     "Ref", "Registry", "Report", "Sent", "Version", "Versions", "Workspace", "check", "convert", "convert_model",
-    "evaluate", "generate", "load", "merge", "pull", "push", "read_base", "train",
+    "describe", "evaluate", "generate", "load", "merge", "pull", "push", "read_base", "train",
 ]  # fmt: skip
 
 _MODULES = {
-    "adapterhub.api": ("Adapter", "check", "convert", "load", "merge", "pull", "push"),
+    "adapterhub.api": ("Adapter", "check", "convert", "describe", "load", "merge", "pull", "push"),
     "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
     "adapterhub.combining": ("Combined",),

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
-from . import base_sources, combining, sharing, sources
+from . import base_sources, combining, describing, sharing, sources
 from .combining import Combined
+from .describing import Described
 from .sharing import Pulled, Sent
 from .workspace import Progress, StrPath, Workspace
 
@@ -162,13 +163,14 @@ def convert(
     rslora: bool = False,
     unsafe_pickle: bool = False,
     model: str | None = None,
+    replace: bool = False,
     workspace: Workspace | None = None,
 ) -> LossReport:
     """Write an adapter in another format; the report has what became of every tensor.
 
     Args:
         source: A folder, a file, a ref or an address.
-        target: The folder or file to write. It must not exist, and appears whole or not at all.
+        target: The folder or file to write, whole or not at all.
         to: The format: `peft`, `gguf`, `mlx`, `kohya`, `diffusers`, `raw`, `torchtune`, `litgpt`, `megatron` or `ollama`.
         base: The model it is for, where names or shapes are needed.
         dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
@@ -179,6 +181,7 @@ def convert(
         rslora: That it scales by alpha / sqrt(r).
         unsafe_pickle: Accept a pickle, loaded in a process of its own under limits.
         model: The name of the base in Ollama.
+        replace: Replace an earlier output at `target`; else it must not exist.
         workspace: Where names are looked up.
 
     Raises:
@@ -196,6 +199,7 @@ def convert(
     here = workspace or Workspace()
     spec = _base(base, here)
     with sources.opened(source, here) as found:
+        sources.check_apart(Path(target), found.path)
         return formats.convert(
             found.path,
             Path(target),
@@ -207,7 +211,33 @@ def convert(
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
             model=model or (_path_of(spec) if to == "ollama" else None),
+            replace=replace,
         )
+
+
+def describe(
+    folder: StrPath,
+    *,
+    base: Base | None = None,
+    dry_run: bool = False,
+    workspace: Workspace | None = None,
+    **declared: Any,
+) -> Described:
+    """Write or renew the adapter.json in a folder, in place; its record of a training is kept.
+
+    Args:
+        folder: The adapter's own folder.
+        base: The model it was trained on, to pin by its headers; refused where the adapter does not fit it.
+        dry_run: Write nothing; `changes` says what would be different.
+        workspace: Where names are looked up.
+        declared: What its owner declares: `name`, `description`, `license`, `task`, and `training` as a mapping.
+
+    Example:
+        >>> [change.key for change in ah.describe("./sql", license="MIT", dry_run=True).changes if change.key == "license"]
+        ['license']
+    """
+    here = workspace or Workspace()
+    return describing.describe(folder, declared, here, base=_base(base, here), dry_run=dry_run)
 
 
 # ---- several
@@ -225,6 +255,7 @@ def merge(
     energy: float | None = None,
     rank_budget: int | None = None,
     seed: int = 0,
+    replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **parameters: float | str,
@@ -244,6 +275,7 @@ def merge(
     onto: Literal["original", "as-trained"] = "original",
     dequantize: bool = False,
     force: bool = False,
+    replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> FuseReport: ...
@@ -255,6 +287,7 @@ def merge(
     *,
     into: StrPath | None = None,
     weights: Sequence[float] | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **how: Any,
@@ -281,6 +314,7 @@ def merge(
         onto: Into a base: its weights as they are, or rounded as training saw them.
         dequantize: Into a base: let a quantized Hugging Face model become one in floats.
         force: Into a base: write it even if a quantized target absorbs the adapter.
+        replace: Replace an earlier output at `out`; else it must not exist.
         progress: Called with modules or bytes done and in all.
         workspace: Where names are looked up.
 
@@ -301,10 +335,12 @@ def merge(
         target = Path(out) if into is not None else combining.destination(out)
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
-            return combining.merge_into(found, factors, Path(out), base_sources.weights(into, here), here, **how)
+            return combining.merge_into(
+                found, factors, Path(out), base_sources.weights(into, here), here, replace=replace, **how
+            )
         options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
         recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
-        return combining.merge_adapters(found, factors, target, recipe, here)
+        return combining.merge_adapters(found, factors, target, recipe, here, replace=replace)
 
 
 # ---- sharing
@@ -364,16 +400,20 @@ def pull(
     *,
     to: str | None = None,
     base: Base | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> Pulled:
     """Write the files of a version, all of them and verified, or nothing.
+
+    A folder that is another version, unmodified and stored elsewhere, is replaced.
 
     Args:
         source: A ref of the registry, or an address.
         out: The folder or file to write; the name of the adapter if None.
         to: Write it in another format, of a version in the registry.
         base: The model it is for, where the conversion needs more than its adapter.json has.
+        replace: Replace an adapter with changes of your own, or a converted one.
         progress: Called with bytes done and bytes in all.
         workspace: The registry, the policy, credentials.
 
@@ -384,7 +424,7 @@ def pull(
     here = (workspace or Workspace()).showing(progress)
     spec = _base(base, here)
     model = _path_of(spec) if to == "ollama" else None
-    return sharing.pull(source, out, here, conversion=_conversion(to), base=spec, model=model)
+    return sharing.pull(source, out, here, conversion=_conversion(to), base=spec, model=model, replace=replace)
 
 
 def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:

@@ -58,6 +58,7 @@ def convert_model(
     *,
     to: Literal["gguf", "hf"],
     dtype: str = "source",
+    replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> ConvertedModel:
@@ -65,9 +66,10 @@ def convert_model(
 
     Args:
         source: The model's folder or file.
-        target: The file or folder to write. It must not exist, and appears whole or not at all.
+        target: The file or folder to write, whole or not at all.
         to: `gguf` or `hf`.
         dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0`, `q4_0` …; a folder has bf16.
+        replace: Replace a model at `target`; else it must not exist.
         progress: Called with bytes done and bytes in all.
         workspace: Where progress is reported to, if not to `progress`.
 
@@ -80,21 +82,22 @@ def convert_model(
         ('bare.gguf',)
     """
     path, out = sources.existing(os.fspath(source)), Path(target)
+    sources.check_apart(out, path)
     if to == "hf":
         from adapterhub_converters.formats.gguf_model import to_folder
 
         if path.is_dir():
             raise UsageError(str(path), "is a folder, and a GGUF base model is needed", "Name the .gguf file")
-        to_folder.to_hf(path, out)
+        to_folder.to_hf(path, out, replace=replace)
         sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
         return ConvertedModel(out, tuple(sizes), sum(sizes.values()))
     from adapterhub.merging import Options, prepared
     from adapterhub_converters.containers import atomic
 
-    atomic.check_free(out, folder=False)
+    atomic.check_free(out, folder=False, replace=replace)
     floats = dtype if dtype in ("f32", "f16", "bf16") else None
     blocks = None if floats or dtype == "source" else dtype
     model = prepared([], path, Options(dtype=floats, requantize=blocks, dequantize=True), gguf=True)
     with (workspace or Workspace()).showing(progress).bar("converting") as show:
-        report = model.write(out, show)
+        report = model.write(out, show, replace=replace)
     return ConvertedModel(out, (out.name,), out.stat().st_size, report)

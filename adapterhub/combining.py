@@ -86,6 +86,8 @@ def merge_adapters(
     target: Path | Ref,
     how: Recipe,
     workspace: Workspace,
+    *,
+    replace: bool = False,
 ) -> Combined:
     """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
 
@@ -95,17 +97,23 @@ def merge_adapters(
         target: See `destination`.
         how: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
+        replace: Replace an adapter in the folder.
     """
     from adapterhub.registry import recipe
+    from adapterhub_converters.containers import atomic
 
-    if not isinstance(target, Path):
+    if isinstance(target, Path):
+        atomic.check_free(target, replace=replace)
+        for source in found:
+            sources.check_apart(target, source.path)
+    else:
         sharing.check_target(str(target), workspace)
     base = common_base(found)
     parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
     def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return recipe.merge(parents, out, how, base=base, progress=progress)
+            return recipe.merge(parents, out, how, base=base, progress=progress, replace=replace)
 
     if isinstance(target, Path):
         report, manifest = make(target)
@@ -144,7 +152,7 @@ def trained_in(found: Sequence[sources.Source]) -> str | None:
 
 
 def extract(
-    base: Path, tuned: Path, target: Path | Ref, wanted: Wanted, workspace: Workspace
+    base: Path, tuned: Path, target: Path | Ref, wanted: Wanted, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Adapter, Extraction, Version | None]:
     """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
     from adapterhub.manifest import describe
@@ -154,7 +162,7 @@ def extract(
     from adapterhub_converters.formats import peft
 
     if isinstance(target, Path):
-        atomic.check_free(target)
+        atomic.check_free(target, replace=replace)
     else:
         sharing.check_target(str(target), workspace)
     with workspace.steps("extracting weights") as progress:
@@ -165,7 +173,7 @@ def extract(
         describe.describe(folder, base=bases.read_hf(base)).write(folder)
 
     if isinstance(target, Path):
-        with atomic.whole(target) as made:
+        with atomic.whole(target, replace=replace) as made:
             write(made)
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -181,6 +189,7 @@ def merge_into(
     workspace: Workspace,
     *,
     onto: str = "original",
+    replace: bool = False,
     **how: Any,
 ) -> FuseReport:
     """Merge adapters into a base and write the model as `out`; `how` are fields of `adapterhub.merging.Options`."""
@@ -190,10 +199,10 @@ def merge_into(
     options = Options(as_trained=onto == "as-trained", **how)
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
-    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)))
+    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
     merge, _ = prepare_into(found, weights, base, options, gguf=gguf)
     with workspace.bar("merging") as progress:
-        return merge.write(out, progress)
+        return merge.write(out, progress, replace=replace)
 
 
 def prepare_into(
@@ -217,7 +226,8 @@ def prepare_into(
 
 
 def check_place(out: Path, base: Path) -> None:
-    """Refuse to write a model into the folder of its base, which would change it."""
+    """Refuse to write a model over its base, or into the folder of its base, which would change it."""
+    sources.check_apart(out, base)
     if base.is_dir() and base.resolve() in out.resolve().parents:
         raise UsageError(str(out), f"is inside the base, {base}, and would change it", "Choose another output")
 

@@ -33,6 +33,7 @@ def train(
     on_event: OnEvent | None = None,
     start: StrPath | None = None,
     force: bool = False,
+    replace: bool = False,
     workspace: Workspace | None = None,
 ) -> Result:
     """Train a LoRA adapter on a base held in four bits (QLoRA). Needs `pip install 'adapterhub[train]'`.
@@ -46,6 +47,7 @@ def train(
         on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
         start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
         force: Start even if memory will not suffice.
+        replace: Replace an adapter at `out`; else it must not exist.
         workspace: Where names are looked up; its `cache` keeps quantized bases.
 
     Raises:
@@ -68,7 +70,8 @@ def train(
     with ExitStack() as stack:
         first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
         cache = Path(here.cache) if here.cache is not None else None
-        return run(_located(read, here), target, on_event=on_event, force=force, start=first, cache=cache)  # type: ignore[arg-type]
+        more = {"start": first, "cache": cache, "replace": replace}
+        return run(_located(read, here), target, on_event=on_event, force=force, **more)  # type: ignore[arg-type]
 
 
 def forecast(config: TrainConfig, *, workspace: Workspace | None = None) -> Forecast:

@@ -61,24 +61,23 @@ def _at(address: str, workspace: Workspace) -> Manifest:
         return there.manifest(place.reference)
 
 
-def pull(one: Locked, target: Path, workspace: Workspace, file: Path) -> bool:
-    """Pull a version of the lock file `file` into a folder; False if the folder was that version already."""
+def pull(one: Locked, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
+    """Pull a version of the lock file `file` into a folder, as `sharing.pull`; False if the folder was that version already."""
+    from adapterhub.manifest import present
     from adapterhub.project import lockfile
     from adapterhub.remotes.location import parse
 
     if one.source == lockfile.HERE:
-        if lockfile.is_version(target, one.digest):
-            return False
-        sharing.pull(f"{one.name}@{one.digest}", target, workspace)
-        return True
+        return sharing.pull(f"{one.name}@{one.digest}", target, workspace, replace=replace).new
     if policy := workspace.rules():
         policy.check_name(one.name)
-    if lockfile.is_version(target, one.digest):
+    there = present.look(target)
+    if there is not None and there.digest == one.digest and not there.others:
         return False
     place = parse(workspace.admitted(one.source, file))
-    with workspace.connect(place) as there:
-        sharing.check_policy(there, one.digest, one.ref, workspace)
-        made, new = sources.downloaded(there, one.digest, target, place.host, workspace)
+    with workspace.connect(place) as remote:
+        sharing.check_policy(remote, one.digest, one.ref, workspace)
+        made, new = sources.downloaded(remote, one.digest, target, place.host, workspace, replace=replace)
     if made.digest != one.digest:
         what = f"digest mismatch: received {made.digest}, locked {one.digest}"
         raise IntegrityError(one.source, what, "Ask the owner of the registry")

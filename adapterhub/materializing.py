@@ -33,7 +33,15 @@ class WrittenRecipe:
 
 
 def write_recipe(
-    merge: Merge, options: Options, base: Path, out: str, workspace: Workspace, *, source: str, digests: bool = True
+    merge: Merge,
+    options: Options,
+    base: Path,
+    out: str,
+    workspace: Workspace,
+    *,
+    source: str,
+    digests: bool = True,
+    replace: bool = False,
 ) -> WrittenRecipe:
     """Write the recipe of a merge that was prepared, to a .json file or under a name in the registry.
 
@@ -45,6 +53,7 @@ def write_recipe(
         workspace: The registry.
         source: The base as it was named.
         digests: Run the merge once, into a temporary folder, for the digests of its files.
+        replace: Replace the file.
     """
     from adapterhub.registry import merge_recipe, merge_recipes
     from adapterhub_converters.containers import atomic, json_file
@@ -56,7 +65,7 @@ def write_recipe(
             merge_recipes.check_free(registry, name)
             merge_recipes.check_adapters(registry, [merge_recipe.Ingredient(**one) for one in options.lineage["adapters"]])
         else:
-            atomic.check_free(Path(out), folder=False)
+            atomic.check_free(Path(out), folder=False, replace=replace)
         target = registry.root / name if name else Path(out)
         with atomic.beside(target) as temporary:
             made = _run(merge, temporary / "model", workspace) if digests else None
@@ -65,7 +74,7 @@ def write_recipe(
         if name:
             merge_recipes.store(registry, name, recipe)
         else:
-            with atomic.whole(target, folder=False) as inside:
+            with atomic.whole(target, folder=False, replace=replace) as inside:
                 json_file.write_text(inside, raw.decode())
     return WrittenRecipe(name or out, len(raw), recipe)
 
@@ -169,6 +178,7 @@ def materialize(
     *,
     base: StrPath | None = None,
     adapters: Sequence[StrPath] = (),
+    replace: bool = False,
 ) -> Materialized:
     """Make a merged model from its recipe, and compare it with the digests in that.
 
@@ -180,6 +190,7 @@ def materialize(
         workspace: The registry, the policy, credentials.
         base: Where the base model is, if not where the recipe has it.
         adapters: Adapters of the recipe that are elsewhere.
+        replace: Replace a model at `out`.
 
     Raises:
         RefusedError: The base is not that of the recipe; nothing was written.
@@ -199,7 +210,8 @@ def materialize(
         read = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
         merge = prepared(read, model, recipe.merge_options())
         target = Path(out or (f"{name}.gguf" if merge.single else name))
-        with atomic.whole(target, folder=not merge.single) as inside:
+        sources.check_apart(target, folder)
+        with atomic.whole(target, folder=not merge.single, replace=replace) as inside:
             if recipe.files is None and not merge_recipe.check_weights(recipe, folder):
                 workspace.tell("note: the recipe has no digests; only names, shapes and sizes of the base were compared")
             made = _run(merge, inside, workspace)

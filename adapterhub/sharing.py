@@ -514,8 +514,11 @@ def pull(
     base: BaseSpec | None = None,
     model: str | None = None,
     name: str | None = None,
+    replace: bool = False,
 ) -> Pulled:
     """Write a version's files, all of them and verified, or nothing.
+
+    A folder that is another version, unmodified and stored elsewhere, is replaced; files that both have stay what they are.
 
     Args:
         source: A ref of the registry, or an address.
@@ -525,13 +528,18 @@ def pull(
         base: The model it is for, where the conversion needs more than its adapter.json has.
         model: The name of the base in Ollama, for `ollama`.
         name: The name of the source on a remote, which the policy is asked for instead of the address.
+        replace: Replace an adapter at `out` that was modified or is stored nowhere else, or a converted one.
+
+    Raises:
+        OutputExistsError: `out` has something that would be lost.
     """
     if sources.is_address(source):
         if conversion is not None:
             raise ParameterError(
                 "conversion", "only versions in the registry are converted", code="convert-there", address=source
             )
-        return _pull_from_address(source, out, workspace, name=name)
+        return _pull_from_address(source, out, workspace, name=name, replace=replace)
+    from adapterhub.manifest import present
     from adapterhub.ref import Ref
 
     ref = Ref.parse(source)
@@ -550,7 +558,9 @@ def pull(
 
             suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
             target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
-            form = conversion_cache.pull(registry, ref, target, conversion, base=base, model=model, policy=workspace.rules())
+            form = conversion_cache.pull(
+                registry, ref, target, conversion, base=base, model=model, policy=workspace.rules(), replace=replace
+            )
             workspace.deprecated(form.version.ref, form.version.deprecated)
             size = form.version.size or 0
             return Pulled(
@@ -563,14 +573,22 @@ def pull(
                 cached=form.cached,
             )
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
-        with workspace.bar("writing") as progress:
-            version = registry.pull(ref, target, progress)
-        files = tuple(layer.path for layer in registry.files(version))
+        layers = registry.files(version)
+        there = present.look(target)
+        new = there is None or not there.holds(registry.oci_manifest(version))
+        if new:
+            if there is not None:
+                if not replace:
+                    there.check_lost(lambda digest: bool(registry.holding(digest)))
+                workspace.tell(f"replaces {there}")
+            with workspace.bar("writing") as progress:
+                version = registry.pull(ref, target, progress, there=there)
     workspace.deprecated(version.ref, version.deprecated)
-    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, version=version)
+    files = tuple(layer.path for layer in layers)
+    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, new, version=version)
 
 
-def _pull_from_address(source: str, out: StrPath | None, workspace: Workspace, *, name: str | None) -> Pulled:
+def _pull_from_address(source: str, out: StrPath | None, workspace: Workspace, *, name: str | None, replace: bool) -> Pulled:
     from adapterhub.remotes.location import parse
 
     address = parse(source)
@@ -579,7 +597,7 @@ def _pull_from_address(source: str, out: StrPath | None, workspace: Workspace, *
         policy.check_name(name or address.repository)
     with workspace.connect(address) as remote:
         check_policy(remote, address.reference, str(address), workspace)
-        made, new = sources.downloaded(remote, address.reference, target, address.host, workspace)
+        made, new = sources.downloaded(remote, address.reference, target, address.host, workspace, replace=replace)
         commit = notes(remote, workspace)
     files = tuple(layer.path for layer in made.layers)
     return Pulled(str(address), made.digest, made.size, target, files, new, manifest=made, commit=commit)

@@ -20,7 +20,9 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageEr
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
+    from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.manifest.present import Present
     from adapterhub.ref import Ref
     from adapterhub.registry.recipe import Parent
     from adapterhub.remotes.protocol import Source as Remote
@@ -84,19 +86,51 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
 
 
-def downloaded(remote: Remote, reference: str, folder: Path, host: str, workspace: Workspace) -> tuple[Manifest, bool]:
-    """Write a version of a remote into a folder; its manifest, and whether it was not there already."""
+def downloaded(
+    remote: Remote, reference: str, folder: Path, host: str, workspace: Workspace, *, replace: bool = False
+) -> tuple[Manifest, bool]:
+    """Write a version of a remote into a folder; its manifest, and whether it was not there already.
+
+    Another version that is there is replaced if it is unmodified, or with `replace`.
+    """
     from adapterhub.remotes import folders
     from adapterhub.remotes.oci.image import Unpacked
 
     there: list[bool] = []
+
+    def replacing(present: Present) -> None:
+        if not replace:
+            present.check_lost(lambda digest: _stored(digest, workspace) or folders.has_version(remote, digest))
+        workspace.tell(f"replaces {present}")
+
     with workspace.bar(f"pulling from {host}") as show:
         made = folders.download(
-            Unpacked(remote), reference, folder, show, found=lambda: there.append(True), **workspace.transfer()
+            Unpacked(remote),
+            reference,
+            folder,
+            show,
+            replacing=replacing,
+            found=lambda: there.append(True),
+            **workspace.transfer(),
         )
     if made.adapter_json is None:
         workspace.tell("there was no adapter.json: it was derived from the files")
     return made, not there
+
+
+def _stored(digest: Digest, workspace: Workspace) -> bool:
+    """Tell whether the registry has a version."""
+    try:
+        with workspace.opened() as registry:
+            return bool(registry.holding(digest))
+    except AdapterhubError:
+        return False
+
+
+def check_apart(out: Path, source: Path) -> None:
+    """Refuse an output that is its own source or contains it: replacing the one would remove the other."""
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UsageError(str(out), "is the source or contains it", "Choose another output")
 
 
 @contextmanager

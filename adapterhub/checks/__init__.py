@@ -203,8 +203,7 @@ def _package(path: Path) -> Iterator[Problem]:
         return
     _, skipped, refused = survey(path)
     for name, what, hint in refused:
-        if not is_pickle_name(name):  # those have findings of their own
-            yield Problem("not-packaged", name, "", what, hint)
+        yield Problem("not-packaged", name, "", what, hint)
     shown = [name for name in skipped if not name.startswith(".") and not is_pickle_name(name)]
     if shown:
         yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub.manifest import card
+from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
@@ -51,7 +53,7 @@ class Contents:
         adapter: Set for formats that are read as a whole.
         files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
         heads: The first bytes of every file that was opened; `digests` those computed so far.
-        manifest_text: The text of adapter.json, empty without one; None until it is needed.
+        manifest_text: The text of adapter.json, empty without one; None until it is needed. Likewise `readme`, its card.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Contents:
     heads: dict[Path, bytes] = field(default_factory=dict)
     digests: dict[Path, Digest] = field(default_factory=dict)
     manifest_text: str | None = None
+    readme: Card | None = None
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of strings; none for any other value."""
@@ -135,6 +138,8 @@ class Contents:
 
     def digest(self, path: Path) -> Digest:
         """The digest of one of the adapter's files, read once, through the open file if there is one."""
+        if path.name.lower() in card.NAMES:
+            self.card()
         if path not in self.digests:
             if path in self.files:
                 self.digests[path] = self.files[path].digest()
@@ -144,8 +149,19 @@ class Contents:
 
     def has_read(self, path: Path, text: str) -> None:
         """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
-        raw = text.encode()
+        self._has_bytes(path, text.encode())
+
+    def _has_bytes(self, path: Path, raw: bytes) -> None:
         self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+
+    def card(self) -> Card:
+        """The model card of the adapter, read once; empty without one."""
+        if self.readme is None:
+            found = card.find(self.folder)
+            if found:
+                self._has_bytes(*found)
+            self.readme = card.decode(found[1]) if found else Card()
+        return self.readme
 
     @property
     def folder(self) -> Path:

@@ -50,6 +50,7 @@ GROUPS = {
         "merge": "Merge adapters, or adapters into a base model.",
         "extract": "Extract an adapter from a full fine-tune.",
         "convert": "Convert an adapter to another format.",
+        "describe": "Write or renew adapter.json in a folder.",
         "materialize": "Rebuild a merged model from its recipe.",
         "rebuild": "Rebuild a merged or converted adapter, and compare.",
     },
@@ -98,6 +99,7 @@ GROUPS = {
         "completion": "Print a completion script for a shell.",
     },
 }
+_RESUMED = ("push", "pull", "copy")
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 
 
@@ -168,6 +170,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if arguments[:1] and arguments[0] in _RESUMED:
+            output.say("interrupted; the same command resumes. Until then, what was transferred stays in hidden files")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _close_stdout()

@@ -26,6 +26,7 @@ def into_adapter(
     how: Recipe,
     *,
     plot: str | None = None,
+    replace: bool = False,
 ) -> None:
     """Merge into a folder or a ref, and show the report."""
     from adapterhub_converters.containers import atomic
@@ -35,7 +36,7 @@ def into_adapter(
 
         merge_plot.check()
         atomic.check_free(Path(plot), folder=False)
-    made = combining.merge_adapters(found, weights, target, how, workspace(settings))
+    made = combining.merge_adapters(found, weights, target, how, workspace(settings), replace=replace)
     where = str(made.version.ref if made.version else target)
     if plot:
         merge_plot.draw(made.report, Path(plot), title=where)

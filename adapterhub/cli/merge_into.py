@@ -41,6 +41,8 @@ def run(
     weights: Sequence[float],
     places: tuple[str, str],
     into: Mapping[str, Any],
+    *,
+    replace: bool = False,
 ) -> None:
     """Merge into a base, or show the plan; `places` are the base and the output."""
     from adapterhub.merging import Options
@@ -62,7 +64,7 @@ def run(
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
-        atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)))
+        atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)), replace=replace)
     merge, asked = combining.prepare_into(found, weights, base, asked, gguf=gguf)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
@@ -71,7 +73,9 @@ def run(
 
         here = workspace(settings)
         digests = not into["no_digest"]
-        made = materializing.write_recipe(merge, asked, base, places[1], here, source=places[0], digests=digests)
+        made = materializing.write_recipe(
+            merge, asked, base, places[1], here, source=places[0], digests=digests, replace=replace
+        )
         for address in filter(sources.is_address, (one.ref or "" for one in made.recipe.adapters)):
             environment.used(address)
         recipes.written(made, merge.report.size, as_json=settings.as_json)
@@ -79,7 +83,7 @@ def run(
     report = merge.report
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
-            report = merge.write(out, progress)
+            report = merge.write(out, progress, replace=replace)
     output.emit(fused.document(report), as_json=settings.as_json, text=lambda: fused.text(report))
 
 

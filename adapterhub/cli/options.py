@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub_converters import formats, linear
-from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.errors import AdapterhubError, OutputExistsError, UsageError
 
 from .errors import in_words_of_the_command_line
 from .progress import EVENTS, QUIET
@@ -77,6 +77,8 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except AdapterhubError as error:
+            if isinstance(error, OutputExistsError) and "replace" in ctx.params and error.where != ctx.params.get("plot"):
+                error.code = "output-exists"
             in_words_of_the_command_line(error)
             raise
 
@@ -135,6 +137,11 @@ def base_option(detail: str, **more: Any) -> Decorator:
 def output_option(detail: str, **more: Any) -> Decorator:
     """`-o OUT`, the argument `out`: the file or folder to write."""
     return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **more)
+
+
+def replace_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--replace`: an earlier output may be replaced."""
+    return click.option("--replace", is_flag=True, help="Replace OUT if it is an earlier output.")(function)
 
 
 def force_option(detail: str) -> Decorator:

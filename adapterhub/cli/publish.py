@@ -28,6 +28,8 @@ def published(made: Version | Sent) -> Shown:
     if made.overridden:
         count = output.plural(len(made.overridden), "error")
         output.say(output.one_line(f"stored despite {count}, the first {made.overridden[0]}"))
+    if "files-changed" in made.overridden:
+        output.say("left out of adapter.json: the records of other weights, such as that of a training")
     if made.skipped:
         output.say(output.one_line(f"left out: {shortened(made.skipped)}"))
     if not isinstance(made, Sent):
@@ -61,6 +63,7 @@ def _change(made: Version | Sent, tag: str | None) -> str:
 def pulled(made: Pulled) -> Shown:
     """Show what was written of a version."""
     many = output.plural(len(made.files), "file")
+    text = f"{'' if made.new else 'already there: '}{made.path}: {made.ref}, {many}, {output.size(made.size)}, verified"
     if made.version is None:
         document: dict[str, Any] = {
             **({"commit": made.commit} if made.commit else {}),
@@ -71,11 +74,10 @@ def pulled(made: Pulled) -> Shown:
             "new": made.new,
             "files": list(made.files),
         }
-        kind = "" if made.new else "already there: "
-        return Shown(document, f"{kind}{made.path}: {made.ref}, {many}, {output.size(made.size)}, verified")
-    document = {**version_document(made.version), "output": str(made.path), "files": list(made.files)}
-    del document["new"], document["skipped"]
-    return Shown(document, f"{made.path}: {made.ref}, {many}, {output.size(made.size)}, verified")
+        return Shown(document, text)
+    document = {**version_document(made.version), "new": made.new, "output": str(made.path), "files": list(made.files)}
+    del document["skipped"]
+    return Shown(document, text)
 
 
 def converted(made: Pulled, to: str) -> Shown:

@@ -79,10 +79,10 @@ def read(store: Store, digest: Digest) -> Extract:
     """Read the indexed data of the version with manifest `digest`; empty if that cannot be read."""
     try:
         made = oci_manifest.parse(store.read_document(digest), digest)
-        manifest = adapter_manifest(store, made) or AdapterManifest.salvage({})
+        readme = _card(store, made)
+        manifest = card.fill(_manifest(store, made) or AdapterManifest.salvage({}), readme)
     except AdapterhubError:
         return Extract()
-    readme = _card(store, made)
     values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
     values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
     return Extract(
@@ -98,7 +98,13 @@ def read(store: Store, digest: Digest) -> Extract:
 
 
 def adapter_manifest(store: Store, made: Manifest) -> AdapterManifest | None:
-    """Read the usable part of a version's adapter.json, which may never have been checked; None if it has none."""
+    """Read the usable part of a version's adapter.json and what its card declares besides; None without adapter.json."""
+    found = _manifest(store, made)
+    return found and card.fill(found, _card(store, made))
+
+
+def _manifest(store: Store, made: Manifest) -> AdapterManifest | None:
+    """The usable part of an adapter.json, which may never have been checked."""
     layer = made.adapter_json
     if layer is None:
         return None
@@ -110,7 +116,7 @@ def _card(store: Store, made: Manifest) -> Card:
     layer = next((found[name] for name in card.NAMES if name in found), None)
     with contextlib.suppress(AdapterhubError):
         if layer:
-            return card.parse(store.read_document(layer.digest).decode("utf-8", "replace"))
+            return card.decode(store.read_document(layer.digest))
     return Card()
 
 

@@ -1,14 +1,21 @@
 """Model cards: the README of an adapter, its front matter and its prose.
 
 The front matter is YAML (Hugging Face's docs, "Model Cards"), of which only the forms that cards use are parsed. Anything else
-is skipped: this feeds a search, and nothing is decided by it.
+is skipped. The license and the description of a card count where neither adapter.toml nor adapter.json has one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 from adapterhub_converters import yaml_lines
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import AdapterhubError
+
+from .document import AdapterManifest
 
 NAMES = ("readme.md", "model_card.md")
 MAX_BYTES = 1 << 20  # a larger card is not read
@@ -32,6 +39,36 @@ class Card:
         """Its first heading, if the text begins with one."""
         first = self.prose.lstrip().partition("\n")[0]
         return first.lstrip("#").strip() if first.startswith("#") else ""
+
+
+def fill(manifest: AdapterManifest, found: Card) -> AdapterManifest:
+    """The manifest, with the license and the description of a card where it has none."""
+    more: dict[str, Any] = {}
+    for key in ("license", "description"):
+        values = found.values(key)
+        if getattr(manifest, key) is None and len(values) == 1:
+            more[key] = values[0]
+    return replace(manifest, **more) if more else manifest
+
+
+def find(folder: Path) -> tuple[Path, bytes] | None:
+    """The card in a folder and its bytes; None without one that can be read."""
+    for name in ("README.md", "MODEL_CARD.md", *NAMES):
+        with suppress(OSError, AdapterhubError), open_regular(folder / name) as file:
+            raw = file.read(MAX_BYTES + 1)
+            return (folder / name, raw) if len(raw) <= MAX_BYTES else None
+    return None
+
+
+def read(folder: Path) -> Card:
+    """The card in a folder; empty without one that can be read."""
+    found = find(folder)
+    return decode(found[1]) if found else Card()
+
+
+def decode(raw: bytes) -> Card:
+    """The card in the bytes of a README."""
+    return parse(raw.decode("utf-8", "replace"))
 
 
 def parse(text: str) -> Card:

@@ -26,6 +26,8 @@ from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from adapterhub_converters.formats import FORMATS, peft
 
+from . import card as cards
+from .card import Card
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
 from .package_files import Listing
 from .package_files import listing as package_listing
@@ -59,6 +61,7 @@ def describe(
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
     seen: Seen | None = None,
+    card: Card | None = None,
 ) -> AdapterManifest:
     """The manifest of the adapter in `folder`; an adapter.json in it is ignored.
 
@@ -71,6 +74,7 @@ def describe(
         declared: The content of adapter.toml; None to read that file.
         files: Digests and sizes of the folder's files, if the caller has them already.
         seen: The result of `look`, likewise.
+        card: The model card, likewise.
 
     Raises:
         UsageError: adapter.toml is malformed, or a value is not one that JSON can hold.
@@ -87,7 +91,8 @@ def describe(
         parents=tuple(parents),
         recipe=recipe,
     )
-    return _declared(found, read_declared(folder) if declared is None else declared, folder)
+    found = cards.fill(found, card or cards.read(folder))
+    return declare(found, readdeclare(folder) if declared is None else declared, folder)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Draft:
         declared: The content of adapter.toml.
         base: The base model to pin, if one was given. Recorded values take precedence over it.
         digests: Digests of files that were hashed on the way.
+        card: The model card, which declares what nothing else does.
     """
 
     folder: Path
@@ -111,16 +117,18 @@ class Draft:
     declared: Mapping[str, Any]
     base: BaseSpec | None = None
     digests: Mapping[Path, Digest] = field(default_factory=dict)
+    card: Card = field(default_factory=Card)
 
     def manifest(self, files: Files | None = None) -> AdapterManifest:
         """The manifest to publish; without `files` (path to digest and size) it names none, which is enough for a policy."""
         files = {} if files is None else files
         if self.known is None:
-            return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen)
+            return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen, card=self.card)
         found = dataclasses.replace(self.known, files=_entries(files))
         if self.base is not None:
             found = dataclasses.replace(found, base=found.base.filled_from(_base(self.seen[1], self.base)))
-        return _declared(found, self.declared, self.folder) if self.declared else found
+        found = cards.fill(found, self.card)
+        return declare(found, self.declared, self.folder) if self.declared else found
 
     def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
         """The manifest to publish, and the bytes of its document.
@@ -143,8 +151,9 @@ def draft(
     text: str | None = None,
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
+    card: Card | None = None,
 ) -> Draft:
-    """Read a folder for its manifest; `listing`, `seen` and `text`, its adapter.json, if the caller has them already.
+    """Read a folder for its manifest; `listing`, `seen`, `text`, its adapter.json, and `card`, if the caller has them already.
 
     An empty `text` derives everything from the files, whatever an adapter.json there contains.
     """
@@ -155,8 +164,10 @@ def draft(
         except NotFoundError:
             text = ""
     known = AdapterManifest.parse(text, f"{folder}/{ADAPTER_JSON}") if text else None
-    declared = read_declared(folder)
-    return Draft(folder, listing or package_listing(folder), seen, known, text, declared, base, digests or {})
+    declared = readdeclare(folder)
+    return Draft(
+        folder, listing or package_listing(folder), seen, known, text, declared, base, digests or {}, card or cards.read(folder)
+    )
 
 
 def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[AdapterManifest, bytes]:
@@ -289,7 +300,7 @@ def _published(name: str | None) -> str | None:
     return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
 
-def read_declared(folder: Path) -> dict[str, Any]:
+def readdeclare(folder: Path) -> dict[str, Any]:
     """The content of adapter.toml; empty without one."""
     where = f"{folder}/{ADAPTER_TOML}"
     try:
@@ -298,8 +309,13 @@ def read_declared(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _declared(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
-    """`found` with declared values in place of derived or recorded ones, checked against the schema."""
+def declare(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
+    """`found` with declared values in place of derived or recorded ones, checked against the schema.
+
+    Raises:
+        UsageError: A key cannot be declared.
+        FormatError: A value is not what the schema requires.
+    """
     where = f"{folder}/{ADAPTER_TOML}"
     training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"])
     _check_keys(declared, _DECLARABLE, "", where)

@@ -19,7 +19,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import check_paths
 from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
 
 FILE = "adapters.lock"
 HERE = "registry"
@@ -161,19 +161,3 @@ def check_no_link(folder: Path, above: Path) -> None:
         if path.is_symlink():
             what = "a link, which the lock file of a project does not follow"
             raise RefusedError(str(path), what, "Remove it, or name the folder to write to", code="link-in-project")
-
-
-def is_version(folder: Path, digest: Digest) -> bool:
-    """True if a folder contains the version of that digest, byte for byte; uses no network."""
-    from adapterhub.manifest import oci_manifest
-
-    if not _filled(folder):
-        return False
-    try:
-        return oci_manifest.build(folder).digest == digest
-    except AdapterhubError:
-        return False
-
-
-def _filled(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and any(folder.iterdir())

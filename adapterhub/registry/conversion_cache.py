@@ -55,17 +55,19 @@ def pull(
     base: BaseSpec | None = None,
     model: str | None = None,
     policy: Policy | None = None,
+    replace: bool = False,
 ) -> Converted:
     """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
     For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model. The version
-    is checked before, and the result compared with the policy, as by a push: nothing else is cached.
+    is checked before, and the result compared with the policy, as by a push: nothing else is cached. `replace` as in
+    `atomic.whole`.
     """
     package = conversion.to in PACKAGES
     named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
     is_folder = package or FORMATS[conversion.to].folder
-    atomic.check_free(out, folder=is_folder)
+    atomic.check_free(out, folder=is_folder, replace=replace)
     version = registry.resolve(ref)
     entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -85,7 +87,7 @@ def pull(
         publish.check_manifest(policy, manifest, str(version.ref))
         if entry is not None and not cached:
             _keep(folder, entry)
-        with atomic.whole(out, folder=is_folder) as target:
+        with atomic.whole(out, folder=is_folder, replace=replace) as target:
             if package:
                 shutil.copyfile(adapter_in(folder), target / name)
                 ollama.write(target, named, name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub_converters.bases import BaseSpec
 
-CODE, CODE_ON_BASE = "check-failed", "check-failed-on-base"
+CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,17 @@ def package(
     if checked:
         return _allowed(Package(folder, where, describe.draft(folder, base=base)), policy)
     with examined(adapter_in(folder), base=base, where=where) as (report, contents):
-        overridden = errors_of(report, base, force=force)
+        overridden = errors_of(report, base, force=force, readable=contents is not None)
         if contents is None:
             return _allowed(Package(folder, where, describe.draft(folder, base=base), overridden), policy)
         contents.manifest()
+        contents.card()
         found = listing(folder, head=partial(_head, contents, hash_below), selection=selection)
         # Records of other weights are not those of these.
         seen, text = contents.seen(), "" if any(one.code == "files-changed" for one in overridden) else contents.manifest_text
-        draft = describe.draft(folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests)
+        draft = describe.draft(
+            folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests, card=contents.card()
+        )
     return _allowed(Package(folder, where, draft, overridden), policy)
 
 
@@ -100,8 +103,8 @@ def _allowed(package: Package, policy: Policy | None) -> Package:
 
 def check_adapter(path: Path, *, where: str, base: BaseSpec | None = None, force: bool = False) -> tuple[Problem, ...]:
     """Check an adapter and refuse it for errors; with `force` the errors are returned."""
-    with examined(path, base=base, where=where) as (report, _):
-        return errors_of(report, base, force=force)
+    with examined(path, base=base, where=where) as (report, contents):
+        return errors_of(report, base, force=force, readable=contents is not None)
 
 
 def check_received(
@@ -141,8 +144,8 @@ def check_manifest(policy: Policy | None, manifest: AdapterManifest | None, wher
         policy.check_manifest(manifest, where)
 
 
-def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Problem, ...]:
-    """The errors of a report; RefusedError for them unless `force`."""
+def errors_of(report: Report, base: BaseSpec | None, *, force: bool, readable: bool = True) -> tuple[Problem, ...]:
+    """The errors of a report; RefusedError for them unless `force`, which helps only if the adapter is `readable`."""
     errors = tuple(problem for problem in report.problems if problem.severity == ERROR)
     if not errors or force:
         return errors
@@ -156,11 +159,12 @@ def errors_of(report: Report, base: BaseSpec | None, *, force: bool) -> tuple[Pr
         if first.cause:
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
+    forcible = readable and not any(problem.code == "not-packaged" for problem in errors)
     raise RefusedError(
         report.where,
         what,
-        "Check it for the rest, or store it with force",
-        code=CODE_ON_BASE if base else CODE,
+        "Check it for the rest, or store it with force" if forcible else "Check it for the rest",
+        code=(CODE_ON_BASE if base else CODE) if forcible else CODE_FOR_GOOD,
         adapter=report.where,
         base=base.where if base else "",
     )

@@ -6,8 +6,9 @@ parents, the result can be reproduced and compared, bit for bit on the same clas
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,13 +113,19 @@ def _inherited(made: AdapterManifest, known: AdapterManifest | None) -> AdapterM
     if known is None:
         return made
     kept = {key: getattr(known, key) for key in _INHERITED if getattr(known, key) is not None}
-    return replace(made, base=known.base.filled_from(made.base), **kept)
+    return dataclasses.replace(made, base=known.base.filled_from(made.base), **kept)
 
 
 def merge(
-    parents: Sequence[Parent], out: Path, how: Recipe, *, base: BaseInfo | None = None, progress: Progress | None = None
+    parents: Sequence[Parent],
+    out: Path,
+    how: Recipe,
+    *,
+    base: BaseInfo | None = None,
+    progress: Progress | None = None,
+    replace: bool = False,
 ) -> tuple[MergeReport, AdapterManifest]:
-    """Merge `parents` into the new folder `out`, with its manifest; `base` is the model they were all trained on.
+    """Merge `parents` into the folder `out`, with its manifest; `base` is the model they were all trained on.
 
     `how` has the method and its options. It is recorded, with the seed and the parameters that were used.
     """
@@ -134,12 +141,12 @@ def merge(
         parameters=how.parameters,
         progress=progress,
     )
-    used = replace(how, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None)
+    used = dataclasses.replace(how, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None)
     named = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
-    with atomic.whole(out) as folder:
+    with atomic.whole(out, replace=replace) as folder:
         peft.write(combined, folder)
         made = describe.describe(folder, parents=named, recipe=used)
-        made = replace(made, base=base or made.base)
+        made = dataclasses.replace(made, base=base or made.base)
         made.write(folder)
     return report, made
 

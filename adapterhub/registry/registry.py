@@ -24,6 +24,7 @@ from adapterhub.index.queries import Name, Row
 from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.manifest.present import Present
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
 from adapterhub.store import ingest
 from adapterhub.store.export import export
@@ -200,13 +201,13 @@ class Registry:
             # Resolved again: a version removed before it was noted is reported, and one removed from now on stays.
             yield replace(self.resolve(Ref(found.name, digest=found.digest)), tag=found.tag)
 
-    def pull(self, ref: Ref, out: Path, progress: Progress | None = None) -> Version:
+    def pull(self, ref: Ref, out: Path, progress: Progress | None = None, *, there: Present | None = None) -> Version:
         """Write the files of a version into `out`, a new or empty folder: all of them, verified, or none.
 
-        `progress` is called with bytes written and total bytes.
+        `progress` is called with bytes written and total bytes. `there` is what is in `out` and to be replaced.
         """
-        with self.reading(ref) as version, atomic.whole(out) as folder:
-            export(self.store, self.files(version), folder, progress)
+        with self.reading(ref) as version, atomic.whole(out, replace=there is not None) as folder:
+            export(self.store, self.files(version), folder, progress, there=there)
         return version
 
     def pull_digest(self, digest: Digest, out: Path) -> bool:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub.digest import Digest, is_hex, sha256_bytes, sha256_file
-from adapterhub.manifest import oci_manifest
+from adapterhub.manifest import oci_manifest, present
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_names, listing
+from adapterhub.manifest.present import Present
 from adapterhub.ref import LATEST
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors, open_regular
@@ -24,8 +25,7 @@ from adapterhub.user_files import is_only_mine
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.inside import Inside
-from adapterhub_converters.containers.open_file import read_bytes
-from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, OutputExistsError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 
 from .download import PAUSES, received
 from .parallel import JOBS, Move, Pace
@@ -127,30 +127,50 @@ def download(
     out: Path,
     progress: Progress | None = None,
     *,
+    replacing: Callable[[Present], object] | None = None,
     pauses: Sequence[float] = PAUSES,
     jobs: int = JOBS,
     pace: Pace | None = None,
     found: Callable[[], object] | None = None,
 ) -> Manifest:
-    """Write the files of a version into `out`, a folder that is absent or empty: all of them, verified, or none.
+    """Write the files of a version into the folder `out`: all of them, verified, or none.
 
     A run that was killed is resumed: the bytes it had received stay next to `out` until then. If the version has no
     adapter.json, as other tools make it, that file is derived as in a push. If `out` has these files already, `found` is
     called, and nothing is written.
+
+    Args:
+        source: It has the version.
+        reference: Its tag or digest.
+        out: Absent, empty, or what `replacing` admits.
+        progress: Called with bytes received and bytes in all.
+        replacing: Called with what is in `out`, before it is replaced, to raise OutputExistsError if it must not be. By
+            default it has to be a version that `source` has.
+        pauses: Seconds between attempts.
+        jobs: Files to receive at a time.
+        pace: Limits the rate.
+        found: Called if nothing is to be done.
+
+    Raises:
+        OutputExistsError: `out` has something that would be lost.
     """
-    if not is_filled(out):
-        atomic.check_free(out)
+    there = present.look(out)
     made = source.manifest(reference)
-    if is_filled(out):
-        if not holds(out, made):
-            raise OutputExistsError(str(out))
-        if found:
-            found()
-        return made
+    if there is not None:
+        if there.holds(made):
+            if found:
+                found()
+            return made
+        if replacing is None:
+            there.check_lost(lambda digest: has_version(source, digest))
+        else:
+            replacing(there)
+        atomic.check_free(out, replace=True)
     check_names((layer.path for layer in made.layers), source.where)
     place = Path(os.path.abspath(out))
     waiting = place.parent / f".{place.name}.pull-{made.digest[7:19]}"
-    layers = list({layer.digest: layer for layer in made.layers}.values())
+    kept = {layer.path for layer in made.layers if there is not None and there.has(layer)}
+    layers = list({layer.digest: layer for layer in made.layers if layer.path not in kept}.values())
     move = Move(layers, progress, jobs, pace)
     watched = move.watched(source)
 
@@ -166,39 +186,19 @@ def download(
         with contextlib.suppress(OSError):
             waiting.rmdir()  # if it is empty
     try:
-        with atomic.whole(out) as folder, _named(folder, source.where):
-            _fill(folder, made, waiting)
+        with atomic.whole(out, replace=there is not None) as folder, _named(folder, source.where):
+            _fill(folder, made, waiting, there, kept)
     finally:  # everything was received: another run would end the same way
         shutil.rmtree(waiting, ignore_errors=True)
         _sweep(waiting)
     return made
 
 
-def is_filled(out: Path) -> bool:
-    """Tell whether there is a folder that is not empty."""
+def has_version(source: Source, digest: Digest) -> bool:
+    """Tell whether a version is there, by its digest."""
     try:
-        return out.is_dir() and not out.is_symlink() and any(out.iterdir())
-    except OSError as error:
-        raise LocalIOError(str(out), error.strerror or str(error)) from error
-
-
-def holds(folder: Path, made: Manifest) -> bool:
-    """Tell whether a folder has exactly the files of a version, byte for byte."""
-    try:
-        there = set(listing(folder, strict=True).files)
-        wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        if there != {*wanted, ADAPTER_JSON}:
-            return False
-        if any((folder / path).stat().st_size != size for path, (_, size) in wanted.items()):
-            return False
-        if any(sha256_file(folder / path) != digest for path, (digest, _) in wanted.items()):
-            return False
-        if made.adapter_json is not None:
-            return True
-        from adapterhub.manifest import describe
-
-        return describe.settle(folder, wanted)[1] == read_bytes(folder / ADAPTER_JSON)
-    except (AdapterhubError, OSError):
+        return source.manifest(digest).digest == digest
+    except NotFoundError:
         return False
 
 
@@ -230,16 +230,21 @@ def _ages(folder: Path) -> list[float]:
     return [path.lstat().st_mtime for path in (folder, *folder.iterdir())]
 
 
-def _fill(folder: Path, made: Manifest, waiting: Path) -> None:
-    """Give the received files their names in `folder`, and check it as a push does."""
-    last = {layer.digest: layer.path for layer in made.layers}
+def _fill(folder: Path, made: Manifest, waiting: Path, there: Present | None, kept: set[str]) -> None:
+    """Give the received files their names in `folder`, add those of `there` that are kept, and check it as a push does."""
+    received = [layer for layer in made.layers if layer.path not in kept]
+    last = {layer.digest: layer.path for layer in received}
     for layer in made.layers:
         path = folder / layer.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if last[layer.digest] == layer.path:
+        if there is not None and layer.path in kept:
+            there.keep(layer.path, path)
+        elif last[layer.digest] == layer.path:
             os.replace(_part(waiting, layer), path)
         else:
             shutil.copyfile(_part(waiting, layer), path)
+    if there is not None:
+        there.check_unchanged()
     listing(folder, strict=True)
     from adapterhub.manifest import describe  # needs numpy
 

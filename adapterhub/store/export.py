@@ -11,20 +11,35 @@ from pathlib import Path
 
 from adapterhub.digest import copy_hashing
 from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.manifest.present import Present
 from adapterhub_converters.errors import IntegrityError
 
 from .store import More, Progress, Store, counter, local_errors
 
 
-def export(store: Store, layers: Sequence[Descriptor], folder: Path, progress: Progress | None = None) -> None:
-    """Write the files of a version into `folder`, which must be new and the caller's own.
+def export(
+    store: Store,
+    layers: Sequence[Descriptor],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    there: Present | None = None,
+) -> None:
+    """Write the files of a version into `folder`, which must be new and the caller's own; those that are `there` are kept.
 
     `progress` is called with bytes written and total bytes. Raises IntegrityError for a missing or damaged blob.
     """
     more = counter(progress, sum(layer.size for layer in layers))
     for layer in layers:
-        with store.open_blob(layer.digest) as blob:
-            write_layer(folder, layer, blob, more)
+        if there is not None and there.has(layer):
+            there.keep(layer.path, folder / layer.path)
+            if more:
+                more(layer.size)
+        else:
+            with store.open_blob(layer.digest) as blob:
+                write_layer(folder, layer, blob, more)
+    if there is not None:
+        there.check_unchanged()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def run(
     force: bool = False,
     start: InitialAdapter | None = None,
     cache: Path | None = None,
+    replace: bool = False,
 ) -> Result:
     """Train the adapter that `config` describes into the folder `out`, which is written whole or not at all.
 
@@ -84,9 +85,9 @@ def run(
     with distributed.joined():
         report = on_event if on_event and distributed.first() else lambda _: None
         if not distributed.first():
-            return train(config, out, report, force=force, start=start, cache=cache)
+            return train(config, out, report, force=force, start=start, cache=cache, replace=replace)
         with tracking.tracked(config, out, report) as tracked:
-            return train(config, out, tracked, force=force, start=start, cache=cache)
+            return train(config, out, tracked, force=force, start=start, cache=cache, replace=replace)
 
 
 def evaluate(

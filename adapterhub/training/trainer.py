@@ -33,9 +33,10 @@ def train(
     force: bool = False,
     start: InitialAdapter | None = None,
     cache: Path | None = None,
+    replace: bool = False,
 ) -> Result:
     """Train in this process; arguments, result and errors are those of `adapterhub.training.run`."""
-    atomic.check_free(out)
+    atomic.check_free(out, replace=replace)
     finish.check_place(out)
     device = devices.chosen(config.base.device)
     on_event = meter = Meter(on_event)
@@ -73,7 +74,7 @@ def train(
         state = _run(config, base, train_set.rows, heldout, path=path, run_id=run_id, steps=steps, on_event=on_event)
         distributed.wait()
         if distributed.first():
-            finish.finish(config, spec, base, state, record=record, out=out, parents=parents)
+            finish.finish(config, spec, base, state, record=record, out=out, parents=parents, replace=replace)
         report = meter.report(settled, spec, device)
     if distributed.first():
         path.unlink(missing_ok=True)

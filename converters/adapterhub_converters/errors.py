@@ -69,8 +69,8 @@ class ParameterError(UsageError):
 class OutputExistsError(UsageError):
     """The output exists already; nothing is overwritten."""
 
-    def __init__(self, where: str) -> None:
-        super().__init__(where, "already exists", "Name another, or remove it first")
+    def __init__(self, where: str, what: str = "already exists", hint: str = "Name another, or remove it first") -> None:
+        super().__init__(where, what, hint)
 
 
 class NotFoundError(AdapterhubError):

@@ -208,3 +208,17 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     assert found.training is not None
     assert (found.license, found.base.quantization, found.training.data) == ("MIT", "nf4", (TrainingData(license="CC0"),))
     assert raw == (folder / "adapter.json").read_bytes()
+
+
+def test_the_card_declares_what_nothing_else_does(make: Make) -> None:
+    folder = make()
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ndescription: Writes SQL.\n---\n# SQL\n")
+    made = describe.settle(folder)[0]
+    assert (made.license, made.description) == ("apache-2.0", "Writes SQL.")
+    (folder / "adapter.toml").write_text('license = "MIT"\n')
+    made, raw = describe.settle(folder)
+    assert (made.license, made.description) == ("MIT", "Writes SQL.")
+    (folder / "adapter.toml").unlink()
+    (folder / "adapter.json").write_bytes(raw)
+    (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    assert describe.settle(folder)[0].license == "MIT"  # what adapter.json has takes precedence

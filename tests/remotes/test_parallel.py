@@ -442,7 +442,7 @@ def test_a_pull_of_existing_files_sends_one_request_and_reports_it(run: Run, hos
             path = tmp_path / "out" / change
             before = path.read_bytes() if path.exists() else None
             path.write_bytes(b"x" * len(before or b"x"))
-            assert "already exists" in run(*words, code=2).stderr
+            assert f"{change} (" in run(*words, code=2).stderr
             assert path.read_bytes() == b"x" * len(before or b"x")
             path.write_bytes(before) if before else path.unlink()
         run(*words)

@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import inputs, output, remotes
 from adapterhub.cli.environment import complete_ref, open_registry
-from adapterhub.cli.options import Settings, command, output_option
+from adapterhub.cli.options import Settings, command, output_option, replace_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import UsageError
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 )
 @click.argument("refs", metavar="REF…", nargs=-1, required=True, shell_complete=complete_ref)
 @output_option("a .tar, or else a folder.", required=True)
+@replace_option
 @click.option("--with-parents", is_flag=True, help="Include the parents that are in the registry, and theirs.")
 @click.pass_obj
-def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents: bool) -> None:
+def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool, with_parents: bool) -> None:
     """Export versions to one OCI image layout, every byte verified: a reproducible .tar, or a folder.
 
     REF is a version in this registry, or an address. Each keeps its name: `pull REF --from OUT` finds it, and so do skopeo
@@ -42,11 +43,11 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, with_parents:
     from adapterhub.remotes.layouts import bundle as layout_bundle
 
     archived = out.lower().endswith(".tar")
-    atomic.check_free(Path(out), folder=not archived)
+    atomic.check_free(Path(out), folder=not archived, replace=replace)
     with ExitStack() as stack:
         items, missing = _items(settings, refs, stack, with_parents=with_parents)
         with bytes_bar("bundling") as show:
-            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show)
+            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show, replace=replace)
     for digest in missing:
         output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]

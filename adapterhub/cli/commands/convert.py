@@ -18,6 +18,7 @@ from adapterhub.cli.options import (
     loss_options,
     model_option,
     rank_option,
+    replace_option,
     rslora_option,
     to_option,
 )
@@ -44,6 +45,7 @@ from adapterhub_converters.errors import UsageError
 @rslora_option
 @click.option("--unsafe-pickle", is_flag=True, help="Load a pickle, in a separate process with limits (needs torch).")
 @model_option
+@replace_option
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
 @click.pass_obj
 def convert(
@@ -61,15 +63,16 @@ def convert(
     rslora: bool,
     unsafe_pickle: bool,
     model: str | None,
+    replace: bool,
     verbose: bool,
 ) -> None:
     """Convert an adapter to another format, and report the loss of every tensor.
 
-    SRC is a folder, a file or a ref; DST must not exist, and appears whole or not at all. What the format cannot express is
-    refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and replaced weights as plain LoRA and
-    reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows, magnitudes, copies, or
-    names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a Hugging Face folder, and
-    `--to gguf` a whole Hugging Face model into a GGUF.
+    SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. What the
+    format cannot express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights
+    as plain LoRA and reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
+    magnitudes, copies, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a
+    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF.
     """
     from adapterhub_converters import bases
 
@@ -79,7 +82,7 @@ def convert(
         given = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
         if given:
             raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
-        _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype)
+        _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype, replace=replace)
         return
     from adapterhub import api
 
@@ -97,6 +100,7 @@ def convert(
         rslora=rslora,
         unsafe_pickle=unsafe_pickle,
         model=model,
+        replace=replace,
         workspace=workspace(settings),
     )
     runs = runtime_commands.of_adapter(style, Path(target), spec)
@@ -111,10 +115,12 @@ def convert(
     output.emit(document, as_json=settings.as_json, text=text)
 
 
-def _convert_model(settings: Settings, source: str, target: str, style: Literal["gguf", "hf"], dtype: str) -> None:
+def _convert_model(
+    settings: Settings, source: str, target: str, style: Literal["gguf", "hf"], dtype: str, *, replace: bool
+) -> None:
     from adapterhub.base_models import convert_model
 
-    made = convert_model(source, target, to=style, dtype=dtype, workspace=workspace(settings))
+    made = convert_model(source, target, to=style, dtype=dtype, replace=replace, workspace=workspace(settings))
     runs = runtime_commands.of_model(style, Path(target))
     document: dict[str, object] = {"source": source, "target": target, "format": style, "run": runs}
     report = made.report

@@ -10,7 +10,16 @@ import click
 from adapterhub import combining
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
-from adapterhub.cli.options import Settings, command, dtype_option, energy_option, max_rank_option, output_option, rank_option
+from adapterhub.cli.options import (
+    Settings,
+    command,
+    dtype_option,
+    energy_option,
+    max_rank_option,
+    output_option,
+    rank_option,
+    replace_option,
+)
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
@@ -28,7 +37,8 @@ _SHOWN = 12  # rows of a table
 )
 @click.argument("base", metavar="BASE")
 @click.argument("tuned", metavar="FINETUNED")
-@output_option("new folder for the adapter, or a ref to push it to.", required=True)
+@output_option("folder for the adapter, or a ref to push it to.", required=True)
+@replace_option
 @rank_option("every module.")
 @energy_option
 @max_rank_option("the limit of --energy. [default: 256]", default=256)
@@ -41,6 +51,7 @@ def extract(
     base: str,
     tuned: str,
     out: str,
+    replace: bool,
     rank: int | None,
     energy: float | None,
     max_rank: int,
@@ -59,7 +70,7 @@ def extract(
     folder, other = inputs.weights(base, settings), inputs.weights(tuned, settings)
     wanted = Wanted(rank, energy, max_rank, rest, dtype.upper())
     target = combining.destination(out)
-    adapter, report, version = combining.extract(folder, other, target, wanted, workspace(settings))
+    adapter, report, version = combining.extract(folder, other, target, wanted, workspace(settings), replace=replace)
     out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))

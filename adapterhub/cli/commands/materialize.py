@@ -6,7 +6,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry, workspace
-from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option
+from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
 from adapterhub.cli.views import recipes as view
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -21,7 +21,8 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     adapterhub materialize qwen3-sql -o ./qwen3-sql""",
 )
 @click.argument("source", metavar="[NAME|FILE]", required=False)
-@output_option("new folder or .gguf. [default: the recipe's name]")
+@output_option("folder or .gguf. [default: the recipe's name]")
+@replace_option
 @base_option("its path. [default: the path in the recipe]")
 @click.option("--list", "listed", is_flag=True, help="List the recipes in the registry.")
 @click.option("--remove", is_flag=True, help="Remove the recipe NAME from the registry.")
@@ -32,6 +33,7 @@ def materialize(
     *,
     source: str | None,
     out: str | None,
+    replace: bool,
     base: str | None,
     adapters: tuple[str, ...],
     listed: bool,
@@ -53,7 +55,7 @@ def materialize(
         return 0
     from adapterhub import materializing
 
-    made = materializing.materialize(source, out, workspace(settings), base=base, adapters=adapters)
+    made = materializing.materialize(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
     text = "\n".join(view.materialized_lines(made))
     output.emit(view.materialized_document(made), as_json=settings.as_json, text=lambda: output.write(text))
     return 1 if made.differences else 0

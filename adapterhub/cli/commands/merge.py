@@ -24,6 +24,7 @@ from adapterhub.cli.options import (
     output_option,
     plot_option,
     rank_option,
+    replace_option,
     weights_option,
 )
 from adapterhub.cli.views import merged
@@ -101,7 +102,8 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
     adapterhub merge --method list""",
 )
 @click.argument("source", metavar="SRC...", nargs=-1)
-@output_option("new folder or .gguf, or a ref to push to: namespace/name or namespace/name:tag.")
+@output_option("folder or .gguf, or a ref to push to: namespace/name or namespace/name:tag.")
+@replace_option
 @click.option("--into", "base", metavar="BASE", help="Merge into this model, a Hugging Face folder or a GGUF file.")
 @weights_option
 @click.option(
@@ -127,6 +129,7 @@ def merge(
     *,
     source: tuple[str, ...],
     out: str | None,
+    replace: bool,
     base: str | None,
     weights: str | None,
     about: str | None,
@@ -160,11 +163,11 @@ def merge(
     with ExitStack() as stack:
         if base:
             found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-            merge_into.run(settings, found, factors, (base, out), into)
+            merge_into.run(settings, found, factors, (base, out), into, replace=replace)
             return
         target = combining.destination(out)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-        merge_adapters.into_adapter(settings, found, factors, target, _recipe(asked), plot=asked.get("plot"))
+        merge_adapters.into_adapter(settings, found, factors, target, _recipe(asked), plot=asked.get("plot"), replace=replace)
 
 
 def _recipe(asked: Mapping[str, Any]) -> Recipe:

@@ -17,6 +17,7 @@ from adapterhub.cli.options import (
     conversion_options,
     model_option,
     output_option,
+    replace_option,
     transfer_options,
 )
 from adapterhub.cli.publish import converted, pulled
@@ -49,6 +50,7 @@ _NETWORK = ("http://", "https://", "hf://")
 @click.option("--locked", is_flag=True, help="Pull the digests in adapters.lock: REF, or all of them into OUT.")
 @click.option("--from", "bundled", metavar="SRC", help="Source: a bundle (a .tar or a folder) instead of a registry.")
 @click.option("--offline", is_flag=True, help="Use no network; refused where REF or BASE needs one.")
+@replace_option
 @conversion_options("ollama")
 @model_option
 @transfer_options
@@ -64,14 +66,17 @@ def pull(
     locked: bool,
     bundled: str | None,
     offline: bool,
+    replace: bool,
     conversion: Conversion | None,
     model: str | None,
 ) -> None:
-    """Write the files of a version into a new folder: every byte verified, all of them or none.
+    """Write the files of a version into a folder: every byte verified, all of them or none.
+
+    A folder that has another version, unmodified, is updated: the new version replaces it in one step, and files that both
+    have are left untouched. A folder with changes of your own is refused, with the names of the files; --replace discards them.
 
     --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
-    An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes. Files that already match are left
-    untouched.
+    An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """
     from adapterhub.remotes.location import is_address
 
@@ -79,7 +84,7 @@ def pull(
         raise UsageError("--model", "is for --to ollama", "Leave it out")
     if locked or ref is None:
         alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
-        _all_locked(settings, ref, out, locked=locked, alone=alone)
+        _all_locked(settings, ref, out, locked=locked, alone=alone, replace=replace)
         return
     address = at_remote(ref, remote)
     if bundled or offline:
@@ -103,6 +108,7 @@ def pull(
             base=spec,
             model=_model(conversion, model, spec.where if spec else None),
             name=called.partition("@")[0].partition(":")[0] if called else None,
+            replace=replace,
         )
     if lock and made.version is not None:
         locks.keep_version(settings, ref, made.version)
@@ -153,7 +159,7 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
-def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool) -> None:
+def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool, replace: bool) -> None:
     """Pull what the lock file records: all of it below a folder, or one version. `alone`: no option that contradicts it."""
     from adapterhub.project import lockfile
 
@@ -177,7 +183,7 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for one, target in wanted:
-        new = locking.pull(one, target, workspace(settings), environment.lock_file())
+        new = locking.pull(one, target, workspace(settings), environment.lock_file(), replace=replace)
         documents.append({"name": one.name, **one.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {one.name}@{output.digest(one.digest)}, {output.size(one.size)}, verified"

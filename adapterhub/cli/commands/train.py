@@ -12,7 +12,15 @@ import click
 from adapterhub import sharing
 from adapterhub.cli import errors, output
 from adapterhub.cli.environment import shorten_waits_of_torch, workspace
-from adapterhub.cli.options import Settings, command, dry_run_option, explain_option, force_option, output_option
+from adapterhub.cli.options import (
+    Settings,
+    command,
+    dry_run_option,
+    explain_option,
+    force_option,
+    output_option,
+    replace_option,
+)
 from adapterhub.cli.publish import published
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
@@ -30,7 +38,8 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
 @click.argument("config", metavar="[CONFIG]", required=False)
-@output_option("new folder for the adapter. [default: CONFIG without .toml]")
+@output_option("folder for the adapter. [default: CONFIG without .toml]")
+@replace_option
 @dry_run_option
 @force_option("start even if free memory does not suffice.")
 @click.option(
@@ -53,6 +62,7 @@ def train(
     *,
     config: str | None,
     out: str | None,
+    replace: bool,
     dry_run: bool,
     force: bool,
     new: str | None,
@@ -83,7 +93,9 @@ def train(
         sharing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(read) as screen:
-        result = learning.train(read, target, on_event=screen.show, start=start, force=force, workspace=workspace(settings))
+        result = learning.train(
+            read, target, on_event=screen.show, start=start, force=force, replace=replace, workspace=workspace(settings)
+        )
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
         return 0  # only the first of several processes reports
     document = view.document(result, screen.ready)

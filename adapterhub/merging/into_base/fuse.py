@@ -8,8 +8,9 @@ its sums).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -91,8 +92,8 @@ class Merge:
     _files: Callable[[Path], Sequence[OutFile]]
     _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
 
-    def write(self, out: Path, progress: Progress | None = None) -> FuseReport:
-        """Write the result to `out`, which appears complete or not at all.
+    def write(self, out: Path, progress: Progress | None = None, *, replace: bool = False) -> FuseReport:
+        """Write the result to `out`, which appears complete or not at all; a model there is replaced only with `replace`.
 
         Raises:
             OutputExistsError: `out` exists.
@@ -105,14 +106,14 @@ class Merge:
         several = not self.single and len(self._files(out)) > 1
         job = self._job() if several else ""
         left = None if self.single else resume.left_over(out, job)
-        with self.base, atomic.whole(out, folder=not self.single) as inside:
+        with self.base, atomic.whole(out, folder=not self.single, replace=replace) as inside:
             files = self._files(inside)
             if several:
                 self._write_resumable(run, files, resume.Finished(job, inside), left)
             else:
                 self._write_side_files(inside)
                 run.write(files, inside.parent if self.single else inside, self.base.opened)
-        return replace(self.report, out=out)
+        return dataclasses.replace(self.report, out=out)
 
     def _write_resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
         """Take over the files that an interrupted run finished, and write the others; when interrupted, keep those that are
@@ -185,7 +186,7 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
     files, texts = folder_files(folder, written, options)
     changes = estimate_all(files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in seen})
     tensors = len(folder.weights) + len(steps.added)
-    report = replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
+    report = dataclasses.replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
     texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
 
     def write_side_files(target: Path) -> None:
@@ -212,7 +213,7 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Mer
     changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, own)
     files = model.files(Path("out.gguf"))
     report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
-    report = replace(report, touched_size=sum(made.size for made in model.changed))
+    report = dataclasses.replace(report, touched_size=sum(made.size for made in model.changed))
     return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
 
 

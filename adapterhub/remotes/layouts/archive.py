@@ -206,9 +206,11 @@ def write(
     blobs: Iterable[Descriptor],
     openers: Mapping[Digest, Opener],
     more: More | None = None,
+    *,
+    replace: bool = False,
 ) -> None:
-    """Write a tar of a layout at `out`, which must not exist, completely or not at all; IntegrityError for wrong bytes."""
-    with atomic.whole(out, folder=False) as path, open(path, "xb", buffering=0) as file:
+    """Write a tar of a layout at `out`, completely or not at all; IntegrityError for wrong bytes. `replace` as in `whole`."""
+    with atomic.whole(out, folder=False, replace=replace) as path, open(path, "xb", buffering=0) as file:
         for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
             _all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
         for blob in sorted(blobs, key=lambda blob: blob.digest):

@@ -40,8 +40,11 @@ class Item:
     name: str | None
 
 
-def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None) -> int:
-    """Write a layout with these versions, a tar or a folder, completely or not at all; return the bytes of its blobs."""
+def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None, replace: bool = False) -> int:
+    """Write a layout with these versions, a tar or a folder, completely or not at all; return the bytes of its blobs.
+
+    A layout that is there is replaced only with `replace`.
+    """
     entries = _entries(items)
     blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
     total, done = sum(blob.size for blob, _ in blobs.values()), 0
@@ -58,9 +61,9 @@ def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progre
         for item in items:
             everything[item.made.digest] = Descriptor("", item.made.digest, len(item.made.raw))
             openers[item.made.digest] = partial(_in_memory, item.made.raw)
-        archive.write(out, entries, everything.values(), openers, more)
+        archive.write(out, entries, everything.values(), openers, more, replace=replace)
         return total
-    with atomic.whole(out) as folder, LayoutFolder(folder, str(out)) as target:
+    with atomic.whole(out, replace=replace) as folder, LayoutFolder(folder, str(out)) as target:
         for blob, source in blobs.values():
             target.put_blob(blob, source)
             more(blob.size)

@@ -47,10 +47,14 @@ def finish(
     record: Mapping[str, Any],
     out: Path,
     parents: Sequence[Mapping[str, Any]] = (),
+    replace: bool = False,
 ) -> None:
-    """Write the folder `out`, whole or not at all; `record` is the training in adapter.json, without its metrics."""
+    """Write the folder `out`, whole or not at all, in place of an adapter with `replace`.
+
+    `record` is the training in adapter.json, without its metrics.
+    """
     training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state)}, "curve": curve(state)}
-    with atomic.whole(out) as folder:
+    with atomic.whole(out, replace=replace) as folder:
         peft.write(adapters.trained_adapter(config, base), folder)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")

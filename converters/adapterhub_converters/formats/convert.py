@@ -85,6 +85,7 @@ def convert(
     unsafe_pickle: bool = False,
     dtype: str = "source",
     model: str | None = None,
+    replace: bool = False,
 ) -> LossReport:
     """Write the adapter `src` in the format `to` as `dst`.
 
@@ -102,6 +103,7 @@ def convert(
         unsafe_pickle: Whether `src` may be a pickle.
         dtype: The type to store tensors as: `source`, or another of the format's `dtypes`.
         model: Ollama's name of the base, for `ollama` alone.
+        replace: An earlier output at `dst` may be replaced.
 
     Returns:
         What became of each tensor.
@@ -115,7 +117,7 @@ def convert(
     if to in PACKAGES:
         named, name = ollama.check(model), ollama.adapter_name(dst)
         base = base or base_from_manifest(src)
-        with atomic.whole(dst) as folder:
+        with atomic.whole(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
                 unsafe_pickle=unsafe_pickle, dtype=dtype,
@@ -132,7 +134,7 @@ def convert(
     with _opened(src, unsafe_pickle=unsafe_pickle) as source:
         own = find(sniff(source))
         read_own = functools.partial(_read, own, base=base, alpha=alpha, rslora=rslora)
-        with atomic.whole(dst, folder=row.folder) as temporary:
+        with atomic.whole(dst, folder=row.folder, replace=replace) as temporary:
             if own == row and dtype == "source":
                 return _copied(row, source.path, temporary, read_own)
             adapter = read_own(source.path)

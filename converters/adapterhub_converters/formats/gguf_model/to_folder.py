@@ -55,15 +55,16 @@ class GGUFBase:
         return value
 
 
-def to_hf(gguf: Path, out: Path) -> None:
+def to_hf(gguf: Path, out: Path, *, replace: bool = False) -> None:
     """Write the base in `gguf` as the folder `out`: config, weights in bf16, tokenizer and chat template.
 
-    `out` appears whole or not at all, and must not exist or be empty. Memory is bounded by one tensor in float32.
+    `out` appears whole or not at all, and must not exist or be empty, unless it is a model to `replace`. Memory is bounded by
+    one tensor in float32.
     Raises RefusedError for an unsupported architecture, tensor, or pre-tokenizer.
     """
-    atomic.check_free(out)
+    atomic.check_free(out, replace=replace)
     with GGUFFile(gguf) as file:
-        _write(GGUFBase(str(gguf), file), out)
+        _write(GGUFBase(str(gguf), file), out, replace=replace)
 
 
 def documents(base: GGUFBase) -> dict[str, str]:
@@ -75,9 +76,9 @@ def documents(base: GGUFBase) -> dict[str, str]:
     }
 
 
-def _write(base: GGUFBase, out: Path) -> None:
+def _write(base: GGUFBase, out: Path, *, replace: bool) -> None:
     texts = documents(base)
-    with atomic.whole(out) as folder:
+    with atomic.whole(out, replace=replace) as folder:
         for name, text in texts.items():
             json_file.write_text(folder / name, text)
         _write_weights(base, folder / "model.safetensors")

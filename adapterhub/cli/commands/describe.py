@@ -1,0 +1,111 @@
+"""`adapterhub describe`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import workspace
+from adapterhub.cli.options import Settings, base_option, command, dry_run_option
+from adapterhub_converters.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.describing import Change, Described
+
+_SHOWN = 60  # characters of a value
+
+
+@command(
+    "describe",
+    example="""
+    adapterhub describe ./sql --base ./Qwen3-0.6B
+    adapterhub describe ./sql --license Apache-2.0 --description "Turns questions into SQLite."
+    adapterhub describe ./sql --set base.repo=Qwen/Qwen3-0.6B --dry-run""",
+)
+@click.argument("folder", metavar="DIR")
+@base_option("pin it as the model the adapter was trained on; read from its headers.")
+@click.option("--license", metavar="SPDX", help="License of the adapter, like Apache-2.0.")
+@click.option("--description", metavar="TEXT", help="What the adapter is for, in one paragraph.")
+@click.option("--name", metavar="NAME", help="Name of the adapter.")
+@click.option("--task", metavar="TASK", help="Task as PEFT names it, like CAUSAL_LM.")
+@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="Declare another key of adapter.toml; repeatable.")
+@dry_run_option
+@click.pass_obj
+def describe(
+    settings: Settings,
+    /,
+    *,
+    folder: str,
+    base: str | None,
+    pairs: tuple[str, ...],
+    dry_run: bool,
+    **declared: str | None,
+) -> None:
+    """Write or renew the adapter.json in DIR, in place, and show what changed.
+
+    Digests of edited files are recorded anew; the record of a training or a merge is kept. --base pins the base model, so that
+    `adapterhub validate --base` recognizes it; a base that the adapter does not fit is refused. Weights that changed are
+    refused, as the record is not theirs.
+    """
+    from adapterhub import describing
+
+    facts: dict[str, Any] = {key: value for key, value in declared.items() if value is not None}
+    for pair in pairs:
+        _put(facts, pair)
+    spec = inputs.read_base(base, settings) if base else None
+    made = describing.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
+    document = {
+        "path": str(made.path),
+        "new": made.new,
+        "written": made.written,
+        "changes": [asdict(change) for change in made.changes],
+        "manifest": made.manifest.to_dict(),
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(made))
+
+
+def _put(facts: dict[str, Any], pair: str) -> None:
+    """Put the value of `a.b=value` into nested tables: JSON where it is some, else text."""
+    key, equals, text = pair.partition("=")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > 8:
+        raise UsageError("--set", f"{pair[:80]!r} is not KEY=VALUE", "Write it like base.repo=Qwen/Qwen3-0.6B")
+    for part in parts[:-1]:
+        facts = facts.setdefault(part, {})
+        if not isinstance(facts, dict):
+            raise UsageError("--set", f"{key[:80]} is set twice", "Leave one out")
+    facts[parts[-1]] = _value(text)
+
+
+def _value(text: str) -> Any:
+    from adapterhub_converters.containers import json_file
+
+    try:
+        return json_file.parse_object(f'{{"value": {text}}}', "--set")["value"]
+    except FormatError:
+        return text
+
+
+def _text(made: Described) -> None:
+    if not made.changes:
+        output.write(f"{made.path}: up to date")
+        return
+    verb = ("wrote" if made.new else "renewed") if made.written else "would write" if made.new else "would renew"
+    output.write(f"{verb} {made.path}")
+    for change in made.changes:
+        if not made.new or change.new not in (None, [], {}, ""):
+            output.write(output.one_line(f"  {change.key}: {_shown(change, made.new)}"))
+
+
+def _shown(change: Change, new: bool) -> str:
+    return _short(change.new) if new else f"{_short(change.old)} -> {_short(change.new)}"
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = output.digest(text) if text.startswith("sha256:") else text
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,0 +1,81 @@
+"""`adapterhub push` of a folder as a trainer left it, and as somebody edited it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import AdapterManifest, Training
+from tests.conftest import Run
+from tests.manifest.test_package_files import LEFT_OUT, PACKAGED, fill
+from tests.support.adapters import Make
+
+
+@pytest.fixture
+def trained(make: Make) -> Path:
+    """An adapter with the record of a training."""
+    folder = make("sql")
+    describe.describe(folder, training=Training(seed=7, metrics={"heldout_loss": 1.5})).write(folder)
+    return folder
+
+
+def pulled(run: Run, ref: str, folder: Path) -> AdapterManifest:
+    run("pull", ref, "-o", folder)
+    return AdapterManifest.parse((folder / "adapter.json").read_bytes(), "")
+
+
+def test_a_folder_of_a_trainer_is_pushed_with_one_note(run: Run, make: Make, tmp_path: Path) -> None:
+    fill(make("sql"))
+    done = run("push", "sql", "team/sql")
+    (note,) = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert note.startswith("left out: .gitattributes, checkpoint-10/, ")
+    assert note.endswith(" and 3 more")
+    run("pull", "team/sql", "-o", "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*PACKAGED, "adapter.json"}
+
+
+def test_validate_says_what_push_will_leave_out_and_refuse(run: Run, make: Make) -> None:
+    folder = fill(make("sql"))
+    report = json.loads(run("validate", "sql", "--json").stdout)
+    assert "left-out" in json.dumps(report)
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x02pickled")
+    assert "not-packaged" in run("validate", "sql", code=None).stdout
+    assert "a pickle can run code" in run("push", "sql", "team/sql", code=6).stderr
+    assert "a pickle can run code" in run("push", "sql", "team/sql", "--force", code=6).stderr
+    run("push", "sql", "team/sql", "--exclude", "*.bin")
+    assert len(LEFT_OUT) > 6
+
+
+def test_an_edited_card_keeps_the_record_of_the_training(run: Run, trained: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/sql")
+    (trained / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (trained / "tokenizer.json").write_text("{}")
+    assert "wrong" not in run("validate", "sql").stdout
+    run("push", "sql", "team/sql")
+    made = pulled(run, "team/sql:v2", tmp_path / "out")
+    assert made.training == Training(seed=7, metrics={"heldout_loss": 1.5})
+    assert made.license == "mit"
+    assert {"README.md", "tokenizer.json"} <= {entry.path for entry in made.files}
+    assert run("search", "--license", "mit").stdout.count("team/sql:v2") == 1
+    assert json.loads(run("show", "team/sql:v2", "--json").stdout)["manifest"]["license"] == "mit"
+
+
+def test_changed_weights_need_force_and_lose_the_record_with_a_word(
+    run: Run, trained: Path, make: Make, tmp_path: Path
+) -> None:
+    other = make("other", 3)
+    (trained / "adapter_model.safetensors").write_bytes((other / "adapter_model.safetensors").read_bytes())
+    assert "files-changed" in run("push", "sql", "team/sql", code=6).stderr
+    done = run("push", "sql", "team/sql", "--force")
+    assert "files-changed" in done.stderr
+    assert "record" in done.stderr
+    assert pulled(run, "team/sql", tmp_path / "out").training is None
+
+
+def test_force_is_offered_only_where_it_works(run: Run, make: Make) -> None:
+    folder = make("sql")
+    (folder / "adapter_config.json").write_text("not JSON")
+    assert "--force" not in run("push", "sql", "team/sql", code=None).stderr
