@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub_converters import linear
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
@@ -84,6 +85,9 @@ def _policy(document: _Checked, path: Path) -> Policy:
         value = rules.get(key, [])
         right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
         document.check(right and (value or key not in rules), "policy", key, "is not a list of strings")
+        short = len(value) <= MAX_PATTERNS and all(len(item) <= MAX_PATTERN for item in value)
+        limits = f"is not a list of at most {MAX_PATTERNS} strings of at most {MAX_PATTERN} characters"
+        document.check(short, "policy", key, limits)
         lists[key] = tuple(value)
     return Policy(str(path), rank, base, lists["licenses"], lists["allow"])
 
