@@ -370,3 +370,14 @@ def test_a_limit_keeps_some_problems_of_each_code_and_the_number_of_all(tmp_path
     assert {name: verdict.verdict for name, verdict in limited.verdicts.items()} == {
         name: verdict.verdict for name, verdict in whole.verdicts.items()
     }
+
+
+@pytest.mark.parametrize("name", ["a", "adapter"])
+def test_a_file_keeps_its_name_though_the_name_of_its_folder_begins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    adapter(tmp_path / name, pairs(2))
+    (tmp_path / name / "adapter_model.safetensors").write_bytes(b'\7\0\0\0\0\0\0\0{"x":1}')
+    monkeypatch.chdir(tmp_path)
+    problems = checks.check(Path(name)).problems
+    assert [problem.file for problem in problems if problem.code == "malformed"] == ["adapter_model.safetensors"]
