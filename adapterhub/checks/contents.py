@@ -287,7 +287,9 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     if code is None:
         raise error
     code = error.code if error.code == "whole-model" else code
-    where = error.where.removeprefix(str(path)).lstrip("/\\")
+    # A folder named "adapter" is no part of "adapter_model.safetensors".
+    folder, inside = error.where[: len(str(path))], error.where[len(str(path)) :]
+    where = inside[1:] if folder == str(path) and inside[:1] in ("", "/", "\\") else error.where
     return Problem(code, where or path.name, "", error.what, error.hint, cause=error)
 
 

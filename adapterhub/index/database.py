@@ -30,6 +30,7 @@ APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/file
 VERSION = 9
 """`user_version` of a database with the current tables: the number of migrations."""
 _LOCK_SECONDS = 30
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that names another
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 256 << 20,  # bytes of a value; a chain of pages that is a circle has no end
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
@@ -58,8 +59,28 @@ def is_ours(path: Path) -> bool:
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Connect to a database file in a mode of SQLite's URIs (sqlite.org/uri.html): `ro`, `rw` or `rwc`."""
+    _check_journal(path)
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return _guarded(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS))
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a journal that names another file: SQLite would delete that one after it has rolled back.
+
+    Only a transaction over several databases writes such a name (sqlite.org/fileformat2.html, "The Rollback Journal"), and
+    there is none here.
+    """
+    journal = Path(f"{path}-journal")
+    try:
+        with open_regular(journal, follow=False) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - len(_SUPER_JOURNAL)))
+            names_another = file.read(len(_SUPER_JOURNAL)) == _SUPER_JOURNAL
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LocalIOError(str(journal), error.strerror or str(error)) from error
+    if names_another:
+        raise broken(path, "its journal names another file, which SQLite would delete")
 
 
 def connect_memory() -> sqlite3.Connection:

@@ -37,6 +37,9 @@ LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
 IGNORE_FILE = ".adapterhubignore"
 _MAX_IGNORE = 64 << 10  # bytes of an ignore file
+# Every pattern is tried on every file, and fnmatch looks for the end of every bracket to the end of the pattern.
+MAX_PATTERNS, MAX_PATTERN = 256, 256  # of a project's, and characters of one
+_MAX_PATH = 1024  # characters
 _CHECKPOINT = "checkpoint-"  # transformers' Trainer
 # A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
@@ -135,12 +138,14 @@ def survey(
     files: list[str] = []
     skipped: list[str] = []
     refused: list[tuple[str, str, str]] = []
-    found = list(_walk(folder, "", strict=strict))
+    found = sorted(_walk(folder, strict=strict))
     has_weights = any(is_weights(path) for path, _ in found)
     for path, mode in found:
         name = path.rpartition("/")[2]
         if name.startswith(".") or path in _OWN or not (chosen.takes(path) and ignored.takes(path)):
             skipped.append(path)
+        elif len(path) > _MAX_PATH:
+            refused.append((printable(path[:120]), f"a path of more than {_MAX_PATH} characters", "Move it out of the folder"))
         elif stat.S_ISDIR(mode):
             skipped.append(f"{path}/")
         elif not strict and stat.S_ISREG(mode) and _is_left_out(path, has_weights=has_weights):
@@ -159,7 +164,11 @@ def _ignored(folder: Path) -> tuple[str, ...]:
     except NotFoundError:
         return ()
     lines = (line.strip() for line in text.splitlines())
-    return tuple(line for line in lines if line and not line.startswith("#"))
+    patterns = tuple(line for line in lines if line and not line.startswith("#"))
+    if len(patterns) > MAX_PATTERNS or any(len(pattern) > MAX_PATTERN for pattern in patterns):
+        what = f"more than {MAX_PATTERNS} patterns, or one of more than {MAX_PATTERN} characters"
+        raise FormatError(f"{folder}/{IGNORE_FILE}", what, "Name folders instead of files")
+    return patterns
 
 
 def _is_left_out(path: str, *, has_weights: bool) -> bool:
@@ -170,27 +179,33 @@ def _is_left_out(path: str, *, has_weights: bool) -> bool:
     return not is_packaged(name)
 
 
-def _walk(folder: Path, prefix: str, *, strict: bool) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path, *, strict: bool) -> Iterator[tuple[str, int]]:
     """Relative path and mode of everything but folders. Links are not followed.
 
-    A dot-folder counts as one entry, and so does the folder of a checkpoint, unless `strict`.
+    A dot-folder counts as one entry, and so do a folder whose path is too long and, unless `strict`, that of a checkpoint.
     """
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        for name, mode in _scanned(folder, prefix):
+            path = prefix + name
+            checkpoint = not strict and name.startswith(_CHECKPOINT) and name[len(_CHECKPOINT) :].isdecimal()
+            if stat.S_ISDIR(mode) and not name.startswith(".") and not checkpoint and len(path) <= _MAX_PATH:
+                waiting.append(path + "/")
+            else:
+                yield path, mode
+
+
+def _scanned(folder: Path, prefix: str) -> list[tuple[str, int]]:
+    """Name and mode of what is in a folder."""
     try:
-        entries = sorted(os.scandir(folder / prefix), key=lambda entry: entry.name)
-        modes = [entry.stat(follow_symlinks=False).st_mode for entry in entries]
+        return [(entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in os.scandir(folder / prefix)]
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
     except FileNotFoundError as error:
         raise NotFoundError(str(folder / prefix), "no such folder") from error
     except OSError as error:
         raise LocalIOError(str(folder / prefix), error.strerror or str(error)) from error
-    for entry, mode in zip(entries, modes, strict=True):
-        path = prefix + entry.name
-        checkpoint = not strict and entry.name.startswith(_CHECKPOINT) and entry.name[len(_CHECKPOINT) :].isdecimal()
-        if stat.S_ISDIR(mode) and not entry.name.startswith(".") and not checkpoint:
-            yield from _walk(folder, path + "/", strict=strict)
-        else:
-            yield path, mode
 
 
 def _why_not(path: str, mode: int) -> tuple[str, str] | None:
@@ -267,7 +282,7 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     seen: dict[str, tuple[str, bool]] = {}
     for path in result:
         parts = path.split("/")
-        if len(path) > 1024 or not all(map(_safe, parts)):
+        if len(path) > _MAX_PATH or not all(map(_safe, parts)):
             raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
         if hides(path):
             what = f"file name '{printable(path[:120])}' has characters that nobody sees"

@@ -6,11 +6,12 @@ protocols.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from adapterhub.manifest.package_files import shortened
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ class Policy:
 
     def check_name(self, name: str) -> None:
         """RefusedError when `name`, of a ref or a whole address, matches no pattern of `allow`."""
-        if self.allow and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.allow):
-            raise RefusedError(name, f"not a name that {self.where} allows", f"allow = {list(self.allow)}", code=CODE)
+        if self.allow and not any(fnmatchcase(name, pattern) for pattern in self.allow):
+            raise RefusedError(
+                name,
+                f"not a name that {self.where} allows",
+                f"Allowed are {shortened(self.allow)}",
+                code=CODE,
+            )
 
     def check_manifest(self, manifest: AdapterManifest, where: str) -> None:
         """RefusedError with every requirement that an adapter.json does not meet; `where` is the name of the adapter."""

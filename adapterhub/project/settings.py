@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub_converters import linear
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
@@ -144,6 +145,9 @@ class _Checked:
         value = rules.get(key, [])
         right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
         self.check(right and (value or key not in rules), table, key, "is not a list of strings")
+        short = len(value) <= MAX_PATTERNS and all(len(item) <= MAX_PATTERN for item in value)
+        limits = f"is not a list of at most {MAX_PATTERNS} strings of at most {MAX_PATTERN} characters"
+        self.check(short, table, key, limits)
         return tuple(value)
 
     def count(self, table: str, key: str) -> int | None:

@@ -219,7 +219,7 @@ class RefLog:
         found = []
         with local_errors(self.root):
             for path in self._files.listed(self.root / "pending"):
-                # Its writer may have finished just now. An unreadable one is left for fsck to report.
-                with contextlib.suppress(FileNotFoundError, AdapterhubError):
+                # Its writer may have finished just now. An unreadable one, or a folder, is left for fsck to report.
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError, AdapterhubError):
                     found.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
         return found

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 # Default_Ignorable_Code_Point, and the empty pattern of Braille).
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Markup within a line, and what GitHub makes a link of.
-_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|^[#+>=-]|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
+# Markup within a line, where a _ inside a word is none, and what GitHub makes a link of: addresses, people, issues.
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+>=-]|#(?=[0-9])|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
 
 def hides(text: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -246,3 +248,33 @@ def test_a_database_cannot_load_attach_or_run_anything(root: Path, tmp_path: Pat
         pragmas = ("trusted_schema", "cell_size_check", "mmap_size", "foreign_keys")
         assert [db.execute(f"PRAGMA {pragma}").fetchone() for pragma in pragmas] == [(0,), (1,), (0,), (1,)]
     assert not (tmp_path / "other.db").exists()
+
+
+def journal_naming(database: Path, other: Path) -> bytes:
+    """A rollback journal without pages, as a transaction over several databases leaves it: its end names another journal."""
+    raw, name = database.read_bytes(), os.fsencode(other)
+    magic, page = bytes.fromhex("d9d505f920a163d7"), struct.unpack(">H", raw[16:18])[0] or 65536
+    head = (magic + struct.pack(">IIIII", 0, 0, len(raw) // page, 512, page)).ljust(512, b"\0")
+    checksum = sum(byte if byte < 128 else byte - 256 for byte in name) & 0xFFFFFFFF
+    return head + struct.pack(">I", 0x40000000 // page + 1) + name + struct.pack(">II", len(name), checksum) + magic
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_a_journal_that_names_a_file_of_the_user_s_has_it_deleted_by_no_command(
+    root: Path, run: Run, tmp_path: Path, make: Make, mode: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(root / "registry.db")) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+    for suffix in ("-wal", "-shm"):
+        (root / f"registry.db{suffix}").unlink(missing_ok=True)
+    adapter, victim, journal = make("mine", 9), tmp_path / "victim", root / "registry.db-journal"
+    victim.write_text("kept")
+    journal.write_bytes(journal_naming(root / "registry.db", victim))
+    for command in ("list", "show team/sql", f"push {adapter} team/new", "gc", "fsck", "info", "search x", "rm team/sql -y"):
+        done = run(*command.split(), cwd=root, code=None)
+        assert done.returncode in (1, 4), command
+        assert victim.read_text() == "kept", command
+    assert "its journal names another file" in run("list", cwd=root, code=4).stderr
+    run("fsck", "--rebuild-index", cwd=root, code=None)
+    assert victim.read_text() == "kept"
+    assert "team/sql:v3" in run("list", cwd=root).stdout

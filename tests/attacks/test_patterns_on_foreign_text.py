@@ -19,6 +19,7 @@ import pytest
 from adapterhub_converters import linear, patterns, yaml_lines
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.trainers import fused
+from tests.support.adapters import write_adapter
 from tests.support.folders import adapter, base, pairs
 from tests.support.hub_server import File, Hub, Repo
 
@@ -219,3 +220,22 @@ def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(
     command("copy", f"hub+{hub.url}/evil/a", "team/a")
     assert "team/a" in command("list").stdout
     command("fsck")
+
+
+@pytest.mark.parametrize("words", [("validate", "sql"), ("push", "sql", "team/sql")])
+@pytest.mark.parametrize("text", ["[" * 65_000, "*a\n" * 257])
+def test_an_ignore_file_of_patterns_without_bound_is_refused(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, words: tuple[str, ...], text: str
+) -> None:
+    write_adapter(tmp_path / "sql")
+    (tmp_path / "sql" / ".adapterhubignore").write_text(text)
+    assert "more than 256 patterns, or one of more than 256 characters" in command(*words, code=4).stderr
+
+
+@pytest.mark.parametrize("patterns", [["[" * N], ["a"] * 257])
+def test_a_policy_of_patterns_without_bound_is_refused(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, patterns: list[str]
+) -> None:
+    write_adapter(tmp_path / "sql")
+    (tmp_path / "adapterhub.toml").write_text(f"[policy]\nallow = {json.dumps(patterns)}\n")
+    assert "at most 256 characters" in command("push", "sql", "team/sql", code=2).stderr

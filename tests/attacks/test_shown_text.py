@@ -174,7 +174,21 @@ def test_what_is_no_command_is_not_changed() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["<script>x</script>", "[a](http://x)", "![a](b)", "`a`", "a | b", "**a**", "# a", "http://x.y", "www.x.y", "&lt;", "@a"],
+    [
+        "<script>x</script>",
+        "[a](http://x)",
+        "![a](b)",
+        "`a`",
+        "a | b",
+        "**a**",
+        "# a",
+        "http://x.y",
+        "www.x.y",
+        "&lt;",
+        "@a",
+        "_a_",
+        "__a__",
+    ],
 )
 def test_markdown_of_a_stranger_is_text(text: str) -> None:
     need_module("markdown_it")
@@ -183,6 +197,10 @@ def test_markdown_of_a_stranger_is_text(text: str) -> None:
     shown = MarkdownIt("commonmark", {"html": True}).render(f"x {display.markdown(text)} y")
     root = ET.fromstring(shown)
     assert (len(root), root.text) == (0, f"x {text} y")
+
+
+def test_markdown_refers_to_no_issue_and_keeps_the_names_of_modules() -> None:
+    assert display.markdown("fixes #12: self_attn.q_proj") == "fixes &#35;12: self_attn.q_proj"
 
 
 def test_html_of_a_stranger_is_text() -> None:

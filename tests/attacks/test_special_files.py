@@ -109,3 +109,9 @@ def test_a_pipe_of_the_shell_is_read_where_the_user_names_it(tmp_path: Path) -> 
     if not Path("/dev/stdin").is_file():
         with pytest.raises(RefusedError):
             open_file.read_bytes(tmp_path / "data.jsonl", pipe=True)
+
+
+@pytest.mark.parametrize("words", [("list",), ("log", "team/sql"), ("gc",), ("fsck",), ("tag", "team/sql:v1", "good")])
+def test_a_folder_in_the_place_of_an_unfinished_move_stops_no_command(run: Run, registry: Path, words: tuple[str, ...]) -> None:
+    (registry / ".adapterhub" / "pending" / "x.json").mkdir(parents=True)
+    run(*words, cwd=registry)

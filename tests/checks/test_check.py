@@ -398,3 +398,14 @@ def test_replaced_rows_of_a_tied_table_change_both_sides(tmp_path: Path) -> None
     rows = {"model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 8)}
     folder = adapter(tmp_path / "a", pairs(2) | rows, trainable_token_indices=[1, 2])
     assert codes(checks.check(folder, base=base(tmp_path / "b", tied=True))) == set()
+
+
+@pytest.mark.parametrize("name", ["a", "adapter"])
+def test_a_file_keeps_its_name_though_the_name_of_its_folder_begins_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    adapter(tmp_path / name, pairs(2))
+    (tmp_path / name / "adapter_model.safetensors").write_bytes(b'\7\0\0\0\0\0\0\0{"x":1}')
+    monkeypatch.chdir(tmp_path)
+    problems = checks.check(Path(name)).problems
+    assert [problem.file for problem in problems if problem.code == "malformed"] == ["adapter_model.safetensors"]
