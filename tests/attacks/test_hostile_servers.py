@@ -102,12 +102,16 @@ def test_an_object_store_that_never_ends_an_answer_is_one_line(run: Run, tmp_pat
 @pytest.mark.parametrize(
     "target",
     ["http://169.254.169.254/latest/meta-data", "http://[fd00:ec2::254]/x", "http://metadata.google.internal/x",
-     "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x", "http://100.100.100.200/x", "http://168.63.129.16/x"],
+     "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x", "http://100.100.100.200/x", "http://168.63.129.16/x",
+     "http://2852039166/x", "http://0xa9fea9fe/x", "http://169.254.43518/x"],
 )  # fmt: skip
 def test_nothing_leads_to_a_metadata_service(run: Run, make: Make, web: Web, target: str) -> None:
     web.rules["/m/config.json"] = lambda to: to.send(302, Location=target)
-    done = run("validate", make(), "--base", f"{web.url}/m", code=5)
+    with ForwardProxy() as proxy:  # which would look the name up itself
+        env = {"HTTP_PROXY": f"http://{proxy.address}", "http_proxy": f"http://{proxy.address}", "NO_PROXY": "", "no_proxy": ""}
+        done = run("validate", make(), "--base", f"{web.url}/m", env=env, code=5)
     one_line(done, "the server leads to", "link-local or metadata address")
+    assert proxy.seen == []
 
 
 @pytest.fixture
