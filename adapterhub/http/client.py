@@ -37,6 +37,7 @@ _PIECE = 1 << 16
 MAX_PAGES = 1000  # of one list
 _LONGEST_LIST = 300.0  # seconds for all pages of a list
 _MAX_LIST = 64_000_000  # bytes of them
+_REPEATED = {"docker-content-digest", "x-repo-commit"}  # headers that errors repeat
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 
@@ -347,7 +348,9 @@ class Client:
         while True:
             try:
                 found = self._connections.send(method, url, headers=sent, body=body, proxy=proxy, within=within)
-                return Body(found, url, where)
+                answer = Body(found, url, where)
+                answer.headers |= {key: self.unless_secret(answer.headers[key]) for key in _REPEATED & answer.headers.keys()}
+                return answer
             except FAILURES as error:
                 # A server may close an idle connection at any time, which is no failure; of a PATCH some may have arrived.
                 stale = any(isinstance(one, StaleError) for one in chain(error))

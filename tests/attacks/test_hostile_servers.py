@@ -253,3 +253,15 @@ def test_a_registry_may_not_have_an_upload_sent_to_a_metadata_service(run: Run, 
         server.before = elsewhere
         done = run("push", make(), f"oci://{server.address}/attacks/upload", code=5)
     one_line(done, "the server leads to 169.254.169.254")
+
+
+@pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Error-Message"])
+def test_a_header_cannot_put_a_token_into_an_error(run: Run, web: Web, header: str, tmp_path: Path) -> None:
+    token, commit = "hf_secret_secret", "a" * 40
+    page = f'{{"sha": "{commit}", "siblings": [{{"rfilename": "adapter.json"}}]}}'.encode()
+    web.rules["/api/models/team/sql/revision/main"] = lambda to: to.send(200, page)
+    status = 200 if header == "X-Repo-Commit" else 418
+    web.rules[f"/team/sql/resolve/{commit}/adapter.json"] = lambda to: to.send(status, b"{}", **{header: token})
+    done = run("pull", "hf://team/sql", "-o", tmp_path / "out", env={"HF_ENDPOINT": web.url, "HF_TOKEN": token}, code=None)
+    one_line(done)
+    assert token not in done.stdout + done.stderr
