@@ -8,8 +8,10 @@ that a name that changes in between is no way around.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import ipaddress
+import socket
 import threading
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -73,7 +75,11 @@ def _named(host: str) -> Reach | None:
     try:
         return reach_of(host)
     except ValueError:
-        return Reach.LOOPBACK if is_loopback(host) else None
+        pass
+    with contextlib.suppress(OSError):  # an address as one number or in hexadecimal digits, which a proxy may look up for us
+        if host[:1].isdigit():
+            return reach_of(socket.inet_ntoa(socket.inet_aton(host)))
+    return Reach.LOOPBACK if is_loopback(host) else None
 
 
 class Boundary:

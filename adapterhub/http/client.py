@@ -24,7 +24,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 from .boundary import Boundary
 from .connections import FAILURES, Connections, StaleError, chain, failure
 from .errors import AgainError, CutError, DeniedError, GivenUpError
-from .urls import ProxyOf, no_proxy, origin, proxy_to, resolved
+from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolved
 
 MAX_REDIRECTS = 10
 PAUSES = (0.5, 1.0, 2.0)  # seconds before another try
@@ -34,6 +34,10 @@ _SLOWEST = 50_000  # bytes a second of a small body, once the timeout is over
 _TOO_SLOW = f"the server sends less than {_SLOWEST // 1000} kB a second"
 _LONGEST_PAUSE = 120.0  # seconds that a server may ask us to wait; the user is told of longer ones
 _PIECE = 1 << 16
+MAX_PAGES = 1000  # of one list
+_LONGEST_LIST = 300.0  # seconds for all pages of a list
+_MAX_LIST = 64_000_000  # bytes of them
+_REPEATED = {"docker-content-digest", "x-repo-commit"}  # headers that errors repeat
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 
@@ -78,7 +82,7 @@ class Body:
 
     def __init__(self, response: HTTPResponse, url: str, where: str) -> None:
         self.status, self.url, self.length, self.taken = response.status, url, response.length_remaining, 0
-        self.headers = {key.lower(): value for key, value in response.headers.items()}
+        self.headers = {key.lower(): response.headers[key] for key in response.headers}  # several of a name are one list
         self.challenges: list[str] = response.headers.getlist("WWW-Authenticate")
         self._response, self._where = response, where
         # http.client fills our buffer; urllib3's own `readinto` makes bytes of each piece first, which takes a quarter longer.
@@ -143,6 +147,7 @@ class Client:
         timeout: Seconds without a byte, and for all headers of an answer and of the redirects to it.
         proxy: The proxy for a scheme and a host.
         boundary: What it may lead to; that of `base` if there is none.
+        longest: Seconds for all pages of a list.
     """
 
     base: str = ""
@@ -154,6 +159,7 @@ class Client:
     proxy: ProxyOf = no_proxy
     login_host: str = ""
     boundary: Boundary | None = None
+    longest: float = _LONGEST_LIST
     known: dict[str, str] = field(default_factory=dict, repr=False)
     """`Authorization` by scope; the empty scope is that of a request that names none."""
 
@@ -201,6 +207,23 @@ class Client:
                 return Answer(found.status, found.headers, data, found.url)
 
         return self.tried(once, where) if retry else once()
+
+    def pages(self, url: str, where: str, *, limit: int, good: Sequence[int] = (200,), scope: str = "") -> Iterator[Answer]:
+        """The pages of a list, each named by the one before (`Link`); errors as those of `ask`, RemoteError for no end."""
+        began, size, page = time.monotonic(), 0, url
+        for _ in range(MAX_PAGES):
+            answer = self.ask("GET", page, where, good=good, scope=scope, limit=limit)
+            size += len(answer.body)
+            yield answer
+            following = next_page(answer.headers.get("link", ""), answer.url, where)
+            if following is None:
+                return
+            if size > _MAX_LIST:
+                raise RemoteError(where, f"its list has more than {_MAX_LIST // 1_000_000} MB")
+            if time.monotonic() - began > self.longest:
+                raise RemoteError(where, f"its list takes longer than {self.longest:g} seconds")
+            page = following
+        raise RemoteError(where, f"its list has more than {MAX_PAGES} pages")
 
     @contextmanager
     def stream(
@@ -325,7 +348,9 @@ class Client:
         while True:
             try:
                 found = self._connections.send(method, url, headers=sent, body=body, proxy=proxy, within=within)
-                return Body(found, url, where)
+                answer = Body(found, url, where)
+                answer.headers |= {key: self.unless_secret(answer.headers[key]) for key in _REPEATED & answer.headers.keys()}
+                return answer
             except FAILURES as error:
                 # A server may close an idle connection at any time, which is no failure; of a PATCH some may have arrived.
                 stale = any(isinstance(one, StaleError) for one in chain(error))

@@ -67,9 +67,13 @@ def next_page(link: str, url: str, where: str) -> str | None:
     Raises:
         RemoteError: As `resolved`.
     """
-    target, _, parameters = link.strip().partition(">")
-    relation = "".join(parameters.replace('"', "").split())
-    return resolved(url, target[1:], where) if target.startswith("<") and relation.startswith(";rel=next") else None
+    for text in link.split("<")[1:]:
+        target, _, parameters = text.partition(">")
+        for parameter in parameters.split(";"):
+            name, _, value = parameter.partition("=")
+            if name.strip().lower() == "rel" and "next" in value.strip('", \t').lower().split():
+                return resolved(url, target, where)
+    return None
 
 
 @dataclass(frozen=True)

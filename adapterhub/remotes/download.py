@@ -36,10 +36,11 @@ _AHEAD = 3  # chunks that may have been received and not hashed and written yet
 # Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
 # took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.
 _WRITE = 1 << 15
+_ENOUGH = 1 << 14  # bytes that a connection has to bring, or it counts as one that failed
 
 
 class Steady:
-    """The bytes of a blob from `start` on, requested again from where the connection broke, as long as some arrive.
+    """The bytes of a blob from `start` on, requested again from where the connection broke, as long as enough arrive.
 
     Attributes:
         ranged: Whether a request began in the middle of the blob.
@@ -49,7 +50,7 @@ class Steady:
         self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
         self._stack = ExitStack()
         self._reader: Reader | None = None
-        self._failed = 0
+        self._failed = self._brought = 0
         self.ranged = False
 
     def __enter__(self) -> Steady:
@@ -68,13 +69,14 @@ class Steady:
                 n = self._reader.readinto(buffer) or 0
             except CutError as error:
                 self._stack.close()
-                self._reader = None
+                self._reader, self._brought = None, 0
                 if self._failed == len(self._pauses):
                     raise CutError(error.where, f"{error.what} ({self._failed + 1} tries)", "Try again later") from error
                 time.sleep(self._pauses[self._failed])
                 self._failed += 1
                 continue
-            self._failed = 0 if n else self._failed
+            self._brought += n
+            self._failed = 0 if self._brought >= _ENOUGH else self._failed
             self._at += n
             return n
 

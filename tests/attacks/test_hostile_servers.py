@@ -102,12 +102,16 @@ def test_an_object_store_that_never_ends_an_answer_is_one_line(run: Run, tmp_pat
 @pytest.mark.parametrize(
     "target",
     ["http://169.254.169.254/latest/meta-data", "http://[fd00:ec2::254]/x", "http://metadata.google.internal/x",
-     "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x", "http://100.100.100.200/x", "http://168.63.129.16/x"],
+     "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x", "http://100.100.100.200/x", "http://168.63.129.16/x",
+     "http://2852039166/x", "http://0xa9fea9fe/x", "http://169.254.43518/x"],
 )  # fmt: skip
 def test_nothing_leads_to_a_metadata_service(run: Run, make: Make, web: Web, target: str) -> None:
     web.rules["/m/config.json"] = lambda to: to.send(302, Location=target)
-    done = run("validate", make(), "--base", f"{web.url}/m", code=5)
+    with ForwardProxy() as proxy:  # which would look the name up itself
+        env = {"HTTP_PROXY": f"http://{proxy.address}", "http_proxy": f"http://{proxy.address}", "NO_PROXY": "", "no_proxy": ""}
+        done = run("validate", make(), "--base", f"{web.url}/m", env=env, code=5)
     one_line(done, "the server leads to", "link-local or metadata address")
+    assert proxy.seen == []
 
 
 @pytest.fixture
@@ -249,3 +253,15 @@ def test_a_registry_may_not_have_an_upload_sent_to_a_metadata_service(run: Run, 
         server.before = elsewhere
         done = run("push", make(), f"oci://{server.address}/attacks/upload", code=5)
     one_line(done, "the server leads to 169.254.169.254")
+
+
+@pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Error-Message"])
+def test_a_header_cannot_put_a_token_into_an_error(run: Run, web: Web, header: str, tmp_path: Path) -> None:
+    token, commit = "hf_secret_secret", "a" * 40
+    page = f'{{"sha": "{commit}", "siblings": [{{"rfilename": "adapter.json"}}]}}'.encode()
+    web.rules["/api/models/team/sql/revision/main"] = lambda to: to.send(200, page)
+    status = 200 if header == "X-Repo-Commit" else 418
+    web.rules[f"/team/sql/resolve/{commit}/adapter.json"] = lambda to: to.send(status, b"{}", **{header: token})
+    done = run("pull", "hf://team/sql", "-o", tmp_path / "out", env={"HF_ENDPOINT": web.url, "HF_TOKEN": token}, code=None)
+    one_line(done)
+    assert token not in done.stdout + done.stderr

@@ -141,7 +141,7 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, hub: Hub
 
     proxy.after = after
     with remote(proxy.address) as source:
-        download(source, "main", tmp_path / "out", pauses=(0.0,))
+        download(source, "main", tmp_path / "out", pauses=(0.0, 0.0))
     asked = [found.headers.get("range") for found in proxy.seen if "notes.txt" in found.path]
     assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert (tmp_path / "out/notes.txt").read_bytes() == (adapter / "notes.txt").read_bytes()

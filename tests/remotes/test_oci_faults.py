@@ -141,7 +141,7 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: st
 
     proxy.after = after
     with remote(proxy.address, "cut") as source:
-        download(source, "latest", tmp_path / "out", pauses=(0.0,))
+        download(source, "latest", tmp_path / "out", pauses=(0.0, 0.0))
     asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
     assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()

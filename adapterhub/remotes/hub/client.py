@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ from adapterhub.bases.hub_address import MAIN, SCHEME, Place
 from adapterhub.digest import Digest, is_hex
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import DeniedError
-from adapterhub.http.urls import ProxyOf, next_page, no_proxy
+from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub.ref import parse_prefix
 from adapterhub_converters import linear
@@ -229,17 +230,13 @@ class HubClient:
 
     def titles(self, revision: str) -> Iterator[tuple[str, str]]:
         """The commits behind a revision with their titles, newest first."""
-        url: str | None = f"{self.url}/commits/{quote(revision, safe='')}"
-        for _ in range(_MAX_PAGES):
-            if url is None:
-                return
-            answer = self.wire.ask("GET", url, self.where, good=(200,), limit=MAX_ANSWER)
+        url = f"{self.url}/commits/{quote(revision, safe='')}"
+        for answer in islice(self.wire.pages(url, self.where, limit=MAX_ANSWER), _MAX_PAGES):
             try:
                 page = json_file.parse(answer.body, self.where)
                 yield from ((str(entry["id"]), str(entry["title"])) for entry in page if is_hex(str(entry["id"]), COMMIT))
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the hub's answer is not a list of commits") from error
-            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
 
     @contextmanager
     def file(self, commit: str, path: str, start: int = 0) -> Iterator[Body]:

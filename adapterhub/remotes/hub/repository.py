@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases.hub_address import MAIN
@@ -53,7 +54,7 @@ _HELD = 64 << 20  # bytes of small files that are held for the commit
 _MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file without a digest in the listing; hubs accept some 10 MB as such
 _MAX_READ = 256 << 20  # bytes of all such files in a repository without adapter.json
-_BRANCHES, _HEADS = 10, 50  # that are searched for a digest
+_BRANCHES, _HEADS, _CANDIDATES = 10, 50, 100  # that are searched for a digest
 
 
 def parse(text: str) -> HubAddress:
@@ -223,11 +224,13 @@ class HubRepository(Connected):
 
     def _matching(self, digest: Digest) -> Iterator[_Version]:
         yield from [version for version in self._versions.values() if version.made.digest.startswith(digest)]
-        for commit in dict.fromkeys(self._candidates(digest)):
+        for commit in dict.fromkeys(islice(self._candidates(digest), _CANDIDATES)):
             with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
                 version = self._version(self._client.listing(commit))
                 if version.made.digest.startswith(digest):
                     yield version
+                else:
+                    del self._versions[commit]  # a listing may take 64 MB
 
     def _candidates(self, digest: Digest) -> Iterator[str]:
         """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""

@@ -118,10 +118,11 @@ class Layout(Connected):
 
     def referrers(self, digest: Digest) -> list[Entry] | None:
         """The entries of the manifests about a manifest; all manifests are read for it."""
-        found = {}
+        found, seen = {}, {digest}
         for entry in self.entries() if self.exists() else []:
-            if entry["digest"] in found or entry["mediaType"] != MANIFEST_TYPE or entry["digest"] == digest:
+            if entry["digest"] in seen or entry["mediaType"] != MANIFEST_TYPE:
                 continue
+            seen.add(entry["digest"])
             document = oci_manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
             subject = document.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:

@@ -115,16 +115,16 @@ def _check_pax(file: BinaryIO, at: int, size: int, length: int, where: str) -> N
     """FormatError for an extended header that is invalid, or changes the name or size of the next member."""
     if size > _MAX_PAX:
         raise FormatError(where, f"an extended header of {size} bytes")
-    text = _read(file, at, size, length, where)
-    while text:
-        number, space, _ = text.partition(b" ")
-        record = text[: int(number)] if space and number.isdigit() and len(number) < 8 else b""
+    text, begin = _read(file, at, size, length, where), 0
+    while begin < size:
+        number, space, _ = text[begin : begin + 8].partition(b" ")
+        record = text[begin : begin + int(number)] if space and number.isdigit() else b""
         key, equals, _ = record[len(number) + 1 :].partition(b"=")
-        if not equals or not record.endswith(b"\n") or len(record) > len(text) or int(number) != len(record):
+        if not equals or not record.endswith(b"\n") or int(number) != len(record):
             raise FormatError(where, "one of its extended headers is damaged")
         if key.decode("latin-1") not in _HARMLESS:
             raise FormatError(where, f"an extended header changes {key[:40].decode('latin-1')!r}: it could be read in two ways")
-        text = text[len(record) :]
+        begin += len(record)
 
 
 def header(name: str, size: int = 0, *, folder: bool = False) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
 from adapterhub_converters import linear
 from adapterhub_converters.containers.atomic import sync
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
 from .address import BUCKETS, ObjectAddress
@@ -81,6 +82,7 @@ class Bucket:
 
     def read(self, key: str, limit: int) -> bytes | None:
         """The bytes of an object, None without one; FormatError for more than `limit`."""
+        self._check(key)
         with self._errors(key) as obstore:
             try:
                 found = obstore.get(self._whole(), key)
@@ -106,6 +108,7 @@ class Bucket:
         If the server does not support ranges, the bytes before are discarded. A wrong range that the server does not report is
         detected when the digest is compared.
         """
+        self._check(key)
         with self._cut(where) as obstore:
             try:
                 found, at = self._get(obstore, key, start)
@@ -119,6 +122,12 @@ class Bucket:
         while left and (n := reader.readinto(memoryview(bytearray(min(left, CHUNK))))):
             left -= n
         yield reader
+
+    def _check(self, key: str) -> None:
+        """RefusedError for a pipe or a device in a folder, whose opening may never end."""
+        if self._scheme == "file":
+            with suppress(OSError):
+                open_regular(self._root / key).close()
 
     def _get(self, obstore: Any, key: str, start: int) -> tuple[Any, int]:
         """The answer, and the position of its first byte."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from adapterhub.http.client import PAUSES
 from adapterhub.http.errors import DeniedError
-from adapterhub.http.urls import ProxyOf, next_page, no_proxy
+from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.remotes.location import Access
 from adapterhub_converters.containers import json_file
@@ -25,7 +25,7 @@ from .credentials import Credentials
 GIVEN = "given"
 """The source of credentials that are not stored yet."""
 _DOCKER = "docker's config.json"
-_MAX_NAMES, _MAX_PAGES, _PAGE = 100_000, 1000, 4 << 20
+_MAX_NAMES, _PAGE = 100_000, 4 << 20
 _UNKNOWN = (401, 403, 404, 405, 501)  # from registries without a catalog, or without one for this user
 
 
@@ -115,11 +115,8 @@ class Host:
     def names(self) -> list[str]:
         """All repositories, sorted; RemoteError if the registry does not list them."""
         found: set[str] = set()
-        url: str | None = f"{self.address.base}/v2/_catalog?n=1000"
-        for _ in range(_MAX_PAGES):
-            if url is None or len(found) > _MAX_NAMES:
-                break
-            answer = self._client.ask("GET", url, self.where, good=(200, *_UNKNOWN), scope="registry:catalog:*", limit=_PAGE)
+        url, scope = f"{self.address.base}/v2/_catalog?n=1000", "registry:catalog:*"
+        for answer in self._client.pages(url, self.where, good=(200, *_UNKNOWN), scope=scope, limit=_PAGE):
             if answer.status in _UNKNOWN:
                 raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
             try:
@@ -130,7 +127,8 @@ class Host:
             if new <= found:
                 break
             found |= new
-            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
+            if len(found) > _MAX_NAMES:
+                raise RemoteError(self.where, f"it lists more than {_MAX_NAMES} names")
         return sorted(found)
 
     def _scope(self, actions: str) -> str:

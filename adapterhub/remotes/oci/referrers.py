@@ -259,7 +259,7 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{layer.digest[7:]}.part")
+            part = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
             with received(place, layer, inside, part):
                 os.replace(part, path)
     return sorted(layer.path for layer in files)

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES, Answer
 from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
-from adapterhub.http.urls import ProxyOf, next_page, no_proxy, resolved
+from adapterhub.http.urls import ProxyOf, no_proxy, resolved
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import is_tag
@@ -46,7 +46,7 @@ PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs an answer, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
 _LARGEST = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
-_MAX_TAGS, _MAX_REFERRERS, _MAX_PAGES = 100_000, 10_000, 1000
+_MAX_TAGS, _MAX_REFERRERS = 100_000, 10_000
 _UNSUPPORTED = (400, 404, 405, 501)  # to DELETE a tag; docker-registry 2.8 takes a digest only
 _DIGEST_HEADER = "docker-content-digest"
 _BYTES = {"Content-Type": "application/octet-stream"}
@@ -209,28 +209,22 @@ class Oci(Connected):
     def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
         """The descriptors of the manifests about a manifest; None for a registry without the referrers API."""
         found: list[dict[str, Any]] = []
-        url: str | None = f"{self._root}/referrers/{digest}"
-        for _ in range(_MAX_PAGES):
-            if url is None or len(found) > _MAX_REFERRERS:
-                break
-            try:
-                answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
-            except NotFoundError:
-                return None
-            if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
-                return None  # a page of a server that answers any URL
-            found += layout_index.parse(answer.body, f"{self.where}: referrers")
-            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
+        url = f"{self._root}/referrers/{digest}"
+        try:
+            for answer in self._client.pages(url, self.where, scope=self._scope(), limit=MAX_MANIFEST):
+                if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
+                    return None  # a page of a server that answers any URL
+                found += layout_index.parse(answer.body, f"{self.where}: referrers")
+                if len(found) > _MAX_REFERRERS:
+                    break
+        except NotFoundError:
+            return None
         return found
 
     def tags(self) -> list[str]:
         """All tags, sorted, without those of attachments (`referrers`) and of signatures, which are made of a digest."""
         found: set[str] = set()
-        url: str | None = f"{self._root}/tags/list"
-        for _ in range(_MAX_PAGES):
-            if url is None or len(found) > _MAX_TAGS:
-                break
-            answer = self._client.ask("GET", url, self.where, good=(200,), scope=self._scope(), limit=MAX_MANIFEST)
+        for answer in self._client.pages(f"{self._root}/tags/list", self.where, scope=self._scope(), limit=MAX_MANIFEST):
             try:
                 page = json_file.parse_object(answer.body, self.where)["tags"] or []
                 new = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
@@ -239,7 +233,8 @@ class Oci(Connected):
             if new <= found:
                 break
             found |= new
-            url = next_page(answer.headers.get("link", ""), answer.url, self.where)
+            if len(found) > _MAX_TAGS:
+                raise RemoteError(self.where, f"it lists more than {_MAX_TAGS} tags")
         return sorted(tag for tag in found if not (tag.startswith("sha256-") and is_hex(tag[7:71])))
 
     def find(self, digest: Digest) -> Any:

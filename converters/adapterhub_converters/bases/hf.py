@@ -6,6 +6,7 @@ tensors begin with that of their model, as in diffusers: `unet.down_blocks.0.…
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
+from adapterhub_converters.containers.safetensors_file import MAX_HEADER, MAX_TENSORS, SafetensorsFile, TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError
 
 from .canonical_names import BaseTensor
@@ -108,7 +109,8 @@ class _Weights:
 
 def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
     shards, index = _shards(files, name)
-    headers = files.each(lambda shard: _header(files, shard), shards)
+    limit = _Limit()
+    headers = files.each(lambda shard: limit.keep(_header(files, shard)), shards)
     missing = [shard for shard, found in zip(shards, headers, strict=True) if found is None]
     if missing and index is not None and len(missing) == len(shards):
         known = frozenset(own for stored in index if (own := parameter(stored)) and not own.endswith(_BUFFER))
@@ -132,6 +134,26 @@ def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
 
 _BUFFER = ".rotary_emb.inv_freq"
 _Header = tuple[Ranged, safetensors_file.Header]
+
+
+class _Limit:
+    """The limits of one header, for those of all files of a model together, which are read at the same time and all kept."""
+
+    def __init__(self) -> None:
+        self._tensors = self._bytes = 0
+        self._lock = threading.Lock()
+
+    def keep(self, found: _Header | None) -> _Header | None:
+        """A header that was read; FormatError if there are too many now, and for each that is read then."""
+        if found is not None:
+            ranged, header = found
+            with self._lock:
+                self._tensors += len(header.tensors)
+                self._bytes += header.data_start
+                if self._tensors > MAX_TENSORS or self._bytes > MAX_HEADER:
+                    what = f"its files have more than {MAX_TENSORS} tensors, or {MAX_HEADER} bytes of headers, together"
+                    raise FormatError(ranged.where, what)
+        return found
 
 
 def _header(files: Files, shard: str) -> _Header | None:
