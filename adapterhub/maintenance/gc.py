@@ -341,7 +341,8 @@ def _remove_file(store: Store, path: Path, swept: Swept, grace: float, *, held: 
 def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
     """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
     for folder in store.conversions():
-        with contextlib.suppress(OSError):  # another gc was first
+        # Another gc was first; or the folder is nested so deep that it is no conversion, and stays.
+        with contextlib.suppress(OSError, RecursionError):
             if store.files.status(folder).st_mtime > time.time() - age:
                 continue
             size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -46,3 +46,18 @@ def test_deep_folders_may_be_left_out(run: Run, tmp_path: Path, deep: Path) -> N
     run("init", cwd=tmp_path)
     (deep / ".adapterhubignore").write_text("d/\n")
     run("push", deep, "team/sql", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["gc", "info"])
+def test_deep_folders_in_the_cache_of_a_registry_end_no_command_as_a_bug(
+    run: Run, make: Make, tmp_path: Path, deep: Path, command: str
+) -> None:
+    run("push", make("good"), "team/sql", "--registry", tmp_path / "r")
+    cached = tmp_path / "r/.adapterhub/cache/x"
+    cached.parent.mkdir(exist_ok=True)
+    (deep / "d").rename(cached)
+    os.utime(cached, (0, 0))
+    try:
+        assert run(command, "--registry", tmp_path / "r", code=None).returncode == 0
+    finally:
+        cached.rename(deep / "d")

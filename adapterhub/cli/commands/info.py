@@ -138,10 +138,11 @@ def _hub(problems: list[str]) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     """A folder with the bytes in it and those free on its disk."""
     found: dict[str, Any] = {"path": str(path), "size": 0, "free": None}
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with suppress(OSError):
-                found["size"] += os.lstat(os.path.join(folder, name)).st_size
+    with suppress(RecursionError):  # folders that nobody nests so deep; their size is not worth more
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with suppress(OSError):
+                    found["size"] += os.lstat(os.path.join(folder, name)).st_size
     with suppress(OSError):
         found["free"] = shutil.disk_usage(path).free
     return found
