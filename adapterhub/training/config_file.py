@@ -242,11 +242,9 @@ def _check_together(config: TrainConfig, wrong: _Wrong) -> None:
 
 def _check_places(config: TrainConfig, wrong: _Wrong) -> None:
     """Report addresses: a training reads files on this disk."""
-    scheme, found, rest = config.base.path.partition("://")
-    if found:
-        repository = rest.partition("@")[0][:100]
-        get = f"`hf download {repository}` prints the folder to write instead" if scheme == "hf" else "Download it first"
-        wrong("base", "path", "is an address; a training reads a base on this disk", get)
+    scheme, found, _ = config.base.path.partition("://")
+    if found and scheme != "hf":
+        wrong("base", "path", "is an address; a training reads a base on this disk or at hf://", "Download it first")
     for key in ("train", "heldout"):
         if any("://" in name for name in getattr(config.data, key)):
             wrong("data", key, "contains an address; a training reads files on this disk", "Download them first")

@@ -29,7 +29,7 @@ class Preview:
 
 def preview(config: TrainConfig, *, can_train: bool) -> Preview:
     """Look ahead, as `adapterhub.training.preview` does; `can_train` tells whether torch and the others are installed."""
-    if not can_train:
+    if not can_train or not config.base_path.exists():  # a base that the training will download
         return Preview(survey(config, None))
     from .model.base_files import BaseFiles
 

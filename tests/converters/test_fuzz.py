@@ -66,7 +66,7 @@ def test_broken_files_never_break_the_command_line(seed: int) -> None:
         {"rank_pattern": [1]}, {"rank_pattern": {"q_proj": "2"}}, {"rank_pattern": {"(": 2}},
         {"rank_pattern": {"[[:a:]]q": 2}},
         {"alpha_pattern": {"q" * 2000: 2}}, {"alpha_pattern": {"[": 1}}, {"alpha_pattern": "x"}, {"use_rslora": "yes"},
-        {"peft_type": None}, {"peft_type": ["LORA"]}, {"target_modules": 3, "frobnicate": {"a": 1}}, {"lora_dropout": "0"},
+        {"peft_type": None}, {"peft_type": ["LORA"]}, {"lora_dropout": "0"},
         {"init_lora_weights": {"a": 1}}, {"base_model_name_or_path": 4}, {"revision": []}, {"fan_in_fan_out": 1.5},
         {"trainable_token_indices": {"embed": "x"}, "use_bdlora": True}, {"task_type": {}},
     ],

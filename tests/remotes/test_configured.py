@@ -212,7 +212,10 @@ def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, mak
     right = weights.read_bytes()
     for wrong in (right[:-1], right[:-1] + bytes([right[-1] ^ 1])):
         weights.write_bytes(wrong)
-        assert "already exists" in run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2).stderr
+        assert (
+            "differs from the version it was: adapter_model.safetensors (edited)"
+            in run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2).stderr
+        )
         assert weights.read_bytes() == wrong
     weights.write_bytes(right)
     (tmp_path / "out/notes.txt").write_text("mine")

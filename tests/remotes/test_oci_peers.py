@@ -135,7 +135,7 @@ def test_a_password_is_taken_from_docker_s_config_and_never_shown(make: Make, ru
         run("push", make(), address, env=right)
         run("pull", address, "-o", "nothing-comes", env=nobody, code=5)
         assert run("pull", address, "-o", "out", env=right).stdout.endswith("verified\n")
-        assert run("list", f"oci://{host}/private/sql", env=right).stdout == f"{address}\n"
+        assert address in run("list", f"oci://{host}/private/sql", env=right).stdout
         # The same file as oras writes it and a helper as docker has it.
         call(
             need_program("oras"),

@@ -59,11 +59,8 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         ("[base\n", "c.toml: not valid TOML"),
         ("base = 3\n" + SMALL[17:], "c.toml:1: [base]: is not a table"),
         (
-            SMALL.replace('"b"', '"hf://org/model@main"'),
-            (
-                "c.toml:2: [base] path: is an address; a training reads a base on this disk. "
-                "`hf download org/model` prints the folder to write instead"
-            ),
+            SMALL.replace('"b"', '"https://host/model"'),
+            "c.toml:2: [base] path: is an address; a training reads a base on this disk or at hf://. Download it first",
         ),
         (SMALL.replace("t.jsonl", "https://host/t.jsonl"), "[data] train: contains an address"),
     ],

@@ -32,7 +32,7 @@ _SHOWN = 60  # characters of a value
 @click.option("--description", metavar="TEXT", help="What the adapter is for, in one paragraph.")
 @click.option("--name", metavar="NAME", help="Name of the adapter.")
 @click.option("--task", metavar="TASK", help="Task as PEFT names it, like CAUSAL_LM.")
-@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="Declare another key of adapter.toml; repeatable.")
+@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="Set a value: any key of adapter.toml; repeatable.")
 @dry_run_option
 @click.pass_obj
 def describe(

@@ -51,7 +51,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     "changes",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Replace a value of CONFIG, like train.steps=10 or base.quantize=none; repeatable.",
+    help="Set a value: one of CONFIG, like train.steps=10 or base.quantize=none; repeatable.",
 )
 @click.option("--from", "start", metavar="SRC", help="Source: an adapter to continue training, which must fit CONFIG.")
 @click.option("--push", "ref", metavar="REF", help="Push the result to REF, like `adapterhub push`.")
