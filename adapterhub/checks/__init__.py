@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.manifest.package_files import shortened, survey
-from adapterhub_converters.adapter_files import is_pickle_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
@@ -204,7 +203,7 @@ def _package(path: Path) -> Iterator[Problem]:
     _, skipped, refused = survey(path)
     for name, what, hint in refused:
         yield Problem("not-packaged", name, "", what, hint)
-    shown = [name for name in skipped if not name.startswith(".") and not is_pickle_name(name)]
+    shown = [name for name in skipped if not name.startswith(".")]
     if shown:
         yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
 

@@ -33,6 +33,7 @@ def test_it_names_the_registry_and_what_chose_it(run: Run, tmp_path: Path) -> No
         "found here",
         "found above this folder",
     ]
+    assert {tmp_path / one["path"] for one in chosen} == {tmp_path / "named"}
     assert all((one["exists"], one["adapters"], one["versions"], one["writable"]) == (True, 1, 1, True) for one in chosen)
     (tmp_path / "adapterhub.toml").write_text('registry = "named"\n')
     assert document(run)["registry"]["chosen_by"] == str(tmp_path / "adapterhub.toml")

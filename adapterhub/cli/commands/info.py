@@ -81,7 +81,7 @@ def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
             with environment.open_registry(settings) as registry:
                 rows = registry.list()
             found |= {"adapters": len({row.name for row in rows}), "versions": len(rows)}
-            found |= {"writable": os.access(path, os.W_OK), **_folder(path / ".adapterhub")}
+            found |= {**_folder(path / ".adapterhub"), "path": str(path), "writable": os.access(path, os.W_OK)}
             if not found["writable"]:
                 problems.append(f"{path}: not writable; versions can be read, not pushed")
             if found["free"] is not None and found["free"] < _LITTLE:
