@@ -6,6 +6,7 @@ Order and grammar are those of semver.org 2.0.0 without build metadata, which a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from adapterhub_converters import linear
@@ -87,3 +88,9 @@ def highest(tags: list[str], wanted: Range) -> list[str]:
     found = [(version, tag) for tag in tags if (version := parse(tag)) and version in wanted]
     top = max((version for version, _ in found), default=None)
     return [tag for version, tag in found if version == top]
+
+
+def highest_in(text: str, tags: Iterable[str]) -> list[str]:
+    """The tags of the highest version in the range that `text` is, as `highest`; none if it is not a range."""
+    wanted = parse_range(text)
+    return highest(list(tags), wanted) if wanted else []

@@ -306,8 +306,3 @@ def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ..
     from adapterhub.registry.recipe import Conversion
 
     return Conversion(style, dtype, approx, dropped(drop))
-
-
-def is_image(conversion: Conversion | None) -> bool:
-    """True for `--to image`."""
-    return conversion is not None and conversion.to == _IMAGE

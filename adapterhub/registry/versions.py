@@ -147,8 +147,7 @@ def _tagged(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
-    wanted = semver.parse_range(ref.range or ref.tag or "")
-    found = semver.highest(list(tags), wanted) if wanted else []
+    found = semver.highest_in(ref.range or ref.tag or "", tags)
     if len({tags[tag] for tag in found}) > 1:
         what = f"{' and '.join(found)} are the same version number and point to different versions"
         raise RefError(str(ref), what, "Name one of them")

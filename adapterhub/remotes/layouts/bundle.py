@@ -133,8 +133,7 @@ def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:
     if ref.digest:
         yield from {entry["digest"] for entry in layout.entries() if entry["digest"].startswith(ref.digest)}
     elif ref.range or (ref.tag and semver.parse_range(ref.tag)):
-        wanted = semver.parse_range(ref.range or ref.tag or "")
-        yield from (f"{ref.name}:{tag}" for tag in (semver.highest(tags, wanted) if wanted else []))
+        yield from (f"{ref.name}:{tag}" for tag in semver.highest_in(ref.range or ref.tag or "", tags))
     elif ref.number or ref.tag:
         return
     elif LATEST in tags:
