@@ -7,8 +7,9 @@ change of exactly 0 and a cosine of exactly 1.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from typing import Any
 import numpy as np
 
 from adapterhub.checks import Verdict, check
-from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, Rows, unmeasured
-from adapterhub_converters.adapter_files import adapter_in
+from adapterhub.digest import Digest
+from adapterhub.manifest.changes import Change, FileChange
+from adapterhub_converters import display, dtypes
+from adapterhub_converters.adapter import Adapter, Delta, Rows, refuse_tuned, unmeasured
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .low_rank import Factors, alike, distance, inner, norm, size, terms
+from .low_rank import Factors, alike, distance, inner, size, terms
+
+Progress = Callable[[int, int], None]
 
 SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
 ROUNDING = 1e-6
@@ -33,7 +37,11 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A module in one of the two adapters; `size` is the Frobenius norm of the delta, None if it has no factors."""
+    """A module in one of the two adapters.
+
+    Attributes:
+        size: The Frobenius norm of the delta; None if it has no factors, or if no module has changed and none was computed.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -52,7 +60,7 @@ class ModuleChange:
     Attributes:
         change: The norm of the difference of the deltas over the norm of A's; None if that is 0, or not comparable.
         ratio: The norm of B's delta over that of A's.
-        cosine: Between the two deltas as long vectors; None if one is 0.
+        cosine: Between the two deltas as long vectors, 1 for equal numbers; None if one is 0.
         distance: The norm of the difference.
     """
 
@@ -87,17 +95,50 @@ class KeyChange:
     semantic: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
-    """The differences; `modules` and `tensors` include those that are the same."""
+    """The differences between two adapters, or of two functions alone.
 
-    modules: tuple[ModuleChange, ...]
-    tensors: tuple[TensorChange, ...]
-    config: tuple[KeyChange, ...]
-    conditions: tuple[KeyChange, ...]
-    """Settings that decide when and on what the adapter acts: part of the function, although not in its tensors."""
+    Attributes:
+        modules: All modules, those that are the same included; none where the files that decide what an adapter computes are
+            the same, and nothing had to be computed.
+        tensors: All other tensors, likewise.
+        config: Keys of the configs.
+        conditions: Settings that decide when and on what the adapter acts: part of the function, although not in its tensors.
+        verdicts: Runtimes that treat the two differently.
+        names: How the two are called.
+        digests: Those of the two versions; of files, those that a push would give them.
+        files: Files that differ.
+        facts: Facts of adapter.json that differ.
+    """
+
+    modules: tuple[ModuleChange, ...] = ()
+    tensors: tuple[TensorChange, ...] = ()
+    config: tuple[KeyChange, ...] = ()
+    conditions: tuple[KeyChange, ...] = ()
     verdicts: Mapping[str, tuple[Verdict, Verdict]] = field(default_factory=dict)
-    """Runtimes that treat the two differently."""
+    names: tuple[str, str] = ("", "")
+    digests: tuple[Digest, Digest] = ("", "")
+    files: tuple[FileChange, ...] = ()
+    facts: tuple[Change, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Difference {' -> '.join(filter(None, self.names))}: {', '.join(self._parts()) or 'none'}>"
+
+    def _parts(self) -> Iterator[str]:
+        counts = {"files": len(self.files), "facts": len(self.facts), "modules": len(self.modules) - self.count(SAME)}
+        yield from (f"{count} {name}" for name, count in counts.items() if count)
+
+    def _repr_html_(self) -> str:
+        rows = [(one.path, one.status, "") for one in self.files] + [(one.key, one.old, one.new) for one in self.facts]
+        head = ("file or fact", *self.names)
+        changed = [(one.name, one.status, one.change) for one in self.modules if one.status not in (SAME, ROUNDED)]
+        return display.table(rows, head=head, caption=repr(self)) + display.table(changed, head=("module", "status", "change"))
+
+    @property
+    def same_version(self) -> bool:
+        """Whether the two are the same version: every byte and every fact."""
+        return bool(self.digests[0]) and self.digests[0] == self.digests[1]
 
     @property
     def same(self) -> bool:
@@ -118,6 +159,8 @@ class Difference:
         """The norm of the difference of all deltas over the norm of all of A's; None if a module cannot be compared."""
         if any(module.distance is None for module in self.modules):
             return None
+        if not any(module.distance for module in self.modules):
+            return 0.0
         whole = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
         return math.hypot(*(module.distance for module in self.modules if module.distance)) / whole if whole else None
 
@@ -126,29 +169,51 @@ class Difference:
         return sum(module.status == status for module in self.modules)
 
 
-def diff(a: Path, b: Path, *, base: BaseSpec | None = None) -> Difference:
-    """The differences between the adapters `a` and `b`, in any formats; a base for formats that cannot be read without one."""
-    first, second = (_read(path, base) for path in (a, b))
-    found = compare(first, second)
+def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress | None = None) -> Difference:
+    """The differences between the adapters `a` and `b` as functions, and between their configs.
+
+    Args:
+        a: A folder or a file of any format.
+        b: Likewise.
+        base: The model of both, for formats that cannot be read without it.
+        progress: Called with modules compared and modules in all.
+    """
+    found = compare(*_read(a, b, base), progress=progress)
     judged = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
     differ = {
         name: (one, two)
         for name, one in judged[0].items()
         if (two := judged[1].get(name)) is not None and (one.verdict, one.reasons) != (two.verdict, two.reasons)
     }
-    return Difference(found.modules, found.tensors, found.config, found.conditions, differ)
+    return dataclasses.replace(found, verdicts=differ)
 
 
-def _read(path: Path, base: BaseSpec | None) -> Adapter:
-    path = adapter_in(path)
-    return peft.read(path, base=base, mapped=True) if convert.sniff(path) == "peft" else convert.read(path, base=base)
+def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
+    """Both adapters; two of which rows are in llama.cpp's order may be compared in it."""
+    try:
+        return [convert.read(path, base=base, mapped=True) for path in (a, b)]
+    except RefusedError as error:
+        if error.code != "base-required":
+            raise
+        found = [convert.read_unordered(path, base=base) for path in (a, b)]
+        if any(ordered for _, ordered in found):
+            raise
+        return [adapter for adapter, _ in found]
 
 
-def compare(a: Adapter, b: Adapter) -> Difference:
-    """The differences between `a` and `b`, without verdicts."""
+def compare(a: Adapter, b: Adapter, *, progress: Progress | None = None) -> Difference:
+    """The differences between `a` and `b`, without verdicts. Norms are computed only if any module has other numbers."""
+    refuse_tuned(a)
+    refuse_tuned(b)
     names = sorted({*a.deltas, *b.deltas}, key=natural)
-    modules = tuple(_module(name, a.deltas.get(name), b.deltas.get(name)) for name in names)
-    return Difference(modules, tuple(_tensors(a, b)), tuple(_config(a, b)), tuple(_conditions(a, b)))
+    pairs = [(name, a.deltas.get(name), b.deltas.get(name)) for name in names]
+    equal = [one is not None and two is not None and _equal(one, two) for _, one, two in pairs]
+    modules: list[ModuleChange] = []
+    for (name, one, two), same in zip(pairs, equal, strict=True):
+        if progress:
+            progress(len(modules), len(pairs))
+        modules.append(_module(name, one, two, same=same, measured=not all(equal)))
+    return Difference(tuple(modules), tuple(_tensors(a, b)), tuple(_config(a, b)), tuple(_conditions(a, b)))
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
@@ -156,25 +221,26 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in name.split("."))
 
 
-def _module(name: str, a: Delta | None, b: Delta | None) -> ModuleChange:
-    sides = _side(a), _side(b)
+def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured: bool) -> ModuleChange:
+    first = _side(a, size(a) if a and measured else None)
+    if same and first:
+        return ModuleChange(name, SAME, first, _side(b, first.size), 0.0, 1.0, 1.0, 0.0)
+    second = _side(b, size(b) if b else None)
     if a is None or b is None:
-        side = sides[0] or sides[1]
-        return ModuleChange(name, ADDED if a is None else REMOVED, *sides, distance=side.size if side else None)
-    if _equal(a, b):
-        nothing = not (sides[0] and sides[0].size)
-        return ModuleChange(name, SAME, *sides, 0.0, 1.0, None if nothing else 1.0, 0.0)
+        side = first or second
+        return ModuleChange(name, ADDED if a is None else REMOVED, first, second, distance=side.size if side else None)
     if not alike(a, b):
-        return ModuleChange(name, CHANGED, *sides, note=f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}")
+        note = f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}"
+        return ModuleChange(name, CHANGED, first, second, note=note)
     try:
-        return _measured(name, sides, list(zip(terms(a), terms(b), strict=True)))
+        return _measured(name, (first, second), list(zip(terms(a), terms(b), strict=True)))
     except RefusedError as error:
-        return ModuleChange(name, UNKNOWN, *sides, note=f"not compared: {error.what}")
+        return ModuleChange(name, UNKNOWN, first, second, note=f"not compared: {error.what}")
 
 
 def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
-    sizes = [math.hypot(*(norm(pair[which]) for pair in pairs)) for which in (0, 1)]
-    if not all(map(math.isfinite, sizes)):
+    sizes = [side.size for side in sides if side and side.size is not None]
+    if len(sizes) < 2:
         return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")
     apart = math.hypot(*(distance(one, two) for one, two in pairs))
     cosine = sum(inner(one, two) for one, two in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
@@ -185,12 +251,12 @@ def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[tup
     return ModuleChange(name, status, *sides, change, sizes[1] / sizes[0] if sizes[0] else None, cosine, apart)
 
 
-def _side(delta: Delta | None) -> Side | None:
+def _side(delta: Delta | None, length: float | None) -> Side | None:
     if delta is None:
         return None
     names = sorted({dtypes.name_of(tensor.dtype) for _, tensor in delta.parts()})
     kind = type(delta).__name__
-    return Side(kind, delta.shape, delta.r, delta.alpha, delta.rslora, delta.scaling, "/".join(names), size(delta))
+    return Side(kind, delta.shape, delta.r, delta.alpha, delta.rslora, delta.scaling, "/".join(names), length)
 
 
 def _equal(a: Delta, b: Delta) -> bool:
@@ -226,7 +292,7 @@ def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
 def _others(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
     for target, delta in adapter.deltas.items():
         yield from ((f"{target}.{name}", array) for name, array in delta.parts() if name in ("magnitude", "bias"))
-    yield from adapter.replaced.items()
+    yield from (*adapter.replaced.items(), *adapter.added.items())
     yield from ((f"{name} (copy)", array) for name, array in adapter.copies.items())
 
 

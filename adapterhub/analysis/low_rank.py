@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.adapter import Delta, Factored, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.adapter import Delta, Factored, Hadamard, Kronecker, LowRankEmbedding, StackedLowRank, as_pairs
 from adapterhub_converters.errors import RefusedError
 
 F64Array = NDArray[np.float64]
@@ -65,10 +65,10 @@ def terms(delta: Delta) -> list[Factors]:
     """The matrices of a delta, its scaling included: one, or one for each expert of a stack.
 
     That of an embedding is `(d, vocab)`, the product of its factors; that of a convolution has the kernel in its columns.
-    RefusedError for a convolution with a core, whose product has another form.
+    RefusedError for a convolution with a core, whose product has another form, and for factors that would be far larger.
     """
     if isinstance(delta, Factored):
-        delta = delta.as_low_rank()
+        delta = as_pairs({"delta": delta})["delta"]
     lefts, rights = delta.lora_B.astype(np.float64), delta.scaling * delta.lora_A.astype(np.float64)
     if isinstance(delta, StackedLowRank):
         return [Factors(left, right) for left, right in zip(lefts, rights, strict=True)]
@@ -110,12 +110,23 @@ def stacked(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 def spectrum(matrix: Factors) -> Spectrum:
     """The singular values and vectors of the product."""
+    q_left, small, q_right = _small(matrix)
+    u, s, vt = np.linalg.svd(small, full_matrices=False)
+    return Spectrum(times(q_left, u), s, times(q_right, vt.T).T)
+
+
+def singular_values(matrix: Factors) -> F64Array:
+    """The singular values of the product, descending."""
+    return np.asarray(np.linalg.svd(_small(matrix)[1], compute_uv=False), np.float64)
+
+
+def _small(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
+    """Orthonormal `q_left` and `q_right`, and `small` with `q_left @ small @ q_right.T` the product."""
     # Unit columns and rows, so that the result does not depend on how a delta is split between its factors.
     columns, rows = (np.linalg.norm(matrix.left, axis=0), np.linalg.norm(matrix.right, axis=1))
     q_left, r_left = basis(matrix.left / np.where(columns, columns, 1))
     q_right, r_right = basis(matrix.right.T / np.where(rows, rows, 1))
-    u, s, vt = np.linalg.svd((r_left * (columns * rows)) @ r_right.T, full_matrices=False)
-    return Spectrum(times(q_left, u), s, times(q_right, vt.T).T)
+    return q_left, (r_left * (columns * rows)) @ r_right.T, q_right
 
 
 def basis(x: F64Array) -> tuple[F64Array, F64Array]:
@@ -144,6 +155,13 @@ def size(delta: Delta) -> float | None:
     except RefusedError:
         return None
     return found if math.isfinite(found) else None
+
+
+def work(delta: Delta) -> int:
+    """The multiplications of `size`, about, from shapes alone; 16 for each number stand for reading and converting it."""
+    r = delta.pair_rank if isinstance(delta, Hadamard | Kronecker) else delta.r
+    stack, rows, *columns = delta.shape if isinstance(delta, StackedLowRank) else (1, *delta.shape)
+    return stack * (rows + math.prod(columns)) * r * (r + 16)
 
 
 def distance(one: Factors, two: Factors) -> float:

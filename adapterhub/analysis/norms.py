@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from adapterhub import picture
-from adapterhub_converters.adapter import Adapter, StackedLowRank
+from adapterhub_converters.adapter import Adapter, StackedLowRank, refuse_tuned
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import BaseWeights
 
 from .low_rank import size
+from .low_rank import work as work_of
 
 _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
-_GRAY = "#6b7280"
 _COLUMNS = 80  # of a picture; the others are counted
 _CELLS = 1 << 20
+_A_SECOND = 5 * 10**9  # multiplications; one core does 3 to 13 of 10**9, depending on the rank
+_A_MODULE = 50e-6  # seconds for each, whatever its size
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,29 @@ class Heat:
         return tuple(next(names for names in (last, whole, self.kinds) if len(set(names)) == len(names)))
 
     @property
-    def span(self) -> tuple[float, float]:
-        """The least and the greatest value of a layer; zeros without any."""
-        known = [value for row in self.values for value in row if value is not None]
-        return (min(known), max(known)) if known else (0.0, 0.0)
+    def scale(self) -> tuple[float, float]:
+        """The ends of a scale of colors, zeros without any value: from the least value of a layer to the greatest, or to the
+        99th percentile if the greatest is more than twice that, because one outlier would make all others look alike."""
+        known = sorted(value for row in self.values for value in row if value is not None)
+        if not known:
+            return 0.0, 0.0
+        least, high, greatest = known[0], known[int(0.99 * (len(known) - 1))], known[-1]
+        return least, high if greatest > 2 * high > 2 * least else greatest
+
+    @property
+    def above(self) -> str:
+        """What the scale leaves out, in words; empty if nothing."""
+        end = self.scale[1]
+        cells = [
+            (value, f"{kind} in layer {layer}")
+            for layer, row in zip(self.layers, self.values, strict=True)
+            for kind, value in zip(self.short_kinds, row, strict=True)
+            if value is not None and value > end
+        ]
+        if not cells:
+            return ""
+        value, where = max(cells)
+        return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {where}"
 
     def folded(self, most: int) -> Heat:
         """At most `most` rows, each the mean of neighboring ones."""
@@ -79,16 +100,30 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
-    """The norms of an adapter's deltas, divided by those of the weights in the Hugging Face folder `base` if given."""
+def seconds(adapter: Adapter) -> float:
+    """The time that `heat` takes, about, from the shapes of an adapter: no clock is asked, so it is the same everywhere."""
+    return sum(map(work_of, adapter.deltas.values())) / _A_SECOND + len(adapter.deltas) * _A_MODULE
+
+
+def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Heat:
+    """The norms of an adapter's deltas.
+
+    Args:
+        adapter: The adapter.
+        base: A Hugging Face folder, by the norms of whose weights they are divided.
+        progress: Called with modules done and modules in all.
+    """
+    refuse_tuned(adapter)
     with contextlib.ExitStack() as stack:
         weights = stack.enter_context(BaseWeights(base)) if base else None
         norms: dict[str, tuple[float, float]] = {}  # experts of a kind in a layer share a key
         left_out: dict[str, str] = {}
-        for target, delta in adapter.deltas.items():
+        for done, (target, delta) in enumerate(adapter.deltas.items()):
+            if progress:
+                progress(done, len(adapter.deltas))
             found, key = size(delta), _key(target)
             if found is None:
-                left_out[target] = f"a {type(delta).__name__} with a core, or with a NaN"
+                left_out[target] = f"a {type(delta).__name__} with a core, too large, or with a NaN"
                 continue
             name = target if isinstance(delta, StackedLowRank) else f"{target}.weight"
             try:
@@ -105,15 +140,15 @@ def heat(adapter: Adapter, *, base: Path | None = None) -> Heat:
 
 def _key(target: str) -> str:
     """A module's cell: experts, whose numbers come after the layer's, share one."""
-    found = _split(target)
+    found = split_layer(target)
     if not found:
         return target
     kind = ".".join("*" if _is_number(part) else part for part in found[2].split("."))
     return f"{found[0]}.{found[1]}.{kind}"
 
 
-def _split(target: str) -> tuple[str, str, str] | None:
-    """The list of layers, the layer's number and the path in it; None for a module outside of all."""
+def split_layer(target: str) -> tuple[str, str, str] | None:
+    """Split a module's path: the list of layers, the layer's number and the path in it; None for a module outside of all."""
     parts = target.split(".")
     at = next((at for at, part in enumerate(parts) if 0 < at < len(parts) - 1 and _is_number(part)), 0)
     return (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])) if at else None
@@ -133,7 +168,7 @@ def _norm(weight: np.ndarray) -> float:
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
-    places = {key: found for key in cells if (found := _split(key))}
+    places = {key: found for key in cells if (found := split_layer(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
     kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_in_order))
@@ -153,33 +188,46 @@ def _in_order(kind: str) -> tuple[int, str]:
 def plot(found: Heat, path: Path, *, title: str) -> None:
     """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
     shown = found.folded(80)
+    kinds = [picture.fitted(kind, 3, size=10) for kind in shown.short_kinds[:_COLUMNS]]
+    longest = max((picture.extent(kind, size=10)[0] for kind in kinds), default=0.0)
+    turned = longest if longest > 0.6 else 0.0  # inches, if they are too long to stand side by side
+    height = min(9.0, max(3.0, 1.8 + 0.2 * len(shown.layers)) + turned)
+    with picture.figure(path, max(5.5, 2.4 + 0.75 * len(kinds)), height) as figure:
+        axes = figure.add_subplot()
+        axes.set_xticks(range(len(kinds)), kinds, rotation=90 if turned else 0)
+        _draw(figure, axes, found, shown, title)
+
+
+def _draw(figure: Any, axes: Any, found: Heat, shown: Heat, title: str) -> None:
     rows, columns = len(shown.layers), min(len(shown.kinds), _COLUMNS)
-    size = max(5.0, 2.2 + 0.75 * columns), min(9.0, max(3.0, 1.8 + 0.2 * rows))
-    with picture.figure(path, *size) as figure:
-        figure.suptitle(picture.label(title), x=0.02, ha="left", fontsize=13, fontweight="bold")
-        _draw(figure, found, shown, columns)
-
-
-def _draw(figure: Any, found: Heat, shown: Heat, columns: int) -> None:
-    rows, axes = len(shown.layers), figure.add_subplot()
-    axes.annotate(subtitle(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", color=_GRAY, fontsize=9)
+    folded = f"a row is the mean of {math.ceil(len(found.layers) / 80)} layers" if shown is not found else ""
+    picture.heading(axes, title, subtitle(found), "; ".join(filter(None, (folded, shown.above))))
     if rows and columns:
-        grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in shown.values])
-        image = axes.imshow(grid, aspect="auto", cmap="viridis", interpolation="nearest")
-        figure.colorbar(image, ax=axes, pad=0.02).outline.set_visible(False)
-    axes.set_facecolor("#e5e7eb")
-    kinds = list(map(picture.label, shown.short_kinds[:columns]))
-    axes.set_xticks(range(columns), kinds, rotation=0 if columns < 9 else 90)
+        _draw_cells(figure, axes, shown, columns)
+    axes.set_facecolor(picture.LIGHT)
     step = max(1, math.ceil(rows / 40))
-    axes.set_yticks(range(0, rows, step), list(map(picture.label, shown.layers[::step])))
-    axes.set_ylabel("layer", color=_GRAY)
+    axes.set_yticks(range(0, rows, step), [picture.fitted(layer, 2, size=10) for layer in shown.layers[::step]])
+    axes.set_ylabel("layer", color=picture.GRAY)
     notes = [f"{len(shown.kinds) - columns:,} more kinds of modules"] if columns < len(shown.kinds) else []
     if found.others:
-        others = ", ".join(f"{picture.label(name)} {value:.3g}" for name, value in list(found.others.items())[:4])
+        others = ", ".join(f"{name} {value:.3g}" for name, value in list(found.others.items())[:4])
         notes.append(f"outside of layers: {others}")
-    axes.set_xlabel("; ".join(notes), color=_GRAY, fontsize=9)
+    axes.set_xlabel(picture.fitted("; ".join(notes), figure.get_figwidth() - 1.2, size=9), color=picture.GRAY, fontsize=9)
     axes.spines[:].set_visible(False)
-    axes.tick_params(colors=_GRAY, length=0)
+    axes.tick_params(colors=picture.GRAY, length=0)
+
+
+def _draw_cells(figure: Any, axes: Any, shown: Heat, columns: int) -> None:
+    from matplotlib import colormaps
+
+    grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in shown.values])
+    least, greatest = shown.scale
+    colors = colormaps["viridis"].with_extremes(over=picture.ORANGE)
+    image = axes.imshow(grid, aspect="auto", cmap=colors, vmin=least, vmax=greatest, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if shown.above else "neither")
+    bar.outline.set_visible(False)
+    bar.set_label("relative norm" if shown.relative else "norm", color=picture.GRAY)
+    bar.ax.tick_params(colors=picture.GRAY, length=0)
 
 
 def subtitle(found: Heat) -> str:

@@ -7,23 +7,38 @@ Every problem is collected. Values of tensors are read only to find NaNs, infini
 
 from __future__ import annotations
 
-import gc
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.manifest.package_files import shortened, survey
+from adapterhub_converters import collector
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 
 from .contents import Contents, read_contents, unreadable_file
 from .identity import changed_files, identity_problems
-from .internal import internal_problems, value_problems
-from .report import CODES, ERROR, FIT, NOTE, SEVERITIES, UNREAD, WARNING, Findings, Group, Problem, Report, Verdict, level_of
+from .internal import earlier_problems, internal_problems, value_problems
+from .report import (
+    CODES,
+    ERROR,
+    FIT,
+    NOTE,
+    SCAN,
+    SEVERITIES,
+    UNREAD,
+    WARNING,
+    Findings,
+    Group,
+    Problem,
+    Repeated,
+    Report,
+    Verdict,
+    level_of,
+)
 from .runtimes import runtime_verdicts
 from .shapes import shape_problems
 
@@ -32,6 +47,7 @@ __all__ = [
     "ERROR",
     "FIT",
     "NOTE",
+    "SCAN",
     "SEVERITIES",
     "UNREAD",
     "WARNING",
@@ -130,17 +146,18 @@ def examined(
         The report, and the contents of the adapter; None where its files are not well-formed.
     """
     findings = Findings(limit)
-    with _collector_paused():
+    with collector.paused():
         contents, problems = read_contents(path, base=base)
         findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
-        with _collector_paused():
+        with collector.paused():
             if contents is not None:
                 findings.add(_problems(contents, base, headers_only=headers_only))
             verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
             ordered = _in_order(findings.kept)
-        levels = ["files", *["values"] * (not headers_only), *["base"] * (base is not None)]
-        if base is not None and contents is not None and contents.manifest_text:
+        on_base = base is not None and contents is not None and contents.unread is None
+        levels = ["files", *["values"] * (not headers_only), *["base"] * on_base]
+        if on_base and contents is not None and contents.manifest_text:
             levels.append("identity")
         report = Report(
             where=where or str(path),
@@ -156,32 +173,20 @@ def examined(
         yield report, contents
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the garbage collector: a check makes many values and no cycles, and walking them takes a third of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem]:
-    levels = [internal_problems(contents)]
+def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | Repeated]:
+    levels: list[Iterator[Problem | Repeated]] = [internal_problems(contents), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
-    if base is not None:
+    if base is not None and contents.unread is None:
         levels += [shape_problems(contents, base), identity_problems(contents, base)]
-    seen = set()
+    seen = set[tuple[str, str]]()
     for level in levels:
         try:
             yield from level
         except AdapterhubError as error:
             problem = unreadable_file(contents.path, error)
-            if problem not in seen:
-                seen.add(problem)
+            if (problem.where, problem.what) not in seen:
+                seen.add((problem.where, problem.what))
                 yield problem
 
 
@@ -221,13 +226,13 @@ def _not_applied(verdict: Verdict) -> Problem:
 
 
 def _summary(contents: Contents) -> dict[str, object]:
-    kinds = Counter((tensor.shape, tensor.dtype) for tensor in contents.infos())
+    kinds = contents.kinds()
     return {
         "r": sorted(set(contents.ranks.values())),
         "modules": len(contents.targets),
         "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
-        "dtypes": sorted({dtype for _, dtype in kinds}),
-        "parameters": sum(math.prod(shape) * count for (shape, _), count in kinds.items()),
+        "dtypes": sorted({kind.dtype for kind in kinds}),
+        "parameters": sum(math.prod(kind.shape) * count for kind, count in kinds.items()),
     }
 
 

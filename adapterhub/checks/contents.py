@@ -6,8 +6,10 @@ and of a file with one bad tensor all the others.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,19 +22,21 @@ from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Tuned, plain_pairs, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorInfo
-from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
-from adapterhub_converters.formats import peft
+from adapterhub_converters.containers.safetensors_file import Header, SafetensorsFile, TensorInfo, TensorKind
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
+from adapterhub_converters.formats import peft, unread
 from adapterhub_converters.formats.candidate import Candidate
-from adapterhub_converters.formats.peft.keys import classify_native, native
+from adapterhub_converters.formats.peft.keys import identify
+from adapterhub_converters.formats.unread import Unread
+from adapterhub_converters.patterns import Patterns
 
 from .report import Problem
 
-Part = Mapping[str, TensorInfo]
+Parts = Mapping[str, TensorKind]
 """The tensors of one module, by part: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""
 
 
@@ -43,14 +47,17 @@ class Contents:
     Attributes:
         path: A folder or a file; `weights` is the file name of its tensors.
         config: PEFT's config, `config_text` as it was read; empty for other formats.
-        pairs: Module to the tensors of its low-rank pair, by part.
+        pairs: Module to the tensors of its low-rank pair, by part; modules that are alike share one mapping.
         replaced: Parameter of the base to the whole tensor that replaces it.
         rows: Embedding table to the rows that replace some of its own, those of `row_ids`.
         copies: Parameter of the base to a copy of its weight that the file contains as well.
         others: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
+        tuned: Changes by a tuner that is not LoRA, likewise.
         renamed: Names of tensors that peft would skip, and the names that it would load.
         unknown: Names of tensors of unknown kind.
         adapter: Set for formats that are read as a whole.
+        ordered: Whether the order of the rows is known (`convert.read_unordered`).
+        unread: Set for a kind of adapter that is not known; its tensors are `other_tensors`, but for halves of pairs.
         files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
         heads: The first bytes of every file that was opened; `digests` those computed so far.
         manifest_text: The text of adapter.json, empty without one; None until it is needed. Likewise `readme`, its card.
@@ -60,16 +67,19 @@ class Contents:
     format: str
     weights: str
     config: Mapping[str, Any] = field(default_factory=dict)
-    pairs: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
-    replaced: dict[str, TensorInfo] = field(default_factory=dict)
-    rows: dict[str, TensorInfo] = field(default_factory=dict)
+    pairs: dict[str, Parts] = field(default_factory=dict)
+    replaced: dict[str, TensorKind] = field(default_factory=dict)
+    rows: dict[str, TensorKind] = field(default_factory=dict)
     row_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    copies: dict[str, TensorInfo] = field(default_factory=dict)
+    copies: dict[str, TensorKind] = field(default_factory=dict)
     others: dict[str, Delta] = field(default_factory=dict)
-    other_tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    other_tensors: dict[str, TensorKind] = field(default_factory=dict)
     renamed: list[tuple[str, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     adapter: Adapter | None = None
+    ordered: bool = True
+    unread: Unread | None = None
     notes: tuple[str, ...] = ()
     config_text: str = ""
     files: dict[Path, SafetensorsFile] = field(default_factory=dict)
@@ -77,6 +87,7 @@ class Contents:
     digests: dict[Path, Digest] = field(default_factory=dict)
     manifest_text: str | None = None
     readme: Card | None = None
+    _matching: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def names(self, option: str) -> list[str]:
         """The strings of a config option that is a string or a list of strings; none for any other value."""
@@ -86,28 +97,55 @@ class Contents:
         return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether it is by one of PEFT's tuners that are not LoRA."""
+        return self.unread is None and tuner_of(self.config.get("peft_type")) is not None
+
+    @property
     def targets(self) -> list[str]:
         """Every module or parameter that has a delta."""
-        return [*self.pairs, *self.others]
+        return [*self.pairs, *self.others, *(target for target, change in self.tuned.items() if change.acts_on_weight)]
 
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each module with a low-rank pair, by its tensors."""
-        found: dict[str, int] = {}
-        for target, parts in self.pairs.items():
+        ranks = {}
+        for parts, _ in self.alike():
             tensor = parts.get("A") or parts.get("embedding_A")
             if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
-                found[target] = tensor.shape[0]
+                ranks[id(parts)] = tensor.shape[0]
+        return {target: ranks[id(parts)] for target, parts in self.pairs.items() if id(parts) in ranks}
+
+    def matching(self, option: str) -> Mapping[str, list[str]]:
+        """The keys of `rank_pattern` or `alpha_pattern` that match each target, in their order; without targets that none does.
+
+        Raises:
+            FormatError, RefusedError: A key cannot be matched.
+        """
+        if option not in self._matching:
+            patterns = self.config.get(option)
+            # AdaLoRA's rank_pattern is a mask by tensor name.
+            matched = Patterns(patterns, peft.CONFIG) if patterns and self.config["peft_type"] != "ADALORA" else None
+            found = ((target, matched.matching(target)) for target in self.targets) if matched else ()
+            self._matching[option] = {target: keys for target, keys in found if keys}
+        return self._matching[option]
+
+    def alike(self) -> list[tuple[Parts, int]]:
+        """The different mappings in `pairs`, of which there are few, and the number of modules of each."""
+        counts = Counter(map(id, self.pairs.values()))
+        return [(parts, counts[key]) for key, parts in {id(parts): parts for parts in self.pairs.values()}.items()]
+
+    def kinds(self) -> Counter[TensorKind]:
+        """The number of tensors of each kind, of those that `tensors` names."""
+        found = Counter[TensorKind]()
+        for others in (self.other_tensors, self.replaced, self.copies, self.rows):
+            found.update(others.values())
+        for parts, count in self.alike():
+            for kind in parts.values():
+                found[kind] += count
         return found
 
-    def infos(self) -> Iterator[TensorInfo]:
-        """The tensors of `tensors`, without the names that it makes."""
-        for parts in self.pairs.values():
-            yield from parts.values()
-        for others in (self.other_tensors, self.replaced, self.copies, self.rows):
-            yield from others.values()
-
-    def tensors(self) -> Iterator[tuple[str, TensorInfo]]:
+    def tensors(self) -> Iterator[tuple[str, TensorKind]]:
         """Every tensor of a known kind, named by module and part."""
         for target, parts in self.pairs.items():
             yield from ((f"{target}.{PART_NAMES.get(part, part)}", tensor) for part, tensor in parts.items())
@@ -116,25 +154,36 @@ class Contents:
         yield from ((f"{name} (copy)", tensor) for name, tensor in self.copies.items())
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
+    def label(self, name: str) -> str:
+        """The name in `tensors` of a tensor in `values`."""
+        if self.adapter is not None or self.unread is not None:
+            return name
+        _, kind, known, part = identify(name)
+        return f"{known}.{PART_NAMES.get(part, part)}" if part else f"{known} ({kind})" if kind in ("copy", "rows") else known
+
     def values(self) -> Iterator[Values]:
-        """The numbers of every tensor that numpy can compute with, in file order."""
+        """The numbers of every tensor of floats, in file order."""
         if self.adapter is not None:
             for name, array in self.adapter.tensors():
                 flat = np.ascontiguousarray(array).reshape(-1)
                 step = _PIECE // flat.itemsize
                 for start in range(0, flat.size, step):
-                    yield Values([name], [0], flat[start : start + step])
+                    numbers = flat[start : start + step]
+                    yield Values([name], [0], [numbers.size], numbers)
             return
-        known = {tensor.name for tensor in self.infos() if tensor.dtype in dtypes.NUMPY}
+        if self.unread is not None and self.unread.format == "gguf":
+            yield from _gguf_values(self.path)
+            return
+        unknown = frozenset(self.unknown)
         buffer = memoryview(bytearray(_PIECE))
         for file in self.files.values():
-            for run in _runs(info for info in file.tensors.values() if info.name in known):
-                dtype, size = dtypes.NUMPY[run[0].dtype], run[-1].offset + run[-1].size - run[0].offset
-                starts = [(info.offset - run[0].offset) // dtype.itemsize for info in run]
-                for start in range(0, size, _PIECE):
-                    piece = buffer[: min(_PIECE, size - start)]
-                    file.read_into(run[0], piece, start)
-                    yield Values([info.name for info in run], starts, np.frombuffer(piece, dtype))
+            for run, alike in _runs(file.header, unknown):
+                for start in range(0, run.size, _PIECE):
+                    piece = buffer[: min(_PIECE, run.size - start)]
+                    file.read_into(run, piece, start)
+                    for (dtype, shift), (names, starts, ends) in alike.items():
+                        array = np.frombuffer(piece, dtypes.NUMPY[dtype], (len(piece) - shift) // _WIDTHS[dtype], shift)
+                        yield Values(names, starts, ends if run.size <= _PIECE else [array.size], array)
 
     def digest(self, path: Path) -> Digest:
         """The digest of one of the adapter's files, read once, through the open file if there is one."""
@@ -179,8 +228,10 @@ class Contents:
                 self.manifest_text = ""
         return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
-    def seen(self) -> tuple[str, Adapter] | None:
+    def seen(self) -> tuple[str, Adapter | Unread] | None:
         """The format and the adapter, without the numbers of its tensors; None for a format that must be read as a whole."""
+        if self.unread is not None:
+            return self.format, self.unread
         if self.files:
             headers = {path: file.header for path, file in self.files.items()}
             return self.format, peft.parse_shapes(self.config_text, headers, where=str(self.path))
@@ -193,35 +244,64 @@ class Contents:
 
 
 _PIECE = 1 << 20  # bytes; a piece and its masked copy stay in the cache
+_WIDTHS = {dtype: dtypes.NUMPY[dtype].itemsize for dtype in dtypes.FLOATS}
+
+
+def _gguf_values(path: Path) -> Iterator[Values]:
+    """The numbers of the tensors of a GGUF file that are not quantized."""
+    from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
+
+    with GGUFFile(path) as file:
+        for name, info in file.tensors.items():
+            if info.type_name in _WIDTHS and info.size:
+                array = file.tensor(name).reshape(-1)
+                yield Values([name], [0], [array.size], array)
 
 
 class Values(NamedTuple):
-    """Numbers of consecutive tensors of one dtype, or a piece of one tensor: valid until the next ones are read.
+    """Numbers of tensors of one dtype, or a piece of one tensor: valid until the next ones are read.
 
     Attributes:
         names: As in the file.
         starts: The index in `array` at which each of the tensors in `names` begins.
+        ends: The index behind each; what is between two tensors is of another one, of another dtype.
         array: Flat, at most 1 MiB.
     """
 
     names: list[str]
     starts: list[int]
+    ends: list[int]
     array: np.ndarray
 
 
-def _runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    """Group tensors that follow each other in the file, have one dtype and fit into a piece; a larger one is alone."""
-    run: list[TensorInfo] = []
-    for info in infos:
-        if not info.size:
+_Alike = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
+"""Names, starts and ends of the tensors that one array has, by its dtype and the byte at which it begins."""
+
+
+def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _Alike]]:
+    """Group tensors of floats that follow each other and fit into a piece, to read them at once; a larger one is alone.
+
+    Yields:
+        A group as if it were one tensor, with the name of its first; and its tensors.
+    """
+    first, begin, end, alike = "", 0, 0, _Alike()
+    for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
+        if not kind.size or kind.dtype not in _WIDTHS or name in skipped:
             continue
-        end = run[-1].offset + run[-1].size if run else 0
-        if run and (info.offset != end or info.dtype != run[0].dtype or end + info.size - run[0].offset > _PIECE):
-            yield run
-            run = []
-        run.append(info)
-    if run:
-        yield run
+        if offset != end or end + kind.size - begin > _PIECE:
+            if alike:
+                yield TensorInfo(first, "", (), begin, end - begin), alike
+            first, begin, alike = name, offset, {}
+        end, width = offset + kind.size, _WIDTHS[kind.dtype]
+        group = kind.dtype, (offset - begin) % width
+        if group not in alike:
+            alike[group] = [], [], []
+        names, starts, ends = alike[group]
+        names.append(name)
+        starts.append((offset - begin) // width)
+        ends.append((end - begin) // width)
+    if alike:
+        yield TensorInfo(first, "", (), begin, end - begin), alike
 
 
 PART_NAMES = {
@@ -241,25 +321,63 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     """
     problems = list(_pickles(path))
     given, path = path, adapter_in(path)
-    candidate = Candidate(path)
     try:
-        if peft.sniff(candidate):
-            return _peft(path, candidate.config, base), problems
-        kind = _sniff(candidate, given, pickle=any(problem.code == "pickle" for problem in problems))
-        if kind is None:
-            return None, problems
-        contents = _whole(path, kind, base)
+        try:
+            contents = _read(path, given, base, pickle=any(problem.code == "pickle" for problem in problems))
+        except NotUnderstoodError as error:
+            contents = _unread(path, error)
     except AdapterhubError as error:
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
             raise
         problem = unreadable_file(path, error)
-        if error.code == "alpha-or-rslora-required":
+        if error.code == "alpha-or-rslora-required":  # also of a file of another name, which the config would be next to
             problem = Problem("missing-file", peft.CONFIG, "", "is missing, and nothing else records its alpha", cause=error)
         elif isinstance(error, RefusedError) and not (path / peft.CONFIG).exists():
             code = "does-not-fit" if base else "needs-base" if error.code == "base-required" else problem.code
-            problem = dataclasses.replace(problem, code=code)
+            problem = problem._replace(code=code)
         return None, [*problems, problem]
     return contents, problems
+
+
+def _read(path: Path, given: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
+    """The contents of an adapter that is understood; None where there are only pickles."""
+    candidate = Candidate(path)
+    if peft.sniff(candidate):
+        return _peft(path, candidate.config, base)
+    kind = _sniff(candidate, given, pickle=pickle)
+    return None if kind is None else _whole(path, kind, base)
+
+
+def _unread(path: Path, error: NotUnderstoodError) -> Contents:
+    """The contents of an adapter that is not understood: its tensors, and of those named as halves of pairs the pairs."""
+    from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
+    from adapterhub_converters.formats.image import factors
+
+    found = unread.read(path, error)
+    files = unread.weight_files(path)
+    contents = Contents(path, found.format, files[0].name, unread=found)
+    if found.format == "gguf":
+        with GGUFFile(path) as file:
+            contents.other_tensors = {n: TensorKind(t.type_name, t.shape, t.size) for n, t in file.tensors.items()}
+        return contents
+    try:
+        for one in files:
+            contents.files[one] = opened = SafetensorsFile(one, where=one.name)
+            contents.heads[one] = opened.head
+            for name, kind in zip(opened.header.names, opened.header.kinds, strict=True):
+                module, part = factors.split_name(name) or (name, "")
+                if part in ("A", "B"):
+                    contents.pairs[module] = {**contents.pairs.get(module, {}), part: kind}
+                else:
+                    contents.other_tensors[name] = kind
+    except BaseException:
+        contents.close()
+        raise
+    pairs = [module for module, parts in contents.pairs.items() if len(parts) == 2]
+    for module in [one for one in pairs if any(len(kind.shape) != 2 for kind in contents.pairs[one].values())]:
+        for part, kind in contents.pairs.pop(module).items():  # of a convolution, or of all experts
+            contents.other_tensors[f"{module}.{PART_NAMES[part]}"] = kind
+    return contents
 
 
 def _sniff(candidate: Candidate, given: Path, *, pickle: bool) -> str | None:
@@ -281,7 +399,7 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     codes: list[tuple[type[AdapterhubError], str]] = [
         (FormatError, "malformed"),
         (NotFoundError, "missing-file"),
-        (RefusedError, "not-understood"),
+        (RefusedError, "unsupported"),
     ]
     code = next((code for kind, code in codes if isinstance(error, kind)), None)
     if code is None:
@@ -311,13 +429,18 @@ def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
     contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file")
+    with contextlib.suppress(FormatError):  # which is one of several problems with the config
+        peft.check_config(contents.config, peft.CONFIG)
     try:
         for shard in peft.weight_files(path):
             contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
             contents.heads[shard] = file.head
-            for info in file.tensors.values():
-                _sort(contents, info)
-        if _has_others(contents):
+            if not contents.is_tuned:
+                _sort(contents, file.header)
+        if contents.is_tuned:
+            headers = {shard: file.header for shard, file in contents.files.items()}
+            _set_tuned(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+        elif _has_others(contents):
             headers = {shard: file.header for shard, file in contents.files.items()}
             _set_others_apart(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
     except BaseException:
@@ -327,11 +450,20 @@ def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
 
 
 def _has_others(contents: Contents) -> bool:
-    convolution = any(
-        all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts in contents.pairs.values()
-    )
+    convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.alike())
     other = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
     return convolution or other or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
+
+
+def _set_tuned(contents: Contents, adapter: Adapter) -> None:
+    """Set the changes by a tuner that is not LoRA, whose tensors have other names."""
+    contents.tuned = adapter.tuned
+    contents.replaced = {name: _kind(array) for name, array in adapter.replaced.items()}
+    for target, rows in adapter.rows.items():
+        contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids
+    for target, change in contents.tuned.items():
+        contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in change.parts()}
+    contents.other_tensors |= {name: _kind(array) for name, array in adapter.shared.items()}
 
 
 def _set_others_apart(contents: Contents, adapter: Adapter) -> None:
@@ -342,61 +474,70 @@ def _set_others_apart(contents: Contents, adapter: Adapter) -> None:
         contents.other_tensors |= {f"{target}.{PART_NAMES.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
-def _sort(contents: Contents, tensor: TensorInfo) -> None:
-    full = native(tensor.name)
-    kind, name, part = classify_native(full, tensor.name)
-    if full != tensor.name and full != tensor.name.removesuffix(".weight"):
-        contents.renamed.append((tensor.name, full))
-    if kind == "pair" and part not in PART_NAMES and contents.config.get("peft_type") == "LORA":
-        contents.unknown.append(tensor.name)
-    elif kind == "pair":
-        contents.pairs.setdefault(name, {})[part] = tensor
-    elif kind == "rows":
-        contents.rows[name] = tensor
-        contents.row_ids[name] = _row_ids(contents.config.get("trainable_token_indices"), name)
-    elif kind == "replaced":
-        contents.replaced[name] = tensor
-    elif kind == "copy":
-        contents.copies[name] = tensor
-    elif kind == "shared" and contents.config.get("peft_type") == "VERA":
-        contents.other_tensors[name] = tensor
-    else:
-        contents.unknown.append(tensor.name)
+def _sort(contents: Contents, header: Header) -> None:
+    """Add the tensors of a file to the contents."""
+    kind_of_adapter, indices = contents.config.get("peft_type"), _row_ids(contents.config.get("trainable_token_indices"))
+    pairs, nothing = contents.pairs, dict[str, TensorKind]()
+    grown: dict[tuple[int, str, int], Parts] = {}  # by the parts before, which are kept alive, and the new part and its kind
+    for key, tensor in zip(header.names, header.kinds, strict=True):
+        full, kind, name, part = identify(key)
+        if full != key and full != key.removesuffix(".weight"):
+            contents.renamed.append((key, full))
+        if kind == "pair" and (part in PART_NAMES or kind_of_adapter != "LORA"):
+            parts = pairs.get(name, nothing)
+            step = (id(parts), part, id(tensor))
+            if step not in grown:
+                grown[step] = {**parts, part: tensor}
+            pairs[name] = grown[step]
+        elif kind == "rows":
+            contents.rows[name] = tensor
+            contents.row_ids[name] = indices.get(name) or indices.get(name.rpartition(".")[2]) or indices.get(None, ())
+        elif kind == "replaced":
+            contents.replaced[name] = tensor
+        elif kind == "copy":
+            contents.copies[name] = tensor
+        elif kind == "shared" and kind_of_adapter == "VERA":
+            contents.other_tensors[name] = tensor
+        else:
+            contents.unknown.append(key)
 
 
-def _row_ids(indices: object, target: str) -> tuple[int, ...]:
-    if isinstance(indices, dict):
-        last = target.rpartition(".")[2]
-        indices = next((indices[key] for key in (target, last) if key in indices), None)
-    return tuple(number for number in indices if isinstance(number, int)) if isinstance(indices, list) else ()
+def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
+    """The ids of `trainable_token_indices` by table, or by the last component of its name; those of all under None."""
+    named: Mapping[str | None, object] = indices if isinstance(indices, dict) else {None: indices}
+    return {
+        name: tuple([number for number in ids if isinstance(number, int)]) if isinstance(ids, list) else ()
+        for name, ids in named.items()
+    }
 
 
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     from adapterhub_converters.formats import convert, mlx
 
-    adapter = convert.read(path, base=base)
+    adapter, ordered = convert.read_unordered(path, base=base)
     contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
+    contents.ordered = ordered
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
-    for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs)).items():
-        contents.pairs[target] = dict(_parts(target, delta))
+    for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
+        contents.pairs[target] = dict(_parts(delta))
     contents.others = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
     for target, other in contents.others.items():
-        contents.other_tensors |= {f"{target}.{part}": _tensor(f"{target}.{part}", array) for part, array in other.parts()}
-    contents.replaced.update({name: _tensor(name, array) for name, array in adapter.replaced.items()})
+        contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in other.parts()}
+    contents.replaced.update({name: _kind(array) for name, array in [*adapter.replaced.items(), *adapter.added.items()]})
     for target, rows in adapter.rows.items():
-        contents.rows[target], contents.row_ids[target] = _tensor(target, rows.values), rows.ids
+        contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids
     return contents
 
 
-def _parts(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str, TensorInfo]]:
+def _parts(delta: LowRank | LowRankEmbedding) -> Iterator[tuple[str, TensorKind]]:
     prefix = "embedding_" if isinstance(delta, LowRankEmbedding) else ""
-    yield f"{prefix}A", _tensor(f"{target}.lora_A", delta.lora_A)
-    yield f"{prefix}B", _tensor(f"{target}.lora_B", delta.lora_B)
+    yield f"{prefix}A", _kind(delta.lora_A)
+    yield f"{prefix}B", _kind(delta.lora_B)
     if isinstance(delta, LowRank) and delta.magnitude is not None:
-        yield "magnitude", _tensor(f"{target}.magnitude", delta.magnitude)
+        yield "magnitude", _kind(delta.magnitude)
     if isinstance(delta, LowRank) and delta.bias is not None:
-        yield "bias", _tensor(f"{target}.lora_B.bias", delta.bias)
+        yield "bias", _kind(delta.bias)
 
 
-def _tensor(name: str, array: np.ndarray) -> TensorInfo:
-    return TensorInfo(name, dtypes.name_of(array.dtype), array.shape, 0, array.nbytes)
+def _kind(array: np.ndarray) -> TensorKind:
+    return TensorKind(dtypes.name_of(array.dtype), array.shape, array.nbytes)

@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import Meta, StackedLowRank
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.keys import PREFIX
-from adapterhub_converters.patterns import Patterns
 
-from .contents import PART_NAMES, Contents, Part, Values
-from .report import Problem
-from .target_modules import chosen_layers, matches, within
+from .contents import PART_NAMES, Contents, Parts, Values
+from .report import Problem, Repeated
+from .target_modules import EMBEDDINGS, OUTPUTS, chosen_layers, last_of, matches, within
 
 _LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
 _LONGEST = 300  # characters of a config's value that are worth repeating
 
 
-def internal_problems(contents: Contents) -> Iterator[Problem]:
+def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
     """Problems that headers and config show; no values are read."""
+    if contents.unread is not None:
+        what = f"cannot check: {contents.unread.reason}"
+        yield Problem("not-understood", "" if contents.unread.format == "gguf" else contents.weights, "", what)
+    if not contents.ordered:
+        what = "llama.cpp permutes the rows of q and k by the number of heads, which this file does not have"
+        yield Problem("order-unknown", contents.weights, "", what, "Name its base model")
     yield from _names(contents)
-    for target, parts in contents.pairs.items():
-        if not _is_plain(parts):
-            yield from _pair(contents.weights, target, parts)
-    kinds = {(tensor.shape, tensor.dtype) for tensor in contents.infos()}
-    usable = all(0 not in shape and dtype in dtypes.FLOATS for shape, dtype in kinds)
-    for name, tensor in contents.tensors() if not usable else ():
-        if 0 in tensor.shape:
-            hint = "Save again with the weights gathered (stage3_gather_16bit_weights_on_model_save)"
-            yield Problem("empty-tensor", contents.weights, name, f"shape {tensor.shape}", hint, got=str(tensor.shape))
-        if tensor.dtype not in dtypes.FLOATS:
-            hint = "Adapters are F32, BF16 or F16"
-            yield Problem("not-floats", contents.weights, name, f"dtype {tensor.dtype}", hint, "F32, BF16 or F16", tensor.dtype)
-    if contents.format == "peft":
+    if contents.adapter is not None and (contents.adapter.meta.family or contents.adapter.meta.program):
+        yield Problem("image-model", contents.weights, "", _image_model(contents.adapter.meta))
+    faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.alike()}
+    if any(faults.values()):
+        yield from _of_each((target, faults[id(parts)]) for target, parts in contents.pairs.items())
+    floats = contents.unread is None and not contents.is_tuned  # others may well have integers, which their reader checks
+    wrong = {kind: list(_kind(contents.weights, kind, floats=floats)) for kind in contents.kinds()}
+    if any(wrong.values()):
+        yield from _of_each((name, wrong[kind]) for name, kind in contents.tensors())
+    if contents.format == "peft" and contents.unread is None:
         yield from _config(contents)
+
+
+def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Problem]:
+    """The problem of experts that an earlier peft saved; its `got` is the verdict of the peft of today."""
+    if contents.format != "peft" or contents.unread is not None or contents.config.get("peft_type") != "LORA":
+        return
+    if not any(isinstance(delta, StackedLowRank) for delta in contents.others.values()) and (
+        base is None or not any(peft.place_of(target) for target in contents.pairs)
+    ):
+        return
+    headers = {path: file.header for path, file in contents.files.items()}
+    with contextlib.suppress(AdapterhubError):  # which other checks report
+        adapter = peft.parse_shapes(contents.config_text, headers, where=str(contents.path), base=base)
+        if found := peft.outdated(adapter, base):
+            yield Problem("old-experts", contents.weights, "", found.what, got=found.verdict, repairable=True)
+
+
+def _image_model(meta: Meta) -> str:
+    model = meta.family or "image models of a family that neither its names nor its header tell"
+    return f"an adapter of {model}{f', saved by {meta.program}' if meta.program else ''}"
 
 
 def _names(contents: Contents) -> Iterator[Problem]:
@@ -55,44 +81,57 @@ def _names(contents: Contents) -> Iterator[Problem]:
             yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
 
 
-def _is_plain(parts: Part) -> bool:
-    """True for two matrices of one rank and nothing else, as nearly every module has: one test for those of `_pair`."""
-    if len(parts) != 2 or "A" not in parts or "B" not in parts:
-        return False
-    first, second = parts["A"].shape, parts["B"].shape
-    return len(first) == len(second) == 2 and first[0] == second[1] != 0
+def _of_each(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[Repeated]:
+    """The problems of modules or tensors, given the name of each and the problems of its kind, whose names it precedes."""
+    found: dict[str, list[tuple[str, Problem]]] = defaultdict(list)
+    for name, faults in named:
+        for fault in faults:
+            found[fault.code].append((name, fault))
+    for code, many in found.items():
+        yield Repeated(code, many, lambda one: one[1]._replace(name=one[0] + one[1].name))
 
 
-def _pair(file: str, target: str, parts: Part) -> Iterator[Problem]:
+def _kind(file: str, kind: TensorKind, *, floats: bool) -> Iterator[Problem]:
+    """Problems of all tensors of a kind, without their names."""
+    if 0 in kind.shape:
+        hint = "Save again with the weights gathered (stage3_gather_16bit_weights_on_model_save)"
+        yield Problem("empty-tensor", file, "", f"shape {kind.shape}", hint, got=str(kind.shape))
+    if floats and kind.dtype not in dtypes.FLOATS:
+        hint = "Adapters are F32, BF16 or F16"
+        yield Problem("not-floats", file, "", f"dtype {kind.dtype}", hint, "F32, BF16 or F16", kind.dtype)
+
+
+def _pair(file: str, parts: Parts) -> Iterator[Problem]:
+    """Problems of a module, by the names and shapes of its parts; their names lack that of the module."""
     prefix = "embedding_" if any(part.startswith("embedding_") for part in parts) else ""
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
         if half not in parts:
             what = f"{PART_NAMES[half]} is missing" + (f", {PART_NAMES[other]} is not" if other in parts else "")
-            yield Problem("missing-half", file, f"{target}.{PART_NAMES[half]}", what, "Save the adapter again")
+            yield Problem("missing-half", file, f".{PART_NAMES[half]}", what, "Save the adapter again")
     for part, tensor in parts.items():
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
             what = f"shape {tensor.shape}, not a matrix"
-            yield Problem("not-a-matrix", file, f"{target}.{PART_NAMES[part]}", what, "", "2 dimensions", str(tensor.shape))
+            yield Problem("not-a-matrix", file, f".{PART_NAMES[part]}", what, "", "2 dimensions", str(tensor.shape))
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
     if first.shape[0] != second.shape[1]:
         what = f"rank {first.shape[0]} in lora_A {first.shape}, rank {second.shape[1]} in lora_B {second.shape}"
         hint = "The two come from different adapters, or one is transposed"
-        yield Problem("rank-differs", file, target, what, hint, str(first.shape[0]), str(second.shape[1]))
+        yield Problem("rank-differs", file, "", what, hint, str(first.shape[0]), str(second.shape[1]))
     for part in ("magnitude", "bias"):
         if part in parts and parts[part].shape != ((1, first.shape[1]) if prefix else (second.shape[0],)):
             what = f"shape {parts[part].shape}, but the module has {second.shape[0]} output features"
             wanted = f"({second.shape[0]},)"
-            yield Problem("part-shape", file, f"{target}.{PART_NAMES[part]}", what, "", wanted, str(parts[part].shape))
+            yield Problem("part-shape", file, f".{PART_NAMES[part]}", what, "", wanted, str(parts[part].shape))
 
 
-def _config(contents: Contents) -> Iterator[Problem]:
+def _config(contents: Contents) -> Iterator[Problem | Repeated]:
     config, file = contents.config, peft.CONFIG
     try:
         peft.check_config(config, file)
     except AdapterhubError as error:
-        yield Problem("not-understood", file, "", error.what, error.hint, cause=error)
+        yield Problem("unsupported", file, "", error.what, error.hint, cause=error)
         return
     for key in peft.unknown_keys(config):
         hint = "Remove it, or make sure that it changes nothing in the program that wrote it"
@@ -102,9 +141,10 @@ def _config(contents: Contents) -> Iterator[Problem]:
         yield from _patterns(contents)
         yield from _untargeted(contents)
     except AdapterhubError as error:
-        yield Problem("not-understood", file, "", error.what, error.hint, cause=error)
+        yield Problem("unsupported", file, "", error.what, error.hint, cause=error)
     yield from _flags(contents)
-    yield from _whole_tensors(contents)
+    if config["peft_type"] != "LN_TUNING":
+        yield from _whole_tensors(contents)
     yield from _token_rows(contents)
     yield from _unusual(contents)
     init = config.get("init_lora_weights")
@@ -119,9 +159,9 @@ def _config(contents: Contents) -> Iterator[Problem]:
 def _ranks(contents: Contents) -> Iterator[Problem]:
     """peft builds modules from the config, then loads tensors into them: the two must agree."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
-    matched = Patterns(patterns, peft.CONFIG)
+    matching = contents.matching("rank_pattern")
     for target, rank in contents.ranks.items():
-        keys = matched.matching(target) if patterns else []
+        keys = matching.get(target)
         configured = patterns[keys[0]] if keys else contents.config.get("r", 8)
         if configured != rank:
             source = f'rank_pattern "{keys[0]}"' if keys else '"r"'
@@ -131,16 +171,11 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
-    # AdaLoRA's rank_pattern is a mask by tensor name.
-    for option in ("rank_pattern", "alpha_pattern") if contents.config["peft_type"] != "ADALORA" else ():
-        patterns = contents.config.get(option)
-        if not patterns:
-            continue
-        matched, used = Patterns(patterns, peft.CONFIG), set[str]()
-        for target in contents.targets:
-            keys = matched.matching(target)
+    for option in ("rank_pattern", "alpha_pattern"):
+        patterns, used = contents.config.get(option) or {}, set[str]()
+        for target, keys in contents.matching(option).items():
             used.update(keys)
-            if len({patterns[key] for key in keys}) > 1:
+            if len(keys) > 1 and len({patterns[key] for key in keys}) > 1:
                 what = f'"{keys[0]}" and "{keys[1]}" both match {target}; the first in the file applies: {patterns[keys[0]]}'
                 hint = "Use whole paths: peft sorts patterns when it saves"
                 yield Problem("pattern-overlap", peft.CONFIG, option, what, hint, repairable=option == "rank_pattern")
@@ -156,17 +191,20 @@ def _untargeted(contents: Contents) -> Iterator[Problem]:
     names = contents.names("target_modules")
     known = frozenset(names)
     expected = f"target_modules {(option if isinstance(option, str) else ', '.join(names))[:_LONGEST]}"
+    tying = bool(contents.config.get("ensure_weight_tying"))  # peft then adapts the other of two tied tables, too
     for target in contents.pairs:
-        if not matches(option, known, target, layers):
+        if not matches(option, known, target, layers) and not (tying and last_of(target) in (*EMBEDDINGS, *OUTPUTS)):
             what = "has tensors, but target_modules does not name it: peft would skip them"
             yield Problem("not-targeted", contents.weights, target, what, "", expected, target, repairable=True)
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:
-    linear = [parts for parts in contents.pairs.values() if "A" in parts or "B" in parts]
-    counts = Counter(part for parts in linear for part in parts)
+    counts = Counter[str]()
+    for parts, count in contents.alike():
+        if "A" in parts or "B" in parts:
+            counts.update(dict.fromkeys((*parts, "any"), count))
     # peft has one flag for all modules, takes a missing bias for zeros, and refuses biases with DoRA.
-    all_dora, no_bias = counts["magnitude"] == len(linear), not counts["bias"]
+    all_dora, no_bias = counts["magnitude"] == counts["any"], not counts["bias"]
     yield from _flag(contents, "magnitude", "use_dora", missing=("no-magnitude", False), extra=("magnitude-flag", all_dora))
     yield from _flag(contents, "bias", "lora_bias", missing=("no-bias", no_bias), extra=("bias-flag", not counts["magnitude"]))
 
@@ -185,13 +223,17 @@ def _flag(
             yield Problem(code, contents.weights, name, what, hint, repairable=repairable)
 
 
-def _whole_tensors(contents: Contents) -> Iterator[Problem]:
+def _whole_tensors(contents: Contents) -> Iterator[Repeated]:
     saved, biases = frozenset(contents.names("modules_to_save")), contents.config.get("bias", "none") != "none"
-    for name in contents.replaced:
-        module, _, kind = name.rpartition(".")
-        if not within(saved, module) and not (kind == "bias" and biases):
-            what = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
-            yield Problem("overwrites-base", contents.weights, name, what, f'Add "{module}" to modules_to_save, or remove it')
+    split = ((name, *name.rpartition(".")) for name in contents.replaced)
+    wrong = [name for name, module, _, kind in split if not within(saved, module) and not (kind == "bias" and biases)]
+
+    def problem(name: str) -> Problem:
+        what = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
+        hint = f'Add "{name.rpartition(".")[0]}" to modules_to_save, or remove it'
+        return Problem("overwrites-base", contents.weights, name, what, hint)
+
+    yield Repeated("overwrites-base", wrong, problem)
 
 
 def _unusual(contents: Contents) -> Iterator[Problem]:
@@ -209,13 +251,15 @@ def _unusual(contents: Contents) -> Iterator[Problem]:
         yield Problem("local-base-name", peft.CONFIG, "base_model_name_or_path", what, "Write the model's name on its hub")
 
 
-def _token_rows(contents: Contents) -> Iterator[Problem]:
-    for target, tensor in contents.rows.items():
-        ids = contents.row_ids[target]
-        if len(tensor.shape) != 2 or len(ids) != tensor.shape[0]:
-            what = f"{len(ids)} token ids, but the rows of {target} have shape {tensor.shape}"
-            rows = (f"{len(ids)} rows", str(tensor.shape))
-            yield Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", *rows)
+def _token_rows(contents: Contents) -> Iterator[Repeated]:
+    def problem(target: str) -> Problem:
+        count, shape = len(contents.row_ids[target]), contents.rows[target].shape
+        what = f"{count} token ids, but the rows of {target} have shape {shape}"
+        return Problem("token-rows", peft.CONFIG, "trainable_token_indices", what, "", f"{count} rows", str(shape))
+
+    shapes = ((target, len(contents.row_ids[target]), kind.shape) for target, kind in contents.rows.items())
+    wrong = [target for target, count, shape in shapes if len(shape) != 2 or count != shape[0]]
+    yield Repeated("token-rows", wrong, problem)
 
 
 # How to view a float as an unsigned integer, the mask of its sign, and the integer from which on it is infinite or NaN.
@@ -238,22 +282,31 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
     return int((bits & bits.dtype.type(mask)).max()), infinite
 
 
-def value_problems(contents: Contents) -> Iterator[Problem]:
+def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
     """NaN and infinity in any tensor; an adapter whose every lora_B is zero."""
-    outputs = {parts[part].name for parts in contents.pairs.values() for part in ("B", "embedding_B") if part in parts}
-    zeros: Counter[bool] = Counter()
-    wrong: dict[str, str] = {}
+    zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.alike())
+    changes = not has_outputs or bool(contents.replaced or contents.rows or contents.others)
+    wrong: dict[str, tuple[int, int]] = {}
     for name, size, most, bad in _measured(contents):
         if bad:
-            wrong[name] = f"{bad} of {size} are NaN or infinite"
-        if name in outputs:
-            zeros[most == 0] += 1
-    if wrong:
-        labels = {tensor.name: label for label, tensor in contents.tensors() if tensor.name in wrong}
-        yield from (Problem("non-finite", contents.weights, labels.get(name, name), what) for name, what in wrong.items())
-    if zeros[True] and not zeros[False] and not (contents.replaced or contents.rows or contents.others):
-        what = f"all {zeros[True]} lora_B are zero: the adapter changes nothing"
+            wrong[name] = bad, size
+        if not changes and most == 0:
+            zeros.append(name)
+        elif not changes:
+            changes = _is_output(contents, name)
+
+    def problem(name: str) -> Problem:
+        what = "{} of {} are NaN or infinite".format(*wrong[name])
+        return Problem("non-finite", contents.weights, contents.label(name), what)
+
+    yield Repeated("non-finite", list(wrong), problem)
+    if not changes and (count := sum(_is_output(contents, name) for name in zeros)):
+        what = f"all {count} lora_B are zero: the adapter changes nothing"
         yield Problem("does-nothing", contents.weights, "", what, "It was saved before training")
+
+
+def _is_output(contents: Contents, name: str) -> bool:
+    return contents.label(name).endswith((".lora_B", ".lora_embedding_B"))
 
 
 def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
@@ -263,8 +316,8 @@ def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
         dtype = dtypes.name_of(values.array.dtype)
         if dtype not in _INFINITE:
             continue
-        ends = [*values.starts[1:], len(values.array)]
-        for name, start, end, most, bad in zip(values.names, values.starts, ends, *_largest_and_bad(values), strict=True):
+        rows = zip(values.names, values.starts, values.ends, *_largest_and_bad(values), strict=True)
+        for name, start, end, most, bad in rows:
             if name == last[0]:  # another piece of a large one
                 last = (name, last[1] + end - start, max(last[2], most), last[3] + bad)
                 continue
@@ -278,15 +331,19 @@ def _measured(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
 def _largest_and_bad(values: Values) -> tuple[list[int], list[int]]:
     """The largest bits and the number of non-finite values, of each tensor."""
     if len(values.names) == 1:
-        most, infinite = largest_bits(values.array)
-        return [most], [_count_non_finite(values.array) if most >= infinite else 0]
+        array = values.array[values.starts[0] : values.ends[0]]
+        most, infinite = largest_bits(array)
+        return [most], [_count_non_finite(array) if most >= infinite else 0]
     dtype, mask, infinite = _INFINITE[dtypes.name_of(values.array.dtype)]
     bits = values.array.view(dtype)
     bits = bits & bits.dtype.type(mask)
-    largest: list[int] = np.maximum.reduceat(bits, values.starts).tolist()
+    bounds = np.column_stack((values.starts, values.ends)).ravel()
+    if bounds[-1] == bits.size:
+        bounds = bounds[:-1]
+    largest: list[int] = np.maximum.reduceat(bits, bounds)[::2].tolist()
     if max(largest) < infinite:
         return largest, [0] * len(largest)
-    return largest, np.add.reduceat((bits >= infinite).astype(np.int64), values.starts).tolist()
+    return largest, np.add.reduceat((bits >= infinite).astype(np.int64), bounds)[::2].tolist()
 
 
 def _count_non_finite(array: np.ndarray) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from adapterhub_converters import display
 from adapterhub_converters.errors import AdapterhubError
@@ -21,9 +23,11 @@ CODES: dict[str, tuple[str, str]] = {
     "pickle": (ERROR, "the weights are a pickle, which can run code when it is loaded"),
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
     "whole-model": (ERROR, "a whole model where an adapter is expected"),
-    "not-understood": (ERROR, "a key of the config changes what the adapter computes and is not supported"),
+    "not-understood": (WARNING, "the kind of adapter is not known: only that its files are well-formed was checked"),
+    "unsupported": (ERROR, "the adapter is of a known kind, but a part of it cannot be read as it is meant"),
     "unknown-key": (WARNING, "a key of the config that peft does not have and ignores, with a warning"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
+    "order-unknown": (NOTE, "the order of some rows depends on the base: without it only shapes and values are checked"),
     "files-changed": (ERROR, "the weights or the config differ from those recorded in adapter.json"),
     "files-edited": (NOTE, "a file other than the weights and the config differs from the one recorded in adapter.json"),
     "not-packaged": (ERROR, "a push refuses a file: pickled weights, a link, a device"),
@@ -49,9 +53,11 @@ CODES: dict[str, tuple[str, str]] = {
     "does-nothing": (WARNING, "every lora_B is zero, or alpha is: the adapter changes nothing"),
     "pattern-overlap": (WARNING, "two patterns with different values match one module; peft loses their order"),
     "pattern-unused": (WARNING, "a pattern matches no module, probably a typo"),
+    "old-experts": (WARNING, "experts as an earlier peft saved them, which peft 0.21 does not compute with"),
     "initial-adapter": (WARNING, "the initialization changed the base: correct only together with the initial adapter"),
     "scale-large": (NOTE, "alpha / r is above 64, which is rarely meant"),
-    "local-base-name": (NOTE, "base_model_name_or_path is a path on the disk of whoever trained it"),
+    "local-base-name": (NOTE, "base_model_name_or_path is a path on the disk of the machine that trained it"),
+    "image-model": (NOTE, "the family of image models that the adapter is for, and the program that saved it"),
     # Does it fit the base?
     "base-without-weights": (NOTE, "the base has no weight files here: shapes are derived from its config, or not compared"),
     "base-incomplete": (NOTE, "a part of the base could not be read and was not compared"),
@@ -64,7 +70,7 @@ CODES: dict[str, tuple[str, str]] = {
     "no-such-module": (ERROR, "the adapter changes a module that the base does not have"),
     "base-shallower": (ERROR, "the adapter changes layers that the base does not have"),
     "base-deeper": (ERROR, "the base has layers that the adapter should cover but does not"),
-    "uncovered-module": (ERROR, "target_modules names a module of the base that has no tensors"),
+    "uncovered-module": (WARNING, "target_modules names a module of the base that has no tensors"),
     "shape-mismatch": (ERROR, "the factors do not multiply to the shape of the base's weight"),
     "vocab-differs": (ERROR, "an embedding or output layer has a different number of tokens than the base"),
     "row-outside": (ERROR, "a replaced token row is outside the base's vocabulary"),
@@ -80,9 +86,28 @@ CODES: dict[str, tuple[str, str]] = {
     # Does it meet the requirements of this check?
     "rank-above-max": (ERROR, "the rank of a module is above the largest rank allowed"),
     "runtime": (ERROR, "a required runtime would not apply the adapter as it was trained"),
+    # Could a file run code, or mislead who reads it? (`scan`, which also reports codes of the first group.)
+    "archive": (ERROR, "an archive, or compressed bytes, whatever the name"),
+    "program": (ERROR, "a program, a script or a library"),
+    "disguised": (ERROR, "the contents of a file are not what its name promises"),
+    "unknown-binary": (ERROR, "a file that is not text, of a type that no adapter needs"),
+    "polyglot": (ERROR, "a file that is of another type as well: an archive, a program or a page is in it"),
+    "trailing-data": (ERROR, "bytes behind the end of what a file contains"),
+    "hidden-data": (ERROR, "bytes within a file that belong to nothing in it"),
+    "remote-code": (ERROR, "a config has a program import code, load a kernel or build objects by name"),
+    "outside-path": (ERROR, "a config names a file outside of the folder"),
+    "template-escape": (ERROR, "a chat template reaches for attributes, builtins or files"),
+    "template-switch": (WARNING, "a chat template writes something else for certain words or dates"),
+    "template-link": (WARNING, "a chat template writes an address"),
+    "template-text": (NOTE, "the longest text that a chat template may add to a conversation"),
+    "active-markup": (ERROR, "script or embedded content in a card, a picture or a header"),
+    "invisible-text": (WARNING, "invisible characters in a text"),
+    "not-scanned": (WARNING, "a file, or a part of one, that scan did not look into"),
 }  # fmt: skip
 
 _ORDER = list(CODES)
+SCAN = frozenset(_ORDER[_ORDER.index("archive") :])
+"""The codes that only a scan reports."""
 FIT = frozenset(_ORDER[_ORDER.index("base-without-weights") : _ORDER.index("rank-above-max")])
 """The codes about an adapter on a base."""
 UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-model", "needs-base"})
@@ -90,6 +115,7 @@ UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-
 _LEVELS = {
     "non-finite": "values", "files-changed": "values", "files-edited": "values", "not-packaged": "package",
     "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
+    **dict.fromkeys(SCAN, "scan"),
     **{code: "identity" if _ORDER.index(code) >= _ORDER.index("unpinned") else "base" for code in FIT},
 }  # fmt: skip
 
@@ -99,8 +125,7 @@ def level_of(code: str) -> str:
     return _LEVELS.get(code, "files")
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):  # of which a hostile adapter may have a million
     """One finding.
 
     Attributes:
@@ -120,7 +145,7 @@ class Problem:
     expected: str = ""
     got: str = ""
     repairable: bool = False
-    cause: AdapterhubError | None = field(default=None, compare=False, repr=False)
+    cause: AdapterhubError | None = None
 
     @property
     def severity(self) -> str:
@@ -133,6 +158,14 @@ class Problem:
         return ": ".join(part for part in (self.file, self.name) if part)
 
 
+class Repeated(NamedTuple):
+    """Problems of one code, one for each of `places`, which are counted at once and made as far as they are kept."""
+
+    code: str
+    places: Sequence[Any]
+    make: Callable[[Any], Problem]
+
+
 class Findings:
     """Problems as they are found: at most `limit` of each code are kept, all of them if it is None, and all are counted."""
 
@@ -141,13 +174,16 @@ class Findings:
         self._kept: dict[str, list[Problem]] = {}
         self._limit = limit
 
-    def add(self, problems: Iterable[Problem]) -> None:
+    def add(self, problems: Iterable[Problem | Repeated]) -> None:
         """Add problems."""
-        for problem in problems:
-            code = problem.code
-            self.counts[code] += 1
-            if self._limit is None or self.counts[code] <= self._limit:
-                self._kept.setdefault(code, []).append(problem)
+        for found in problems:
+            code, count = found.code, len(found.places) if isinstance(found, Repeated) else 1
+            room = count if self._limit is None else min(self._limit - self.counts[code], count)
+            if count:
+                self.counts[code] += count
+            if room > 0:
+                made = map(found.make, found.places[:room]) if isinstance(found, Repeated) else (found,)
+                self._kept.setdefault(code, []).extend(made)
 
     @property
     def kept(self) -> Mapping[str, Sequence[Problem]]:
@@ -194,7 +230,7 @@ class Report:
     Attributes:
         problems: The worst first.
         counts: The number of problems of each code, which a limit may leave out of `problems`; empty if it has them all.
-        levels: What was checked (`files`, `values`, `base`, `identity`, `package`, `max-rank`, `runtimes`).
+        levels: What was checked (`files`, `values`, `base`, `identity`, `package`, `max-rank`, `runtimes`, `scan`).
         ignored: The number of problems of each code that were ignored, and are not in `problems`.
         strict: Warnings count as errors do.
         base_facts: Name, revision and size of the base, and the bytes fetched to read it; empty without a base.
@@ -227,7 +263,15 @@ class Report:
 
     def counted(self) -> Mapping[str, int]:
         """The number of problems of each code that has any, whether or not `problems` has all of them."""
-        return self.counts or Counter(problem.code for problem in self.problems)
+        return self.counts or self._kept
+
+    def left_out(self, code: str) -> int:
+        """The number of problems of a code that a limit left out of `problems`."""
+        return self.counted().get(code, 0) - self._kept[code]
+
+    @cached_property
+    def _kept(self) -> Counter[str]:
+        return Counter(problem.code for problem in self.problems)
 
     def grouped(self) -> list[Group]:
         """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""

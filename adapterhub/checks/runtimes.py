@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from adapterhub_converters import linear
 from adapterhub_converters.adapter import Factored, StackedLowRank
-from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import base_weights, peft
+from adapterhub_converters.formats import base_weights, mlx_names, peft
 from adapterhub_converters.formats.image import naming
-from adapterhub_converters.patterns import Patterns
-from adapterhub_converters.runtimes import APPLIED, REFUSED, RUNTIMES, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
+from adapterhub_converters.runtimes import APPLIED, REFUSED, RUNTIMES, UNKNOWN, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
 from .contents import Contents
 from .report import CODES, ERROR, Problem, Verdict
@@ -30,7 +28,7 @@ _FROM_PROBLEM = {
 }  # fmt: skip
 # Problems with which no runtime loads the adapter.
 _FATAL = {
-    "malformed", "missing-file", "pickle", "whole-model", "not-understood", "key-prefix", "unknown-tensor", "missing-half",
+    "malformed", "missing-file", "pickle", "whole-model", "unsupported", "key-prefix", "unknown-tensor", "missing-half",
     "not-a-matrix",    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
 }  # fmt: skip
 # Problems with which the numbers are wrong in every runtime.
@@ -49,8 +47,11 @@ def runtime_verdicts(
     contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
 ) -> dict[str, Verdict]:
     """The verdict of every runtime, given the problems by code; `values`: the numbers of tensors may be read."""
-    features = dict(_features(contents, base, values=values)) if contents and "not-understood" not in problems else {}
+    readable = contents is not None and contents.unread is None and "unsupported" not in problems
+    features = dict(_features(contents, base, values=values)) if contents and readable else {}
     features.update({_FROM_PROBLEM[code]: _about(found[-1]) for code, found in problems.items() if code in _FROM_PROBLEM})
+    for problem in problems.get("old-experts", ()):
+        features[f"experts-{problem.got}"] = problem.what
     if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
         features["not-targeted"] = problems["not-targeted"][-1].what
     reasons = {code: _first_reasons(found) for code, found in problems.items()}
@@ -86,12 +87,20 @@ def _verdict(
         feature = _FROM_PROBLEM.get(code)
         unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
         verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
+        if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
+            verdict = UNKNOWN if contents is not None and contents.format == runtime.reads else REFUSED
         found += [(verdict, text, code) for text in texts if verdict]
     if image_parts is not None and len(image_parts) > 1:
         what = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
         found.append(("refused", what, ""))
     elif image_parts is not None and runtime.name != "peft":
         found.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
+    if contents is not None and contents.adapter is not None and contents.adapter.added:
+        found.append(
+            ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
+        )
+    if contents is not None and not contents.ordered and contents.format != runtime.reads:
+        found.append(("refused", "its conversion needs the base model", "order-unknown"))
     origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
     found += [
         (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
@@ -127,7 +136,7 @@ def _reason(rule: Rule, about: str) -> str:
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
     config = contents.config
     for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
-        if any(part in parts for parts in contents.pairs.values()):
+        if any(part in parts for parts, _ in contents.alike()):
             yield feature, ""
     if (config.get("bias") or "none") != "none":
         yield "bias", ""
@@ -139,6 +148,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
     yield from _scales(contents)
+    yield from _fused(contents, base)
     if base is not None:
         yield from _on_base(contents, base)
 
@@ -179,14 +189,20 @@ def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
 
 
 def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
+    if contents.is_tuned:
+        yield "other-kind", str(contents.config["peft_type"])
+        yield "kind-unsettled", str(contents.config["peft_type"])
+        return
     for delta in contents.others.values():
-        yield ("experts" if isinstance(delta, StackedLowRank) else "other-kind"), type(delta).__name__
+        if isinstance(delta, StackedLowRank):
+            yield "experts", ""
+            continue
+        yield "other-kind", type(delta).__name__
         if not (isinstance(delta, Factored) and delta.is_low_rank):  # else the conversion writes the pair it equals
             yield "kind-unsettled", type(delta).__name__
-    for option in ("alora_invocation_tokens", "layer_replication"):
-        if contents.config.get(option):
-            yield "condition", option
-    if contents.config.get("alora_invocation_tokens"):
+    if contents.config.get("layer_replication"):
+        yield "condition", "layer_replication"
+    if contents.config.get("alora_invocation_tokens") or (contents.adapter and contents.adapter.meta.invocation):
         yield "alora", ""
 
 
@@ -207,12 +223,28 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "rslora", ""
     patterns, alpha = contents.config.get("alpha_pattern"), contents.config.get("lora_alpha", 8)
     if isinstance(patterns, dict) and patterns:
-        matched = Patterns(patterns, peft.CONFIG)
-        for target in contents.pairs:
-            keys = matched.matching(target)
-            if keys and patterns[keys[0]] != alpha:
-                yield "alpha-pattern", ""
-                return
+        matching = contents.matching("alpha_pattern")
+        if any(patterns[keys[0]] != alpha for target, keys in matching.items() if target in contents.pairs):
+            yield "alpha-pattern", ""
+
+
+def _fused(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """What matters to programs that fuse projections of one input, and that read `target_modules` themselves."""
+    targets = contents.config.get("target_modules")
+    if isinstance(targets, str) and targets not in ("all", "all-linear"):
+        yield "target-pattern", ""
+    layers: dict[str, set[str]] = {}
+    for target in contents.pairs:
+        parent, _, name = target.rpartition(".")
+        layers.setdefault(parent, set()).add(name)
+    pairs = (("q_proj", "v_proj"), ("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj"))
+    for parent, inside in layers.items():
+        for name, needed in pairs:
+            if name not in inside or needed in inside:
+                continue
+            if needed == "gate_proj" and (base is None or base.tensor(f"{parent}.gate_proj.weight") is None):
+                continue  # an MLP without a gate has nothing to fuse
+            yield ("q-without-v" if name == "q_proj" else "part-of-fused"), f"{parent} has {name} without {needed}"
 
 
 def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
@@ -225,6 +257,8 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     yield from _old_names(contents, base)
     if contents.format != "gguf":
         yield from _unmapped(contents, base)
+    if contents.format != "mlx" and (refused := mlx_names.refused((*contents.pairs, *contents.others), base)):
+        yield "not-in-mlx", refused
     if base.tied:
         for target, parts in contents.pairs.items():
             if "embedding_A" in parts:
@@ -246,11 +280,12 @@ def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
 def _unmapped(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     """The first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
     try:
-        architecture = names.by_class(base.architecture, base.where)
+        architecture = base.mapped()
     except RefusedError:
         yield "unmapped", base.architecture or "an unnamed architecture"
         return
-    for target in contents.pairs:
+    stacked = (target for target, delta in contents.others.items() if isinstance(delta, StackedLowRank))
+    for target in (*contents.pairs, *stacked):
         if architecture.stem(target) is None:
             yield "unmapped", target
             return

@@ -12,14 +12,14 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import TypeVar
 
 from adapterhub.checks.target_modules import block_of
-from adapterhub_converters.adapter import Delta, StackedLowRank
+from adapterhub_converters.adapter import Delta, StackedLowRank, Tuned
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.bases.canonical_names import in_memory
-from adapterhub_converters.containers.safetensors_file import TensorInfo
+from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 
-from .contents import Contents, Part
+from .contents import Contents, Parts
 from .report import Problem
 from .target_modules import EMBEDDINGS, HEAD_TASKS, OUTPUTS, depths_of, last_of, layer_of, stack_of, targeted_modules
 
@@ -55,8 +55,10 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
-            yield from _shapes(contents.weights, target, parts, weight, transposed=is_conv1d(base), known=bool(base.model_type))
+            across = is_conv1d(base) and last_of(target) not in OUTPUTS
+            yield from _shapes(contents.weights, target, parts, weight, transposed=across, known=bool(base.model_type))
     yield from _others(contents, base, missing)
+    yield from _tuned(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     depths = depths_of(base.tensors) if base.derived else {}
@@ -107,9 +109,12 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
     """The base under the adapter's names of its modules, if transformers' renaming or one exchange of prefixes explains what
     is missing."""
     missing = _unmatched(contents, base)
+    if not missing:
+        return base
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
-    if missing and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
+    renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
+    if renamed and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
         what = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
         yield Problem("renamed-modules", contents.weights, "", what)
         base, missing, swap = loaded, still, _prefix_swap(still, loaded)
@@ -163,7 +168,7 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
     return base.packed.get(f"{target}.weight") or base.packed.get(target)
 
 
-def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
+def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
     got = delta_shape(parts)
     if got is None or len(weight.shape) != 2:
         return
@@ -185,7 +190,7 @@ def _shapes(file: str, target: str, parts: Part, weight: BaseTensor, *, transpos
     yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model", str(wanted), str(got))
 
 
-def delta_shape(parts: Part) -> tuple[int, int] | None:
+def delta_shape(parts: Parts) -> tuple[int, int] | None:
     """Rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
     embedding = "embedding_A" in parts
     first, second = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
@@ -196,8 +201,9 @@ def delta_shape(parts: Part) -> tuple[int, int] | None:
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     blocks = _with_experts(base) if contents.others else ()
+    loaded = _in_memory(base.tensors, base) if contents.others else {}
     for target, delta in contents.others.items():
-        weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target)
+        weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target) or loaded.get(target)
         if weight is None and block_of(target) in blocks:
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:
@@ -208,6 +214,39 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
             what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
             hint = "Another size of the model, or another model"
             yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
+
+
+def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Changes by tuners that are not LoRA."""
+    for target, change in contents.tuned.items():
+        if not change.acts_on_weight:
+            yield from _prompts(contents, base, change)
+            continue
+        weight = weight_of(base, target)
+        if weight is None:
+            missing.append(target)
+        elif isinstance(weight, str):
+            yield Problem("shape-unknown", contents.weights, target, weight)
+        elif not change.fits(weight.shape):
+            got = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
+            what = f"{got} of {change.tuner.method} do not fit the base's weight, which is {weight.shape}"
+            yield Problem("shape-mismatch", contents.weights, target, what, "", str(weight.shape), got)
+
+
+def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
+    """Disagreements of tokens that are put before the input with the base's widths, as far as its config has them."""
+    ((part, tensor),) = change.parts()
+    layers = base.config.get("num_hidden_layers")
+    heads = base.config.get("num_key_value_heads", base.config.get("num_attention_heads"))
+    width, size = base.config.get("hidden_size"), base.config.get("head_dim")
+    if change.tuner.method == "prefix_tuning":
+        size = size or (
+            width // base.config["num_attention_heads"] if width and base.config.get("num_attention_heads") else None
+        )
+        width = 2 * layers * heads * size if layers and heads and size else None
+    if width is not None and tensor.shape[-1] != width:
+        what = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
+        yield Problem("shape-mismatch", contents.weights, part, what, "", str(width), str(tensor.shape[-1]))
 
 
 # The parameter that transformers 5 stacks to the modules that it stacks, as a list of experts names them.
@@ -248,7 +287,7 @@ def _either_way(delta: Delta) -> set[tuple[int, ...]]:
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    heads: dict[str, TensorInfo] = {}
+    heads: dict[str, TensorKind] = {}
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
@@ -271,7 +310,7 @@ def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
     return top in contents.names("modules_to_save") and (task in HEAD_TASKS or (task is None and top in _HEADS))
 
 
-def _whole_shape(file: str, name: str, tensor: TensorInfo, weight: BaseTensor) -> Problem:
+def _whole_shape(file: str, name: str, tensor: TensorKind, weight: BaseTensor) -> Problem:
     vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
     what = f"shape {tensor.shape}, the base's is {weight.shape}"
     code = "vocab-differs" if vocabulary else "shape-mismatch"
@@ -307,6 +346,8 @@ def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """One problem for all layers that the base lacks, and one for each other module."""
+    if not missing:
+        return
     depths = depths_of([*base.tensors, *base.packed])
     deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
     for stack in sorted({stack_of(target) for target in deep}):
@@ -347,9 +388,11 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     try:
         wanted = targeted_modules(contents, base)
     except AdapterhubError as error:
-        yield Problem("not-understood", peft.CONFIG, "target_modules", error.what, error.hint)
+        yield Problem("unsupported", peft.CONFIG, "target_modules", error.what, error.hint)
         return
     missing = wanted - set(contents.targets)
+    if contents.is_tuned:  # which may replace what it targets
+        missing -= {*contents.rows, *(name.rpartition(".")[0] for name in contents.replaced)}
     ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
     deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
     stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
@@ -357,8 +400,9 @@ def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
         yield Problem("base-deeper", contents.weights, "", what, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
+    hint = "If it was trained, save the adapter again; if not, take it out of target_modules"
     for target in sorted(missing - deeper):
-        yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors")
+        yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors", hint)
 
 
 def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:

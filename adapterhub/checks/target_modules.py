@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from adapterhub_converters import linear
@@ -43,10 +44,15 @@ def block_of(target: str) -> str:
 
 
 def _layer(target: str) -> tuple[str, int] | None:
+    return _layer_around(target.rpartition(".")[0])
+
+
+@lru_cache(maxsize=1)  # modules of one parent follow each other
+def _layer_around(parent: str) -> tuple[str, int] | None:
     at = 0
-    for part in target.split(".")[:-1]:
+    for part in parent.split("."):
         if part.isdecimal() and len(part) < 10:
-            return target[:at], int(part)
+            return parent[:at], int(part)
         at += len(part) + 1
     return None
 
@@ -109,7 +115,7 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if ours is not None and module.split(".", 1)[0] not in ours:
             continue
-        if within(saved, module):
+        if saved and within(saved, module):
             continue
         if excluded and matches(excluded, named_others, module, None):
             continue

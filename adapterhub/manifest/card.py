@@ -51,6 +51,13 @@ def fill(manifest: AdapterManifest, found: Card) -> AdapterManifest:
     return replace(manifest, **more) if more else manifest
 
 
+def license_in(folder: Path) -> str | None:
+    """The license in the card of a folder, such as that of a base model; None without exactly one."""
+    found = find(folder)
+    values = decode(found[1]).values("license") if found else ()
+    return values[0] if len(values) == 1 else None
+
+
 def find(folder: Path) -> tuple[Path, bytes] | None:
     """The card in a folder and its bytes; None without one that can be read."""
     for name in ("README.md", "MODEL_CARD.md", *NAMES):

@@ -12,7 +12,7 @@ import datetime
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes, linear
-from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
 from adapterhub_converters.containers import json_file, toml_file
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, UsageError
-from adapterhub_converters.formats import FORMATS, peft
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, NotUnderstoodError, UsageError
+from adapterhub_converters.formats import FORMATS, peft, unread
+from adapterhub_converters.formats.unread import Unread
 
 from . import card as cards
 from .card import Card
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
 
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
-Seen = tuple[str, Adapter]
-"""The format of a folder's adapter, and the adapter; the numbers in its tensors may be absent."""
+Seen = tuple[str, Adapter | Unread]
+"""The format of a folder's adapter, and the adapter, whose numbers may be absent; `Unread` if it is not understood."""
 
 _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
-DERIVED = ("method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format")
+DERIVED = (
+    "method", "r", "alpha", "rslora", "modules", "targets", "replaced", "dtype", "parameters", "format", "understood", "reason",
+    "numbers",
+)  # fmt: skip
 """Fields of a manifest that follow from the weights."""
 WRONG_FACTS = "wrong-facts"
 """The code of the error for an adapter.json whose fields do not."""
@@ -134,11 +138,11 @@ class Draft:
         """The manifest to publish, and the bytes of its document.
 
         The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added, and
-        files that were edited are recorded anew. IntegrityError for one that contradicts the weights or the config: its
+        files that were edited are updated. IntegrityError for one that contradicts the weights or the config: its
         records belong to another adapter.
         """
         if self.known is not None:
-            _check_true(self.known, files, self.seen, f"{self.folder}/{ADAPTER_JSON}")
+            _check_true(self.known, files, self.seen, self.folder)
         found = self.manifest(files)
         return found, self.text.encode() if found == self.known else found.dump()
 
@@ -175,21 +179,27 @@ def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -
     return draft(folder, seen=seen).settle(digests(folder) if files is None else files)
 
 
-def _check_true(known: AdapterManifest, files: Files, seen: Seen, where: str) -> None:
-    hint = "Delete adapter.json to derive it anew; its training record goes with it"
-    # A card, a tokenizer or adapter.toml may be edited: their digests are recorded anew.
+def _check_true(known: AdapterManifest, files: Files, seen: Seen, folder: Path) -> None:
+    where = f"{folder}/{ADAPTER_JSON}"
+    hint = "Delete adapter.json to derive it again, without its training record"
+    # A card, a tokenizer or adapter.toml may be edited: their digests are updated.
     for entry in known.files:
         if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
             kind = "has changed since" if entry.path in files else "is missing"
             raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
-    check_facts(known, seen, where, hint)
+    check_facts(known, seen, where, hint, folder=folder)
 
 
-def check_facts(known: AdapterManifest, seen: Seen, where: str, hint: str = "") -> None:
-    """Raise IntegrityError where an adapter.json says something else of the weights than they do themselves."""
+def check_facts(known: AdapterManifest, seen: Seen, where: str, hint: str = "", *, folder: Path) -> None:
+    """Raise IntegrityError where an adapter.json contradicts the weights, those in `folder`."""
     adapter_format, adapter = seen
+    if known.understood is False and isinstance(adapter, Adapter):
+        # Recorded by a version that did not know the kind: it has what the config claims.
+        adapter = unread.read(adapter_in(folder), NotUnderstoodError(where, ""))
+    before = _weights_before(adapter) if isinstance(adapter, Adapter) else {}
     for key, value in _weights(adapter, adapter_format).items():
-        if getattr(known, key) != value:
+        # The reason is worded by the version that wrote it.
+        if key != "reason" and getattr(known, key) not in (value, before.get(key, value)):
             what = f'"{key}" is {_short(known.to_dict()[key])}, but the weights have {_short(value)}'
             raise IntegrityError(where, what, hint, code=WRONG_FACTS)
 
@@ -202,7 +212,8 @@ def true_manifest(folder: Path, *, seen: Seen | None = None, where: str = "") ->
     """
     known = AdapterManifest.read(folder)
     if known is not None:
-        check_facts(known, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", "Get the adapter from its author again")
+        hint = "Get the adapter from its author again"
+        check_facts(known, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", hint, folder=folder)
     return known
 
 
@@ -215,6 +226,11 @@ def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[s
     return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in package_listing(folder).files}
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Path to size of the adapter's files, which are not read."""
+    return {path: (folder / path).stat().st_size for path in package_listing(folder).files}
+
+
 def _entries(files: Files) -> tuple[FileEntry, ...]:
     return tuple(FileEntry(path, *entry) for path, entry in sorted(files.items()) if path != ADAPTER_JSON)
 
@@ -224,6 +240,14 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 
 def look(folder: Path) -> Seen:
     """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
+    try:
+        return _look(folder)
+    except NotUnderstoodError as error:
+        found = unread.read(adapter_in(folder), error)
+        return found.format, found
+
+
+def _look(folder: Path) -> tuple[str, Adapter]:
     if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
@@ -234,39 +258,99 @@ def look(folder: Path) -> Seen:
     except FormatError as error:
         what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
         raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
-    return name, FORMATS[name].read(path)
+    return name, convert.read_unordered(path)[0]  # no fact depends on the order of rows
 
 
-def _weights(adapter: Adapter, adapter_format: str) -> dict[str, Any]:
+def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:
     """The fields of DERIVED, by name."""
-    r, alpha = _most_common(adapter.deltas.values())
+    if isinstance(adapter, Unread):
+        return _claims(adapter)
     names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
-    dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
     return {
-        "method": "dora" if dora else "lora" if adapter.deltas else "full",
-        "r": r,
-        "alpha": alpha,
+        "method": _method(adapter),
+        **_ranks({target: _shape(delta) for target, delta in adapter.deltas.items()}),
         "rslora": any(delta.rslora for delta in adapter.deltas.values()),
-        "modules": {
-            target: ModuleShape(delta.r, _number(delta.alpha))
-            for target, delta in sorted(adapter.deltas.items())
-            if (delta.r, delta.alpha) != (r, alpha)
-        },
-        "targets": tuple(sorted({target.rpartition(".")[2] for target in adapter.deltas})),
-        "replaced": tuple(sorted([*adapter.replaced, *adapter.rows, *adapter.copies])),
+        "targets": tuple(sorted({_last_name(target) for target in (*adapter.deltas, *adapter.tuned)})),
+        "replaced": tuple(sorted([*adapter.replaced, *adapter.rows, *adapter.copies, *adapter.added])),
         "dtype": names.pop() if len(names) == 1 else "mixed",
         "parameters": adapter.parameters,
         "format": adapter_format,
+        "understood": None,
+        "reason": None,
+        "numbers": dict(adapter.meta.numbers) or None,
     }
 
 
-def _most_common(deltas: Iterable[Delta]) -> tuple[int | None, float | int | None]:
-    """The rank and alpha that most modules share; of two equally common pairs, the larger."""
-    counts: Counter[tuple[int, float]] = Counter((delta.r, delta.alpha) for delta in deltas)
-    if not counts:
-        return None, None
-    r, alpha = max(counts, key=lambda pair: (counts[pair], pair))
-    return r, _number(alpha)
+def _claims(adapter: Unread) -> dict[str, Any]:
+    """The fields of DERIVED of an adapter that is not understood: what it claims."""
+    return {
+        "method": adapter.method,
+        "r": adapter.r,
+        "alpha": None if adapter.alpha is None else _number(adapter.alpha),
+        "rslora": False,
+        "modules": {},
+        "targets": adapter.targets,
+        "replaced": (),
+        "dtype": adapter.dtype,
+        "parameters": adapter.parameters,
+        "format": adapter.format,
+        "understood": False,
+        "reason": adapter.reason,
+        "numbers": None,
+    }
+
+
+# The methods that are named for a kind of delta.
+_METHODS: Mapping[type, str] = {AdaLora: "adalora", Hadamard: "loha", Kronecker: "lokr", Vera: "vera"}
+
+
+def _method(adapter: Adapter) -> str:
+    """`lora`, `dora`, `full` without a delta, or the name of another kind that all deltas are of."""
+    if adapter.meta.method:
+        return adapter.meta.method
+    kinds = {_METHODS.get(type(delta), "") for delta in adapter.deltas.values()}
+    if len(kinds) == 1 and (name := kinds.pop()):
+        return name
+    dora = any(getattr(delta, "magnitude", None) is not None for delta in adapter.deltas.values())
+    return "dora" if dora else "lora" if adapter.deltas else "full"
+
+
+def _last_name(target: str) -> str:
+    """The last component of a path, with the one before it if it is a number: `to_out.0`."""
+    rest, _, last = target.rpartition(".")
+    return f"{rest.rpartition('.')[2]}.{last}" if last.isdecimal() else last
+
+
+def _weights_before(adapter: Adapter) -> dict[str, Any]:
+    """What versions recorded that took every delta for LoRA, and a number for the name of a module."""
+    targets = tuple(sorted({target.rpartition(".")[2] for target in adapter.deltas}))
+    if not any(type(delta) in _METHODS for delta in adapter.deltas.values()):
+        return {"targets": targets}
+    return {
+        "method": "lora",
+        "targets": targets,
+        **_ranks({target: (delta.r, delta.alpha) for target, delta in adapter.deltas.items()}),
+    }
+
+
+def _shape(delta: Delta) -> tuple[int | None, float | None]:
+    """Rank and alpha of a module: LoKr has none if both its matrices are whole, and VeRA's scale is 1."""
+    if isinstance(delta, Kronecker):
+        return (delta.rank, delta.alpha) if delta.rank else (None, None)
+    return delta.r, None if isinstance(delta, Vera) else delta.alpha
+
+
+def _ranks(shapes: Mapping[str, tuple[int | None, float | None]]) -> dict[str, Any]:
+    """The rank and alpha that most modules share, of two equally common pairs the larger; and the modules that differ."""
+    counts = Counter(shapes.values())
+    shared = max(counts, key=lambda pair: (counts[pair], pair[0] or 0, pair[1] or 0), default=(None, None))
+    r, alpha = shared
+    modules = {
+        target: ModuleShape(own[0], _number(own[1] or 0))
+        for target, own in sorted(shapes.items())
+        if own != shared and own[0] is not None
+    }
+    return {"r": r, "alpha": None if alpha is None else _number(alpha), "modules": modules}
 
 
 def _number(value: float) -> float | int:
@@ -276,17 +360,17 @@ def _number(value: float) -> float | int:
 # ---- recorded and declared
 
 
-def _base(adapter: Adapter, spec: BaseSpec | None) -> BaseInfo:
+def _base(adapter: Adapter | Unread, spec: BaseSpec | None) -> BaseInfo:
     repo = _published(adapter.meta.base_model) or _published(spec.repo if spec else None)
-    # A commit says nothing about a model with another name.
+    # The commit of one model does not apply to a model with another name.
     revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
     if spec is None:
-        return BaseInfo(repo, revision)
+        return BaseInfo(repo, revision, model_type=adapter.meta.family or None)
     return BaseInfo(
         repo=repo,
         revision=revision,
         architecture=spec.architecture or None,
-        model_type=spec.model_type or None,
+        model_type=spec.model_type or adapter.meta.family or None,
         fingerprint=spec.fingerprint,
         tokenizer_digest=spec.tokenizer_digest,
         chat_template_digest=spec.chat_template_digest,

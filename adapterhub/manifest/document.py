@@ -145,12 +145,12 @@ class AdapterManifest:
     Attributes:
         name: The owner's name for the adapter.
         base: The model that it was trained on.
-        method: `lora`, `dora`, or `full` for replaced parameters alone.
+        method: `lora`, `dora`, `full` for replaced parameters alone, or the name of another kind of adapter.
         task: PEFT's task type, unless declared otherwise.
         r: The rank of most modules; None without a low-rank delta. Likewise `alpha`.
         rslora: True if any module scales by alpha / sqrt(r).
         modules: Full path to rank and alpha, for modules that differ from `r` and `alpha`.
-        targets: Last names of the modules that have a low-rank delta, sorted.
+        targets: Last names of the modules that have a delta, sorted; `to_out.0` where the last is a number.
         replaced: Full paths of replaced parameters, and of tables with replaced rows, sorted.
         dtype: As safetensors spells it, or `mixed`.
         parameters: The count of numbers in the adapter.
@@ -161,6 +161,9 @@ class AdapterManifest:
         training: The record of its training, if there is one.
         parents: The adapters that it was made from.
         recipe: How it was made from them.
+        understood: False for a kind of adapter that is not known here, whose fields are what it claims; else None.
+        reason: Why it is not understood.
+        numbers: Those that describe another kind than LoRA, by the keys of its config.
     """
 
     name: str | None
@@ -182,6 +185,9 @@ class AdapterManifest:
     training: Training | None = None
     parents: tuple[Parent, ...] = ()
     recipe: Recipe | None = None
+    understood: bool | None = None
+    reason: str | None = None
+    numbers: Mapping[str, Any] | None = None
 
     # ---- reading
 

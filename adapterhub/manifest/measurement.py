@@ -6,6 +6,7 @@ other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -17,8 +18,12 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, UsageError
 
 DEFAULT = "eval"
-METRICS = ("perplexity", "loss", "base_perplexity", "base_loss", "perplexity_ratio", "tokens")
+REPORTED = "reported"
+"""The name of the metrics that a push reports, as another program measured them."""
+MOST = 100
+"""Metrics of an evaluation."""
 _NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
+_METRIC = linear.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 _MAX = 100_000  # characters
 
 
@@ -28,7 +33,7 @@ class Evaluation:
 
     Attributes:
         name: A later evaluation of the same name replaces it.
-        metrics: Name, one of METRICS, to value.
+        metrics: Name to value.
         data: Path and digest of each file of data.
         base: The base as it was loaded: `quantize`, `dtype`, and the digests of its `weights`.
     """
@@ -64,6 +69,24 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
+def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
+    """Metrics that another program measured.
+
+    Raises:
+        UsageError: A name or a value that no metric has, or too many of them.
+    """
+    if len(metrics) > MOST:
+        raise UsageError(where, f"over {MOST} metrics", "Report the most important ones")
+    for name, value in metrics.items():
+        if not _METRIC.fullmatch(name):
+            raise UsageError(
+                where, f"{name[:60]!r} is not a name of a metric", "Use letters, digits, ., - and _, as in exact_match"
+            )
+        if not _is_number(value):
+            raise UsageError(where, f"{name}={value} is not a number", "Write NAME=VALUE, as in exact_match=0.71")
+    return Evaluation(REPORTED, dict(metrics))
+
+
 def parse(text: str) -> Evaluation | None:
     """Parse the text of a log entry; None if it is not an evaluation, as a foreign log may contain anything."""
     try:
@@ -75,7 +98,8 @@ def parse(text: str) -> Evaluation | None:
     metrics, data, base = (document.get(key) for key in ("metrics", "data", "base"))
     if not isinstance(metrics, dict) or not isinstance(data, list) or not isinstance(base, dict):
         return None
-    numbers = {key: float(value) for key, value in metrics.items() if key in METRICS and _is_number(value)}
+    numbers = {key: float(value) for key, value in metrics.items() if _METRIC.fullmatch(key) and _is_number(value)}
+    numbers = dict(itertools.islice(numbers.items(), MOST))
     return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
 
 

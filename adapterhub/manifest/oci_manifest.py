@@ -8,7 +8,6 @@ the right file. A manifest from elsewhere is checked before anything in it becom
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
+from . import card
 from .document import AdapterManifest
 from .package_files import CONFIGS, LEGAL, MAX_FILES, check_paths
 
@@ -65,9 +65,20 @@ class Manifest:
         return sum(layer.size for layer in self.layers)
 
     @property
+    def files_size(self) -> int:
+        """Bytes of its files but adapter.json, which a policy bounds."""
+        return sum(layer.size for layer in self.layers if layer.path != ADAPTER_JSON)
+
+    @property
     def adapter_json(self) -> Descriptor | None:
         """The layer that holds adapter.json; None if there is none, as in artifacts of other tools."""
         return next((layer for layer in self.layers if layer.path == ADAPTER_JSON), None)
+
+    @property
+    def card(self) -> Descriptor | None:
+        """The layer that holds the model card; None if there is none, or a larger one than is read."""
+        found = {layer.path.lower(): layer for layer in self.layers if layer.size <= card.MAX_BYTES}
+        return next((found[name] for name in card.NAMES if name in found), None)
 
 
 def build(folder: Path) -> Manifest:
@@ -84,10 +95,10 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
     if what := _repetition(layers):
         raise RefusedError(ADAPTER_JSON, what, "Remove the copies")
-    config_bytes = _canonical(_config(layers, manifest))
+    config_bytes = json_file.canonical(_config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = _annotations(manifest)
-    raw = _canonical(
+    raw = json_file.canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -109,10 +120,6 @@ def media_type(path: str) -> str:
         return WEIGHT_LAYER
     doc = os.path.splitext(name)[1].lower() not in CONFIGS or name.upper().startswith((*LEGAL, "README"))
     return DOC_LAYER if doc else CONFIG_LAYER
-
-
-def _canonical(document: object) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _layer(layer: Descriptor) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def _annotations(manifest: AdapterManifest) -> dict[str, str]:
         "io.adapterhub.base.repo": base.repo,
         "io.adapterhub.base.revision": base.revision,
         "io.adapterhub.base.fingerprint": base.fingerprint,
-        "io.adapterhub.parents": _canonical(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
+        "io.adapterhub.parents": json_file.canonical(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
     }
     return {key: value for key, value in found.items() if value}
 

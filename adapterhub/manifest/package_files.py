@@ -3,7 +3,7 @@
 An allow-list, because scanners that look for bad files are evaded (19 of 22 ways to hide a pickle went unseen,
 "Hide and Seek"): formats that cannot run code pass, and every file that is left out is named. A trainer leaves more in a folder
 than the adapter: checkpoints, optimizer states, scripts, logs. Those are left out; what may be meant as part of the adapter and
-cannot be packaged is refused: pickled weights, links and devices, and files that are not what their name says.
+cannot be packaged is refused: pickled weights, links and devices, and files whose contents contradict their names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adapterhub_converters.adapter_files import (
     starts_like_pickle,
 )
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.containers.open_file import MAX_PATH, open_regular, walk
 from adapterhub_converters.display import hides, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
@@ -35,11 +35,13 @@ CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
 DOCS = {".md", ".jsonl", ".png", ".svg"}
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")  # codespell:ignore
 MAX_FILES = 10_000
+_MAX_DEPTH = 32  # parts of a path: each of its folders is compared with all others, and may be 1 kB of text
 IGNORE_FILE = ".adapterhubignore"
+SIGNATURE = "model.sig"
+"""The signature of the files in a folder, which is in none of the versions that it is about."""
 _MAX_IGNORE = 64 << 10  # bytes of an ignore file
 # Every pattern is tried on every file, and fnmatch looks for the end of every bracket to the end of the pattern.
 MAX_PATTERNS, MAX_PATTERN = 256, 256  # of a project's, and characters of one
-_MAX_PATH = 1024  # characters
 _CHECKPOINT = "checkpoint-"  # transformers' Trainer
 # A registry may have been created in the adapter's own folder.
 _OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
@@ -108,7 +110,7 @@ def listing(
     """
     files, skipped, refused = survey(folder, selection, strict=strict)
     for path in list(files):
-        if reason := _why_not_content((head or first_bytes)(folder / path), os.path.splitext(path)[1].lower()):
+        if reason := content_refusal((head or first_bytes)(folder / path), os.path.splitext(path)[1].lower()):
             refused.append((path, *reason))
     if refused:
         path, what, hint = refused[0]
@@ -121,15 +123,18 @@ def listing(
     return Listing(tuple(check_paths(sorted(files), str(folder), RefusedError)), tuple(sorted(skipped)))
 
 
-def shortened(names: Sequence[str], most: int = 6) -> str:
-    """The first of some names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def shortened(names: Sequence[str], most: int = 6, *, left: int = 0) -> str:
+    """The first of some names, and the number of the others, `left` of which are not in `names`."""
+    others = max(len(names) - most, 0) + left
+    return ", ".join(names[:most]) + (f" and {others} more" if others else "")
 
 
 def survey(
     folder: Path, selection: Selection | None = None, *, strict: bool = False
 ) -> tuple[list[str], list[str], list[tuple[str, str, str]]]:
     """Divide the files of `folder`, by their names and kinds, as `listing` does: to package, left out, and refused.
+
+    The signature is none of these.
 
     A refused one comes with the reason and the way to fix it. No file of the adapter is opened.
     """
@@ -142,15 +147,17 @@ def survey(
     has_weights = any(is_weights(path) for path, _ in found)
     for path, mode in found:
         name = path.rpartition("/")[2]
+        if path == SIGNATURE and stat.S_ISREG(mode):
+            continue
         if name.startswith(".") or path in _OWN or not (chosen.takes(path) and ignored.takes(path)):
             skipped.append(path)
-        elif len(path) > _MAX_PATH:
-            refused.append((printable(path[:120]), f"a path of more than {_MAX_PATH} characters", "Move it out of the folder"))
+        elif len(path) > MAX_PATH:
+            refused.append((printable(path[:120]), f"a path of more than {MAX_PATH} characters", "Move it out of the folder"))
         elif stat.S_ISDIR(mode):
             skipped.append(f"{path}/")
         elif not strict and stat.S_ISREG(mode) and _is_left_out(path, has_weights=has_weights):
             skipped.append(path)
-        elif reason := _why_not(path, mode):
+        elif reason := refusal(path, mode):
             refused.append((path, *reason))
         else:
             files.append(path)
@@ -180,36 +187,30 @@ def _is_left_out(path: str, *, has_weights: bool) -> bool:
 
 
 def _walk(folder: Path, *, strict: bool) -> Iterator[tuple[str, int]]:
-    """Relative path and mode of everything but folders. Links are not followed.
+    """Relative path and mode of everything but folders.
 
     A dot-folder counts as one entry, and so do a folder whose path is too long and, unless `strict`, that of a checkpoint.
     """
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        for name, mode in _scanned(folder, prefix):
-            path = prefix + name
-            checkpoint = not strict and name.startswith(_CHECKPOINT) and name[len(_CHECKPOINT) :].isdecimal()
-            if stat.S_ISDIR(mode) and not name.startswith(".") and not checkpoint and len(path) <= _MAX_PATH:
-                waiting.append(path + "/")
-            else:
-                yield path, mode
 
+    def enters(path: str) -> bool:
+        name = path.rpartition("/")[2]
+        checkpoint = not strict and name.startswith(_CHECKPOINT) and name[len(_CHECKPOINT) :].isdecimal()
+        return not name.startswith(".") and not checkpoint and len(path) <= MAX_PATH
 
-def _scanned(folder: Path, prefix: str) -> list[tuple[str, int]]:
-    """Name and mode of what is in a folder."""
     try:
-        return [(entry.name, entry.stat(follow_symlinks=False).st_mode) for entry in os.scandir(folder / prefix)]
+        for path, status in walk(folder, enters):
+            if not stat.S_ISDIR(status.st_mode) or not enters(path):
+                yield path, status.st_mode
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
     except FileNotFoundError as error:
-        raise NotFoundError(str(folder / prefix), "no such folder") from error
+        raise NotFoundError(str(folder), "no such folder") from error
     except OSError as error:
-        raise LocalIOError(str(folder / prefix), error.strerror or str(error)) from error
+        raise LocalIOError(str(error.filename or folder), error.strerror or str(error)) from error
 
 
-def _why_not(path: str, mode: int) -> tuple[str, str] | None:
-    """The reason why a file may not be part of an adapter, and the way to fix it; None if it may."""
+def refusal(path: str, mode: int) -> tuple[str, str] | None:
+    """Return why a file may not be part of an adapter by its name and mode, and the way to fix it; None if it may."""
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
@@ -236,6 +237,24 @@ def is_packaged(name: str) -> bool:
     return suffix in WEIGHT_SUFFIXES | CONFIGS | DOCS or name.upper().startswith(LEGAL)
 
 
+def divide_names(paths: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Divide the names of files that somebody else sends as `survey` does those of a folder: to package, and left out.
+
+    A name that can be neither, such as that of pickled weights, is among the first, for `check_names` to refuse.
+    """
+    found = sorted(paths)
+    has_weights = any(map(is_weights, found))
+    out = {path for path in found if _is_hidden(path) or path in _OWN or _is_left_out(path, has_weights=has_weights)}
+    return [path for path in found if path not in out], [path for path in found if path in out]
+
+
+def _is_hidden(path: str) -> bool:
+    """True for a dotfile, and for a file in a folder that is left out as a whole."""
+    *parents, name = path.split("/")
+    checkpoint = any(part.startswith(_CHECKPOINT) and part[len(_CHECKPOINT) :].isdecimal() for part in parents)
+    return checkpoint or any(part.startswith(".") and part not in (".", "..") for part in (*parents, name))
+
+
 def check_names(paths: Iterable[str], where: str) -> None:
     """Raise RefusedError for the first name that no file of an adapter may have, before remote files are fetched."""
     for path in paths:
@@ -246,19 +265,20 @@ def check_names(paths: Iterable[str], where: str) -> None:
 def check_file(path: str, head: bytes, where: str) -> None:
     """Raise RefusedError if a remote file with these first `HEAD` bytes may not be part of an adapter."""
     check_names([path], where)
-    if reason := _why_not_content(head, os.path.splitext(path)[1].lower()):
+    if reason := content_refusal(head, os.path.splitext(path)[1].lower()):
         raise RefusedError(f"{where}: {path[:120]}", reason[0])
 
 
-def _why_not_content(head: bytes, suffix: str) -> tuple[str, str] | None:
+def content_refusal(head: bytes, suffix: str) -> tuple[str, str] | None:
+    """Return why a file with these first `HEAD` bytes may not have that suffix, and the way to fix it; None if it may."""
     hint = "Save weights as safetensors and leave the file out"
     if suffix == ".safetensors":
         # Its length field may begin like a pickle, so the byte after the field decides.
-        return None if head[8:9] == b"{" else ("not a safetensors file, in spite of its name", hint)
+        return None if head[8:9] == b"{" else ("named like a safetensors file, but is not one", hint)
     if suffix == ".gguf":
-        return None if head.startswith(b"GGUF") else ("not a GGUF file, in spite of its name", hint)
+        return None if head.startswith(b"GGUF") else ("named like a GGUF file, but is not one", hint)
     if starts_like_pickle(head):
-        return "a pickle or an archive, in spite of its name; it can run code when it is loaded", hint
+        return "a pickle or an archive under another name; it can run code when it is loaded", hint
     return None
 
 
@@ -274,16 +294,19 @@ def first_bytes(path: Path) -> bytes:
 def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
     """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
-    No absolute path, `..`, backslash, drive letter, `%`, dotfile or device name; no character without a shape, such as those
-    that turn the direction of text, by which one name looks like another; no two paths that differ only in case or
-    in the normalization of accents, which macOS and Windows would write to one file; no file with the path of a folder.
+    No absolute path, `..`, backslash, drive letter, `%`, dotfile or device name; no path of more than 32 parts; no character
+    without a shape, such as those that turn the direction of text, by which one name looks like another; no two paths that
+    differ only in case or in the normalization of accents, which macOS and Windows would write to one file; no file with the
+    path of a folder.
     """
     result = list(paths)
     seen: dict[str, tuple[str, bool]] = {}
     for path in result:
         parts = path.split("/")
-        if len(path) > _MAX_PATH or not all(map(_safe, parts)):
+        if len(path) > MAX_PATH or not all(map(_safe, parts)):
             raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
+        if len(parts) > _MAX_DEPTH:
+            raise error(where, f"file name '{printable(path[:120])}' has more than {_MAX_DEPTH} parts", "Move the file up")
         if hides(path):
             what = f"file name '{printable(path[:120])}' has characters that nobody sees"
             raise error(where, what, "Rename the file")

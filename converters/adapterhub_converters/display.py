@@ -66,3 +66,27 @@ def _text(value: object) -> str:
     import html  # 2 ms, for notebooks alone
 
     return "" if value is None else html.escape(printable(str(value)))
+
+
+# ---- numbers for people
+
+
+def size(count: int) -> str:
+    """Bytes for people: `4.2 MB`, powers of 1000 as disks are sold."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 100 else f"{value:.1f} {units[0]}"
+
+
+def number(count: int) -> str:
+    """A count for people: `2.4 M`."""
+    value, units = float(count), ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{count}" if not units[0] else f"{value:.1f} {units[0]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -12,6 +12,7 @@ its own more specific errors as subclasses, next to the code that raises them.
     │   └── FormatError     4  a file is malformed, truncated, or hostile
     ├── RemoteError         5  another machine refused, failed, or did not answer
     ├── RefusedError        6  the result would be wrong, so nothing was written
+    │   └── NotUnderstoodError 6  an adapter of a kind that is not known here
     ├── ConflictError       7  another writer moved the ref first
     ├── LocalIOError        8  a local disk or permission error
     ├── MissingExtraError   9  an optional dependency is missing
@@ -111,10 +112,26 @@ class RefusedError(AdapterhubError):
         self.items = tuple(items)
 
 
-def refused(where: str, reasons: Sequence[str], hint: str = "", *, code: str = "", **fields: object) -> RefusedError:
-    """Return one error for all `reasons`: its line contains the first, `items` all of them."""
+class NotUnderstoodError(RefusedError):
+    """An adapter is of a kind that is not known here: a registry keeps it as it is, and nothing can be computed with it.
+
+    A defect in an adapter of a known kind is no case of this.
+    """
+
+
+def refused(
+    where: str,
+    reasons: Sequence[str],
+    hint: str = "",
+    kind: type[RefusedError] = RefusedError,
+    /,
+    *,
+    code: str = "",
+    **fields: object,
+) -> RefusedError:
+    """Return one error of `kind` for all `reasons`: its line contains the first, `items` all of them."""
     more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-    return RefusedError(where, reasons[0] + more, hint, reasons, code=code, **fields)
+    return kind(where, reasons[0] + more, hint, reasons, code=code, **fields)
 
 
 class ConflictError(AdapterhubError):

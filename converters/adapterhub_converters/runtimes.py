@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-APPLIED, IGNORED, WRONG, REFUSED, CRASHES = "applied", "ignored", "wrong", "refused", "crashes"
-VERDICTS = (APPLIED, IGNORED, WRONG, REFUSED, CRASHES)
-"""Best first: as trained; partly or wholly without effect; another result; an error at load; the process crashes."""
+APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES = "applied", "unknown", "ignored", "wrong", "refused", "crashes"
+VERDICTS = (APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES)
+"""Best first: as trained; of a kind that is not known here; partly or wholly without effect; another result; an error at load;
+the process crashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,12 @@ class Runtime:
 _VLLM = "vllm/lora/peft_helper.py, _validate_features"
 _LLAMA = "llama.cpp src/llama-adapter.cpp, llama_adapter_lora_init_impl"
 _SGLANG = "sglang/srt/lora/lora_manager.py, validate_new_adapter"
+_SGLANG_LORA = "sglang/srt/lora/lora.py, LoRAAdapter"
+_SGLANG_POOL = "sglang/srt/lora/mem_pool.py, load_lora_weight_to_buffer"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
+_PEFT_EXPERTS = "peft/utils/transformers_weight_conversion.py; peft/tuners/lora/layer.py, ParamWrapper"
 _MLX = "mlx_lm/tuner/utils.py, load_adapters"
+_MLX_NAMES = "adapterhub_converters/formats/mlx_names.py, ROWS"
 _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"
@@ -56,6 +61,15 @@ VLLM_WITHOUT_LORA = frozenset({
 
 _UNCOVERED = "correct only if the modules without tensors were not trained: they stay as in the base"
 
+
+def _conditions(source: str) -> tuple[Rule, Rule]:
+    """The rules of a runtime that applies an adapter to every token, and has each layer once."""
+    return (
+        Rule("condition", REFUSED, "has no layer_replication", source),
+        Rule("alora", REFUSED, "has no aLoRA: it would apply the adapter to every token", source),
+    )
+
+
 _PEFT_RULES = (
     Rule("shape", REFUSED, "size mismatch for …: copying a param with shape … from checkpoint", _PEFT),
     Rule("deeper", WRONG, "loads and reports missing keys: layers without tensors are not adapted", _PEFT),
@@ -67,6 +81,7 @@ _PEFT_RULES = (
         "peft/config.py, from_peft_type",
     ),
     Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
+    *(Rule(f"experts-{verdict}", verdict, "{what}", _PEFT_EXPERTS) for verdict in (IGNORED, WRONG, REFUSED)),
     Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
     Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),
     Rule("bias-flag", IGNORED, "lora_B.bias is skipped unless lora_bias is true", _PEFT),
@@ -141,7 +156,7 @@ RUNTIMES: dict[str, Runtime] = {
                     _VLLM_KINDS,
                 ),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
-                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _VLLM_KINDS),
+                *_conditions(_VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
@@ -174,9 +189,14 @@ RUNTIMES: dict[str, Runtime] = {
                     "convert_lora_to_gguf.py",
                 ),
                 Rule("norms", REFUSED, "the loader skips *_norm.weight, so the conversion refuses it", _LLAMA),
-                Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
                 Rule("kind-unsettled", REFUSED, "reads pairs of matrices only", _KINDS),
-                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
+                Rule("condition", REFUSED, "has no layer_replication", _KINDS),
+                Rule(
+                    "alora",
+                    APPLIED,
+                    "by llama-server, from the invocation tokens on; other programs apply it to every token",
+                    "tools/server/server-context.cpp, alora_invocation_start",
+                ),
                 Rule("copies-unsettled", REFUSED, "the conversion must verify that the copy is the base's own", _KINDS),
                 Rule(
                     "rows-unsettled",
@@ -228,9 +248,9 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("bias", REFUSED, "MLX adapters have no bias; merge the adapter into its base", _MLX),
                 Rule("modules-to-save", REFUSED, "MLX adapters cannot replace a tensor; merge the adapter into its base", _MLX),
                 Rule("norms", REFUSED, "MLX adapters cannot replace a tensor; merge the adapter into its base", _MLX),
-                Rule("experts", REFUSED, "the conversion does not write stacked experts", _KINDS),
+                Rule("not-in-mlx", REFUSED, "{module}", _MLX_NAMES),
                 Rule("kind-unsettled", REFUSED, "reads pairs of matrices only", _KINDS),
-                Rule("condition", REFUSED, "has no aLoRA and no layer_replication", _KINDS),
+                *_conditions(_KINDS),
                 Rule("copies-unsettled", REFUSED, "the conversion must verify that the copy is the base's own", _KINDS),
                 Rule(
                     "rows-unsettled",
@@ -247,50 +267,51 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         Runtime(
             "sglang",
-            "main as of 2026-11",
+            "0.5.23",
             "peft",
             (
                 Rule("dora", REFUSED, "LoRA serving currently doesn't support DoRA adapters", _SGLANG),
-                Rule("rslora", WRONG, "scales by alpha / r regardless of use_rslora", "sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("rank-pattern", REFUSED, "rank_pattern that changes a rank is rejected", _SGLANG),
-                Rule("alpha-pattern", REFUSED, "alpha_pattern that changes an alpha is rejected", _SGLANG),
-                Rule("lora-bias", IGNORED, "biases are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
-                Rule("bias", IGNORED, "biases are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("rslora", WRONG, "scales by alpha / r regardless of use_rslora", _SGLANG_LORA),
+                Rule(
+                    "rank-pattern",
+                    CRASHES,
+                    "LoRA buffer shape … does not match weight shape …, in the first batch",
+                    _SGLANG_POOL,
+                ),
+                Rule("alpha-pattern", WRONG, "scales by alpha / r regardless of alpha_pattern", _SGLANG_LORA),
+                Rule(
+                    "target-pattern",
+                    REFUSED,
+                    "Only 'all' or 'all-linear' can be used as the string for target module",
+                    "sglang/srt/lora/utils.py, get_normalized_target_modules",
+                ),
+                Rule("q-without-v", REFUSED, "KeyError: fuses q, k and v, and {module}", _SGLANG_LORA),
+                Rule("part-of-fused", CRASHES, "Cannot find target module name, in the first batch: {module}", _SGLANG_POOL),
+                Rule("lora-bias", IGNORED, "biases are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
+                Rule("bias", IGNORED, "biases are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule(
                     "modules-to-save",
                     IGNORED,
                     "whole tensors are not loaded",
-                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                    f"{_INFERRED} {_SGLANG_LORA}",
                 ),
-                Rule("norms", IGNORED, "whole tensors are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("norms", IGNORED, "whole tensors are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule(
                     "experts",
                     REFUSED,
                     "stacked experts are not loaded from target_parameters",
-                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                    f"{_INFERRED} {_SGLANG_LORA}",
                 ),
-                Rule(
-                    "other-kind", REFUSED, "reads pairs of matrices only", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"
-                ),
-                Rule(
-                    "condition",
-                    REFUSED,
-                    "has no aLoRA and no layer_replication",
-                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
-                ),
-                Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter"),
+                Rule("other-kind", REFUSED, "reads pairs of matrices only", f"{_INFERRED} {_SGLANG_LORA}"),
+                *_conditions(f"{_INFERRED} {_SGLANG_LORA}"),
+                Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("init", WRONG, "ignores init_lora_weights {init}", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
-                Rule(
-                    "shape",
-                    CRASHES,
-                    "compares shapes only when computing a batch",
-                    f"{_INFERRED} sglang/srt/lora/mem_pool.py",
-                ),
+                Rule("shape", CRASHES, "compares shapes only when computing a batch", _SGLANG_POOL),
                 Rule(
                     "no-module",
                     IGNORED,
                     "weights without a module are left out",
-                    f"{_INFERRED} sglang/srt/lora/lora.py, LoRAAdapter",
+                    f"{_INFERRED} {_SGLANG_LORA}",
                 ),
                 Rule(
                     "deeper",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.analysis.norms import heat
-from adapterhub_converters.adapter import Adapter, LowRank, StackedLowRank
+from adapterhub.analysis.low_rank import work
+from adapterhub.analysis.norms import heat, seconds
+from adapterhub_converters.adapter import Adapter, Hadamard, Kronecker, LowRank, StackedLowRank
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import convert, peft
 from tests.cli.test_commands import document, terminal
 from tests.cli.test_process import PATH
 from tests.conftest import Run, need_module
@@ -51,7 +53,7 @@ def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
     assert together.values[0][0] == pytest.approx(dense(stack))
 
 
-def test_two_stacks_of_layers_are_told_apart_and_a_nan_is_left_out() -> None:
+def test_two_stacks_of_layers_are_distinguished_and_a_nan_is_left_out() -> None:
     bad = linear()
     bad.lora_A[0, 0] = np.nan
     found = heat(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
@@ -111,13 +113,68 @@ def test_show_draws_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "█" not in terminal(command, tmp_path, 80)
 
 
+def large(path: Path, *, r: int, width: int) -> Path:
+    """An adapter of one module whose zeros take no space on the disk."""
+    path.mkdir()
+    sizes = {"A": (r, width), "B": (width, r)}
+    header = {
+        f"base_model.model.{Q.format(0)}.lora_{part}.weight": {
+            "dtype": "F32", "shape": shape, "data_offsets": [number * r * width * 4, (number + 1) * r * width * 4],
+        }
+        for number, (part, shape) in enumerate(sizes.items())
+    }  # fmt: skip
+    text = json.dumps(header).encode()
+    with open(path / "adapter_model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2 * r * width * 4)
+    (path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": r, "lora_alpha": r, "target_modules": ["q_proj"]})
+    )
+    return path
+
+
+def test_work_is_estimated_from_shapes_alone_and_is_that_of_the_pair_that_is_computed(tmp_path: Path) -> None:
+    whole = {f"hada_w{n}_{half}": np.ones(shape) for n in (1, 2) for half, shape in (("a", (6, 3)), ("b", (3, 5)))}
+    halves = {"lokr_w1": np.ones((2, 3)), "lokr_w2_a": np.ones((4, 2)), "lokr_w2_b": np.ones((2, 5))}
+    for delta in (Hadamard(whole, 3.0), Kronecker(halves, 2.0, 2)):
+        assert work(delta) == work(delta.as_low_rank())
+    pair = linear()
+    stack = StackedLowRank(np.stack([pair.lora_A] * 3), np.stack([pair.lora_B] * 3), 6.0)
+    assert (work(pair), work(stack)) == ((5 + 4) * 2 * 18, 3 * (5 + 4) * 2 * 18)
+    shapes = peft.read_shapes(large(tmp_path / "a", r=1024, width=1 << 20))
+    assert 400 < seconds(shapes) < 500
+
+
+def test_show_leaves_out_what_takes_over_two_seconds(run: Run, tmp_path: Path) -> None:
+    large(tmp_path / "slow", r=1024, width=8192)
+    told = "left out, about 3 seconds of work; --full computes them"
+    assert f"norms: {told}" in run("show", "slow").stdout.splitlines()
+    found = document(run, "show", "slow")
+    assert (found["norms"], found["digest"][:7]) == ({"missing": told}, "sha256:")
+    run("push", "slow", "team/slow", "--force")
+    assert document(run, "show", "team/slow")["norms"] == {"missing": told}
+    adapter(tmp_path / "quick", pairs(2))
+    assert document(run, "show", "quick", "--full") == document(run, "show", "quick")
+    assert "Leave one of them out" in run("show", "quick", "--full", "--headers-only", code=2).stderr
+
+
+def test_show_reads_no_large_files_unless_asked(run: Run, tmp_path: Path) -> None:
+    large(tmp_path / "a", r=8, width=1 << 25)
+    found = document(run, "show", "a", "--headers-only")
+    assert (found["digest"], found["oci_manifest"], found["size"] > 2 * 10**9) == (None, None, True)
+    assert [set(file) for file in found["manifest"]["files"]] == [{"path", "size"}] * 2
+    shown = run("show", "a").stdout
+    assert "left out, the files are large; --full computes it" in shown
+    assert "adapter_model.safetensors  2.1 GB" in shown
+
+
 def test_a_plot_is_a_png_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
     need_module("matplotlib")
     adapter(tmp_path / "a", pairs(3))
     run("show", "a", "--plot", "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert "already exists" in run("show", "a", "--plot", "a.png", code=2).stderr
-    assert "Leave it out" in run("show", "a", "--plot", "b.png", "--headers-only", code=2).stderr
+    assert "Leave one of them out" in run("show", "a", "--plot", "b.png", "--headers-only", code=2).stderr
 
 
 def test_a_plot_without_matplotlib_names_the_package_to_install(run: Run, tmp_path: Path) -> None:
@@ -126,5 +183,5 @@ def test_a_plot_without_matplotlib_names_the_package_to_install(run: Run, tmp_pa
     hook.mkdir()
     (hook / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
     done = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
-    assert done.stderr == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[train]'`\n"
+    assert done.stderr == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[plot]'`\n"
     assert not (tmp_path / "a.png").exists()

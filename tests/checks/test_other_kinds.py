@@ -34,8 +34,9 @@ def test_stacked_experts_fit_a_base_that_has_as_many(tmp_path: Path, shape: tupl
     stacks = {f"{DOWN}.gate_up_proj": BaseTensor(shape, "F32"), f"{DOWN}.down_proj": BaseTensor((4, 8, 6), "F32")}
     fits = codes(adapter, dataclasses.replace(base, tensors={**base.tensors, **stacks}))
     assert ("shape-mismatch" in fits) == (shape[0] != 4)
-    assert check(adapter).verdicts["llama.cpp"].verdict == "refused"
-    assert check(adapter).verdicts["peft"].verdict == "applied"
+    verdicts = check(adapter).verdicts
+    assert (verdicts["llama.cpp"].verdict, verdicts["llama.cpp"].convert_to) == ("applied", "gguf")
+    assert verdicts["peft"].verdict == "applied"
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(12, set()), (14, {"vocab-differs"})])
@@ -107,7 +108,7 @@ def test_the_verdict_is_what_a_conversion_does(tmp_path: Path, case: str, with_b
     assert (verdict.verdict == "applied") == (case == "loha" or (with_base and case in ONLY_CONVERTED))
 
 
-def test_a_condition_is_known_to_peft_alone(tmp_path: Path) -> None:
+def test_a_condition_is_known_to_peft_and_to_llama_cpp_alone(tmp_path: Path) -> None:
     adapter = folders.adapter(tmp_path / "a", folders.pairs(1), alora_invocation_tokens=[3])
     verdicts = check(adapter).verdicts
-    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"peft"}
+    assert {name for name, verdict in verdicts.items() if verdict.verdict == "applied"} == {"llama.cpp", "peft"}

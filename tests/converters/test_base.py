@@ -223,7 +223,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
         read_base(tmp_path / "m" / name)
 
 
-def test_an_index_that_names_more_than_its_files_have_is_told(tmp_path: Path) -> None:
+def test_an_index_that_names_more_than_its_files_have_is_reported(tmp_path: Path) -> None:
     index = sharded(tmp_path / "m") / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": {**weight_map, "ghost.weight": "model-00001-of-00003.safetensors"}}))

@@ -126,6 +126,22 @@ def test_a_text_encoder_alone_finds_its_place_again(tmp_path: Path) -> None:
     assert list(convert.read(tmp_path / "y").deltas) == [stem]
 
 
+def test_a_convolution_that_pefts_loha_flattens_has_its_kernel_again(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    numbers, target = Numbers(np.float32), "mid_block.resnets.0.conv1"
+    shapes = {"w1_a": (6, 2), "w1_b": (2, 36), "w2_a": (6, 2), "w2_b": (2, 36)}
+    factors = {name: numbers(*shape) for name, shape in shapes.items()}
+    tensors = {f"base_model.model.{target}.hada_{name}": array for name, array in factors.items()}
+    safetensors_file.write(tmp_path / "a" / peft.WEIGHTS, tensors)
+    (tmp_path / "a" / peft.CONFIG).write_text(
+        json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 3, "target_modules": ["conv1"]})
+    )
+    convert.convert(tmp_path / "a", tmp_path / "x", to="diffusers")
+    (delta,) = convert.read(tmp_path / "x").deltas.values()
+    wanted = 1.5 * (factors["w1_a"] @ factors["w1_b"]) * (factors["w2_a"] @ factors["w2_b"])
+    np.testing.assert_allclose(dense(delta), wanted.reshape(6, 4, 3, 3), rtol=1e-4, atol=1e-5)
+
+
 def test_kohya_records_the_true_alpha(tmp_path: Path) -> None:
     """diffusers' own conversion to kohya writes the rank."""
     source = save(tmp_path / "x", named(f"unet.{IN_UNET}.to_q{{}}", *NOW), {"unet.r": 2, "unet.lora_alpha": 7})

@@ -169,6 +169,7 @@ def test_a_killed_conversion_leaves_no_result_and_does_not_hinder_the_next(tmp_p
         (None, NotFoundError, "no such file or folder"),
         ({}, FormatError, "not an adapter of a known format"),
         ({"adapter_config.json": b"{}"}, FormatError, "not an adapter of a known format"),
+        ({"adapter_config.json": b"{"}, FormatError, "adapter_config.json: not valid JSON"),
         ({"adapter_config.json": b"\xff"}, FormatError, "not UTF-8"),
         (b"hello", FormatError, "not an adapter of a known format"),
     ],

@@ -93,7 +93,7 @@ def test_what_was_written_is_read(
         (b"GGML" + bytes(40), "not a GGUF file"),
         (header(version=1), "GGUF version 1 is not read"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(16), "GGUF big-endian is not read"),
-        # These 49 bytes make gguf-py 0.19 loop and allocate for ever.
+        # These 49 bytes make gguf-py 0.19 loop and allocate forever.
         (header(0, 1) + key("a", 9, struct.pack("<IQ", 8, 2**63)), "truncated: key 'a' takes 73786976294838206464 bytes"),
         (header(0, 1) + key("a", 9, struct.pack("<IQ", 4, 2**62)), "truncated: key 'a' takes 18446744073709551616 bytes"),
         (header(0, 1) + key("a", 8, struct.pack("<Q", 2**60)), "is over the limit of 100000000"),

@@ -20,11 +20,10 @@ from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, Value, f32, string
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
+from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats import gguf as gguf_lora
-from adapterhub_converters.formats import peft
-from examples import llama_cpp
 from tests.conftest import need_module
-from tests.support import tiny
+from tests.support import llama_cpp, tiny
 
 TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
 
@@ -116,6 +115,45 @@ def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: st
 
 
 @pytest.mark.peer
+def test_llama_cpp_applies_an_alora_where_peft_does(tmp_path: Path) -> None:
+    for module in ("peft", "llama_cpp_py_sync"):
+        need_module(module)
+    made = tiny.model()
+    base = tiny.write_gguf(made, tmp_path / "base.gguf")
+    made.save_pretrained(tmp_path / "base")
+    wrapped = tiny.adapter(made, tmp_path / "a", alora_invocation_tokens=[5, 64], lora_alpha=11)
+    report = convert.convert(tmp_path / "a", tmp_path / "a.gguf", to="gguf", base=read_base(tmp_path / "base"))
+    assert "llama-server applies it from its invocation tokens on" in report.notes[-1]
+    found = llama_cpp.gated_logits(base, TOKENS, tmp_path / "a.gguf")
+    assert np.abs(found - peft_logits(wrapped)).max() < 2e-3
+    with pytest.raises(RefusedError, match="acts only after certain tokens"):
+        llama_cpp.logits(base, TOKENS, tmp_path / "a.gguf")
+
+
+def test_an_alora_comes_back_with_and_without_its_config_and_ollama_does_not_get_it(tmp_path: Path) -> None:
+    base = BaseSpec("base", "hf", "Qwen2ForCausalLM", "qwen2", {"num_attention_heads": 4})
+    pair = LowRank(np.ones((2, 8), np.float32), np.full((6, 2), 0.3, np.float32), 5.0)
+    adapter = Adapter({"model.layers.0.mlp.up_proj": pair}, meta=Meta(invocation=(5, 64)))
+    (tmp_path / "a").mkdir()
+    peft.write(adapter, tmp_path / "a")
+    convert.convert(tmp_path / "a", tmp_path / "a.gguf", to="gguf", base=base)
+    same_bytes(tmp_path / "a", back_to_peft(tmp_path / "a.gguf", tmp_path / "b"))
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    plain = string_keys(general_type="adapter", general_architecture="qwen2", adapter_type="lora")
+    for ids in ([5, 64], [7]):  # as llama.cpp's script writes it; other tokens than the stored config has
+        own = file.header.metadata if ids == [7] else {}
+        kept = {key: string(text) for key, text in own.items() if key.startswith("adapterhub.")}
+        gguf_file.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: Value("[UINT32]", ids)}, tensors)
+        found = gguf_lora.read(tmp_path / "c.gguf")
+        assert found.meta.invocation == tuple(ids)
+        (tmp_path / "c.gguf").unlink()
+    with pytest.raises(RefusedError, match="Ollama applies it to all"):
+        convert.convert(tmp_path / "a", tmp_path / "o", to="ollama", base=base, model="x")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.peer
 def test_alpha_0_has_no_effect_in_llama_cpp(tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
     made = tiny.model()
@@ -194,7 +232,7 @@ def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: 
 
 
 @pytest.mark.parametrize("change", ["tensor", "alpha"])
-def test_a_rider_of_another_payload_is_ignored_and_reported(tmp_path: Path, change: str) -> None:
+def test_a_source_config_of_another_payload_is_ignored_and_reported(tmp_path: Path, change: str) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(ADAPTER, path, base=llama())
     if change == "alpha":
@@ -293,6 +331,7 @@ def string_keys(**values: str) -> dict[str, gguf_file.Value]:
     return {key.replace("_", "."): gguf_file.string(value) for key, value in values.items()}
 
 
+INVOCATION = "adapter.alora.invocation_tokens"
 KIND = string_keys(general_type="adapter", general_architecture="qwen2", adapter_type="lora")
 PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.float32)}
 
@@ -304,7 +343,8 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
         (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
         (KIND | {"adapter.lora.alpha": gguf_file.u32(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
         (KIND | {"adapter.lora.alpha": gguf_file.f32(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
-        (KIND | {"adapter.alora.invocation_tokens": gguf_file.Value("[UINT32]", [1])}, PAIR, "aLoRA"),
+        (KIND | {INVOCATION: gguf_file.Value("[INT32]", [1])}, PAIR, "is a [INT32], and llama.cpp reads a [UINT32] alone"),
+        (KIND | {INVOCATION: gguf_file.Value("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
         (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
         (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 3), np.float32)}, "do not share a rank"),
@@ -390,7 +430,7 @@ SCRAPS = st.sampled_from(
     | st.text(max_size=20)
     | st.fixed_dictionaries({"peft_type": st.just("LORA")}, optional={"r": SCRAPS, "lora_alpha": SCRAPS}).map(json.dumps),
 )
-def test_hostile_riders_are_refused(written: Path, key: str, text: str) -> None:
+def test_hostile_source_configs_are_refused(written: Path, key: str, text: str) -> None:
     path = written.with_name("hostile.gguf")
     strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string(text)})
     with contextlib.suppress(AdapterhubError):

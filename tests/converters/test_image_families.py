@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import adapterhub
 from adapterhub_converters import bases
+from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.image import tables
+from adapterhub_converters.formats.image import table, tables, video_transformers
+from adapterhub_converters.formats.lossy import Allowed
 from tests.conftest import need_module
-from tests.support.images import Numbers, dense, kohya_file, peft_folder
+from tests.support.images import Numbers, dense, kohya_file, pair, peft_folder
 
 for _peer in ("diffusers", "torch"):
     need_module(_peer)
@@ -144,44 +152,176 @@ def test_each_module_is_what_diffusers_makes_of_the_checkpoint_s(tmp_path: Path,
         np.testing.assert_array_equal(getattr(delta, "lora_B"), rows.numpy(), err_msg=target)  # noqa: B009
 
 
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "FLUX.1": ("FluxTransformer2DModel", {"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True}),
-    "FLUX.2": ("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
-    "Stable Diffusion 3": ("SD3Transformer2DModel", {"num_layers": 2, "dual_attention_layers": (0,)}),
-    "HunyuanVideo": (
+@dataclass(frozen=True)
+class Family:
+    """diffusers' model of a family in its own size, with few layers.
+
+    Attributes:
+        model: The class.
+        numbers: Its arguments.
+        convert: The function in `diffusers.loaders` that renames the makers' modules one by one, if there is one.
+        prefix: That of the names that it is given.
+        only: The beginning of the names that it knows.
+        others: Tensors that it asks for, and that no adapter has.
+    """
+
+    model: str
+    numbers: dict[str, Any]
+    convert: str = ""
+    prefix: str = ""
+    only: str = ""
+    others: tuple[str, ...] = ()
+
+    def more(self) -> dict[str, Any]:
+        """`others`, as zeros."""
+        import torch
+
+        return {name: torch.zeros(1) for name in self.others}
+
+
+CHECKPOINT, LORA = "single_file_utils.convert_", "lora_conversion_utils._convert_non_diffusers_"
+# One row for each family of transformers, by the name of its table.
+FAMILIES: dict[str, Family] = {
+    "FLUX.1": Family("FluxTransformer2DModel", {"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True}),
+    "FLUX.2": Family("Flux2Transformer2DModel", {"num_layers": 1, "num_single_layers": 1}),
+    "Stable Diffusion 3": Family("SD3Transformer2DModel", {"num_layers": 2, "dual_attention_layers": (0,)}),
+    "diffusers' transformers": Family("QwenImageTransformer2DModel", {"num_layers": 1}),
+    "HunyuanVideo": Family(
         "HunyuanVideoTransformer3DModel", {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1},
     ),
-    "Wan": ("WanTransformer3DModel", {"num_layers": 1, "image_dim": 8, "added_kv_proj_dim": 8}),
-    "LTX-Video": ("LTX2VideoTransformer3DModel", {"num_layers": 1}),
-    "Z-Image": ("ZImageTransformer2DModel", {"n_layers": 1, "n_refiner_layers": 1}),
-    "Lumina 2": ("Lumina2Transformer2DModel", {"num_layers": 1, "num_refiner_layers": 1}),
+    "HunyuanVideo 1.5": Family(
+        "HunyuanVideo15Transformer3DModel", {"num_layers": 1, "num_refiner_layers": 1, "use_meanflow": True},
+    ),
+    "HunyuanImage": Family(
+        "HunyuanImageTransformer2DModel",
+        {"num_layers": 1, "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_2_dim": 8, "guidance_embeds": True},
+    ),
+    "Wan": Family("WanTransformer3DModel", {"num_layers": 1, "image_dim": 8, "added_kv_proj_dim": 8}),
+    "LTX-Video": Family("LTX2VideoTransformer3DModel", {"num_layers": 1}),
+    "Z-Image": Family("ZImageTransformer2DModel", {"n_layers": 1, "n_refiner_layers": 1}),
+    "Lumina 2": Family("Lumina2Transformer2DModel", {"num_layers": 1, "num_refiner_layers": 1}),
+    "Krea 2": Family(
+        "Krea2Transformer2DModel", {"num_layers": 1, "num_layerwise_text_blocks": 1, "num_refiner_text_blocks": 1},
+        CHECKPOINT + "krea2_transformer_checkpoint_to_diffusers",
+    ),
+    "Ideogram 4": Family(
+        "Ideogram4Transformer2DModel", {"num_layers": 1}, LORA + "ideogram4_lora_to_diffusers", "diffusion_model.", "layers.",
+    ),
+    "FLUX.3": Family(
+        "Flux3Transformer2DModel", {"num_layers": 1, "num_single_layers": 1, "flow_map": True},
+        CHECKPOINT + "flux3_transformer_checkpoint_to_diffusers",
+    ),
+    "AuraFlow": Family(
+        "AuraFlowTransformer2DModel", {"num_mmdit_layers": 1, "num_single_dit_layers": 1},
+        CHECKPOINT + "auraflow_transformer_checkpoint_to_diffusers", others=("positional_encoding", "init_x_linear.bias"),
+    ),
+    "HiDream": Family(
+        "HiDreamImageTransformer2DModel",
+        {"patch_size": 2, "num_layers": 1, "num_single_layers": 1, "caption_channels": [8, 8], "llama_layers": [0]},
+        CHECKPOINT + "hidream_transformer_to_diffusers",
+    ),
+    "ERNIE-Image": Family(
+        "ErnieImageTransformer2DModel", {"num_layers": 1}, CHECKPOINT + "ernie_image_transformer_checkpoint_to_diffusers",
+    ),
+    "Cosmos and Anima": Family(
+        "CosmosTransformer3DModel", {"num_layers": 1}, CHECKPOINT + "cosmos_transformer_checkpoint_to_diffusers", "net.",
+    ),
+    "Kandinsky 5": Family("Kandinsky5Transformer3DModel", {"num_text_blocks": 1, "num_visual_blocks": 1}),
+    "MiniMax-H3": Family(
+        "MiniMaxH3Transformer3DModel", {"num_layers": 1, "num_refiner_layers": 1}, LORA + "minimax_h3_lora_to_diffusers",
+    ),
 }  # fmt: skip
+# Under other names of the same model, or its modules in other pieces.
+OTHER_NAMES = {"FLUX.1 by XLabs", "FLUX.2 by SimpleTuner", "Z-Image by ComfyUI"}
 
 
+def test_every_family_has_a_row() -> None:
+    own = {each.name for each in tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
+    assert own == set(FAMILIES) | OTHER_NAMES
+
+
+@functools.cache
 def linears(family: str) -> dict[str, tuple[int, int]]:
     """The linear modules of diffusers' own model, in its own size, and their shapes."""
     import diffusers
     import torch
 
-    name, numbers = MODELS[family]
+    row = FAMILIES[family]
     with torch.device("meta"):
-        model = getattr(diffusers, name)(**numbers)
+        model = getattr(diffusers, row.model)(**row.numbers)
     return {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
-@pytest.mark.parametrize("family", MODELS)
+def table_of(family: str) -> table.Table:
+    return next(each for each in tables.TRANSFORMERS if each.name == family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family: str) -> None:
-    table = next(table for table in tables.TRANSFORMERS if table.name == family)
-    shapes = linears(family)
+    names, shapes = table_of(family), linears(family)
+    assert re.match(names.classes, FAMILIES[family].model)
     for target, shape in shapes.items():
-        found = table.written(target)
+        found = names.written(target)
         assert found, target
         path, reading = found
-        assert table.read(path.replace(".", "_")) == reading
+        assert names.read(path.replace(".", "_")) == reading
         out = sum(shapes[each][0] for each in reading.targets)
         assert not reading.excludes((out, shape[1])), (target, out, shape, reading.ratio)
         if reading.shares:
             assert [shapes[each][0] * sum(reading.shares) for each in reading.targets] == [s * out for s in reading.shares]
+
+
+def small(reading: table.Reading, target: str, columns: int) -> tuple[int, int]:
+    """A shape for a module of the base, in the proportions by which modules of several families are told apart."""
+    share = Fraction(reading.shares[reading.targets.index(target)], sum(reading.shares)) if reading.shares else 1
+    return int(columns * (reading.ratio or 2) * share), columns
+
+
+@pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.convert])
+def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: str, tmp_path: Path) -> None:
+    import torch
+
+    row, names, numbers = FAMILIES[family], table_of(family), Numbers(np.float32)
+    readings = dict(found for target in linears(family) if (found := names.written(target)) and found[0].startswith(row.only))
+    pairs = {path: (numbers(1, 24), numbers(sum(small(r, one, 24)[0] for one in r.targets), 1)) for path, r in readings.items()}
+    module, _, function = row.convert.partition(".")
+    # A converter of checkpoints renames, cuts and turns rows: it is given the rows of each lora_B as a weight.
+    ends = ("lora_A.weight", "lora_B.weight") if module.startswith("lora") else ("", "weight")
+    given = {f"{row.prefix}{path}.{end}": torch.from_numpy(array)
+             for path, pair in pairs.items() for end, array in zip(ends, pair, strict=True) if end}  # fmt: skip
+    convert = getattr(importlib.import_module(f"diffusers.loaders.{module}"), function)
+    theirs = {name.removeprefix("transformer."): rows for name, rows in convert(given | row.more()).items()}
+    for kind in ("flat", "dotted", "bare"):
+        write = {"flat": lambda path: f"lora_unet_{path.replace('.', '_')}", "dotted": lambda path: f"diffusion_model.{path}"}
+        tensors = {
+            f"{write.get(kind, str)(path)}.{end}": array
+            for path, pair in pairs.items()
+            for end, array in zip(("lora_A.weight", "lora_B.weight"), pair, strict=True)
+            if kind != "bare" or tables.is_foreign(path)
+        }
+        path = tmp_path / f"{kind}.safetensors"
+        safetensors_file.write(path, tensors, {"modelspec.architecture": family.replace(" ", "-")})
+        found = formats.read(path).deltas if tensors else {}
+        assert found or kind == "bare"
+        for target, delta in found.items():
+            rows = theirs[f"{target.removeprefix('transformer.')}.{ends[1]}"]
+            np.testing.assert_array_equal(getattr(delta, "lora_B"), rows.numpy(), err_msg=target)  # noqa: B009
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("FLUX.1", "diffusers' transformers")])
+def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_path: Path) -> None:
+    written = {target: table_of(family).written(target) for target in linears(family)}
+    source = peft_folder(tmp_path / "a", {target: small(found[1], target, 24) for target, found in written.items() if found})
+    spec = bases.BaseSpec("x", "hf", FAMILIES[family].model, "", {})
+    formats.convert(source, tmp_path / "x.safetensors", to="kohya", base=spec)
+    with safetensors_file.SafetensorsFile(tmp_path / "x.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        names = {key: text for key, text in file.header.metadata.items() if key == "adapterhub.names"}
+    safetensors_file.write(tmp_path / "y.safetensors", tensors, names)  # without the source's config, which would ride along
+    found, wanted = formats.read(tmp_path / "y.safetensors").deltas, formats.read(source).deltas
+    assert set(found) == {f"transformer.{target}" for target in wanted}
+    for target, delta in wanted.items():
+        np.testing.assert_allclose(dense(found[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
 
 
 # Each a few numbers wide, by the class in diffusers.
@@ -250,7 +390,7 @@ def test_diffusers_own_reader_takes_what_we_write(tmp_path: Path, family: str) -
     }
     modules = {target: shape for target, shape in modules.items() if "noise" not in target and "context_r" not in target}
     folder = peft_folder(tmp_path / "a", modules)
-    spec = bases.BaseSpec("x", "hf", MODELS[family][0], "", {})
+    spec = bases.BaseSpec("x", "hf", FAMILIES[family].model, "", {})
     formats.convert(folder, tmp_path / "x.safetensors", to="kohya", base=spec)
     convert = {
         "FLUX.2": "_convert_kohya_flux2_lora_to_diffusers",
@@ -309,3 +449,110 @@ def test_names_without_a_model_are_read_too(tmp_path: Path, prefix: str) -> None
     path = kohya_file(tmp_path / "x.safetensors", {f"{prefix}double_blocks.0.img_attn_qkv": (48, 16)})
     assert formats.sniff(path) == "kohya"
     assert list(formats.read(path).deltas) == [f"transformer.transformer_blocks.0.attn.to_{name}" for name in "qkv"]
+
+
+WAN = {
+    "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "freq_dim": 8, "text_dim": 8,
+    "image_dim": 8, "added_kv_proj_dim": 24,
+}  # fmt: skip
+
+
+def distilled(model: Any, path: Path) -> dict[str, np.ndarray]:
+    """A file as those of distilled Wan models: pairs, and differences of all else. The difference of each parameter."""
+    numbers, tensors, wanted = Numbers(np.float32), {}, {}
+    for name, value in model.state_dict().items():
+        module, kind = (name, "") if name.endswith("scale_shift_table") else name.rpartition(".")[::2]
+        written = video_transformers.WAN.written(module)
+        assert written, name
+        stem = f"diffusion_model.{written[0]}"
+        if kind == "weight" and value.ndim == 2:
+            tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = factors = pair(numbers, value.shape, R)
+            wanted[name] = factors[1] @ factors[0]
+        else:
+            tensors[f"{stem}.{'diff_b' if kind == 'bias' else 'diff'}"] = wanted[name] = numbers(*value.shape)
+    safetensors_file.write(path, tensors)
+    return wanted
+
+
+def test_a_distilled_wan_is_merged_with_its_norms_and_biases(tmp_path: Path) -> None:
+    import diffusers
+
+    model = diffusers.WanTransformer3DModel(**WAN)
+    model.save_pretrained(tmp_path / "transformer")
+    wanted = distilled(model, tmp_path / "x.safetensors")
+    adapterhub.merge([tmp_path / "x.safetensors"], tmp_path / "merged", into=tmp_path / "transformer")
+    found = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "merged").state_dict()
+    for name, value in model.state_dict().items():
+        np.testing.assert_allclose(found[name], value.numpy() + wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_what_of_a_distilled_wan_has_no_word_is_named_and_dropped_as_allowed(tmp_path: Path) -> None:
+    import diffusers
+    import safetensors.torch
+    from diffusers.loaders import lora_conversion_utils
+
+    path = tmp_path / "x.safetensors"
+    wanted = distilled(diffusers.WanTransformer3DModel(**WAN), path)
+    beyond = {name for name in wanted if "norm" in name or name.endswith("scale_shift_table")}
+    for to in ("peft", "diffusers"):
+        with pytest.raises(RefusedError, match="a difference to the base's own parameter cannot be expressed here") as caught:
+            formats.convert(path, tmp_path / to, to=to)
+        assert {item.partition(": ")[0].removeprefix("transformer.") for item in caught.value.items} == beyond
+    drop = Allowed(drop=("norms", "*.scale_shift_table"))
+    report = formats.convert(path, tmp_path / "y", to="diffusers", allowed=drop)
+    assert {one.name.removeprefix("transformer.") for one in report.losses if one.loss == Loss.DROPPED} == beyond
+    # diffusers itself drops the same, without a word.
+    state = {name: t for name, t in safetensors.torch.load_file(str(path)).items() if not re.search("patch|proj.[04]", name)}
+    theirs = lora_conversion_utils._convert_non_diffusers_wan_lora_to_diffusers(state)
+    ours = formats.read(tmp_path / "y").deltas
+    for target, delta in ours.items():
+        if "patch_embedding" not in target and f"{target}.lora_B.bias" in theirs:
+            np.testing.assert_allclose(delta.scaling * delta.bias, theirs[f"{target}.lora_B.bias"].numpy(), rtol=1e-6)
+
+
+def test_a_control_lora_of_black_forest_labs_is_to_us_what_it_is_to_diffusers(tmp_path: Path) -> None:
+    import torch
+    from diffusers.loaders import lora_conversion_utils
+
+    numbers, tensors = Numbers(np.float32), {}
+    rows = {"qkv": 9216, "linear1": 21504}
+    for path in table_of("FLUX.1").modules:
+        many = 19 if path.startswith("double") else 38 if path.startswith("single") else 1
+        for stem in () if "distilled" in path else [path.replace(".N.", f".{n}.") for n in range(many)]:
+            if "_norm" in stem:
+                tensors[f"{stem}.scale"] = numbers(4)
+                continue
+            width = 3072 if stem.endswith(tuple(rows)) else 4
+            tensors[f"{stem}.lora_A.weight"] = numbers(2, width)
+            tensors[f"{stem}.lora_B.weight"] = numbers(rows.get(stem.rpartition(".")[2], 8), 2)
+    safetensors_file.write(tmp_path / "x.safetensors", tensors, {"modelspec.architecture": "flux-1-dev/lora"})
+    found = formats.read(tmp_path / "x.safetensors")
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    theirs = lora_conversion_utils._convert_bfl_flux_control_lora_to_diffusers(state)
+    ours = {f"{target}.lora_B.weight": getattr(delta, "lora_B") for target, delta in found.deltas.items()}  # noqa: B009
+    ours |= found.replaced
+    assert set(ours) == {name for name in theirs if "lora_A" not in name}
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name].numpy(), err_msg=name)
+
+
+def test_what_ai_toolkit_trains_on_krea_2_is_to_us_what_it_is_to_diffusers(tmp_path: Path) -> None:
+    import torch
+    from diffusers.loaders import lora_conversion_utils
+
+    numbers, tensors = Numbers(np.float32), {}
+    for path in table_of("Krea 2").modules:
+        stem = f"base_model.model.{path.replace('N', '0')}"
+        tensors |= {f"{stem}.lora_A.weight": numbers(2, 6), f"{stem}.lora_B.weight": numbers(8, 2)}
+    safetensors_file.write(tmp_path / "x.safetensors", tensors, {"software": '{"name": "ai-toolkit"}'})
+    formats.convert(tmp_path / "x.safetensors", tmp_path / "d.safetensors", to="diffusers")
+    with safetensors_file.SafetensorsFile(tmp_path / "d.safetensors") as file:
+        ours = {name: file.tensor(name) for name in file.tensors}
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    theirs = lora_conversion_utils._convert_non_diffusers_krea2_lora_to_diffusers(state)
+    assert set(ours) == set(theirs)
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name].numpy(), err_msg=name)
+    formats.convert(tmp_path / "x.safetensors", tmp_path / "k.safetensors", to="kohya")
+    found = formats.read(tmp_path / "k.safetensors").deltas
+    assert {f"{target}.lora_B.weight" for target in found} == {name for name in theirs if "lora_B" in name}

@@ -65,6 +65,9 @@ def scalar(value: float, dtype: Any = np.float32) -> np.ndarray:
         ("lora_te_text_model_encoder_layers_11_mlp_fc1", "text_encoder.text_model.encoder.layers.11.mlp.fc1"),
         (TE, "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"),
         ("lora_te2_text_projection", "text_encoder_2.text_projection"),
+        ("diffusion_model.llm_adapter.blocks.0.self_attn.o_proj", "text_conditioner.blocks.0.self_attn.o_proj"),
+        ("lora_unet_llm_adapter_blocks_3_mlp_2", "text_conditioner.blocks.3.mlp.2"),
+        ("text_embedding_projection.aggregate_embed", "connectors.text_proj_in"),
         ("lora_unet_blocks_3_cross_attn_k_img", "transformer.blocks.3.attn2.add_k_proj"),
         ("diffusion_model.blocks.3.ffn.2", "transformer.blocks.3.ffn.net.2"),
         ("diffusion_model.time_projection.1", "transformer.condition_embedder.time_proj"),
@@ -138,7 +141,7 @@ def test_what_fits_two_models_is_refused_unless_the_header_names_one(tmp_path: P
     for said, target in targets.items():
         path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
         assert list(convert.read(path).deltas) == [f"transformer.single_transformer_blocks.0.{target}"]
-    for said in ("hunyuan-video-1.5", "hunyuan-image-2.1", "Flux.3"):
+    for said in ("hunyuan-video-1.5", "Flux.3", "HiDream-O1-Image"):
         path = kohya_file(tmp_path / f"{said}.safetensors", modules, {"modelspec.architecture": f"{said}/lora"})
         with pytest.raises(RefusedError, match="not a known module"):
             convert.read(path)
@@ -155,7 +158,7 @@ def test_what_fits_two_models_is_refused_unless_the_header_names_one(tmp_path: P
         ("lora_unet_layers_0_attention_qkv", {(72, 24): "Z-Image by ComfyUI", (40, 24): "Lumina 2"}),
     ],
 )
-def test_how_many_rows_a_module_has_for_each_column_tells_families_apart(
+def test_families_are_distinguished_by_the_rows_of_a_module_for_each_column(
     tmp_path: Path, stem: str, shapes: dict[tuple[int, int], str]
 ) -> None:
     for shape, name in shapes.items():
@@ -163,7 +166,7 @@ def test_how_many_rows_a_module_has_for_each_column_tells_families_apart(
         assert adapter.meta.header["adapterhub.names"] == name
 
 
-@pytest.mark.parametrize("end", ["a1.weight", "oft_blocks", "w_norm", "reshape_weight", "on_input"])
+@pytest.mark.parametrize("end", ["a1.weight", "oft_blocks", "q_layer.weight", "reshape_weight", "on_input"])
 def test_kinds_that_are_not_read_are_refused_by_name(tmp_path: Path, end: str) -> None:
     safetensors_file.write(tmp_path / "x.safetensors", {f"{Q}.{end}": np.ones((2, 2), np.float32)})
     with pytest.raises(RefusedError, match=f"tensor '{Q}.{end}': is of a kind that is not supported"):
@@ -184,6 +187,39 @@ def test_the_third_encoder_is_the_second_of_flux(tmp_path: Path) -> None:
     for said, part in {"flux1": "text_encoder_2", "stable-diffusion-3-m": "text_encoder_3"}.items():
         path = kohya_file(tmp_path / f"{said}.safetensors", {stem: (8, 8)}, {"ss_base_model_version": said})
         assert list(convert.read(path).deltas) == [f"{part}.encoder.block.0.layer.0.SelfAttention.q"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "target"),
+    [
+        ("blocks.0.cross_attn.k", "blocks.0.attn2.to_k"),
+        ("pipe.dit.blocks.0.ffn.0", "blocks.0.ffn.net.0.proj"),
+        ("model.diffusion_model.double_blocks.0.img_attn.proj", "transformer_blocks.0.attn.to_out.0"),
+        ("transformer.single_blocks.3.linear2", "single_transformer_blocks.3.proj_out"),
+        ("conditional_transformer.layers.0.attention.o", "layers.0.attention.to_out.0"),
+        ("blocks.0.attn.out_proj", "transformer_blocks.0.attn.to_out.0"),
+    ],
+)
+def test_names_without_a_model_are_those_of_the_makers(tmp_path: Path, stem: str, target: str) -> None:
+    numbers = Numbers()
+    for infix in ("", ".default"):
+        names = (f"lora_A{infix}.weight", f"lora_B{infix}.weight")
+        path = tmp_path / f"x{infix}.safetensors"
+        tensors = {f"{stem}.{name}": array for name, array in zip(names, (numbers(2, 40), numbers(8, 2)), strict=True)}
+        safetensors_file.write(path, tensors)
+        assert convert.sniff(path) == "kohya"
+        assert list(convert.read(path).deltas) == [f"transformer.{target}"]
+
+
+def test_rows_that_diffsynth_interleaves_are_refused(tmp_path: Path) -> None:
+    numbers, stem = Numbers(np.float32), "blocks.0.attn.qkv_proj"
+    for infix in ("", ".default"):
+        pair_of = {f"lora_A{infix}.weight": numbers(2, 12), f"lora_B{infix}.weight": numbers(48, 2)}
+        if not infix:
+            assert len(one(tmp_path / "x", pair_of, stem).deltas) == 3
+            continue
+        with pytest.raises(RefusedError, match="are interleaved by heads"):
+            one(tmp_path / "y", pair_of, stem)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +269,12 @@ def test_lycoris_kinds_are_what_lycoris_computes(tmp_path: Path) -> None:
     w2 = (w2a @ w2b).reshape(3, 2, 3, 3)
     np.testing.assert_allclose(dense(delta), 0.5 * np.kron(w1[:, :, None, None], w2), rtol=1e-4, atol=1e-4)
 
-    whole = the_delta(tmp_path / "3", {"lokr_w1": w1, "lokr_w2": numbers(3, 2), "alpha": scalar(7)})
-    assert whole.scaling == 1
+    tensors = {f"{Q}.{name}": array for name, array in {"lokr_w1": w1, "lokr_w2": numbers(3, 2), "alpha": scalar(8)}.items()}
+    for said in ('{"rs_lora": "True"}', "{}"):
+        safetensors_file.write(tmp_path / "3", tensors, {"ss_network_args": said})
+        whole = convert.read(tmp_path / "3")
+        assert whole.deltas[OURS].scaling == 1
+        assert ["without the factor of rs_lora" in note for note in whole.notes] == [True] * ("rs_lora" in said)
 
     down, mid, up = numbers(4, 8, 1, 1), numbers(4, 4, 3, 3), numbers(6, 4, 1, 1)
     parts = {"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up, "alpha": scalar(2)}
@@ -264,10 +304,8 @@ def test_a_bias_difference_counts_and_zeros_are_reported(tmp_path: Path) -> None
     np.testing.assert_allclose(delta.scaling * delta.bias, parts["diff_b"], rtol=1e-6)
     zeros = one(tmp_path / "y", {**parts, "diff_b": np.zeros(6, np.float16)})
     assert zeros.notes == ("1 differences are all zeros and have no effect",)
-    with pytest.raises(RefusedError, match="diff_b alone, without a pair of factors, is not supported"):
-        one(tmp_path / "z", {"diff_b": numbers(6)})
-    with pytest.raises(RefusedError, match=r"a difference of shape \(6,\), as of a norm"):
-        one(tmp_path / "w", {"diff": numbers(6)})
+    alone = {"diff_b": numbers(6)}
+    assert one(tmp_path / "z", alone).added[f"{OURS}.bias"].tobytes() == alone["diff_b"].tobytes()
 
 
 # ---- FLUX: several modules in one
@@ -306,10 +344,31 @@ def test_products_of_one_module_are_those_of_several(tmp_path: Path, kind: str) 
     assert report.worst == Loss.ROUNDED
 
 
-def test_a_product_that_cannot_be_cut_between_modules_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stem", ["double_blocks_0_img_attn_qkv", "final_layer_adaLN_modulation_1"])
+def test_a_product_that_cannot_be_cut_or_turned_is_the_pair_that_it_equals(tmp_path: Path, stem: str) -> None:
     numbers = Numbers(np.float32)
-    with pytest.raises(RefusedError, match="a Kronecker product whose rows cannot be split at those of .*to_q"):
-        one(tmp_path / "x", {"lokr_w1": numbers(4, 2), "lokr_w2": numbers(6, 4)}, "lora_unet_double_blocks_0_img_attn_qkv")
+    rows = 24 if "qkv" in stem else 16
+    w1, w2, scales = numbers(4, 2), numbers(rows // 4, 4), numbers(rows, 1)
+    parts = {"lokr_w1": w1, "lokr_w2": w2, "dora_scale": scales}
+    path = tmp_path / "x"
+    safetensors_file.write(path, {f"lora_unet_{stem}.{n}": a for n, a in parts.items()}, {"ss_base_model_version": "flux1"})
+    deltas: Any = convert.read(path).deltas.values()
+    found = np.concatenate([dense(delta) for delta in deltas])
+    magnitude = np.concatenate([delta.magnitude for delta in deltas])
+    wanted = np.kron(w1, w2)
+    if "final" in stem:
+        wanted, scales = (np.concatenate([rows[8:], rows[:8]]) for rows in (wanted, scales))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(magnitude, scales[:, 0])
+
+
+def test_products_that_would_be_far_too_large_as_pairs_are_refused(tmp_path: Path) -> None:
+    numbers = Numbers()
+    parts = {"lokr_w1": numbers(128, 128), "lokr_w2_a": numbers(144, 16), "lokr_w2_b": numbers(16, 48), "alpha": scalar(16)}
+    stems = [f"lora_unet_double_blocks_{n}_{kind}_attn_qkv" for n in range(6) for kind in ("img", "txt")]
+    safetensors_file.write(tmp_path / "x", {f"{stem}.{name}": array for stem in stems for name, array in parts.items()})
+    with pytest.raises(RefusedError, match="numbers are to become low-rank pairs of"):
+        convert.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("kind", ["shared", "own", "dora"])
@@ -389,7 +448,7 @@ def test_peft_s_lycoris_kinds_come_back_too(tmp_path: Path, kind: str) -> None:
     convert.convert(tmp_path / "a", tmp_path / "x.safetensors", to="kohya", base=spec)
     convert.convert(tmp_path / "x.safetensors", tmp_path / "b", to="peft")
     assert files(tmp_path / "b") == files(tmp_path / "a")
-    without_rider(tmp_path / "x.safetensors")
+    without_source_config(tmp_path / "x.safetensors")
     np.testing.assert_allclose(
         dense(convert.read(tmp_path / "x.safetensors").deltas[OURS]),
         dense(peft.read(tmp_path / "a").deltas[OURS[5:]]),
@@ -409,14 +468,14 @@ def test_flux_and_back_is_the_same_bytes(tmp_path: Path, ranks: dict[str, int], 
     convert.convert(tmp_path / "x.safetensors", tmp_path / "b", to="peft")
     assert files(tmp_path / "b") == files(source)
     own = peft.read(source)
-    without_rider(tmp_path / "x.safetensors")
+    without_source_config(tmp_path / "x.safetensors")
     again = convert.read(tmp_path / "x.safetensors")
     assert {target.removeprefix("transformer.") for target in again.deltas} == set(own.deltas)
     for target, delta in own.deltas.items():
         np.testing.assert_allclose(dense(again.deltas[f"transformer.{target}"]), dense(delta), rtol=1e-6, atol=1e-6)
 
 
-def without_rider(path: Path) -> None:
+def without_source_config(path: Path) -> None:
     with safetensors_file.SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = {key: text for key, text in file.header.metadata.items() if not key.startswith("adapterhub.")}
@@ -498,11 +557,11 @@ def test_a_module_of_an_unknown_model_needs_the_base(tmp_path: Path) -> None:
 
 def test_a_model_that_shares_names_with_another_needs_the_base_too(tmp_path: Path) -> None:
     folder = peft_folder(tmp_path / "a", {"transformer_blocks.0.attn2.to_q": (8, 8)})
-    for n, name in enumerate(("", "PixArtTransformer2DModel")):
-        with pytest.raises(RefusedError, match="may be those of Stable Diffusion 3 and Qwen-Image and LTX-Video or of another"):
-            convert.convert(
-                folder, tmp_path / f"x{n}", to="kohya", base=bases.BaseSpec("x", "hf", name, "", {}) if name else None
-            )
+    with pytest.raises(RefusedError, match="may be those of Stable Diffusion 3 and Qwen-Image and LTX-Video or of another"):
+        convert.convert(folder, tmp_path / "x", to="kohya")
+    spec = bases.BaseSpec("x", "hf", "PixArtTransformer2DModel", "", {})
+    with pytest.raises(RefusedError, match="the names in kohya of PixArtTransformer2DModel's modules are not known"):
+        convert.convert(folder, tmp_path / "x", to="kohya", base=spec)
     qwen = peft_folder(tmp_path / "b", {"transformer_blocks.0.img_mlp.net.2": (8, 8)})
     convert.convert(qwen, tmp_path / "y", to="kohya")
 
@@ -623,7 +682,8 @@ def test_malformed_ones_are_refused_in_one_line(
 
 @given(st.dictionaries(st.sampled_from(sorted(
     ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "hada_w1_a", "hada_w1_b",
-     "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_t2"]
+     "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_t2",
+     "scalar"]
 )), st.lists(st.integers(0, 3), max_size=4), min_size=1))  # fmt: skip
 def test_any_parts_of_any_shapes_are_read_or_refused(given_parts: dict[str, list[int]]) -> None:
 
@@ -676,7 +736,7 @@ def test_any_file_is_read_or_refused(stems: list[str], ends: list[str], rows: in
     ],
     ids=str,
 )  # fmt: skip
-def test_a_forged_rider_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
+def test_a_forged_source_config_is_refused(tmp_path: Path, change: dict[str, str]) -> None:
     convert.convert(peft_folder(tmp_path / "a", SDXL), tmp_path / "x", to="kohya")
     with safetensors_file.SafetensorsFile(tmp_path / "x") as file:
         tensors, metadata = {name: file.tensor(name) for name in file.tensors}, dict(file.header.metadata)
@@ -696,13 +756,39 @@ def test_a_source_config_of_other_tensors_is_ignored_and_reported(tmp_path: Path
     assert adapter.deltas[OURS].alpha == 6
 
 
+# ---- where it comes from
+
+
+@pytest.mark.parametrize(
+    ("stem", "header", "wanted"),
+    [
+        (Q, {"ss_network_module": "networks.lora", "ss_sd_model_name": "org/sdxl"}, ("org/sdxl", "SDXL", "sd-scripts")),
+        (Q, {"ss_network_module": "lycoris.kohya", "ss_sd_model_name": "sd_xl.safetensors"}, (None, "SDXL", "LyCORIS")),
+        ("lora_unet_blocks_0_ffn_0", {"ss_network_module": "networks.lora_wan"}, (None, "Wan", "musubi-tuner")),
+        ("diffusion_model.blocks.0.attn.wq", {"software": '{"name": "ai-toolkit"}'}, (None, "Krea 2", "ai-toolkit")),
+        ("lora_unet_transformer_blocks_0_attn_to_q", {"modelspec.architecture": "Qwen-Image/lora", "ot_branch": "master"},
+         (None, "Qwen-Image", "OneTrainer")),
+        ("lora_unet_transformer_blocks_0_attn_to_q", {"software": "{", "ss_base_model_version": "\x1b[31m"}, (None, "", "")),
+        ("transformer.blocks.0.attn1.to_q", {}, (None, "Wan", "")),
+    ],
+)  # fmt: skip
+def test_the_family_the_base_and_the_program_are_those_of_names_and_header(
+    tmp_path: Path, stem: str, header: dict[str, str], wanted: tuple[str | None, str, str]
+) -> None:
+    path = kohya_file(tmp_path / "x.safetensors", {stem: (24, 24)}, header)
+    meta = convert.read(path).meta
+    assert (meta.base_model, meta.family, meta.program) == wanted
+
+
 # ---- the commands
 
 
 def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "style"
     folder.mkdir()
-    kohya_file(folder / "style.safetensors", {Q: (16, 16), TE: (8, 8), "lora_unet_input_blocks_1_0_in_layers_2": (8, 8, 3, 3)})
+    header = {"ss_network_module": "networks.lora", "ss_sd_model_name": "org/sdxl"}
+    modules = {Q: (16, 16), TE: (8, 8), "lora_unet_input_blocks_1_0_in_layers_2": (8, 8, 3, 3)}
+    kohya_file(folder / "style.safetensors", modules, header)
     done = json.loads(run("convert", "style/style.safetensors", "d.safetensors", "--to", "diffusers", "--json").stdout)
     assert done["worst"] == "exact"
     run("init")
@@ -710,5 +796,25 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     shown = json.loads(run("show", "me/style", "--json").stdout)
     assert shown["manifest"]["format"] == "kohya"
     assert (shown["manifest"]["r"], shown["manifest"]["alpha"]) == (4, 3)
+    base = shown["manifest"]["base"]
+    assert (base["repo"], base["model_type"], base["architecture"]) == ("org/sdxl", "SDXL", None)
+    assert ["family", "SDXL"] in [line.split() for line in run("show", "me/style").stdout.splitlines()]
     report = json.loads(run("validate", "style", "--json", code=None).stdout)
     assert not [problem for problem in report["problems"] if problem["severity"] == "error"], report
+    assert "an adapter of SDXL, saved by sd-scripts" in [problem["what"] for problem in report["problems"]]
+
+
+def test_an_adapter_with_differences_of_norms_is_checked_and_stored(run: Run, tmp_path: Path) -> None:
+    numbers, block = Numbers(), "diffusion_model.blocks.0"
+    tensors = {f"{block}.self_attn.q.lora_down.weight": numbers(4, 24), f"{block}.self_attn.q.lora_up.weight": numbers(24, 4)}
+    tensors |= {f"{block}.norm3.diff": numbers(24), f"{block}.norm3.diff_b": numbers(24), f"{block}.ffn.0.diff_b": numbers(32)}
+    (tmp_path / "wan").mkdir()
+    safetensors_file.write(tmp_path / "wan/wan.safetensors", tensors)
+    report = json.loads(run("validate", "wan", "--json").stdout)
+    assert {one["verdict"] for one in report["runtimes"].values()} == {"refused"}
+    run("push", "wan", "me/wan")
+    manifest = json.loads(run("show", "me/wan", "--json").stdout)["manifest"]
+    assert manifest["replaced"] == [
+        f"transformer.blocks.0.{name}" for name in ("ffn.net.0.proj.bias", "norm2.bias", "norm2.weight")
+    ]
+    assert "cannot be expressed here" in run("merge", "me/wan", "me/wan", "-o", "both", code=6).stderr

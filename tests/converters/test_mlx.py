@@ -16,7 +16,7 @@ from adapterhub_converters.adapter import Adapter, Loss, LossReport, LowRank, Lo
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import mlx, peft
+from adapterhub_converters.formats import convert, mlx, peft
 from tests.conftest import need_module
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
@@ -31,7 +31,7 @@ EMBED = LowRankEmbedding(np.arange(20, dtype=np.float32).reshape(2, 10), np.ones
 ADAPTER = Adapter({Q: delta(seed=1), UP: delta(seed=2, alpha=5, dtype=np.float16), "model.embed_tokens": EMBED})
 
 
-UNTIED = BaseSpec("untied", "hf", "LlamaForCausalLM", "llama", {"num_experts": 4})
+UNTIED = BaseSpec("untied", "hf", "Qwen3MoeForCausalLM", "qwen3_moe", {"num_experts": 4})
 TIED = BaseSpec("tied", "hf", "LlamaForCausalLM", "llama", {}, tied=True)
 EXPERT = "model.layers.0.mlp.experts"
 
@@ -231,10 +231,10 @@ def test_a_filled_rank_that_was_tampered_with_is_refused(tmp_path: Path) -> None
         tensors, metadata = {name: file.tensor(name) for name in file.tensors}, dict(file.header.metadata)
     metadata["adapterhub.mlx.ranks"] = json.dumps({Q: 1})
     safetensors_file.write(folder / mlx.WEIGHTS, tensors, metadata)
-    assert mlx.read(folder, base=UNTIED).notes  # another payload: the rider is ignored
+    assert mlx.read(folder, base=UNTIED).notes  # another payload: the source config is ignored
 
 
-def test_experts_without_a_rider_come_back_one_by_one(tmp_path: Path) -> None:
+def test_experts_without_a_source_config_come_back_one_by_one(tmp_path: Path) -> None:
     folder = write(experts(), tmp_path / "a")
     with safetensors_file.SafetensorsFile(folder / mlx.WEIGHTS) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
@@ -275,6 +275,34 @@ def test_one_table_for_two_where_the_base_ties_them(tmp_path: Path) -> None:
     again = mlx.read(folder, base=TIED).deltas
     assert again["lm_head"].lora_A.tobytes() == head.lora_A.tobytes()
     assert set(mlx.read(folder, base=UNTIED).deltas) == {"model.embed_tokens"}
+
+
+def of_vlm(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    factors = {"A": rng.normal(size=(8, 2)).astype(np.float32), "B": rng.normal(size=(2, 6)).astype(np.float32)}
+    safetensors_file.write(folder / mlx.WEIGHTS, {f"language_model.{Q}.{half}": array for half, array in factors.items()})
+    (folder / mlx.CONFIG).write_text(json.dumps({"rank": 2, "alpha": 0.5, "dropout": 0.1} | config))
+    return folder
+
+
+def test_an_adapter_of_mlx_vlm_is_read(tmp_path: Path) -> None:
+    folder = of_vlm(tmp_path / "a")
+    adapter = convert.read(folder)
+    ((target, found),) = adapter.deltas.items()
+    assert target == f"language_model.{Q}"
+    with safetensors_file.SafetensorsFile(folder / mlx.WEIGHTS) as file:
+        product = file.tensor(f"{target}.A") @ file.tensor(f"{target}.B")
+    np.testing.assert_allclose(found.scaling * found.lora_B @ found.lora_A, 0.25 * product.T, rtol=1e-6)  # type: ignore[union-attr]
+    assert "alpha / rank" in adapter.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"), [({"rank": 0}, '"rank" is 0'), ({"alpha": "x"}, '"alpha" is'), ({"rank": 3}, "but rank 3")]
+)
+def test_a_malformed_config_of_mlx_vlm_is_refused(tmp_path: Path, config: dict[str, Any], says: str) -> None:
+    with pytest.raises(AdapterhubError, match=says):
+        convert.read(of_vlm(tmp_path / "a", **config))
 
 
 @pytest.mark.peer
@@ -363,6 +391,7 @@ def test_the_real_mlx_lm_adds_the_deltas_of_experts(tmp_path: Path, family: str)
     from mlx_lm.tuner.utils import load_adapters
     from mlx_lm.utils import load_model
 
+    from adapterhub_converters import bases
     from tests.support import tiny
 
     more = {"num_local_experts": 4} if family == "Mixtral" else {"num_experts": 4, "moe_intermediate_size": 32}
@@ -384,7 +413,7 @@ def test_the_real_mlx_lm_adds_the_deltas_of_experts(tmp_path: Path, family: str)
             for name, (out, into) in shapes.items()
         }
     )
-    write(adapter, tmp_path / "mlx")
+    write(adapter, tmp_path / "mlx", bases.read_base(tmp_path / "base"))
     plain, _ = load_model(tmp_path / "base")
     before = {name: np.array(a) for name, a in tree_flatten(plain.parameters())}
     loaded, _ = load_model(tmp_path / "base")

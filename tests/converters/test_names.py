@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.names import ARCHITECTURES, Architecture
+from adapterhub_converters.architectures.names import ADAPTERS, ARCHITECTURES, Architecture
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.support import tiny
@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.gguf)
+@pytest.mark.parametrize("architecture", ADAPTERS, ids=lambda architecture: architecture.gguf)
 def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) -> None:
     need_module("gguf")
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -39,8 +39,10 @@ def test_gguf_py_gives_every_module_the_same_name(architecture: Architecture) ->
         if not architecture.head and architecture.top.get(module) == "output":
             assert stem is None
             continue
-        # The conversions of BLOOM and a few others take a prefix away before they look a name up.
-        assert (theirs.get_name(module) or theirs.get_name(module.removeprefix("transformer."))) == stem
+        # The conversions of BLOOM and a few others take a prefix away before they look a name up, Nemotron-H's files have
+        # another, and the router of Granite's experts is a module in them.
+        variants = (module, module.removeprefix("transformer."), module.replace("model.", "backbone.", 1), f"{module}.layer")
+        assert next(filter(None, map(theirs.get_name, variants)), None) == stem
         assert stem is not None
         again = architecture.module(stem)
         assert again == module or (again and architecture.stem(again) == stem)
@@ -95,15 +97,16 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 def table() -> str:
     """What docs/formats.md says of every architecture, from the data."""
     lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on |", "| --- | --- | --- | --- |"]
-    for one in ARCHITECTURES:
+    for one in ADAPTERS:
         said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
         said += ["weights stored (in, out)"] * one.transposed
         said += ["gate and up one" for path in one.linear if path.endswith("gate_up_proj")]
         said += ["q, k, v one" for stem in one.linear.values() if stem == "attn_qkv" and not one.grouped]
         if one.experts:
-            said.append("experts stacked" if one.experts.listed else "experts interleaved")
+            said.append("experts interleaved" if one.experts.interleaved else "experts stacked")
+        said += ["value heads tiled"] * bool(one.tiled)
         unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
-        classes = ", ".join(f"`{name}`" for name in one.classes)
+        classes = ", ".join(f"`{name}`" for name in (*one.classes, *one.wrapped))
         lines.append(f"| `{one.gguf}` | {classes} | {'; '.join(said) or 'renamed'} | {', '.join(unseen) or '—'} |")
     return "\n".join(lines)
 

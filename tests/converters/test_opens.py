@@ -17,22 +17,22 @@ LANGUAGE = [name for name in FORMATS if name not in ("kohya", "diffusers")]
 
 
 @pytest.mark.parametrize("own", LANGUAGE)
-def test_no_file_is_opened_more_than_twice(tmp_path: Path, started: Callable[..., Any], own: str) -> None:
+def test_no_file_is_opened_more_than_twice(tmp_path: Path, run: Callable[..., Any], own: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
     plain = trained.folder(trained.full("q_proj"), tmp_path / "plain")
     path = source / f"a{FORMATS[own].suffix}"
     convert.convert(plain, path, to=own, base=LLAMA)
     for to in ("peft", "raw"):
-        found = opens(started, tmp_path, source, "convert", path, tmp_path / f"out-{to}", "--to", to)
+        found = opens(run, tmp_path, source, "convert", path, tmp_path / f"out-{to}", "--to", to)
         assert found, "nothing was seen"
         # A copy of a format that may have files next to it is checked where it is, and then copied.
         assert max(found.values()) <= (3 if own == to == "raw" else 2), found
 
 
-def test_from_a_folder_to_another(tmp_path: Path, started: Callable[..., Any]) -> None:
+def test_from_a_folder_to_another(tmp_path: Path, run: Callable[..., Any]) -> None:
     plain = trained.folder(trained.full("q_proj"), tmp_path / "plain")
     names = sorted(item.name for item in plain.iterdir())
     assert names == sorted([peft.CONFIG, peft.WEIGHTS])
-    found = opens(started, tmp_path, plain, "convert", plain, tmp_path / "out", "--to", "mlx")
+    found = opens(run, tmp_path, plain, "convert", plain, tmp_path / "out", "--to", "mlx")
     assert found == {peft.CONFIG: 2, peft.WEIGHTS: 2}

@@ -18,7 +18,7 @@ from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.peft import config
+from adapterhub_converters.formats.peft import config, keys
 from tests.conftest import need_module
 
 
@@ -61,7 +61,7 @@ def test_patterns_that_disagree_are_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
+        ({"peft_type": "NEXT"}, "peft_type 'NEXT' is not supported"),
         ({"use_bdlora": True}, "use_bdlora = true: changes what the adapter computes"),
         ({"alora_invocation_tokens": [-1]}, '"alora_invocation_tokens" is not a list of token ids'),
         ({"layer_replication": [[0]]}, '"layer_replication" is not a list of ranges of layers'),
@@ -312,3 +312,17 @@ def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: d
         text = json.dumps({"peft_type": "LORA", **config})
         adapter = peft.parse(text, arrays, {}, where="a")
         peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, where="b")
+
+
+WORDS = (
+    "base_model", "model", "module", "_orig_mod", "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_magnitude_vector",
+    "modules_to_save", "token_adapter", "trainable_tokens_delta", "vera_A", "hada_w1_a", "lokr_x", "weight", "bias", "default",
+    "x", "0", "", "base_layer", "original_module", "lora_other", keys.PREFIX[:-1],
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(".".join))
+def test_a_tensor_is_identified_by_its_module_and_end_as_by_its_whole_name(key: str) -> None:
+    full = keys.native(key)
+    assert keys.identify(key) == (full, *keys._classify(full, key))
+    assert keys.identify(keys.PREFIX + key)[0] == keys.native(keys.PREFIX + key)

@@ -52,7 +52,7 @@ NAMES = ["adapter_model.safetensors", "adapter_model.bin"]
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_by_content_whatever_the_name(tmp_path: Path, payload: str, name: str) -> None:
+def test_the_content_decides_for_any_name(tmp_path: Path, payload: str, name: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))
     (tmp_path / name).write_bytes(PAYLOADS[payload])
     for path in (tmp_path, tmp_path / name):
@@ -63,7 +63,7 @@ def test_by_content_whatever_the_name(tmp_path: Path, payload: str, name: str) -
 
 
 @pytest.mark.parametrize("suffix", sorted(adapter_files.PICKLE_SUFFIXES))
-def test_by_name_whatever_the_content(tmp_path: Path, suffix: str) -> None:
+def test_the_name_decides_for_any_content(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"x{suffix}").write_bytes(b"(dp0\nS'a'\n.")
     with pytest.raises(RefusedError, match="a pickle can run code"):
         convert.sniff(tmp_path / f"x{suffix}")
@@ -109,7 +109,7 @@ def test_asked_to_it_is_read_to_the_bit(tmp_path: Path, dtype: str, zipped: bool
 @pytest.mark.peer
 def test_a_lone_one_needs_its_alpha(tmp_path: Path) -> None:
     path, _ = save(tmp_path, config=False)
-    with pytest.raises(RefusedError, match="its alpha is not recorded") as caught:
+    with pytest.raises(RefusedError, match="nothing else records its alpha") as caught:
         convert.convert(path, tmp_path / "out", to="mlx", unsafe_pickle=True)
     assert str(tmp_path) in caught.value.where
     convert.convert(path, tmp_path / "out", to="mlx", unsafe_pickle=True, alpha=2)

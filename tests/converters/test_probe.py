@@ -61,7 +61,10 @@ def test_the_table_that_is_kept_is_the_measured_one(rows: list[Row]) -> None:
 def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     document = json.loads(run("formats", "--json").stdout)["formats"]
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
+    families = json.loads(run("formats", "--json").stdout)["image_models"]
+    assert {"SDXL", "FLUX.1", "Qwen-Image", "Wan", "Krea 2"} <= set(families)
     text = run("formats").stdout
+    assert all(family in " ".join(text.split()) for family in families)
     assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))
     assert "=  the same file" in text
 

@@ -189,8 +189,8 @@ def test_a_header_is_the_same_however_its_json_is_spaced_ordered_and_escaped(mon
 
 
 def test_an_empty_header_is_read_whole_or_not() -> None:
-    assert read(file(b"{}")) == Header({}, {}, 10)
-    assert read(file(b"{ }  ")) == Header({}, {}, 13)
+    assert read(file(b"{}")) == Header([], [], {}, 10)
+    assert read(file(b"{ }  ")) == Header([], [], {}, 13)
 
 
 @given(st.text(max_size=20), st.integers(1, 5))

@@ -77,7 +77,7 @@ def test_layers_without_a_delta_get_one_of_zero(tmp_path: Path) -> None:
     assert "1 modules without a delta get zeros" in " ".join(report.notes)
 
 
-def test_a_changed_tensor_makes_the_rider_ignored(tmp_path: Path) -> None:
+def test_the_source_config_is_ignored_after_a_tensor_has_changed(tmp_path: Path) -> None:
     path = written(trained.full(), tmp_path / "a.safetensors")
     tensors, metadata = tensors_of(path), metadata_of(path)
     tensors["layers.0.attn.q_proj.lora_a.weight"] *= 2

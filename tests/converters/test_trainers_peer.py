@@ -20,7 +20,6 @@ def test_what_torchtune_and_litgpt_compute_is_what_we_read() -> None:
     folder = peer_env.downloaded() if os.environ.get("ADAPTERHUB_REQUIRE_PEERS") else peer_env.found()
     if folder is None:
         missing("torchtune and litgpt (python -m tests.support.peer_env fetches them)")
-        raise AssertionError
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "peer", "-p", "no:cacheprovider", "-p", "no:xdist", *_FILES]
     done = subprocess.run(
         pytest,

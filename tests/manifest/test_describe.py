@@ -14,6 +14,7 @@ import pytest
 
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest, ModuleShape, Training, TrainingData
+from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
@@ -222,3 +223,13 @@ def test_the_card_declares_what_nothing_else_does(make: Make) -> None:
     (folder / "adapter.json").write_bytes(raw)
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
     assert describe.settle(folder)[0].license == "MIT"  # what adapter.json has takes precedence
+
+
+def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: Path) -> None:
+    delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2.0)
+    adapter = Adapter({"unet.a.to_out.0": delta, "unet.a.to_q": delta})
+    found = describe._weights(adapter, "kohya")
+    assert found["targets"] == ("to_out.0", "to_q")
+    fields = {"name": None, "base": None, "task": None, "files": ()}
+    old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]
+    describe.check_facts(old, ("kohya", adapter), "a", folder=tmp_path)

@@ -115,9 +115,9 @@ def document(names: list[str] | None = None, **change: Any) -> bytes:
     ("name", "content", "says"),
     [
         ("adapter_model.bin", b"x", "a pickle can run code"),
-        ("adapter2.safetensors", b"\x80\x02}q\x00....", "not a safetensors file, in spite of its name"),
-        ("model.gguf", b"PK\x03\x04", "not a GGUF file, in spite of its name"),
-        ("notes.json", b"\x80\x04\x95", "a pickle or an archive, in spite of its name"),
+        ("adapter2.safetensors", b"\x80\x02}q\x00....", "named like a safetensors file, but is not one"),
+        ("model.gguf", b"PK\x03\x04", "named like a GGUF file, but is not one"),
+        ("notes.json", b"\x80\x04\x95", "a pickle or an archive under another name"),
         ("aux.json", b"{}", "cannot be written safely everywhere"),
     ],
 )

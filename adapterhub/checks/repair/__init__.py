@@ -18,7 +18,7 @@ from adapterhub_converters.containers import atomic
 
 from .config import repair_config
 from .draft import Proposal, Repair, open_draft, write_draft
-from .tensors import drop_copies, rename_tensors
+from .tensors import bring_experts_forward, drop_copies, rename_tensors
 
 __all__ = ["Fixed", "Proposal", "Repair", "fix"]
 
@@ -68,6 +68,7 @@ def fix(
         rename_tensors(draft, base)
         drop_copies(draft, base)
         repair_config(draft, base)
+        bring_experts_forward(draft, base)
         if not draft.repairs:
             return Fixed(None, (), tuple(draft.proposals), _left(path, base))
         with _folder(out, dry_run=dry_run) as folder:

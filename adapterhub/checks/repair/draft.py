@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import is_packaged
@@ -19,6 +21,8 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft, pickles, raw
+from adapterhub_converters.formats.candidate import Candidate
+from adapterhub_converters.formats.peft import tinker
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Draft:
         names: New name of a tensor to its name in the file; a tensor that is not in it is dropped.
         files: Name of a tensor in its file to the open file.
         lone: The source is a state dict without a config.
+        tensors: All tensors to write, where they are other than those of the files.
     """
 
     folder: Path | None
@@ -55,6 +60,7 @@ class Draft:
     files: dict[str, SafetensorsFile]
     metadata: dict[str, str]
     lone: bool = False
+    tensors: dict[str, np.ndarray] | None = None
     repairs: list[Repair] = field(default_factory=list)
     proposals: list[Proposal] = field(default_factory=list)
 
@@ -85,10 +91,19 @@ class Draft:
                 found.setdefault(target, {})[part] = self.shape(name)
         return found
 
+    def mapped(self) -> dict[str, np.ndarray]:
+        """The tensors of the files by their new names, as views."""
+        return {name: self.files[key].mapped(key) for name, key in self.names.items()}
+
     @property
     def retensored(self) -> bool:
         """True if the weights must be rewritten."""
-        return self.lone or any(name != key for name, key in self.names.items()) or len(self.names) != len(self.files)
+        return (
+            self.lone
+            or self.tensors is not None
+            or any(name != key for name, key in self.names.items())
+            or len(self.names) != len(self.files)
+        )
 
 
 @contextlib.contextmanager
@@ -120,6 +135,8 @@ def _check_kind(path: Path) -> None:
         raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and FORMATS["mlx"].sniff(path):
         raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
+    if tinker.is_archive(Candidate(path)):
+        raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))
 
@@ -152,8 +169,7 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     own = {peft.CONFIG, ADAPTER_JSON}
     if draft.retensored:
         own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
-        tensors = {name: draft.files[key].mapped(key) for name, key in draft.names.items()}
-        safetensors_file.write(folder / peft.WEIGHTS, tensors, draft.metadata or {"format": "pt"})
+        safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.mapped(), draft.metadata or {"format": "pt"})
     # In their order: peft takes the first pattern that matches.
     json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
     left_out = _copy(draft.folder, folder, own) if draft.folder else ()

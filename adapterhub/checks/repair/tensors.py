@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.base_weights import BaseWeights
@@ -88,3 +91,21 @@ def _drop_copy(draft: Draft, weights: BaseWeights, name: str, parameter: str) ->
     else:
         what = f"{name} differs from the base's weight: its vocabulary was resized, or it was trained"
         draft.propose("copy", what, f"Keep it and name its module in modules_to_save, or drop it: {parameter}")
+
+
+def bring_experts_forward(draft: Draft, base: BaseSpec | None) -> None:
+    """Write experts that an earlier peft saved as peft does today, with the config that belongs to them."""
+    if draft.config.get("peft_type") != "LORA" or not any(".experts" in name for name in draft.names):
+        return
+    text = json.dumps(draft.config, indent=2, ensure_ascii=False)
+    try:
+        adapter = peft.parse(text, draft.mapped(), draft.metadata, where=draft.where, base=base)
+        newer = peft.brought_forward(adapter, base)
+    except RefusedError as error:
+        draft.propose("old-experts", error.what, error.hint or "Save it again with peft")
+        return
+    if newer is adapter:
+        return
+    draft.config = json_file.parse_object(newer.source.config if newer.source else "{}", peft.CONFIG)
+    draft.tensors = peft.state_dict(newer)
+    draft.record("old-experts", newer.notes[-1])

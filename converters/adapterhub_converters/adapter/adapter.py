@@ -15,10 +15,11 @@ from enum import IntEnum
 import numpy as np
 
 from adapterhub_converters import display
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, refused
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
-from .factored import Factored, Vera
+from .factored import Factored, Vera, as_pairs
+from .tuned import Tuned
 
 # The names in `Adapter.tensors` of parts that a delta calls otherwise.
 _LABELS = {"bias": "lora_B.bias"}
@@ -56,8 +57,16 @@ class Meta:
     """Entries of the source's header to preserve, word for word."""
     ties: bool = False
     """PEFT's `ensure_weight_tying`: changes of the embedding table also apply to the output layer tied to it."""
+    family: str = ""
+    """The family of image models that it is for (`FLUX.1`); empty for language models, and if it is not known."""
+    program: str = ""
+    """The program that saved it, by the header of its file; empty if that does not tell."""
     dora: bool = False
     """PEFT's `use_dora`: modules without a magnitude use the norms of the base's rows, which no file here contains."""
+    method: str = ""
+    """The name of a tuner that is not LoRA (`Tuner.method`); empty for all others."""
+    numbers: Mapping[str, object] = field(default_factory=dict)
+    """That tuner's own numbers, by the keys of its config."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +96,13 @@ class Adapter:
         deltas: Module path (`model.layers.0.self_attn.q_proj`) to its low-rank delta.
         replaced: Parameter path (`lm_head.weight`) to the tensor that replaces it.
         rows: Module path of a table to its replaced rows.
+        added: Parameter path (`blocks.0.norm.weight`) to a tensor that is added to it.
         meta: Further properties.
         source: The file it was read from; set if nothing has changed since.
         notes: The reader's remarks, one line each.
         copies: Parameter path to a copy of the base's own weight, as PEFT saves it for a table that has a delta; it differs
             from the base's if the vocabulary was resized. A delta adds to it.
+        tuned: Module path to its change by a tuner that is not LoRA; `meta.method` names it.
     """
 
     deltas: Mapping[str, Delta]
@@ -101,9 +112,14 @@ class Adapter:
     source: Source | None = None
     notes: tuple[str, ...] = ()
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    added: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        counts = {"replaced": self.replaced, "tables with replaced rows": self.rows, "copies": self.copies}
+        counts = {
+            "replaced": self.replaced, "differences": self.added, "tables with replaced rows": self.rows, "copies": self.copies,
+            f"changes by {self.meta.method}": self.tuned,
+        }  # fmt: skip
         more = "".join(f", {len(parts)} {name}" for name, parts in counts.items() if parts)
         return f"Adapter({len(self.deltas)} deltas{more}, {self.parameters} parameters)"
 
@@ -111,14 +127,19 @@ class Adapter:
         """Every tensor with a descriptive name, in a fixed order."""
         for target, delta in sorted(self.deltas.items()):
             yield from ((f"{target}.{_LABELS.get(part, part)}", tensor) for part, tensor in delta.parts())
+        for target, change in sorted(self.tuned.items()):
+            yield from ((f"{target}.{part}", tensor) for part, tensor in change.parts())
         yield from self.shared.items()
         yield from sorted(self.replaced.items())
+        yield from ((f"{name} (difference)", tensor) for name, tensor in sorted(self.added.items()))
         yield from ((f"{target}.rows", rows.values) for target, rows in sorted(self.rows.items()))
         yield from ((f"{name} (copy)", tensor) for name, tensor in sorted(self.copies.items()))
 
     @property
     def shared(self) -> Mapping[str, np.ndarray]:
-        """Tensors that all deltas share: VeRA's projections."""
+        """Tensors that all deltas share: VeRA's projections, VB-LoRA's vectors."""
+        if tuned := next(iter(self.tuned.values()), None):
+            return tuned.shared
         delta = next((delta for delta in self.deltas.values() if isinstance(delta, Vera)), None)
         return {} if delta is None else {"vera_A": delta.vera_A, "vera_B": delta.vera_B}
 
@@ -166,8 +187,31 @@ def unmeasured(adapter: Adapter) -> list[str]:
     return list(found) if adapter.meta.dora else []
 
 
+def refuse_tuned(adapter: Adapter) -> None:
+    """RefusedError for an adapter by a tuner that is not LoRA."""
+    if adapter.tuned:
+        raise RefusedError(next(iter(adapter.tuned)), f"its change is by {adapter.meta.method}, which is no low-rank delta")
+
+
+def refuse_differences(adapter: Adapter, where: str) -> None:
+    """RefusedError for an adapter that adds to parameters other than weights with a delta; `where` is the format."""
+    if adapter.added:
+        raise refused(where, _differences(adapter))
+
+
+def _differences(adapter: Adapter) -> list[str]:
+    return [f"{name}: a difference to the base's own parameter cannot be expressed here" for name in sorted(adapter.added)]
+
+
+def unconditional(adapter: Adapter) -> Adapter:
+    """The adapter as it is where it acts, for a format that records the invocation tokens of an aLoRA beside it."""
+    return replace(adapter, meta=replace(adapter.meta, invocation=())) if adapter.meta.invocation else adapter
+
+
 def refuse_conditions(adapter: Adapter) -> None:
-    """RefusedError for properties of the whole adapter that only PEFT can express: when it acts, and on what."""
+    """RefusedError for properties of the whole adapter that only PEFT can express: when it acts, on what, and by what."""
+    refuse_tuned(adapter)
+    refuse_differences(adapter, "added")
     if adapter.meta.invocation:
         what = "the adapter acts only after certain tokens (aLoRA), which cannot be expressed here"
         raise RefusedError("alora_invocation_tokens", what)
@@ -193,8 +237,9 @@ def beyond_deltas(adapter: Adapter, where: str) -> list[str]:
         found.append(f"its factors were initialized with {adapter.meta.init}, which changed the base before training")
     found += [f"{name}: a replaced parameter cannot be expressed in {where}" for name in sorted(adapter.replaced)]
     found += [f"{target}: replaced rows cannot be expressed in {where}" for target in sorted(adapter.rows)]
+    found += _differences(adapter)
     try:
-        refuse_conditions(adapter)
+        refuse_conditions(replace(adapter, added={}))
     except RefusedError as error:
         found.append(f"{error.where}: {error.what}")
     return found
@@ -206,7 +251,7 @@ def factored_out(adapter: Adapter) -> Adapter:
     The same function up to one rounding of the factors in float32. `adapter` itself if it has none of these kinds; otherwise
     `source` is None, as it is no longer what was read.
     """
-    changed = {t: d.as_low_rank() for t, d in adapter.deltas.items() if isinstance(d, Factored)}
+    changed = as_pairs({target: delta for target, delta in adapter.deltas.items() if isinstance(delta, Factored)})
     if not changed:
         return adapter
     kinds = sorted({type(delta).__name__ for delta in adapter.deltas.values() if isinstance(delta, Factored)})

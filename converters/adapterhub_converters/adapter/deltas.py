@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Parts = Iterator[tuple[str, np.ndarray]]
+MAX_EXPERTS = 4_096
+"""The largest number of experts in a layer that is read."""
 
 
 class HasFactors:

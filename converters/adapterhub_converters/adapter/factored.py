@@ -2,14 +2,14 @@
 
 Each keeps the tensors of its file, so that PEFT gets its own back, and has the pair that it equals (`as_low_rank`),
 if there is one (`is_low_rank`). That pair is the same function in exact arithmetic; its factors are products, rounded
-once in float32.
+once in float32. It may be as large as a few bytes of a file say: `as_pairs` makes no more than a multiple of what is there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -102,6 +102,8 @@ class Hadamard:
     alpha: float
     kernel: tuple[int, ...] = ()
     """The convolution's kernel that is flattened into `in`, if it is known."""
+    magnitude: np.ndarray | None = None
+    """DoRA's, as in `LowRank` or `LowRankConv`."""
     rslora: bool = field(default=False, init=False)
 
     @staticmethod
@@ -138,21 +140,32 @@ class Hadamard:
     def parts(self) -> Parts:
         """The tensors by name."""
         yield from self.tensors.items()
+        if self.magnitude is not None:
+            yield "magnitude", self.magnitude
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: a convolution with a core does not."""
-        return "hada_t1" not in self.tensors
+        """Whether it equals a low-rank pair: always."""
+        return True
+
+    @property
+    def pair_rank(self) -> int:
+        """The rank of the pair that it equals."""
+        return self.r * self.r
 
     def as_low_rank(self) -> LowRank | LowRankConv:
         """The pair of rank `r * r`: all products of a column of one matrix with a column of the other."""
-        if not self.is_low_rank:
-            raise RefusedError("hada_t1", "a convolution with a core does not equal a low-rank pair")
-        a1, b1, a2, b2 = (_f32(self.tensors[f"hada_{part}"]) for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        (a1, b1), (a2, b2) = self._pair(1), self._pair(2)
         r = self.r
         lora_B = (a1[:, :, None] * a2[:, None, :]).reshape(len(a1), r * r)
         lora_A = (b1[:, None, :] * b2[None, :, :]).reshape(r * r, b1.shape[1])
-        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * r * r), self.kernel)
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * r * r), self.shape[2:], self.magnitude)
+
+    def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
+        """The factors of one of the two matrices, with the kernel in the columns of the second."""
+        a, b = _f32(self.tensors[f"hada_w{which}_a"]), _f32(self.tensors[f"hada_w{which}_b"])
+        core = self.tensors.get(f"hada_t{which}")
+        return (a, b) if core is None else (a.T, _with_core(core, b))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -167,6 +180,8 @@ class Kronecker:
     r: int
     kernel: tuple[int, ...] = ()
     """The convolution's kernel that is flattened into the second matrix, if it is known."""
+    magnitude: np.ndarray | None = None
+    """DoRA's, as in `LowRank` or `LowRankConv`."""
     rslora: bool = field(default=False, init=False)
 
     @staticmethod
@@ -185,7 +200,7 @@ class Kronecker:
                 or len(a) != 2
                 or len(b) != 2
                 or (core is None and a[1] != b[0])
-                or (core is not None and (len(core) != 4 or core[:2] != (a[0], b[0])))
+                or (core is not None and (len(core) < 3 or core[:2] != (a[0], b[0])))
             ):
                 return False
         return True
@@ -194,6 +209,11 @@ class Kronecker:
     def scaling(self) -> float:
         """`alpha / r`."""
         return self.alpha / self.r
+
+    @property
+    def rank(self) -> int:
+        """The rank of the matrices that are pairs, by the tensors; 0 if both are whole."""
+        return max((self.tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in self.tensors), default=0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -212,25 +232,39 @@ class Kronecker:
     def parts(self) -> Parts:
         """The tensors by name."""
         yield from self.tensors.items()
+        if self.magnitude is not None:
+            yield "magnitude", self.magnitude
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: a convolution does not."""
-        return all(tensor.ndim == 2 for tensor in self.tensors.values())
+        """Whether it equals a low-rank pair: always."""
+        return True
+
+    @property
+    def pair_rank(self) -> int:
+        """The rank of the pair that it equals."""
+        return math.prod(map(self._rank, (1, 2)))
+
+    def _rank(self, which: int) -> int:
+        whole = self.tensors.get(f"lokr_w{which}")
+        if whole is not None:
+            return min(len(whole), math.prod(whole.shape[1:]))
+        return int(self.tensors[f"lokr_w{which}_b"].shape[0])
 
     def as_low_rank(self) -> LowRank | LowRankConv:
         """The pair whose rank is the product of the two ranks; that of a whole matrix is its shorter side."""
-        if not self.is_low_rank:
-            raise RefusedError("lokr_w2", "a convolution does not equal a low-rank pair")
         (b1, a1), (b2, a2) = self._pair(1), self._pair(2)
         lora_B, lora_A = np.kron(b1, b2), np.kron(a1, a2)
-        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * len(lora_A)), self.kernel)
+        return _of_kernel(LowRank(lora_A, lora_B, self.scaling * len(lora_A)), self.shape[2:], self.magnitude)
 
     def _pair(self, which: int) -> tuple[np.ndarray, np.ndarray]:
-        """The left and right factor; a whole matrix is paired with an identity."""
+        """The factors, with the kernel in the columns of the second; a whole matrix is paired with an identity."""
         whole = self.tensors.get(f"lokr_w{which}")
         if whole is None:
-            return _f32(self.tensors[f"lokr_w{which}_a"]), _f32(self.tensors[f"lokr_w{which}_b"])
+            a, b = _f32(self.tensors[f"lokr_w{which}_a"]), _f32(self.tensors[f"lokr_w{which}_b"])
+            core = self.tensors.get("lokr_t2") if which == 2 else None
+            return (a, b) if core is None else (a.T, _with_core(core, b))
+        whole = whole.reshape(len(whole), -1)
         rows, columns = whole.shape
         if columns <= rows:
             return _f32(whole), np.eye(columns, dtype=np.float32)
@@ -304,6 +338,7 @@ class CpConv(HasFactors):
     lora_B: np.ndarray
     lora_mid: np.ndarray
     alpha: float
+    magnitude: np.ndarray | None = None
     rslora: bool = field(default=False, init=False)
 
     @property
@@ -314,6 +349,8 @@ class CpConv(HasFactors):
     def parts(self) -> Parts:
         """The tensors by name."""
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_mid", self.lora_mid))
+        if self.magnitude is not None:
+            yield "magnitude", self.magnitude
 
     @property
     def is_low_rank(self) -> bool:
@@ -322,19 +359,60 @@ class CpConv(HasFactors):
 
     def as_low_rank(self) -> LowRankConv:
         """The pair of the same rank, with `lora_mid` multiplied into `lora_A`."""
-        lora_A = np.einsum("ijkl,jc->ickl", _f32(self.lora_mid), _f32(self.lora_A)[:, :, 0, 0])
-        return LowRankConv(np.ascontiguousarray(lora_A), self.lora_B, self.alpha)
+        kernel = self.lora_mid.shape[2:]
+        lora_A = _with_core(self.lora_mid, _f32(self.lora_A).reshape(self.lora_A.shape[:2]))
+        magnitude = self.magnitude
+        return LowRankConv(lora_A.reshape(self.r, -1, *kernel), self.lora_B, self.alpha, magnitude=magnitude)
 
 
 Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera | CpConv
 
+# Numbers that the pairs of an adapter may have in any case, for each number of its own, and at most. LoKr needs 350 for one.
+_ANY, _RATIO, _MOST = 1 << 24, 512, 1 << 31
 
-def _of_kernel(pair: LowRank, kernel: tuple[int, ...]) -> LowRank | LowRankConv:
-    """The pair of a convolution whose kernel was flattened into the columns of `pair`."""
+
+def pair_numbers(deltas: Iterable[object]) -> int:
+    """The numbers in the pairs that deltas of these kinds equal, by their shapes."""
+    factored = [delta for delta in deltas if isinstance(delta, Factored) and delta.is_low_rank]
+    ranks = [delta.pair_rank if isinstance(delta, (Hadamard, Kronecker)) else delta.r for delta in factored]
+    return sum(r * (delta.shape[0] + math.prod(delta.shape[1:])) for r, delta in zip(ranks, factored, strict=True))
+
+
+def check_growth(own: int, numbers: int, where: str) -> None:
+    """RefusedError if an adapter of `own` numbers is to have far more of them in low-rank pairs."""
+    if numbers > min(_MOST, _ANY + _RATIO * own):
+        what = f"{own:,} numbers are to become low-rank pairs of {numbers:,}"
+        raise RefusedError(where, what, "Use a format that has this kind of adapter")
+
+
+def as_pairs(deltas: Mapping[str, Factored]) -> dict[str, LowRank | LowRankConv]:
+    """The pair of each delta.
+
+    Raises:
+        RefusedError: One has none, or they would be far larger than the deltas.
+    """
+    numbers = pair_numbers(deltas.values())
+    own: dict[int, int] = {}  # tensor to its numbers, those that several deltas share once
+    for delta in deltas.values():
+        shared = (delta.vera_A, delta.vera_B) if isinstance(delta, Vera) else ()
+        own |= {id(tensor): tensor.size for tensor in (*shared, *(tensor for _, tensor in delta.parts()))}
+    check_growth(sum(own.values()), numbers, next(iter(deltas), ""))
+    return {target: delta.as_low_rank() for target, delta in deltas.items()}
+
+
+def _of_kernel(pair: LowRank, kernel: tuple[int, ...], magnitude: np.ndarray | None) -> LowRank | LowRankConv:
+    """The pair of a convolution whose kernel was flattened into the columns of `pair`; `pair` itself without a kernel."""
     if not kernel:
-        return pair
+        return replace(pair, magnitude=magnitude)
     lora_A = pair.lora_A.reshape(len(pair.lora_A), -1, *kernel)
-    return LowRankConv(lora_A, pair.lora_B.reshape(*pair.lora_B.shape, *(1,) * len(kernel)), pair.alpha)
+    lora_B = pair.lora_B.reshape(*pair.lora_B.shape, *(1,) * len(kernel))
+    return LowRankConv(lora_A, lora_B, pair.alpha, magnitude=magnitude)
+
+
+def _with_core(core: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """A core `(i, j, *kernel)` times `(j, in)`: `(i, in * kernel)` (LyCORIS, `functional/general.py`, `rebuild_tucker`)."""
+    product: np.ndarray = np.einsum("ij...,jc->ic...", _f32(core), right)
+    return product.reshape(len(product), -1)
 
 
 def _f32(array: np.ndarray) -> np.ndarray:

@@ -24,11 +24,26 @@ FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_g
 """Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
 _LISTS = ("model.layers", "transformer.h")
+_TEXT = ("model.language_model.", "language_model.model.")
+_BARE = ("layers.", "embed_tokens")
 
 
-Order = int | tuple[int, int]
+Order = int | tuple[int, int] | tuple[int, int, int, int]
 """Order of a module's rows in llama.cpp: 0, unchanged; n, the halves of each of n heads become pairs; (g, q), g groups of q
-query heads, a key head, and a value head become all queries, then all keys, then all values."""
+query heads, a key head, and a value head become all queries, then all keys, then all values; (first, k, v, d), from row `first`
+on, the v value heads of d rows of each of k key heads become v times the k heads."""
+
+
+def text_name(module: str) -> str:
+    """The name of a module in the text model alone: `model.language_model.layers.0.mlp` to `model.layers.0.mlp`.
+
+    Vision and audio models have the text model under a prefix, adapters of models without a head have none at all.
+    """
+    if prefix := next((prefix for prefix in _TEXT if module.startswith(prefix)), ""):
+        return f"model.{module.removeprefix(prefix)}"
+    if module.startswith(_BARE):
+        return f"model.{module}"
+    return module.removeprefix("language_model.") if module.startswith("language_model.lm_head") else module
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,12 @@ class Architecture:
         transposed: Whether Hugging Face stores the weights of the linear modules `(in, out)`.
         experts: Its experts, if any.
         unseen: Modules whose LoRA llama.cpp loads and then ignores, with the reason.
+        wrapped: Hugging Face classes of vision and audio models whose text model this is, to their `model_type`.
+        texts: Further `model_type`s of text models in those.
+        text: Path of the text model in such a class.
+        tiled: Modules of linear attention whose value heads llama.cpp reorders.
+        across: Those of them whose columns, not rows, are the heads.
+        whole: Whether the tables know everything of a model, so that models, too, are converted; otherwise adapters alone are.
         aside: Parameters of a layer that do not support LoRA, to their tensors.
         shifted: Whether 1 is added to the weights of its norms, which in Hugging Face the model adds.
     """
@@ -92,6 +113,18 @@ class Architecture:
     unseen: Mapping[str, str] = field(default_factory=dict)
     aside: Mapping[str, str] = field(default_factory=dict)
     shifted: bool = False
+    wrapped: Mapping[str, str] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    text: str = "model"
+    tiled: frozenset[str] = frozenset()
+    across: frozenset[str] = frozenset()
+    whole: bool = True
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The `model_type` of its text models, some of which have the suffix `_text`."""
+        kinds = frozenset((*self.classes.values(), *self.wrapped.values(), *self.texts))
+        return kinds | {f"{kind}_text" for kind in kinds}
 
     @property
     def listed(self) -> bool:
@@ -105,7 +138,8 @@ class Architecture:
     def first_name(self, module: str) -> str:
         """The checkpoint's name of a linear module that transformers may rename; the same name if it is unknown."""
         inner = self._in_layer(module)
-        return (self.module(self.stem(module) or "") or module) if inner and inner[1] in self.linear else module
+        first = self.module(self.stem(module) or "") if inner and inner[1] in self.linear else None
+        return first if first and text_name(first) != text_name(module) else module
 
     def parameter(self, tensor: str) -> str | None:
         """`blk.0.attn_q.bias` to `model.layers.0.self_attn.q_proj.bias`; None for experts and unknown tensors."""
@@ -114,7 +148,7 @@ class Architecture:
             return f"{module}.{kind}"
         match = _numbered(tensor, "blk")
         found = next((hf for hf, gguf in self.aside.items() if match and gguf == match[1]), None)
-        return f"{self.layers}.{match[0]}.{found}" if match and found else None
+        return self._own(f"{self.layers}.{match[0]}.{found}") if match and found else None
 
     def stem(self, module: str) -> str | None:
         """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for an unknown module.
@@ -125,6 +159,7 @@ class Architecture:
 
     def stems(self, module: str) -> tuple[str, ...]:
         """All tensors that a module's delta applies to by default; empty for an unknown module."""
+        module = text_name(module)
         if module in self.top:
             return (self.top[module],) if self.head or self.top[module] != "output" else ()
         if not (inner := self._in_layer(module)):
@@ -150,7 +185,12 @@ class Architecture:
         return bool(inner and self.experts and inner[1] in self.experts.stacked)
 
     def _in_layer(self, module: str) -> tuple[str, str] | None:
-        return _numbered(module, self.layers) if self.layers in _LISTS else None
+        return _numbered(text_name(module), self.layers) if self.layers in _LISTS else None
+
+    def _own(self, module: str) -> str:
+        """The name of a module of the text model in the whole model."""
+        inside = module.startswith("model.") and self.text != "model"
+        return f"{self.text}.{module.removeprefix('model.')}" if inside else module
 
     def _expert(self, path: str) -> tuple[int, str] | None:
         if not self.experts or not self.experts.listed or not path.startswith(f"{self.experts.listed}."):
@@ -164,11 +204,11 @@ class Architecture:
         """The inverse of `stem`; None for experts, as one tensor contains many."""
         for module, known in self.top.items():
             if stem == known and (self.head or known != "output"):
-                return module
+                return self._own(module)
         if not (match := _numbered(stem, "blk")):
             return None
         found = next((hf for hf, gguf in (*self.linear.items(), *self.norms.items()) if gguf == match[1]), None)
-        return f"{self.layers}.{match[0]}.{found}" if found else None
+        return self._own(f"{self.layers}.{match[0]}.{found}") if found else None
 
     def listed_module(self, stem: str, expert: int) -> str | None:
         """The name of the module of `expert` that `stem` stacks, in the list of experts."""
@@ -176,7 +216,7 @@ class Architecture:
         if not match or not self.experts or not self.experts.listed:
             return None
         found = next((module for module, gguf in self.experts.modules.items() if gguf == match[1]), None)
-        return f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{found}" if found else None
+        return self._own(f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{found}") if found else None
 
     def stacked_module(self, stem: str) -> str | None:
         """The parameter of all experts that (part of) `stem` comes from."""
@@ -184,30 +224,47 @@ class Architecture:
         if not match or not self.experts:
             return None
         found = next((module for module, stems in self.experts.stacked.items() if match[1] in stems), None)
-        return f"{self.layers}.{match[0]}.{found}" if found else None
+        return self._own(f"{self.layers}.{match[0]}.{found}") if found else None
 
     def is_norm(self, module: str) -> bool:
         """Whether a module is a normalization."""
         inner = self._in_layer(module)
-        return self.top.get(module, "").endswith("_norm") or bool(inner and inner[1] in self.norms)
+        return self.top.get(text_name(module), "").endswith("_norm") or bool(inner and inner[1] in self.norms)
 
     def why_unseen(self, module: str) -> str | None:
         """The reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
         inner = self._in_layer(module)
-        return self.unseen.get(inner[1] if inner else module)
+        return self.unseen.get(inner[1] if inner else text_name(module))
 
     def is_reordered(self, module: str) -> bool:
         """Whether the rows of a module have another order in llama.cpp."""
         inner = self._in_layer(module)
-        return inner is not None and (self._heads_of(inner[1]) or inner[1] == self.grouped)
+        return inner is not None and (self._heads_of(inner[1]) or inner[1] == self.grouped or inner[1] in self.tiled)
+
+    def is_across(self, module: str) -> bool:
+        """Whether the order of a module is one of columns."""
+        inner = self._in_layer(module)
+        return inner is not None and inner[1] in self.across
+
+    def allows(self, module: str, order: Order) -> bool:
+        """Whether a module may have an order in llama.cpp."""
+        inner = self._in_layer(module)
+        if inner and inner[1] in self.tiled:
+            return not order or (isinstance(order, tuple) and len(order) == 4)
+        kind = 2 if self.grouped else 0
+        return self.is_reordered(module) == bool(order) and (len(order) if isinstance(order, tuple) else 0) in (
+            (kind,) if order else (0,)
+        )
 
     def _heads_of(self, path: str) -> bool:
-        return self.permuted and path in ("self_attn.q_proj", "self_attn.k_proj")
+        return self.permuted and path.endswith((".q_proj", ".k_proj"))
 
     def order(self, module: str, config: Mapping[str, Any], where: str) -> Order:
         """The order of a module's rows in llama.cpp, from the numbers in a model's config; RefusedError without them."""
         if not self.is_reordered(module):
             return 0
+        if (inner := self._in_layer(module)) and inner[1] in self.tiled:
+            return _tiles(inner[1], *(_count(module, config, where, f"linear_{key}") for key in _LINEAR))
         n_head = _count(module, config, where, "num_attention_heads")
         if self.grouped:
             groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, where)
@@ -227,6 +284,17 @@ def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
     return value
 
 
+_LINEAR = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+
+
+def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> Order:
+    # llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
+    if keys == values:
+        return 0
+    first = 2 * keys * key_dim if path.endswith("in_proj_qkv") else 0
+    return first, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b")) else value_dim
+
+
 def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:
     # As in transformers' modeling_falcon.py; a GGUF base contains the number.
     if config.get("new_decoder_architecture"):
@@ -238,7 +306,7 @@ def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:
 
 def layer_of(module: str) -> int | None:
     """The number of the layer a module is in."""
-    found = next(filter(None, (_numbered(module, layers) for layers in _LISTS)), None)
+    found = next(filter(None, (_numbered(text_name(module), layers) for layers in _LISTS)), None)
     return int(found[0]) if found else None
 
 

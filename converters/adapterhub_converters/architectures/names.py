@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import NotUnderstoodError, RefusedError
 
 from .architecture import Architecture, Experts, Order, in_layer, layer_of
+from .by_rule import BY_RULE
 from .table import ARCHITECTURES
 
 __all__ = [
+    "ADAPTERS",
     "ARCHITECTURES",
     "EMBEDDINGS",
     "Architecture",
@@ -20,33 +24,57 @@ __all__ = [
     "divides",
     "in_layer",
     "layer_of",
+    "ordered",
     "permuted",
+    "reordered",
     "unpermuted",
 ]
 
-EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings")
+ADAPTERS = (*ARCHITECTURES, *BY_RULE)
+"""Architectures of which adapters are converted; `ARCHITECTURES` are those of which models are, too."""
+EMBEDDINGS = (
+    "model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
+    "model.language_model.embed_tokens", "language_model.model.embed_tokens",
+)  # fmt: skip
 """Names of the table of token embeddings."""
 
 
-def by_class(name: str, where: str) -> Architecture:
-    """The architecture of a Hugging Face class; RefusedError for an unlisted class."""
-    for architecture in ARCHITECTURES:
-        if name in architecture.classes:
-            return architecture
-    known = ", ".join(sorted(name for architecture in ARCHITECTURES for name in architecture.classes))
-    raise RefusedError(where, f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp", f"Known: {known}")
+def by_class(name: str, where: str, *, whole: bool = False, experts: bool = False) -> Architecture:
+    """The architecture of a Hugging Face class, with or without experts if that decides; with `whole`, only one of which whole
+    models are known.
+
+    Raises RefusedError for an unlisted class.
+    """
+    known = ARCHITECTURES if whole else ADAPTERS
+    found = [one for one in known if name in one.classes or (not whole and _with_head(name) in one.classes)]
+    if found:
+        return next((one for one in found if (one.experts is not None) == experts), found[0])
+    for architecture in known:
+        if name in architecture.wrapped and not whole:
+            return dataclasses.replace(architecture, text="model.language_model", whole=False)
+    listed = ", ".join(sorted(name for architecture in known for name in (*architecture.classes, *architecture.wrapped)))
+    raise RefusedError(where, f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp", f"Known: {listed}")
+
+
+def _with_head(name: str) -> str:
+    """The class with an output layer of one without: embedding models are published as `Qwen3Model`."""
+    return name.removesuffix("Model") + "ForCausalLM" if name.endswith("Model") else ""
 
 
 def by_gguf(name: str, where: str, *, experts: bool = False) -> Architecture:
     """The architecture with a `general.architecture`, with or without experts if several share it.
 
-    Raises RefusedError for an unlisted name.
+    Raises NotUnderstoodError for an unlisted name.
     """
-    found = [architecture for architecture in ARCHITECTURES if name == architecture.gguf]
+    found = [architecture for architecture in ADAPTERS if name == architecture.gguf]
     if found:
         return next((one for one in found if (one.experts is not None) == experts), found[0])
-    known = ", ".join(sorted({architecture.gguf for architecture in ARCHITECTURES}))
-    raise RefusedError(where, f"llama.cpp's {name[:40]!r} has no verified mapping to Hugging Face's names", f"Known: {known}")
+    known = ", ".join(sorted({architecture.gguf for architecture in ADAPTERS}))
+    what = f"llama.cpp's {name[:40]!r} has no verified mapping to Hugging Face's names"
+    raise NotUnderstoodError(where, what, f"Known: {known}")
+
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
@@ -62,9 +90,29 @@ def unpermuted(rows: np.ndarray, order: Order) -> np.ndarray:
     return rows[np.argsort(_permutation(len(rows), order))] if order else rows
 
 
+def reordered(pair: Pair, order: Order, *, across: bool) -> Pair:
+    """`lora_A` and `lora_B` in llama.cpp's order, which is one of columns if `across`, else of rows."""
+    lora_A, lora_B = pair
+    return (permuted(lora_A.T, order).T, lora_B) if across and order else (lora_A, permuted(lora_B, order))
+
+
+def ordered(pair: Pair, order: Order, *, across: bool) -> Pair:
+    """The inverse of `reordered`."""
+    lora_A, lora_B = pair
+    if across and order:
+        return np.ascontiguousarray(unpermuted(lora_A.T, order).T), lora_B
+    return lora_A, unpermuted(lora_B, order)
+
+
 def divides(order: Order, rows: int) -> bool:
     """Whether an order fits a number of rows."""
-    return not rows % (2 * order if isinstance(order, int) else order[0] * (order[1] + 2)) if order else True
+    match order:
+        case int():
+            return not order or not rows % (2 * order)
+        case [groups, queries]:
+            return not rows % (groups * (queries + 2))
+        case [first, keys, values, size]:
+            return rows == first + keys * values * size
 
 
 def _permutation(rows: int, order: Order) -> np.ndarray:
@@ -74,5 +122,9 @@ def _permutation(rows: int, order: Order) -> np.ndarray:
     numbers = np.arange(rows)
     if isinstance(order, int):
         return numbers.reshape(order, 2, -1).swapaxes(1, 2).reshape(-1)
+    if len(order) == 4:
+        first, keys, values, size = order
+        tiles = numbers[first:].reshape(keys, values, size).swapaxes(0, 1)
+        return np.concatenate([numbers[:first], tiles.reshape(-1)])
     groups = numbers.reshape(order[0], order[1] + 2, -1)
     return np.concatenate([part.reshape(-1) for part in (groups[:, :-2], groups[:, -2], groups[:, -1])])

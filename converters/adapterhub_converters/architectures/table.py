@@ -2,8 +2,8 @@
 
 An architecture is listed when gguf-py's `TensorNameMap` agrees with the names and llama.cpp's own conversion of a model
 was found linear and equal to ours on every module (tests/converters/test_gguf_architectures.py): a renaming and, for some, a
-permutation of the rows of a module or a stack of experts. Everything else is refused by name. The prefixes of vision
-models are not among them.
+permutation of the rows of a module or a stack of experts. Of these, whole models are converted, too; of those in `by_rule`
+only adapters. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ _LATENT = {
 }  # fmt: skip
 _SHARED = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
 ARCHITECTURES = (
-    Architecture("llama", {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"}, permuted=True),
+    Architecture(
+        "llama",
+        {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral"},
+        permuted=True,
+        wrapped={"LlavaForConditionalGeneration": "llava", "VoxtralForConditionalGeneration": "voxtral"},
+    ),
     Architecture(
         "llama",
         {"MixtralForCausalLM": "mixtral"},
@@ -49,16 +54,14 @@ ARCHITECTURES = (
     ),
     Architecture("granite", {"GraniteForCausalLM": "granite"}, permuted=True),
     Architecture("smollm3", {"SmolLM3ForCausalLM": "smollm3"}, permuted=True),
-    Architecture("qwen2", {"Qwen2ForCausalLM": "qwen2"}),
+    Architecture("qwen2", {"Qwen2ForCausalLM": "qwen2"}, wrapped={"Qwen2AudioForConditionalGeneration": "qwen2_audio"}),
     Architecture(
         "qwen2moe",
         {"Qwen2MoeForCausalLM": "qwen2_moe"},
         linear=ATTENTION
-        | {"mlp.gate": "ffn_gate_inp"}
+        | {"mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp"}
         | {f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
         experts=Experts(),
-        aside={"mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight"},
-        unseen={"mlp.shared_expert_gate": "llama.cpp stores this weight as a vector and does not support LoRA on it"},
     ),
     Architecture("qwen3", {"Qwen3ForCausalLM": "qwen3"}, norms=NORMS | _QK_NORMS),
     Architecture(
@@ -70,7 +73,13 @@ ARCHITECTURES = (
     ),
     Architecture("gemma", {"GemmaForCausalLM": "gemma"}, head=False, shifted=True),
     Architecture("gemma2", {"Gemma2ForCausalLM": "gemma2"}, norms=_GEMMA2_NORMS, head=False, shifted=True),
-    Architecture("gemma3", {"Gemma3ForCausalLM": "gemma3_text"}, norms=_GEMMA2_NORMS | _QK_NORMS, shifted=True),
+    Architecture(
+        "gemma3",
+        {"Gemma3ForCausalLM": "gemma3_text"},
+        norms=_GEMMA2_NORMS | _QK_NORMS,
+        shifted=True,
+        wrapped={"Gemma3ForConditionalGeneration": "gemma3"},
+    ),
     Architecture("olmo2", {"Olmo2ForCausalLM": "olmo2"}, norms=_QK_NORMS | _POST_NORMS),
     Architecture(
         "phi3",

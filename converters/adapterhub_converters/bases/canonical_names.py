@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from adapterhub_converters import linear
-from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of
+from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of, text_name
 from adapterhub_converters.containers import safetensors_file
 
 
@@ -36,7 +36,10 @@ _Rules = tuple[tuple[str, str], ...]
 _VISION: _Rules = (
     (r"^language_model\.lm_head\b", "lm_head"),
     (r"^language_model\.(model\.)?", "model.language_model."),
-    (r"^(vision_tower|image_tower|video_tower|vision_model|multi_modal_projector|image_newline)\b", r"model.\1"),
+    (
+        r"^(vision_tower|image_tower|video_tower|audio_tower|vision_embed_tokens|vision_model|multi_modal_projector|image_newline)\b",
+        r"model.\1",
+    ),
     (r"^model\.(vision|image|video)_tower\.vision_model\.", r"model.\1_tower."),
 )
 _QWEN_VISION: _Rules = (
@@ -57,13 +60,44 @@ _IMAGE: _Rules = (
 _RULES: dict[str, _Rules] = {
     **dict.fromkeys(
         ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
-         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama"),
+         "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "voxtral", "fuyu"),
         _VISION,
     ),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION),
     **dict.fromkeys(("vit", "deit", "beit"), _IMAGE),
     **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_NAMES),
-    "mixtral": ((r"\.block_sparse_moe\.", ".mlp."),),
+    "granitemoe": (
+        (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
+        (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
+        (r"\.block_sparse_moe\.router\.layer\b", ".block_sparse_moe.router"),
+    ),
+    "bailing_hybrid": (
+        (r"^model\.word_embeddings\.", "model.embed_tokens."),
+        (r"\.attention\.", ".self_attn."),
+        (r"\bself_attn\.f_proj\.", "self_attn.forget_gate.f_proj."),
+        (r"\.self_attn\.dense\.", ".self_attn.o_proj."),
+    ),
+    "axk2": (
+        (r"\bW_down\b", "mlp.fc1"),
+        (r"\bW_up\b", "mlp.fc2"),
+        (r"\bself_attn\.q_b_proj\.", "self_attn.q_gate_proj."),
+    ),
+    "dory": (
+        (r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."),
+        (r"^backbone\.", "model."),
+        (r"\.embeddings\.", ".embed_tokens."),
+    ),
+    "phimoe": ((r"\.block_sparse_moe\.", ".mlp."), (r"\.mlp\.gate\.", ".mlp.router.")),
+    "kimi_linear": (
+        (r"\bself_attn\.(f_[ab]_proj)\.", r"self_attn.forget_gate.\1."),
+        (r"\.block_sparse_moe\.", ".mlp."),
+    ),
+    "hy_v3": ((r"\bmlp\.router\.gate\.", "mlp.gate."), (r"\bmlp\.shared_mlp\.", "mlp.shared_experts.")),
+    "hy_v4": ((r"\.linear_gate\b", ".gate_proj"),),
+    "laguna": ((r"\bmlp\.shared_expert\.", "mlp.shared_experts."),),
+    "gpt_neox": ((r"^embed_out\.", "lm_head."),),
+    "nemotron_h": ((r"^backbone\.", "model."),),
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), ((r"\.block_sparse_moe\.", ".mlp."),)),
 }  # fmt: skip
 # Model types for which peft skips an adapter with the old names, or finds no module for its target_modules.
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
@@ -138,10 +172,15 @@ def _falcon(architecture: Architecture, name: str, tensors: Tensors) -> str | No
     return f"{module.removesuffix('input_layernorm')}ln_mlp.{kind}"
 
 
+def of_text(tensors: Tensors, model_type: str) -> dict[str, BaseTensor]:
+    """The tensors under their names in the text model alone, both those of the file and those in memory."""
+    return {text_name(name): tensor for given, tensor in tensors.items() for name in (given, in_memory(given, model_type))}
+
+
 def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTensor | None:
     """The tensor called `name` in any version of transformers, from `tensors` under the checkpoint's names; else None."""
     module, _, kind = name.rpartition(".")
-    if found := tensors.get(f"{architecture.first_name(module)}.{kind}"):
+    if found := tensors.get(name) or tensors.get(f"{architecture.first_name(module)}.{kind}"):
         return found
     if not architecture.is_stacked(name):
         return None

@@ -35,6 +35,9 @@ _GGUF_NUMBERS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "layer_norm_eps",
     "attention.sliding_window": "sliding_window",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.time_step_rank": "linear_num_value_heads",
+    "ssm.state_size": "linear_key_head_dim",
 }
 # Tensors that llama.cpp derives from a config; no Hugging Face model contains them.
 _DERIVED = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -59,7 +62,7 @@ def read(files: Files, name: str) -> BaseSpec:
     if embedding and len(embedding.shape) == 2:
         config.setdefault("vocab_size", embedding.shape[0])
     tied = bool(tensors) and "lm_head.weight" not in tensors
-    class_name, model_type = next(iter(architecture.classes.items()))
+    class_name, model_type = next(iter((architecture.classes or architecture.wrapped).items()))
     return BaseSpec(
         where=where,
         kind="gguf",
@@ -110,15 +113,15 @@ def _header(files: Files, name: str) -> _Part:
 
 def _check_part(header: gguf_file.GGUFHeader, part: linear.Match | None, where: str) -> None:
     """Check that header and name agree on the part's number and the number of parts."""
-    said = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
+    stated = (_number(header, "split.no", 0, where), _number(header, "split.count", 1, where))
     named = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
-    if said == named or (said[1] in (0, 1) and named[1] == 1):
+    if stated == named or (stated[1] in (0, 1) and named[1] == 1):
         return
-    says = f"part {said[0]} (from 0) of {said[1]}"
+    described = f"part {stated[0]} (from 0) of {stated[1]}"
     hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
     if not part:
-        raise RefusedError(where, f"{says} of a model, and its name has no part number", hint)
-    raise FormatError(where, f"its header describes {says}, its name another", hint)
+        raise RefusedError(where, f"{described} of a model, and its name has no part number", hint)
+    raise FormatError(where, f"its header describes {described}, its name another", hint)
 
 
 def _number(header: gguf_file.GGUFHeader, key: str, default: int, where: str) -> int:
@@ -155,6 +158,9 @@ def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture,
             config[name] = value
     if arch == "falcon" and "num_key_value_heads" in config:
         config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
+    inner = header.metadata.get(f"{arch}.ssm.inner_size")
+    if isinstance(inner, int) and isinstance(heads := config.get("linear_num_value_heads"), int) and heads > 0:
+        config["linear_value_head_dim"] = inner // heads
     return completed(config)
 
 

@@ -39,7 +39,8 @@ _NUMERICS = (
     "layer_norm_eps", "layer_norm_epsilon", "hidden_act", "hidden_activation", "tie_word_embeddings",
     "num_local_experts", "num_experts", "n_routed_experts", "num_experts_per_tok", "sliding_window", "attention_bias",
     "mlp_bias", "num_kv_heads", "multi_query", "new_decoder_architecture",
-    "alibi", "parallel_attn",
+    "alibi", "parallel_attn", "moe_num_experts",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
 )  # fmt: skip
 # Names of parts by save_pretrained.
 _PART = linear.Pattern(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
@@ -56,14 +57,14 @@ def read(files: Files, name: str = "") -> BaseSpec:
 
     Without a `name`, they are the files of the usual names, if any, and a `config.json` is required.
     """
-    said = read_object(files, CONFIG)
-    if said is None and not name:
+    document = read_object(files, CONFIG)
+    if document is None and not name:
         raise NotFoundError(files.label(CONFIG), "no such file")
-    config = said or {}
+    config = document or {}
     quantized = settings(config)
     merged = completed({**_section(config, "text_config"), **config})
     weights = _weights(files, name, quantized)
-    if said is None:
+    if document is None:
         weights.notes.append("there is no config.json next to it, so its architecture and numbers are unknown")
         _refuse_adapter(files.label(name), weights.tensors)
     architectures = config.get("architectures")
@@ -75,6 +76,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         kind="hf",
         architecture=str(architectures[0]),
         model_type=str(config.get("model_type", "")),
+        text_type=kind if isinstance(kind := _section(config, "text_config").get("model_type"), str) else None,
         config={key: merged[key] for key in _NUMERICS if merged.get(key) is not None},
         tensors=weights.tensors,
         names=weights.names,
@@ -86,7 +88,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         chat_template_digest=template,
         repo=repo if isinstance(repo := config.get("_name_or_path"), str) and repo else None,
         size=weights.size,
-        folder=files.local if said is not None and _usual(files, name, weights) else None,
+        folder=files.local if document is not None and _usual(files, name, weights) else None,
         notes=(*weights.notes, *files.notes),
     )
 
@@ -240,7 +242,11 @@ def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTens
 
 def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     # transformers ties by default if the config does not set it, but only the stored weights decide.
-    if tensors and "lm_head.weight" not in tensors and any(f"{name}.weight" in tensors for name in names.EMBEDDINGS):
+    if (
+        tensors
+        and not any(name.endswith("lm_head.weight") for name in tensors)
+        and any(f"{name}.weight" in tensors for name in names.EMBEDDINGS)
+    ):
         return True
     return bool(config.get("tie_word_embeddings", not tensors))
 
@@ -301,7 +307,10 @@ class ModelWeights:
 
 
 PIPELINE_INDEX = "model_index.json"
-PIPELINE_PARTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+PIPELINE_PARTS = (
+    "unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3",
+    "text_conditioner", "connectors",
+)  # fmt: skip
 """The models of a pipeline that adapters act on."""
 
 

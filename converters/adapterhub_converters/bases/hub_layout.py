@@ -1,6 +1,6 @@
 """The name and the commit of a model, by its place in the cache of huggingface_hub.
 
-A folder `models--ORG--NAME/snapshots/COMMIT` of that cache has the files of one commit, as links to blobs beside it
+A folder `models--ORG--NAME/snapshots/COMMIT` of that cache has the files of one commit, as links to blobs next to it
 (huggingface_hub, "Understand caching"). A base read from there is known by name, as one read from the Hub itself.
 """
 

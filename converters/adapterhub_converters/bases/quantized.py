@@ -28,7 +28,7 @@ Read = Callable[[str], bytes]
 
 _MAX_STATE = 100_000  # bytes; a real one has about 200
 # Suffixes of the tensors that accompany a weight, in any scheme.
-_BESIDE = {
+_COMPANIONS = {
     *(f"weight.{part}" for part in BESIDE), "SCB", "weight_format",
     "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx",
     "weight_global_scale", "input_global_scale", "input_scale", "output_scale", "activation_scale", "k_scale", "v_scale",
@@ -46,7 +46,7 @@ def parameter(name: str) -> str | None:
         return None
     if leaf in ("qweight", "weight_packed"):
         return _join(module, "weight")
-    return None if leaf in _BESIDE else name
+    return None if leaf in _COMPANIONS else name
 
 
 def small(tensors: Iterable[str]) -> list[str]:
@@ -80,7 +80,7 @@ def logical(
             packed |= reasons
         else:
             found.update(
-                {_join(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _BESIDE}
+                {_join(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _COMPANIONS}
             )
     for name in tensors:
         weight, state, kind = name.partition(STATE)
@@ -122,7 +122,7 @@ def _module(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) 
     found: Shapes = {}
     packed: dict[str, str] = {}
     method, weight = str(config.get("quant_method") or config.get("mode") or "packed"), _join(module, "weight")
-    beside = _BESIDE | ({"biases"} if _is_packed(leaves) else set())
+    companions = _COMPANIONS | ({"biases"} if _is_packed(leaves) else set())
     for leaf, info in leaves.items():
         stack = leaf.removesuffix("_blocks")
         if stack != leaf and f"{stack}_scales" in leaves:
@@ -130,7 +130,7 @@ def _module(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) 
                 found[_join(module, stack)] = (shape, "MXFP4")
             else:
                 packed[_join(module, stack)] = f"stored as {method} {info.shape}"
-        elif leaf in beside or leaf.startswith("weight.") or leaf.endswith(("_scales", "_scale_inv", "_scale")):
+        elif leaf in companions or leaf.startswith("weight.") or leaf.endswith(("_scales", "_scale_inv", "_scale")):
             continue
         elif leaf != "weight" or info.dtype not in _INTEGERS:
             found[_join(module, leaf)] = (info.shape, info.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.architectures.architecture import Architecture, text_name
 from adapterhub_converters.architectures.names import by_class
 from adapterhub_converters.errors import RefusedError
 
@@ -26,6 +27,7 @@ class BaseSpec:
         kind: `hf` or `gguf`.
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.
+        text_type: That of the text model in a vision or audio model; None for others.
         config: The numbers that change the function, under their `config.json` names.
         tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty without weights. The tensors of a
             GGUF have the names and shapes of the checkpoint it was converted from.
@@ -49,6 +51,7 @@ class BaseSpec:
     config: Mapping[str, Any]
     tensors: Mapping[str, BaseTensor] = field(default_factory=dict)
     tied: bool = False
+    text_type: str | None = None
     quantization: str | None = None
     tokenizer_digest: str | None = None
     chat_template_digest: str | None = None
@@ -76,10 +79,25 @@ class BaseSpec:
         known = self._known
         return canonical_names.lookup(known, self.canonical, name) if known else None
 
+    def text_tensor(self, name: str) -> BaseTensor | None:
+        """The weight called `name`, whatever prefix the file or `name` has for the text model; None if there is none."""
+        known = self._known
+        if (found := self.tensor(name)) or not known:
+            return found
+        return canonical_names.lookup(dataclasses.replace(known, text="model"), self._of_text, text_name(name))
+
+    @cached_property
+    def _of_text(self) -> Mapping[str, BaseTensor]:
+        return canonical_names.of_text(self.canonical, self.model_type)
+
+    def mapped(self) -> Architecture:
+        """Its architecture in llama.cpp; RefusedError if that is not known."""
+        return by_class(self.architecture, self.where, experts="num_experts_per_tok" in self.config)
+
     @property
     def _known(self) -> Architecture | None:
         try:
-            return by_class(self.architecture, self.where)
+            return self.mapped()
         except RefusedError:
             return None
 
@@ -87,9 +105,9 @@ class BaseSpec:
     def fingerprint(self) -> str | None:
         """Digest of the checkpoint's names and logical shapes (`canonical`), the same for every storage.
 
-        None without weights or if a shape is unknown. A tied output layer counts as absent.
+        None without weights or if a shape or, in a GGUF, a name is unknown. A tied output layer counts as absent.
         """
-        if not self.tensors or self.packed:
+        if not self.tensors or self.packed or (self.kind == "gguf" and self._known and not self._known.whole):
             return None
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"

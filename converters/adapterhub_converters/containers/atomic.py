@@ -6,10 +6,12 @@ for the same destination removes it; the folder of a running process is locked a
 
 What is replaced is moved aside as `.NAME.old-…` first, and removed once the new output has its name. A process that is killed
 between the two leaves no `NAME`: the next run for the same destination puts the old one back before it does anything else.
+Files that the new output has byte for byte are kept, so that what watches or caches them sees no change.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
-from .open_file import FOLDER
+from .open_file import FOLDER, walk
 
 _OLD = 24 * 3600  # seconds
 _WEIGHTS = (".safetensors", ".gguf", ".lora", ".pth", ".pt", ".bin")
@@ -41,7 +43,7 @@ def whole(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[
     """
     check_free(out, folder=folder, replace=replace)
     place = Path(os.path.abspath(out))  # "." has no name for a hidden folder
-    with beside(out) as scratch, _naming(out):
+    with scratch_folder(out) as scratch, _naming(out):
         inside = scratch / place.name
         if folder:
             inside.mkdir()
@@ -56,7 +58,7 @@ def whole(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[
 
 
 @contextmanager
-def beside(out: Path) -> Iterator[Path]:
+def scratch_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder next to `out`, on the same disk, for the duration of the block; remove those of killed runs."""
     place = Path(os.path.abspath(out))
     with _naming(out):
@@ -193,12 +195,10 @@ def locked(folder: Path) -> int | None:
 
 
 def _flush(inside: Path) -> None:
-    for parent, _, files in os.walk(inside):
-        for name in files:
-            sync(Path(parent, name))
-        sync(Path(parent))
-    if inside.is_file():
-        sync(inside)
+    if inside.is_dir():
+        for path, _ in walk(inside):
+            sync(inside / path)
+    sync(inside)
 
 
 def _publish(inside: Path, out: Path, *, folder: bool) -> None:
@@ -218,12 +218,15 @@ def _publish(inside: Path, out: Path, *, folder: bool) -> None:
 def _swap(inside: Path, out: Path, name: Path) -> None:
     """Replace `out`, which the user calls `name`, by `inside`. A file is renamed over; a folder is moved aside first."""
     if not inside.is_dir():
+        _keep(out, inside)
         os.replace(inside, out)
         return
     made, there = kind_of(inside), kind_of(out)
     if made != there:
         what = f"is {_KINDS.get(there or '', 'no output')}, and would be replaced by {_KINDS.get(made or '', 'something else')}"
         raise UsageError(str(name), what, "Remove it yourself, or name another")
+    for path, _ in list(walk(inside)):
+        _keep(out / path, inside / path)
     lock = locked(out)  # it stays locked under its new name: nobody else puts it back or removes it
     old = out.with_name(inside.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
     try:
@@ -236,6 +239,16 @@ def _swap(inside: Path, out: Path, name: Path) -> None:
             old.rename(out)
         if lock is not None:
             os.close(lock)
+
+
+def _keep(there: Path, made: Path) -> None:
+    """Put the file `there` in the place of `made` if both have the same bytes; where that cannot be, leave `made`."""
+    linked = made.with_name(f"{made.name}.kept")
+    with suppress(OSError):  # absent, no hard links here, or the file of another user
+        os.link(there, linked, follow_symlinks=False)
+        if not linked.is_symlink() and filecmp.cmp(linked, made, shallow=False):
+            os.replace(linked, made)
+    linked.unlink(missing_ok=True)
 
 
 _KINDS = {"layout": "an image layout", "ollama": "a folder for Ollama", "adapter": "an adapter", "model": "a model"}

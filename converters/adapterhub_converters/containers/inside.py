@@ -1,4 +1,4 @@
-"""The files below a folder that somebody else may have filled: no link below it is followed, wherever it lies on the way.
+"""The files below a folder that somebody else may have filled: no link below it is followed, at any place on the way.
 
 A clone or a shared disk brings folders with links in them, and a program that writes to, or cleans up, such a folder would do
 so wherever they point. Every operation therefore opens the folders on the way one by one, each in the one before, and refuses
@@ -196,7 +196,7 @@ def _open_folder(name: str, path: str, parent: int | None) -> int | None:
         try:
             return os.open(name, FOLDER, dir_fd=parent)
         except OSError as error:
-            # Linux says ENOTDIR for a link, others ELOOP or EMLINK.
+            # Linux reports ENOTDIR for a link, others ELOOP or EMLINK.
             if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK) or not os.path.islink(path):
                 raise
             raise _refused(Path(path)) from error

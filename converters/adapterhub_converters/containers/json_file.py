@@ -121,7 +121,7 @@ def _check_memory(text: str, memory: int, where: str) -> None:
 
 
 # Bytes for each mark, by what was measured: 232 for an object of one key, 96 for a list of one value, 104 for a key and the
-# pair it is read as, 8 for a place in a list, 24 to 32 for a number, 49 to 76 for a string beside its characters.
+# pair it is read as, 8 for a place in a list, 24 to 32 for a number, 49 to 76 for a string in addition to its characters.
 _SIZES = {"{": 120, "[": 96, ":": 112, ",": 40, '"': 28}
 _LARGEST_RATIO = 60  # of those sizes to the characters that contain them; {"": is 288 for 4
 
@@ -192,12 +192,17 @@ _DECODER = _decoder(unique)
 
 
 def reason(error: ValueError, text: str) -> str:
-    """The first line of what a parser says about `text`, in terms of the document."""
+    """The first line of what a parser reports about `text`, in terms of the document."""
     if text.startswith("\ufeff"):
         return "it starts with a byte order mark"
     if "integer string conversion" in str(error):  # int() refuses more than 4,300 digits
         return "a number is too large"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def canonical(document: object) -> bytes:
+    """Return the one spelling of a document whose digest names it: sorted keys, no spaces, UTF-8."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def write_text(path: Path, text: str) -> None:

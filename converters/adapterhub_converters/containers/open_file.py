@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -20,6 +21,7 @@ _POINTER = b"version https://git-lfs"
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK
+MAX_PATH = 1024  # characters of a path below a folder that is walked
 _STDIN, _DESCRIPTOR = "/dev/stdin", "/dev/fd/"  # of this process, as a shell names them: `<(command)`
 
 
@@ -70,6 +72,37 @@ def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
     """Read a whole regular file; arguments and errors are those of `open_regular`."""
     with open_regular(path, pipe=pipe) as file:
         return file.read()
+
+
+def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield everything below a folder: its relative path with forward slashes, and its status, of a link itself.
+
+    A loop rather than a recursion, so that no depth ends it, and no folder is entered whose path is longer than `MAX_PATH`.
+    What is removed meanwhile is not there.
+
+    Args:
+        folder: The folder; OSError unless it can be listed.
+        enters: Says by the relative path of a folder whether to list it too.
+    """
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            with os.scandir(folder / prefix) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            if not prefix:
+                raise
+            continue
+        for entry in found:
+            path = prefix + entry.name
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            yield path, status
+            if stat.S_ISDIR(status.st_mode) and len(path) <= MAX_PATH and enters(path):
+                waiting.append(path + "/")
 
 
 class OpenFile:

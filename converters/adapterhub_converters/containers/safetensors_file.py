@@ -8,12 +8,16 @@ range. Every length is checked against the file's size before anything is alloca
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +31,25 @@ from .open_file import OpenFile
 ReadAt = Callable[[int, int], bytes]
 
 MAX_HEADER = 100_000_000  # bytes; the Rust core's own limit
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 500_000  # more than twice those of the largest adapter known: 512 experts in 60 layers, both halves of three each
 MAX_NAME = 1_024  # characters
 MAX_SHAPES = 65_536  # different pairs of dtype and shape
 MAX_METADATA = 65_536  # keys
 _PIECE = 16_000_000  # bytes of a header that are read at once: nearly all are shorter
+_BATCH = 500_000  # bytes of a header that are matched at once: what they become meanwhile takes seven times as much
 _MAX_DIM = 2**63
 _METADATA = "__metadata__"
 
 
-class TensorInfo(NamedTuple):  # of which a hostile header may have a million
+class TensorKind(NamedTuple):
+    """What most tensors of a header share with others; `size` in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+class TensorInfo(NamedTuple):
     """One tensor of a header: `offset` and `size` in bytes, absolute in the file."""
 
     name: str
@@ -48,11 +61,27 @@ class TensorInfo(NamedTuple):  # of which a hostile header may have a million
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file; `tensors` in file order."""
+    """The header of a safetensors file, in columns, as a hostile one may have very many tensors.
 
-    tensors: dict[str, TensorInfo]
+    Attributes:
+        names: The tensors in file order, without holes between them.
+        kinds: The kind of each; one object for all of a kind.
+    """
+
+    names: Sequence[str]
+    kinds: Sequence[TensorKind]
     metadata: dict[str, str]
     data_start: int
+
+    def offsets(self) -> Iterator[int]:
+        """The offset of each tensor and the end of the last, absolute in the file."""
+        return itertools.accumulate([kind.size for kind in self.kinds], initial=self.data_start)
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Name to info, in file order."""
+        found = zip(self.names, self.kinds, self.offsets(), strict=False)
+        return {name: TensorInfo(name, kind.dtype, kind.shape, offset, kind.size) for name, kind, offset in found}
 
 
 def read_header(read_at: ReadAt, size: int, where: str) -> Header:
@@ -66,7 +95,7 @@ def read_header(read_at: ReadAt, size: int, where: str) -> Header:
         raise FormatError(where, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
     scanner = _Scanner(read_at, 8 + length, where)
     scanner.read()
-    return Header(_covering(scanner.tensors, 8 + length, size, where), scanner.metadata, 8 + length)
+    return _covering(scanner, 8 + length, size, where)
 
 
 _SPACE = rb"[ \t\n\r]*+"
@@ -80,11 +109,13 @@ def _spaced(*tokens: bytes) -> bytes:
 # character, so that none matches a part of something that the buffer cuts.
 _TEXT = rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"'
 _SIZE = rb"(0|[1-9][0-9]{0,18}+)"
-_DTYPE = _spaced(rb'"dtype"', rb":", rb'"([^"\\\x00-\x1f]{0,40}+)"')
-_SHAPE = _spaced(rb'"shape"', rb":", rb"\[([0-9, \t\n\r]{0,1000}+)\]")
+_DTYPE = _spaced(rb'"dtype"', rb":", rb'("[^"\\\x00-\x1f]{0,40}+")')
+_SHAPE = _spaced(rb'"shape"', rb":", rb"(\[[0-9, \t\n\r]{0,1000}+\])")
 _OFFSETS = _spaced(rb'"data_offsets"', rb":", rb"\[", _SIZE, rb",", _SIZE, rb"\]")
 _FIELD = b"(?:" + b"|".join((_DTYPE, _SHAPE, _OFFSETS)) + b")" + _spaced(rb'(?:,(?=[ \t\n\r"])|(?=\}))')
-_TENSOR = re.compile(_spaced(_TEXT, rb":", rb"\{(?:" + _FIELD + rb"){3}\}", rb"([,}])"))
+_ENTRY = _spaced(_TEXT, rb":", rb"\{(?:" + _FIELD + rb"){3}\}", b"")
+_TENSOR = re.compile(_ENTRY + rb"([,}])")
+_TENSORS = re.compile(_ENTRY + rb",|(?s:(.+))")  # for `findall`: many tensors, and as the last match all that follows them
 _KEY = re.compile(_spaced(_TEXT, rb":"))
 _OPENING = re.compile(_spaced(rb"\{", rb'(?:(\})|(?="))'))
 _PAIR = re.compile(_spaced(_TEXT, rb":", _TEXT, rb"([,}])"))
@@ -102,7 +133,9 @@ class _Scanner:
     """
 
     def __init__(self, read_at: ReadAt, end: int, where: str) -> None:
-        self.tensors: dict[str, TensorInfo] = {}
+        self.names: list[str] = []
+        self.kinds: list[TensorKind] = []
+        self.starts = array("Q")  # offsets in the data
         self.metadata: dict[str, str] = {}
         self._read_at = read_at
         self._where = where
@@ -110,7 +143,7 @@ class _Scanner:
         self._offset = 8  # in the file, of what is not in the buffer yet
         self._buffer = b""
         self._at = 0  # position in the buffer
-        self._kinds: dict[tuple[bytes, bytes], tuple[str, tuple[int, ...], int]] = {}  # dtype, shape and size, by their texts
+        self._kinds: dict[tuple[bytes, bytes], TensorKind] = {}  # by the texts of dtype and shape
 
     def read(self) -> None:
         """Read all of it."""
@@ -124,8 +157,8 @@ class _Scanner:
             key = self._match(_KEY)
             if key is None:
                 raise self._invalid()
-            name = self._name(key[1])
-            if name in self.tensors or name in keys:
+            [name] = self._names([key[1]])
+            if name in keys or name in self.names:
                 raise self._error(f"duplicate key {name[:80]!r}")
             if name != _METADATA:
                 what = f"does not have exactly dtype, shape and data_offsets, but {self._excerpt()}"
@@ -134,6 +167,10 @@ class _Scanner:
             more = self._read_metadata()
         if self._match(_ANYTHING):
             raise self._error("not valid JSON: something follows the object")
+        if len(set(self.names)) != len(self.names):
+            seen = set[str]()
+            name = next(name for name in self.names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise self._error(f"duplicate key {name!r}")
 
     def _match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         """Match a pattern at the position and go behind it; read on if that takes more than the buffer has."""
@@ -150,40 +187,68 @@ class _Scanner:
 
     def _read_tensors(self) -> bool:
         """Read tensors up to something else; False if the object ends with them."""
-        tensors, kinds = self.tensors, self._kinds
-        while (found := self._match(_TENSOR)) is not None:
-            raw, dtype, shape, start, end, separator = found.groups()
-            name = self._name(raw)
-            if name in tensors:
-                raise self._error(f"duplicate key {name!r}")
-            if len(tensors) == MAX_TENSORS:
-                raise self._error(f"more than {MAX_TENSORS} tensors, which is the limit")
-            if dtype is None or shape is None or start is None:  # and another one twice
-                raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
-            kind, dims, size = kinds.get((dtype, shape)) or self._kind(name, dtype, shape)
-            offset = int(start)
-            if size != int(end) - offset:
-                what = f"{kind} {list(dims)} is not the {int(end) - offset} bytes of its offsets"
-                raise self._error(f"tensor {name!r}: {what}")
-            tensors[name] = TensorInfo(name, kind, dims, self._end + offset, size)
-            if separator == b"}":
+        while True:
+            until = min(self._at + _BATCH, len(self._buffer))
+            rows = _TENSORS.findall(self._buffer, self._at, until)
+            rest = rows.pop()[-1] if rows and rows[-1][-1] else b""
+            self._at = until - len(rest)
+            self._add(rows)
+            found = self._match(_TENSOR)  # one that the batch or the buffer cut, or the last of the object
+            if found is None:
+                return True
+            self._add([found.groups(b"")])
+            if found[6] == b"}":
                 return False
-        return True
 
-    def _name(self, raw: bytes) -> str:
-        if len(raw) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
-            name = self._text(raw)
-            if 0 < len(name) <= MAX_NAME and name.isprintable():
-                return name
-        raise self._error(f"tensor name {raw[:80].decode(errors='replace')!r} is empty, too long or unprintable")
+    def _add(self, rows: Sequence[tuple[bytes, ...]]) -> None:
+        """Check tensors, given by the groups of `_ENTRY`, and keep them: column by column, as there may be a million."""
+        if not rows:
+            return
+        raw, *texts, starts, ends, _ = zip(*rows, strict=True)
+        names = self._names(raw)
+        for column in (*texts, starts):
+            if b"" in column:  # and another one twice
+                name = names[column.index(b"")]
+                raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
+        pairs = list(zip(*texts, strict=True))
+        for pair in dict.fromkeys(pairs):
+            if pair not in self._kinds:
+                self._kinds[pair] = self._kind(names[pairs.index(pair)], *pair)
+        kinds, offsets = list(map(self._kinds.__getitem__, pairs)), list(map(int, starts))
+        for name, kind, size in zip(names, kinds, map(operator.sub, map(int, ends), offsets), strict=True):
+            if kind.size != size:
+                what = f"{kind.dtype} {list(kind.shape)} is not the {size} bytes of its offsets"
+                raise self._error(f"tensor {name!r}: {what}")
+        self.names += names
+        self.kinds += kinds
+        self.starts.extend(offsets)
+        if len(self.names) > MAX_TENSORS:
+            raise self._error(f"more than {MAX_TENSORS} tensors, which is the limit")
 
-    def _kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> tuple[str, tuple[int, ...], int]:
-        """The dtype, shape and size in bytes that are written so: of a million tensors, most share theirs."""
-        dtype = dtype_text.decode(errors="replace")
+    def _names(self, raw: Sequence[bytes]) -> list[str]:
+        """The names of tensors, by their texts."""
+        bad: bytes | str = max(raw, key=len)
+        if len(bad) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
+            try:
+                names: list[str] = json.loads((b'["' + b'","'.join(raw) + b'"]').decode())
+                text = "".join(names)
+                text.encode()  # half of a surrogate pair is not text
+            except UnicodeDecodeError as error:
+                raise self._error("the header is not UTF-8") from error
+            except ValueError as error:
+                raise self._error(f"not valid JSON ({str(error)[:200]})") from error
+            if "" not in names and len(max(names, key=len)) <= MAX_NAME and text.isprintable():
+                return names
+            bad = next(name for name in names if not (0 < len(name) <= MAX_NAME and name.isprintable()))
+        raise self._error(f"tensor name {bad[:80]!r} is empty, too long or unprintable")
+
+    def _kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> TensorKind:
+        """The kind that is written so."""
+        dtype = dtype_text[1:-1].decode(errors="replace")
         if dtype not in dtypes.BITS:
             raise self._error(f"tensor {name!r} has an unknown dtype {dtype!r}")
         try:
-            shape = tuple(json.loads(b"[%b]" % shape_text))
+            shape = tuple(json.loads(shape_text))
         except ValueError:
             shape = (-1,)
         if len(shape) > 16 or any(not 0 <= dim < _MAX_DIM for dim in shape):
@@ -195,8 +260,7 @@ class _Scanner:
             raise self._error(f"tensor {name!r}: {dtype} {list(shape)} does not end with a whole byte")
         if len(self._kinds) == MAX_SHAPES:
             raise self._error(f"more than {MAX_SHAPES} different shapes, which is the limit")
-        kind = self._kinds[dtype_text, shape_text] = (dtype, shape, bits // 8)
-        return kind
+        return TensorKind(dtype, shape, bits // 8)
 
     def _read_metadata(self) -> bool:
         """Read the map of `__metadata__`; False if the header's object ends after it."""
@@ -246,21 +310,25 @@ class _Scanner:
         return FormatError(self._where, what)
 
 
-def _covering(tensors: dict[str, TensorInfo], data_start: int, size: int, where: str) -> dict[str, TensorInfo]:
+def _covering(scanner: _Scanner, data_start: int, size: int, where: str) -> Header:
     # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor comes before
     # the one at the same place.
-    ordered = sorted(tensors.values(), key=lambda info: 2 * info.offset + (info.size > 0))
-    position = data_start
-    for info in ordered:
-        if info.offset != position:
-            kind = "overlaps the one before it" if info.offset < position else "leaves a hole before it"
-            raise FormatError(where, f"tensor {info.name!r} {kind}")
-        position += info.size
+    header = Header(scanner.names, scanner.kinds, scanner.metadata, data_start)
+    if any(map(operator.ne, header.offsets(), map(data_start.__add__, scanner.starts))):
+        ordered = sorted(zip(scanner.starts, header.kinds, header.names, strict=True), key=lambda row: (row[0], row[1].size))
+        position = 0
+        for start, kind, name in ordered:
+            if start != position:
+                what = "overlaps the one before it" if start < position else "leaves a hole before it"
+                raise FormatError(where, f"tensor {name!r} {what}", code="hole" if start > position else "")
+            position += kind.size
+        header = replace(header, names=[row[2] for row in ordered], kinds=[row[1] for row in ordered])
+    *_, position = header.offsets()
     if position > size:
         raise FormatError(where, f"truncated: the tensors end at byte {position}, the file at {size}")
     if position < size:
-        raise FormatError(where, f"{size - position} bytes follow the last tensor")
-    return tensors if ordered == list(tensors.values()) else {info.name: info for info in ordered}
+        raise FormatError(where, f"{size - position} bytes follow the last tensor", code="trailing")
+    return header
 
 
 # Not the safetensors library (0.8) behind the check of the header: its writer orders `__metadata__` by hashes that differ per
@@ -272,7 +340,7 @@ class SafetensorsFile(OpenFile):
     header: Header
 
     def _parse(self, size: int) -> None:
-        self._map: mmap.mmap | None = None  # outlives close() while a tensor is a view of it
+        self._map: np.ndarray | None = None  # the bytes of the file; they outlive close() while a tensor is a view of them
         self.header = read_header(self._read_at, size, self.where)
 
     @property
@@ -280,12 +348,20 @@ class SafetensorsFile(OpenFile):
         """Name to info, in file order."""
         return self.header.tensors
 
+    def arrays(self, *, mapped: bool) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the name and the values of every tensor, in file order, as `mapped` or else `tensor` returns them."""
+        read, header = self._view if mapped else self._new, self.header
+        for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
+            yield name, read(TensorInfo(name, kind.dtype, kind.shape, offset, kind.size))
+
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor in its own dtype and shape into new memory."""
-        info = self.header.tensors[name]
+        return self._new(self.header.tensors[name])
+
+    def _new(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
         if dtype is None:
-            raise FormatError(self.where, f"tensor {name!r}: {info.dtype} is not supported in computations")
+            raise FormatError(self.where, f"tensor {info.name!r}: {info.dtype} is not supported in computations")
         array = np.empty(info.shape, dtype)
         self.read_into(info, byte_view(array))
         return array
@@ -295,16 +371,18 @@ class SafetensorsFile(OpenFile):
 
         Only for files that nobody changes meanwhile: truncation would crash the process.
         """
-        info = self.header.tensors[name]
+        return self._view(self.header.tensors[name])
+
+    def _view(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
         if dtype is None or not info.size:
-            return self.tensor(name)
+            return self._new(info)
         if self._map is None:
             try:
-                self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             except (OSError, ValueError):  # a file system without mmap
-                return self.tensor(name)
-        return np.frombuffer(self._map, dtype, info.size // dtype.itemsize, info.offset).reshape(info.shape)
+                return self._new(info)
+        return np.ndarray(info.shape, dtype, self._map, info.offset)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor from byte `start` of it on."""

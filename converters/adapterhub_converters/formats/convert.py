@@ -15,16 +15,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from adapterhub_converters import collector
 from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name, whole_model
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, ParameterError, RefusedError, refused
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    FormatError,
+    NotFoundError,
+    NotUnderstoodError,
+    ParameterError,
+    RefusedError,
+    refused,
+)
 
-from . import FORMATS, PACKAGES, Format, base_weights, find, in_order, lossy, ollama, peft, pickles
+from . import FORMATS, PACKAGES, Format, base_weights, find, gguf, in_order, lossy, ollama, peft, pickles, placed, unread
 from .candidate import Candidate
 from .image import pipeline
 from .lossy import Allowed
+from .peft import tinker
 
 NOTHING = Allowed()
 
@@ -35,6 +45,7 @@ def sniff(path: Path | Candidate) -> str:
     Raises:
         NotFoundError: There is nothing at `path`.
         RefusedError: It is a pickle, or a distributed checkpoint.
+        NotUnderstoodError: Its config is one that no format here has.
         FormatError: It is not an adapter of any format.
     """
     candidate = path if isinstance(path, Candidate) else Candidate(path)
@@ -47,8 +58,13 @@ def sniff(path: Path | Candidate) -> str:
     pickles.refuse(path)
     if candidate.is_whole_model:
         raise whole_model(path)
+    if tinker.is_archive(candidate):
+        raise RefusedError(str(path), "an archive of Tinker", "Convert it to PEFT", code="convert-to-peft")
     what = "not an adapter of a known format: PEFT and MLX folders have an adapter_config.json, GGUF adapters a general.type"
     if (path / peft.CONFIG).is_file():
+        json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
+        if unread.is_foreign(path):
+            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one of a format that is known here")
         raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")
     raise FormatError(str(path), what, peft.nested(path))
 
@@ -66,11 +82,37 @@ def _refuse_distributed(path: Path) -> None:
         raise RefusedError(str(path), what, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter at `path`, in any format."""
+def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
+    """The adapter at `path`, in any format; `mapped` allows tensors of a PEFT folder to be views of its files."""
     pickles.refuse(path)
     path = adapter_in(path)
-    return find(sniff(path)).read(path, base=base)
+    candidate = Candidate(path)
+    if tinker.is_archive(candidate):
+        return tinker.read(path, base=base or base_from_manifest(path))
+    kind = sniff(candidate)
+    if kind == "peft":
+        return peft.read(path, base=base, mapped=mapped)
+    try:
+        return find(kind).read(path, base=base)
+    except RefusedError as error:
+        known = base_from_manifest(path) if error.code == "base-required" and base is None else None
+        if known is None:
+            raise
+        return find(kind).read(path, base=known)
+
+
+def read_unordered(path: Path, *, base: BaseSpec | None = None) -> tuple[Adapter, bool]:
+    """The adapter at `path` for its shapes and the range of its numbers, and whether the order of all rows is known.
+
+    It is not in a GGUF of llama.cpp's own, which permutes those of q and k by the base's number of heads, without the base.
+    """
+    try:
+        return read(path, base=base), True
+    except RefusedError as error:
+        path = adapter_in(path)
+        if error.code != "base-required" or sniff(path) != "gguf":
+            raise
+        return gguf.read(path, ordered=False), False
 
 
 def convert(
@@ -122,6 +164,8 @@ def convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
                 unsafe_pickle=unsafe_pickle, dtype=dtype,
             )  # fmt: skip
+            if gguf.is_conditional(folder / name):
+                raise RefusedError(to, ollama.CONDITIONAL)
             ollama.write(folder, named, name)
         return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
     if model is not None:
@@ -131,13 +175,13 @@ def convert(
         what = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
         raise ParameterError("dtype", what, f"One of {', '.join(row.dtypes)}")
     base = base or base_from_manifest(src)
-    with _opened(src, unsafe_pickle=unsafe_pickle) as source:
+    with _opened(src, base, unsafe_pickle=unsafe_pickle) as source:
         own = find(sniff(source))
         read_own = functools.partial(_read, own, base=base, alpha=alpha, rslora=rslora)
         with atomic.whole(dst, folder=row.folder, replace=replace) as temporary:
             if own == row and dtype == "source":
-                return _copied(row, source.path, temporary, read_own)
-            adapter = read_own(source.path)
+                return _copied(row, source.path, temporary, read_own, base)
+            adapter = _on_base(read_own(source.path), row, base, str(source.path))
             options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
 
             def write(given: Adapter, path: Path) -> LossReport:
@@ -151,9 +195,14 @@ def convert(
 
 
 @contextlib.contextmanager
-def _opened(src: Path, *, unsafe_pickle: bool) -> Iterator[Candidate]:
-    """`src` or, where it is a pickle that may be loaded, the tensors in it."""
+def _opened(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
+    """`src` or, where it is a pickle that may be loaded, the tensors in it, or the PEFT folder of an archive of Tinker."""
     candidate = Candidate(src)
+    if tinker.is_archive(candidate):
+        with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
+            peft.write(placed.checked(tinker.read(src, base=base), base, str(src)), Path(folder), base=base)
+            yield Candidate(Path(folder))
+        return
     # A file with a valid header is not a pickle, and need not be opened again to find out.
     pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
@@ -189,11 +238,12 @@ def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None
         raise ParameterError("rslora", f"{path}: {row.name} {scale}", "Leave it out")
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
-    return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
+    with collector.paused():
+        return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
-def _copied(row: Format, src: Path, dst: Path, read_own: Callable[[Path], Adapter]) -> LossReport:
-    """Check an adapter that has the format already, and copy its files."""
+def _copied(row: Format, src: Path, dst: Path, read_own: Callable[[Path], Adapter], base: BaseSpec | None) -> LossReport:
+    """Check an adapter that has the format already, and copy its files; those of an earlier peft are brought forward."""
     if not all((src / file).is_file() for file in row.files):
         return row.write(read_own(src), dst)  # in shards: written as one file, which PEFT itself can load
     adapter = None if row.self_contained else read_own(src)
@@ -205,7 +255,31 @@ def _copied(row: Format, src: Path, dst: Path, read_own: Callable[[Path], Adapte
         except AdapterhubError as error:
             error.where = error.where.replace(str(dst), str(src))
             raise
+    newer = peft.brought_forward(adapter, base) if row.name == "peft" else adapter
+    if newer is not adapter:
+        return _rewritten(row, newer, dst, base)
     return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
+
+
+def _rewritten(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) -> LossReport:
+    """Write an adapter over the copy of its files, of which the experts are different."""
+    for file in row.files:
+        (dst / file).unlink()
+    report = row.write(adapter, dst, base=base)
+    losses = [
+        dataclasses.replace(line, loss=max(line.loss, Loss.REWRITTEN)) if ".experts." in line.name else line
+        for line in report.losses
+    ]
+    return dataclasses.replace(report, losses=tuple(losses))
+
+
+def _on_base(adapter: Adapter, row: Format, base: BaseSpec | None, where: str) -> Adapter:
+    """The adapter, whose targets a base that was given must have; for PEFT under the names that its modules have in memory."""
+    if row.name == "gguf":  # whose writer compares shapes as well
+        return adapter
+    renamed = placed.checked(adapter, base, where)
+    own = adapter.source is not None and adapter.source.format == "peft"
+    return renamed if row.deltas == "all" and not own else adapter
 
 
 Write = Callable[[Adapter, Path], LossReport]
@@ -278,7 +352,7 @@ def base_from_manifest(src: Path) -> BaseSpec | None:
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),
         config=config,
-        # Without an entry it must not be taken for untied: llama.cpp would abort on a wrong guess.
+        # Without an entry it must not be assumed to be untied: llama.cpp would abort on a wrong guess.
         tied=config.get("tie_word_embeddings") is not False,
         repo=repo,
         revision=revision,

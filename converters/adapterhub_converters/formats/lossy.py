@@ -95,7 +95,7 @@ class _Work:
     def __init__(self, adapter: Adapter, allowed: Allowed, base: BaseSpec | None, stack: ExitStack) -> None:
         self._adapter, self._allowed, self._base, self._stack = adapter, allowed, base, stack
         self._deltas, self._replaced, self._rows = dict(adapter.deltas), dict(adapter.replaced), dict(adapter.rows)
-        self._copies = dict(adapter.copies)
+        self._copies, self._added = dict(adapter.copies), dict(adapter.added)
         self._losses: list[TensorLoss] = []
         self._failed: list[str] = []
         self._options: dict[str, None] = {}
@@ -109,6 +109,7 @@ class _Work:
             replaced=self._replaced,
             rows=self._rows,
             copies=self._copies,
+            added=self._added,
             source=None,
             # A module whose magnitude was dropped here is plain; one that came without a magnitude is not.
             meta=meta if unmeasured(self._adapter) else dataclasses.replace(meta, dora=False),
@@ -126,6 +127,8 @@ class _Work:
                 self._table(name, self._rows[name])
             if name in self._copies:
                 self._copy(name)
+            if name in self._added:
+                self._difference(name)
         except RefusedError as error:
             self._failed.append(f"{error.where or name}: {error.what}")
 
@@ -197,6 +200,16 @@ class _Work:
                 self._drop(each)
         if name in self._copies:
             self._options["drop copies"] = None
+
+    def _difference(self, name: str) -> None:
+        weight = self._adapter.added.get(f"{name.rpartition('.')[0]}.weight")
+        norm = weight is not None and weight.ndim == 1
+        kind = "norms" if norm else "biases" if name.endswith(".bias") else "weights"
+        if self._allowed.drops(name, kind):
+            del self._added[name]
+            self._drop(name)
+        else:
+            self._options[f"drop {kind}"] = None
 
     def _drop(self, *names: str) -> None:
         self._losses += [TensorLoss(name, Loss.DROPPED, "left out, as allowed") for name in names]

@@ -5,7 +5,8 @@ rank for the whole file (mlx-lm, `tuner/lora.py`, `tuner/utils.py`). It names mo
 experts, which are one `switch_mlp` with factors `(experts, r, in)` and `(experts, out, r)`. Modules that need another
 scale have the quotient multiplied into `lora_b`; smaller ranks are padded with zeros. DoRA has `.m` on every module.
 A delta on the embedding table also acts on the output layer if the base ties them. The source's config is stored in
-the header's metadata.
+the header's metadata. Before mlx-vlm adopted this format, its adapters had `A` and `B` instead, and a config of `rank` and
+`alpha` (mlx-vlm, `trainer/peft/lora.py`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import dtypes, linear
+from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import (
+    MAX_EXPERTS,
     Adapter,
     Delta,
     Loss,
@@ -33,13 +35,14 @@ from adapterhub_converters.adapter import (
     beyond_deltas,
 )
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, MLX_WEIGHTS
-from adapterhub_converters.architectures.names import in_layer
+from adapterhub_converters.architectures.architecture import text_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError, refused
 
 from . import file_alpha, source_config
 from .candidate import Candidate
+from .mlx_names import Names, experts_of, number_of
 
 CONFIG = ADAPTER_CONFIG
 WEIGHTS = MLX_WEIGHTS
@@ -47,20 +50,16 @@ _EMBED, _HEAD = "model.embed_tokens", "lm_head"
 _TOP = (_EMBED, _HEAD)
 _RANKS = "adapterhub.mlx.ranks"
 """Our key of the header's metadata: the ranks that were padded with zeros, by module."""
-MAX_EXPERTS = 4_096
-
-# `model.layers.0.mlp.experts.3.up_proj`; Mixtral's w1, w3 and w2 are gate, up and down (mlx-lm, `models/mixtral.py`).
-_EXPERT = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
-_STACK = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.experts\.(gate_up_proj|down_proj)")
-_SWITCH = linear.Pattern(r"(model\.layers\.(?:0|[1-9][0-9]{0,5})\.[a-z_]+)\.switch_mlp\.(gate_proj|up_proj|down_proj)")
-_MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-_PROJECTIONS = {**_MIXTRAL, "gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+_VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a folder with an mlx-lm adapter."""
+    """Whether it is a folder with an adapter of mlx-lm or mlx-vlm."""
     text = candidate.config
-    return '"peft_type"' not in text and ('"lora_parameters"' in text or '"fine_tune_type"' in text)
+    if '"peft_type"' in text:
+        return False
+    by_vlm = '"rank"' in text and '"alpha"' in text and (candidate.path / WEIGHTS).is_file()
+    return '"lora_parameters"' in text or '"fine_tune_type"' in text or by_vlm
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +75,23 @@ class _Written:
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot express."""
+    """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot express or does not have."""
     problems = _problems(adapter, base)
     if problems:
         raise refused("mlx", problems)
+    names = Names(base)
     ranks = {target: delta.r for target, delta in adapter.deltas.items()}
     rank = max(ranks.values())
     needed = {target: delta.scaling for target, delta in adapter.deltas.items()}
     plan = file_alpha.plan(needed, np.dtype(np.float64), "scale") or file_alpha.Plan(0.0, dict.fromkeys(needed, 1.0))
-    written = list(_all_written(_written_deltas(adapter, base), plan, rank, experts=_experts(base)))
+    written = list(_all_written(_written_deltas(adapter, base), plan, rank, names, experts=_experts(base)))
     tensors: dict[str, np.ndarray] = {}
     losses: list[TensorLoss] = []
     for pair in written:
         tensors[f"{pair.name}.lora_a"], tensors[f"{pair.name}.lora_b"] = pair.lora_a, pair.lora_b
         losses += pair.losses
     for target, magnitude in _magnitudes(adapter).items():
-        tensors[f"{target}.m"] = np.ascontiguousarray(magnitude.reshape(-1))
+        tensors[f"{names.module(text_name(target))}.m"] = np.ascontiguousarray(magnitude.reshape(-1))
         losses.append(TensorLoss(f"{target}.magnitude", Loss.EXACT))
     config = _config(adapter, written, plan.common, rank)
     metadata = {"format": "mlx"}
@@ -111,40 +111,43 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
     found = beyond_deltas(adapter, "an mlx-lm adapter")
-    dora = bool(_magnitudes(adapter))
+    dora, names = bool(_magnitudes(adapter)), Names(base)
+    found += [names.unknown] if names.unknown else []
     for target, delta in sorted(adapter.deltas.items()):
-        found += [f"{target}: {reason}" for reason in (*_one(target, delta, dora=dora), *_table(target, adapter, base))]
-    return found + list(_stacks(adapter))
+        own = (*_one(text_name(target), delta, names, dora=dora), *_table(text_name(target), adapter, base))
+        found += [f"{target}: {reason}" for reason in own]
+    return found + list(_stacks(adapter, names))
 
 
-def _one(target: str, delta: Delta, *, dora: bool) -> Iterator[str]:
+def _one(target: str, delta: Delta, names: Names, *, dora: bool) -> Iterator[str]:
+    if names.unknown:
+        return
     if isinstance(delta, StackedLowRank):
-        if not _STACK.fullmatch(target):
+        if not names.parameter(target):
             yield "a delta of stacked experts that mlx-lm is not known to have under this name"
         elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or delta.transposed_base):
             yield "experts that interleave gate and up are not supported"
         if dora:
             yield "mlx-lm has no DoRA for experts"
     elif isinstance(delta, LowRank | LowRankEmbedding):
-        yield from _parts(target, delta, dora=dora)
-        yield from _name(target, delta)
+        yield from _parts(target, delta, names, dora=dora)
+        yield from _name(target, delta, names)
     else:
         yield f"a delta of kind {type(delta).__name__} cannot be expressed in an mlx-lm adapter"
 
 
-def _parts(target: str, delta: LowRank | LowRankEmbedding, *, dora: bool) -> Iterator[str]:
+def _parts(target: str, delta: LowRank | LowRankEmbedding, names: Names, *, dora: bool) -> Iterator[str]:
     if isinstance(delta, LowRank) and delta.bias is not None:
         yield "a bias cannot be expressed in an mlx-lm adapter"
     if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
         yield "DoRA on an embedding table is not supported"
-    elif dora and (delta.magnitude is None or _switch_name(target)):
+    elif dora and (delta.magnitude is None or names.expert(target)):
         yield "an mlx-lm adapter is DoRA in all its modules or in none, and never in experts"
 
 
-def _name(target: str, delta: LowRank | LowRankEmbedding) -> Iterator[str]:
-    known = in_layer(target) is not None and (".experts." not in target or _switch_name(target))
-    if not known and target not in _TOP:
-        yield "not a module that mlx-lm is known to have under this name"
+def _name(target: str, delta: LowRank | LowRankEmbedding, names: Names) -> Iterator[str]:
+    if not names.module(target) and not names.expert(target):
+        yield "not a module that mlx-lm is known to have under this name, or takes an adapter on"
     if isinstance(delta, LowRankEmbedding) != (target == _EMBED) or (isinstance(delta, LowRank) and delta.transposed_base):
         yield "an embedding or transposed module, which mlx-lm does not have here"
 
@@ -162,7 +165,8 @@ def _table(target: str, adapter: Adapter, base: BaseSpec | None) -> Iterator[str
 
 def _same_on_both(adapter: Adapter) -> bool:
     """Whether embedding table and output layer have the same delta, bit for bit."""
-    embed, head = adapter.deltas.get(_EMBED), adapter.deltas.get(_HEAD)
+    deltas = {text_name(target): delta for target, delta in adapter.deltas.items()}
+    embed, head = deltas.get(_EMBED), deltas.get(_HEAD)
     return (
         isinstance(embed, LowRankEmbedding)
         and isinstance(head, LowRank)
@@ -177,37 +181,23 @@ def _same_on_both(adapter: Adapter) -> bool:
     )
 
 
-def _stacks(adapter: Adapter) -> Iterator[str]:
+def _stacks(adapter: Adapter, names: Names) -> Iterator[str]:
     """Problems with experts that have to become one tensor."""
-    for name, members in sorted(_members(adapter.deltas).items()):
+    groups = _members(adapter.deltas, names)
+    for name, members in sorted(groups.items()):
         if len({(delta.lora_A.shape[1], delta.lora_B.shape[0]) for delta in members.values()}) > 1:
             yield f"{name}: its experts are of different shapes"
         elif len({delta.lora_A.dtype for delta in members.values()}) > 1:
             yield f"{name}: its experts are of different dtypes"
-    named = [name for target in adapter.deltas for name in _stacked_names(target)]
-    for name in sorted(set(named) & set(_members(adapter.deltas))):
+    named = [name for target in adapter.deltas for name in names.parameter(text_name(target))]
+    for name in sorted(set(named) & set(groups)):
         yield f"{name}: there are both a stacked delta and deltas of single experts"
 
 
-def _stacked_names(target: str) -> tuple[str, ...]:
-    """The modules in mlx-lm that a stacked parameter becomes."""
-    match = _STACK.fullmatch(target)
-    if not match:
-        return ()
-    parts = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else ("down_proj",)
-    return tuple(f"{match[1]}.switch_mlp.{part}" for part in parts)
-
-
-def _switch_name(target: str) -> tuple[str, int] | None:
-    """mlx-lm's module for all experts, and the number of the expert `target`; None for other modules."""
-    match = _EXPERT.fullmatch(target)
-    return (f"{match[1]}.switch_mlp.{_PROJECTIONS[match[3]]}", int(match[2])) if match and match[3] in _PROJECTIONS else None
-
-
-def _members(deltas: Mapping[str, Delta]) -> dict[str, dict[int, LowRank]]:
+def _members(deltas: Mapping[str, Delta], names: Names) -> dict[str, dict[int, LowRank]]:
     found: dict[str, dict[int, LowRank]] = {}
     for target, delta in deltas.items():
-        switch = _switch_name(target)
+        switch = names.expert(text_name(target))
         if switch and isinstance(delta, LowRank):
             found.setdefault(switch[0], {})[switch[1]] = delta
     return found
@@ -230,22 +220,23 @@ def _magnitudes(adapter: Adapter) -> dict[str, np.ndarray]:
 
 def _written_deltas(adapter: Adapter, base: BaseSpec | None) -> dict[str, Delta]:
     """The deltas to write: if the base ties the two tables, the embedding's stands for both."""
-    deltas = dict(sorted(adapter.deltas.items()))
-    if base is not None and base.tied:
-        deltas.pop(_HEAD, None)
-    return deltas
+    tied = base is not None and base.tied
+    return {t: delta for t, delta in sorted(adapter.deltas.items()) if not (tied and text_name(t) == _HEAD)}
 
 
-def _all_written(deltas: Mapping[str, Delta], plan: file_alpha.Plan, rank: int, *, experts: int | None) -> Iterator[_Written]:
+def _all_written(
+    deltas: Mapping[str, Delta], plan: file_alpha.Plan, rank: int, names: Names, *, experts: int | None
+) -> Iterator[_Written]:
     groups: dict[str, dict[int, tuple[str, LowRank]]] = {}
     for target, delta in deltas.items():
-        switch = _switch_name(target)
+        text = text_name(target)
+        switch, name = names.expert(text), names.module(text)
         if isinstance(delta, StackedLowRank):
-            yield from _stacked(target, delta, plan.factors[target], rank)
+            yield from _stacked(target, delta, plan.factors[target], rank, names.parameter(text))
         elif switch and isinstance(delta, LowRank):
             groups.setdefault(switch[0], {})[switch[1]] = (target, delta)
-        elif isinstance(delta, LowRank | LowRankEmbedding):
-            yield _pair(target, target, delta, plan.factors[target], rank)
+        elif name and isinstance(delta, LowRank | LowRankEmbedding):
+            yield _pair(name, target, delta, plan.factors[target], rank)
     for name, members in sorted(groups.items()):
         yield _grouped(name, members, plan, rank, experts)
 
@@ -290,10 +281,9 @@ def _stack(arrays: list[np.ndarray | None]) -> np.ndarray:
     return stacked
 
 
-def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int) -> Iterator[_Written]:
+def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int, names: tuple[str, ...]) -> Iterator[_Written]:
     folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
     lora_a, lora_b = file_alpha.padded(delta.lora_A, rank, 1), file_alpha.padded(folded.lora_B, rank, 2)
-    names = _stacked_names(target)
     rows = lora_b.shape[1] // len(names)
     losses = (TensorLoss(f"{target}.lora_A", Loss.REWRITTEN, f"as {' and '.join(names)}"), folded.loss)
     for n, name in enumerate(names):
@@ -302,7 +292,7 @@ def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int) -> It
 
 
 def _config(adapter: Adapter, written: list[_Written], scale: float, rank: int) -> dict[str, Any]:
-    keys = sorted({in_layer(pair.name) or pair.name for pair in written})
+    keys = sorted({_key(pair.name) for pair in written})
     config: dict[str, Any] = {
         "fine_tune_type": "dora" if _magnitudes(adapter) else "lora",
         # -1 is all layers; those without a delta get zeros when mlx-lm loads the file.
@@ -310,6 +300,12 @@ def _config(adapter: Adapter, written: list[_Written], scale: float, rank: int) 
         "lora_parameters": {"rank": rank, "scale": scale, "dropout": adapter.meta.dropout, "keys": keys},
     }
     return config | ({"model": adapter.meta.base_model} if adapter.meta.base_model else {})
+
+
+def _key(name: str) -> str:
+    """What `keys` calls a module: its path within a layer, or its whole name."""
+    _, _, path = name.partition(".layers." if ".layers." in name else ".h.")
+    return path.partition(".")[2] or name
 
 
 def _payload_digest(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
@@ -324,13 +320,13 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
 
     Without a source's config, a delta on the embedding table needs `base`, to decide if it acts on the output layer too.
     """
-    config = json_file.read_object(path / CONFIG)
+    config, by_vlm = _of_vlm(json_file.read_object(path / CONFIG), f"{path}/{CONFIG}")
     scale = _scale(config, f"{path}/{CONFIG}")
     if not (path / WEIGHTS).is_file():
         raise NotFoundError(str(path), f"not an mlx-lm adapter: there is no {WEIGHTS}")
     where = f"{path}/{WEIGHTS}"
     with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
+        tensors = {_renamed(name) if by_vlm else name: file.tensor(name) for name in file.tensors}
         metadata = file.header.metadata
     modules = _modules(tensors, where, dora=config.get("fine_tune_type") == "dora")
     if source_config.belongs(metadata, _payload_digest(config, tensors, metadata)):
@@ -345,7 +341,26 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         deltas |= _read_module(name, module, scale * r, base, where)
     model = config.get("model")
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
-    return Adapter(deltas, meta=meta, notes=(source_config.IGNORED,) if source_config.is_there(metadata) else ())
+    notes = [source_config.IGNORED] if source_config.is_there(metadata) else []
+    notes += [_VLM_SCALE] if by_vlm else []
+    return Adapter(deltas, meta=meta, notes=tuple(notes))
+
+
+def _of_vlm(config: dict[str, Any], where: str) -> tuple[dict[str, Any], bool]:
+    """A config as mlx-lm has it, and whether it is one of mlx-vlm's own, which has `rank` and `alpha` alone."""
+    if "lora_parameters" in config or "fine_tune_type" in config:
+        return config, False
+    rank, alpha = config.get("rank"), config.get("alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank < 2**20:
+        raise FormatError(where, f'"rank" is {json.dumps(rank)[:40]}, not a rank')
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise FormatError(where, f'"alpha" is {json.dumps(alpha)[:40]}, not a number')
+    return {"lora_parameters": {"rank": rank, "scale": alpha / rank}}, True
+
+
+def _renamed(name: str) -> str:
+    module, _, half = name.rpartition(".")
+    return f"{module}.lora_{half.lower()}" if half in ("A", "B") else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,13 +375,12 @@ class _Module:
 
 def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None, where: str) -> dict[str, Delta]:
     if module.lora_A.ndim == 3:
-        match = _SWITCH.fullmatch(name)
-        if not match:
+        found = experts_of(name)
+        if not found:
             raise RefusedError(where, f"{name}: the names of these experts in Hugging Face's model are not known")
-        mixtral = {value: key for key, value in _MIXTRAL.items()}
-        part = mixtral[match[2]] if match[1].endswith(".block_sparse_moe") else match[2]
+        experts, part = found
         return {
-            f"{match[1]}.experts.{e}.{part}": LowRank(lora_A, lora_B, alpha)
+            f"{experts}.{e}.{part}": LowRank(lora_A, lora_B, alpha)
             for e, (lora_A, lora_B) in enumerate(zip(module.lora_A, module.lora_B, strict=True))
         }
     if not name.endswith("embed_tokens"):
@@ -376,16 +390,16 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
     if base is None:
         reason = "mlx-lm also applies it to the output layer if the base ties the two"
         raise RefusedError(where, f"{name}: {reason}", "Name its base model", code="base-required")
-    found: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
+    deltas: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
     if base.tied:
-        found[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)
-    return found
+        deltas[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)
+    return deltas
 
 
 def _scale(config: Mapping[str, Any], where: str) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise RefusedError(where, f"fine_tune_type {str(kind)[:40]!r} is not supported, only lora and dora")
+        raise NotUnderstoodError(where, f"fine_tune_type {str(kind)[:40]!r} is not supported, only lora and dora")
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise FormatError(where, "there are no lora_parameters")
@@ -431,7 +445,7 @@ def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale
     used: set[tuple[str, int]] = set()
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
-        name, expert = _switch_name(line.target) or (line.target, 0)
+        name, expert = line.stem, number_of(line.target)
         module = modules.get(name)
         if module is None or expert >= (len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             raise FormatError(where, f"adapterhub.source.tensors names {line.target!r}, which is not in the file")
@@ -449,5 +463,6 @@ def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
                 raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}")
-    magnitudes = {name: module.magnitude for name, module in modules.items() if module.magnitude is not None}
+    targets = {line.stem: line.target for line in lines}
+    magnitudes = {targets[name]: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return source_config.with_magnitudes(adapter, magnitudes)

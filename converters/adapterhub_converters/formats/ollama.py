@@ -13,6 +13,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ParameterError, UsageError
 
 MODELFILE = "Modelfile"
+CONDITIONAL = "the adapter acts only after certain tokens (aLoRA), and Ollama applies it to all"
 NOTE = (
     "models that Ollama runs with its own engine do not support adapters (`loras are not yet implemented`, at the first "
     "request): merge the adapter into the base for those"

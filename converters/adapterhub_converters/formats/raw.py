@@ -53,27 +53,33 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     Raises:
         RefusedError: The scale is not known, or given although there is a config.
     """
-    with SafetensorsFile(path) as file:
-        tensors = {name: file.tensor(name) for name in file.tensors}
-        metadata = dict(file.header.metadata)
     where = str(path)
-    text = metadata.pop(CONFIG_KEY, None)
-    if text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
-        text = folder.config
+    with SafetensorsFile(path) as file:
+        metadata = dict(file.header.metadata)
+        text = metadata.pop(CONFIG_KEY, None)
+        if text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
+            text = folder.config
+        if text is None and alpha is None and not peft.alpha_is_rank(metadata):
+            raise _without_alpha(path)
+        tensors = {name: file.tensor(name) for name in file.tensors}
     if text is not None:
         if alpha is not None or rslora:
             raise RefusedError(where, "its config records the alpha", "Leave out alpha and rsLoRA", code="alpha-recorded")
         return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
-    if alpha is None and peft.alpha_is_rank(metadata):
-        return _of_alpha_rank(tensors, where)
     if alpha is None:
-        reason = "its alpha is not recorded anywhere, and the scale depends on it"
-        raise RefusedError(where, reason, "Give the alpha it was trained with", code="alpha-or-rslora-required")
+        return _of_alpha_rank(tensors, where)
     state, notes = _plain(tensors, where)
     config = {"peft_type": "LORA", "lora_alpha": alpha, "use_rslora": rslora}
     adapter = peft.parse(json.dumps(config), state, {}, where=where)
     given = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as given"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, given))
+
+
+def _without_alpha(path: Path) -> RefusedError:
+    where, what = str(path), "its alpha is not recorded anywhere, and the scale depends on it"
+    if path.name == peft.WEIGHTS:
+        where, what = str(path.parent / peft.CONFIG), "is missing, and nothing else records its alpha"
+    return RefusedError(where, what, "Give the alpha it was trained with", code="alpha-or-rslora-required")
 
 
 def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
@@ -129,10 +135,11 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     written = adapter if source else factored_out(adapter)
     names = source.names if source else {}
+    config = source.config if source else peft.config_text(written)
     tensors = {names.get(name, name): tensor for name, tensor in peft.state_dict(written).items()}
     metadata = {
         "format": "pt",
-        CONFIG_KEY: source.config if source else peft.config_text(written),
+        CONFIG_KEY: config,
         METADATA_KEY: json.dumps(dict(source.metadata) if source else {"format": "pt"}, separators=(",", ":")),
     }
     safetensors_file.write(path, tensors, metadata)

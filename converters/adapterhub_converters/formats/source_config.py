@@ -95,8 +95,8 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
 
 def _deviations(adapter: Adapter, source: Source | None) -> dict[str, str]:
     """Where a PEFT file deviates from what peft now writes: names of tensors, and stacks with swapped factors."""
-    stacks = any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values())
-    turned = source.turned if source else frozenset(t for t in adapter.deltas if experts.written_turned(t))
+    stacks = {target: delta for target, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)}
+    turned = source.turned if source else [target for target, delta in stacks.items() if experts.written_turned(target, delta)]
     return {
         **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
         **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(turned), True))} if stacks else {}),
@@ -190,6 +190,10 @@ def _order(value: object, where: str) -> names.Order:
             return value
         case [int(groups), int(queries)] if 0 < groups < _MANY and 0 < queries < _MANY:
             return groups, queries
+        case [int(first), int(keys), int(values), int(size)] if (
+            0 <= first < _MANY and 0 < keys < _MANY and 0 < values < _MANY and 0 < size < _MANY
+        ):
+            return first, keys, values, size
     raise _malformed(value, where)
 
 
@@ -265,7 +269,8 @@ def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> A
 
 
 def _is_table(target: str) -> bool:
-    return any(target == name or target.endswith(f".{name.rpartition('.')[2]}") for name in names.EMBEDDINGS)
+    last = target.rpartition(".")[2]
+    return any(last == name.rpartition(".")[2] for name in names.EMBEDDINGS)
 
 
 def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: str) -> np.ndarray:

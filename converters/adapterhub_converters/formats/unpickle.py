@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _asked_for(message: str) -> str:
-    """What a pickle asks for, without torch's advice to load it in spite of that."""
+    """What a pickle asks for, without torch's advice to load it anyway."""
     found = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
     return found[1] if found else "an instruction that no file of tensors needs"
 

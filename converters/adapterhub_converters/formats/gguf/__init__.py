@@ -10,7 +10,7 @@ the alpha that it belongs to. As long as these are unchanged, reading recovers t
 base.
 """
 
-from .reader import read, sniff
+from .reader import is_conditional, read, sniff
 from .writer import NEVER, write
 
-__all__ = ["NEVER", "read", "sniff", "write"]
+__all__ = ["NEVER", "is_conditional", "read", "sniff", "write"]

@@ -27,6 +27,8 @@ def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> li
 
 def _unsupported(base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     """Why llama.cpp computes a different model (src/models/falcon.cpp: one graph for all Falcons, with RoPE, in parallel)."""
+    if base.text_type and base.text_type not in architecture.kinds:
+        yield f"the text model of {base.where} is {base.text_type[:40]}, and not {architecture.gguf}"
     if architecture.gguf != "falcon" or base.kind != "hf":
         return
     old = not base.config.get("new_decoder_architecture")
@@ -70,8 +72,9 @@ def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) 
     if architecture.is_norm(target):
         yield f"{target}: llama.cpp ignores LoRA on norms"
     order = architecture.order(target, base.config, base.where)
-    if not divides(order, delta.shape[0]):
-        yield f"{target}: {delta.shape[0]} rows do not match {order} heads"
+    count = delta.shape[1 if architecture.is_across(target) else 0]
+    if not divides(order, count):
+        yield f"{target}: {count} rows do not match {order} heads"
 
 
 def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
@@ -95,7 +98,7 @@ def experts_of(base: BaseSpec, architecture: Architecture) -> int:
 
 
 # The number of experts in config.json; transformers 5 renamed some of transformers 4's keys.
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def rows_of(base: BaseSpec) -> dict[str, int]:
@@ -137,10 +140,10 @@ def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architectur
 
 def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
     """The logical shape of a module's weight in the base; None without one."""
-    if found := base.tensor(f"{target}.weight"):
+    if found := base.text_tensor(f"{target}.weight"):
         across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
         return found.shape[::-1] if across else found.shape
-    if found := base.tensor(target):  # a parameter of all experts
+    if found := base.text_tensor(target):  # a parameter of all experts
         swapped = (*found.shape[:-2], found.shape[-1], found.shape[-2])
         turned = delta.transposed_base if isinstance(delta, StackedLowRank) else False
         if turned is None:  # how the base stores it is unknown: either orientation may fit

@@ -21,6 +21,8 @@ from adapterhub_converters.architectures.architecture import FUSED, FUSED_IN, Ar
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import source_config
 
+INVOCATION = "adapter.alora.invocation_tokens"
+"""The ids of the tokens from which on an aLoRA acts, in a list of UINT32."""
 ALL = -1
 """Stands for all experts, in place of an expert's number."""
 
@@ -227,6 +229,7 @@ def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
 HUB = "https://huggingface.co/"
 
 
-def file_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray]) -> str:
+def file_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray], invocation: Sequence[int] = ()) -> str:
     """Digest of everything that determines what llama.cpp computes: the payload that a source's config belongs to."""
-    return source_config.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex())
+    condition = [",".join(map(str, invocation))] if invocation else []
+    return source_config.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex(), *condition)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, FactorPair, LowRank, LowRankEmbedding, Meta, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import FUSED
-from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.architectures.names import Architecture, Order
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import checks
-from .layout import HUB, Arrays, Layout, Size, arranged, assembled, file_digest, taken_apart
+from .layout import HUB, INVOCATION, Arrays, Layout, Size, arranged, assembled, file_digest, taken_apart
 
 _FLOATS = ("F32", "F16", "BF16")
+Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""llama.cpp's name of a module to its `lora_a` and `lora_b`."""
 
 
 def sniff(candidate: Candidate) -> bool:
@@ -40,29 +42,42 @@ def sniff(candidate: Candidate) -> bool:
     return candidate.gguf.text("general.type") == "adapter"
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
     """The adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
-    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads.
+    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. With `ordered` false
+    it is read without: rows of `lora_B` may then be in llama.cpp's order, which is enough for shapes and ranges of numbers.
     """
     with GGUFFile(path) as file:
         header = file.header
         _check_kind(header, str(path))
         alpha = _alpha(header, str(path))
         tensors = {name: file.tensor(name) for name in file.tensors}
-    digest = file_digest(header.text("general.architecture"), alpha, tensors)
+    pairs = _pairs(tensors, str(path))
+    invocation = _invocation(header, str(path))
+    digest = file_digest(header.text("general.architecture"), alpha, tensors, invocation)
     if source_config.belongs(header.metadata, digest):
-        return _restored(header, alpha, tensors, str(path))
-    return _foreign(header, alpha, tensors, base, str(path))
+        return _restored(header, alpha, pairs, str(path))
+    found = _foreign(header, alpha, pairs, base, str(path), ordered=ordered)
+    return replace(found, meta=replace(found.meta, invocation=invocation))
+
+
+def is_conditional(path: Path) -> bool:
+    """Whether a GGUF has an aLoRA, which acts only after certain tokens."""
+    with GGUFFile(path) as file:
+        return bool(_invocation(file.header, str(path)))
 
 
 def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
-    for key, value in (("general.type", "adapter"), ("adapter.type", "lora")):
-        found = header.text(key)
-        if found != value:
-            raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
-    if "adapter.alora.invocation_tokens" in header.metadata:
-        raise RefusedError(where, "aLoRA, which acts only after its invocation tokens, is not supported")
+    general, kind = header.text("general.type"), header.text("adapter.type")
+    if general != "adapter" or not kind:
+        key, value, found = ("adapter.type", "lora", kind) if general == "adapter" else ("general.type", "adapter", general)
+        raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
+    if kind != "lora":
+        raise NotUnderstoodError(where, f"adapter.type is {kind[:40]!r}, and only 'lora' is supported")
+    if not header.tensors:
+        what = "there are no tensors in it: the program that wrote it left out all of them"
+        raise FormatError(where, what, "Convert the adapter again")
 
 
 def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
@@ -76,10 +91,20 @@ def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
     return alpha
 
 
-def _restored(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+def _invocation(header: gguf_file.GGUFHeader, where: str) -> tuple[int, ...]:
+    """The ids of an aLoRA's invocation tokens; none for a plain LoRA. llama.cpp refuses any other type."""
+    kind = header.kinds.get(INVOCATION, "[UINT32]")
+    if kind != "[UINT32]":
+        raise FormatError(where, f"{INVOCATION} is a {kind}, and llama.cpp reads a [UINT32] alone")
+    tokens = tuple(map(int, header.metadata.get(INVOCATION, ())))
+    if any(token >= 2**31 for token in tokens):
+        raise FormatError(where, f"{INVOCATION} has an id that no token can have")
+    return tokens
+
+
+def _restored(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, where: str) -> Adapter:
     architecture = _architecture(header, where)
     lines = source_config.lines_of(header.metadata, where)
-    pairs = _pairs(tensors, where)
     for line in lines:
         if line.stem not in pairs:
             raise FormatError(where, "adapterhub.source.tensors does not match the file")
@@ -89,12 +114,12 @@ def _restored(header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, 
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         lora_A, lora_B = taken[line.target]
-        kind = tuple if architecture.grouped else int
-        if architecture.is_reordered(line.target) != bool(line.order) or not isinstance(line.order or kind(), kind):
+        if not architecture.allows(line.target, line.order):
             raise FormatError(where, f"{line.target}: the source's config gives its rows the order {line.order}")
-        if not names.divides(line.order, lora_B.shape[-2]):
+        across = architecture.is_across(line.target)
+        if not names.divides(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
             raise FormatError(where, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
-        return lora_A, names.unpermuted(lora_B, line.order)
+        return names.ordered((lora_A, lora_B), line.order, across=across)
 
     return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
 
@@ -146,15 +171,15 @@ def _architecture(header: gguf_file.GGUFHeader, where: str) -> Architecture:
 
 
 def _foreign(
-    header: gguf_file.GGUFHeader, alpha: float, tensors: Mapping[str, np.ndarray], base: BaseSpec | None, where: str
+    header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, base: BaseSpec | None, where: str, *, ordered: bool
 ) -> Adapter:
     architecture = _architecture(header, where)
     if base is not None:
-        of_base = names.by_class(base.architecture, base.where)
+        of_base = base.mapped()
         if of_base.gguf != architecture.gguf:
             raise RefusedError(where, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.where})")
         architecture = of_base
-    deltas = _Foreign(_unfused(_pairs(tensors, where), where), alpha, architecture, base, where).deltas()
+    deltas = _Foreign(_unfused(pairs, architecture, where), alpha, architecture, base, where, ordered).deltas()
     for target, delta in deltas.items():
         for problem in checks.against_base(target, delta, base, architecture) if base else ():
             raise RefusedError(where, f"{target}: {problem}")
@@ -203,15 +228,12 @@ def _base_model(header: gguf_file.GGUFHeader) -> str | None:
 # ---- Files of other programs
 
 
-Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
-
-
-def _unfused(pairs: Pairs, where: str) -> Pairs:
-    """The pairs, with those of gate and up together split into one each, which share their `lora_a`."""
+def _unfused(pairs: Pairs, architecture: Architecture, where: str) -> Pairs:
+    """The pairs, with those of gate and up together split into one each with the same `lora_a`, if the architecture has two."""
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, (lora_a, lora_b) in pairs.items():
         prefix, _, name = stem.rpartition(".")
-        if name != "ffn_gate_up_exps":
+        if name != "ffn_gate_up_exps" or architecture.has(stem):
             found[stem] = lora_a, lora_b
             continue
         if lora_b.shape[-2] % 2:
@@ -232,6 +254,7 @@ class _Foreign:
     architecture: Architecture
     base: BaseSpec | None
     where: str
+    ordered: bool = True
 
     def deltas(self) -> dict[str, FactorPair]:
         """Target to delta; RefusedError names a tensor that has no verified name."""
@@ -252,18 +275,24 @@ class _Foreign:
         """The alpha of a pair: without one in the file, llama.cpp scales by 1."""
         return self.alpha or float(self.pairs[stem][1].shape[-1])
 
+    def _order(self, module: str) -> Order:
+        """The order of the rows of a module in llama.cpp; none where they are left in it."""
+        return self.architecture.order(module, self._config(), self.where) if self.ordered or self.base else 0
+
     def _config(self) -> Mapping[str, Any]:
         return self.base.config if self.base else {}
 
     def _one(self, stem: str, module: str) -> FactorPair:
         lora_a, lora_b = self.pairs[stem]
-        order = self.architecture.order(module, self._config(), self.where)
-        if not names.divides(order, len(lora_b)):
+        order = self._order(module)
+        across = self.architecture.is_across(module)
+        if not names.divides(order, lora_a.shape[-1] if across else len(lora_b)):
             raise FormatError(self.where, f"{stem}: {len(lora_b)} rows do not match {order} heads")
         if stem == "token_embd":
             return LowRankEmbedding(lora_a, lora_b, self._scale(stem))
         transposed = self.architecture.transposed and stem.startswith("blk.")
-        return LowRank(lora_a, names.unpermuted(lora_b, order), self._scale(stem), transposed_base=transposed)
+        pair = names.ordered((lora_a, lora_b), order, across=across)
+        return LowRank(*pair, self._scale(stem), transposed_base=transposed)
 
     def _split(self, stem: str) -> dict[str, FactorPair]:
         """q, k and v of a tensor that fuses them: each has its rows of `lora_b`, and all share `lora_a`."""
@@ -276,7 +305,7 @@ class _Foreign:
         found: dict[str, FactorPair] = {}
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
             module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
-            order = self.architecture.order(module, self._config(), self.where)
+            order = self._order(module)
             found[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
         return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs
+from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs, unconditional
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import FUSED_IN
 from adapterhub_converters.architectures.names import Architecture
@@ -26,8 +26,9 @@ from adapterhub_converters.errors import MissingExtraError, ParameterError, Refu
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
 
 from . import checks
-from .layout import HUB, Layout, arranged, assembled, file_digest, size_of
+from .layout import HUB, INVOCATION, Layout, arranged, assembled, file_digest, size_of
 
+_ALORA = "an aLoRA: llama-server applies it from its invocation tokens on, other programs to every token"
 NEVER = 1e-38
 """An alpha without effect: llama.cpp reads 0 as a scale of 1, and this vanishes in any float32 sum."""
 
@@ -47,20 +48,20 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     if base is None:
         what = "a GGUF adapter depends on the base's architecture and heads"
         raise RefusedError("gguf", what, "Name its base model", code="base-required")
-    architecture = names.by_class(base.architecture, base.where)
+    architecture = base.mapped()
     problems = checks.problems(adapter, base, architecture)
     if problems:
         raise refused("gguf", problems)
-    sizes = {
-        target: size_of(delta) for target, delta in sorted(factor_pairs(adapter).items(), key=lambda item: _file_order(item[0]))
-    }
+    pairs = factor_pairs(unconditional(adapter))
+    sizes = {target: size_of(delta) for target, delta in sorted(pairs.items(), key=lambda item: _file_order(item[0]))}
     n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base)
     layout = arranged(architecture, sizes, n_experts, rows, base.where)
-    plan = _plan(adapter, layout)
+    plan = _plan(pairs, layout)
     orders = {target: architecture.order(target, base.config, base.where) for target in sizes}
-    writing = _Writing(adapter, layout, plan, orders=orders, dtype=dtype)
+    writing = _Writing(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common)
     notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
+    notes += [_ALORA] if adapter.meta.invocation else []
     try:
         config = source_config.keys(adapter, writing.lines, source_config.NO_DIGEST, writing.ulps)
     except RefusedError as error:
@@ -68,7 +69,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
         notes.append(f"the source's config is not stored, so the way back is not exact: {error}")
     metadata |= {key: gguf_file.string(text) for key, text in config.items()}
     with ThreadPoolExecutor(1) as executor:  # hashing takes as long as writing, and neither holds the interpreter's lock
-        digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.seen)
+        digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.seen, adapter.meta.invocation)
         late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if config else None
         gguf_file.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.losses), tuple(notes))
@@ -79,9 +80,10 @@ class _Writing:
 
     def __init__(
         self,
-        adapter: Adapter,
+        deltas: Mapping[str, FactorPair],
         layout: Layout,
         plan: file_alpha.Plan,
+        architecture: Architecture,
         *,
         orders: Mapping[str, names.Order],
         dtype: str,
@@ -93,13 +95,13 @@ class _Writing:
         self.ulps: list[np.ndarray] = []
         self._stored: dict[str, Stored] = {}
         self._layout, self._plan = layout, plan
-        deltas = factor_pairs(adapter)
         folded = {
             target: file_alpha.folded(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target])
             for target in layout.parts
         }
         arrays = {
-            target: (deltas[target].lora_A, names.permuted(fold.lora_B, orders[target])) for target, fold in folded.items()
+            target: names.reordered((deltas[target].lora_A, fold.lora_B), orders[target], across=architecture.is_across(target))
+            for target, fold in folded.items()
         }
         for target, parts in layout.parts.items():
             for part in parts:
@@ -149,7 +151,7 @@ def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
 def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
     """A note on what is assumed of a GGUF of the base that is not given."""
     if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
-        yield "for a GGUF of the base made without fuse-qkv and fuse-gate-up-exps; for another, name that GGUF as the base"
+        yield "for a GGUF of the base with separate projections, as llama.cpp makes it; name another one as the base"
 
 
 def _file_order(target: str) -> tuple[int, str]:
@@ -157,8 +159,7 @@ def _file_order(target: str) -> tuple[int, str]:
     return (-1 if layer is None else layer, target)
 
 
-def _plan(adapter: Adapter, layout: Layout) -> file_alpha.Plan:
-    deltas = factor_pairs(adapter)
+def _plan(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.Plan:
     needed = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
     nothing = file_alpha.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
     return file_alpha.plan(needed, np.dtype(np.float32), "alpha") or nothing
@@ -171,6 +172,8 @@ def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alph
         "adapter.type": gguf_file.string("lora"),
         "adapter.lora.alpha": gguf_file.f32(alpha),
     }
+    if adapter.meta.invocation:
+        metadata[INVOCATION] = Value("[UINT32]", list(adapter.meta.invocation))
     name = adapter.meta.base_model or base.repo
     if name:
         metadata["general.base_model.count"] = gguf_file.u32(1)
@@ -229,7 +232,7 @@ def _measured(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed,
         largest = float(np.abs(exact[finite]).max())
         raise RefusedError(name, f"{largest:g} does not fit into {kind}", "Choose another dtype, such as bf16 or f32")
     error = float(np.abs(exact[finite] - found[finite]).max(initial=0.0))
-    return Stored(data, seen, error, f"as {kind}" + (f", no element off by more than {error:.3g}" if error else ", exactly"))
+    return Stored(data, seen, error, f"as {kind}" + (f", largest error {error:.3g}" if error else ", exactly"))
 
 
 def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:

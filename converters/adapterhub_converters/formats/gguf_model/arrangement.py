@@ -263,11 +263,11 @@ def _llama3(config: Config) -> np.ndarray:
 
 def _phi3(config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
     rope, half = config.rope, rotated(config) // 2
-    said = {kind: rope.get(f"{kind}_factor") for kind in ("long", "short")}
-    for numbers in said.values():
+    given = {kind: rope.get(f"{kind}_factor") for kind in ("long", "short")}
+    for numbers in given.values():
         if not isinstance(numbers, list) or len(numbers) != half or not all(isinstance(one, int | float) for one in numbers):
             raise RefusedError(config.where, f"config.json: long_factor and short_factor are not {half} numbers each")
-    factors = {kind: np.array(numbers, np.float32) for kind, numbers in said.items()}
+    factors = {kind: np.array(numbers, np.float32) for kind, numbers in given.items()}
     original = config.count("original_max_position_embeddings")
     scale = config.count("max_position_embeddings") / original
     attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0

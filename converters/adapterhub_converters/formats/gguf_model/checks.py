@@ -122,8 +122,8 @@ def check_computed(config: Config) -> tuple[str, ...]:
     return (*_rope(config), *_window(config))
 
 
-def _refuse(config: Config, said: str, known: str) -> None:
-    raise RefusedError(config.where, f"config.json: {said}, but llama.cpp's code for {config.model_type} uses {known}")
+def _refuse(config: Config, stated: str, known: str) -> None:
+    raise RefusedError(config.where, f"config.json: {stated}, but llama.cpp's code for {config.model_type} uses {known}")
 
 
 def _nothing(_: Config) -> None:
@@ -135,9 +135,9 @@ def _layers(config: Config) -> None:
     period, count = _PERIODS.get(config.model_type), config.count("num_hidden_layers")
     if not period:
         return
-    said = config.get("layer_types")
-    if isinstance(said, list):
-        whole = [index for index, kind in enumerate(said[:count]) if kind != "sliding_attention"]
+    stated = config.get("layer_types")
+    if isinstance(stated, list):
+        whole = [index for index, kind in enumerate(stated[:count]) if kind != "sliding_attention"]
     else:
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
         whole = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
@@ -161,19 +161,19 @@ def _granite(config: Config) -> None:
 def _smollm3(config: Config) -> None:
     count, step = config.count("num_hidden_layers"), config.values.get("no_rope_layer_interval", 4)
     known = [int((layer + 1) % 4 != 0) for layer in range(count)]
-    said = config.get("no_rope_layers")
-    if said is None and isinstance(step, int) and step > 0:
-        said = [int((layer + 1) % step != 0) for layer in range(count)]
-    if said != known:
+    stated = config.get("no_rope_layers")
+    if stated is None and isinstance(step, int) and step > 0:
+        stated = [int((layer + 1) % step != 0) for layer in range(count)]
+    if stated != known:
         _refuse(config, "other layers are without a rotary embedding", "the last of every 4 layers without one")
 
 
 def _gemma3(config: Config) -> None:
     wide = config.count("num_hidden_layers") == 62
     known = config.count("hidden_size") // config.count("num_attention_heads") if wide else config.count("head_dim")
-    said = config.values.get("query_pre_attn_scalar", 256)
-    if said != known:
-        _refuse(config, f"query_pre_attn_scalar is {str(said)[:40]}", str(known))
+    stated = config.values.get("query_pre_attn_scalar", 256)
+    if stated != known:
+        _refuse(config, f"query_pre_attn_scalar is {str(stated)[:40]}", str(known))
 
 
 def _deepseek2(config: Config) -> None:
@@ -222,16 +222,16 @@ def _rope(config: Config) -> tuple[str, ...]:
 
 def _attention(config: Config, known: float) -> None:
     if config.rope.get("attention_factor") is not None:
-        said = config.rope_number("attention_factor")
-        if not math.isclose(said, known, rel_tol=1e-4):
-            _refuse(config, f"attention_factor of the rotary embedding is {said:g}", f"{known:g}")
+        stated = config.rope_number("attention_factor")
+        if not math.isclose(stated, known, rel_tol=1e-4):
+            _refuse(config, f"attention_factor of the rotary embedding is {stated:g}", f"{known:g}")
 
 
 def _window(config: Config) -> tuple[str, ...]:
-    kind, said = config.model_type, config.get("layer_types")
+    kind, stated = config.model_type, config.get("layer_types")
     if kind in _PERIODS or not (kind in _WINDOWED or config.get("use_sliding_window")):
         return ()
-    if kind not in _WINDOWED and isinstance(said, list) and "sliding_attention" not in said:
+    if kind not in _WINDOWED and isinstance(stated, list) and "sliding_attention" not in stated:
         return ()
     size = config.values.get("sliding_window", _WINDOWED.get(kind, 4096))
     longest = config.get("max_position_embeddings")

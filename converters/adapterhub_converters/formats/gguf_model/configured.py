@@ -148,11 +148,11 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
 
 def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
-    said = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     theta = values.get("rope_theta", 10000.0)
     if model_type == "gemma3_text":
-        nested = {key: dict(said[key]) for key in ("full_attention", "sliding_attention") if isinstance(said.get(key), dict)}
-        plain = {} if nested else said
+        nested = {key: dict(given[key]) for key in ("full_attention", "sliding_attention") if isinstance(given.get(key), dict)}
+        plain = {} if nested else given
         full = {
             "rope_type": "default",
             "rope_theta": values.get("rope_theta", 1e6),
@@ -161,7 +161,7 @@ def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], d
         }
         local = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", 10000.0)}
         return _typed(full, values), local | nested.get("sliding_attention", {})
-    rope = {"rope_theta": theta, **said}
+    rope = {"rope_theta": theta, **given}
     if values.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
     return _typed(rope, values), {}

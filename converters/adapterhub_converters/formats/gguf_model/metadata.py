@@ -52,11 +52,14 @@ def _rounded(count: int) -> str:
 
 
 def stored(wanted: str) -> dict[str, Value]:
-    """The keys of the type of most tensors (llama.h, `llama_ftype`)."""
+    """The keys of the type of most tensors."""
     return {"general.file_type": u32(FILE_TYPES[wanted]), "general.quantization_version": u32(2)}
 
 
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32,
+}  # fmt: skip
+"""The type of most tensors in a file to its number (llama.cpp, include/llama.h, `llama_ftype`)."""
 
 
 # ---- Keys that most architectures share

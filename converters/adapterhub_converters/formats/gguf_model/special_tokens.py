@@ -50,8 +50,8 @@ class Tokenizer:
 
 def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
     """Read the tokenizer's documents in a model's folder."""
-    tokenizer, said = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    found = [_read(path) if path.is_file() else {} for path in (tokenizer, said)]
+    tokenizer, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    found = [_read(path) if path.is_file() else {} for path in (tokenizer, settings)]
     return Tokenizer(folder, found[0], found[1], config)
 
 
@@ -228,14 +228,14 @@ def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
     """The chat template, or several by name; none without a tokenizer_config.json, as in llama.cpp."""
     if not tokenizer.config:
         return {}
-    said = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _template_file(tokenizer.folder)
-    if said is None or isinstance(said, str):
-        return {"tokenizer.chat_template": string(said)} if said is not None else {}
-    if not _objects(said):
+    template = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _template_file(tokenizer.folder)
+    if template is None or isinstance(template, str):
+        return {"tokenizer.chat_template": string(template)} if template is not None else {}
+    if not _objects(template):
         raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of texts")
     made: dict[str, Value] = {}
     named = []
-    for one in said:
+    for one in template:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(one.get("name", "")))
         if name and one.get("template") is not None:
             key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"

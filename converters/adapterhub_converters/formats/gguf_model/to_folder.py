@@ -9,6 +9,7 @@ q and k for its rotary embedding (`conversion/llama.py`, `permute`); here the pe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,9 @@ from adapterhub_converters.errors import RefusedError
 
 from .special_tokens import CONTROL, USER_DEFINED, id_key
 
-_IDS = {f"{kind}_token_id": id_key(kind) for kind in ("bos", "eos", "pad")}  # of config.json
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json
+_ARRAYS = (list, np.ndarray)
+_TOKENS = "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,45 @@ class GGUFBase:
         """Tensor name to its shape in numpy order."""
         return {name: tensor.shape for name, tensor in self.file.tensors.items()}
 
-    def number(self, key: str) -> Any:
-        """A metadata value under the architecture's prefix; RefusedError if it is missing."""
+    def single(self, key: str, default: Any = None) -> Any:
+        """A value by its whole key, which may be missing; RefusedError for an array."""
+        value = self.metadata.get(key, default)
+        if isinstance(value, _ARRAYS):
+            raise RefusedError(self.where, f"{key} is an array, not one value")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number above 0 under the architecture's prefix, else the default; RefusedError for any other and for none."""
         name = f"{self.metadata['general.architecture']}.{key}"
-        if name not in self.metadata:
+        value = self.single(name, default)
+        if value is None:
             raise RefusedError(self.where, f"the key {name} is missing, which the model's config needs")
-        value = self.metadata[name]
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number above 0")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0, as `number`."""
+        value = self.number(key, default)
+        if not isinstance(value, int):
+            raise RefusedError(self.where, f"llama.{key} is {value}, not a whole number")
+        return value
+
+    def array(self, key: str, kind: type) -> list[Any]:
+        """An array of texts or of whole numbers, by its whole key; RefusedError if it is missing or of another kind."""
+        value = self.metadata.get(key)
+        found = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(found, list) or not all(type(item) is kind for item in found):
+            what = "texts" if kind is str else "whole numbers"
+            raise RefusedError(self.where, f"the key {key} is missing, or no array of {what}, which the tokenizer needs")
+        return found
+
+    def token_id(self, kind: str) -> int | None:
+        """The id of a special token, `bos` …; None if there is none, RefusedError if no token has it."""
+        key = id_key(kind)
+        value = self.metadata.get(key)
+        if value is not None and (not isinstance(value, int) or not 0 <= value < len(self.array(_TOKENS, str))):
+            raise RefusedError(self.where, f"{key} is {str(value)[:40]}, and no token has that id")
         return value
 
 
@@ -90,31 +124,32 @@ def tokenizer_files(base: GGUFBase) -> dict[str, str]:
         "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
         "tokenizer_config.json": _json(_tokenizer_config(base)),
     }
-    template = base.metadata.get("tokenizer.chat_template")
+    template = base.single("tokenizer.chat_template")
     return texts | ({"chat_template.jinja": str(template)} if template else {})
 
 
 def config(base: GGUFBase) -> dict[str, Any]:
     """The `config.json` of a Llama, every number from the file's metadata."""
-    architecture = base.metadata.get("general.architecture")
+    architecture = base.single("general.architecture")
     if architecture != "llama":
         raise RefusedError(
             base.where, f"architecture {architecture!r} cannot be converted to a Hugging Face model yet, only llama"
         )
     for key in ("rope.scaling.type", "expert_count", "attention.sliding_window", "attention.scale", "logit_scale"):
-        value = base.metadata.get(f"llama.{key}")
+        value = base.single(f"llama.{key}")
         if value not in (None, 0, "none"):
             raise RefusedError(base.where, f"llama.{key} = {value} changes what the model computes and is not supported yet")
-    heads, hidden = base.number("attention.head_count"), base.number("embedding_length")
-    kv_heads = base.metadata.get("llama.attention.head_count_kv", heads)
-    if not isinstance(heads, int) or not isinstance(kv_heads, int):
+    if any(isinstance(base.metadata.get(f"llama.attention.head_count{kind}"), _ARRAYS) for kind in ("", "_kv")):
         raise RefusedError(
             base.where, "its layers differ in their number of heads, which a Hugging Face llama does not support"
         )
-    head_dim = int(base.metadata.get("llama.attention.key_length", hidden // heads))
-    if base.metadata.get("llama.rope.dimension_count", head_dim) != head_dim:
+    heads, hidden = base.count("attention.head_count"), base.count("embedding_length")
+    kv_heads, head_dim = base.count("attention.head_count_kv", heads), base.count("attention.key_length", hidden // heads)
+    if base.single("llama.rope.dimension_count", head_dim) != head_dim:
         raise RefusedError(base.where, "llama.rope.dimension_count is not the size of a head: a partial rotary embedding")
-    ids = {name: base.metadata.get(key) for name, key in _IDS.items()}
+    if len(base.shapes.get("token_embd.weight", ())) != 2:
+        raise RefusedError(base.where, "there is no token_embd.weight with a row for every token")
+    ids = {name: base.token_id(name.partition("_")[0]) for name in _IDS}
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -122,18 +157,18 @@ def config(base: GGUFBase) -> dict[str, Any]:
         "head_dim": head_dim,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": int(base.number("feed_forward_length")),
-        "max_position_embeddings": int(base.number("context_length")),
+        "intermediate_size": base.count("feed_forward_length"),
+        "max_position_embeddings": base.count("context_length"),
         "mlp_bias": False,
         "model_type": "llama",
         "num_attention_heads": heads,
-        "num_hidden_layers": int(base.number("block_count")),
+        "num_hidden_layers": base.count("block_count"),
         "num_key_value_heads": kv_heads,
         "rms_norm_eps": _shortest(base.number("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(base.metadata.get("llama.rope.freq_base", 10000.0)),
+        "rope_theta": _shortest(base.number("rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in base.shapes,
         "vocab_size": int(base.shapes["token_embd.weight"][0]),
-        **{name: int(value) for name, value in ids.items() if value is not None},
+        **{name: value for name, value in ids.items() if value is not None},
     }
 
 
@@ -193,7 +228,7 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 def tokenizer(base: GGUFBase) -> dict[str, Any]:
     """The `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
-    model, pre = base.metadata.get("tokenizer.ggml.model"), base.metadata.get("tokenizer.ggml.pre")
+    model, pre = base.single("tokenizer.ggml.model"), base.single("tokenizer.ggml.pre")
     if model != "gpt2":
         raise RefusedError(base.where, f"tokenizer model {model!r} cannot be converted to a tokenizer.json yet, only gpt2")
     if pre not in _PRE_TOKENIZERS:
@@ -201,8 +236,12 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
         raise RefusedError(
             base.where, f"pre-tokenizer {pre!r} is not supported, only {known}; another one would split differently"
         )
-    tokens = base.metadata["tokenizer.ggml.tokens"]
-    types = [int(kind) for kind in base.metadata["tokenizer.ggml.token_type"]]
+    tokens, types = base.array(_TOKENS, str), base.array("tokenizer.ggml.token_type", int)
+    if len(types) != len(tokens):
+        raise RefusedError(base.where, f"tokenizer.ggml.token_type has {len(types):,} entries for {len(tokens):,} tokens")
+    merges = [merge.split(" ", 1) for merge in base.array("tokenizer.ggml.merges", str)]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise RefusedError(base.where, f"tokenizer.ggml.merges has {wrong[0][:40]!r}, which is no pair")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise RefusedError(base.where, "two tokens of the vocabulary are the same text, which tokenizer.json does not support")
@@ -229,7 +268,7 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": vocabulary,
-            "merges": [merge.split(" ", 1) for merge in base.metadata["tokenizer.ggml.merges"]],
+            "merges": merges,
         },
     }
 
@@ -242,9 +281,9 @@ def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
 def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
     """A template that adds the same tokens as llama.cpp: `add_bos_token` and `add_eos_token`, both off by default for gpt2."""
     ids = {
-        kind: int(base.metadata[id_key(kind)])
+        kind: number
         for kind in ("bos", "eos")
-        if base.metadata.get(f"tokenizer.ggml.add_{kind}_token") and id_key(kind) in base.metadata
+        if base.single(f"tokenizer.ggml.add_{kind}_token") and (number := base.token_id(kind)) is not None
     }
     if not ids:
         return None
@@ -263,16 +302,14 @@ def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
 
 
 def _tokenizer_config(base: GGUFBase) -> dict[str, Any]:
-    tokens = base.metadata["tokenizer.ggml.tokens"]
+    tokens = base.array(_TOKENS, str)
     special = {
-        f"{kind}_token": tokens[base.metadata[id_key(kind)]]
-        for kind in ("bos", "eos", "pad", "unk")
-        if id_key(kind) in base.metadata
+        f"{kind}_token": tokens[number] for kind in ("bos", "eos", "pad", "unk") if (number := base.token_id(kind)) is not None
     }
     return {
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": int(base.number("context_length")),
+        "model_max_length": base.count("context_length"),
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
     }

@@ -72,8 +72,8 @@ def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
     """The key for a space before a text, for classes of llama.cpp's conversion that write it."""
     if gguf in _NO_SPACE:
         return {"tokenizer.ggml.add_space_prefix": boolean(False)}
-    said = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5") else None
-    return {"tokenizer.ggml.add_space_prefix": boolean(bool(said))} if said is not None else {}
+    prefix = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5") else None
+    return {"tokenizer.ggml.add_space_prefix": boolean(bool(prefix))} if prefix is not None else {}
 
 
 def _llama(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:

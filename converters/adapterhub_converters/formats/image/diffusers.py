@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, naming, pipeline, tables
+from . import factors, naming, origin, pipeline, tables
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, with keys that begin with the model."""
@@ -78,13 +79,11 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     configs = _configs(metadata, where)
     bare = "" in configs and not any(pipeline.part_of(target) for target in grouped)
     found = _by_config(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
-    meta = dataclasses.replace(found.meta, header=pipeline.carried_header(_without(metadata)))
+    others = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
+    meta = dataclasses.replace(found.meta, header=pipeline.carried_header(others))
     adapter = pipeline.with_source(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
-    return naming.fitted(adapter, base, where)
-
-
-def _without(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key: text for key, text in metadata.items() if key != CONFIG_KEY}
+    described = origin.described(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), found.deltas)
+    return naming.fitted(dataclasses.replace(adapter, meta=described), base, where)
 
 
 def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, factors.Parts]:
@@ -99,7 +98,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, factors
         else:
             grouped[found[0]][found[1]] = array
     if unknown:
-        raise refused(where, unknown)
+        raise refused(where, unknown, "", NotUnderstoodError)
     return grouped
 
 
@@ -160,9 +159,11 @@ def _by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what the format cannot express."""
+    adapter = naming.in_diffusers_names(adapter, "diffusers")
     if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
         raise refused("diffusers", problems)
     named = naming.named(adapter, base, "diffusers")
+    named = dataclasses.replace(named, deltas={target: _convolved(target, delta) for target, delta in named.deltas.items()})
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
     tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {}
@@ -183,6 +184,17 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         for name, _ in delta.parts()
     ]
     return LossReport(tuple(losses), adapter.notes)
+
+
+def _convolved(target: str, delta: Delta) -> Delta:
+    """`delta` with the kernel of its convolution, which peft's LoHa flattens."""
+    kernel = tables.kernel(target)
+    if not kernel or not isinstance(delta, LowRank) or delta.shape[1] % math.prod(kernel):
+        return delta
+    lora_A = delta.lora_A.reshape(delta.r, -1, *kernel)
+    lora_B = delta.lora_B.reshape(*delta.lora_B.shape, *(1,) * len(kernel))
+    magnitude = None if delta.magnitude is None else delta.magnitude.reshape(1, -1, *(1,) * len(kernel))
+    return LowRankConv(lora_A, lora_B, delta.alpha, delta.rslora, magnitude, delta.bias)
 
 
 def _problem(delta: Delta) -> str:

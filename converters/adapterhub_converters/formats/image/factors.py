@@ -14,7 +14,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
 
 from .table import Reading
 
@@ -27,12 +27,18 @@ _ENDS = {
     ".lora_down.weight": "A", ".lora_up.weight": "B", ".lora_mid.weight": "mid", ".alpha": "alpha", ".dora_scale": "dora_scale",
     ".lora_A.weight": "A", ".lora_B.weight": "B", ".lora_B.bias": "bias",
     ".lora_A.default.weight": "A", ".lora_B.default.weight": "B", ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude", ".diff": "diff", ".diff_b": "diff_b",
+    ".lora_magnitude_vector.weight": "magnitude", ".diff": "diff", ".diff_b": "diff_b", ".w_norm": "diff", ".b_norm": "diff_b",
+    ".scalar": "scalar", ".scale": "scale",
     ".lora.down.weight": "A", ".lora.up.weight": "B", ".down.weight": "A", ".up.weight": "B",
     ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
     **{f".{name}": name for name in _LYCORIS},
 }  # fmt: skip
 _BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
+_OTHER_KINDS = {
+    ".oft_blocks": "OFT", ".oft_diag": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3", ".lambda_layer": "T-LoRA",
+    ".reshape_weight": "a weight of another shape",
+}  # fmt: skip
+_NUMBERS = ("alpha", "scalar")
 TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum with any weight
 
 
@@ -40,6 +46,12 @@ def split_name(name: str) -> tuple[str, str] | None:
     """The module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
     end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
     return (name.removesuffix(end), _ENDS[end]) if end else None
+
+
+def unknown(name: str) -> str:
+    """Why a tensor is no part of a delta, with the algorithm of LyCORIS that it belongs to, if that is known."""
+    kind = next((kind for end, kind in _OTHER_KINDS.items() if name.endswith(end)), "")
+    return f"tensor {name!r}: is of a kind that is not supported{f' ({kind})' if kind else ''}"
 
 
 def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
@@ -74,34 +86,54 @@ def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ..
     """
     part = dict(given)
     for name, array in part.items():
-        if name != "alpha" and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
-            raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
-    alpha = _alpha(target, part.pop("alpha", None), where)
+        check_floats(target, name, array, where)
+    scale = _Scale(
+        _number(target, "alpha", part.pop("alpha", None), where),
+        _number(target, "scalar", part.pop("scalar", None), where, absent=1.0),
+    )
     if any(name.startswith("hada_") for name in part):
-        return _hadamard(target, part, alpha, kernel, where)
+        return _hadamard(target, part, scale, kernel, where)
     if any(name.startswith("lokr_") for name in part):
-        return _kronecker(target, part, alpha, kernel, where)
+        return _kronecker(target, part, scale, kernel, where)
     if "diff" in part and "A" not in part:
         return _difference(target, part, where)
-    return _pair(target, part, alpha, where)
+    return _pair(target, part, scale, where)
 
 
-def _alpha(target: str, array: np.ndarray | None, where: str) -> float:
-    """The alpha; 0 if it is the rank."""
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """What the product of factors is multiplied by: `alpha / r`, where an alpha of 0 means `r`, and LyCORIS' `scalar`."""
+
+    alpha: float
+    scalar: float
+
+    def of(self, r: int) -> float:
+        """The alpha for which `alpha / r` is all of it."""
+        return (self.alpha or float(r)) * self.scalar
+
+
+def check_floats(target: str, name: str, array: np.ndarray, where: str) -> None:
+    """FormatError for a part of a delta that is empty or not of floats."""
+    if name not in _NUMBERS and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
+        raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
+
+
+def _number(target: str, name: str, array: np.ndarray | None, where: str, *, absent: float = 0.0) -> float:
+    """The number in a tensor of one element."""
     if array is None:
-        return 0.0
+        return absent
     value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
     if not math.isfinite(value) or abs(value) > 2**40:
-        raise FormatError(where, f"{target}: alpha is {array.dtype} {array.shape}, not a number in range")
+        raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, not a number in range")
     return value
 
 
-def _pair(target: str, part: Parts, alpha: float, where: str) -> Delta:
+def _pair(target: str, part: Parts, scale: _Scale, where: str) -> Delta:
     lora_A, lora_B, mid = part.pop("A", None), part.pop("B", None), part.pop("mid", None)
     if lora_A is None or lora_B is None:
         there = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
         if lora_A is None and lora_B is None:
-            raise RefusedError(where, f"{target}: {there} alone, without a pair of factors, is not supported")
+            raise NotUnderstoodError(where, f"{target}: {there} alone, without a pair of factors, is not supported")
         raise FormatError(where, f"{target} has {there} alone; its counterpart is missing")
     shapes = f"lora_down {lora_A.shape} and lora_up {lora_B.shape}"
     if lora_A.ndim != lora_B.ndim or not 2 <= lora_A.ndim <= 5 or lora_A.shape[0] != lora_B.shape[1]:
@@ -109,33 +141,31 @@ def _pair(target: str, part: Parts, alpha: float, where: str) -> Delta:
     if any(size != 1 for size in lora_B.shape[2:]):
         raise FormatError(where, f"{target}: {shapes}: the second of two convolutions must be 1 by 1")
     r = len(lora_A)
-    alpha = alpha or float(r)
-    if mid is not None:
-        if part:
-            raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with lora_mid is not supported")
-        if lora_A.ndim != 4 or lora_A.shape[2:] != (1, 1) or mid.ndim != 4 or mid.shape[:2] != (r, r):
-            raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
-        return CpConv(lora_A, lora_B, mid, alpha)
-    magnitude = _magnitude(target, part, lora_B, where)
-    bias = _bias(target, part, lora_B, alpha / r, where)
+    alpha = scale.of(r)
+    magnitude = _magnitude(target, part, len(lora_B), lora_B.ndim, where)
+    bias = None if mid is not None else _bias(target, part, lora_B, alpha / r, where)
     if part:
-        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with a pair of factors is not supported")
+        what = "a pair of factors" if mid is None else "lora_mid"
+        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with {what} is not supported")
+    if mid is not None:
+        if any(size != 1 for size in lora_A.shape[2:]) or mid.ndim != lora_A.ndim or mid.ndim < 3 or mid.shape[:2] != (r, r):
+            raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
+        return CpConv(lora_A, lora_B, mid, alpha, magnitude)
     if lora_A.ndim == 2:
         return LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
     return LowRankConv(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
 
 
-def _magnitude(target: str, part: Parts, lora_B: np.ndarray, where: str) -> np.ndarray | None:
-    """DoRA's magnitude: one number per output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight."""
+def _magnitude(target: str, part: Parts, rows: int, ndim: int, where: str) -> np.ndarray | None:
+    """DoRA's magnitude: one number per output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight, `ndim`."""
     own, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
     found = own if own is not None else scale
     if found is None:
         return None
-    rows = len(lora_B)
     if found.size != rows or (found.ndim > 1 and found.shape.index(rows) != (1 if own is not None and found.ndim > 2 else 0)):
         reason = f"{target}: a DoRA scale of shape {found.shape} is not one number for each of {rows} outputs"
         raise RefusedError(where, f"{reason}; scales of inputs, as in early LyCORIS, are a different function")
-    return found.reshape(rows) if lora_B.ndim == 2 else found.reshape(1, rows, *lora_B.shape[2:])
+    return found.reshape(rows) if ndim == 2 else found.reshape(1, rows, *(1,) * (ndim - 2))
 
 
 def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: str) -> np.ndarray | None:
@@ -147,52 +177,64 @@ def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: s
         raise FormatError(where, f"{target}: a bias of shape {found.shape} is not one number for each of {len(lora_B)} outputs")
     if own is not None or scaling == 1:
         return found
+    if scaling == 0:
+        raise RefusedError(where, f"{target}: a bias next to factors whose scale is 0 is not supported")
     result: np.ndarray = (found.astype(np.float64) / scaling).astype(np.float32)
     return result
 
 
 def _difference(target: str, part: Parts, where: str) -> Delta:
-    """A full difference of weights as the pair of itself and an identity."""
-    diff = part.pop("diff")
+    """A full difference of weights as the pair of itself and an identity, whose scale is 1."""
+    diff, bias = part.pop("diff"), part.pop("diff_b", None)
     if part:
-        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
+        raise NotUnderstoodError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
     if not 2 <= diff.ndim <= 5:
-        raise RefusedError(where, f"{target}: a difference of shape {diff.shape}, as of a norm, is not supported")
+        raise NotUnderstoodError(where, f"{target}: a difference of shape {diff.shape} is not supported")
+    if bias is not None and bias.shape != diff.shape[:1]:
+        raise FormatError(where, f"{target}: a bias of shape {bias.shape} is not one number for each of {len(diff)} outputs")
     flat = diff.reshape(len(diff), -1)
     out, width = flat.shape
     # The identity is on the shorter side, so that it is not larger than the difference, whatever shape a file claims.
     lora_A, lora_B = (np.eye(width, dtype=diff.dtype), flat) if width < out else (flat, np.eye(out, dtype=diff.dtype))
     alpha = float(min(out, width))
     if diff.ndim == 2:
-        return LowRank(lora_A, lora_B, alpha)
+        return LowRank(lora_A, lora_B, alpha, bias=bias)
     ones = (1,) * (diff.ndim - 2)
-    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *ones), alpha)
+    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *ones), alpha, bias=bias)
 
 
-def _hadamard(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+def _hadamard(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], where: str) -> Delta:
+    rest = {name: part.pop(name) for name in list(part) if not name.startswith("hada_")}
     shapes = {name: array.shape for name, array in part.items()}
-    if other := sorted(name for name in part if not name.startswith("hada_")):
-        raise RefusedError(where, f"{target}: {', '.join(other)} with LoHa is not supported")
     if not Hadamard.fits(shapes):
         raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoHa delta")
     rank, columns = shapes["hada_w1_b"]
-    return Hadamard(part, alpha or float(rank), () if "hada_t1" in part else _flat(target, kernel, columns, where))
+    flat = () if "hada_t1" in part else _flat(target, kernel, columns, where)
+    return _measured(target, Hadamard(part, scale.of(rank), flat), rest, where)
 
 
-def _kronecker(target: str, part: Parts, alpha: float, kernel: tuple[int, ...], where: str) -> Delta:
+def _kronecker(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], where: str) -> Delta:
+    rest = {name: part.pop(name) for name in list(part) if not name.startswith("lokr_")}
     shapes = {name: array.shape for name, array in part.items()}
-    if other := sorted(name for name in part if not name.startswith("lokr_")):
-        raise RefusedError(where, f"{target}: {', '.join(other)} with LoKr is not supported")
     whole = [f"lokr_w{n}" in part for n in (1, 2)]
     fits = Kronecker.fits(shapes)
     ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if fits and f"lokr_w{n}_b" in part}
     if not fits or (len(ranks) != 1) != all(whole):
         raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoKr delta")
     if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
-        return Kronecker(part, 1.0, 1)
+        return _measured(target, Kronecker(part, scale.scalar, 1), rest, where)
     r = ranks.pop()
     flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], where)
-    return Kronecker(part, alpha or float(r), r, flat)
+    return _measured(target, Kronecker(part, scale.of(r), r, flat), rest, where)
+
+
+def _measured(target: str, delta: Hadamard | Kronecker, rest: Parts, where: str) -> Delta:
+    """`delta` with DoRA's magnitude, if that is in the `rest` of the module's tensors."""
+    magnitude = _magnitude(target, rest, delta.shape[0], len(delta.shape), where)
+    if rest:
+        kind = "LoHa" if isinstance(delta, Hadamard) else "LoKr"
+        raise NotUnderstoodError(where, f"{target}: {', '.join(sorted(rest))} with {kind} is not supported")
+    return delta if magnitude is None else dataclasses.replace(delta, magnitude=magnitude)
 
 
 def _flat(target: str, kernel: tuple[int, ...], columns: int, where: str) -> tuple[int, ...]:
@@ -210,19 +252,19 @@ def tensors_of(given: Delta) -> tuple[Parts, float | None]:
 
     An alpha of 0 has no effect in PEFT and means the rank in kohya; a tiny one has no effect in both.
     """
-    if isinstance(given, Hadamard):
-        return dict(given.tensors), given.alpha or TINY
-    if isinstance(given, Kronecker):
-        ranks = [given.tensors[name].shape[0] for name in ("lokr_w1_b", "lokr_w2_b") if name in given.tensors]
-        return dict(given.tensors), (given.scaling * ranks[0] or TINY) if ranks else None
-    if not isinstance(given, LowRank | LowRankConv | CpConv):
+    if not isinstance(given, LowRank | LowRankConv | Hadamard | Kronecker | CpConv):
         raise RefusedError("", f"a delta of kind {type(given).__name__} cannot be expressed in this format")
+    found: Parts = {}
+    if given.magnitude is not None:
+        found["dora_scale"] = given.magnitude.reshape(-1, *(1,) * (len(given.shape) - 1))
+    if isinstance(given, Hadamard):
+        return {**given.tensors, **found}, given.alpha or TINY
+    if isinstance(given, Kronecker):
+        return {**given.tensors, **found}, (given.scaling * given.rank or TINY) if given.rank else None
     alpha = given.scaling * given.r or TINY
-    found: Parts = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B}
+    found = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B, **found}
     if isinstance(given, CpConv):
         return {**found, "lora_mid.weight": given.lora_mid}, alpha
-    if given.magnitude is not None:
-        found["dora_scale"] = given.magnitude.reshape(-1, *(1,) * (given.lora_A.ndim - 1))
     if given.bias is not None:
         found["diff_b"] = (
             given.bias if given.scaling == 1 else (given.bias.astype(np.float64) * given.scaling).astype(np.float32)
@@ -234,6 +276,36 @@ def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
     """A 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
     own = np.asarray(alpha, dtype)
     return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
+
+
+# ---- Differences of parameters that have no factors
+
+
+def differences(part: Mapping[str, np.ndarray], *, parameter: bool) -> tuple[Parts, Parts]:
+    """The parts that make a delta, and the differences of the rest: `weight` of a norm or parameter, `bias` without factors."""
+    rest, own = dict(part), Parts()
+    if "diff" in rest and "A" not in rest and (rest["diff"].ndim == 1 or parameter):
+        own["weight"] = rest.pop("diff")
+    if "diff_b" in rest and not {"A", "diff"} & set(rest):
+        own["bias"] = rest.pop("diff_b")
+    return ({} if own and set(rest) == {"alpha"} else rest), own
+
+
+def scale_of(part: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """The scale of a norm that replaces the base's, as in Black Forest Labs' own files; None for any other module."""
+    return part["scale"] if set(part) == {"scale"} and part["scale"].ndim == 1 else None
+
+
+def parted(stem: str, values: np.ndarray, reading: Reading, where: str) -> dict[str, np.ndarray]:
+    """A difference for each of the base's modules."""
+    if len(reading.targets) > 1:
+        if not reading.shares or len(values) % sum(reading.shares):
+            raise RefusedError(where, f"{stem}: {len(values)} numbers do not match {reading.targets[0]} and others")
+        ends = np.cumsum(reading.shares)[:-1] * (len(values) // sum(reading.shares))
+        return dict(zip(reading.targets, np.split(values, ends), strict=True))
+    if reading.swapped and (reading.halves is not None or len(values) % 2):
+        raise RefusedError(where, f"{stem}: which half of its {len(values)} numbers comes first is not known")
+    return {reading.targets[0]: _swapped(values) if reading.swapped else values}
 
 
 # ---- Modules that are several of the base's
@@ -275,16 +347,26 @@ def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: s
     sizes = _checked_sizes(stem, delta, reading, where)
     cut = [name for name in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a") if name in delta.tensors]
     step = delta.shape[0] // len(delta.tensors[cut[0]])
-    if not delta.is_low_rank or any(size % step for size in sizes):
-        raise RefusedError(
-            where, f"{stem}: a {type(delta).__name__} product whose rows cannot be split at those of {reading.targets[0]}"
-        )
-    ends = np.cumsum(sizes)[:-1] // step
-    pieces = {name: np.split(delta.tensors[name], ends) for name in cut}
+    ends = np.cumsum(sizes)[:-1]
+    pieces = {name: np.split(delta.tensors[name], ends // step) for name in cut}
+    magnitudes = [None] * len(sizes) if delta.magnitude is None else np.split(delta.magnitude, ends)
     return {
-        target: dataclasses.replace(delta, tensors={**delta.tensors, **{name: pieces[name][n] for name in cut}})
+        target: dataclasses.replace(
+            delta, tensors={**delta.tensors, **{name: pieces[name][n] for name in cut}}, magnitude=magnitudes[n]
+        )
         for n, target in enumerate(reading.targets)
     }
+
+
+def stays_product(delta: Delta, reading: Reading) -> bool:
+    """Whether the rows of a product can be those of the base's modules as products of its kind; True for other kinds."""
+    if not isinstance(delta, Hadamard | Kronecker):
+        return True
+    if len(reading.targets) == 1:
+        return not reading.is_turned(*delta.shape[:2])
+    first = next((delta.tensors[name] for name in ("lokr_w1", "lokr_w1_a", "hada_w1_a") if name in delta.tensors), None)
+    step = 1 if first is None else delta.shape[0] // len(first)
+    return len(delta.shape) == 2 and all(size % step == 0 for size in _sizes(delta.shape[1], reading))
 
 
 def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> list[int]:

@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from adapterhub_converters import dtypes
+from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import (
     Adapter,
     CpConv,
@@ -27,24 +28,32 @@ from adapterhub_converters.adapter import (
     LowRank,
     LowRankConv,
     TensorLoss,
+    as_pairs,
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
+from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, naming, pipeline, tables
+from . import factors, naming, origin, pipeline, tables
 from .table import Reading
+
+_T = TypeVar("_T")
 
 
 def sniff(candidate: Candidate) -> bool:
     """Whether it is a safetensors file with names of tensors of kohya, LyCORIS or ComfyUI."""
-    return any(map(_is_ours, candidate.tensors))
+    beside_config = candidate.path.name == peft.WEIGHTS and (candidate.path.parent / peft.CONFIG).is_file()
+    return not beside_config and any(map(_is_ours, candidate.tensors))
 
 
 def _is_ours(name: str) -> bool:
-    return naming.is_ours(name) and (factors.split_name(name) is not None or name.startswith(naming.TRAINERS))
+    if not naming.may_be_ours(name):  # quick, for the many tensors of a language model's adapter
+        return False
+    found = factors.split_name(name)
+    return name.startswith(naming.TRAINERS) if found is None else naming.is_ours(found[0])
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
@@ -54,18 +63,29 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         metadata = dict(file.header.metadata)
     where = str(path)
     grouped, notes = _grouped(tensors, where)
+    if whole := _without_root(grouped, metadata):
+        notes.append(f"{whole} LoKr modules are of whole matrices: like LyCORIS, they are read without the factor of rs_lora")
     outlines = {stem: factors.outline(part) for stem, part in grouped.items()}
     found, names = naming.targets(outlines, metadata, base, where)
-    deltas, failed = _deltas(grouped, found, base, where)
-    if failed:
-        raise refused(where, failed)
-    meta = dataclasses.replace(Adapter({}).meta, parts=_parts(deltas), header=pipeline.carried_header(metadata, names))
-    adapter = pipeline.with_source(Adapter(deltas, meta=meta, notes=tuple(notes)), metadata, tensors, where)
-    return naming.fitted(adapter, base, where)
+    _refuse_interleaved(tensors, names, where)
+    reader = _Reader(base, where)
+    for stem, part in grouped.items():
+        reader.add(stem, part, found[stem])
+    deltas = reader.deltas()
+    parts = tuple(sorted({pipeline.part_of(name) for name in (*deltas, *reader.added, *reader.replaced)}))
+    meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=pipeline.carried_header(metadata, names))
+    found_here = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
+    adapter = pipeline.with_source(found_here, metadata, tensors, where)
+    described = origin.described(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
+    return naming.fitted(dataclasses.replace(adapter, meta=described), base, where)
 
 
-def _parts(targets: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({pipeline.part_of(target) for target in targets}))
+def _refuse_interleaved(tensors: Iterable[str], names: str, where: str) -> None:
+    """Refuse the fused queries, keys and values of MiniMax-H3 as DiffSynth-Studio trains them: head by head."""
+    own = [name for name in tensors if ".default." in name and "qkv_proj" in name] if names.startswith("MiniMax") else []
+    if own:
+        what = "the rows of queries, keys and values are interleaved by heads, which is not supported"
+        raise refused(where, [f"tensor {name!r}: {what}" for name in own])
 
 
 def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, factors.Parts], list[str]]:
@@ -75,7 +95,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, f
     for name, array in tensors.items():
         found = factors.split_name(name)
         if found is None:
-            unknown.append(f"tensor {name!r}: is of a kind that is not supported")
+            unknown.append(factors.unknown(name))
         elif found[1] in ("diff", "diff_b") and not np.any(array):
             zeros += 1
         elif found[1] in grouped.setdefault(found[0], {}):
@@ -83,7 +103,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, f
         else:
             grouped[found[0]][found[1]] = array
     if unknown:
-        raise refused(where, unknown)
+        raise refused(where, unknown, "", NotUnderstoodError)
     notes = [f"{zeros} differences are all zeros and have no effect"] if zeros else []
     if none := sum("alpha" in part and not np.any(part["alpha"]) for part in grouped.values()):
         notes.append(f"{none} alphas are 0 and read as the rank, as by sd-scripts; ComfyUI reads them as 0")
@@ -92,26 +112,72 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, f
     return grouped, notes
 
 
-def _deltas(
-    grouped: Mapping[str, factors.Parts], found: Mapping[str, Reading], base: BaseSpec | None, where: str
-) -> tuple[dict[str, Delta], list[str]]:
-    deltas: dict[str, Delta] = {}
-    failed: list[str] = []
-    for stem, part in grouped.items():
-        reading = found[stem]
+def _without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[str, str]) -> int:
+    """The number of modules that LyCORIS trained with a factor of sqrt(dim), which nobody applies who loads them."""
+    if not _RS_LORA.search(metadata.get("ss_network_args", "")):
+        return 0
+    return sum({"lokr_w1", "lokr_w2"} <= set(part) for part in grouped.values())
+
+
+_RS_LORA = linear.Pattern(r'"rs_lora": *"?[Tt]rue')
+
+
+class _Reader:
+    """Collects what the modules of a file change."""
+
+    def __init__(self, base: BaseSpec | None, where: str) -> None:
+        self._base, self._where = base, where
+        self.added: dict[str, np.ndarray] = {}
+        self.replaced: dict[str, np.ndarray] = {}
+        self._deltas: dict[str, Delta] = {}
+        self._products: dict[str, tuple[Factored, Reading]] = {}
+        self._failed: list[RefusedError] = []
+
+    def add(self, stem: str, part: factors.Parts, reading: Reading) -> None:
+        """Add a module of the file."""
         target = reading.targets[0]
-        shape = pipeline.weight_shape(base, target)
+        shape = pipeline.weight_shape(self._base, target)
         kernel = shape[2:] if shape else tables.kernel(target)
         try:
-            delta = _as_base(factors.delta_of(target if len(reading.targets) == 1 else stem, part, kernel, where), shape)
-            own = factors.apart(stem, delta, reading, where)
+            own = reading.parameter or pipeline.is_parameter(self._base, target)
+            if (scale := factors.scale_of(part)) is not None and len(reading.targets) == 1:
+                factors.check_floats(stem, "scale", scale, self._where)
+                self._put(self.replaced, f"{target}.weight", scale, stem)
+                return
+            rest, whole = factors.differences(part, parameter=own)
+            for kind, values in whole.items():
+                factors.check_floats(stem, kind, values, self._where)
+                for name, piece in factors.parted(stem, values, reading, self._where).items():
+                    self._put(self.added, name if own else f"{name}.{kind}", piece, stem)
+            if rest:
+                single = target if len(reading.targets) == 1 else stem
+                self._split(stem, _as_base(factors.delta_of(single, rest, kernel, self._where), shape), reading)
         except RefusedError as error:
-            failed.append(error.what)
-            continue
-        if both := sorted(set(own) & set(deltas)):
-            raise FormatError(where, f"{both[0]} exists under two names; {stem!r} is one of them")
-        deltas |= own
-    return deltas, failed
+            self._failed.append(error)
+
+    def deltas(self) -> dict[str, Delta]:
+        """The deltas of all modules; RefusedError names all that could not be read."""
+        # All at once, so that small products of large rank do not become pairs without a limit.
+        pairs = as_pairs({stem: delta for stem, (delta, _) in self._products.items()})
+        for stem, pair in pairs.items():
+            self._split(stem, pair, self._products[stem][1])
+        if self._failed:
+            known = any(type(error) is not NotUnderstoodError for error in self._failed)
+            reasons = [error.what for error in self._failed]
+            raise refused(self._where, reasons, "", RefusedError if known else NotUnderstoodError)
+        return self._deltas
+
+    def _split(self, stem: str, delta: Delta, reading: Reading) -> None:
+        if isinstance(delta, Factored) and not factors.stays_product(delta, reading):
+            self._products[stem] = delta, reading
+            return
+        for target, own in factors.apart(stem, delta, reading, self._where).items():
+            self._put(self._deltas, target, own, stem)
+
+    def _put(self, found: dict[str, _T], name: str, value: _T, stem: str) -> None:
+        if name in found:
+            raise FormatError(self._where, f"{name} exists under two names; {stem!r} is one of them")
+        found[name] = value
 
 
 def _as_base(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
@@ -128,12 +194,14 @@ def _as_base(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what the format cannot express."""
-    if problems := list(pipeline.problems(adapter, "kohya's format", _problem)):
+    adapter = naming.in_diffusers_names(adapter, "kohya")
+    expressed = dataclasses.replace(adapter, added={}) if adapter.deltas else adapter
+    if problems := list(pipeline.problems(expressed, "kohya's format", _problem)):
         raise refused("kohya", problems)
     plain, losses = _plain(adapter)
     named = naming.named(plain, base, "kohya")
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
-    groups, table = naming.groups(named, base)
+    groups, places, table = naming.groups(named, base)
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
@@ -146,6 +214,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         alone = len(members) == 1 and len(reading.targets) == 1
         for target, member in members.items():
             losses += _losses(names[target], member, None if alone else stem, _is_rounded(alpha, tensors, stem))
+    for (own, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
+        name = f"{stem}.{'diff_b' if own.endswith('.bias') else 'diff'}"
+        if len(reading.targets) > 1 or reading.swapped or name in tensors:
+            raise refused("kohya", [f"{own}: a part of {stem} alone cannot be expressed in kohya's format"])
+        tensors[name] = np.ascontiguousarray(values)
+        losses.append(TensorLoss(f"{own} (difference)", Loss.EXACT))
     config = {} if is_rounded(losses) else pipeline.source_keys(adapter, names, tensors)
     if config:  # everything that was rewritten can be recovered bit for bit
         losses = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in losses]
@@ -168,7 +242,7 @@ def _problem(delta: Delta) -> str:
     if not isinstance(delta, LowRank | LowRankConv | Factored):
         return f"a delta of kind {kind} cannot be expressed in kohya's format"
     if isinstance(delta, Factored) and not _is_native(delta) and not delta.is_low_rank:
-        return f"a delta of kind {kind} that does not equal a low-rank pair cannot be expressed in kohya's format"
+        return f"a delta of kind {kind} of unknown shape cannot be expressed in kohya's format"
     return ""
 
 
@@ -180,9 +254,7 @@ def _is_native(delta: Delta) -> bool:
 
 def _plain(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:
     """The adapter with the kinds that the format lacks as the pairs that they equal, and the losses."""
-    changed: dict[str, Delta] = {
-        t: d.as_low_rank() for t, d in adapter.deltas.items() if isinstance(d, Factored) and not _is_native(d)
-    }
+    changed = as_pairs({t: d for t, d in adapter.deltas.items() if isinstance(d, Factored) and not _is_native(d)})
     if not changed:
         return adapter, []
     note = "factors are products, rounded once in float32"

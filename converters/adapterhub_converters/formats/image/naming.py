@@ -7,41 +7,50 @@ The table that is written is determined by the modules, the source's header or t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
-from adapterhub_converters.errors import RefusedError, refused
+from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused
 
-from . import pipeline, tables
+from . import factors, image_transformers, pipeline, tables
 from .table import Reading, Table
 
-# Z-Image's MLP, whose name is the same in Meta's own Llama.
-_LLAMA_TOO = linear.Pattern(r"layers\.[0-9]+\.feed_forward\.")
-# Prefix to the model; "" for the one that is not a text encoder.
+# MLPs of Z-Image and ERNIE-Image, whose names are those of language models too.
+_LLAMA_TOO = linear.Pattern(r"layers\.[0-9]+\.(?:feed_forward|mlp)\.")
+# Prefix to the model; "" for the one that is not a text encoder. The first that fits counts.
 _PREFIXES = {
+    "diffusion_model.llm_adapter.": "text_conditioner", "lora_unet_llm_adapter_": "text_conditioner",
+    "text_embedding_projection.": "connectors",
     "lora_unet_": "", "lora_transformer_": "", "diffusion_model.": "", "lycoris_": "", "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": "text_encoder_3",
 }  # fmt: skip
+# Before modules of a transformer as some trainers save them: with diffusers' name of the model, DiffSynth-Studio's, Ideogram's.
+_PIPELINE = ("transformer.", "pipe.dit.", "dit.", "model.diffusion_model.", "conditional_transformer.")
+_BEGINNINGS = (*_PREFIXES, *_PIPELINE, *(f"{first}." for first in sorted(tables.FOREIGN_FIRST)))
 TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
 """Prefixes that only trainers of adapters write, also for kinds that are not supported."""
-# FLUX.1, HunyuanVideo and Stable Diffusion 3 as some trainers save them: without a model, or with diffusers' name of it.
 # Keys with sd-scripts' and musubi's name of the model, and models not supported though their names are other families'.
 _MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
 _SEVERAL = linear.Pattern(r"\.transformer_blocks\.[1-9]")
-_UNREAD = linear.Pattern(r"hunyuan[-_]?image|hunyuan[-_]video[-_]1[-._]5|flux[._-]?3")
+_UNREAD = linear.Pattern(r"hidream[-_]?o1")
 
 Outlines = Mapping[str, tuple[int, int] | None]
 """Module to the rows and columns of its weight; None if they do not follow from its factors."""
 
 
-def is_ours(name: str) -> bool:
-    """Whether a tensor has a name of kohya, LyCORIS, ComfyUI or XLabs."""
-    return bool(name.startswith(tuple(_PREFIXES)) or _bare(name))
+def may_be_ours(name: str) -> bool:
+    """Whether a tensor may be in a module for which `is_ours` is true, by the beginning of its name alone."""
+    return name.startswith(_BEGINNINGS)
+
+
+def is_ours(stem: str) -> bool:
+    """Whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
+    return bool(stem.startswith(tuple(_PREFIXES)) or _bare(stem))
 
 
 def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) -> dict[str, str]:
@@ -86,9 +95,9 @@ def targets(
 def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], where: str) -> str:
     """The model of `lora_te3_`: FLUX.1 has two encoders, of which sd-scripts numbers the second as the third."""
     families = {chosen} if chosen else set(_tables_of(metadata) or ())
-    if families & {tables.FLUX, tables.XLABS}:
+    if families & {image_transformers.FLUX, image_transformers.XLABS}:
         return "text_encoder_2"
-    if tables.SD3 in families or "text_encoder_3" in base or stem.startswith("text_encoders."):
+    if image_transformers.SD3 in families or "text_encoder_3" in base or stem.startswith("text_encoders."):
         return "text_encoder_3"
     if "text_encoder_2" in base:
         return "text_encoder_2"
@@ -101,17 +110,21 @@ def _prefix(stem: str, where: str) -> tuple[str, str]:
     for prefix, part in _PREFIXES.items():
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
+    # Beside modules of blocks there are others, whose names alone would not tell that the file is a trainer's.
+    if any(table.read(stem) for table in tables.TRANSFORMERS):
+        return "", stem
     if bare := _bare(stem):
         return "", bare
     raise RefusedError(where, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
 
 
 def _bare(stem: str) -> str:
-    """The name of a module in a transformer that has none of the prefixes; empty for any other."""
-    name = stem.removeprefix("transformer.")
-    kind, _, rest = name.partition("_blocks.")
-    number, dot, _ = rest.partition(".")
-    return name if kind in ("double", "single", "joint") and dot and number.isdecimal() else ""
+    """The name of a module in a transformer that has none of the prefixes; empty for any other.
+
+    Only names that models of diffusers and language models do not have: those that a table renames.
+    """
+    name = next((stem.removeprefix(prefix) for prefix in _PIPELINE if stem.startswith(prefix)), stem)
+    return name if "." in name and tables.is_foreign(name) else ""
 
 
 class _Modules:
@@ -152,7 +165,7 @@ def _inner(
     """The modules of the model that is not a text encoder in the base's names, and the table used."""
     if not stems:
         return {}, None
-    models = {part: modules for part, modules in base.items() if not part.startswith("text_encoder")}
+    models = {part: modules for part, modules in base.items() if not pipeline.is_text(part)}
     if len(models) == 1:
         ((part, modules),) = models.items()
         return _by_base(stems, part, modules, where)
@@ -185,8 +198,9 @@ def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
             f"{first!r} is a module of {homes[first][0].name} and {other!r} of {homes[other][0].name}, but no model has both"
         )
         return RefusedError(where, reason, hint, code="base-required")
-    known = ", ".join(table.name for table in tables.TABLES if not table.variant)
-    return RefusedError(where, f"{first!r}: not a known module of an image model ({known})", hint, code="base-required")
+    known = ", ".join(tables.families())
+    what = f"{first!r}: not a known module of an image model ({known})"
+    return NotUnderstoodError(where, what, hint, code="base-required")
 
 
 def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dict[str, Reading]]:
@@ -229,42 +243,57 @@ def _by_prefix(fits: Iterable[Table], stems: Iterable[str]) -> Table | None:
 
 
 Groups = dict[str, tuple[dict[str, Delta], Reading]]
+Places = dict[str, tuple[str, Reading]]
 
 
-def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Table | None]:
-    """The deltas by the file's module that they are part of, and the table of its names."""
-    inner = [target for target in adapter.deltas if not pipeline.part_of(target).startswith("text_encoder")]
+def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Table | None]:
+    """The deltas by the file's module that they are part of, the module of each difference, and the table of their names."""
+    names = {target: target for target in adapter.deltas}
+    names |= {name: module_of(name) for name in adapter.added}
+    inner = [name for name in names.values() if not pipeline.is_text(pipeline.part_of(name))]
     table = _table(inner, adapter, base)
-    found_groups: Groups = {}
-    failed: list[str] = []
+    places = {own: place for own, name in names.items() if (place := _place(name, table, adapter))}
+    if failed := [own for own in names if own not in places]:
+        raise refused("kohya", [f"{own}: not a module that kohya is known to have a name for" for own in failed])
+    found: Groups = {}
     for target, delta in adapter.deltas.items():
-        part = pipeline.part_of(target)
-        rest = target.removeprefix(f"{part}.")
-        text = part.startswith("text_encoder")
-        own = tables.TEXT if text else table
-        found = own.written(rest) or tables.TEXT.written(f"text_model.{rest}") if own else None
-        prefix = _te_prefix(part, table, adapter) if text else table.prefix if table else None
-        if found is None or prefix is None or part == "transformer_2":
-            failed.append(f"{target}: not a module that kohya is known to have a name for")
-            continue
-        path, reading = found
-        stem = f"{prefix}{path if prefix.endswith('.') else path.replace('.', '_')}"
-        found_groups.setdefault(stem, ({}, reading.of(f"{part}.")))[0][target] = delta
-    if failed:
-        raise refused("kohya", failed)
-    return found_groups, table
+        stem, reading = places[target]
+        found.setdefault(stem, ({}, reading))[0][target] = delta
+    return found, {name: places[name] for name in adapter.added}, table
+
+
+def module_of(name: str) -> str:
+    """The module of a parameter, or a parameter that is no weight or bias of one."""
+    stem, _, kind = name.rpartition(".")
+    return stem if kind in ("weight", "bias") else name
+
+
+def _place(target: str, table: Table | None, adapter: Adapter) -> tuple[str, Reading] | None:
+    """The file's name of the module that contains a target, and that module; None if there is none."""
+    part = pipeline.part_of(target)
+    rest = target.removeprefix(f"{part}.")
+    text = pipeline.is_text(part)
+    own = tables.TEXT if text else table
+    found = own.written(rest) or tables.TEXT.written(f"text_model.{rest}") if own else None
+    prefix = _te_prefix(part, table, adapter) if text else table.prefix if table else None
+    if found is None or prefix is None or part == "transformer_2":
+        return None
+    path, reading = found
+    return f"{prefix}{path if prefix.endswith('.') else path.replace('.', '_')}", reading.of(f"{part}.")
 
 
 # The text encoders of each family; those of other families have no names that a tool is known to read.
 _ENCODERS = {
     tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-    tables.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
-    tables.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
+    image_transformers.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
+    image_transformers.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
 }
 
 
 def _te_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
     """The prefix of a text encoder's modules; None if no tool is known to read them."""
+    if not part.startswith("text_encoder"):
+        return next(prefix for prefix, each in _PREFIXES.items() if each == part)
     if table in (tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
         return "lora_te_" if part == "text_encoder" else None
     return _ENCODERS.get(tables.SDXL if table is None else table, {}).get(part)
@@ -284,33 +313,42 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
         )
     own = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
-    if named := next((table for table in fits if table.name == own), None):
+    if named := next((table for table in fits if table.name == own), _of_class(fits, base)):
         return named
-    usual = [table for table in fits if not table.variant]
+    if base and "Transformer" in base.architecture and not _of_class(tables.TABLES, base):
+        raise refused(
+            "kohya", [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets]
+        )
+    usual = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
     if len(usual) == 1 and not usual[0].shared:
         return usual[0]
     found = _family(bare, adapter, base)
     if found in usual:
         return found
-    known = " and ".join("Qwen-Image" if table is tables.TRANSFORMER else table.name for table in usual)
+    known = " and ".join("Qwen-Image" if table is image_transformers.TRANSFORMER else table.name for table in usual)
     what = f"its modules may be those of {known} or of another model, which have different names in kohya"
     raise RefusedError("kohya", what, "Name the folder of the model or pipeline as its base", code="base-required")
 
 
 def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
     """The table of the model by the base, the source's header or the modules; None if they do not determine it."""
-    name = base.architecture if base else ""
-    if own := next((table for table in tables.TABLES if table.classes and linear.Pattern(table.classes).match(name)), None):
+    if own := _of_class(tables.TABLES, base):
         return own
     named = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
     if named:
         return tables.SDXL if tables.SDXL in named else named[0]
     if any(".img_m" in path or ".txt_m" in path for path in bare):
-        return tables.TRANSFORMER
+        return image_transformers.TRANSFORMER
     modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
     if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL
     return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in bare) else None
+
+
+def _of_class(several: Iterable[Table], base: BaseSpec | None) -> Table | None:
+    """The table of the base's class in diffusers, if that is known."""
+    name = base.architecture if base else ""
+    return next((table for table in several if table.classes and linear.Pattern(table.classes).match(name)), None)
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
@@ -321,8 +359,10 @@ def _is_sdxl(paths: Iterable[str]) -> bool:
 # ---- Models of a pipeline
 
 
-def of_images(targets: Iterable[str]) -> bool:
+def of_images(targets: Collection[str]) -> bool:
     """Whether these are modules of image models and not of a language model."""
+    if tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
+        return False
     plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
     likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
     return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
@@ -342,6 +382,19 @@ def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
     return pipeline.without_part(adapter, part)
 
 
+def in_diffusers_names(adapter: Adapter, where: str) -> Adapter:
+    """An adapter that peft trained on the makers' own model, under the names of diffusers; any other as it is."""
+    if adapter.meta.parts or not any(map(tables.is_foreign, adapter.deltas)):
+        return adapter
+    outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
+    found, table = _inner({target: target for target in outlines}, outlines, pipeline.own_header(adapter), {}, where)
+    deltas: dict[str, Delta] = {}
+    for target, delta in adapter.deltas.items():
+        deltas |= factors.apart(target, delta, found[target], where)
+    meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=pipeline.own_header(adapter))
+    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
+
+
 def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
     """The adapter with targets that begin with the model: the one in its header, the base, or the one that has such modules."""
     if adapter.meta.parts:
@@ -349,9 +402,8 @@ def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     recorded = header.get(pipeline.PART_KEY, "")
     part = recorded if recorded in PIPELINE_PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, where)
-    deltas = {f"{part}.{target}": delta for target, delta in adapter.deltas.items()}
     meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.own_header(adapter))
-    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
+    return pipeline.renamed(adapter, lambda name: f"{part}.{name}", meta)
 
 
 def _part_by_modules(targets: Iterable[str], where: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, Source, beyond_deltas
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, Meta, Source, beyond_deltas
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file
@@ -39,6 +39,11 @@ def part_of(target: str) -> str:
     return first if first in PIPELINE_PARTS else ""
 
 
+def is_text(part: str) -> bool:
+    """Whether a model of a pipeline works on the text alone: an encoder, or Anima's and LTX-2's small models behind it."""
+    return part.startswith("text_") or part == "connectors"
+
+
 def of_base(base: BaseSpec | None) -> str:
     """The name in a pipeline of a base that is one model; empty for a pipeline, an unknown model, and None."""
     if base is None or is_pipeline(base):
@@ -56,7 +61,8 @@ def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name in (base.tensors or base.derived or base.names) if base else ():
         module, _, kind = name.rpartition(".")
-        if kind == "weight":
+        if kind != "bias":
+            module = module if kind == "weight" else name  # a parameter that is no weight of a module
             part = part_of(module) if base is not None and is_pipeline(base) else of_base(base)
             found.setdefault(part, set()).add(module.removeprefix(f"{part}.") if part else module)
     return found
@@ -66,17 +72,30 @@ def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
     """The shape of a target's weight in a base; the target's name may begin with the model."""
     if base is None:
         return None
-    own = target if is_pipeline(base) else target.removeprefix(f"{of_base(base)}.")
-    tensor = base.tensors.get(f"{own}.weight")
+    tensor = base.tensors.get(f"{_in_base(base, target)}.weight")
     return tuple(tensor.shape) if tensor else None
+
+
+def is_parameter(base: BaseSpec | None, target: str) -> bool:
+    """Whether a target is a parameter of a base, and not a module with a weight."""
+    return base is not None and _in_base(base, target) in base.tensors
+
+
+def _in_base(base: BaseSpec, target: str) -> str:
+    return target if is_pipeline(base) else target.removeprefix(f"{of_base(base)}.")
 
 
 def without_part(adapter: Adapter, part: str) -> Adapter:
     """The adapter of the one model `part`, with targets that do not begin with it; the header records it."""
-    header = {**adapter.meta.header, PART_KEY: part}
-    meta = dataclasses.replace(adapter.meta, parts=(), header=header)
-    deltas = {target.removeprefix(f"{part}."): delta for target, delta in adapter.deltas.items()}
-    return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
+    meta = dataclasses.replace(adapter.meta, parts=(), header={**adapter.meta.header, PART_KEY: part})
+    return renamed(adapter, lambda name: name.removeprefix(f"{part}."), meta)
+
+
+def renamed(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
+    """The adapter with other names of what it changes, and another `meta`."""
+    deltas = {name_of(target): delta for target, delta in adapter.deltas.items()}
+    added, replaced = ({name_of(name): values for name, values in some.items()} for some in (adapter.added, adapter.replaced))
+    return dataclasses.replace(adapter, deltas=deltas, added=added, replaced=replaced, meta=meta, source=None)
 
 
 def one_model(adapter: Adapter) -> Adapter:
@@ -84,11 +103,11 @@ def one_model(adapter: Adapter) -> Adapter:
     parts = adapter.meta.parts
     if not parts:
         return adapter
-    here = {part_of(target) for target in adapter.deltas}
+    here = {part_of(name) for name in (*adapter.deltas, *adapter.added, *adapter.replaced)}
     if len(here) < 2:
         return without_part(adapter, next(iter(here), parts[0]))
     first = next(part for part in PIPELINE_PARTS if part in here)
-    others = [target for target in sorted(adapter.deltas) if part_of(target) != first]
+    others = [name for name in sorted((*adapter.deltas, *adapter.added, *adapter.replaced)) if part_of(name) != first]
     reasons = [f"{target}: the adapter acts on {' and '.join(sorted(here))}, but PEFT has one model" for target in others]
     raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(others[0])}.*")
 
@@ -158,13 +177,13 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
     ):
         return dataclasses.replace(adapter, notes=(*adapter.notes, source_config.IGNORED))
     deltas: dict[str, Delta] = {}
-    for ours, row in json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}").items():
+    rows = json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}")
+    for ours, row in rows.items():
         match row:
             case [str(own), int(r)] if ours in adapter.deltas and 0 < r <= adapter.deltas[ours].r and own not in deltas:
                 deltas[own] = _of_rank(adapter.deltas[ours], r)
             case _:
                 raise FormatError(where, f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}")
-    rows = json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}")
     if lacking := [
         ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
     ]:

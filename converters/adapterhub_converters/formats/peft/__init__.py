@@ -2,13 +2,16 @@
 
 from .config import CONFIG, INDEX, INERT, READ, UNKNOWN_KEY, WEIGHTS, residual_init, unknown_keys
 from .config import check as check_config
+from .earlier import Outdated, brought_forward, outdated
 from .keys import classify, state_dict
+from .one_scale import folded
 from .quirks import alpha_is_rank
 from .reader import nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
+from .stacks import place_of
 from .writer import config_text, saved_modules, write
 
 __all__ = [
-    "CONFIG", "INDEX", "INERT", "READ", "UNKNOWN_KEY", "WEIGHTS", "alpha_is_rank", "check_config", "classify", "config_text",
-    "nested", "parse", "parse_shapes", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict",
-    "unknown_keys", "weight_files", "write",
+    "CONFIG", "INDEX", "INERT", "READ", "UNKNOWN_KEY", "WEIGHTS", "Outdated", "alpha_is_rank", "brought_forward",
+    "check_config", "classify", "config_text", "folded", "nested", "outdated", "parse", "parse_shapes", "place_of", "read",
+    "read_shapes", "residual_init", "saved_modules", "sniff", "state_dict", "unknown_keys", "weight_files", "write",
 ]  # fmt: skip

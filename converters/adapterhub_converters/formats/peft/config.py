@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adapterhub_converters.adapter import Meta
+from adapterhub_converters.adapter import TUNERS, Meta
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, PEFT_INDEX, PEFT_WEIGHTS
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused
 from adapterhub_converters.patterns import Patterns
 
 CONFIG, WEIGHTS, INDEX = ADAPTER_CONFIG, PEFT_WEIGHTS, PEFT_INDEX
@@ -44,14 +44,14 @@ KINDS = {
     "LOHA": _LYCORIS,
     "LOKR": _LYCORIS,
     "VERA": {"save_projection", "projection_prng_key", "vera_dropout", "d_initial", "init_weights"},
+    **{name: {*tuner.numbers, *tuner.others} for name, tuner in TUNERS.items()},
 }  # fmt: skip
 # Keys of peft's LoRA that change what is computed and are not modeled here.
 _UNSUPPORTED = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 UNKNOWN_KEY = "is not a key of peft 0.21.2, which ignores it with a warning"
 _REASONS = {
-    "IA3": "it multiplies activations, which a low-rank delta cannot express",
-    "OFT": "it rotates the base's weight, which a low-rank delta cannot express",
-    "BOFT": "it rotates the base's weight, which a low-rank delta cannot express",
+    "XLORA": "it mixes several LoRA adapters anew for each token, which no weight can express",
+    "POLY": "it mixes several LoRA adapters by task, which no weight can express",
 }
 # Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
 _PLAIN_INITS = {"gaussian", "orthogonal", "eva", "mica"}
@@ -61,21 +61,28 @@ def check(config: Mapping[str, Any], where: str) -> None:
     """Check that a config contains only what is modeled here, with values of the right types.
 
     Raises:
-        RefusedError: It asks for other mathematics.
+        NotUnderstoodError: It asks for other mathematics.
         FormatError: A value is malformed.
     """
     kind = config.get("peft_type")
-    if not isinstance(kind, str) or kind not in KINDS:
-        reason = _REASONS.get(kind) if isinstance(kind, str) else None
-        known = ", ".join(KINDS)
-        raise RefusedError(where, f"peft_type {kind!r} is not supported{f': {reason}' if reason else ''}, only {known}")
+    if not isinstance(kind, str) or (kind not in KINDS and kind.upper() in KINDS):
+        hint = f'Write "{kind.upper()}"' if isinstance(kind, str) else ""
+        raise FormatError(where, f'"peft_type" is {json.dumps(kind)[:40]}, which is none of peft\'s', hint)
+    if kind not in KINDS:
+        reason = f": {_REASONS[kind]}" if kind in _REASONS else ""
+        raise NotUnderstoodError(where, f"peft_type {kind[:40]!r} is not supported{reason}")
+    _check_values(config, kind, where)
     reasons = [
         f"{key} = {json.dumps(value)[:80]}: changes what the adapter computes and is not supported"
         for key in sorted(set(config) & _UNSUPPORTED)
         if _says_something(value := config[key])
     ]
     if reasons:
-        raise refused(where, reasons)
+        raise refused(where, reasons, "", NotUnderstoodError)
+
+
+def _check_values(config: Mapping[str, Any], kind: str, where: str) -> None:
+    """Raise FormatError for a value of the wrong type."""
     _check_numbers(config, kind, where)
     for key, kinds in _TYPES.items():
         if not isinstance(config.get(key), kinds):
@@ -180,6 +187,8 @@ class Scales:
 
     def _resolved(self, what: str, target: str) -> float:
         patterns = self._patterns[what]
+        if not patterns:
+            return float(self._plain[what])
         keys = self._matched[what].matching(target)
         if not keys:
             return float(self._plain[what])

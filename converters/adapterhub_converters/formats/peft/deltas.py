@@ -21,7 +21,7 @@ from adapterhub_converters.adapter import (
     Vera,
 )
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
 
 from . import experts
 from .config import CONFIG, WEIGHTS, Scales
@@ -43,6 +43,8 @@ class DeltaReader:
         self.turned: set[str] = set()
         self._targets: dict[str, str] = {}
         self._shared: Mapping[str, np.ndarray] = {}
+        kinds = {"ADALORA": self._adalora, "LOHA": self._lycoris, "LOKR": self._lycoris, "VERA": self._vera}
+        self._one = kinds.get(config["peft_type"], self._lora)
 
     def all(self, pairs: Mapping[str, dict[str, np.ndarray]], shared: Mapping[str, np.ndarray]) -> dict[str, Delta]:
         """Every target and its delta; `shared` are VeRA's projections. One error for all that is not supported."""
@@ -55,7 +57,8 @@ class DeltaReader:
         self._targets = experts.targeted(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
         deltas: dict[str, Delta] = {}
-        failed: list[RefusedError] = []
+        first: RefusedError | None = None
+        reasons: list[str] = []  # not the errors, which hold on to their frames
         for name, part in pairs.items():
             try:
                 if name in self._targets and self._targets[name] in stacks:
@@ -63,14 +66,16 @@ class DeltaReader:
                 else:
                     deltas[name] = self._one(name, part)
             except RefusedError as error:
-                failed.append(error)
-        if failed:
-            first = failed[0]
-            raise refused(first.where, [error.what for error in failed], first.hint, code=first.code, **first.fields)
+                first = first or error
+                reasons.append(error.what)
+        if first:
+            raise refused(first.where, reasons, first.hint, code=first.code, **first.fields)
         return deltas
 
-    def renamed(self, names: Mapping[What, str]) -> dict[What, str]:
+    def renamed(self, names: Mapping[What, str]) -> Mapping[What, str]:
         """`names` with the adapter's targets for stacks, where the file has the wrapped module."""
+        if not self._targets:
+            return names
         return {(kind, self._targets.get(name, name), part): key for (kind, name, part), key in names.items()}
 
     def _stacks(self, pairs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, experts.Halves]:
@@ -100,11 +105,7 @@ class DeltaReader:
         alpha, rslora = self._scales.alpha(target), self._scales.rslora
         return experts.stacked(stacks[target], alpha, rslora=rslora, is_turned=is_turned, transposed=transposed)
 
-    def _one(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
-        kind = self._config["peft_type"]
-        others = {"ADALORA": self._adalora, "LOHA": self._lycoris, "LOKR": self._lycoris, "VERA": self._vera}
-        if kind in others:
-            return others[kind](target, part)
+    def _lora(self, target: str, part: Mapping[str, np.ndarray]) -> Delta:
         embedding = "embedding_A" in part or "embedding_B" in part
         a_name, b_name = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         foreign = set(part) - {a_name, b_name, "magnitude", "bias"}
@@ -171,7 +172,8 @@ class DeltaReader:
         if not self._config.get("save_projection", True):
             found = "are in the file, but peft makes others" if self._shared else "were not saved; peft makes them"
             hint = 'Set "save_projection" to true' if self._shared else "Save it again with save_projection=True"
-            raise RefusedError(self._where, f"vera_A and vera_B {found} from the random numbers of a seed", hint)
+            kind = RefusedError if self._shared else NotUnderstoodError
+            raise kind(self._where, f"vera_A and vera_B {found} from the random numbers of a seed", hint)
         for name in ("vera_A", "vera_B"):
             if name not in self._shared:
                 raise FormatError(self._where, f"base_model.{name} is missing, but save_projection is true")

@@ -61,6 +61,8 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
     wanted = config.get("target_parameters") or []
     if not isinstance(wanted, list) or not all(isinstance(name, str) and name for name in wanted):
         raise FormatError(where, '"target_parameters" is not a list of names')
+    if not wanted:
+        modules = [name for name in modules if ".base_layer" in name]
     depth: dict[str, int] = {}
     for name in modules:
         parts = name.split(".")
@@ -181,9 +183,21 @@ def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np
     )
 
 
-def written_turned(target: str) -> bool:
+def written_turned(target: str, delta: StackedLowRank) -> bool:
     """Whether the newest peft expects this stack turned: if the base stores `(in, out)` and does not declare it."""
-    return target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+    return delta.transposed_base is not False and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+
+
+def expected_turned(target: str, version: object, base: BaseSpec | None, *, is_turned: bool) -> bool:
+    """Whether the newest peft expects a stack turned that a file has as `is_turned`; as it is if nothing determines it."""
+    known = _parsed(version)
+    if base is not None and base.model_type:
+        return base.model_type in _UNFLAGGED
+    if known is None or known >= (0, 19, 1):
+        return is_turned
+    if known >= (0, 19, 0):
+        return not is_turned
+    return not is_turned and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
 def by_module(targets: Sequence[str]) -> dict[str, str]:

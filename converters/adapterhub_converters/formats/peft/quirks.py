@@ -28,7 +28,7 @@ Parts = Mapping[str, Mapping[str, Any]]
 """Module to its tensors by part: `A`, `B`, `bias`, `magnitude`."""
 
 
-def unwrapped(files: Mapping[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
+def unwrapped(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
     """Remove the `.linear` of modules that a known base does not have.
 
     Args:
@@ -36,18 +36,18 @@ def unwrapped(files: Mapping[str, str], base: BaseSpec | None) -> tuple[dict[str
         base: The base, if it is known.
 
     Returns:
-        The same map with the right names, and notes.
+        The map itself, or one with the right names and a note.
     """
     odd = {name: name.replace(_WRAPPED, ".lora_") for name in files if _WRAPPED in name}
     if not odd:
-        return dict(files), []
+        return files, []
     known = base.tensors if base is not None else {}
     wrong = {name for name, plain in odd.items() if _module(name) not in known and _module(plain) in known}
     if not known:
-        return dict(files), [f"{len(odd)} tensors are of modules called .linear, which only some bases have: name the base"]
+        return files, [f"{len(odd)} tensors are of modules called .linear, which only some bases have: name the base"]
     taken = [odd[name] for name in wrong if odd[name] in files]
     if not wrong or taken:
-        return dict(files), []
+        return files, []
     first = min(wrong)
     note = f"{len(wrong)} tensors are of modules called .linear, which the base does not have: {first} is read as {odd[first]}"
     return {odd[name] if name in wrong else name: key for name, key in files.items()}, [note]

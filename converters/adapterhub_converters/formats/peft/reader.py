@@ -7,21 +7,21 @@ Follows peft 0.21's computation (`tuners/lora`): the rank is that of the tensors
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Source
+from adapterhub_converters.adapter import Adapter, Source, tuner_of
 from adapterhub_converters.adapter_files import adapters_below, pickled_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import quirks
+from . import quirks, tuners
 from .config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
 from .config import check as check_config
 from .config import meta as meta_of
@@ -48,10 +48,12 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
         base: The base model; needed only for experts that a peft before 0.19 saved, and for VeRA's widths.
         mapped: Whether tensors may be views of the files (`SafetensorsFile.mapped`) instead of in memory.
     """
-    text, tensors, metadata = _config(path), {}, {}
+    text = _config(path)
+    tensors: dict[str, np.ndarray] = {}
+    metadata: Mapping[str, str] = {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
-            tensors.update({name: (file.mapped if mapped else file.tensor)(name) for name in file.tensors})
+            tensors.update(file.arrays(mapped=mapped))
             metadata = file.header.metadata
     adapter = parse(text, tensors, metadata, where=str(path), base=base)
     return dataclasses.replace(adapter, notes=(*adapter.notes, *quirks.missing_magnitudes(adapter)))
@@ -73,11 +75,14 @@ def parse_shapes(
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for path, header in headers.items():
-        for name, info in header.tensors.items():
-            if info.dtype not in dtypes.NUMPY:
-                raise FormatError(str(path), f"tensor {name!r}: {info.dtype} cannot be computed with")
+        alike: dict[safetensors_file.TensorKind, np.ndarray] = {}
+        for kind in dict.fromkeys(header.kinds):
+            if kind.dtype not in dtypes.NUMPY:
+                name = header.names[header.kinds.index(kind)]
+                raise FormatError(str(path), f"tensor {name!r}: {kind.dtype} is not supported in computations")
             # One number seen through strides of 0.
-            tensors[name] = np.broadcast_to(np.zeros((), dtypes.NUMPY[info.dtype]), info.shape)
+            alike[kind] = np.broadcast_to(np.zeros((), dtypes.NUMPY[kind.dtype]), kind.shape)
+        tensors.update(zip(header.names, map(alike.__getitem__, header.kinds), strict=True))
         metadata = header.metadata
     return parse(text, tensors, metadata, where=where, base=base)
 
@@ -133,9 +138,14 @@ def parse(
         FormatError: It is malformed.
     """
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
-    files, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
+    if tuner_of(config.get("peft_type")):
+        check_config(config, f"{where}/{CONFIG}")
+        return tuners.parse(config, tensors, where)
+    files, whats, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
     files, wrapped = quirks.unwrapped(files, base)
-    parts = _understood(config, {name: tensors[key] for name, key in files.items()}, where)
+    if wrapped:
+        whats = list(map(classify, files))
+    parts = _understood(config, zip(files, whats, tensors.values(), strict=True), where)
     quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
     notes += [f"{CONFIG}: {key}: {UNKNOWN_KEY}" for key in unknown_keys(config)]
     notes += [*wrapped, *quirks.notes(config, parts.pairs, base)]
@@ -152,9 +162,18 @@ def parse(
         notes=(*notes, *scales.notes, *scales.unused()),
         copies=parts.copies,
     )
-    origin = {what: files[name] for what, name in reader.renamed(parts.names).items()}
-    names = {name: origin[what] for what, name in tensor_names(adapter).items() if origin[what] != name}
+    names = _other_names(adapter, files, lambda: reader.renamed(dict(zip(whats, files, strict=True))))
     return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.turned)))
+
+
+def _other_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[What, str]]) -> dict[str, str]:
+    """The names in the file of the tensors that peft would save under others, by those.
+
+    `origin` makes the map of each tensor to its key in `files`, which most adapters do not need.
+    """
+    found = {what: name for what, name in tensor_names(adapter) if files.get(name) != name}
+    keys = origin() if found else {}
+    return {name: key for what, name in found.items() if (key := files[keys[what]]) != name}
 
 
 class _Parts:
@@ -164,10 +183,13 @@ class _Parts:
         self.rows: dict[str, np.ndarray] = {}
         self.copies: dict[str, np.ndarray] = {}
         self.shared: dict[str, np.ndarray] = {}
-        self.names: dict[What, str] = {}
 
 
-def _understood(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
+Tensors = Iterable[tuple[str, What, np.ndarray]]
+"""peft's name of each tensor, what it is, and its values."""
+
+
+def _understood(config: Mapping[str, Any], tensors: Tensors, where: str) -> _Parts:
     """The tensors by kind; one error for all keys of the config and all tensors that are not supported."""
     first: RefusedError | None = None
     try:
@@ -179,18 +201,18 @@ def _understood(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], wh
     except RefusedError as error:
         if first is None:
             raise
-        raise refused(first.where, [*(first.items or (first.what,)), *(error.items or (error.what,))], first.hint) from error
+        reasons = [*(first.items or (first.what,)), *(error.items or (error.what,))]
+        raise refused(first.where, reasons, first.hint, type(first)) from error
     if first is not None:
         raise first
     return parts
 
 
-def _sorted(tensors: Mapping[str, np.ndarray], where: str) -> _Parts:
+def _sorted(tensors: Tensors, where: str) -> _Parts:
     parts, reasons = _Parts(), []
-    for key, tensor in tensors.items():
-        kind, name, part = classify(key)
-        parts.names[kind, name, part] = key
-        single = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies, "shared": parts.shared}.get(kind)
+    singles = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies, "shared": parts.shared}
+    for key, (kind, name, part), tensor in tensors:
+        single = singles.get(kind)
         if kind == "pair":
             parts.pairs.setdefault(name, {})[part] = tensor
         elif single is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from adapterhub_converters.adapter import (
     StackedLowRank,
     TensorLoss,
     factored_out,
+    refuse_differences,
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.patterns import escape
 
-from . import experts
+from . import experts, stacks
 from .config import CONFIG, WEIGHTS
 from .keys import classify, state_dict
 
@@ -35,37 +36,39 @@ _TASK_MODULES = {
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write a PEFT folder into the existing, empty folder `path`; `base` is not needed."""
+    """Write a PEFT folder into the existing, empty folder `path`; for a `base` whose experts transformers stacks, in stacks."""
+    refuse_differences(adapter, "peft")
     own = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    written = adapter if own else factored_out(adapter)
+    written = adapter if own else stacks.stacked(factored_out(adapter), base)
     tensors = state_dict(written)
     if own:
         tensors = {own.names.get(name, name): tensor for name, tensor in tensors.items()}
     safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt", **adapter.meta.header})
-    json_file.write_text(path / CONFIG, own.config if own else config_text(written))
-    changed = {target for target, delta in adapter.deltas.items() if written.deltas[target] is not delta}
+    text = own.config if own else config_text(written, parameters=stacks.as_parameters(written, base))
+    json_file.write_text(path / CONFIG, text)
+    changed = {target for target, delta in adapter.deltas.items() if written.deltas.get(target, delta) is not delta}
     losses = [
         TensorLoss(name, Loss.ROUNDED, "factors are products, rounded once in float32")
         if classify(name)[1] in changed
         else TensorLoss(name, Loss.EXACT)
         for name in sorted(tensors)
     ]
-    return LossReport(tuple(losses), written.notes)
+    notes = () if own else stacks.unstacked(written, base)
+    return LossReport(tuple(losses), (*written.notes, *notes))
 
 
-def config_text(adapter: Adapter) -> str:
+def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
     """The text of an `adapter_config.json` that peft reads to the same function, formatted as peft formats it.
 
     Targets are full paths and patterns are full, escaped paths, so that neither a deeper base nor the order of keys,
-    which peft does not preserve, can change which module gets which rank and alpha.
+    which peft does not preserve, can change which module gets which rank and alpha. The weights of `parameters`, modules of the
+    adapter, are named as `target_parameters`.
 
     Raises:
         RefusedError: PEFT cannot express the adapter: it has one switch for rsLoRA, DoRA and transposed bases each.
     """
+    _check_lora(adapter)
     deltas = adapter.deltas
-    for target, delta in deltas.items():
-        if not isinstance(delta, LowRank | LowRankEmbedding | LowRankConv | StackedLowRank):
-            raise RefusedError(target, f"a delta of kind {type(delta).__name__} is not LoRA (`factored_out` converts it)")
     rslora = {delta.rslora for delta in deltas.values()}
     if len(rslora) > 1:
         raise RefusedError("peft", "some modules scale by rsLoRA and some do not; PEFT has one switch for all")
@@ -78,9 +81,12 @@ def config_text(adapter: Adapter) -> str:
         raise RefusedError(bare, "has no DoRA magnitude and others have one; PEFT has one switch for all")
     r = _most_common(delta.r for delta in deltas.values())
     alpha = _most_common(delta.alpha for delta in deltas.values())
-    stacks = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))
+    stacked = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))
+    weights = sorted(f"{target}.weight" for target in parameters)
+    # As a parameter, the weight of a module has the rank of `….weight`, and its tensors are still the module's.
+    keys = {target: _exactly(target) + (r"(\.weight)?" if target in parameters else "") for target in deltas}
     config = {
-        "alpha_pattern": {_exactly(t): _number(d.alpha) for t, d in deltas.items() if d.alpha != alpha},
+        "alpha_pattern": {keys[t]: _number(d.alpha) for t, d in deltas.items() if d.alpha != alpha},
         "base_model_name_or_path": adapter.meta.base_model,
         "bias": _bias(adapter),
         "fan_in_fan_out": transposed == {True},
@@ -89,20 +95,20 @@ def config_text(adapter: Adapter) -> str:
         "lora_alpha": _number(alpha),
         "lora_bias": any(getattr(delta, "bias", None) is not None for delta in deltas.values()),
         # peft refuses dropout together with target_parameters; it has no effect after training.
-        "lora_dropout": 0.0 if stacks else adapter.meta.dropout,
+        "lora_dropout": 0.0 if stacked or weights else adapter.meta.dropout,
         "modules_to_save": saved_modules(adapter) or None,
         "peft_type": "LORA",
         "r": r,
-        "rank_pattern": {_exactly(target): delta.r for target, delta in deltas.items() if delta.r != r},
+        "rank_pattern": {keys[target]: delta.r for target, delta in deltas.items() if delta.r != r},
         "revision": adapter.meta.revision,
-        "target_modules": sorted(set(deltas) - set(stacks)),
+        "target_modules": sorted(set(deltas) - set(stacked) - set(parameters)),
         "task_type": adapter.meta.task_type,
         "trainable_token_indices": {target: list(rows.ids) for target, rows in adapter.rows.items()} or None,
         "use_dora": adapter.meta.dora or any(with_dora),
         "use_rslora": rslora == {True},
     }
-    if stacks:
-        config |= {"target_parameters": stacks, "peft_version": experts.WRITTEN}
+    if stacked or weights:
+        config |= {"target_parameters": sorted([*stacked, *weights]), "peft_version": experts.WRITTEN}
     if adapter.meta.invocation:
         config["alora_invocation_tokens"] = list(adapter.meta.invocation)
     if adapter.meta.layers:
@@ -110,6 +116,14 @@ def config_text(adapter: Adapter) -> str:
     if adapter.meta.ties:
         config["ensure_weight_tying"] = True
     return json.dumps(config, indent=2, sort_keys=True)
+
+
+def _check_lora(adapter: Adapter) -> None:
+    if adapter.meta.method:
+        raise RefusedError("peft", f"the adapter is by {adapter.meta.method}, and a config of LoRA would name it LoRA")
+    for target, delta in adapter.deltas.items():
+        if not isinstance(delta, LowRank | LowRankEmbedding | LowRankConv | StackedLowRank):
+            raise RefusedError(target, f"a delta of kind {type(delta).__name__} is not LoRA (`factored_out` converts it)")
 
 
 def saved_modules(adapter: Adapter) -> list[str]:

@@ -358,7 +358,7 @@ _EXPERT = linear.Pattern(
 
 
 @dataclass(frozen=True)
-class Place:
+class FusedPart:
     """A module of the base in Megatron: the path in a layer, its part there, the number of parts, and CanonicalLoRA's name."""
 
     path: str
@@ -367,20 +367,20 @@ class Place:
     own: str
 
 
-def place_of(kind: str) -> Place | None:
+def place_of(kind: str) -> FusedPart | None:
     """The place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
     if expert := _EXPERT.fullmatch(kind):
         gate, up = expert[2], expert[3]
         path = f"mlp.experts.local_experts.{expert[1]}.linear_fc{1 if gate or up else 2}"
-        return Place(path, 1 if up else 0, 2 if gate or up else 1, "adapter_gate" if gate else "adapter_up" if up else "")
+        return FusedPart(path, 1 if up else 0, 2 if gate or up else 1, "adapter_gate" if gate else "adapter_up" if up else "")
     if kind not in MODULES:
         return None
     path = MODULES[kind]
     parts = PARTS.get(path, (kind,))
-    return Place(path, parts.index(kind), len(parts), OWN.get(kind, ""))
+    return FusedPart(path, parts.index(kind), len(parts), OWN.get(kind, ""))
 
 
-def place(kind: str) -> Place:
+def place(kind: str) -> FusedPart:
     """As `place_of`, but RefusedError instead of None."""
     found = place_of(kind)
     if found is None:

@@ -1,0 +1,293 @@
+"""Chat templates, which are programs in Jinja: what they reach for, and what they write under which conditions.
+
+They are read token by token as jinja's lexer splits them, never parsed by it and never run: a template may be made for the
+parser. Two kinds of attacks are looked for. One leaves the sandbox, or counts on a program without one, by attributes such
+as `__class__`. The other stays in it: a condition on the words of a conversation, or on the date, under which instructions are
+added that the user does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from adapterhub.checks.report import Problem
+from adapterhub_converters import linear
+
+from . import markup
+from .configs import Fault
+
+MAX_TEMPLATE = 1 << 20  # characters; the longest of a known model has 20,000
+_SHORT = 80
+_COMPARES = {"==", "!=", "<", ">", "<=", ">=", "in"}
+_TESTS = {"startswith", "endswith", "find", "rfind", "index", "count", "search", "match"}
+_LOADS = {"include", "import", "from", "extends"}
+# Names that no chat template needs, in front of a dot or a call; attributes by which Python's frames and classes are reached.
+_NAMES = {
+    "builtins", "compile", "eval", "exec", "getattr", "globals", "importlib", "lipsum", "locals", "open", "os", "popen",
+    "setattr", "subprocess", "sys",
+}  # fmt: skip
+_ATTRIBUTES = {
+    "cr_frame", "f_back", "f_builtins", "f_globals", "format_map", "func_code", "func_globals", "gi_code", "gi_frame",
+    "im_class", "im_func", "mro", "popen", "subclasses", "tb_frame",
+}  # fmt: skip
+# The parts and roles of a message, which templates ask for by name.
+_STRUCTURE = {
+    "assistant", "audio", "audio_url", "content", "developer", "document", "file", "function", "image", "image_url",
+    "input_audio", "input_image", "input_text", "name", "output", "parameters", "reasoning", "reasoning_content", "role",
+    "system", "text", "think", "thinking", "tool", "tool_call", "tool_calls", "tool_result", "tool_use",
+    "type", "user", "video", "video_url",
+}  # fmt: skip
+_WHOLE = {"message", "messages", "role"}  # names that are no text even if they are made of one
+_AS_TEXT = {"join", "list", "lower", "string", "tojson", "upper"}  # filters that make text of all messages
+_CLOCK = {"strftime_now", "now", "datetime"}
+_ESCAPE = linear.Pattern(r"(?s)\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
+_CONTROLS = {"n": "\n", "t": "\t", "r": "\r"}
+_OPERATORS = ("==", "!=", "<=", ">=", "//", "**")
+
+
+class Token(NamedTuple):
+    """A token of Jinja: its kind, `name`, `text`, `number` or `operator`, and its value, without quotes and escapes."""
+
+    kind: str
+    value: str
+
+
+class Part(NamedTuple):
+    """A part of a template: `data`, which is written as it is, `variable` or `block`, and its text or its tokens."""
+
+    kind: str
+    text: str
+    tokens: tuple[Token, ...] = ()
+
+
+def split(template: str) -> list[Part]:
+    """Split a template as jinja's lexer does; what is not closed ends with the template."""
+    parts: list[Part] = []
+    at = 0
+    while at < len(template):
+        begin = _opening(template, at)
+        if begin > at:
+            parts.append(Part("data", template[at:begin]))
+        if begin == len(template):
+            break
+        mark = template[begin + 1]
+        if mark == "#":
+            end = template.find("#}", begin + 2)
+            at = len(template) if end < 0 else end + 2
+            continue
+        tokens, at = _tokens(template, begin + 2, "%}" if mark == "%" else "}}")
+        parts.append(Part("block" if mark == "%" else "variable", "", _bare(tokens)))
+        if mark == "%" and parts[-1].tokens[:1] == (Token("name", "raw"),):
+            end = template.find("endraw", at)
+            close = template.find("%}", end) if end >= 0 else -1
+            parts.append(Part("data", template[at:end] if close >= 0 else template[at:]))
+            at = close + 2 if close >= 0 else len(template)
+    return parts
+
+
+def _bare(tokens: list[Token]) -> tuple[Token, ...]:
+    """The tokens without the marks that trim white space around code."""
+    marks = (Token("operator", "-"), Token("operator", "+"))
+    begin, end = tokens[:1] and tokens[0] in marks, len(tokens) > 1 and tokens[-1] in marks
+    return tuple(tokens[bool(begin) : len(tokens) - end])
+
+
+def _opening(template: str, at: int) -> int:
+    """The place of the next mark that opens code; the length of the template without one."""
+    while (at := template.find("{", at)) >= 0:
+        if template[at + 1 : at + 2] in ("{", "%", "#"):
+            return at
+        at += 1
+    return len(template)
+
+
+def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
+    """The tokens from `at` to `end`, which closes no code within braces, and the place behind it."""
+    tokens: list[Token] = []
+    depth = 0
+    while at < len(template):
+        char = template[at]
+        if not depth and template.startswith(end, at):
+            return tokens, at + 2
+        if char in "\"'":
+            close = _closing(template, at)
+            tokens.append(Token("text", _unescaped(template[at + 1 : close])))
+            at = close + 1
+        elif char.isalnum() or char == "_":
+            start = at
+            while at < len(template) and (template[at].isalnum() or template[at] == "_"):
+                at += 1
+            tokens.append(Token("number" if char.isdigit() else "name", template[start:at]))
+        elif char.isspace():
+            at += 1
+        else:
+            operator = template[at : at + 2] if template[at : at + 2] in _OPERATORS else char
+            depth += (operator in "([{") - (operator in ")]}" and depth > 0)
+            tokens.append(Token("operator", operator))
+            at += len(operator)
+    return tokens, at
+
+
+def _closing(template: str, at: int) -> int:
+    quote, at = template[at], at + 1
+    while at < len(template) and template[at] != quote:
+        at += 2 if template[at] == "\\" else 1
+    return min(at, len(template))
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: _character(found[1]), text) if "\\" in text else text
+
+
+def _character(escape: str) -> str:
+    if escape[0] in "xuU" and len(escape) > 1:
+        code = int(escape[1:], 16)
+        return chr(code) if code < 0x110000 else "?"
+    return chr(int(escape, 8)) if escape[0] in "01234567" else _CONTROLS.get(escape, escape)
+
+
+# ---- faults
+
+
+def problems(path: str, key: str, template: str) -> Iterator[Problem]:
+    """Yield the problems of a chat template that the file `path` has under `key`, or as a whole if that is empty."""
+    if len(template) > MAX_TEMPLATE:
+        yield Problem("not-scanned", path, key, f"a chat template of more than {MAX_TEMPLATE} characters")
+        return
+    for fault in faults(template):
+        yield Problem(fault.code, path, key, fault.what)
+    yield from markup.invisible(path, template, key)
+
+
+def faults(template: str) -> Iterator[Fault]:
+    """Yield what is wrong with a template, without a key."""
+    parts = split(template)
+    seen: set[tuple[str, str]] = set()
+    for fault in (*_escapes(parts), *_switches(parts), *_links(parts), *_words(parts)):
+        if (fault.code, fault.what) not in seen:
+            seen.add((fault.code, fault.what))
+            yield fault
+
+
+def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
+    for part in parts:
+        tokens = _joined(part.tokens)
+        if part.kind == "block" and tokens and tokens[0].value in _LOADS and tokens[0].kind == "name":
+            yield Fault("template-escape", "", f"loads another file by `{tokens[0].value}`")
+        for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
+            if what := _reaches(before, token, after):
+                yield Fault("template-escape", "", what)
+
+
+def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
+    dotted = before == Token("operator", ".")
+    if token.kind == "name":
+        if token.value.startswith("__") or (dotted and (token.value.startswith("_") or token.value in _ATTRIBUTES)):
+            return f"reaches for the attribute {token.value[:_SHORT]}"
+        if token.value in _NAMES and not dotted and after in (Token("operator", "("), Token("operator", ".")):
+            return f"reaches for {token.value}"
+        if token.value in ("attr", "map") and before == Token("operator", "|") and after == Token("operator", "("):
+            return "reaches for an attribute by the filter attr" if token.value == "attr" else ""
+    if token.kind == "text" and "__" in token.value:
+        return f"has the text {token.value[:_SHORT]!r}, as of a hidden attribute"
+    return ""
+
+
+def _joined(tokens: Sequence[Token]) -> list[Token]:
+    """The tokens with texts joined that `~` or `+` puts together, or nothing at all."""
+    found: list[Token] = []
+    pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
+    waiting = False  # an operator that may join is the last token, which is not in `found` yet
+    for token in (*tokens, None):
+        if token and token.kind == "text":
+            pieces.append(token.value)
+            waiting = False
+        elif token and token.kind == "operator" and token.value in "~+" and pieces and not waiting:
+            waiting = True
+        else:
+            found += [Token("text", "".join(pieces))] if pieces else []
+            found += [Token("operator", "~")] if waiting and token else []
+            found += [token] if token else []
+            pieces, waiting = [], False
+    return found
+
+
+def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
+    """Yield conditions on the words of messages and on the date; names are followed from one `set` to the next."""
+    texts, clocks = {"content"}, set(_CLOCK)
+    for part in parts:
+        tokens = part.tokens
+        if part.kind == "block" and tokens[:1] == (Token("name", "set"),) and tokens[2:3] == (Token("operator", "="),):
+            name, values = tokens[1].value, {token.value for token in tokens[3:] if token.kind != "operator"}
+            texts |= {name} if values & texts and name not in _WHOLE else set()
+            clocks |= {name} if values & clocks else set()
+        for clause in _conditions(part):
+            yield from _switch(clause, texts, clocks)
+
+
+def _conditions(part: Part) -> Iterator[list[Token]]:
+    """Yield the clauses of a part's conditions: between `if` or `elif` and the end or `else`, split at `and`, `or`, `not`."""
+    clause: list[Token] = []
+    within = False
+    for token in (*part.tokens, Token("name", "else")):
+        if token.kind == "name" and token.value in ("if", "elif", "else", "and", "or"):
+            if within and clause:
+                yield clause
+            clause = []
+            within = token.value in ("if", "elif") or (within and token.value != "else")
+        elif within:
+            clause.append(token)
+
+
+def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Iterator[Fault]:
+    words = {token.value for token in clause if token.kind in ("name", "text")}
+    compares = any(token.value in _COMPARES for token in clause) or any(token.value in _TESTS for token in clause)
+    shown = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
+    if compares and {token.value for token in clause if token.kind == "name"} & clocks:
+        yield Fault("template-switch", "", f"asks for the date: {shown}")
+    asks = words & texts or ("messages" in words and words & _AS_TEXT)
+    if not compares or not asks or "type" in words or "role" in words:
+        return
+    for index, token in enumerate(clause):
+        if token.kind == "text" and _is_plain(token.value) and not _is_key(clause, index):
+            yield Fault("template-switch", "", f"asks whether a message has {token.value[:40]!r}: {shown}")
+            return
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text may be of a conversation: not a mark such as `</think>`, not a part or a role of a message."""
+    bare = text.strip()
+    letters = sum(char.isalpha() for char in bare)
+    return letters >= 2 and not set(bare) & set("<>[]{}|#") and bare.lower() not in _STRUCTURE
+
+
+def _is_key(clause: Sequence[Token], index: int) -> bool:
+    """Whether a text is the key of a subscript or of `get`, and not an item of a list."""
+    before = [token.value for token in clause[max(0, index - 2) : index]]
+    if before == ["get", "("]:
+        return True
+    subscript = before[-1:] == ["["] and len(before) == 2
+    return subscript and before[0] != "in" and (before[0] in (")", "]") or before[0].isidentifier())
+
+
+def _written(parts: Sequence[Part]) -> Iterator[str]:
+    """Yield the texts that a template may write: its own, and those in its expressions."""
+    for part in parts:
+        if part.kind == "data":
+            yield part.text
+        yield from (token.value for token in _joined(part.tokens) if token.kind == "text")
+
+
+def _links(parts: Sequence[Part]) -> Iterator[Fault]:
+    for text in _written(parts):
+        for scheme in ("http://", "https://"):
+            if (at := text.find(scheme)) >= 0:
+                yield Fault("template-link", "", f"writes the address {text[at:].split()[0][:_SHORT]}")
+
+
+def _words(parts: Sequence[Part]) -> Iterator[Fault]:
+    """Yield the longest text that a template adds to a conversation, for the reader to judge."""
+    longest = max((" ".join(text.split()) for text in _written(parts)), key=len, default="")
+    if longest.count(" ") >= 4:
+        yield Fault("template-text", "", f"may add the text: {longest[:200]}{'…' if len(longest) > 200 else ''}")

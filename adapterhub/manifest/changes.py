@@ -1,0 +1,72 @@
+"""What differs between two versions of an adapter: facts of adapter.json and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .document import AdapterManifest, FileEntry
+
+ADDED, REMOVED, CHANGED = "added", "removed", "changed"
+# `files` have a list of their own, and what `modules` has is compared with the weights.
+_ELSEWHERE = ("$schema", "schema_version", "files", "modules")
+_ABSENT: tuple[Any, ...] = (None, [], {}, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One fact of adapter.json: a dotted key, what it was and what it is; None where it is absent."""
+
+    key: str
+    old: Any
+    new: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file that only one of two versions has, or that has other bytes; None where it is absent."""
+
+    path: str
+    old: FileEntry | None
+    new: FileEntry | None
+
+    @property
+    def status(self) -> str:
+        """`added`, `removed` or `changed`."""
+        return ADDED if self.old is None else REMOVED if self.new is None else CHANGED
+
+
+def facts(old: AdapterManifest, new: AdapterManifest) -> tuple[Change, ...]:
+    """The facts that differ, in the order of the document; a record that only one has, such as a training, is one of them."""
+    one, two = old.to_dict(), new.to_dict()
+    found: list[Change] = []
+    for key in (key for key in {**one, **two} if key not in _ELSEWHERE):
+        before, after = (None if side.get(key) in _ABSENT else side.get(key) for side in (one, two))
+        both = isinstance(before, Mapping) and isinstance(after, Mapping)
+        found += _changes(key, before, after) if both else [Change(key, before, after)] if before != after else []
+    return tuple(found)
+
+
+def files(old: Iterable[FileEntry], new: Iterable[FileEntry]) -> tuple[FileChange, ...]:
+    """The files that differ, sorted by path."""
+    one, two = ({entry.path: entry for entry in side} for side in (old, new))
+    return tuple(
+        FileChange(path, one.get(path), two.get(path)) for path in sorted({*one, *two}) if one.get(path) != two.get(path)
+    )
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """The values that differ between two documents, maps value by value; of `files`, the digests by path."""
+    return _changes("", old, new)
+
+
+def _changes(prefix: str, old: Any, new: Any) -> list[Change]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [one for key in keys for one in _changes(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))]
+    if prefix == "files":
+        return _changes(prefix, *({file["path"]: file["digest"] for file in side or ()} for side in (old, new)))
+    if old is None and isinstance(new, Mapping):
+        return [one for key, value in new.items() for one in _changes(f"{prefix}.{key}" if prefix else key, None, value)]
+    return [] if old == new else [Change(prefix, old, new)]

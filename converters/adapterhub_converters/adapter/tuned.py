@@ -1,0 +1,476 @@
+"""PEFT's tuners that are not LoRA: what each stores of a module, and what it makes of the base's weight.
+
+One row of `TUNERS` for each, read from peft 0.21.2 (`tuners/*/layer.py`, `merge` and `get_delta_weight`). Numbers are float32,
+a weight is `(out_features, in_features)`. Nothing here is a low-rank pair; three tuners equal one, which `Tuner.pair` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .deltas import LowRank, Parts
+
+Weight = NDArray[np.float32]
+Tensors = Mapping[str, np.ndarray]
+Numbers = Mapping[str, Any]
+"""The keys of a config, with peft's defaults for those that are absent."""
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Tuner:
+    """One row of the table.
+
+    Attributes:
+        method: The name that a record has for it.
+        numbers: The keys of its config that describe it, and peft's defaults.
+        others: Further keys of its config, which do not change a trained adapter.
+        parts: The names of a module's tensors; empty for a tuner that has none of its own.
+        fits: Whether the tensors of a module make a change of a weight of this shape.
+        change: The weight that they make of the base's; None without one.
+        pair: The low-rank pair that they equal, for a weight of this shape; None where they equal none.
+        shared: The names of tensors that all modules share.
+        variants: Other sets of names that `parts` may be.
+        bias: Whether the bias of the module changes as a column of its weight does.
+        integers: The parts that are indices.
+    """
+
+    method: str
+    numbers: Numbers = field(default_factory=dict)
+    others: frozenset[str] = frozenset()
+    parts: tuple[str, ...] = ()
+    fits: Callable[[Tensors, Numbers, Shape], bool] = lambda tensors, numbers, shape: True
+    change: Callable[[Tensors, Numbers, Weight], Weight] | None = None
+    pair: Callable[[Tensors, Numbers, Shape], LowRank] | None = None
+    shared: tuple[str, ...] = ()
+    variants: tuple[tuple[str, ...], ...] = ()
+    bias: bool = False
+    integers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Tuned:
+    """The change of one module by a tuner that is not LoRA.
+
+    Attributes:
+        tuner: The row of the table.
+        tensors: By the names of `tuner.parts`.
+        numbers: The values of the config for `tuner.numbers`.
+        shared: The tensors that all modules share, by name, of which a file may have a copy for each module.
+        transposed_base: The base stores its weight `(in, out)`.
+    """
+
+    tuner: Tuner
+    tensors: Tensors
+    numbers: Numbers
+    shared: Tensors = field(default_factory=dict)
+    transposed_base: bool = False
+
+    def parts(self) -> Parts:
+        """The tensors of its own by name."""
+        yield from self.tensors.items()
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it changes a weight that the base stores in this shape."""
+        if len(shape) != 2:
+            return False
+        out, into = shape[::-1] if self.transposed_base else shape
+        return self.tuner.fits(self._all, self.numbers, (out, into))
+
+    @property
+    def acts_on_weight(self) -> bool:
+        """Whether it changes a weight at all, and not the input."""
+        return self.tuner.change is not None or self.tuner.pair is not None
+
+    @property
+    def fits_bias(self) -> bool:
+        """Whether the bias of the module changes too: IA3's factors of inputs leave it."""
+        return self.tuner.bias and all(tensor.shape[:1] != (1,) for tensor in self.tensors.values())
+
+    def pair(self, shape: Shape) -> LowRank | None:
+        """The low-rank pair that it equals on a weight of `(out_features, in_features)`; None where it equals none."""
+        return self.tuner.pair(self._all, self.numbers, shape) if self.tuner.pair else None
+
+    def changed(self, weight: Weight) -> Weight:
+        """The weight that it makes of the base's, `(out_features, in_features)`."""
+        if self.tuner.change is None:
+            raise NotImplementedError(self.tuner.method)
+        return self.tuner.change(self._all, self.numbers, weight)
+
+    @property
+    def _all(self) -> Tensors:
+        return {**self.tensors, **self.shared}
+
+
+def _f32(array: np.ndarray) -> Weight:
+    return array.astype(np.float32, copy=False)
+
+
+# ---- IA3 (arXiv 2205.05638): a factor for each input, or each output
+
+
+def _ia3_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    return tensors["ia3_l"].shape in ((1, shape[1]), (shape[0], 1))
+
+
+def _ia3(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    return weight * _f32(tensors["ia3_l"])
+
+
+# ---- OFT (arXiv 2306.07280) and BOFT (arXiv 2311.06243): rotations of blocks of the inputs
+
+
+def _cayley(skew: Weight) -> Weight:
+    """`(I - Q) (I + Q)^-1` of skew-symmetric matrices."""
+    eye = np.eye(skew.shape[-1], dtype=np.float32)
+    return np.linalg.solve((eye + skew).swapaxes(1, 2), (eye - skew).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _neumann(skew: Weight, terms: int) -> Weight:
+    """The same as a series with so many terms (`_cayley_batch`); the last has half the factor of the others."""
+    rotation = np.broadcast_to(np.eye(skew.shape[-1], dtype=np.float32), skew.shape).copy()
+    power = skew
+    for term in range(1, terms):
+        rotation += power if term == terms - 1 and terms > 3 else 2 * power
+        power = power @ skew
+    return rotation
+
+
+def _oft_skew(tensors: Tensors, numbers: Numbers) -> Weight:
+    vectors = _f32(tensors["oft_R.weight"])
+    size = _oft_size(vectors.shape[1])
+    skew = np.zeros((len(vectors), size, size), np.float32)
+    rows, columns = np.triu_indices(size, 1)
+    skew[:, rows, columns] = vectors
+    skew -= skew.swapaxes(1, 2)
+    if numbers["coft"]:  # into a ball around the identity, as peft does it at each use
+        eps = float(numbers["eps"]) / math.sqrt(len(skew))
+        norms = np.sqrt(np.sum(np.square(skew), axis=(1, 2), keepdims=True))
+        skew = np.where(norms <= eps, skew, eps * (skew / np.where(norms == 0, 1, norms))).astype(np.float32)
+    return skew
+
+
+def _oft_size(elements: int) -> int:
+    """The size of a block with so many elements above its diagonal."""
+    return (1 + math.isqrt(1 + 8 * elements)) // 2
+
+
+def _oft_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    vectors = tensors["oft_R.weight"]
+    size = _oft_size(vectors.shape[1]) if vectors.ndim == 2 else 0
+    blocks = 1 if numbers["block_share"] else len(vectors)
+    return size > 0 and vectors.shape == (blocks, size * (size - 1) // 2) and shape[1] == size * (
+        shape[1] // size if numbers["block_share"] else blocks
+    )  # fmt: skip
+
+
+def _oft(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    skew = _oft_skew(tensors, numbers)
+    terms = int(numbers["num_cayley_neumann_terms"])
+    return _rotated(weight, _neumann(skew, terms) if numbers["use_cayley_neumann"] else _cayley(skew))
+
+
+def _rotated(weight: Weight, rotations: Weight) -> Weight:
+    """`weight @ R.T` of a matrix with the blocks `rotations` on its diagonal, or one block for all."""
+    size = rotations.shape[-1]
+    blocks = weight.reshape(len(weight), -1, size)
+    each = np.broadcast_to(rotations, (blocks.shape[1], size, size))
+    result: Weight = np.einsum("obk,bck->obc", blocks, each).reshape(weight.shape)
+    return result
+
+
+def _boft_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    blocks, scale = tensors["boft_R"], tensors["boft_s"]
+    # More than one factor exists only with peft's CUDA extension, which permutes the inputs between them.
+    square = blocks.ndim == 4 and blocks.shape[0] == 1 and blocks.shape[2] == blocks.shape[3]
+    return square and blocks.shape[1] * blocks.shape[2] == shape[1] and scale.shape == (shape[0], 1)
+
+
+def _boft(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    blocks = _f32(tensors["boft_R"])[0]
+    return _rotated(weight, _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))) * _f32(tensors["boft_s"])
+
+
+# ---- HRA (arXiv 2405.17484): reflections of the inputs
+
+
+def _hra_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    return tensors["hra_u"].ndim == 2 and tensors["hra_u"].shape[0] == shape[1]
+
+
+def _hra(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    axes = _f32(tensors["hra_u"])
+    unit: list[Weight] = []
+    for column in axes.T:
+        axis = column
+        for other in unit if numbers["apply_GS"] else ():
+            axis = axis - (other @ axis) * other
+        unit.append(axis / np.sqrt(np.sum(np.square(axis))))
+    for axis in unit:
+        weight = weight - 2 * np.outer(weight @ axis, axis)
+    return weight
+
+
+# ---- RoAD (arXiv 2409.00119): rotations and scales of pairs of outputs
+
+
+def _road_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    group, size = numbers["group_size"], _ROAD.get(str(numbers["variant"]), 0)
+    even = isinstance(group, int) and group > 0 and group % 2 == 0 and shape[0] % group == 0
+    return even and all(tensors[part].shape == (int(size * shape[0]),) for part in ("road_theta", "road_alpha")) and size > 0
+
+
+_ROAD = {"road_1": 0.5, "road_2": 1, "road_4": 2}
+
+
+def _road(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    group, variant = int(numbers["group_size"]), numbers["variant"]
+    theta, alpha = (_f32(tensors[part]) for part in ("road_theta", "road_alpha"))
+    if variant == "road_1":
+        theta, alpha = (np.repeat(values.reshape(-1, group // 2), 2, axis=0).reshape(-1) for values in (theta, alpha))
+    if variant == "road_4":
+        (theta, theta_2), (alpha, alpha_2) = (
+            values.reshape(-1, 2, group).swapaxes(0, 1).reshape(2, -1) for values in (theta, alpha)
+        )
+    else:
+        theta_2, alpha_2 = theta, alpha
+    halves = weight.reshape(-1, 2, group // 2, weight.shape[1])
+    turned = np.stack([-halves[:, 1], halves[:, 0]], axis=1).reshape(weight.shape)
+    result: Weight = weight * (alpha * np.cos(theta))[:, None] + turned * (alpha_2 * np.sin(theta_2))[:, None]
+    return result
+
+
+# ---- Sums
+
+
+def _miss_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    block = tensors["miss_block"]
+    if block.ndim == 3:
+        r = block.shape[1]
+        return block.shape == (shape[0] // r, r, r) and not shape[0] % r and not shape[1] % r if r else False
+    wide = block.shape[1] if block.ndim == 2 and numbers["init_weights"] == "mini" else shape[0]
+    return block.ndim == 2 and 0 < block.shape[0] <= shape[1] and block.shape[1] == wide and not shape[0] % max(wide, 1)
+
+
+def _miss_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
+    """MiSS (arXiv 2409.15371) adds one block of rows to each `r` inputs: a pair with a repeated identity."""
+    block = _f32(tensors["miss_block"])
+    r, out, into = len(block), *shape
+    lora_A = np.tile(np.eye(r, dtype=np.float32), (1, -(-into // r)))[:, :into]
+    return LowRank(lora_A, np.tile(block, (1, out // block.shape[1])).T, float(r))
+
+
+def _miss(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    block = _f32(tensors["miss_block"])
+    if block.ndim == 2:
+        pair = _miss_pair(tensors, numbers, (weight.shape[0], weight.shape[1]))
+        result: Weight = weight + pair.lora_B @ pair.lora_A
+        return result
+    r = block.shape[1]
+    blocks = weight.reshape(weight.shape[0] // r, r, weight.shape[1] // r, r).transpose(2, 0, 1, 3)
+    return weight + (blocks @ block + block).transpose(1, 2, 0, 3).reshape(weight.shape)
+
+
+def _fourier_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    spectrum = tensors["fourierft_spectrum"]
+    # Above, torch draws its random numbers in another way.
+    return spectrum.ndim == 1 and 0 < spectrum.size <= math.prod(shape) < (2**32 - 1) // 20
+
+
+def _fourier(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """FourierFT (arXiv 2405.03003): a sum of waves, whose frequencies come from a seed."""
+    spectrum = _f32(tensors["fourierft_spectrum"])
+    dense = np.zeros(weight.size, np.float32)
+    dense[_permutation(weight.size, spectrum.size, int(numbers["random_loc_seed"]))] = spectrum
+    waves = np.fft.ifft2(dense.reshape(weight.shape)).real
+    return weight + (waves * float(numbers["scaling"])).astype(np.float32)
+
+
+def _permutation(n: int, count: int, seed: int) -> NDArray[np.int64]:
+    """The first `count` of torch's `randperm(n)`, whose generator is numpy's (aten, `TensorFactories.cpp`, `randperm_cpu`)."""
+    drawn = np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)
+    moved: dict[int, int] = {}
+    found = np.empty(count, np.int64)
+    for i, number in enumerate(drawn.tolist()):
+        other = i + number % (n - i)
+        found[i] = moved.get(other, other)
+        moved[other] = moved.get(i, i)
+    return found
+
+
+def _shira_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    places, values = tensors["shira_indices"], tensors["shira_weight"]
+    if values.ndim != 1 or places.shape != (2, values.size) or places.dtype.kind not in "iu":
+        return False
+    return all(not values.size or (axis.min() >= 0 and axis.max() < size) for axis, size in zip(places, shape, strict=True))
+
+
+def _shira(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """SHiRA (arXiv 2406.13175): single elements."""
+    changed = weight.copy()
+    np.add.at(changed, tuple(tensors["shira_indices"].astype(np.int64)), _f32(tensors["shira_weight"]))
+    return changed
+
+
+def _c3a_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    kernel = tensors["c3a_kernel"]
+    return kernel.ndim == 3 and (kernel.shape[0] * kernel.shape[2], kernel.shape[1] * kernel.shape[2]) == shape
+
+
+def _c3a(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """C3A (arXiv 2407.19342): circulant blocks, divided by the number of inputs."""
+    kernel = _f32(tensors["c3a_kernel"])
+    size = kernel.shape[2]
+    turned = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
+    delta = kernel[:, :, turned].transpose(0, 2, 1, 3).reshape(weight.shape)
+    return weight + delta / np.float32(weight.shape[1])
+
+
+def _randlora_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    A, B, factors, gamma = (tensors[f"randlora_{part}"] for part in ("A", "B", "lambda", "gamma"))
+    narrow, wide = min(shape), max(shape)
+    if (A.ndim, B.ndim, factors.ndim, gamma.ndim) != (3, 3, 2, 2) or not len(factors):
+        return False
+    r, bases = len(factors), -(-narrow // len(factors))
+    return (
+        (factors.shape[1], gamma.shape) == (bases, (bases, narrow))
+        and (A.shape[0], B.shape[2]) == (r, r)
+        and A.shape[1] in (1, bases, max(bases, A.shape[1]))
+        and A.shape[2] >= narrow and B.shape[0] >= wide and B.shape[1] >= bases
+    )  # fmt: skip
+
+
+def _randlora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
+    """RandLora (arXiv 2502.00987): random bases of full rank together, of which the factors were trained."""
+    A, B, factors, gamma = (_f32(tensors[f"randlora_{part}"]) for part in ("A", "B", "lambda", "gamma"))
+    bases, narrow, wide = factors.shape[1], min(shape), max(shape)
+    small = (factors[:, :, None] * A[:, :bases, :narrow] * gamma[None]).reshape(-1, narrow)
+    large = B[:wide, :bases].reshape(wide, -1)
+    alpha = float(numbers["randlora_alpha"]) / len(factors) * small.shape[0]
+    return LowRank(small, large, alpha) if narrow == shape[1] else LowRank(large.T, small.T, alpha)
+
+
+def _vblora_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
+    bank = tensors["vblora_vector_bank"]
+    if bank.ndim != 2 or not bank.shape[1]:
+        return False
+    a, b = (_mixture_shape(tensors, half, len(bank), numbers) for half in "AB")
+    return a is not None and b is not None and a[0] == b[1] and (b[0] * bank.shape[1], a[1] * bank.shape[1]) == shape
+
+
+def _mixture_shape(tensors: Tensors, half: str, vectors: int, numbers: Numbers) -> tuple[int, ...] | None:
+    logits = tensors.get(f"vblora_logits_{half}")
+    if logits is not None:
+        right = logits.ndim == 3 and logits.shape[2] == vectors and 0 < int(numbers["topk"]) <= vectors
+        return logits.shape[:2] if right else None
+    places, weights = (tensors.get(f"vblora_logits_{half}_topk_{part}") for part in ("indices", "weights"))
+    if places is None or weights is None or places.ndim != 3 or places.dtype.kind not in "iu" or not places.size:
+        return None
+    inside = int(places.min()) >= 0 and int(places.max()) < vectors
+    return places.shape[:2] if inside and weights.shape == (*places.shape[:2], places.shape[2] - 1) else None
+
+
+def _mixture(tensors: Tensors, half: str, numbers: Numbers) -> Weight:
+    """The vectors that a half is made of: the mean of the best ones of the bank, by the softmax of their logits."""
+    bank, logits = _f32(tensors["vblora_vector_bank"]), tensors.get(f"vblora_logits_{half}")
+    if logits is None:
+        places = tensors[f"vblora_logits_{half}_topk_indices"].astype(np.int64)
+        weights = _f32(tensors[f"vblora_logits_{half}_topk_weights"])
+        weights = np.concatenate([weights, 1 - weights.sum(axis=-1, keepdims=True)], axis=-1)
+    else:
+        places = np.argsort(-_f32(logits), axis=-1, kind="stable")[..., : int(numbers["topk"])]
+        best = np.take_along_axis(_f32(logits), places, axis=-1)
+        weights = np.exp(best - best.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+    mixed: Weight = (weights[..., None] * bank[places]).sum(axis=-2)
+    return mixed
+
+
+def _vblora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
+    """VB-LoRA (arXiv 2405.15179): a pair whose halves are mixtures of shared vectors."""
+    lora_A = _mixture(tensors, "A", numbers)
+    lora_B = _mixture(tensors, "B", numbers).transpose(0, 2, 1)
+    r = len(lora_A)
+    return LowRank(lora_A.reshape(r, -1), np.ascontiguousarray(lora_B).reshape(-1, r), float(r))
+
+
+# ---- The table
+
+# VB-LoRA's tensors with `save_only_topk_weights`.
+_TOP = tuple(f"vblora_logits_{half}_topk_{part}" for half in "AB" for part in ("indices", "weights"))
+_OF_PROMPTS = frozenset({
+    "num_attention_heads", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
+    "init_weights", "num_transformer_submodules", "encoder_dropout", "encoder_reparameterization_type", "encoder_num_layers",
+})  # fmt: skip
+
+
+def _prompt(method: str, others: frozenset[str] = frozenset(), **numbers: object) -> Tuner:
+    """A tuner of tokens that are put before the input."""
+    known = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
+    return Tuner(method, known, _OF_PROMPTS | others, parts=("prompt_embeddings",))
+
+
+TUNERS: dict[str, Tuner] = {
+    "IA3": Tuner(
+        "ia3", {}, frozenset({"feedforward_modules", "init_ia3_weights"}), ("ia3_l",), _ia3_fits, _ia3, bias=True,
+    ),
+    "OFT": Tuner(
+        "oft",
+        {"oft_block_size": 32, "block_share": False, "coft": False, "eps": 6e-5, "use_cayley_neumann": True,
+         "num_cayley_neumann_terms": 5},
+        frozenset({"init_weights", "module_dropout"}), ("oft_R.weight",), _oft_fits, _oft,
+    ),
+    "BOFT": Tuner(
+        "boft", {"boft_block_size": 4, "boft_block_num": 0, "boft_n_butterfly_factor": 1},
+        frozenset({"init_weights", "boft_dropout"}), ("boft_R", "boft_s"), _boft_fits, _boft,
+    ),
+    "HRA": Tuner("hra", {"r": 8, "apply_GS": False}, frozenset({"init_weights"}), ("hra_u",), _hra_fits, _hra),
+    "ROAD": Tuner(
+        "road", {"variant": "road_1", "group_size": 64}, frozenset({"init_weights"}), ("road_theta", "road_alpha"),
+        _road_fits, _road, bias=True,
+    ),
+    "MISS": Tuner(
+        "miss", {"r": 64, "mini_r": 1, "init_weights": True}, frozenset({"miss_dropout"}), ("miss_block",), _miss_fits, _miss,
+    ),
+    "FOURIERFT": Tuner(
+        "fourierft", {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
+        frozenset({"init_weights", "n_frequency_pattern"}), ("fourierft_spectrum",), _fourier_fits, _fourier,
+    ),
+    "SHIRA": Tuner(
+        "shira", {"r": 32, "mask_type": "random"}, frozenset({"init_weights", "random_seed"}),
+        ("shira_indices", "shira_weight"), _shira_fits, _shira, integers=frozenset({"shira_indices"}),
+    ),
+    "C3A": Tuner(
+        "c3a", {"block_size": 256}, frozenset({"init_weights", "block_size_pattern"}), ("c3a_kernel",), _c3a_fits, _c3a,
+    ),
+    "RANDLORA": Tuner(
+        "randlora", {"r": 32, "randlora_alpha": 640},
+        frozenset({"init_weights", "projection_prng_key", "randlora_dropout", "save_projection", "sparse", "very_sparse"}),
+        ("randlora_lambda", "randlora_gamma"), _randlora_fits, pair=_randlora_pair,
+        shared=("randlora_A", "randlora_B"),
+    ),
+    "VBLORA": Tuner(
+        "vblora", {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2},
+        frozenset({"init_logits_std", "init_vector_bank_bound", "save_only_topk_weights", "vblora_dropout"}),
+        ("vblora_logits_A", "vblora_logits_B"), _vblora_fits, pair=_vblora_pair, shared=("vblora_vector_bank",),
+        variants=(_TOP,),
+        integers=frozenset(name for name in _TOP if name.endswith("indices")),
+    ),
+    "LN_TUNING": Tuner("ln_tuning"),
+    "TRAINABLE_TOKENS": Tuner("trainable_tokens", {}, frozenset({"init_weights", "token_indices"})),
+    "PROMPT_TUNING": _prompt("prompt_tuning"),
+    "PREFIX_TUNING": _prompt("prefix_tuning", prefix_projection=False, encoder_hidden_size=None),
+    "P_TUNING": _prompt("p_tuning", encoder_hidden_size=None),
+}  # fmt: skip
+"""peft_type to its row."""
+
+
+def tuner_of(peft_type: object) -> Tuner | None:
+    """The row of a peft_type; None for one of LoRA's kinds, for one that is not known, and for what is no text."""
+    return TUNERS.get(peft_type) if isinstance(peft_type, str) else None

@@ -1,0 +1,201 @@
+"""Architectures of which adapters alone are converted: one row each, with names by rule.
+
+`STEMS` is gguf-py's name of each linear module, which hardly depends on the architecture; a row selects those that a layer has,
+and adds what is permuted, stacked, tiled, or passed by. Each is admitted by its linearity: llama.cpp's own conversion of a
+model, applied to the model with the adapter merged, differs by what is written (tests/converters/test_gguf_by_rule.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .architecture import ATTENTION, MLP, Architecture, Experts
+
+STEMS = {
+    **ATTENTION,
+    **MLP,
+    "self_attn.dense": "attn_output",
+    "self_attn.out_proj": "attn_output",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.out_proj": "ssm_out",
+    "mixer.in_proj": "ssm_in",
+    "mixer.out_proj": "ssm_out",
+    "mixer.q_proj": "attn_q",
+    "mixer.k_proj": "attn_k",
+    "mixer.v_proj": "attn_v",
+    "mixer.o_proj": "attn_output",
+    "mixer.up_proj": "ffn_up",
+    "mixer.down_proj": "ffn_down",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.router": "ffn_gate_inp",
+    "router.proj": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    **{f"mlp.shared_expert.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
+    **{f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
+}
+"""Linear module of a layer to the stem of its tensor."""
+_TOP = {"model.embed_tokens": "token_embd", "lm_head": "output"}
+_VISION = "model.language_model"
+_SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))
+_SHARED_EXPERTS = tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down"))
+_NEMOTRON_TOP = {"model.embeddings": "token_embd", "lm_head": "output"}
+_MIXER = {path: stem for path, stem in STEMS.items() if path.startswith("mixer.")}
+_TILED = frozenset(f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"))
+_ACROSS = frozenset({"linear_attn.out_proj"})
+
+
+def _modules(*paths: str) -> dict[str, str]:
+    return {path: STEMS[path] for path in paths}
+
+
+def _row(gguf: str, classes: dict[str, str], *more: str, linear: dict[str, str] | None = None, **rest: Any) -> Architecture:
+    """A row: attention and a gated MLP, or what `linear` has, and `more` modules."""
+    linear = (ATTENTION | MLP if linear is None else linear) | _modules(*more)
+    return Architecture(gguf, classes, linear=linear, norms={}, **{"top": _TOP, **rest}, whole=False)
+
+
+BY_RULE = (
+    _row(
+        "qwen35",
+        {"Qwen3_5ForCausalLM": "qwen3_5_text"},
+        *_TILED,
+        wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5"},
+        tiled=_TILED,
+        across=_ACROSS,
+    ),
+    _row(
+        "qwen35moe",
+        {"Qwen3_5MoeForCausalLM": "qwen3_5_moe_text"},
+        *_TILED,
+        *_SHARED_EXPERT,
+        "mlp.gate",
+        "mlp.shared_expert_gate",
+        linear=ATTENTION,
+        wrapped={"Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe"},
+        tiled=_TILED,
+        across=_ACROSS,
+        experts=Experts(None),
+    ),
+    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, text=_VISION),
+    _row(
+        "qwen3vlmoe",
+        {"Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe"},
+        "mlp.gate",
+        linear=ATTENTION,
+        text=_VISION,
+        experts=Experts(None, transposed=True),
+    ),
+    _row(
+        "qwen2vl",
+        {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen2VLForConditionalGeneration": "qwen2_vl"},
+        text=_VISION,
+    ),
+    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}),
+    _row(
+        "lfm2",
+        {"Lfm2ForCausalLM": "lfm2"},
+        linear=_modules(
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.out_proj",
+            "feed_forward.w1",
+            "feed_forward.w3",
+            "feed_forward.w2",
+            "conv.in_proj",
+            "conv.out_proj",
+        ),
+    ),
+    _row("glm4moe", {"Glm4MoeForCausalLM": "glm4_moe"}, "mlp.gate", *_SHARED_EXPERTS, experts=Experts()),
+    _row(
+        "granitemoe",
+        {"GraniteMoeForCausalLM": "granitemoe"},
+        "block_sparse_moe.router.layer",
+        "block_sparse_moe.router",
+        linear=ATTENTION,
+        permuted=True,
+        experts=Experts(
+            None,
+            stacked={
+                "block_sparse_moe.experts.gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"),
+                "block_sparse_moe.experts.down_proj": ("ffn_down_exps",),
+            },
+        ),
+    ),
+    _row("hunyuan-dense", {"HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense"}),
+    _row(
+        "mistral3",
+        {"Ministral3ForCausalLM": "ministral3"},
+        wrapped={"Mistral3ForConditionalGeneration": "mistral3"},
+        texts=("mistral",),
+        permuted=True,
+    ),
+    _row("ernie4_5-moe", {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"}, "mlp.gate", *_SHARED_EXPERTS, experts=Experts()),
+    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}),
+    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, experts=Experts()),
+    _row(
+        "phi2",
+        {"PhiForCausalLM": "phi"},
+        linear=_modules("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+    ),
+    _row("nemotron_h", {"NemotronHForCausalLM": "nemotron_h"}, linear=_MIXER, top=_NEMOTRON_TOP, permuted=True),
+    _row(
+        "nemotron_h_moe",
+        {"NemotronHForCausalLM": "nemotron_h"},
+        linear=_MIXER
+        | {"mixer.gate": "ffn_gate_inp"}
+        | {f"mixer.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("up", "down")},
+        top=_NEMOTRON_TOP,
+        permuted=True,
+        experts=Experts(
+            "mixer.experts",
+            {"up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
+            {"mixer.experts.up_proj": ("ffn_up_exps",), "mixer.experts.down_proj": ("ffn_down_exps",)},
+        ),
+    ),
+    _row(
+        "minimax-m2",
+        {"MiniMaxM2ForCausalLM": "minimax_m2"},
+        "block_sparse_moe.gate",
+        "mlp.gate",
+        linear=ATTENTION,
+        experts=Experts("block_sparse_moe.experts", {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}),
+    ),
+    _row(
+        "apertus",
+        {"ApertusForCausalLM": "apertus"},
+        linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+    ),
+    _row(
+        "gemma4",
+        {"Gemma4ForCausalLM": "gemma4_text"},
+        "per_layer_input_gate",
+        "per_layer_projection",
+        "router.proj",
+        top={**_TOP, "model.per_layer_model_projection": "per_layer_model_proj"},
+        unseen={
+            "experts.down_proj": "llama.cpp adds LoRA here without the scale of the expert (src/llama-graph.cpp)",
+            "model.per_layer_model_projection": "llama.cpp bypasses the adapter here (src/models/gemma4.cpp)",
+        },
+        wrapped={"Gemma4ForConditionalGeneration": "gemma4"},
+        experts=Experts(
+            None,
+            stacked={"experts.gate_up_proj": ("ffn_gate_up_exps",), "experts.down_proj": ("ffn_down_exps",)},
+        ),
+    ),
+)

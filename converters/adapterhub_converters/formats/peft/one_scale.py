@@ -1,0 +1,53 @@
+"""One rank and one alpha for all modules of a PEFT folder, for programs that read no more than `r` and `lora_alpha`.
+
+SGLang scales by `lora_alpha / r` whatever `use_rslora` and `alpha_pattern` are, and its buffers have room for `r` rows exactly
+(0.5.23: sglang/srt/lora/lora.py, LoRAAdapter; mem_pool.py, load_lora_weight_to_buffer). The function of the result is the same
+in every other program, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import file_alpha
+
+
+def folded(adapter: Adapter) -> Adapter:
+    """The same adapter without rsLoRA and patterns: smaller ranks padded with zeros, other scales moved into `lora_B`.
+
+    The notes tell what was done. `source` is None, as the config is another.
+
+    Raises:
+        RefusedError: It has deltas that are more or other than a pair of one module, or none that changes anything.
+    """
+    pairs = plain_pairs(adapter)
+    if more := [target for target, delta in pairs.items() if not delta.plain]:
+        raise RefusedError(more[0], "has a magnitude or a bias beside its two matrices")
+    rank = max((delta.r for delta in pairs.values()), default=0)
+    needed = {target: delta.scaling * rank for target, delta in pairs.items()}
+    plan = file_alpha.plan(needed, np.dtype(np.float64), "lora_alpha")
+    if plan is None:
+        raise RefusedError("lora_alpha", "is 0 in every module, so that the adapter changes nothing")
+    notes = list(plan.notes)
+    if any(delta.rslora for delta in pairs.values()):
+        notes.append(f"rsLoRA is folded into lora_alpha {plan.common:.9g}")
+    if scaled := sum(factor != 1.0 for factor in plan.factors.values()):
+        notes.append(f"scales folded into lora_B: {scaled}")
+    if padded := sum(delta.r != rank for delta in pairs.values()):
+        notes.append(f"modules padded with zeros to rank {rank}: {padded}")
+    deltas = {
+        target: _uniform(target, delta, plan.factors[target], plan.common, rank) for target, delta in sorted(pairs.items())
+    }
+    return replace(adapter, deltas=deltas, source=None, notes=(*adapter.notes, *notes))
+
+
+def _uniform(
+    target: str, delta: LowRank | LowRankEmbedding, factor: float, alpha: float, rank: int
+) -> LowRank | LowRankEmbedding:
+    lora_B = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor).lora_B
+    lora_A, lora_B = file_alpha.padded(delta.lora_A, rank, 0), file_alpha.padded(lora_B, rank, 1)
+    return replace(delta, lora_A=lora_A, lora_B=lora_B, alpha=alpha, rslora=False)

@@ -1,0 +1,143 @@
+"""Experts that an adapter has one by one, as the parameters that transformers 5 stacks them to.
+
+transformers 5 has one `gate_up_proj` and one `down_proj` for all experts of a layer. peft 0.21.2 maps the old names for some
+model types alone, and there takes every target that ends in `gate_proj`, `up_proj`, `down_proj` or `gate` for one of an expert,
+dense layers and shared experts too (`utils/transformers_weight_conversion.py`). So what it saves itself is written:
+`target_parameters`, also for the routers and the other modules of these names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adapterhub_converters import linear
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
+from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.errors import RefusedError
+
+STACKING = frozenset({
+    "afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "dots1", "ernie4_5_moe", "ernie4_5_vl_moe", "exaone_moe", "flex_olmo", "gemma4", "gemma4_text", "glm4_moe",
+    "glm4_moe_lite", "glm4v_moe", "glm4v_moe_text", "glm_moe_dsa", "granitemoe", "granitemoehybrid",
+    "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "hy_v4", "jamba", "kimi_linear", "laguna", "lfm2_moe",
+    "longcat_flash", "mellum", "mimo_v2_flash", "minimax", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl_moe",
+    "qwen3_vl_moe_text", "solar_open",
+})  # fmt: skip
+"""Model types with `experts.gate_up_proj` `(experts, 2 * inner, outer)` and `experts.down_proj` (transformers 5.24)."""
+_EXPERT = linear.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
+_PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
+# Last names of modules that peft would take for those of experts, and of routers, which are no linear layers.
+_TAKEN = frozenset({*_PARTS, "gate", "router"})
+
+Experts = Mapping[int, LowRank]
+
+
+def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+    """The adapter with its experts in stacks, under the names of modules in memory; `adapter` itself if it has none to stack.
+
+    Raises:
+        RefusedError: An expert has more than a pair, which a stack cannot have.
+    """
+    if base is None or base.model_type not in STACKING:
+        return adapter
+    deltas: dict[str, Delta] = {}
+    layers: dict[str, dict[str, dict[int, LowRank]]] = {}
+    for name, delta in adapter.deltas.items():
+        target = canonical_names.in_memory(name, base.model_type)
+        found = place_of(target)
+        if found is None:
+            deltas[target] = delta
+        elif isinstance(delta, LowRank) and delta.plain:
+            module, number, part = found
+            layers.setdefault(module, {}).setdefault(_PARTS[part], {})[number] = delta
+        else:
+            raise RefusedError(name, "more than a pair on one expert cannot be expressed for experts that peft has in stacks")
+    if not layers:
+        return adapter
+    for module, parts in layers.items():
+        number = count(module, base, max(max(experts) for experts in parts.values()) + 1)
+        if "gate" in parts or "up" in parts:
+            sides = [_stack(parts[side], number) if side in parts else None for side in ("gate", "up")]
+            deltas[f"{module}.gate_up_proj"] = _joined(sides)
+        if "down" in parts:
+            deltas[f"{module}.down_proj"] = _stack(parts["down"], number)
+    return dataclasses.replace(adapter, deltas=deltas, source=None)
+
+
+def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
+    """A note on experts that are written one by one, because nothing tells whether the base stacks them."""
+    found = sum(_EXPERT.fullmatch(target) is not None for target in adapter.deltas)
+    if not found or (base is not None and base.model_type):
+        return []
+    return [f"{found} deltas are of single experts, which peft 0.21 ignores where transformers 5 stacks them: name the base"]
+
+
+def as_parameters(adapter: Adapter, base: BaseSpec | None) -> frozenset[str]:
+    """The modules that `target_parameters` must name, as peft would take them for those of experts."""
+    if base is None or base.model_type not in STACKING:
+        return frozenset()
+    return frozenset(
+        target
+        for target, delta in adapter.deltas.items()
+        if isinstance(delta, LowRank) and delta.plain and target.rpartition(".")[2] in _TAKEN
+    )
+
+
+def place_of(target: str) -> tuple[str, int, str] | None:
+    """The module with all experts of a layer, the number of one, and its part; None for any other target."""
+    found = _EXPERT.fullmatch(target)
+    return (found[1], int(found[2]), found[3]) if found else None
+
+
+def count(module: str, base: BaseSpec, least: int) -> int:
+    """The number of experts of a layer by the base's config, at least `least` without one; RefusedError if it has fewer."""
+    keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    known = next((base.config[key] for key in keys if isinstance(base.config.get(key), int)), least)
+    if least > known:
+        raise RefusedError(module, f"expert {least - 1} of {known} in the base")
+    return int(known)
+
+
+def _stack(experts: Experts, count: int) -> StackedLowRank:
+    """One delta of all experts: those that differ in rank are padded with zeros, in scale the factor goes into `lora_B`."""
+    r = max(delta.r for delta in experts.values())
+    first = next(iter(experts.values()))
+    scale = first.scaling
+    out, into = first.shape
+    lora_A, lora_B = np.zeros((count, r, into), first.lora_A.dtype), np.zeros((count, out, r), first.lora_B.dtype)
+    for number, delta in experts.items():
+        if delta.shape != (out, into):
+            raise RefusedError("", f"experts of the shapes {(out, into)} and {delta.shape} do not make a stack")
+        lora_A[number, : delta.r] = delta.lora_A
+        factor = delta.scaling / scale if scale else 1.0
+        lora_B[number, :, : delta.r] = delta.lora_B if factor == 1 else delta.lora_B.astype(np.float32) * np.float32(factor)
+    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora)
+
+
+def _of_scale(lora_A: np.ndarray, lora_B: np.ndarray, scale: float, *, rslora: bool) -> StackedLowRank:
+    r = lora_A.shape[1]
+    return StackedLowRank(lora_A, lora_B, scale * (r**0.5 if rslora else r), rslora, transposed_base=False)
+
+
+def _joined(sides: Sequence[StackedLowRank | None]) -> StackedLowRank:
+    """`gate_up_proj`: the rows of gate above those of up, each with its own ranks unless the two share `lora_A`."""
+    there = [side for side in sides if side is not None]
+    first = there[0]
+    count, out, _ = first.lora_B.shape
+    scale = first.scaling
+    factors = [side.scaling / scale if scale else 1.0 for side in there]
+    shared = len(there) == 2 and np.array_equal(there[0].lora_A, there[1].lora_A) and factors == [1.0, 1.0]
+    r = first.r if shared else sum(side.r for side in there)
+    lora_B = np.zeros((count, 2 * out, r), np.result_type(*(side.lora_B for side in there)))
+    start = 0
+    for side, factor in zip(there, factors, strict=True):
+        row = out * next(i for i, one in enumerate(sides) if one is side)
+        scaled = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
+        lora_B[:, row : row + out, start : start + side.r] = scaled
+        start += 0 if shared else side.r
+    lora_A = first.lora_A if shared else np.concatenate([side.lora_A for side in there], axis=1)
+    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora)

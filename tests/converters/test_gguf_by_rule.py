@@ -1,0 +1,146 @@
+"""Each architecture of which adapters alone are converted, and each vision or audio model, against llama.cpp itself.
+
+As in `test_gguf_architectures`: with f its conversion of models, f(W + s·BA) − f(W) is what our file adds, on every tensor; and
+where llama.cpp computes what transformers computes of such a small model, the logits agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, StackedLowRank
+from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.bases.canonical_names import in_memory
+from adapterhub_converters.containers import gguf_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile, Value
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats import gguf as gguf_lora
+from tests.conftest import need_module
+from tests.converters.test_gguf_architectures import TOKENS, assert_linear, deltas, merged, read_back
+from tests.support import llama_cpp, tiny
+from tests.support.llama_cpp_scripts import Converter
+
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("llama.cpp")]
+CLASSES = [(one.gguf, name) for one in names.ADAPTERS for name in (*one.wrapped, *(() if one.whole else one.classes))] + [
+    ("gemma4-moe", "Gemma4ForCausalLM")
+]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp"], "num_hidden_layers": 3},
+    "nemotron_h_moe": {
+        "layers_block_type": ["mamba", "attention", "moe"], "num_hidden_layers": 3, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 48,
+    },
+    "gemma4-moe": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+}  # fmt: skip
+NOT_RUN = {"nemotron_h": "the conversion takes every Nemotron-H for one with experts under transformers 5"}
+
+
+def saved(name: str, gguf: str, folder: Path) -> Path:
+    """A model as it is published, where transformers saves it otherwise."""
+    tiny.model(name, **VARIANTS.get(gguf, {})).save_pretrained(folder)
+    if gguf == "nemotron_h":
+        config = json.loads((folder / "config.json").read_text())
+        config = {key: value for key, value in config.items() if key not in ("num_experts_per_tok", "layers_block_type")}
+        (folder / "config.json").write_text(json.dumps(config | {"hybrid_override_pattern": "M*-"}))
+    if gguf == "qwen3vlmoe":  # experts are (experts, in, out) there
+        with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+            weights = {name: file.tensor(name) for name in file.tensors}
+        turned = {name: array.swapaxes(1, 2).copy() for name, array in weights.items() if ".experts." in name}
+        safetensors_file.write(folder / "model.safetensors", weights | turned)
+    if "Gemma" in name:  # its conversion cuts the table of embeddings to as many rows as there are tokens
+        vocabulary = {str(number): number for number in range(tiny.CONFIG["vocab_size"])}
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    return folder
+
+
+def _is_known(architecture: Architecture, parameter: str) -> bool:
+    return bool(architecture.stem(parameter) or architecture.stem(parameter.removesuffix(".weight")))
+
+
+@pytest.mark.parametrize(("kind", "name"), CLASSES)
+def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
+    tmp_path: Path, converted: Converter, kind: str, name: str
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder = saved(name, kind, tmp_path / "hf")
+    gguf = converted(folder, tmp_path / "base.gguf")
+    base = read_base(folder)
+    architecture = base.mapped()
+    files = {in_memory(file, base.model_type): file for file in base.tensors if not _is_known(architecture, file)}
+    tensors = {next((own for own in files if files[own] == file), file): tensor for file, tensor in base.tensors.items()}
+    adapter = Adapter(dict(deltas(dataclasses.replace(base, tensors=tensors), architecture)))
+    assert len(adapter.deltas) >= 7
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
+    changed = converted(merged(folder, adapter, tmp_path / "merged", files), tmp_path / "merged.gguf")
+    error = assert_linear(gguf, changed, tmp_path / "a.gguf")
+    print(f"{name}: {len(adapter.deltas)} modules, linear to {error:.1g}")
+    if not any(isinstance(delta, StackedLowRank) for delta in adapter.deltas.values()):
+        read_back(tmp_path / "a.gguf", adapter)
+    if kind in NOT_RUN:
+        return
+    expected = llama_cpp.logits(changed, TOKENS)
+    effect = np.abs(expected - llama_cpp.logits(gguf, TOKENS)).max()
+    off = np.abs(llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf") - expected).max()
+    print(f"{name}: logits off by {off:.2g}, effect {effect:.2g}")
+    assert effect > 1
+    assert off < 1e-3 * max(1, effect)
+
+
+def _foreign(path: Path, dst: Path) -> Path:
+    """The file as another program writes it: without the source's config."""
+    with GGUFFile(path) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        metadata = {
+            key: Value(file.header.kinds[key], value)
+            for key, value in file.header.metadata.items()
+            if not key.startswith("adapterhub.")
+        }
+    gguf_file.write(dst, metadata, tensors)
+    return dst
+
+
+@pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3VLForConditionalGeneration", "Gemma4ForConditionalGeneration"])
+def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, name: str) -> None:
+    base = read_base(saved(name, "", tmp_path / "hf"))
+    adapter = Adapter(dict(deltas(base, base.mapped())))
+    gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
+    again = gguf_lora.read(_foreign(tmp_path / "a.gguf", tmp_path / "b.gguf"), base=base)
+    assert set(again.deltas) == set(adapter.deltas)
+    for target, delta in adapter.deltas.items():
+        assert isinstance(delta, LowRank | LowRankEmbedding)
+        found = again.deltas[target]
+        assert isinstance(found, LowRank | LowRankEmbedding)
+        products = [one.scaling * one.lora_B.astype(float) @ one.lora_A for one in (delta, found)]
+        assert np.allclose(*products, atol=1e-6), target
+
+
+def test_an_adapter_of_a_model_without_a_head_has_the_tensors_of_one_with(tmp_path: Path) -> None:
+    base = read_base(saved("Qwen3ForCausalLM", "", tmp_path / "hf"))
+    whole = Adapter({name: delta for name, delta in deltas(base, base.mapped()) if ".layers." in name})
+    bare = Adapter({name.removeprefix("model."): delta for name, delta in whole.deltas.items()})
+    found = []
+    for number, adapter in enumerate((whole, bare)):
+        gguf_lora.write(adapter, tmp_path / f"{number}.gguf", base=base)
+        with GGUFFile(tmp_path / f"{number}.gguf") as file:
+            found.append({name: file.tensor(name).tobytes() for name in file.tensors})
+    assert found[0] == found[1]
+    assert set(gguf_lora.read(tmp_path / "1.gguf").deltas) == set(bare.deltas)
+
+
+def test_a_text_model_of_another_family_and_a_vision_module_are_refused(tmp_path: Path) -> None:
+    base = read_base(saved("LlavaForConditionalGeneration", "", tmp_path / "hf"))
+    adapter = Adapter(dict(deltas(base, base.mapped())))
+    with pytest.raises(RefusedError, match="the text model of .* is qwen2, and not llama"):
+        gguf_lora.write(adapter, tmp_path / "a.gguf", base=dataclasses.replace(base, text_type="qwen2"))
+    delta = next(iter(adapter.deltas.values()))
+    vision = "model.vision_tower.encoder.layers.0.self_attn.q_proj"
+    with pytest.raises(RefusedError, match="llama.cpp's 'llama' has no tensor for this module"):
+        gguf_lora.write(Adapter({vision: delta}), tmp_path / "a.gguf", base=base)

@@ -1,0 +1,151 @@
+"""Archives of Tinker: converted to PEFT and merged, they add what Tinker's own merge adds to the weights of the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.checks.repair import fix
+from adapterhub_converters import bases
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import peft as format_peft
+from tests.conftest import need_module
+from tests.support import tiny
+
+R, ALPHA = 2, 6.0
+P = "base_model.model.model.layers."
+
+
+class Archive:
+    """An archive in the making, and the weights of its base with the deltas added, by their names in memory."""
+
+    def __init__(self, weights: dict[str, np.ndarray]) -> None:
+        self.rng = np.random.default_rng(0)
+        self.tensors: dict[str, np.ndarray] = {}
+        self.wanted = {name: array.copy() for name, array in weights.items()}
+
+    def halves(self, name: str, rows: int, columns: int, *experts: int) -> np.ndarray:
+        """Add a pair, of experts where their numbers in the two halves are given; returns the delta."""
+        first, second = experts or ((), ())
+        lead_a, lead_b = ((first,), (second,)) if experts else ((), ())
+        a = self.rng.normal(size=(*lead_a, R, columns)).astype(np.float32)
+        b = self.rng.normal(size=(*lead_b, rows, R)).astype(np.float32)
+        self.tensors |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+        return np.asarray(ALPHA / R * b @ a)
+
+    def save(self, folder: Path, **config: Any) -> Path:
+        folder.mkdir()
+        safetensors_file.write(folder / format_peft.WEIGHTS, self.tensors)
+        (folder / format_peft.CONFIG).write_text(json.dumps({"r": R, "lora_alpha": ALPHA} | config))
+        return folder
+
+
+def made(name: str) -> tuple[Any, Archive]:
+    model = tiny.model(name)
+    archive = Archive({key: tensor.numpy() for key, tensor in model.state_dict().items()})
+    for key, array in archive.wanted.items():
+        module = key.removesuffix(".weight")
+        own = module.replace("model.language_model.", "model.")
+        if own.endswith(("q_proj", "o_proj")):
+            trained = own.replace(".self_attn.", ".attn.") if name.startswith("GptOss") else own
+            array[:] += archive.halves(trained, *array.shape)
+        elif module == "lm_head":
+            array[:] += archive.halves("model.unembed_tokens", *array.shape)
+        elif own.endswith("in_proj_qkv"):
+            starts = np.cumsum([0, *[32] * 2, len(array) - 64])
+            for part, start, end in zip("qkv", starts, starts[1:], strict=False):
+                array[start:end] += archive.halves(own.replace("in_proj_qkv", f"in_proj_{part}"), end - start, array.shape[1])
+        elif own.endswith("experts.gate_up_proj"):
+            experts(archive, name, key, own.removesuffix(".gate_up_proj"))
+    return model, archive
+
+
+def experts(archive: Archive, name: str, key: str, own: str) -> None:
+    up, down = archive.wanted[key], archive.wanted[key.replace("gate_up_proj", "down_proj")]
+    count, turned = len(up), name.startswith("GptOss")
+    (into, both) = up.shape[1:] if turned else up.shape[:0:-1]
+    gates = archive.halves(f"{own}.w1", both // 2, into, 1, count)  # one lora_A for all experts
+    ups = archive.halves(f"{own}.w3", both // 2, into, 1, count)
+    downs = archive.halves(f"{own}.w2", into, both // 2, count, 1)
+    if turned:
+        up[:, :, ::2] += gates.swapaxes(1, 2)
+        up[:, :, 1::2] += ups.swapaxes(1, 2)
+        down += downs.swapaxes(1, 2)
+    else:
+        up += np.concatenate([gates, ups], axis=1)
+        down += downs
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Qwen3_5MoeForConditionalGeneration"]
+)
+def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
+    need_module("peft")
+    import peft
+
+    model, archive = made(name)
+    model.save_pretrained(tmp_path / "base")
+    source = archive.save(tmp_path / "a")
+    base = bases.read_base(tmp_path / "base")
+    convert.convert(source, tmp_path / "b", to="peft", base=base)
+    merged = peft.PeftModel.from_pretrained(tiny.model(name), str(tmp_path / "b")).merge_and_unload().state_dict()
+    for key, array in archive.wanted.items():
+        np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
+    assert (
+        convert.read(source, base=base).deltas.keys() == convert.read(tmp_path / "b", base=base).deltas.keys() or "Moe" in name
+    )
+
+
+LAYER = f"{P}0.mlp.up_proj"
+PAIR = {f"{LAYER}.lora_A.weight": np.ones((R, 8), np.float32), f"{LAYER}.lora_B.weight": np.ones((4, R), np.float32)}
+EXPERTS = f"{P}0.mlp.experts.w1"
+HEAD = "base_model.model.model.unembed_tokens"
+MARK = {f"{HEAD}.lora_A.weight": np.ones((R, 8), np.float32), f"{HEAD}.lora_B.weight": np.ones((9, R), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "says"),
+    [
+        ({f"{HEAD}.lora_A.weight": np.ones((R, 8), np.float32)}, {}, "has lora_A alone"),
+        (MARK | {f"{LAYER}.weight": np.ones((4, 8), np.float32)}, {}, "is no half of a pair"),
+        (MARK | {f"{EXPERTS}.lora_A.weight": np.ones((3, R, 8), np.float32),
+                 f"{EXPERTS}.lora_B.weight": np.ones((2, 4, R), np.float32)}, {}, "3 and 2 experts"),
+        (MARK, {"r": 0}, '"r" is 0'),
+        (MARK, {"lora_alpha": "x"}, '"lora_alpha" is not a number'),
+        (MARK | {f"{EXPERTS}.lora_A.weight": np.ones((1, 64, 4096), np.float16),
+                 f"{EXPERTS}.lora_B.weight": np.ones((4096, 1, 64), np.float16)}, {}, "are to become low-rank pairs of"),
+        ({f"{P}0.linear_attn.in_proj_{part}.lora_{half}.weight": np.ones(shape, np.float32) for part in "qkv"
+          for half, shape in (("A", (R, 8 if part == "q" else 4)), ("B", (4, R)))}, {}, "have other columns"),
+        ({name.replace("mlp.up_proj", "linear_attn.in_proj_q"): PAIR[name] for name in PAIR}, {}, "in_proj_k has no delta"),
+    ],
+)  # fmt: skip
+def test_a_malformed_archive_is_refused_in_one_line(
+    tmp_path: Path, tensors: dict[str, np.ndarray], config: dict[str, Any], says: str
+) -> None:
+    archive = Archive({})
+    archive.tensors = tensors
+    with pytest.raises(AdapterhubError) as caught:
+        convert.convert(archive.save(tmp_path / "a", **config), tmp_path / "b", to="peft")
+    assert says in str(caught.value)
+    assert not (tmp_path / "b").exists()
+
+
+def test_elsewhere_an_archive_is_named_and_a_config_without_its_kind_is_none(tmp_path: Path) -> None:
+    archive = Archive({})
+    archive.tensors = MARK
+    with pytest.raises(RefusedError, match="an archive of Tinker") as caught:
+        convert.sniff(archive.save(tmp_path / "a"))
+    assert caught.value.code == "convert-to-peft"
+    with pytest.raises(RefusedError, match="an archive of Tinker"):
+        fix(tmp_path / "a", tmp_path / "f")
+    assert set(convert.read(tmp_path / "a").deltas) == {"lm_head"}
+    archive.tensors = PAIR
+    with pytest.raises(AdapterhubError, match="peft_type"):
+        convert.read(archive.save(tmp_path / "c"))
