@@ -6,8 +6,8 @@ The computation is in `adapterhub.training`; here an adapter is looked up, and a
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,11 +16,12 @@ from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import ParameterError, UsageError
 
 from . import base_sources, sources
-from .workspace import Progress, StrPath, Workspace
+from .workspace import Progress, StrPath, Workspace, listed
 
 if TYPE_CHECKING:
     from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
     from adapterhub.training.cost.budget import Forecast
+    from adapterhub.training.trainer import Trainer
 
 # Data types as in every other function, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -59,7 +60,37 @@ def train(
         >>> result.folder.name
         'letters'
     """
-    from adapterhub.training import read_config, run
+    with open_trainer(
+        config, out, on_event=on_event, start=start, force=force, replace=replace, workspace=workspace
+    ) as trainer:
+        trainer.run()
+        return trainer.save()
+
+
+@contextmanager
+def open_trainer(
+    config: StrPath | TrainConfig,
+    out: StrPath | None = None,
+    *,
+    on_event: OnEvent | None = None,
+    start: StrPath | None = None,
+    force: bool = False,
+    replace: bool = False,
+    workspace: Workspace | None = None,
+) -> Iterator[Trainer]:
+    """Load a training, for a program that does its steps, such as with a loss of its own; arguments are those of `train`.
+
+    Example:
+        >>> with ah.open_trainer("letters.toml", "stepped") as trainer:
+        ...     for batch in trainer.batches():
+        ...         loss = trainer.forward_backward(batch)
+        ...         stepped = trainer.optim_step()
+        ...     result = trainer.save()
+        >>> (result.steps, loss == stepped.loss)
+        (30, True)
+    """
+    from adapterhub.training import open_trainer as opened
+    from adapterhub.training import read_config
 
     here = workspace or Workspace()
     path = Path(config) if isinstance(config, str | os.PathLike) else None
@@ -71,7 +102,7 @@ def train(
         first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
         cache = Path(here.cache) if here.cache is not None else None
         more = {"start": first, "cache": cache, "replace": replace}
-        return run(_located(read, here), target, on_event=on_event, force=force, **more)  # type: ignore[arg-type]
+        yield stack.enter_context(opened(_located(read, here), target, on_event=on_event, force=force, **more))  # type: ignore[arg-type]
 
 
 def forecast(config: TrainConfig, *, workspace: Workspace | None = None) -> Forecast:
@@ -97,6 +128,7 @@ def evaluate(
     *,
     data: StrPath | Sequence[StrPath],
     base: StrPath,
+    trained_on: Sequence[StrPath] = (),
     tokens: int | None = None,
     sequence: int | None = None,
     loss: Literal["all", "completion"] | None = None,
@@ -113,6 +145,7 @@ def evaluate(
         source: A folder, a file, a ref or an address.
         data: Files that the adapter was not trained on, in the formats of a training.
         base: The model's folder, with its weights, or a GGUF file.
+        trained_on: Files that it was trained on: what `data` share with them is noted.
         tokens: Use about so many tokens, evenly spread; all of them if None.
         sequence: The length of a sequence; this and the next three are as in the training if None.
         loss: The tokens that count, `all` or `completion`.
@@ -140,13 +173,14 @@ def evaluate(
     if record is not None:
         check_name(record, "record")
     here = workspace or Workspace()
-    files = [Path(data)] if isinstance(data, str | os.PathLike) else [Path(file) for file in data]
+    files = list(map(Path, listed(data)))
     model = base_sources.weights(base, here)
     if not (model.is_dir() or model.suffix == ".gguf"):
         raise UsageError(
             str(base), "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file"
         )
-    options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads)
+    known = tuple(Path(file) for file in trained_on)
+    options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=known)
     cache = Path(here.cache) if here.cache is not None else None
     with sources.opened(source, here) as found:
         made = measured(sources.given(found), model, files, options, progress=progress, cache=cache)

@@ -31,10 +31,10 @@ def main() -> int:
     """All steps in turn; the first that fails ends it."""
     started = time.monotonic()
     clean()
-    say("1", "A registry", "One file, registry.db, and its store beside it.\n")
+    say("1", "A registry", "One file, registry.db, and its store next to it.\n")
     run("adapterhub", "init")
-    say("2", "A base model and some data", "The base comes out of an installed package, dequantized; the data are the")
-    print("license texts that every Python environment carries, split by document.\n")
+    say("2", "A base model and some data", "The base comes out of an installed package, dequantized; the data are 27")
+    print("license texts of another, split so that held-out texts share next to no passage with those to train on.\n")
     base_model()
     run("python", "examples/licenses.py", "demo/data")
     say("3", "Train", "QLoRA: the base in 4 bits (NF4), r = 16 on every linear layer.\n")
@@ -64,8 +64,8 @@ def say(number: str, title: str, text: str) -> None:
 def run(program: str, *arguments: str) -> None:
     """Print a command and run it: this environment's own `adapterhub` or `python`."""
     print(f"$ {program} {' '.join(arguments)}", flush=True)
-    beside = Path(sys.executable).parent / "adapterhub"
-    adapterhub = [str(beside)] if beside.exists() else [sys.executable, "-m", "adapterhub"]
+    script = Path(sys.executable).parent / "adapterhub"
+    adapterhub = [str(script)] if script.exists() else [sys.executable, "-m", "adapterhub"]
     command = [sys.executable] if program == "python" else adapterhub
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")}
     done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, check=False)
@@ -75,7 +75,7 @@ def run(program: str, *arguments: str) -> None:
 
 
 def check(good: bool, text: str) -> None:
-    """Say that something holds, or end here."""
+    """Report that something holds, or end here."""
     if not good:
         fail(f"not so: {text}")
     print(f"ok: {text}", flush=True)
@@ -135,15 +135,13 @@ def llama_cpp() -> None:
     """The real llama.cpp over the quantized base, with and without the adapter."""
     say("6", "Run it in llama.cpp", "Another format, another runtime, and the base in its own four bits.\n")
     run("adapterhub", "convert", "demo/legal", "demo/legal.gguf", "--to", "gguf")
-    sys.path.insert(0, str(ROOT / "examples"))
-    from llama_cpp import generate
+    import adapterhub as ah
 
-    plain = generate(GGUF, PROMPT, n_tokens=40)
-    adapted = generate(GGUF, PROMPT, ADAPTER_GGUF, n_tokens=40)
-    for name, text in (("base", plain), ("with the adapter", adapted)):
+    made = ah.generate(ADAPTER_GGUF, PROMPT, base=GGUF, raw=True, max_tokens=40)
+    for name, text in (("base", made.base_text), ("with the adapter", made.text)):
         print(f"{name}:")
         print(folded(f"{PROMPT} |{text}"))
-    check(plain != adapted, "the adapter changes what llama.cpp writes")
+    check(made.base_text != made.text, "the adapter changes what llama.cpp writes")
 
 
 def folded(text: str) -> str:
@@ -196,7 +194,7 @@ def compare_with_last(training: dict[str, Any]) -> None:
     if last is None:
         print("\nRun `make demo` again: it will compare.")
     elif last["inputs"] != inputs:
-        print("\nThe config, the installed packages or their licenses have changed since the last run.")
+        print("\nThe config or the installed packages have changed since the last run.")
     else:
         check(last["digest"] == digest, "the same bytes as the last run's")
 

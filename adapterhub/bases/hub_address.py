@@ -47,7 +47,7 @@ class Hub:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class HubPath:
     """A model, a revision of it (branch, tag or commit), and a file or folder in it, empty for the whole."""
 
     repo: str
@@ -55,7 +55,7 @@ class Place:
     path: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> HubPath:
         """Parse `hf://…`; UsageError for an invalid one."""
         found = _PLACE.fullmatch(text[len(SCHEME) :])
         hint = "Write hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
@@ -70,7 +70,7 @@ class Place:
         return cls(repo, revision, path)
 
     @classmethod
-    def of_page(cls, url: str, hub: Hub) -> Place | None:
+    def of_page(cls, url: str, hub: Hub) -> HubPath | None:
         """The model of a page or file URL of this hub; None for any other URL."""
         where = url.partition("?")[0]
         if origin(url, where, typed=True) != origin(hub.endpoint, hub.endpoint, typed=True):

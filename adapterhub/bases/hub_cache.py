@@ -13,27 +13,27 @@ from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .hub_address import SCHEME, Place
+from .hub_address import SCHEME, HubPath
 
 
-def place_of(text: str) -> Place | None:
+def place_of(text: str) -> HubPath | None:
     """The model that `org/name[@revision][/file]` may mean; None for any other text."""
     if text.startswith((".", "/", "~")) or ":" in text or "\\" in text:
         return None
     try:
-        return Place.parse(SCHEME + text)
+        return HubPath.parse(SCHEME + text)
     except UsageError:
         return None
 
 
-def find(place: Place, cache: Path) -> Path | None:
+def find(place: HubPath, cache: Path) -> Path | None:
     """The folder or file of a model in the cache; None if it is not there."""
     commit = place.revision if hub_layout.is_commit(place.revision) else _commit(place, cache)
     found = cache / hub_layout.snapshot(place.repo, commit) / place.path if commit else None
     return found if found is not None and found.exists() else None
 
 
-def _commit(place: Place, cache: Path) -> str | None:
+def _commit(place: HubPath, cache: Path) -> str | None:
     """The commit that a branch or a tag meant when it was last downloaded."""
     if any(part in ("", ".", "..") for part in place.revision.split("/")):
         return None

@@ -18,7 +18,7 @@ from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 
 from . import hub_cache
-from .hub_address import Hub, Place
+from .hub_address import Hub, HubPath
 from .ranges import Known, RangeClient
 from .remote import listed
 
@@ -28,7 +28,7 @@ _DOCUMENTS = ("README.md", "LICENSE", "NOTICE")
 Show = Callable[[int, int], None]
 
 
-def download(place: Place, hub: Hub, cache: Path, *, show: Show | None = None, digests: Path | None = None) -> Path:
+def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None, digests: Path | None = None) -> Path:
     """Download what is needed of a model, and return its folder, or the file that `place` names.
 
     Args:
@@ -59,7 +59,7 @@ def download(place: Place, hub: Hub, cache: Path, *, show: Show | None = None, d
     return folder / place.path
 
 
-def _wanted(place: Place, listing: Mapping[str, Known]) -> list[str]:
+def _wanted(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
     """The files to download: the one that is named with its parts, or configuration, tokenizer and safetensors of a folder."""
     if place.path in listing:
         return _parts(place.path, listing)
@@ -91,7 +91,7 @@ def _parts(name: str, listing: Mapping[str, Known]) -> list[str]:
     return same or [name]
 
 
-def _only_gguf(place: Place, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
+def _only_gguf(place: HubPath, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
     found = [name for name in names if name.endswith(".gguf")]
     if len(found) == 1:
         return prefix + found[0]
@@ -103,7 +103,7 @@ def _only_gguf(place: Place, prefix: str, names: list[str], listing: Mapping[str
     raise NotFoundError(str(place), "not a base model: it has no safetensors and no GGUF file")
 
 
-def _fetch(place: Place, hub: Hub, cache: Path, wanted: list[str], show: Callable[[int], None]) -> None:
+def _fetch(place: HubPath, hub: Hub, cache: Path, wanted: list[str], show: Callable[[int], None]) -> None:
     """Have huggingface_hub download files into its cache."""
     import huggingface_hub
     from huggingface_hub import utils
@@ -141,7 +141,7 @@ def _fetch(place: Place, hub: Hub, cache: Path, wanted: list[str], show: Callabl
         raise RemoteError(str(place), f"the download failed ({reason[:200]})", "What has arrived is kept; try again") from error
 
 
-def _verify(file: Path, known: Known, place: Place, digests: Path | None) -> None:
+def _verify(file: Path, known: Known, place: HubPath, digests: Path | None) -> None:
     """Compare a downloaded file with the listing of the hub."""
     if not file.is_file():
         raise RemoteError(str(place), f"{file.name} is not among what was downloaded", "The model may have changed; try again")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +17,13 @@ from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import Entry
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.containers.json_file import parse_object
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError
 
 VERSION = 1
 MAX_DOCUMENT = 64 << 20  # bytes; that of a model with 140,000 tensors has 15 MB
 _TEXTS = ("kind", "architecture", "model_type", "source")
-_OPTIONAL = ("quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
+_OPTIONAL = ("text_type", "quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
 _TENSORS = ("tensors", "stored", "derived")
 # What identifies a base; where it was read from and the size of its files do not.
 _IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_OPTIONAL)
@@ -59,7 +58,7 @@ class BaseDocument:
 
     def dump(self) -> bytes:
         """The bytes to store."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json_file.canonical(self.to_dict())
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> BaseDocument:
@@ -69,11 +68,12 @@ class BaseDocument:
             FormatError: It is not the document of a base, or its fingerprint is not that of its tensors.
             RefusedError: A newer version wrote it.
         """
-        document = parse_object(raw.decode("utf-8", "replace"), name)
+        document = json_file.parse_object(raw.decode("utf-8", "replace"), name)
         version = document.get("version")
         if isinstance(version, int) and version > VERSION:
             what = f"base document version {version} is newer than the supported {VERSION}"
             raise RefusedError(name, what, "Upgrade adapterhub")
+        document.setdefault("text_type", None)  # the first documents lack it
         if version != VERSION or not _is_document(document):
             raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
         spec = BaseSpec(

@@ -19,7 +19,7 @@ from adapterhub_converters.bases import BaseSpec, hub_layout, read_files
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
-from .hub_address import SCHEME, Hub, Place
+from .hub_address import SCHEME, Hub, HubPath
 from .ranges import Known, RangeClient, WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")
@@ -33,7 +33,7 @@ def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSp
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    place = Place.parse(text) if text.lower().startswith(SCHEME) else Place.of_page(text, hub)
+    place = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
     at_hub = place or origin(text, text) == origin(hub.endpoint, hub.endpoint)
     client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
@@ -64,7 +64,7 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
         raise NotFoundError(label(""), what, "Name a .gguf, a .safetensors or an index.json") from error
 
 
-def _read_hub(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
+def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
     """Read the base at a place on a hub; its revision is the commit that `place` means now."""
     commit, listing = listed(place, hub, client)
     folder, name = _split(place, listing)
@@ -83,7 +83,7 @@ def _read_hub(place: Place, hub: Hub, client: RangeClient) -> BaseSpec:
     return hub_layout.with_name(read_files(files, name), place.repo, commit)
 
 
-def _split(place: Place, listing: Mapping[str, Known]) -> tuple[str, str]:
+def _split(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
     """The folder in the model, empty or with a slash at its end, and the file in it, empty if none is named."""
     if place.path in listing:
         folder, _, name = place.path.rpartition("/")
@@ -94,12 +94,12 @@ def _split(place: Place, listing: Mapping[str, Known]) -> tuple[str, str]:
     return (f"{place.path}/" if place.path else ""), ""
 
 
-def _instead(top: Place, listing: Mapping[str, Known]) -> str:
+def _instead(top: HubPath, listing: Mapping[str, Known]) -> str:
     found = sorted(path for path in listing if path.endswith((".gguf", ".safetensors")))
     return f"Name one of its {len(found)} weight files, such as {top}/{found[0]}" if found else ""
 
 
-def listed(place: Place, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
     """The commit that `place` means now, and the files of the model by path."""
     where = str(dataclasses.replace(place, path=""))
     url = f"{hub.endpoint}/api/models/{place.repo}/revision/{quote(place.revision, safe='')}?blobs=true"

@@ -46,6 +46,7 @@ class Generated:
         prompt: The whole text that was continued.
         tokens: The number of tokens of `text`.
         engine: `torch` or `llama.cpp`.
+        base: The name of the base: the one that was given, or that the adapter records.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Generated:
     prompt: str
     tokens: int
     engine: str
+    base: str = ""
 
 
 class Engine(Protocol):

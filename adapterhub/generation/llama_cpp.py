@@ -35,12 +35,12 @@ def check_extra() -> None:
 
 
 @contextlib.contextmanager
-def opened(adapter: Path, base: Path, *, where: str) -> Iterator[LlamaCppEngine]:
-    """Load a GGUF base and a GGUF adapter, which `where` names in messages.
+def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
+    """Load a GGUF base and a GGUF adapter, which `where` names in messages; by default with a thread for each usable core.
 
     Raises:
-        FormatError: llama.cpp does not load the base.
-        RefusedError: It does not load the adapter.
+        FormatError: llama.cpp cannot load the base.
+        RefusedError: It cannot load the adapter.
     """
     bindings: Any = importlib.import_module("llama_cpp_py_sync._cffi_bindings")
     ffi, lib = bindings.get_ffi(), bindings.get_lib()
@@ -61,11 +61,11 @@ def opened(adapter: Path, base: Path, *, where: str) -> Iterator[LlamaCppEngine]
     try:
         model = lib.llama_model_load_from_file(str(base).encode(), parameters)
         if model == ffi.NULL:
-            raise FormatError(str(base), f"llama.cpp does not load it ({_reason(log)})")
-        delta = lib.llama_adapter_lora_init(model, str(adapter).encode())
-        if delta == ffi.NULL:
-            raise RefusedError(where, f"llama.cpp does not load it on {base} ({_reason(log)})")
-        yield LlamaCppEngine((ffi, lib), model, delta, metadata, where=str(base))
+            raise FormatError(str(base), f"llama.cpp cannot load it ({_reason(log)})")
+        engine = LlamaCppEngine((ffi, lib), model, metadata, log, where=str(base), threads=threads or _usable_cores())
+        if adapter is not None:
+            engine.adapter = engine.loaded(adapter, where)
+        yield engine
     finally:
         if model != ffi.NULL:
             lib.llama_model_free(model)
@@ -79,27 +79,55 @@ def _reason(log: Sequence[str]) -> str:
 
 
 class LlamaCppEngine:
-    """See `Engine`."""
+    """See `Engine`.
+
+    Attributes:
+        adapter: The one that `started` applies; None for none.
+        size: Tokens of the vocabulary.
+    """
 
     name = "llama.cpp"
 
-    def __init__(self, library: tuple[Any, Any], model: Any, adapter: Any, metadata: Mapping[str, Any], *, where: str) -> None:
-        self.where = where
+    def __init__(
+        self, library: tuple[Any, Any], model: Any, metadata: Mapping[str, Any], log: Sequence[str], *, where: str, threads: int
+    ) -> None:
+        self.where, self._threads, self._log = where, threads, log
         self._ffi, self._lib = library
-        self._model, self._adapter = model, adapter
+        self._model, self.adapter = model, None
         self._vocab = self._lib.llama_model_get_vocab(model)
-        self._size = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        self.size = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self._metadata = metadata
         self._template = metadata.get("tokenizer.chat_template")
         self.longest: int | None = int(self._lib.llama_model_n_ctx_train(model)) or None
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return isinstance(self._template, str)
+
+    def loaded(self, adapter: Path, where: str) -> Any:
+        """An adapter in memory, for `context`; RefusedError, by the name `where`, if llama.cpp cannot load it on the base."""
+        found = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if found == self._ffi.NULL:
+            raise RefusedError(where, f"llama.cpp cannot load it on {self.where} ({_reason(self._log)})")
+        if self._lib.llama_adapter_get_alora_n_invocation_tokens(found):
+            self.free(found)
+            raise RefusedError(where, "acts only after certain tokens (aLoRA), and here it would on all of them")
+        return found
+
+    def free(self, adapter: Any) -> None:
+        """Free an adapter that no context has."""
+        self._lib.llama_adapter_lora_free(adapter)
+
     def text_of(self, prompt: Prompt) -> str:
         """Render the model's own template in its own bounded process; a model without one continues the text."""
-        if prompt.raw or not isinstance(self._template, str):
-            return prompt.text
+        return prompt.text if prompt.raw or not self.has_template else self.conversation(prompt.messages)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Render the model's own template, up to the beginning of the answer, in its own bounded process."""
         special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
-        rest = {"messages": prompt.messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return chat_template.rendered(self._template, {**special, **rest}, where=self.where)
+        rest = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return chat_template.rendered(str(self._template), {**special, **rest}, where=self.where)
 
     def _special(self, name: str) -> str:
         tokens, number = self._metadata.get("tokenizer.ggml.tokens"), self._metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -110,27 +138,35 @@ class LlamaCppEngine:
         encoded = text.encode()
         room = len(encoded) + 8
         ids = self._ffi.new("llama_token[]", room)
-        special = raw or not isinstance(self._template, str)
+        special = raw or not self.has_template
         count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), ids, room, special, True)
         if count < 0:
-            raise FormatError(self.where, "llama.cpp does not tokenize the prompt")
+            raise FormatError(self.where, "llama.cpp cannot tokenize the prompt")
         return [int(ids[i]) for i in range(count)]
 
-    @contextlib.contextmanager
-    def started(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
+    def started(self, *, adapted: bool, room: int) -> contextlib.AbstractContextManager[Callable[[list[int]], Any]]:
         """A context of its own, whose keys and values no other has."""
+        return self.context([(self.adapter, 1.0)] if adapted else [], room=room)
+
+    @contextlib.contextmanager
+    def context(
+        self, adapters: Sequence[tuple[Any, float]], *, room: int, at_once: int | None = None
+    ) -> Iterator[Callable[[list[int]], Any]]:
+        """As `started`, with loaded adapters and their weights; of no more tokens `at_once`, by default of all."""
         settings = self._lib.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = max(room, 64)
-        settings.n_threads = settings.n_threads_batch = _threads()
+        settings.n_ctx = max(room, 64)
+        settings.n_batch = settings.n_ubatch = min(settings.n_ctx, at_once or settings.n_ctx)
+        settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = _F32
         settings.flash_attn_type = _NO_FLASH
         context = self._lib.llama_init_from_model(self._model, settings)
         if context == self._ffi.NULL:
-            raise RefusedError(self.where, f"llama.cpp makes no context of {room} tokens")
+            raise RefusedError(self.where, f"llama.cpp cannot make a context of {room} tokens")
         try:
-            if adapted:
-                one = self._ffi.new("struct llama_adapter_lora *[]", [self._adapter])
-                self._lib.llama_set_adapters_lora(context, one, 1, self._ffi.new("float[]", [1.0]))
+            if adapters:
+                pointers = self._ffi.new("struct llama_adapter_lora *[]", [one for one, _ in adapters])
+                weights = self._ffi.new("float[]", [weight for _, weight in adapters])
+                self._lib.llama_set_adapters_lora(context, pointers, len(adapters), weights)
             seen = 0
 
             def logits_after(ids: list[int]) -> Any:
@@ -151,9 +187,9 @@ class LlamaCppEngine:
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i == len(ids) - 1
             if self._lib.llama_decode(context, batch):
-                raise RefusedError(self.where, "llama.cpp does not decode the prompt")
+                raise RefusedError(self.where, "llama.cpp cannot decode the prompt")
             pointer = self._lib.llama_get_logits_ith(context, len(ids) - 1)
-            return np.frombuffer(self._ffi.buffer(pointer, 4 * self._size), np.float32).copy()
+            return np.frombuffer(self._ffi.buffer(pointer, 4 * self.size), np.float32).copy()
         finally:
             self._lib.llama_batch_free(batch)
 
@@ -164,16 +200,20 @@ class LlamaCppEngine:
     def pieces(self) -> Callable[[int], str]:
         """Decode the bytes of tokens as UTF-8, which may be cut anywhere."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return lambda token: decoder.decode(self.bytes_of(token, special=False))
+
+    def of(self, token: int) -> str:
+        """Return the text of one token by itself, a special one by its name."""
+        return self.bytes_of(token, special=True).decode(errors="replace")
+
+    def bytes_of(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token in text; `special`: also of one that is none, its name."""
         buffer = self._ffi.new("char[]", 256)
-
-        def piece(token: int) -> str:
-            count = self._lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, False)
-            return decoder.decode(bytes(self._ffi.buffer(buffer, max(count, 0))))
-
-        return piece
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
+        return bytes(self._ffi.buffer(buffer, max(count, 0)))
 
 
-def _threads() -> int:
+def _usable_cores() -> int:
     """The cores that this process may use: threads wait for each other in a spin."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return usable or 1

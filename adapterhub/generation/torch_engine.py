@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,7 @@ from adapterhub.training.model.loading import load
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 
-from . import Prompt
-
-_DTYPES = ("bfloat16", "float16", "float32")
-_GENERATION = "generation_config.json"
-_UNFINISHED = "\ufffd"  # what an incomplete character decodes to
+from . import Prompt, hf_text
 
 
 @contextlib.contextmanager
@@ -47,18 +43,14 @@ def opened(
     with BaseFiles(base, cache) as files:
         adapters.check_base(found, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
-        config = BaseConfig(str(base), quantize="none", dtype=_dtype(document))
+        config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))
         device = devices.chosen("auto")
         model = load(files, config, found.config, where=found.where, progress=progress, device=device)
     adapters.put(model, found)
+    chat_template.adopt(model.tokenizer, adapter.folder)
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
         yield TorchEngine(model, found, base, stack)
-
-
-def _dtype(config: Mapping[str, Any]) -> Any:
-    stored = config.get("dtype") or config.get("torch_dtype")
-    return stored if stored in _DTYPES else "bfloat16"
 
 
 class TorchEngine:
@@ -67,24 +59,18 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, base: Base, found: adapters.Factors, path: Path, stack: contextlib.ExitStack) -> None:
-        self.where = str(path)
-        self._base, self._tokenizer, self._adapter = base, base.tokenizer, stack
+        self._text = hf_text.Text(base, path)
+        self.where, self.longest = self._text.where, self._text.longest
+        self._base, self._adapter = base, stack
         self._adapter.enter_context(adapters.replaced(base, found))
-        config = base.model.config.get_text_config()
-        longest = getattr(config, "max_position_embeddings", None)
-        self.longest = longest if isinstance(longest, int) else None
-        self._ends = _ends(path / _GENERATION, config, self._tokenizer)
 
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own bounded process; a model without one continues the text."""
-        if prompt.raw or not self._tokenizer.chat_template:
-            return prompt.text
-        return chat_template.render(self._tokenizer, prompt.messages, where=self.where, prompt=True)
+        return prompt.text if prompt.raw or not self._text.has_template else self._text.conversation(prompt.messages)
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
         """Return the ids; a template writes the special tokens itself."""
-        special = raw or not self._tokenizer.chat_template
-        return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        return self._text.tokens(text, special=raw or not self._text.has_template)
 
     @contextlib.contextmanager
     def started(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
@@ -102,36 +88,15 @@ class TorchEngine:
             given = torch.tensor([ids], device=self._base.device)
             mask = torch.ones(1, seen + len(ids), dtype=torch.long, device=given.device)
             done = model(input_ids=given, attention_mask=mask, use_cache=True, **{kept: past}, **last)
-            past, seen = done.past_key_values, seen + len(ids)
+            past, seen = getattr(done, kept), seen + len(ids)
             return np.asarray(done.logits[0, -1].float().cpu())
 
         yield logits_after
 
     def is_end(self, token: int) -> bool:
         """By the model's generation config, its config and its tokenizer."""
-        return token in self._ends
+        return token in self._text.ends
 
     def pieces(self) -> Callable[[int], str]:
-        """Decode each token behind the last ones, because what it means may depend on them."""
-        ids: list[int] = []
-        start = done = 0
-
-        def piece(token: int) -> str:
-            nonlocal start, done
-            ids.append(token)
-            before = self._tokenizer.decode(ids[start:done], skip_special_tokens=True)
-            now = self._tokenizer.decode(ids[start:], skip_special_tokens=True)
-            if now.endswith(_UNFINISHED):
-                return ""
-            start, done = done, len(ids)
-            return str(now[len(before) :])
-
-        return piece
-
-
-def _ends(path: Path, config: Any, tokenizer: Any) -> set[int]:
-    own = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
-    found: set[int] = set()
-    for value in (own, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
-        found.update(item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int))
-    return found
+        """Decode one token after another."""
+        return self._text.pieces()

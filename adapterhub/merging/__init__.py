@@ -1,6 +1,6 @@
 """Merge adapters into a base (`fuse`) or into one adapter (`combine`), with numpy alone."""
 
-from .adapters import METHODS, Merged, MergeReport, Progress, combine
+from .adapters import METHODS, Merged, MergeReport, Progress, combine, join
 from .into_base import Change, FuseReport, Merge, Options, fuse, prepared, read_base
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Progress",
     "combine",
     "fuse",
+    "join",
     "prepared",
     "read_base",
 ]

@@ -9,7 +9,8 @@ with its base. Importing this package imports no torch.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from .events import (
     InitialAdapter,
     Loading,
     MemoryPlan,
+    Noted,
     OnEvent,
     Ready,
     Report,
@@ -38,11 +40,12 @@ from .events import (
 
 if TYPE_CHECKING:
     from .outlook import Preview
+    from .trainer import Trainer
 
 __all__ = [
-    "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "OnEvent",
-    "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate", "plan", "preview",
-    "read_config", "run",
+    "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "Noted",
+    "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate",
+    "open_trainer", "plan", "preview", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
@@ -77,17 +80,38 @@ def run(
     Example:
         `run(read_config(Path("sql.toml")), Path("sql"), on_event=print)`
     """
-    _check_extra()
+    with open_trainer(config, out, on_event=on_event, force=force, start=start, cache=cache, replace=replace) as trainer:
+        trainer.run()
+        return trainer.save()
+
+
+@contextmanager
+def open_trainer(
+    config: TrainConfig,
+    out: Path,
+    *,
+    on_event: OnEvent | None = None,
+    force: bool = False,
+    start: InitialAdapter | None = None,
+    cache: Path | None = None,
+    replace: bool = False,
+) -> Iterator[Trainer]:
+    """Load a training for a program that does its steps, such as with a loss of its own; arguments are those of `run`.
+
+    Example:
+        `with open_trainer(config, Path("sql")) as trainer: trainer.forward_backward(next(trainer.batches()))`
+    """
+    check_extra()
     from . import distributed
     from .artifacts import tracking
-    from .trainer import train
+    from .trainer import opened
 
-    with distributed.joined():
+    with distributed.joined(), ExitStack() as stack:
         report = on_event if on_event and distributed.first() else lambda _: None
-        if not distributed.first():
-            return train(config, out, report, force=force, start=start, cache=cache, replace=replace)
-        with tracking.tracked(config, out, report) as tracked:
-            return train(config, out, tracked, force=force, start=start, cache=cache, replace=replace)
+        if distributed.first():
+            report = stack.enter_context(tracking.tracked(config, out, report))
+        more = {"force": force, "start": start, "cache": cache, "replace": replace}
+        yield stack.enter_context(opened(config, out, report, **more))  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -114,7 +138,7 @@ def evaluate(
     Example:
         `evaluate(adapter, Path("Qwen3-0.6B"), [Path("heldout.jsonl")], EvaluationOptions()).metrics["perplexity"]`
     """
-    _check_extra()
+    check_extra()
     from .evaluation import evaluate as evaluate_here
 
     return evaluate_here(adapter, base, files, options, progress=progress, cache=cache)
@@ -142,6 +166,7 @@ def _missing() -> str | None:
     return next((name for name in _EXTRA if importlib.util.find_spec(name) is None), None)
 
 
-def _check_extra() -> None:
+def check_extra(work: str = "training") -> None:
+    """MissingExtraError where a library of the extra is not installed."""
     if name := _missing():
-        raise MissingExtraError("", f"training needs {name}, which is not installed", 'pip install "adapterhub[train]"')
+        raise MissingExtraError("", f"{work} needs {name}, which is not installed", 'pip install "adapterhub[train]"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,16 +28,28 @@ class BaseConfig:
     """With several processes (torchrun), each holds only its part of the quantized layers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device to compute on; `auto` is CUDA if torch finds it."""
+    hold: Literal["quantized", "auto", "dense"] = "quantized"
+    """What of a quantized base is in memory: its codes, or the weights that they stand for, in `dtype`: the same numbers, but
+    none has to be dequantized in a step. `auto`: the weights where they fit into free memory."""
     cache: bool = True
     """Cache the quantized base, so that the next training on it starts at once."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One of several files, and its share of the tokens to train on."""
+
+    path: str
+    share: float
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Data to train on, and held-out data."""
 
-    train: tuple[str, ...]
-    """Files of JSON Lines, JSON arrays, CSV, TSV, plain text or Parquet, or folders of them or that `datasets` saved."""
+    train: tuple[str | DataSource, ...]
+    """Files of JSON Lines, JSON arrays, CSV, TSV, plain text or Parquet, or folders of them or that `datasets` saved: as a
+    whole, or each with its share of the tokens, `[{path = "a.jsonl", share = 0.7}, {path = "b.jsonl", share = 0.3}]`."""
     heldout: tuple[str, ...] = ()
     """Files of the same kinds, never trained on."""
     heldout_share: float = 0.0
@@ -51,8 +64,24 @@ class DataConfig:
     """Let documents share rows, without seeing each other; otherwise each has a row of its own."""
     loss: Literal["all", "completion"] = "completion"
     """Tokens of a conversation or of a prompt with completion to train on: all, or only the answers."""
+    chat_template: str | None = None
+    """The template of conversations in place of the base's: `chatml`, `plain`, or a file of Jinja; kept in the adapter."""
+    template_options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """Variables that the template asks for: `{enable_thinking = false}`."""
+    date: str | None = None
+    """The date that a chat template with a clock writes, as `2026-11-26`; None: the day on which the training starts."""
     heldout_tokens: int = 8192
     """Evaluate on at most so many tokens, evenly from all of the held-out data."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files to train on."""
+        return tuple(source if isinstance(source, str) else source.path for source in self.train)
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The share of each of these files in the tokens; None where all of each is used."""
+        return tuple(source.share for source in self.train if isinstance(source, DataSource)) or None
 
 
 @dataclass(frozen=True)
@@ -147,6 +176,26 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class PreferenceConfig:
+    """Learning from preference pairs, whose chosen answer is to become more likely than the rejected one."""
+
+    method: Literal["none", "dpo", "orpo", "simpo"] = "none"
+    """`none`: the data are documents, and of a pair only the chosen side is trained on; else they are pairs."""
+    beta: float | None = None
+    """The strength of the preference; None: 0.1, with `simpo` 2."""
+    gamma: float = 1.0
+    """`simpo`: the margin that is aimed at."""
+
+    @property
+    def strength(self) -> float:
+        """Beta, also where it is not set."""
+        return self.beta if self.beta is not None else 2.0 if self.method == "simpo" else 0.1
+
+    def __bool__(self) -> bool:
+        return self.method != "none"
+
+
+@dataclass(frozen=True)
 class CardConfig:
     """Text of the model card."""
 
@@ -165,6 +214,7 @@ class TrainConfig:
     data: DataConfig
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     train: OptimConfig = field(default_factory=OptimConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     card: CardConfig = field(default_factory=CardConfig)
     folder: Path = Path()
     where: str = "config"
@@ -178,7 +228,7 @@ class TrainConfig:
 
     def resolve(self, path: str) -> Path:
         """Return a path of the config as one that can be opened."""
-        return self.folder / Path(path).expanduser()
+        return self.folder / os.path.expanduser(path)  # one of a user who is not known stays as it is
 
     def steps(self, rows: int) -> int:
         """Return the number of optimizer steps over data of so many rows."""
@@ -187,7 +237,8 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """Return the sections as plain values for adapter.json, with the paths as they were written."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        del sections["base"]["cache"]  # changes no byte of the result
+        for key in ("cache", "hold"):  # change no byte of the result
+            del sections["base"][key]
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 
@@ -196,6 +247,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "lora": LoRAConfig,
     "train": OptimConfig,
+    "preference": PreferenceConfig,
     "card": CardConfig,
 }
 

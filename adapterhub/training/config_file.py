@@ -6,8 +6,11 @@ its default is a wasted run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -33,7 +36,8 @@ _ELSEWHERE = {
     "optim": "optimizer", "packing": "pack", "per_device_train_batch_size": "micro_rows", "rank": "r", "report_to": "log_to",
     "save_steps": "save_every", "sequence_len": "sequence", "target_modules": "targets", "test_size": "heldout_share",
     "torch_compile": "compile", "use_dora": "dora", "use_rslora": "rslora", "val_set_size": "heldout_share",
-    "warmup_steps": "warmup",
+    "warmup_steps": "warmup", "loss_type": "method", "pref_beta": "beta", "pref_loss": "method", "rl": "method",
+    "simpo_gamma": "gamma",
 }  # fmt: skip
 _WORD = linear.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
@@ -134,6 +138,8 @@ class _Reading:
             if key not in fields:
                 self.wrong(name, key, "unknown key", self._meant_key(name, key, fields))
                 continue
+            if type(value) is datetime.date:  # TOML has dates without quotes
+                value = value.isoformat()  # noqa: PLW2901
             try:
                 valid[key] = _value(value, hints[key])
             except ValueError as error:
@@ -175,18 +181,27 @@ def _value(value: Any, kind: Any) -> Any:
             known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
             raise ValueError(f"{value!r:.80} is not one of {', '.join(map(str, known))}")
         if typing.get_origin(option) is tuple:
-            kind_of_item = typing.get_args(option)[0]
             values = [value] if isinstance(value, str) and len(options) == 1 else value
-            if isinstance(values, list) and all(type(item) is kind_of_item for item in values):
-                return tuple(values)
-        elif typing.get_origin(option) is Mapping:
-            if isinstance(value, dict):
-                return {key: _item(key, item, typing.get_args(option)[1]) for key, item in value.items()}
+            if isinstance(values, list):
+                with contextlib.suppress(ValueError):  # which would show one item
+                    return tuple(_value(item, typing.get_args(option)[0]) for item in values)
+        elif isinstance(value, dict) and (typing.get_origin(option) is Mapping or dataclasses.is_dataclass(option)):
+            return _table(value, option)
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
             return value
     raise ValueError(f"{value!r:.80} has the wrong type")
+
+
+def _table(values: dict[str, Any], kind: Any) -> Any:
+    """Return a table as a mapping, or as the dataclass whose fields are its keys."""
+    if not dataclasses.is_dataclass(kind):
+        return {key: _item(key, value, typing.get_args(kind)[1]) for key, value in values.items()}
+    hints = typing.get_type_hints(kind)
+    if values.keys() != hints.keys():
+        raise ValueError(f"{values!r:.80} does not have the keys {', '.join(hints)}")
+    return kind(**{key: _item(key, value, hints[key]) for key, value in values.items()})  # type: ignore[operator]  # a dataclass
 
 
 def _item(key: str, value: Any, kind: Any) -> Any:
@@ -209,17 +224,27 @@ def _check(config: TrainConfig, wrong: _Wrong) -> None:
         ("train", "learning_rate"): train.learning_rate, ("train", "loraplus"): train.loraplus,
         ("train", "micro_rows"): 1 if train.micro_rows is None else train.micro_rows, ("data", "train"): len(data.train),
         ("lora", "rank_pattern"): min(lora.rank_pattern.values(), default=1),
+        ("preference", "beta"): config.preference.strength,
     }  # fmt: skip
     for place, value in positive.items():
         if value <= 0:
             wrong(*place, "is too small")
+    if data.date is not None:
+        try:
+            datetime.date.fromisoformat(data.date)
+        except ValueError:
+            wrong("data", "date", "is not a date", "Write it like 2026-11-26")
     shares = {
         ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
     }  # fmt: skip
     for place, value in shares.items():
         if not 0 <= value < 1:
             wrong(*place, "must be at least 0 and below 1")
+    _check_base(config, wrong)
     _check_together(config, wrong)
+    if data.shares:
+        _check_shares(data.shares, len(data.train), wrong)
+    _check_preference(config, wrong)
     _check_places(config, wrong)
 
 
@@ -232,12 +257,37 @@ def _check_together(config: TrainConfig, wrong: _Wrong) -> None:
     for key in ("patience", "keep_best"):
         if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
             wrong("train", key, "needs evaluate_every and held-out data")
-    if base.shard and base.quantize == "none":
-        wrong("base", "shard", "needs a quantized base")
     if lora.lora_bias and lora.dora:
         wrong("lora", "lora_bias", "cannot be combined with dora")
     if lora.init == "loftq" and base.quantize == "none":
         wrong("lora", "init", "loftq needs a quantized base")
+
+
+def _check_shares(shares: Sequence[float], files: int, wrong: _Wrong) -> None:
+    if len(shares) < files:
+        wrong("data", "train", "has files with a share and files without one", "Give each a share, or none")
+    elif min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        wrong("data", "train", f"has shares that are not above 0 or add up to {sum(shares):.4g}, not to 1")
+
+
+def _check_base(config: TrainConfig, wrong: _Wrong) -> None:
+    base = config.base
+    if base.shard and base.quantize == "none":
+        wrong("base", "shard", "needs a quantized base")
+    # The norms of DoRA are computed from the codes, in float32.
+    others = {'quantize = "none"': base.quantize == "none", "shard": base.shard, "dora": config.lora.dora}
+    for name, given in others.items():
+        if given and base.hold == "dense":
+            wrong("base", "hold", f"dense cannot be combined with {name}")
+
+
+def _check_preference(config: TrainConfig, wrong: _Wrong) -> None:
+    if config.preference and config.data.loss == "all":
+        wrong("data", "loss", "all cannot be combined with a preference, which compares answers")
+    if config.preference.method == "dpo":
+        for key, plain in (("dora", False), ("init", "default"), ("trainable_token_indices", ())):
+            if getattr(config.lora, key) != plain:
+                wrong("lora", key, "cannot be combined with dpo, which compares with the base", "Use orpo or simpo")
 
 
 def _check_places(config: TrainConfig, wrong: _Wrong) -> None:
@@ -245,6 +295,6 @@ def _check_places(config: TrainConfig, wrong: _Wrong) -> None:
     scheme, found, _ = config.base.path.partition("://")
     if found and scheme != "hf":
         wrong("base", "path", "is an address; a training reads a base on this disk or at hf://", "Download it first")
-    for key in ("train", "heldout"):
-        if any("://" in name for name in getattr(config.data, key)):
+    for key, names in (("train", config.data.paths), ("heldout", config.data.heldout)):
+        if any("://" in name for name in names):
             wrong("data", key, "contains an address; a training reads files on this disk", "Download them first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +17,9 @@ from adapterhub_converters.errors import RefusedError
 
 from . import devices
 from .config import BaseConfig
+from .data import chat_template, documents, overlap, shapes
 from .data import dataset as data
-from .data import documents, shapes
+from .data.rows import sample
 from .events import EvaluationOptions, EvaluationResult, InitialAdapter
 from .loop import heldout
 from .model import adapters, quantized_cache
@@ -46,12 +48,14 @@ def evaluate(
             weights = base_files.digests
         adapters.put(model, found)
         recorded = _table(found.training.config if found.training else None, "data")
-        read = [_read(path, recorded) for path in files]
+        _give_template(model.tokenizer, adapter.folder, recorded)
+        read, known = ([_read(path, recorded) for path in paths] for paths in (files, options.trained_on))
+        shared = overlap.note(data.shared_passages(known, read))
         rows_of = partial(data.build, read, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
         dataset = rows_of(pack_rows=recorded.get("pack") is not False)
-        if share_rows(dataset.rows) and not isolates_documents(model):
+        if share_rows(dataset.packed) and not isolates_documents(model):
             dataset = rows_of(pack_rows=False)
-        rows = dataset.rows if options.tokens is None else data.sample(dataset.rows, options.tokens)
+        rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
         with adapters.replaced(model, found):
             loss = heldout.evaluate(model, rows, settings["rows"])
         adapters.remove(model)
@@ -69,10 +73,23 @@ def evaluate(
             "weights": [{"path": item["path"], "digest": item["digest"]} for item in weights],
         },
         sequence=settings["sequence"],
-        notes=(*model.notes, *dataset.notes, *adapters.other_weights(found, weights), *_trained_on(found, dataset)),
+        notes=(*model.notes, *dataset.notes, *adapters.other_weights(found, weights), *_trained_on(found, dataset), *shared),
         digest=adapter.digest,
         ref=adapter.ref,
     )
+
+
+def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> None:
+    """Have `tokenizer` use the chat template, options and date of the adapter's training."""
+    chat_template.adopt(tokenizer, folder)
+    date, pairs = recorded.get("date"), recorded.get("template_options")
+    try:
+        datetime.date.fromisoformat(date)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        date = None
+    # The record of another trainer may contain anything.
+    right = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    chat_template.give(tokenizer, {str(key): value for key, value in pairs} if right else {}, date)  # type: ignore[union-attr]
 
 
 def _read(path: Path, recorded: dict[str, Any]) -> documents.DataFile:

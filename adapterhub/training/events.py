@@ -119,13 +119,19 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation on the held-out data after `step` steps; loss in nats a token. `samples` are prompts and answers."""
+    """An evaluation on the held-out data after `step` steps; loss in nats a token. `samples` are prompts and answers.
+
+    Of preference pairs, the loss is that of a pair, and instead of a perplexity there are the share of pairs whose chosen side
+    is preferred, `accuracy`, and the mean `margin` by which.
+    """
 
     step: int
     steps: int
     loss: float
-    perplexity: float
+    perplexity: float | None
     samples: tuple[tuple[str, str], ...] = ()
+    accuracy: float | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,13 @@ class Saved:
 
     step: int
     path: Path
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something that was found out while the training runs, for the user: one line."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,7 @@ class EvaluationOptions:
         tokens: Use about so many tokens, evenly from all of the data; None for all.
         rows: Rows in memory at once.
         threads: Threads to compute with; None is torch's number.
+        trained_on: Data that the adapter was trained on: what the evaluated data share with them is noted.
     """
 
     quantize: str | None = None
@@ -161,6 +175,7 @@ class EvaluationOptions:
     tokens: int | None = None
     rows: int | None = None
     threads: int | None = None
+    trained_on: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +229,7 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))  # beyond, a float overflows
 
 
-Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved | Untracked
+Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved | Noted | Untracked
 OnEvent = Callable[[Event], None]
 
 
@@ -260,7 +275,7 @@ class Result:
     Attributes:
         tokens: Trained on.
         loss: Over the last steps, in nats a token.
-        perplexity_before: Of the held-out data; None without any.
+        perplexity_before: Of the held-out data; None without any, and of preference pairs, which have an accuracy.
         kept_step: The step whose parameters are the adapter: the last one, or with `keep_best` the best.
     """
 
@@ -272,3 +287,5 @@ class Result:
     perplexity_after: float | None
     report: Report | None = None
     kept_step: int | None = None
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None

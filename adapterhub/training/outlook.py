@@ -10,6 +10,7 @@ from adapterhub_converters.containers import json_file
 
 from .config import TrainConfig
 from .cost import memory
+from .data import chat_template
 from .data.survey import Count, Survey, survey
 
 
@@ -35,6 +36,9 @@ def preview(config: TrainConfig, *, can_train: bool) -> Preview:
 
     with BaseFiles(config.resolve(config.base.path)) as files:
         spec, tokenizer = files.spec, _tokenizer(files)
+    if config.data.chat_template is not None:
+        chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.where)
+    chat_template.give(tokenizer, config.data.template_options, config.data.date)
     found = survey(config, tokenizer)
     rate = _matmul_rate(config)
     return Preview(found, rate, _operations(config, spec, found.count) / rate if found.count else None)
@@ -50,9 +54,10 @@ def _tokenizer(files: Any) -> Any:
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
     """The floating-point operations of all steps, each of which reads and learns from its share of the rows."""
-    passes = count.steps * config.train.rows / count.rows
+    passes = count.steps * config.train.rows / count.rows if config.train.steps else config.train.epochs
     tokens, label_tokens = round(passes * count.read), round(passes * count.trained)
-    return memory.flops(config, spec, tokens=tokens, label_tokens=label_tokens, trained=memory.parameters(config, spec)[1])
+    trained = memory.parameters(config, spec)[1]
+    return memory.flops(config, spec, tokens=tokens, label_tokens=label_tokens, trained=trained, context=count.context)
 
 
 def _matmul_rate(config: TrainConfig) -> float:

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapterhub.training.cost.report import Meter
-from adapterhub.training.loop.state import State, new_state
+from adapterhub.training.loop.heldout import answers, log_evaluation
+from adapterhub.training.loop.loss import Loss
+from adapterhub.training.loop.state import new_state
 from adapterhub.training.model.base import Base, check_isolation
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.loading import load
+from adapterhub.training.model.loading import dequantize, load
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import devices, distributed
 from .artifacts import checkpoint, finish
 from .config import TrainConfig
 from .cost import budget, memory
+from .data import chat_template
 from .data import dataset as data
-from .events import InitialAdapter, Loading, OnEvent, Ready, Result, Resumed, Saved
+from .data.rows import Rows, sample
+from .events import InitialAdapter, Loading, OnEvent, Ready, Result, Resumed, Saved, Stepped
 from .layers import lora
 from .loop import loop
 from .model import adapters, families, quantized_cache
 
 
-def train(
+@contextmanager
+def opened(
     config: TrainConfig,
     out: Path,
     on_event: OnEvent,
@@ -34,62 +45,180 @@ def train(
     start: InitialAdapter | None = None,
     cache: Path | None = None,
     replace: bool = False,
-) -> Result:
-    """Train in this process; arguments, result and errors are those of `adapterhub.training.run`."""
+) -> Iterator[Trainer]:
+    """Load a training, and resume it from its checkpoint if there is one; its threads are set within the block.
+
+    Arguments and errors are those of `adapterhub.training.run`.
+    """
     atomic.check_free(out, replace=replace)
     finish.check_place(out)
-    device = devices.chosen(config.base.device)
-    on_event = meter = Meter(on_event)
     with devices.threads(config.train.threads) as thread_count:
+        yield Trainer(config, out, on_event, force=force, start=start, cache=cache, replace=replace, thread_count=thread_count)
+
+
+class Trainer:
+    """A training that is loaded, to be run as its config says, or step by step, also with another loss.
+
+    Attributes:
+        base: The model with its layers, and its tokenizer.
+        rows: The data to train on.
+        steps: The number of steps that the learning rate is planned for.
+        state: How far the training is, with its log.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        on_event: OnEvent,
+        *,
+        force: bool,
+        start: InitialAdapter | None,
+        cache: Path | None,
+        replace: bool,
+        thread_count: int,
+    ) -> None:
+        if start and config.preference.method == "dpo":
+            what = "continues an adapter, but dpo compares with the base alone"
+            raise RefusedError(f"{config.where}: [preference] method", what, "Merge the adapter into the base first")
+        self._out, self._replace = out, replace
+        self._device = device = devices.chosen(config.base.device)
+        self._on_event = self._meter = Meter(on_event)
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
-            spec = files.spec
-            settled = _settled(config, spec, device, force=force)
+            self._spec = spec = files.spec
+            self._settled = settled = _settled(config, spec, device, force=force)
             initial = adapters.read(start) if start else None
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
-            base = _loaded(settled, files, device, on_event)
+            self.base = base = _loaded(settled, files, device, self._on_event)
             weights = files.digests
-        train_set, heldout = data.datasets(config, base.tokenizer)
+        self._path = checkpoint.path_for(out)
+        self.config, template_notes = _with_template(config, base.tokenizer, self._path)
+        config = self.config
+        train_set, heldout = data.datasets(config, base.tokenizer, cache if config.base.cache else None)
+        self.rows = train_set.packed
+        self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
         length_notes = families.check_length(base.model, config.data.sequence, config.where)
-        check_isolation(base, (train_set.rows, heldout.rows if heldout else None), config.where)
+        needs = "Preferences need a model that does" if config.preference else "Set pack = false"
+        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.where, hint=needs)
         lora.reset(base.model, config.train.seed)
-        notes = [*base.notes, *length_notes, *train_set.notes, *data.overlap(train_set, heldout)]
+        held_notes = ["the dequantized base is in memory: no step dequantizes it"] if settled.base.hold == "dense" else []
+        notes = [*base.notes, *held_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
         if initial:
             notes += adapters.other_weights(initial, weights)
             adapters.check_config(initial, config.lora, base.targets, config.where)
             adapters.put(base, initial)
-        steps = config.steps(len(train_set.rows))
-        on_event(_ready(settled, spec, base, train_set, steps=steps, notes=tuple(notes)))
-        record = {
-            "config": {**config.document(), "steps": steps},
+        self._context = self.rows.mean_context
+        self.steps = config.steps(len(self.rows))
+        self._on_event(_ready(settled, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
+        self._parents = _parents(start)
+        self._record: dict[str, Any] = {
+            "config": {**config.document(), "steps": self.steps},
             "data": _data_record(train_set, heldout),
             "seed": config.train.seed,
             "versions": finish.versions(thread_count, device),
             "weights": weights,
         }
-        parents = _parents(start)
-        path = checkpoint.path_for(out)
-        facts = {"record": record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest, "parents": parents}
-        run_id = checkpoint.identity(facts)
-        state = _run(config, base, train_set.rows, heldout, path=path, run_id=run_id, steps=steps, on_event=on_event)
+        facts: dict[str, Any] = {"record": self._record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest}
+        facts["parents"] = self._parents
+        if config.data.chat_template is not None:
+            facts["chat_template"] = base.tokenizer.chat_template
+        self._run_id = checkpoint.identity(facts)
+        self.state = new_state(base.model, config.train)
+        if checkpoint.restore(self._path, base.model, self.state, self._run_id):
+            self._on_event(Resumed(self.state.step, self.state.tokens, self._path))
+
+    def run(self) -> None:
+        """Do all steps that are left, with the evaluations and checkpoints of the config; errors are those of `loop.run`."""
+        loop.run(
+            self.base, self.rows, self._heldout, self.state, self.config.train,
+            steps=self.steps, save=self.save_checkpoint, on_event=self._on_event, preference=self.config.preference,
+        )  # fmt: skip
+
+    def batches(self) -> Iterator[Rows]:
+        """Yield the rows of each step that is left, as `run` takes them; `optim_step` goes on to the next."""
+        while self.state.step < self.steps:
+            step = self.state.step
+            yield loop.batch(self.rows, self.state, self.config.train, self.steps)
+            if self.state.step == step:
+                raise UsageError("batches", f"step {step + 1} was not done before the next batch", "Call optim_step for each")
+
+    def forward_backward(self, batch: Rows, loss: Loss | None = None) -> float:
+        """Add the gradient of a loss of `batch` to those since the last `optim_step`; returns the loss.
+
+        Args:
+            loss: Called with the log-probabilities of labels, a float32 tensor `(rows, tokens)` with 0 where there is no label,
+                and the rows; returns their part of the loss, a scalar. It is called once for `micro_rows` rows, and the parts
+                are added up. None is the loss that `run` takes: the mean negative log-likelihood, or that of the preference.
+
+        Raises:
+            RefusedError: The loss is not finite.
+
+        Example:
+            `trainer.forward_backward(batch, lambda logprobs, _: -logprobs.sum() / batch.label_tokens)`
+        """
+        if loss is not None:
+            # The result does not follow from the config alone.
+            self._record["config"]["loss_function"] = getattr(loss, "__qualname__", type(loss).__qualname__)
+        loss = loss or loop.usual_loss(self.base, batch, self.config.preference)
+        return loop.forward_backward(self.base, batch, self.state, self.config.train, loss)
+
+    def optim_step(self) -> Stepped:
+        """Update the parameters with the gradients since the last update, at the learning rate of this step."""
+        line = loop.optim_step(self.state, self.config.train, self.steps)
+        line.pop("skipped", None)
+        stepped = Stepped(steps=self.steps, tokens_per_second=0.0, memory=devices.held(self._device), **line)
+        self._on_event(stepped)
+        return stepped
+
+    def evaluate(self) -> float | None:
+        """Return the loss of the held-out data as it is now, and log it; None without such data."""
+        given = self.base, self._heldout, self.state, self.config.train, self.config.preference
+        log_evaluation(*given, steps=self.steps, on_event=self._on_event)
+        return self.state.heldout(self.state.step)
+
+    def sample(self, prompt: str, tokens: int | None = None) -> str:
+        """Return the most probable answer to a prompt, of `[train] sample_tokens` tokens at most."""
+        return answers(self.base, [prompt], tokens or self.config.train.sample_tokens)[0]["text"]
+
+    def save_checkpoint(self) -> Path:
+        """Write a checkpoint next to the adapter's folder, from which the same training resumes; returns its path."""
+        checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
+        self._on_event(Saved(self.state.step, self._path))
+        return self._path
+
+    def save(self) -> Result:
+        """Write the adapter as it is now, whole or not at all, and remove the checkpoint.
+
+        Raises:
+            UsageError: No step was done.
+        """
+        state = self.state
+        if not state.step:
+            raise UsageError(str(self._out), "no step was done, so there is nothing to save", "Call optim_step first")
         distributed.wait()
         if distributed.first():
-            finish.finish(config, spec, base, state, record=record, out=out, parents=parents, replace=replace)
-        report = meter.report(settled, spec, device)
-    if distributed.first():
-        path.unlink(missing_ok=True)
-        on_event(Saved(state.step, out))
-    metrics = finish.metrics(state)
-    return Result(
-        folder=out,
-        steps=state.step,
-        tokens=state.tokens,
-        loss=metrics["train_loss"],
-        perplexity_before=metrics.get("heldout_perplexity_before"),
-        perplexity_after=metrics.get("heldout_perplexity"),
-        report=report,
-        kept_step=state.kept_step,
-    )
+            finish.finish(
+                self.config, self._spec, self.base, state, record=self._record, context=self._context, out=self._out,
+                parents=self._parents, replace=self._replace,
+            )  # fmt: skip
+        report = self._meter.report(self._settled, self._spec, self._device, context=self._context)
+        if distributed.first():
+            self._path.unlink(missing_ok=True)
+            self._on_event(Saved(state.step, self._out))
+        metrics = finish.metrics(state)
+        return Result(
+            folder=self._out,
+            steps=state.step,
+            tokens=state.tokens,
+            loss=metrics["train_loss"],
+            perplexity_before=metrics.get("heldout_perplexity_before"),
+            perplexity_after=metrics.get("heldout_perplexity"),
+            report=report,
+            kept_step=state.kept_step,
+            accuracy_before=metrics.get("heldout_accuracy_before"),
+            accuracy_after=metrics.get("heldout_accuracy"),
+        )
 
 
 def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
@@ -117,11 +246,34 @@ def _loaded(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEven
         entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
     )
+    if config.base.hold == "dense":
+        dequantize(base.model, getattr(torch, config.base.dtype))
     if config.train.checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
         families.compile_blocks(base.model, config.where)
     return base
+
+
+def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[TrainConfig, list[str]]:
+    """Have `tokenizer` use the config's chat template, options and date.
+
+    The date of a template with a clock is the config's, that of the checkpoint at `path`, or today's; then there is a note.
+    """
+    data = config.data
+    if data.chat_template is not None:
+        chat_template.choose(tokenizer, data.chat_template, config.resolve(data.chat_template), config.where)
+    if not chat_template.has_clock(tokenizer):
+        chat_template.give(tokenizer, data.template_options, None)
+        return config, []
+    date = data.date or checkpoint.date(path) or _today()
+    chat_template.give(tokenizer, data.template_options, date)
+    note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
+    return dataclasses.replace(config, data=dataclasses.replace(data, date=date)), [note]
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
 
 
 def _ready(
@@ -135,7 +287,7 @@ def _ready(
         base_in_4_bits=in_4_bits,
         documents=train_set.documents,
         tokens=train_set.tokens,
-        rows=len(train_set.rows),
+        rows=len(train_set.packed),
         steps=steps,
         memory=memory.plan(config, spec),
         notes=notes,
@@ -161,29 +313,3 @@ def _parents(start: InitialAdapter | None) -> list[dict[str, Any]]:
     if start is None:
         return []
     return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": adapters.METHOD}]
-
-
-def _run(
-    config: TrainConfig,
-    base: Base,
-    rows: data.Rows,
-    heldout: data.Dataset | None,
-    *,
-    path: Path,
-    run_id: str,
-    steps: int,
-    on_event: OnEvent,
-) -> State:
-    """Run the loop, from the checkpoint at `path` if there is one."""
-    state = new_state(base.model, config.train)
-    if checkpoint.restore(path, base.model, state, run_id):
-        on_event(Resumed(state.step, state.tokens, path))
-
-    def save() -> Path:
-        checkpoint.save(path, base.model, state, run_id)
-        on_event(Saved(state.step, path))
-        return path
-
-    sample = data.sample(heldout.rows, config.data.heldout_tokens) if heldout else None
-    loop.run(base, rows, sample, state, config.train, steps=steps, save=save, on_event=on_event)
-    return state

@@ -12,7 +12,7 @@ import adapterhub as ah
 from adapterhub import base_sources
 from adapterhub.bases import hub_cache, hub_download
 from adapterhub.bases.hub_address import Hub as Address
-from adapterhub.bases.hub_address import Place
+from adapterhub.bases.hub_address import HubPath
 from adapterhub.workspace import Workspace
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
@@ -85,14 +85,14 @@ def test_a_ref_that_names_no_commit_is_no_model(tmp_path: Path, content: bytes) 
     base(tmp_path / "made")
     cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
     (tmp_path / "hub" / "models--org--tiny" / "refs" / "main").write_bytes(content)
-    assert hub_cache.find(Place("org/tiny"), tmp_path / "hub") is None
+    assert hub_cache.find(HubPath("org/tiny"), tmp_path / "hub") is None
 
 
 def test_a_revision_does_not_lead_out_of_the_refs(tmp_path: Path) -> None:
     base(tmp_path / "made")
     cached(tmp_path / "hub", "org/tiny", tmp_path / "made")
     (tmp_path / "hub" / "models--org--tiny" / "commit").write_text(COMMIT)
-    assert hub_cache.find(Place("org/tiny", "../commit"), tmp_path / "hub") is None
+    assert hub_cache.find(HubPath("org/tiny", "../commit"), tmp_path / "hub") is None
 
 
 def test_every_command_takes_the_name_offline_and_the_hint_names_the_address(run: Run, tmp_path: Path) -> None:
@@ -160,13 +160,13 @@ def test_a_model_without_weights_to_choose_is_refused(
 ) -> None:
     publish(hub, "org/tiny", files)
     with pytest.raises(error, match=says):
-        hub_download.download(Place("org/tiny"), Address(hub.url), tmp_path / "hub")
+        hub_download.download(HubPath("org/tiny"), Address(hub.url), tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 
 
 def test_one_gguf_file_of_several_is_downloaded_alone(hub: Hub, tmp_path: Path) -> None:
     publish(hub, "org/tiny", {"a.gguf": b"GGUF a", "b.gguf": b"GGUF b"})
-    found = hub_download.download(Place.parse("hf://org/tiny/b.gguf"), Address(hub.url), tmp_path / "hub")
+    found = hub_download.download(HubPath.parse("hf://org/tiny/b.gguf"), Address(hub.url), tmp_path / "hub")
     assert found.read_bytes() == b"GGUF b"
     assert [file.name for file in found.parent.iterdir()] == ["b.gguf"]
 

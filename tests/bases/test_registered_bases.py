@@ -132,7 +132,7 @@ def test_what_is_no_name_of_a_base(registry: Registry, spec: BaseSpec, name: str
         registered.add(registry, name, spec, source="a")
 
 
-def test_of_two_writers_one_is_told_of_the_conflict(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
+def test_of_two_writers_one_gets_a_conflict(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
     others = [dataclasses.replace(spec, revision=f"{n}" * 40) for n in range(8)]
 
     def add(other: BaseSpec) -> bool:

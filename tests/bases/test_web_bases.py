@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.bases.hub_address import Hub, Place
+from adapterhub.bases.hub_address import Hub, HubPath
 from adapterhub.bases.ranges import RangeClient, WebFile
 from adapterhub.bases.remote import read_url
 from adapterhub_converters.bases import BaseSpec, read_base
@@ -228,15 +228,15 @@ def test_the_hub_of_these_tests_is_one_for_huggingface_hub(
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("hf://gpt2", Place("gpt2")),
-        ("hf://org/m@v1.0/a/b.gguf", Place("org/m", "v1.0", "a/b.gguf")),
-        ("hf://org/m@refs/pr/7", Place("org/m", "refs/pr/7")),
-        ("hf://org/m@refs%2Fpr%2F7/x", Place("org/m", "refs/pr/7", "x")),
+        ("hf://gpt2", HubPath("gpt2")),
+        ("hf://org/m@v1.0/a/b.gguf", HubPath("org/m", "v1.0", "a/b.gguf")),
+        ("hf://org/m@refs/pr/7", HubPath("org/m", "refs/pr/7")),
+        ("hf://org/m@refs%2Fpr%2F7/x", HubPath("org/m", "refs/pr/7", "x")),
     ],
 )
-def test_places_on_a_hub(text: str, place: Place) -> None:
-    assert Place.parse(text) == place
-    assert Place.parse(str(place)) == place
+def test_places_on_a_hub(text: str, place: HubPath) -> None:
+    assert HubPath.parse(text) == place
+    assert HubPath.parse(str(place)) == place
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_places_on_a_hub(text: str, place: Place) -> None:
 )
 def test_what_is_no_place_on_a_hub_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        Place.parse(text)
+        HubPath.parse(text)
 
 
 # ---- servers that err
@@ -399,7 +399,7 @@ def test_a_server_that_is_no_hub_is_not_reported_to_require_the_hubs_token(web: 
     assert "token was refused" not in str(caught.value)
 
 
-def test_a_part_is_not_taken_for_the_whole_of_a_small_file(web: Web, tmp_path: Path) -> None:
+def test_a_part_of_a_small_file_is_not_accepted_as_the_whole(web: Web, tmp_path: Path) -> None:
     web.add(model(tmp_path / "m"))
     web.rules["/config.json"] = lambda to: to.send(206, b"{}", **{"Content-Range": "bytes 0-1/500"})
     with pytest.raises(RemoteError, match="HTTP 206 for a request of the whole file"):

@@ -19,6 +19,7 @@ from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import Run, need_module  # noqa: E402
+from tests.support.hub_models import cached  # noqa: E402
 from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
 
 pytestmark = pytest.mark.xdist_group("generation")
@@ -129,6 +130,26 @@ def test_a_draw_follows_the_shares_of_the_tokens() -> None:
     assert Sampler(0, 0).token(logits) == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-3])
+def test_the_smallest_temperatures_leave_the_likeliest_token_alone(temperature: float) -> None:
+    logits = np.array([-1e4, 3, 2, -5], np.float32)
+    assert {Sampler(temperature, seed, top_p).token(logits) for seed in range(20) for top_p in (0.5, 1)} == {1}
+
+
+def test_a_draw_with_top_p_takes_the_fewest_likeliest_tokens_that_reach_it() -> None:
+    logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
+
+    def drawn(top_p: float) -> list[int]:
+        sampler = Sampler(1.0, 0, top_p)
+        return np.bincount([sampler.token(logits) for _ in range(2000)], minlength=3).tolist()
+
+    assert [count > 0 for count in drawn(0.95)] == [True, True, True]
+    assert [count > 0 for count in drawn(0.7)] == [False, True, True]
+    np.testing.assert_allclose(np.array(drawn(0.7)) / 2000, [0, 2 / 3, 1 / 3], atol=0.04)
+    for tiny in (0.6, 0.1, 0.0):
+        assert drawn(tiny) == [0, 2000, 0]
+
+
 # ---- llama.cpp
 
 
@@ -185,3 +206,18 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
     assert by_argument["base_text"] is None
     assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
     assert "--system" in run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr
+
+
+def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, float_base: Path, tmp_path: Path) -> None:
+    peft_adapter(float_base, tmp_path / "sql")
+    config = json.loads((tmp_path / "sql/adapter_config.json").read_text())
+    asked, there = ("run", "sql", "hello", "--max-tokens", 4, "--json"), {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    assert "Pass --base BASE" in run(*asked, env=there, code=2).stderr  # a path means nothing elsewhere
+    (tmp_path / "sql/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
+    assert "org/tiny: no such file or folder" in run(*asked, env=there, code=3).stderr
+    cached(tmp_path / "hub", "org/tiny", float_base)
+    done = run(*asked, env=there)
+    assert done.stderr.startswith("base: org/tiny, which the adapter records\n")
+    by_name = json.loads(done.stdout)
+    assert by_name["base"] == "org/tiny"
+    assert by_name["text"] == json.loads(run(*asked, "--base", float_base).stdout)["text"]

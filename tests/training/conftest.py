@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from adapterhub.training.config import BaseConfig, LoRAConfig
+    from adapterhub.training.data.examples import Example
+    from adapterhub.training.data.rows import Rows
     from adapterhub.training.model.base import Base
 
 TEMPLATE = (
@@ -64,3 +68,10 @@ def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str =
 
     with BaseFiles(path) as files:
         return load(files, base, adapter, where=where, **options)
+
+
+def packed_rows(examples: Iterable[Example], sequence: int, **options: Any) -> Rows:
+    """Pack examples into rows, as the trainer does."""
+    from adapterhub.training.data import rows, tokens
+
+    return rows.pack(tokens.collected(((example, b"") for example in examples), set()), sequence, **options).all()

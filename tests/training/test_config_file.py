@@ -10,6 +10,7 @@ from adapterhub.training import config_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 SMALL = '[base]\npath = "b"\n[data]\ntrain = "t.jsonl"\n'
+MIX = '[base]\npath = "b"\n[data]\ntrain = [{path = "a", share = %s}]\n'
 
 
 def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
     ("text", "says"),
     [
         (SMALL + "[trian]\n", "c.toml:5: [trian]: unknown section. Did you mean train?"),
-        (SMALL + "[more]\n", "c.toml:5: [more]: unknown section. The sections are base, data, lora, train, card"),
+        (SMALL + "[more]\n", "c.toml:5: [more]: unknown section. The sections are base, data, lora, train, preference, card"),
         (SMALL + "[train]\nlearnig_rate = 1\n", "c.toml:6: [train] learnig_rate: unknown key. Did you mean learning_rate?"),
         (SMALL + "[train]\nqqq = 1\n", "c.toml:6: [train] qqq: unknown key. The keys are steps,"),
         (SMALL + "[lora]\nrank = 8\n", "c.toml:6: [lora] rank: unknown key. Did you mean r?"),
@@ -51,6 +52,13 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + "[lora]\nlayers = [true]\n", "c.toml:6: [lora] layers: [True] has the wrong type"),
         (SMALL + '[lora]\nrank_pattern = {q_proj = "4"}\n', "[lora] rank_pattern: 'q_proj': '4' has the wrong type"),
         (SMALL + "[lora]\nrank_pattern = {q_proj = 0}\n", "c.toml:6: [lora] rank_pattern: is too small"),
+        (SMALL[:18] + 'hold = "dense"\n' + SMALL[18:] + "[lora]\ndora = true\n", "hold: dense cannot be combined with dora"),
+        (MIX % "0.7", "c.toml:4: [data] train: has shares that are not above 0 or add up to 0.7, not to 1"),
+        (
+            MIX[:-2] % "1" + ", 'b']\n",
+            "c.toml:4: [data] train: has files with a share and files without one. Give each a share, or",
+        ),
+        (MIX % "1, more = 2", "c.toml:4: [data] train: [{'path': 'a', 'share': 1, 'more': 2}] has the wrong type"),
         (SMALL + "[lora]\ndropout = 1.0\n", "c.toml:6: [lora] dropout: must be at least 0 and below 1"),
         (
             SMALL[:18] + 'quantize = "none"\n' + SMALL[18:] + '[lora]\ninit = "loftq"\n',
@@ -87,7 +95,7 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
     assert (len(caught.value.problems), caught.value.problems[-1]) == (21, "4,980 more problems")
 
 
-def test_changes_replace_what_the_file_says_and_are_recorded() -> None:
+def test_changes_replace_values_of_the_file_and_are_recorded() -> None:
     changes = ("train.steps=10", "base.quantize=none", 'lora.targets=["q_proj"]', "train.learning_rate = 1e-3")
     read = config_file.parse(SMALL + "[train]\nsteps = 5\n", folder=Path(), where="c.toml", changes=changes)
     assert (read.train.steps, read.base.quantize, read.train.learning_rate) == (10, "none", 1e-3)
@@ -104,7 +112,7 @@ def test_changes_replace_what_the_file_says_and_are_recorded() -> None:
         ("lora.targets=[1", "lora.targets=[1: not valid TOML"),
     ],
 )
-def test_a_change_that_means_nothing_is_quoted(change: str, says: str) -> None:
+def test_an_invalid_change_is_quoted(change: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
         config_file.parse(SMALL, folder=Path(), where="c.toml", changes=[change])
     assert says in str(caught.value)

@@ -48,11 +48,11 @@ CHOSEN = "preference pairs without their rejected sides"
         ({"conversations": HUMAN[:1], "chosen": HUMAN[1], "rejected": HUMAN[1]}, CHOSEN, {"prompt": [Q], "completion": [A]}),
     ],
 )
-def test_a_shape_is_told_by_its_keys(record: dict[str, Any], shape: str, form: dict[str, Any]) -> None:
+def test_the_keys_of_a_record_determine_its_shape(record: dict[str, Any], shape: str, form: dict[str, Any]) -> None:
     assert shapes.canonical(record, "") == (shape, form)
 
 
-def test_columns_name_what_no_key_tells() -> None:
+def test_columns_name_what_no_key_determines() -> None:
     record = {"body": "q", "reply": "a", "text": "t"}
     assert shapes.canonical(record, "", {"prompt": "body", "completion": "reply"})[1] == {"prompt": "q", "completion": "a"}
     assert shapes.canonical(record, "", {"instruction": "body", "input": "none", "output": "reply"})[1] == ASKED
@@ -74,7 +74,7 @@ def test_columns_name_what_no_key_tells() -> None:
         ({"conversations": [{"from": "alien", "value": "x"}]}, "'alien' is not a known speaker. Those are assistant, bard"),
     ],
 )
-def test_a_record_that_means_nothing(record: dict[str, Any], says: str) -> None:
+def test_an_invalid_record_is_refused(record: dict[str, Any], says: str) -> None:
     with pytest.raises(FormatError) as caught:
         shapes.canonical(record, "a.jsonl:1")
     assert f"a.jsonl:1: {says}" in str(caught.value)
@@ -146,7 +146,7 @@ def test_a_table_is_read_under_the_names_of_its_columns(tmp_path: Path) -> None:
         (b"text\nx\n\xff\n", (":3: not UTF-8 text. Export it as UTF-8",)),
     ],
 )
-def test_a_table_that_is_none(tmp_path: Path, raw: bytes, says: tuple[str, ...]) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path, raw: bytes, says: tuple[str, ...]) -> None:
     (tmp_path / "a.csv").write_bytes(raw)
     with pytest.raises(FormatError) as caught:
         documents.read(tmp_path / "a.csv")

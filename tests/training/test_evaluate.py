@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_the_training_data_is_reported(trained, tiny_base: Path) -> None:  # typ
     assert measured.notes == ("train.jsonl was trained on: its perplexity proves nothing",)
     assert measured.base["quantize"] == "none"
     assert measured.tokens < 96
+
+
+def test_passages_that_were_trained_on_are_reported(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+    start, folder = trained
+    texts = [json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "mixed.jsonl").write_text(json.dumps({"text": f"{texts[0]} {' '.join(f'new{word}' for word in range(30))}"}))
+    asked = training.EvaluationOptions(threads=1, trained_on=(folder / "train.jsonl",))
+    (note,) = training.evaluate(start, tiny_base, [tmp_path / "mixed.jsonl"], asked).notes
+    assert "% of the runs of 8 words in the held-out texts are in the training data too: its perplexity says" in note
+    assert training.evaluate(start, tiny_base, [folder / "heldout.jsonl"], asked).notes == ()
 
 
 def test_a_loss_that_is_no_number_is_refused(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]

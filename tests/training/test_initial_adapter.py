@@ -51,6 +51,7 @@ def test_it_begins_where_the_adapter_ended_and_names_it_as_its_parent(first, tmp
     manifest = AdapterManifest.read(tmp_path / "out")
     assert manifest is not None
     assert manifest.parents == (Parent(start.digest, "team/first:v1", method="train"),)
+    assert "| continues | team/first:v1 |" in (tmp_path / "out/README.md").read_text()
     assert not [note for event in events if isinstance(event, training.Ready) for note in event.notes if "bytes" in note]
     training.run(training.read_config(path), tmp_path / "again", start=start)
     for file in (tmp_path / "out").iterdir():

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from adapterhub.training import config  # noqa: E402
 from adapterhub.training.artifacts import checkpoint  # noqa: E402
-from adapterhub.training.data import dataset  # noqa: E402
+from adapterhub.training.data.rows import Rows, order  # noqa: E402
 from adapterhub.training.layers import embeddings, lora, nf4, variants  # noqa: E402
 from adapterhub.training.loop import loop  # noqa: E402
 from adapterhub.training.loop.optimizer import learning_rate  # noqa: E402
@@ -30,11 +30,11 @@ STEPS, ROWS = 20, 2
 SMALL = ("q_proj", "down_proj")
 
 
-def rows(count: int = 8, length: int = 24) -> dataset.Rows:
+def rows(count: int = 8, length: int = 24) -> Rows:
     """Random tokens, two documents a row."""
     numbers = np.random.default_rng(0).integers(3, 250, (count, length + 1))
     positions = np.tile(np.concatenate([np.arange(10), np.arange(length - 10)]), (count, 1))
-    return dataset.Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), positions)
+    return Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), positions)
 
 
 def whole(tiny_base: Path, **words: Any) -> config.TrainConfig:
@@ -84,13 +84,13 @@ def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     return made.train()
 
 
-def peft_losses(model: Any, settings: config.TrainConfig, given: dataset.Rows) -> list[float]:
+def peft_losses(model: Any, settings: config.TrainConfig, given: Rows) -> list[float]:
     """The losses of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
-        chosen = dataset.order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
+        chosen = order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
         ids, positions, labels = (torch.from_numpy(array[chosen]) for array in (given.ids, given.positions, given.labels))
         torch.manual_seed(loop.draw_seed(0, step, 0))
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits

@@ -19,12 +19,14 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import config  # noqa: E402
+from adapterhub.training import config, devices  # noqa: E402
 from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
 from adapterhub.training.data import dataset, documents  # noqa: E402
-from adapterhub.training.layers import lora  # noqa: E402
+from adapterhub.training.data.rows import IGNORED  # noqa: E402
+from adapterhub.training.layers import experts, lora, nf4  # noqa: E402
 from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
 from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
+from adapterhub.training.model.loading import dequantize  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
 from tests.conftest import ROOT, need_module  # noqa: E402
 from tests.training.conftest import load_base  # noqa: E402
@@ -36,7 +38,7 @@ def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
     """Rows have one to 24 labels: an average of averages would be another loss, and another adapter."""
     given = rows(16)
     for number in range(16):
-        given.labels[number, 1 + number % 24 :] = dataset.IGNORED
+        given.labels[number, 1 + number % 24 :] = IGNORED
     runs = []
     for micro in (8, 2):
         made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
@@ -66,6 +68,83 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
     quiet = heldout.evaluate(ours, rows(), 4)
     assert quiet == heldout.evaluate(ours, rows(), 4)
+
+
+@pytest.mark.parametrize(("words", "expected"), [({}, [1] * 10), ({"steps": 3}, [1] * 8 + [2] * 2), ({"epochs": 1.5}, None)])
+def test_an_epoch_has_every_row_once(words: dict[str, Any], expected: list[int] | None, tiny_base: Path) -> None:
+    """Also where the rows of a step do not divide them: the last step has fewer."""
+    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=4, learning_rate=1e-3, **words)
+    steps = replace(whole(tiny_base), train=options).steps(10)
+    state = new_state(made.model, options)
+    loop.run(made, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
+    assert state.order is not None
+    assert state.step == steps
+    drawn = sorted(np.bincount(state.order, minlength=10).tolist())
+    assert drawn == (expected or [1] * 5 + [2] * 5)
+
+
+def test_only_factors_decay(tiny_base: Path) -> None:
+    """Without a gradient, decay alone moves a parameter: toward 0, which is the start of factors only."""
+    for words in ({"lora_bias": True}, {"dora": True}, {"trainable_token_indices": (3, 4)}):
+        plan = whole(tiny_base, **words)
+        made = loaded(plan)
+        options = replace(plan.train, weight_decay=0.5, clip=0.0)
+        state = new_state(made.model, options)
+        before = {}
+        for name, parameter in lora.trained_parameters(made.model):
+            parameter.grad = torch.zeros_like(parameter)
+            with torch.no_grad():
+                parameter.add_(1)
+            before[name] = parameter.detach().clone()
+        for group in state.optimizer.param_groups:
+            group["lr"] = 0.1 * group["ratio"]
+        state.optimizer.step()
+        for name, parameter in lora.trained_parameters(made.model):
+            factor = 0.95 if name.endswith(("lora_A", "lora_B")) else 1
+            torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def poisoned(layer: Any, steps: set[int]) -> None:
+    """Have the gradient of a layer be infinite in some of its steps."""
+    count = iter(range(1000))
+    layer.lora_B.register_hook(lambda gradient: gradient * (float("inf") if next(count) in steps else 1))
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
+    """In every dtype: with it, clipping would make every parameter NaN."""
+    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2, learning_rate=5e-3)
+    poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {1, 2, 4})
+    state, said = new_state(made.model, options), []
+    loop.run(made, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
+    assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
+    noted = [event.text for event in said if isinstance(event, training.Noted)]
+    assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
+    assert len(noted) == 3
+    assert all(torch.isfinite(parameter).all() for _, parameter in lora.trained_parameters(made.model))
+
+
+def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> None:
+    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2, learning_rate=5e-3)
+    poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {2, 3, 4})
+    with pytest.raises(RefusedError, match=r"train: the gradient was not finite in 3 steps in a row, up to step 5"):
+        loop.run(made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None)
+
+
+@pytest.mark.parametrize(("busy", "gain", "notes"), [(True, 2.5, 1), (True, 1.1, 0), (False, 2.5, 0)])
+def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
+    busy: bool, gain: float, notes: int, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How busy this machine is, and how fast, no test can know; the trial itself runs."""
+    trial = devices.gain_of_one_thread
+    monkeypatch.setattr(devices, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
+    plan, said = training.read_config(settings(tmp_path, tiny_base, steps=12, threads=2, rows=2)), []
+    training.run(plan, tmp_path / "quiet")
+    monkeypatch.setattr(loop, "cores_are_busy", lambda: busy)
+    training.run(plan, tmp_path / "out", on_event=said.append)
+    noted = [event.text for event in said if isinstance(event, training.Noted)]
+    assert len(noted) == notes
+    assert all("with threads = 1 it would be about 2.5 times as fast" in note for note in noted)
+    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +219,27 @@ def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, ti
         assert result.report.checkpointing is on
     for name in ("adapter_model.safetensors", "log.jsonl"):
         assert contents(tmp_path / "kept")[name] == contents(tmp_path / "again")[name]
+
+
+def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
+    path = settings(tmp_path, tiny_base, steps=3)
+    events: list[Any] = []
+    for hold in ("quantized", "dense"):
+        training.run(training.read_config(path, [f"base.hold={hold}"]), tmp_path / hold, on_event=events.append)
+    assert contents(tmp_path / "quantized") == contents(tmp_path / "dense")
+    notes = [event.notes for event in events if isinstance(event, training.Ready)]
+    assert notes == [(), ("the dequantized base is in memory: no step dequantizes it",)]
+
+
+def test_dequantized_experts_compute_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [nf4.quantize(torch.randn(64, 128, generator=generator), "w") for _ in range(3)]
+    stack = experts.Stack(matrices, transposed=False)
+    x = torch.randn(7, 128, generator=generator).bfloat16()
+    before = stack(x, [3, 0, 4])
+    dequantize(torch.nn.ModuleList([stack]), torch.bfloat16)
+    assert not any(isinstance(matrix, nf4.NF4) for matrix in stack.matrices)
+    assert (stack(x, [3, 0, 4]) == before).all()
 
 
 KILLED = RUN.replace(
@@ -229,7 +329,7 @@ def test_a_log_that_fails_meanwhile_is_reported_and_gets_no_more_events() -> Non
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_log_is_told_whether_the_training_failed(
+def test_a_log_receives_whether_the_training_failed(
     fails: bool, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []

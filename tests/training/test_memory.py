@@ -51,7 +51,7 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "base")
     write_tokenizer(folder / "base")
-    line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 6})
+    line = json.dumps({"text": "the quick brown fox jumps over the lazy dog. " * 23})  # a document that fills rows
     (folder / "t.jsonl").write_text(f"{line}\n" * 80)
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"steps": 2, "threads": 1, **keys}.items())
     heldout = 'heldout = "t.jsonl"\nheldout_tokens = 2048\n' if "evaluate_every" in keys else ""
@@ -168,6 +168,25 @@ def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path,
         assert budget.settled(chosen, spec, free=1) == chosen
 
 
+def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) -> None:
+    """Once checkpointing is decided, which costs more; and not for DoRA, whose norms come from the codes."""
+    config = config_of(tmp_path, tiny_base)
+    spec = read_base(tiny_base)
+    auto = dataclasses.replace(config, base=dataclasses.replace(config.base, hold="auto"))
+    dense = dataclasses.replace(config, base=dataclasses.replace(config.base, hold="dense"))
+    quantized, whole = (memory.plan(each, spec).total for each in (auto, dense))
+    assert quantized < whole
+    assert budget.settled(auto, spec, free=whole).base.hold == "dense"
+    assert budget.settled(auto, spec, free=None).base.hold == "dense"
+    settled = budget.settled(auto, spec, free=whole - 1)
+    assert (settled.base.hold, settled.train.checkpointing) == ("quantized", False)
+    dora = dataclasses.replace(auto, lora=dataclasses.replace(config.lora, dora=True))
+    assert budget.settled(dora, spec, free=None).base.hold == "quantized"
+    alone = dataclasses.replace(dense, train=dataclasses.replace(dense.train, checkpointing=False, rows=1))
+    with pytest.raises(RefusedError, match='Set hold = "quantized"'):
+        budget.check(alone, spec, free=memory.plan(alone, spec).total - 1)
+
+
 def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Path) -> None:
     """Against the model itself, for whatever gives it trained numbers."""
     pytest.importorskip("torch")
@@ -221,3 +240,12 @@ def test_free_memory_is_the_least_of_the_machine_and_the_control_group(tmp_path:
     (group / "memory.current").write_text("2500000\n")
     (group / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
     assert budget.free_memory(tmp_path) == 900_000
+
+
+def test_cores_are_busy_where_threads_wait_for_them(tmp_path: Path) -> None:
+    assert not budget.cores_are_busy(tmp_path)
+    (tmp_path / "proc/pressure").mkdir(parents=True)
+    for share, busy in (("0.00", False), ("9.12", False), ("55.20", True)):
+        lines = f"some avg10={share} avg60=99.00 avg300=0.00 total=1\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=0\n"
+        (tmp_path / "proc/pressure/cpu").write_text(lines)
+        assert budget.cores_are_busy(tmp_path) is busy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -53,6 +55,16 @@ def test_torch_alone_dequantizes_to_what_bitsandbytes_does(shape: tuple[int, ...
     theirs = functional.dequantize_4bit(packed, state).reshape(shape)  # it transposes a single byte
     assert torch.equal(nf4.dequantize_reference(nf4.quantize(original), dtype), theirs)
     assert torch.equal(nf4.dequantize(nf4.quantize(original), dtype), theirs)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (600, 2048), (64, 96), (33, 80), (2, 48)])
+def test_every_value_is_its_code_times_the_magnitude_of_its_block(shape: tuple[int, ...]) -> None:
+    matrix = nf4.quantize(weight(shape, torch.float32))
+    codes = torch.stack([matrix.packed >> 4, matrix.packed & 15], dim=1).view(-1)[: math.prod(shape)].int()
+    scales = nf4.magnitudes(matrix).repeat_interleave(64)[: math.prod(shape)]
+    expected = (nf4.CODE[codes] * scales).view(shape)
+    assert torch.equal(nf4.dequantize_reference(matrix, torch.float32), expected)
+    assert torch.equal(nf4.dequantize(matrix, torch.float32), expected)
 
 
 def test_a_weight_takes_4_127_bits() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,17 +33,25 @@ print(json.dumps(opened))
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A config with a base in two files."""
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in two files."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")
     torch.manual_seed(0)
     numbers = {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers, bos_token_id=1, eos_token_id=2))
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "base", max_shard_size="100KB")
-    write_tokenizer(tmp_path / "base")
+    folder = tmp_path_factory.mktemp("opens") / "base"
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="100KB")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def config(base: Path, tmp_path: Path) -> Path:
+    """A config with a copy of the base."""
+    shutil.copytree(base, tmp_path / "base")
     (tmp_path / "t.jsonl").write_text('{"text": "a b c d e f"}\n' * 8)
     (tmp_path / "c.toml").write_text(
         '[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\nsequence = 32\n[lora]\nr = 2\n[train]\nsteps = 1\nthreads = 1\n'
@@ -50,22 +59,24 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "c.toml"
 
 
+@pytest.fixture(scope="module")
 def by_transformers(base: Path) -> dict[str, int]:
-    """Return how often transformers alone opens each file of a base."""
+    """How often transformers alone opens each file of a base."""
     done = subprocess.run([sys.executable, "-c", TRANSFORMERS, str(base)], capture_output=True, text=True, check=True)
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
 
 @pytest.mark.parametrize("keys", ["", "cache = false"])
-def test_each_base_file_is_opened_at_most_twice(keys: str, config: Path, tmp_path: Path, started: Callable[..., Any]) -> None:
+def test_each_base_file_is_opened_at_most_twice(
+    keys: str, config: Path, by_transformers: dict[str, int], tmp_path: Path, run: Callable[..., Any]
+) -> None:
     config.write_text(config.read_text().replace('path = "base"\n', f'path = "base"\n{keys}\n'))
-    transformers_alone = by_transformers(tmp_path / "base")
 
     def train(out: str) -> dict[str, int]:
-        counted = opens(started, tmp_path, tmp_path, "train", "c.toml", "-o", out)
+        counted = opens(run, tmp_path, tmp_path, "train", "c.toml", "-o", out)
         names = [path.name for path in (tmp_path / "base").iterdir()]
-        return {name: counted[f"base/{name}"] - transformers_alone.get(name, 0) for name in names}
+        return {name: counted[f"base/{name}"] - by_transformers.get(name, 0) for name in names}
 
     found = train("one")
     weights = [name for name in found if name.endswith(".safetensors")]

@@ -10,7 +10,7 @@ import pytest
 from adapterhub.training import config_file
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.data import dataset, survey
-from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 
 
 def settings(tmp_path: Path, more: str = "") -> TrainConfig:
@@ -70,3 +70,16 @@ def test_data_that_teach_nothing_are_refused(tmp_path: Path, tokenizer: object) 
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(RefusedError, match="no token to train on: there are no documents"):
         survey.survey(settings(tmp_path), tokenizer)
+
+
+def test_held_out_documents_are_encoded_and_refused_as_in_the_training(tmp_path: Path, tokenizer: object) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a b c"}\n')
+    (tmp_path / "h.jsonl").write_text(json.dumps({"prompt": "p" * 100, "completion": "c"}))
+    config = settings(tmp_path, 'heldout = ["h.jsonl"]\n')
+    refused: list[str] = []
+    for read in (survey.survey, dataset.datasets):
+        with pytest.raises(AdapterhubError) as caught:
+            read(config, tokenizer)
+        refused.append(str(caught.value))
+    assert refused[0] == refused[1]
+    assert "h.jsonl" in refused[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adapterhub.training import config  # noqa: E402
-from adapterhub.training.data import dataset as data  # noqa: E402
-from adapterhub.training.data import documents  # noqa: E402
+from adapterhub.training.data.examples import encode  # noqa: E402
+from adapterhub.training.data.rows import order  # noqa: E402
 from adapterhub.training.loop import loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub.training.model import adapters  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
+from tests.training.conftest import packed_rows  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
 
 ROWS, LONGEST = 4, 96
@@ -43,18 +43,11 @@ CHATS: list[dict[str, Any]] = [
 ]
 
 
-def our_run(settings: config.TrainConfig, folder: Path) -> tuple[Any, Any, list[float]]:
+def our_run(settings: config.TrainConfig) -> tuple[Any, Any, list[float]]:
     """The model before any step, the one after, and the losses."""
-    (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in CHATS))
     first, made = loaded(settings), loaded(settings)
-    rows = data.build(
-        [documents.read(folder / "chats.jsonl")],
-        made.tokenizer,
-        sequence=LONGEST,
-        loss="completion",
-        seed=None,
-        pack_rows=False,
-    ).rows
+    examples = [encode(chat, made.tokenizer, loss="completion", where="") for chat in CHATS]
+    rows = packed_rows(examples, LONGEST, pack_rows=False)
     state = new_state(made.model, settings.train)
     losses = [loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     return first, made, losses
@@ -68,7 +61,7 @@ def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any
     tokenizer = transformers.AutoTokenizer.from_pretrained(settings.base.path)
     tokenizer.pad_token, tokenizer.chat_template = "<|endoftext|>", MARKED
     train, micro = settings.train, settings.train.micro_rows or ROWS
-    order = data.order(len(CHATS), STEPS * ROWS, train.seed)
+    drawn = order(len(CHATS), STEPS * ROWS, train.seed)
     words = SFTConfig(
         output_dir=str(folder / "trl"), max_steps=STEPS, per_device_train_batch_size=micro,
         gradient_accumulation_steps=ROWS // micro, learning_rate=train.learning_rate, lr_scheduler_type="linear",
@@ -76,7 +69,7 @@ def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any
         max_length=LONGEST, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
         gradient_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
-    dataset = Dataset.from_list([CHATS[number] for number in order])
+    dataset = Dataset.from_list([CHATS[number] for number in drawn])
     return SFTTrainer(model, args=words, train_dataset=dataset, processing_class=tokenizer)
 
 
@@ -89,7 +82,7 @@ def test_losses_of_twenty_steps_are_trls_and_peft_takes_both_adapters_for_one(tm
 
     settings = whole(tiny_base)
     settings = replace(settings, train=replace(settings.train, rows=ROWS, micro_rows=2))
-    first, made, losses = our_run(settings, tmp_path)
+    first, made, losses = our_run(settings)
     trainer = their_trainer(settings, peft_model(settings, first), tmp_path)
     trainer.train()
     assert losses == pytest.approx([line["loss"] for line in trainer.state.log_history if "loss" in line], abs=1e-5)

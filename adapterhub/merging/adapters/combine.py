@@ -35,6 +35,7 @@ from .matrices import (
 )
 from .methods import Matrix, Method, Random, method_named
 from .truncation import Cut, Spectra, lost, spectra, within
+from .untruncated import Untruncated
 
 Progress = Callable[[int, int], None]
 
@@ -152,6 +153,24 @@ def combine(
     )
     notes += tuple(dict.fromkeys(note for adapter in plain for note in adapter.notes))
     return result, MergeReport(method, tuple(weights), modules, notes, settled, seed if work.random else None)
+
+
+def join(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    *,
+    method: str,
+    seed: int = 0,
+    parameters: Mapping[str, float | str] | None = None,
+) -> Untruncated | None:
+    """Return a method for a merge into a base, where the result needs no rank; None for a sum, which the merge does itself.
+
+    Raises:
+        UsageError: As from `combine`; and for a method that merges `lora_A` and `lora_B` separately.
+    """
+    how = method_named(method)
+    settled = _checked(how, Cut(), adapters, weights, parameters or {})
+    return None if how.sums else Untruncated(method, settled, weights, seed)
 
 
 def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:

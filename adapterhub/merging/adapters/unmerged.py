@@ -19,20 +19,23 @@ from .methods import Method
 
 _INTO_BASE = "Merge it into the base"
 _OR_INTO_BASE = "Use linear or svd, or merge it into the base"
+_AS_A_SUM = "Merge it without a method"
 
 
-def check_unmerged(adapters: Iterable[Adapter], method: Method) -> None:
+def check_unmerged(adapters: Iterable[Adapter], method: Method, *, into_base: bool = False) -> None:
     """Refuse the parts that the method cannot merge, by name."""
+    alone, other = (_AS_A_SUM, _AS_A_SUM) if into_base else (_INTO_BASE, _OR_INTO_BASE)
     for adapter in adapters:
         for target, delta in adapter.deltas.items():
             if getattr(delta, "magnitude", None) is not None:
-                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", _INTO_BASE)
+                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", alone)
             if getattr(delta, "bias", None) is not None and not method.sums:
-                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", _OR_INTO_BASE)
-        for name in (*adapter.replaced, *adapter.rows):
+                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", other)
+        for name in (*adapter.replaced, *adapter.rows, *adapter.added):
             if not method.sums:
-                what = f"replaces weights of the base (modules_to_save, rows), which {method.name} does not merge"
-                raise RefusedError(name, what, _OR_INTO_BASE)
+                verb = "adds to a parameter" if name in adapter.added else "replaces weights"
+                what = f"{verb} of the base, which {method.name} does not merge"
+                raise RefusedError(name, what, other)
 
 
 def biases(weighted: Weighted) -> dict[str, np.ndarray]:

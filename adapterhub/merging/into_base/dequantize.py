@@ -37,7 +37,7 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output, of eight, of each four bits
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredTensor:
     """A stored tensor and its file."""
 
     path: Path
@@ -62,7 +62,7 @@ class Place:
         return dtypes.NUMPY[self.info.dtype]
 
 
-Leaves = Mapping[str, Place]
+Leaves = Mapping[str, StoredTensor]
 """The stored tensors of a module, by the last part of their names."""
 
 
@@ -91,8 +91,8 @@ class Experts:
     `scales` `(experts, out, in / 32)`, powers of two; in floats they are `(experts, in, out)`."""
 
     name: str
-    blocks: Place
-    scales: Place
+    blocks: StoredTensor
+    scales: StoredTensor
 
     @property
     def rows(self) -> int:
@@ -127,11 +127,11 @@ class Found:
 
     shape: tuple[int, ...]
     dtype: str
-    place: Place
+    place: StoredTensor
     source: Unpacked | Experts | None
 
 
-def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, Any], opened: Opened) -> dict[str, Found]:
+def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: Opened) -> dict[str, Found]:
     """Every parameter of a quantized folder, in the order of its files.
 
     Args:
@@ -143,7 +143,7 @@ def unpacked(spec: BaseSpec, places: Mapping[str, Place], config: Mapping[str, A
     """
     for name, reason in spec.packed.items():
         raise RefusedError(name, f"{reason}, an unknown layout", "Dequantize it with the program that made it")
-    modules: dict[str, dict[str, Place]] = {}
+    modules: dict[str, dict[str, StoredTensor]] = {}
     for name, place in places.items():
         stem, inside, leaf = name.partition(".weight.")
         module, leaf = (stem, f"weight.{leaf}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
@@ -196,7 +196,9 @@ class _Scheme:
         }
         return known[True](name, shape, leaves) if True in known else None
 
-    def _found(self, name: str, shape: tuple[int, ...], place: Place, scale: Place, make: Callable[[Opened], Rows]) -> Found:
+    def _found(
+        self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[Opened], Rows]
+    ) -> Found:
         dtype = self.dtype or (scale.info.dtype if scale.info.dtype in ("BF16", "F16") else "BF16")
         return Found(shape, dtype, place, Unpacked(name, shape[0], shape[1], make))
 
@@ -355,7 +357,7 @@ def _without(name: str, leaves: Leaves, *others: str) -> None:
             raise RefusedError(name, f"comes with a {leaf}, which is not supported", "Dequantize it elsewhere")
 
 
-def _integers(name: str, *places: Place) -> None:
+def _integers(name: str, *places: StoredTensor) -> None:
     for place in places:
         if place.info.dtype != "I32":
             raise RefusedError(name, f"{place.info.name} is {place.info.dtype}, not words of 32 bits")

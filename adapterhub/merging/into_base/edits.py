@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.adapter import LowRankEmbedding, Pair
+from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair, Tuned
 
 from .product import product
 
@@ -114,6 +114,37 @@ class AddDora:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Change:
+    """Replace W by what a tuner that is not LoRA makes of it, or of its transpose where the base stores `(in, out)`.
+
+    Every element may depend on all of W, which is kept in memory between the two passes.
+    """
+
+    tuned: Tuned
+    transposed: bool = False
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The change, computed once all rows were seen."""
+        seen: list[F32Array] = []
+        changed: list[F32Array] = []
+
+        def look(tile: F32Array, start: int, scratch: F32Array) -> None:
+            if not start:
+                seen.clear()
+                changed.clear()
+            seen.append(tile.copy())
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            if not changed:
+                whole = np.concatenate(seen)
+                seen.clear()
+                changed.append(self.tuned.changed(whole.T).T if self.transposed else self.tuned.changed(whole))
+            np.copyto(tile, changed[0][start : start + len(tile)])
+
+        return TwoPasses(look, apply)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
     """Add `scale * values` to a bias (peft's `lora_bias`), a column of numbers or, with `row`, one row."""
 
@@ -132,6 +163,38 @@ class AddVector:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class AddConvolution:
+    """Add the delta of a convolution, which is whole in memory while its tensor is written."""
+
+    delta: LowRankConv
+    scale: float
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The sum."""
+        lora_A, lora_B = (
+            factor.astype(np.float32).reshape(len(factor), -1) for factor in (self.delta.lora_A, self.delta.lora_B)
+        )
+        return Add((lora_B @ lora_A).reshape(self.delta.shape), self.scale).ready(dtype)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Add:
+    """Add `scale * values` of the tensor's own shape."""
+
+    values: np.ndarray
+    scale: float
+
+    def ready(self, dtype: np.dtype) -> Apply:
+        """The sum."""
+        values = _as_matrix(self.values).astype(np.float32) * np.float32(self.scale)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            tile += values[start : start + len(tile)]
+
+        return apply
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Replace:
     """Replace the whole tensor by `values`."""
 
@@ -139,7 +202,7 @@ class Replace:
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The replacement."""
-        values = self.values.reshape((-1, self.values.shape[-1]) if self.values.ndim > 1 else (-1, 1))
+        values = _as_matrix(self.values)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             np.copyto(tile, values[start : start + len(tile)], casting="unsafe")
@@ -200,6 +263,11 @@ def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array
             return
         apply(tile, start, scratch)
         between(tile)
+
+
+def _as_matrix(values: np.ndarray) -> np.ndarray:
+    """A tensor as the matrix that tiles are rows of."""
+    return values.reshape((-1, values.shape[-1]) if values.ndim > 1 else (-1, 1))
 
 
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:

@@ -31,8 +31,8 @@ from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
 from .read_base import Folder, Weight
-from .tensor_files import Buffer, Opened, Source, Stored
-from .tensor_types import Kind, floats, writable
+from .tensor_files import Buffer, Opened, Stored, TensorSource
+from .tensor_types import Kind, fitting, floats, writable
 from .write_folder import Written
 from .write_gguf import LINEAGE, NEVER_QUANTIZED
 
@@ -114,9 +114,11 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     where = str(folder.path)
     if what.shapes:
         name = next(iter(what.shapes))
+        if name in what.added:
+            raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
-    architecture = names.by_class(folder.spec.architecture, where)
+    architecture = names.by_class(folder.spec.architecture, where, whole=True)
     config = configured(folder.config, where)
     weights = {**folder.weights, **what.added}
     plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
@@ -163,7 +165,7 @@ def _wanted(folder: Folder, options: Options) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> Source:
+def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> TensorSource:
     """The numbers of a tensor of the merged folder; rounded once, to the type of the result, if that is not the base's."""
     edits = what.edits.get(weight.name, ())
     own = what.sources.get(weight.name) or weight.source()
@@ -174,7 +176,7 @@ def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> 
     return Merged(Made(weight.name, own, wide, 0, edits, stepwise=not new_type))
 
 
-def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str, Source]) -> _Tensor:
+def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
     pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
     return _Tensor(plan, writable(_type(plan, wanted), plan.columns, plan.name), pieces)
 
@@ -183,8 +185,7 @@ def _type(plan: Arranged, wanted: str) -> str:
     """The type of a tensor, as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
-    block = gguf_file.TYPES[wanted][1]
-    return wanted if plan.columns % block == 0 else "F16"
+    return fitting(wanted, plan.columns)
 
 
 def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
@@ -250,7 +251,7 @@ class Piece:
     """A part of a tensor, and the source of its numbers."""
 
     part: SourcePart
-    source: Source
+    source: TensorSource
 
     @property
     def rows(self) -> int:

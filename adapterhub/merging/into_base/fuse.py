@@ -21,12 +21,13 @@ from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import resume
 from .folder_to_gguf import gguf_model
+from .joined import Join
 from .loss_estimate import Change, as_trained, estimate_all, warnings
 from .nf4_writer import to_nf4
 from .options import NF4, Options
 from .output_files import Copy, Made, OutFile, Part, Progress, Run, Text
-from .plan import Plan, plan
-from .plan_gguf import plan_gguf
+from .plan import Plan, plan, plan_joined
+from .plan_gguf import plan_gguf, plan_gguf_joined
 from .read_base import Base, Folder, GGUFBase, read_base
 from .side_files import CARD, copy_side_files, model_card, side_files
 from .write_folder import Written, folder_files, write_texts
@@ -142,28 +143,34 @@ def fuse(
     return prepared(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
 
 
-def prepared(adapters: Weighted, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False) -> Merge:
+def prepared(
+    adapters: Weighted, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False, join: Join | None = None
+) -> Merge:
     """Plan the merge of adapters, each times its weight, into a base.
 
     Args:
+        adapters: The adapters and their weights.
         base: A Hugging Face folder or a GGUF model: its path, or what `read_base` returned.
+        options: How to write the result.
         gguf: Write a folder as GGUF; then there may be no adapter at all.
+        join: The method to merge their deltas by; None to add them, each times its weight.
     """
     found = read_base(base) if isinstance(base, Path) else base
     with found:
         if isinstance(found, GGUFBase):
-            return _into_gguf(adapters, found, options)
-        return _folder_as_gguf(adapters, found, options) if gguf else _into_folder(adapters, found, options)
+            return _into_gguf(adapters, found, options, join)
+        into = _folder_as_gguf if gguf else _into_folder
+        return into(adapters, found, options, join)
 
 
-def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options) -> Merge:
+def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join | None) -> Merge:
     if options.as_trained or options.dequantize:
         name = "as-trained" if options.as_trained else "dequantize"
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
     if options.requantize == NF4:
         raise RefusedError(NF4, "is a type of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
     _refuse_two_types(options)
-    steps = plan_gguf(adapters, base)
+    steps = plan_gguf(adapters, base) if join is None else plan_gguf_joined(adapters, base, join)
     files = gguf_files(steps, Path("out.gguf"), options)
     changes = estimate_all(files, steps.edits, options, base.opened)
     tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
@@ -172,13 +179,13 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options) -> Merge:
     return Merge(report, base, not options.shard_size, job, lambda out: gguf_files(steps, out, options))
 
 
-def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
+def _into_folder(adapters: Weighted, folder: Folder, options: Options, join: Join | None) -> Merge:
     if options.requantize and options.requantize != NF4:
         what = "is a type of GGUF files, and the output is a Hugging Face folder"
         raise RefusedError(options.requantize, what, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
     if not options.dequantize and options.requantize != NF4:
         folder.refuse_quantized()
-    steps = plan(adapters, folder)
+    steps = plan(adapters, folder) if join is None else plan_joined(adapters, folder, join)
     copied, skipped = side_files(folder.path, {shard.path.name for shard in folder.shards})
     seen = as_trained(folder, options) if options.as_trained else {}
     packed = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
@@ -197,7 +204,7 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options) -> Merge:
     return Merge(report, folder, False, job, lambda out: files, write_side_files)
 
 
-def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Merge:
+def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options, join: Join | None) -> Merge:
     if options.shard_size:
         hint = "Leave it out, and split the file with llama-gguf-split"
         raise RefusedError("shard size", "a Hugging Face folder becomes one GGUF file", hint)
@@ -206,7 +213,7 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options) -> Mer
     _refuse_two_types(options)
     if not options.dequantize:
         folder.refuse_quantized()
-    steps = plan(adapters, folder) if adapters else Plan({})
+    steps = Plan({}) if not adapters else plan_joined(adapters, folder, join) if join else plan(adapters, folder)
     seen = as_trained(folder, options) if options.as_trained else {}
     model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, seen), options)
     own = {name: folder.weights[name].source() for name in seen}

@@ -21,7 +21,7 @@ from .nf4_writer import ROUTERS, is_linear
 from .options import NF4, Options
 from .output_files import Made, OutFile, Ready, Run, UnfitError, explained
 from .read_base import CONV1D, Folder
-from .tensor_files import Opened, Source, Stored
+from .tensor_files import Opened, Stored, TensorSource
 from .tensor_types import kind
 
 F32Array = NDArray[np.float32]
@@ -76,7 +76,7 @@ def estimate_all(
     edits: Mapping[str, Sequence[Edit]],
     options: Options,
     opened: Opened,
-    own: Mapping[str, Source] | None = None,
+    own: Mapping[str, TensorSource] | None = None,
 ) -> dict[str, Change]:
     """The change of each tensor that has edits; RefusedError if too little of the adapter would be kept.
 
@@ -100,7 +100,7 @@ def estimate_all(
     return changes
 
 
-def estimate(made: Made, original: Source, opened: Opened, run: Run, trained: Trained | None) -> Change:
+def estimate(made: Made, original: TensorSource, opened: Opened, run: Run, trained: Trained | None) -> Change:
     """The change of one tensor, estimated on rows from a few places, without rounding and as stored.
 
     `original` is the base's own weight.
@@ -170,7 +170,7 @@ def sampled_rows(made: Made) -> list[tuple[int, int]]:
     return [(start, start + count) for start in starts]
 
 
-def _read(source: Source, start: int, stop: int, opened: Opened, run: Run) -> F32Array:
+def _read(source: TensorSource, start: int, stop: int, opened: Opened, run: Run) -> F32Array:
     rows = np.empty((stop - start, source.columns), np.float32)
     source.read(opened, start, stop, rows, run.buffer)
     return rows
@@ -195,7 +195,7 @@ def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32A
     return exact, after
 
 
-def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
+def as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
     """The weights of linear layers as training in NF4 saw them; RefusedError if what training saw is not known."""
     saw = f"training saw the base in {options.trained_in}" if options.trained_in else "no quantization is recorded"
     reasons = {
@@ -205,7 +205,7 @@ def as_trained(folder: Folder, options: Options) -> dict[str, Source]:
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         raise RefusedError("as-trained", reason, "Merge into the base as it is", code="as-trained")
-    found: dict[str, Source] = {}
+    found: dict[str, TensorSource] = {}
     for name, weight in folder.weights.items():
         form = kind(weight.dtype)
         if name.endswith(ROUTERS):

@@ -19,7 +19,7 @@ from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CO
 from adapterhub_converters.errors import RefusedError
 
 from .output_files import TILE
-from .tensor_files import Buffer, Opened, Source
+from .tensor_files import Buffer, Opened, TensorSource
 from .tensor_types import Kind
 
 F32Array = NDArray[np.float32]
@@ -164,7 +164,7 @@ class ThroughNF4:
     """A weight as training in NF4 saw it: quantized, dequantized, and rounded to the base's own type."""
 
     name: str
-    inner: Source
+    inner: TensorSource
     kind: Kind
 
     @property

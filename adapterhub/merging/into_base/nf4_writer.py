@@ -180,7 +180,7 @@ def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
     if kind.startswith("Falcon"):
         raise RefusedError(where, "transformers quantizes no layer of Falcon, which has its own class of layers", "Use floats")
     try:
-        names.by_class(kind, where)
+        names.by_class(kind, where, whole=True)
     except RefusedError as error:
         what = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
         raise RefusedError(where, what, _LET_TRANSFORMERS) from error

@@ -21,7 +21,7 @@ from adapterhub_converters.formats.gguf_model.arrangement import Arranged, Sourc
 from adapterhub_converters.formats.gguf_model.configured import configured
 
 from .read_base import Folder, Weight, read_folder
-from .tensor_files import Opened, Source, Stored, fresh
+from .tensor_files import Opened, Stored, TensorSource, fresh
 from .tensor_types import kind
 
 F32Array = NDArray[np.float32]
@@ -75,7 +75,7 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
     if not _is_gguf(path):
         return open_model(path)
     try:
-        architecture = names.by_class(folder.spec.architecture, str(folder.path))
+        architecture = names.by_class(folder.spec.architecture, str(folder.path), whole=True)
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
         plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
     except RefusedError:
@@ -97,7 +97,7 @@ class FolderModel:
     """
 
     def __init__(
-        self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, Source] | None = None
+        self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, TensorSource] | None = None
     ) -> None:
         self._seen = seen or {}
         self.where, self.spec = str(folder.path), folder.spec

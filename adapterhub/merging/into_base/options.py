@@ -8,7 +8,10 @@ from typing import Any
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 """Values of `dtype`, and the names of these types in files."""
-REQUANTIZE = {"q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0", "q5_1": "Q5_1"}
+REQUANTIZE = {
+    "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k": "Q5_K", "q4_k": "Q4_K", "q4_0": "Q4_0", "q4_1": "Q4_1", "q5_0": "Q5_0",
+    "q5_1": "Q5_1",
+}  # fmt: skip
 """Values of `requantize` for a GGUF, and the names of these types in files."""
 NF4 = "nf4"
 """The value of `requantize` for a Hugging Face folder."""

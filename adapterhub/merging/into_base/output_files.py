@@ -24,7 +24,7 @@ from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
 from .edits import Apply, Edit, TwoPasses, Within, look
-from .tensor_files import Opened, Source, copy_range, write_at
+from .tensor_files import Opened, TensorSource, copy_range, write_at
 from .tensor_types import Floats, Kind
 
 F32Array = NDArray[np.float32]
@@ -86,7 +86,7 @@ class Made:
     """
 
     name: str
-    source: Source
+    source: TensorSource
     kind: Kind
     at: int
     edits: tuple[Edit, ...]

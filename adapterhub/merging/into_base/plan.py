@@ -18,17 +18,20 @@ from adapterhub_converters.adapter import (
     Adapter,
     Delta,
     LowRank,
+    LowRankConv,
     LowRankEmbedding,
     StackedLowRank,
+    Tuned,
     factored_out,
     refuse_conditions,
 )
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
 
-from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
+from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, Change, Edit, Replace, SetRows, Within
+from .joined import Join, joined
 from .read_base import CONV1D, Folder, Weight
-from .tensor_names import HEADS, TensorNames, TokenTables, architecture_of, check_shape, expert_edits
+from .tensor_names import HEADS, TensorNames, TokenTables, absent, architecture_of, check_shape, expert_edits
 from .tensor_types import Floats, kind
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
@@ -74,6 +77,25 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
     return planner.plan()
 
 
+def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
+    """The edits that merge the adapters, whose weights `join` knows, by a method that is no sum.
+
+    Raises:
+        RefusedError: As `plan` does; and for what is not a plain delta.
+    """
+    join.check([adapter for adapter, _ in adapters])
+    plans = [plan([(adapter, 1.0)], folder) for adapter, _ in adapters]
+    for one in plans:
+        for name in one.shapes:
+            raise RefusedError(name, "the vocabulary was resized, which only a sum of adapters can merge")
+    return Plan(
+        joined([one.edits for one in plans], join),
+        added={name: weight for one in plans for name, weight in one.added.items()},
+        config={key: value for one in plans for key, value in one.config.items()},
+        notes=tuple(dict.fromkeys(note for one in plans for note in one.notes)),
+    )
+
+
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
     """The adapter without copies of the base's tables, which must equal the base's; those of a resized vocabulary are kept."""
     adapter = _without_wrappers(adapter)
@@ -108,6 +130,10 @@ def _without_wrappers(adapter: Adapter) -> Adapter:
     return dataclasses.replace(adapter, replaced=replaced, copies=copies, source=None)
 
 
+_HEADS_OF = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
+"""PEFT's tasks to the suffix of the classes with their head."""
+
+
 class _Planner:
     """Collects the edits of a folder, adapter by adapter."""
 
@@ -120,6 +146,7 @@ class _Planner:
         self.added: dict[str, Weight] = {}
         self.config: dict[str, Any] = {}
         self.notes: list[str] = []
+        self._heads: dict[str, tuple[int, ...]] = {}
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}
         self._architecture = architecture_of(folder)
 
@@ -127,13 +154,14 @@ class _Planner:
         """The collected edits, checked against each other."""
         self._check_vocabulary()
         edits = {name: tuple(edits) for name, edits in self.edits.items()}
-        return Plan(edits, self.added, self.shapes, self.config, tuple(dict.fromkeys(self.notes)))
+        return Plan(edits, self.added, {**self.shapes, **self._heads}, self.config, tuple(dict.fromkeys(self.notes)))
 
     def add(self, adapter: Adapter, weight: float) -> None:
         """Add everything that one adapter changes."""
-        refuse_conditions(dataclasses.replace(adapter, copies={}))
+        refuse_conditions(dataclasses.replace(adapter, copies={}, tuned={}, added={}))
+        adapter = self._with_head(adapter, weight)
         experts, others = self._apart(adapter)
-        whole = {**adapter.replaced, **adapter.copies}
+        whole = {**adapter.replaced, **adapter.copies, **adapter.added}
         found = TensorNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tables.alias)
         self.notes += [*adapter.notes, *found.notes]
         for parameter, values in adapter.copies.items():
@@ -143,15 +171,57 @@ class _Planner:
                 self._low_rank(target, found.parameter(f"{target}.weight"), delta, weight, found)
             elif isinstance(delta, LowRankEmbedding):
                 self._embedding(target, found.parameter(f"{target}.weight"), delta, weight)
+            elif isinstance(delta, LowRankConv) and delta.magnitude is None:
+                name = found.parameter(f"{target}.weight")
+                self._expect(target, name, delta.shape)
+                self._put(name, AddConvolution(delta, delta.scaling * weight), target)
+                self._bias(target, delta, weight, found)
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
+        for target, change in adapter.tuned.items():
+            self._tuned(target, change, weight, found)
         for target, delta in experts.items():
             for one in expert_edits(self.folder, self._architecture, target, delta, weight):
                 self._put(one.name, one.edit, target, one.rows)
+        self._parameters(adapter, weight, found)
+
+    def _parameters(self, adapter: Adapter, weight: float, found: TensorNames) -> None:
+        """Add what is no change of one module's weight."""
+        for parameter, values in adapter.added.items():
+            name = found.parameter(parameter)
+            self._expect(parameter, name, values.shape)
+            self._put(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, found.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
             self._rows(target, found.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+
+    def _with_head(self, adapter: Adapter, weight: float) -> Adapter:
+        """The rest of an adapter whose task needs another head than the base's, which is added to the base."""
+        kind, base = _HEADS_OF.get(adapter.meta.task_type or ""), self.folder.spec.architecture
+        new = {name: values for name, values in adapter.replaced.items() if name.startswith("score.")}
+        if not kind or not base.endswith("ForCausalLM") or not new or any(name in self.tensors for name in new):
+            return adapter
+        for name, values in new.items():
+            like = next((one for one in self.tensors.values() if len(one.shape) == values.ndim), None)
+            if like is None or self.folder.method:
+                raise absent(name.rpartition(".")[0], self.folder.spec.where)
+            self.added[name] = dataclasses.replace(like, name=name)
+            self._heads[name] = values.shape
+            if weight != 1:
+                raise RefusedError(name, f"a head of the adapter: weight {weight} has no meaning for it")
+            self._put(name, Replace(values), name, alone=True)
+            self._note_rounding(name, values)
+        labels = [f"LABEL_{number}" for number in range(len(new["score.weight"]))]
+        self.config |= {
+            "architectures": [base.removesuffix("ForCausalLM") + kind],
+            "id2label": {str(number): label for number, label in enumerate(labels)},
+            "label2id": {label: number for number, label in enumerate(labels)},
+        }
+        self.notes.append(f"the result is a {self.config['architectures'][0]}; transformers ignores its lm_head.weight")
+        return dataclasses.replace(
+            adapter, replaced={name: values for name, values in adapter.replaced.items() if name not in new}, source=None
+        )
 
     def _apart(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
         """Deltas of experts, which the base may store in another form than the adapter, and all others."""
@@ -171,10 +241,13 @@ class _Planner:
             self._put(name, AddLowRank(delta, scale, transposed), target)
         else:
             self._dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
+        self._bias(target, delta, weight, found)
+
+    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, found: TensorNames) -> None:
         if delta.bias is not None:
             bias = found.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
             self._expect(target, bias, delta.bias.shape)
-            self._put(bias, AddVector(delta.bias, scale), target)
+            self._put(bias, AddVector(delta.bias, delta.scaling * weight), target)
 
     def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
         self._expect(target, name, delta.shape)
@@ -185,6 +258,26 @@ class _Planner:
         else:
             # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
             self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
+
+    def _tuned(self, target: str, change: Tuned, weight: float, found: TensorNames) -> None:
+        """The change by a tuner that is not LoRA: the pair that it equals, or a function of the whole weight."""
+        if not change.acts_on_weight:
+            raise RefusedError(target, f"{change.tuner.method} adds tokens to the input, which no weight can express")
+        name = self._untied(found.parameter(f"{target}.weight"), target)
+        shape = self.shapes.get(name, self._weight(name).shape)
+        if not change.fits(shape):
+            parts = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
+            raise RefusedError(target, f"{parts} of {change.tuner.method} do not fit the base's {name} {shape}")
+        rows, columns = shape[::-1] if change.transposed_base else shape
+        if (pair := change.pair((rows, columns))) is not None:
+            self._put(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
+            return
+        if weight != 1:
+            raise RefusedError(target, f"{change.tuner.method} is no sum: it can be merged alone and with weight 1 only")
+        self._put(name, Change(change, change.transposed_base), target, alone=True)
+        bias = name.removesuffix(".weight") + ".bias"
+        if bias in self.tensors and change.fits_bias:
+            self._put(bias, Change(change), target, alone=True)
 
     def _dora(self, target: str, name: str, edit: AddDora, weight: float) -> None:
         features = edit.delta.lora_B.shape[0]

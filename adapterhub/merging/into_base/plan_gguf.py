@@ -18,6 +18,7 @@ from adapterhub_converters.formats.gguf import checks
 from adapterhub_converters.formats.gguf.layout import ALL, Size, arranged, size_of
 
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
+from .joined import Join, joined
 from .read_base import GGUFBase, Placed
 
 TABLE, HEAD = "token_embd", "output"
@@ -62,6 +63,17 @@ def plan_gguf(adapters: Weighted, base: GGUFBase) -> GGUFPlan:
     return planner.made
 
 
+def plan_gguf_joined(adapters: Weighted, base: GGUFBase, join: Join) -> GGUFPlan:
+    """The edits that merge the adapters, whose weights `join` knows, by a method that is no sum; errors as of `plan_gguf`."""
+    join.check([adapter for adapter, _ in adapters])
+    plans = [plan_gguf([(adapter, 1.0)], base) for adapter, _ in adapters]
+    edits = joined([one.edits for one in plans], join)
+    targets = {name: list(dict.fromkeys(target for one in plans for target in one.targets.get(name, ()))) for name in edits}
+    notes = list(dict.fromkeys(note for one in plans for note in one.notes))
+    untied = any(one.untied for one in plans)
+    return GGUFPlan(base, {name: list(one) for name, one in edits.items()}, targets, untied, notes)
+
+
 class _Planner:
     """Collects the edits of a GGUF model, adapter by adapter."""
 
@@ -69,7 +81,7 @@ class _Planner:
         self.made = GGUFPlan(base)
         self._base = base
         self._spec = base.spec
-        self._architecture = names.by_class(base.spec.architecture, base.spec.where)
+        self._architecture = names.by_class(base.spec.architecture, base.spec.where, whole=True)
         self._rows = checks.rows_of(base.spec)
         self._experts = checks.experts_of(base.spec, self._architecture)
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}

@@ -27,8 +27,8 @@ from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
-from .dequantize import Place, unpacked
-from .tensor_files import Opened, Source, Stored, read_at
+from .dequantize import StoredTensor, unpacked
+from .tensor_files import Opened, Stored, TensorSource, read_at
 from .tensor_types import floats
 
 # Models whose modules transformers builds from Conv1D, with a weight of `(in, out)` (`pytorch_utils.py`).
@@ -63,7 +63,7 @@ class Weight:
     path: Path
     offset: int
     size: int
-    unpacked: Source | None = None
+    unpacked: TensorSource | None = None
 
     @property
     def rows(self) -> int:
@@ -75,7 +75,7 @@ class Weight:
         """Numbers in a row."""
         return self.shape[-1] if len(self.shape) > 1 else 1
 
-    def source(self) -> Source:
+    def source(self) -> TensorSource:
         """Where its numbers are read; RefusedError for a type that is not floats."""
         return self.unpacked or Stored(self.path, self.offset, self.rows, self.columns, floats(self.dtype, self.name))
 
@@ -110,7 +110,7 @@ class Folder:
         if self.spec.model_type in CONV1D and settings(self.config).get("quant_method") == "bitsandbytes":
             what = f"bitsandbytes stores the weights of {self.spec.model_type} transposed, unlike any model in floats"
             raise RefusedError(str(self.path), what, "Name the full-precision model")
-        places = {info.name: Place(shard.path, info) for shard in self.shards for info in shard.tensors.values()}
+        places = {info.name: StoredTensor(shard.path, info) for shard in self.shards for info in shard.tensors.values()}
         return {
             name: Weight(name, one.shape, one.dtype, one.place.path, one.place.info.offset, one.place.info.size, one.source)
             for name, one in unpacked(self.spec, places, self.config, self.opened).items()

@@ -7,8 +7,8 @@ out.
 
 from __future__ import annotations
 
-import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from typing import Any
 from adapterhub.manifest import card
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, is_pickle_name
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.containers.open_file import MAX_PATH, walk
 from adapterhub_converters.display import front_matter, markdown
-from adapterhub_converters.errors import RefusedError
 
 _WEIGHTS = (".safetensors", ".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".npz", ".tflite", ".mlmodel", ".ot")
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML)
@@ -28,19 +27,22 @@ CARD = "README.md"
 def side_files(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
     """The files to copy, as paths relative to `base`, and those to leave out, with the reason; hidden ones are in neither."""
     copied, skipped = [], {}
-    for folder, folders, files in os.walk(base):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
-        for name in sorted(files):
-            path = Path(folder, name)
-            relative = path.relative_to(base).as_posix()
-            if name.startswith(".") or relative in shards:
-                continue
-            reason = _reason(path, base)
-            if reason:
-                skipped[relative] = reason
-            else:
-                copied.append(relative)
+    for path, status in walk(base, _is_shown):
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if not _is_shown(path) or path in shards or (is_folder and len(path) <= MAX_PATH):
+            continue
+        if len(path) > MAX_PATH:
+            skipped[path] = f"a path of more than {MAX_PATH} characters"
+        elif reason := _reason(base / path, base):
+            skipped[path] = reason
+        else:
+            copied.append(path)
     return tuple(copied), skipped
+
+
+def _is_shown(path: str) -> bool:
+    name = path.rpartition("/")[2]
+    return not name.startswith(".") and name != "__pycache__"
 
 
 def _reason(path: Path, base: Path) -> str | None:
@@ -81,7 +83,7 @@ def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tu
     origin = {"repo": spec.repo, "revision": spec.revision, "name": base.resolve().name, **lineage.get("base", {})}
     name = origin["repo"] or origin["name"]
     front = {"base_model": name, "base_model_relation": "merge", "tags": ["lora", "merge"]}
-    if spdx := _license(base):
+    if spdx := card.license_in(base):
         front["license"] = spdx
     lines = [*front_matter(front), ""]
     lines += [f"# {markdown(name)}, merged", "", "A model with adapters merged into its weights by adapterhub.", ""]
@@ -93,17 +95,9 @@ def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tu
     for adapter in lineage.get("adapters", ()):
         where = f"{markdown(adapter['ref'])} " if adapter.get("ref") else ""
         lines.append(f"| adapter, times {adapter['weight']:g} | {where}`{adapter['digest']}` |")
+    if "method" in lineage:
+        parameters = ", ".join(f"{name} {value}" for name, value in lineage["parameters"].items())
+        lines.append(f"| method | {markdown(' '.join(filter(None, (lineage['method'], parameters))))} |")
     if notes:
         lines += ["", *(f"- {markdown(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
-
-
-def _license(base: Path) -> str | None:
-    """The license in the base's own model card; None without exactly one."""
-    try:
-        with open_regular(base / CARD) as file:
-            text = file.read(card.MAX_BYTES).decode("utf-8", "replace")
-    except (OSError, RefusedError):
-        return None
-    found = card.parse(text).values("license")
-    return found[0] if len(found) == 1 else None

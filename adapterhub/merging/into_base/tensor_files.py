@@ -103,7 +103,7 @@ def fresh(_use: str, size: int) -> NDArray[np.uint8]:
     return np.empty(size, np.uint8)
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """The numbers of a tensor, seen as a matrix of `rows` and `columns`."""
 
     @property

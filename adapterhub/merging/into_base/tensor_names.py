@@ -1,7 +1,7 @@
 """The tensors of a Hugging Face folder that an adapter's modules are stored in, and the refusals where no tensor matches.
 
-A base may name its modules with one leading component more or less than the adapter, tie its output layer to its embedding
-table, and store experts one by one or stacked.
+A base may have other names in its files than in memory, or one leading component more or less than the adapter, tie its output
+layer to its embedding table, and store experts one by one or stacked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.bases.canonical_names import in_memory
 from adapterhub_converters.errors import RefusedError
 
 from .edits import AddLowRank
@@ -29,7 +30,7 @@ _COMPARED = 1 << 20  # bytes of two tensors that are compared at a time
 def architecture_of(folder: Folder) -> Architecture | None:
     """The architecture of a base; None for an unknown class."""
     try:
-        return names.by_class(folder.spec.architecture, folder.spec.where)
+        return folder.spec.mapped()
     except RefusedError:
         return None
 
@@ -46,8 +47,20 @@ def check_shape(target: str, name: str, shape: tuple[int, ...], have: tuple[int,
         raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {have}", hint)
 
 
+class StoredNames:
+    """The names in a folder's files of the parameters of the model in memory."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._weights, self._kind = folder.weights, folder.spec.model_type
+        self._files = {in_memory(name, self._kind): name for name in self._weights}
+
+    def __call__(self, parameter: str) -> str | None:
+        """The tensor of a parameter that has its own name, or one that transformers renames to the same; None without one."""
+        return parameter if parameter in self._weights else self._files.get(in_memory(parameter, self._kind))
+
+
 class TensorNames:
-    """Maps an adapter's names to the base's: the same names, or all with one leading component more or less.
+    """Maps an adapter's names to the base's: the same in memory, or all with one leading component more or less.
 
     `GPT2LMHeadModel` names its blocks `transformer.h…`, its published checkpoint `h…`: transformers adds the prefix when it
     loads the checkpoint (`base_model_prefix`), so the adapter's names have it.
@@ -58,8 +71,9 @@ class TensorNames:
         self._tensors = tensors
         self._where = folder.spec.where
         self._alias = alias
+        self._stored = StoredNames(folder)
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
-        missing = sorted(stem for stem in stems if stem not in tensors and stem not in alias)
+        missing = sorted(stem for stem in stems if not self._stored(stem) and stem not in alias)
         self._renamed = self._renaming(missing) if missing else {}
         self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes()})
 
@@ -85,8 +99,8 @@ class TensorNames:
 
     def parameter(self, name: str, *, why: str = "not in the base") -> str:
         """The base's name of a parameter; RefusedError with the reason `why` if it has none."""
-        if name in self._tensors:
-            return name
+        if stored := self._stored(name):
+            return stored
         if name in self._alias:
             return self._alias[name]
         stem = name.rpartition(".")[0] + ".weight"
@@ -168,12 +182,13 @@ def expert_edits(folder: Folder, known: Architecture | None, target: str, delta:
     if not isinstance(delta, LowRank | StackedLowRank) or not delta.plain:
         raise RefusedError(target, f"a {type(delta).__name__} with more than its factors cannot be merged into experts")
     scale = delta.scaling * weight
+    stored = StoredNames(folder)
     if isinstance(delta, LowRank):
         yield _one_of_a_stack(folder, known, target, delta, scale)
-    elif own := folder.weights.get(target):
+    elif own := folder.weights.get(stored(target) or ""):
         yield from _whole_stack(target, own, delta, scale)
     else:
-        yield from _one_by_one(folder, known, target, delta, scale)
+        yield from _one_by_one(folder, stored, target, delta, scale)
 
 
 def _whole_stack(target: str, own: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
@@ -185,33 +200,43 @@ def _whole_stack(target: str, own: Weight, delta: StackedLowRank, scale: float) 
         if straight == across:
             raise RefusedError(target, "square, and whether the base stores it (in, out) or (out, in) is not known")
         transposed = own.shape == across
-    check_shape(target, target, across if transposed else straight, own.shape)
+    check_shape(target, own.name, across if transposed else straight, own.shape)
     rows = own.shape[1]
     for number in range(experts):
         factors = LowRank(delta.lora_A[number], delta.lora_B[number], delta.alpha)
-        yield ExpertEdit(target, AddLowRank(factors, scale, transposed), (number * rows, rows))
+        yield ExpertEdit(own.name, AddLowRank(factors, scale, transposed), (number * rows, rows))
 
 
-def _one_by_one(
-    folder: Folder, known: Architecture | None, target: str, delta: StackedLowRank, scale: float
-) -> Iterator[ExpertEdit]:
+_LISTED = (
+    {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)},
+    {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)},
+)
+"""Parameter of all experts to the modules of a listed expert that have its rows, in each dialect."""
+
+
+def _one_by_one(folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
     """All experts of a stacked parameter, on a base that stores them one by one."""
-    if known is None or not known.listed or not known.is_stacked(target):
+    stack, _, parameter = target.rpartition(".")
+
+    def of(expert: int, module: str) -> str:
+        return f"{stack}.{expert}.{module}.weight"
+
+    dialects = (dialect.get(parameter, ()) for dialect in _LISTED)
+    modules = next((found for found in dialects if found and all(stored(of(0, module)) for module in found)), ())
+    if not modules:
         raise absent(target, folder.spec.where)
-    stems, (experts, out, _) = known.stems(target), delta.shape
-    count = out // len(stems)
-    interleaved = bool(known.experts and known.experts.interleaved)
+    experts, out, _ = delta.shape
+    count = out // len(modules)
     for expert in range(experts):
-        for number, stem in enumerate(stems):
-            rows = slice(number, None, len(stems)) if interleaved else slice(number * count, (number + 1) * count)
-            name = f"{known.listed_module(stem, expert)}.weight"
-            if name not in folder.weights:
-                raise RefusedError(target, f"{experts} experts, and the base has no {name}")
+        for number, module in enumerate(modules):
+            name = stored(of(expert, module))
+            if name is None:
+                raise RefusedError(target, f"{experts} experts, and the base has no {of(expert, module)}")
+            rows = slice(number * count, (number + 1) * count)
             factors = LowRank(delta.lora_A[expert], delta.lora_B[expert][rows], delta.alpha)
             check_shape(target, name, factors.shape, folder.weights[name].shape)
             yield ExpertEdit(name, AddLowRank(factors, scale, transposed=False))
-    last = f"{known.listed_module(stems[0], experts)}.weight"
-    if last in folder.weights:
+    if last := stored(of(experts, modules[0])):
         raise RefusedError(target, f"{experts} experts, and the base has more: {last}")
 
 

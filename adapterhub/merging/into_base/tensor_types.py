@@ -1,8 +1,8 @@
 """Tensor types of safetensors and GGUF: rows of stored bytes to float32 and back.
 
 Floats are rounded as torch rounds, to nearest with ties to even. GGUF's blocks are quantized by the numpy code of the gguf
-package, whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize_row_q4_0_ref` and the like); K-quants
-and IQ types are read only.
+package, whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize_row_q4_0_ref` and the like), and
+K-quants by `k_quants`; IQ types are read only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.containers.gguf_file import TYPES
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
+from . import k_quants
+from .k_quants import K_QUANTS
+
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-QUANTIZERS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+QUANTIZERS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_QUANTS)
 """GGUF types that can be written, byte for byte as llama.cpp's reference quantizers write them."""
+# What llama-quantize takes for rows that are no whole blocks of a K-quant (llama.cpp, src/llama-quant.cpp).
+_SMALLER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _FLOATS = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
 _LARGEST = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
 # The smallest magnitude that rounds to infinity: half a step above the largest finite number.
@@ -112,7 +117,9 @@ class Blocks:
 
     def encode(self, wide: F32Array, raw: Bytes) -> None:
         """Quantize as ggml's reference quantizers do."""
-        if wide.size:
+        if wide.size and self.name in K_QUANTS:
+            np.copyto(raw, k_quants.quantize(wide, self.name))
+        elif wide.size:
             _, quantize, kinds = _quantizers(self.name)
             with np.errstate(all="ignore"):
                 np.copyto(raw, quantize(wide, kinds[self.name]))
@@ -152,6 +159,12 @@ def floats(dtype: str, tensor: str) -> Kind:
     if dtype not in _FLOATS:
         raise RefusedError(tensor, f"is {dtype}, not bfloat16, float16 or float32", "Dequantize it first")
     return Floats(dtype, _FLOATS[dtype])
+
+
+def fitting(name: str, columns: int) -> str:
+    """The type `name` if rows of `columns` numbers are whole blocks of it; else one of smaller blocks, or F16."""
+    own = next((one for one in (name, _SMALLER_BLOCKS.get(name)) if one and columns % TYPES[one][1] == 0), None)
+    return own or "F16"
 
 
 def writable(name: str, columns: int, tensor: str) -> Kind:

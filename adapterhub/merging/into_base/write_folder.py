@@ -23,7 +23,7 @@ from .nf4_writer import Entry, IntoNF4, in_nf4, quantization_config
 from .options import DTYPES, NF4, Options
 from .output_files import Copy, Made, OutFile, Part, Text
 from .read_base import INDEX, Folder, Shard, Weight
-from .tensor_files import Buffer, Opened, Source
+from .tensor_files import Buffer, Opened, TensorSource
 from .tensor_types import floats
 
 SINGLE = "model.safetensors"
@@ -47,7 +47,7 @@ class Written:
     added: Mapping[str, Weight] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    sources: Mapping[str, Source] = field(default_factory=dict)
+    sources: Mapping[str, TensorSource] = field(default_factory=dict)
     packed: frozenset[str] = frozenset()
 
 
@@ -84,8 +84,8 @@ def _bytes(entry: Entry) -> int:
 
 def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
     """The weight files, and by name the texts of the other files that differ from the base's; None for one to leave out."""
-    anew = options.dtype or options.requantize or options.shard_size or folder.method or what.added or what.shapes
-    if not anew:
+    rewritten = options.dtype or options.requantize or options.shard_size or folder.method or what.added or what.shapes
+    if not rewritten:
         files = tuple(OutFile(shard.path.name, list(_as_it_is(folder, shard, what))) for shard in folder.shards)
         return files, {**_config(folder, what.config)}
     tensors = list(_tensors(folder, what, options))

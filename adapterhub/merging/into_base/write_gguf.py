@@ -10,16 +10,15 @@ from pathlib import Path
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import Value
 from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.gguf_model.metadata import FILE_TYPES
 
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Text
 from .plan_gguf import HEAD, TABLE, GGUFPlan
 from .read_base import Placed
 from .tensor_files import Stored
-from .tensor_types import kind, writable
+from .tensor_types import fitting, kind, writable
 
-# llama.cpp, include/llama.h, `llama_ftype`: the type of most of a file.
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "BF16": 32}
 # Read by llama.cpp in float32, whatever the type of the others (src/llama-quant.cpp, `tensor_allows_quantization`).
 NEVER_QUANTIZED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d")
 LINEAGE = "adapterhub.merged"
@@ -90,8 +89,7 @@ def _target(name: str, placed: Placed, options: Options, *, changed: bool) -> st
     if not matrix or stored is None:
         return own
     if options.requantize and (changed or not stored.quantized):
-        block = gguf_file.TYPES[REQUANTIZE[options.requantize]][1]
-        return REQUANTIZE[options.requantize] if placed.columns % block == 0 else "F16"
+        return fitting(REQUANTIZE[options.requantize], placed.columns)
     if options.dtype and (changed or not stored.quantized):
         return DTYPES[options.dtype]
     return own
@@ -105,8 +103,8 @@ def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) 
     most = max(sizes, key=lambda name: sizes[name], default="F32")
     changed = any(tensor.kind != tensor.placed.info.type_name for tensor in tensors)
     found: dict[str, Value] = {}
-    if changed and most in _FILE_TYPES:
-        found["general.file_type"] = Value("UINT32", _FILE_TYPES[most])
+    if changed and most in FILE_TYPES:
+        found["general.file_type"] = Value("UINT32", FILE_TYPES[most])
     if changed and options.requantize:
         found["general.quantization_version"] = Value("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
     if options.lineage:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adapterhub.training import distributed
 from adapterhub.training.layers.lora import trained_parameters
@@ -36,8 +37,19 @@ def identity(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def save(path: Path, model: Any, state: State, run: str) -> Path:
-    """Replace the checkpoint by a new one, whole or not at all; only the first of several processes writes."""
+def date(path: Path) -> str | None:
+    """Return the date that the training of the checkpoint at `path` writes into conversations; None without one."""
+    if not path.exists():
+        return None
+    with safetensors_file.SafetensorsFile(path) as file:
+        return file.header.metadata.get("date")
+
+
+def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | None = None) -> Path:
+    """Replace the checkpoint by a new one, whole or not at all; only the first of several processes writes.
+
+    `date` is that of a chat template with a clock.
+    """
     if not distributed.first():
         return path
     tensors = {f"{name}{_BEST}": _array(value) for name, value in state.best.items()}
@@ -46,8 +58,11 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
         # An expert that has had no token yet has no moments.
         for moment, value in optimizer.moments(state.optimizer, parameter).items():
             tensors[f"{name}.{moment}"] = _array(value)
-    metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "log": json.dumps(state.log)}
-    metadata["scale"] = json.dumps([state.scale.factor, state.scale.good])
+    metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "read": str(state.read)}
+    if date:
+        metadata["date"] = date
+    metadata["log"] = json.dumps(state.log)
+    metadata["scale"] = json.dumps([state.scale.factor, state.scale.good, state.scale.skipped])
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         safetensors_file.write(temporary, tensors, metadata)
@@ -59,11 +74,11 @@ def save(path: Path, model: Any, state: State, run: str) -> Path:
     return path
 
 
-def _array(tensor: Any) -> Any:
+def _array(tensor: Tensor) -> Any:
     return tensor.cpu().numpy() if tensor.dtype == torch.uint8 else as_numpy(tensor)
 
 
-def restore(path: Path, model: Any, state: State, run: str) -> bool:
+def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
     """Restore model and state from the checkpoint at `path`; returns False if there is none.
 
     Raises:
@@ -88,9 +103,9 @@ def restore(path: Path, model: Any, state: State, run: str) -> bool:
                     optimizer.restore_moments(state.optimizer, parameter, tensors)
             best = [key for key in file.header.tensors if key.endswith(_BEST)]
             state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
-            state.step, state.tokens = int(metadata["step"]), int(metadata["tokens"])
+            state.step, state.tokens, state.read = (int(metadata[key]) for key in ("step", "tokens", "read"))
             state.log[:] = json_file.parse(metadata["log"], str(path))
-            state.scale.factor, state.scale.good = json_file.parse(metadata["scale"], str(path))
+            state.scale.factor, state.scale.good, state.scale.skipped = json_file.parse(metadata["scale"], str(path))
         except (KeyError, ValueError, RuntimeError) as error:
             raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
     return True

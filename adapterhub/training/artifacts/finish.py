@@ -19,6 +19,7 @@ from adapterhub.manifest.document import FileEntry, LossPoint, Parent, Training,
 from adapterhub.training import devices
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.cost.memory import flops, parameters
+from adapterhub.training.data import chat_template
 from adapterhub.training.loop.state import State
 from adapterhub.training.model import adapters
 from adapterhub.training.model.base import Base
@@ -34,7 +35,7 @@ _LAST = 10  # steps over which the reported training loss is averaged
 
 def check_place(out: Path) -> None:
     """Make the parent folder of `out`; LocalIOError now rather than after an hour where `out` cannot be written."""
-    with atomic.beside(out):
+    with atomic.scratch_folder(out):
         return
 
 
@@ -45,47 +46,50 @@ def finish(
     state: State,
     *,
     record: Mapping[str, Any],
+    context: float,
     out: Path,
     parents: Sequence[Mapping[str, Any]] = (),
     replace: bool = False,
 ) -> None:
     """Write the folder `out`, whole or not at all, in place of an adapter with `replace`.
 
-    `record` is the training in adapter.json, without its metrics.
+    `record` is the training in adapter.json, without its metrics, and `context` the mean length of a token's document.
     """
-    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state)}, "curve": curve(state)}
+    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state, context)}, "curve": curve(state)}
     with atomic.whole(out, replace=replace) as folder:
         peft.write(adapters.trained_adapter(config, base), folder)
+        if config.data.chat_template is not None:
+            json_file.write_text(folder / chat_template.FILE, base.tokenizer.chat_template)
         json_file.write_text(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in state.log))
         _plot(config, state, folder / "loss.png")
-        json_file.write_text(folder / "README.md", model_card(config, training))
+        json_file.write_text(folder / "README.md", model_card(config, training, parents))
         _write_manifest(config, spec, training, folder, parents)
 
 
 def metrics(state: State) -> dict[str, float]:
-    """Return the training loss over the last steps, and the held-out loss and perplexity before and after."""
+    """Return the training loss over the last steps, and the held-out loss before and after, with the perplexity or, of pairs,
+    with accuracy and margin."""
     losses = [line["loss"] for line in state.log if "loss" in line]
     last = losses[-_LAST:]
     found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
-    before, after = state.heldout(0), state.heldout(state.kept_step)
-    if before is not None and after is not None:
-        found |= {
-            "heldout_loss_before": before,
-            "heldout_loss": after,
-            "heldout_perplexity_before": math.exp(before),
-            "heldout_perplexity": math.exp(after),
-        }
+    evaluated = {line["step"]: line for line in state.log if "heldout_loss" in line}
+    if 0 in evaluated and state.kept_step in evaluated:
+        for suffix, line in (("_before", evaluated[0]), ("", evaluated[state.kept_step])):
+            found[f"heldout_loss{suffix}"] = line["heldout_loss"]
+            if "heldout_accuracy" in line:
+                found |= {f"{name}{suffix}": line[name] for name in ("heldout_accuracy", "heldout_margin")}
+            else:
+                found[f"heldout_perplexity{suffix}"] = math.exp(line["heldout_loss"])
     return found
 
 
-def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State) -> dict[str, float]:
+def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context: float) -> dict[str, float]:
     """Return how much was trained and computed, from the config and the base alone."""
     trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config, spec)[0]
-    tokens = state.step * config.train.rows * config.data.sequence
     return {
         "base_parameters": frozen,
         "trained_share": trained / (frozen + trained),
-        "flops": flops(config, spec, tokens=tokens, label_tokens=state.tokens, trained=trained),
+        "flops": flops(config, spec, tokens=state.read, label_tokens=state.tokens, trained=trained, context=context),
     }
 
 
@@ -144,7 +148,7 @@ def _write_manifest(
     describe.describe(folder, base=spec, training=record, parents=described, declared=declared).write(folder)
 
 
-def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
+def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return the model card: the front matter that the Hugging Face Hub reads, and a summary for people."""
     title = config.card.title or "LoRA adapter"
     front: dict[str, Any] = {
@@ -158,13 +162,18 @@ def model_card(config: TrainConfig, training: Mapping[str, Any]) -> str:
     numbers, lora, optim = training["metrics"], config.lora, config.train
     rows = [
         ("base", f"{markdown(config.base.name or config.base.path)}, {config.base.quantize} while training"),
+        *(("continues", markdown(parent.get("ref") or parent["digest"])) for parent in parents),
         ("r, alpha", f"{lora.r}, {lora.alpha:g}{' (rsLoRA)' if lora.rslora else ''}"),
         ("targets", markdown(lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets))),
         ("steps", f"{training['config']['steps']} of {optim.rows} x {config.data.sequence} tokens"),
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
-        ("training loss", f"{numbers['train_loss']:.3f} nats a token"),
+        *([("preference", f"{config.preference.method}, beta {config.preference.strength:g}")] if config.preference else []),
+        ("training loss", f"{numbers['train_loss']:.3f}{'' if config.preference else ' nats a token'}"),
     ]
+    if "heldout_accuracy" in numbers:
+        before, after = numbers["heldout_accuracy_before"], numbers["heldout_accuracy"]
+        rows.append(("held-out pairs preferred", f"{before:.1%} before, **{after:.1%}** after"))
     if "heldout_perplexity" in numbers:
         before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
         rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))

@@ -10,44 +10,53 @@ from typing import Any
 
 from adapterhub import picture
 
-_BLUE, _ORANGE, _GRAY = "#3b6fb6", "#d9622b", "#6b7280"
-
 
 def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, title: str, subtitle: str) -> None:
     """Draw training loss and held-out loss by step, without a display.
 
-    The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity.
+    The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity, or the
+    accuracy of pairs.
     """
     steps = [line["step"] for line in log if "loss" in line]
     losses = [line["loss"] for line in log if "loss" in line]
-    heldout = [(line["step"], line["heldout_loss"]) for line in log if "heldout_loss" in line]
+    heldout = [line for line in log if "heldout_loss" in line]
     with picture.figure(path, 8, 4.5) as figure:
         axes = figure.add_subplot()
         _draw(axes, steps, losses, heldout, kept_step)
-        axes.set_title(picture.label(title), loc="left", fontsize=13, fontweight="bold", pad=22)
-        axes.text(0, 1.025, picture.label(subtitle), transform=axes.transAxes, color=_GRAY, fontsize=10)
+        picture.heading(axes, title, subtitle)
 
 
-def _draw(axes: Any, steps: list[int], losses: list[float], heldout: list[tuple[int, float]], kept_step: int) -> None:
-    axes.plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=1)
-    axes.plot(steps, smoothed(losses), color=_BLUE, linewidth=2, label="training (smoothed)")
+def _draw(axes: Any, steps: list[int], losses: list[float], heldout: list[Mapping[str, Any]], kept_step: int) -> None:
+    axes.plot(steps, losses, color=picture.BLUE, alpha=0.25, linewidth=1)
+    axes.plot(steps, smoothed(losses), color=picture.BLUE, linewidth=2, label="training (smoothed)")
     if heldout:
-        axes.plot(*zip(*heldout, strict=True), color=_ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
-        last = max(step for step, _ in heldout)
-        for step, loss in heldout:
-            if step not in (heldout[0][0], kept_step):
-                continue
-            align = "left" if step == 0 else "right"
-            text = f"perplexity {math.exp(loss):.2f}{', kept' if kept_step == step < last else ''}"
-            axes.annotate(text, (step, loss), (0, 9), textcoords="offset points", ha=align, color=_ORANGE, fontsize=9)
-    axes.set_xlabel("step", color=_GRAY)
-    axes.set_ylabel("loss, nats a token", color=_GRAY)
-    axes.grid(axis="y", color="#e5e7eb")
+        points = [(line["step"], line["heldout_loss"]) for line in heldout]
+        axes.plot(*zip(*points, strict=True), color=picture.ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
+        last = max(step for step, _ in points)
+        for step, line in {line["step"]: line for line in heldout if line["step"] in (points[0][0], kept_step)}.items():
+            # The kept one is below its point and to the left: the curve comes from above, and so do the words of the first.
+            up, words = (9, "bottom") if step == points[0][0] else (-9, "top")
+            loss, accuracy = line["heldout_loss"], line.get("heldout_accuracy")
+            text = f"perplexity {_rounded(math.exp(loss))}" if accuracy is None else f"accuracy {accuracy:.0%}"
+            text += ", kept" if kept_step == step < last else ""
+            at = {"textcoords": "offset points", "ha": "left" if step < last / 5 else "right", "va": words}
+            axes.annotate(text, (step, loss), (0, up), color=picture.ORANGE, fontsize=9, **at)
+    axes.set_xlabel("step", color=picture.GRAY)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    of_pairs = any("heldout_accuracy" in line for line in heldout)
+    axes.set_ylabel("loss of a pair" if of_pairs else "loss, nats a token", color=picture.GRAY)
+    axes.grid(axis="y", color=picture.LIGHT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_GRAY)
-    axes.margins(x=0.02, y=0.12)
-    axes.legend(frameon=False)
+    axes.tick_params(colors=picture.GRAY)
+    axes.margins(x=0.02, y=0.15)
+    # Above the axes, where it covers nothing.
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0)
+
+
+def _rounded(number: float) -> str:
+    """A number in three digits."""
+    return f"{number:.2e}" if number >= 1e6 else f"{number:#.3g}" if number < 100 else f"{float(f'{number:.3g}'):,.0f}"
 
 
 def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:

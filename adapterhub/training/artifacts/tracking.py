@@ -5,18 +5,23 @@ Each of them takes numbers by name for a step; this is the one adapter between t
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import Evaluated, Event, OnEvent, Stepped, Untracked
-from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError, UsageError
 
 Log = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "adapterhub"
+# What W&B may read from a file of the working folder, which a cloned repository brings; its key goes where that file says.
+_WORKSPACE = {"project", "entity", "mode"}
 
 
 @contextlib.contextmanager
@@ -26,7 +31,7 @@ def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEve
     Raises:
         UsageError: The name of a tracker is unknown.
         MissingExtraError: A tracker is not installed.
-        RefusedError: A tracker does not start.
+        RefusedError: A tracker does not start, or W&B's settings in the working folder name a server.
     """
     with contextlib.ExitStack() as stack:
         logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
@@ -53,9 +58,28 @@ def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> con
     where = f"{config.where}: [train] log_to"
     if name not in _KINDS:
         raise UsageError(where, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+    if name == "wandb":
+        _check_workspace(where)
     if importlib.util.find_spec(name) is None:
         raise MissingExtraError(where, f"{name} is not installed", f"pip install {name}")
     return _guarded(_KINDS[name](config, out), name, where, on_event)
+
+
+def _check_workspace(where: str) -> None:
+    """Refuse what `wandb/settings` says beyond names: the server that gets the key, a proxy, checks of certificates."""
+    for folder in ("wandb", ".wandb"):
+        path = Path(folder, "settings")
+        if not os.path.lexists(path):
+            continue
+        settings = configparser.ConfigParser(interpolation=None)
+        try:
+            settings.read_string(json_file.read_text(path))
+        except configparser.Error as error:
+            raise FormatError(str(path), f"not W&B's settings ({_reason(error)})", "Remove the file") from error
+        for key in (key for section in settings for key in settings[section]):
+            if key not in _WORKSPACE:
+                hint = "Remove the line; WANDB_BASE_URL can name your server"
+                raise RefusedError(where, f"{path} sets {key[:60]!r}, and W&B would follow it with your key", hint)
 
 
 @contextlib.contextmanager
@@ -85,7 +109,8 @@ def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
             "train/tokens": event.tokens, "train/tokens_per_second": event.tokens_per_second,
         }  # fmt: skip
     if isinstance(event, Evaluated):
-        return event.step, {"heldout/loss": event.loss, "heldout/perplexity": event.perplexity}
+        found = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, "margin": event.margin}
+        return event.step, {f"heldout/{name}": value for name, value in found.items() if value is not None}
     return None
 
 

@@ -17,6 +17,7 @@ from adapterhub_converters.errors import RefusedError
 from .memory import full_fine_tuning, parameters, plan
 
 _CGROUP = Path("sys/fs/cgroup")
+_BUSY = 10  # percent of the time
 _SHORTEST = 128  # tokens; shorter rows are never suggested
 Step = tuple[str, str, object]
 """Section, key and value."""
@@ -35,7 +36,7 @@ class Forecast:
     """What a training will need, before anything of it is run; sizes in bytes.
 
     Attributes:
-        config: The config, with `checkpointing = "auto"` decided.
+        config: The config, with each `auto` decided.
         memory: At the peak.
         parameters: How many are trained, besides `base_parameters` that are not.
         free: The free memory; None if unknown.
@@ -91,7 +92,7 @@ def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
     kind = "none" if config.base.quantize == "nf4" else "nf4"
-    yield f'quantize = "{kind}"', _with(config, "base", quantize=kind)
+    yield f'quantize = "{kind}"', _with(config, "base", quantize=kind, hold="quantized")
 
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
@@ -99,15 +100,23 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
 
 
 def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> TrainConfig:
-    """Return the config with `checkpointing = "auto"` replaced: on only where the training does not fit without it.
+    """Return the config with each `auto` replaced.
 
-    `free` and `held` as for `check`.
+    `checkpointing` is on only where the training does not fit without it, which costs more time than `hold` saves; what is held
+    is dense where the training then still fits. `free` and `held` as for `check`.
     """
-    if config.train.checkpointing != "auto":
-        return config
-    without = _with(config, "train", checkpointing=False)
-    fits = free is None or plan(without, spec).total <= free + held
-    return without if fits else _with(config, "train", checkpointing=True)
+
+    def fits(changed: TrainConfig) -> bool:
+        return free is None or plan(changed, spec).total <= free + held
+
+    if config.train.checkpointing == "auto":
+        without = _with(config, "train", checkpointing=False)
+        config = without if fits(without) else _with(config, "train", checkpointing=True)
+    if config.base.hold == "auto":
+        dense = _with(config, "base", hold="dense")
+        possible = config.base.quantize == "nf4" and not (config.base.shard or config.lora.dora)
+        config = dense if possible and fits(dense) else _with(config, "base", hold="quantized")
+    return config
 
 
 def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> None:
@@ -140,6 +149,8 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     steps: list[Step] = []
     if (config.train.micro_rows or config.train.rows) > 1:
         steps.append(("train", "micro_rows", 1))
+    if config.base.hold == "dense":
+        steps.append(("base", "hold", "quantized"))
     if config.base.quantize != "nf4":
         steps.append(("base", "quantize", "nf4"))
     if config.train.checkpointing is not True:
@@ -172,6 +183,18 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """
     found = [count for count in (_available(root), _left_in_group(root)) if count is not None]
     return min(found) if found else None
+
+
+def cores_are_busy(root: Path = Path("/")) -> bool:
+    """Return whether some thread waited for a core in over a tenth of the last ten seconds (kernel.org, "PSI").
+
+    False where the system does not report it.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (root / "proc/pressure/cpu").read_text().splitlines():
+            if line.startswith("some avg10="):
+                return float(line.split()[1].partition("=")[2]) > _BUSY
+    return False
 
 
 def _available(root: Path) -> int | None:

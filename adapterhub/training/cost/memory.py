@@ -17,20 +17,20 @@ from .shapes import Shape, Target, inputs, shape_of, targets, trained
 
 _NF4_BYTES = 4.127 / 8  # a weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for that one's
 _RUNTIME = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work
-_ANSWERS = 35_000_000  # bytes of transformers' generation and the fragmentation it causes, measured
+_ANSWERS = 60_000_000  # bytes of an evaluation with generated answers and the fragmentation they cause: 45 to 85 measured
 _LOGS = 45_000_000  # bytes of TensorBoard and its imports, measured; others are as large or larger
 _FRAGMENTATION = 1.15  # of activations: freed memory leaves holes (glibc; 1.1 to 1.2 measured)
 _LOGIT_CHUNK = 128  # rows of logits at once: `loss.CHUNK`
 _SHORT = 512  # tokens in a row up to which attention saves its probabilities: `attention.LONGEST`
 _BLOCK = 128  # queries at once in longer rows: `attention.BLOCK`
-_DATA = 10  # bytes for a byte of text: ids, labels and positions of a token are 24, a token is some 3 bytes of text
+_DATA = 2  # bytes for a byte of text: a token has 4, and is some 3 bytes of text
 _FULL = 16  # bytes a parameter of full fine-tuning in float32: the weight, its gradient, two moments of Adam
 
 
 def plan(config: TrainConfig, spec: BaseSpec) -> MemoryPlan:
     """Return the memory of a training at its peak; `checkpointing = "auto"` counts as false (`budget.settled` chooses)."""
     shape = shape_of(config, spec)
-    bytes_a_weight = _NF4_BYTES if config.base.quantize == "nf4" else shape.width
+    bytes_a_weight = _NF4_BYTES if _dequantizes(config) else shape.width
     numbers = trained(config, shape)
     saved, work = _saved(config, shape), _work(config, shape)
     logits = min(_LOGIT_CHUNK, _tokens(config)) * shape.vocabulary * (4 + shape.width)
@@ -50,7 +50,7 @@ def plan(config: TrainConfig, spec: BaseSpec) -> MemoryPlan:
 
 def base_sizes(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
     """Return the bytes of the base in 16 bits, and with its linear layers in 4 bits."""
-    in_16_bits = dataclasses.replace(config.base, quantize="none", dtype="bfloat16")
+    in_16_bits = dataclasses.replace(config.base, quantize="none", dtype="bfloat16", hold="quantized")
     in_4_bits = dataclasses.replace(in_16_bits, quantize="nf4")
     whole, quarter = (plan(dataclasses.replace(config, base=base), spec).base for base in (in_16_bits, in_4_bits))
     return whole, quarter
@@ -62,17 +62,20 @@ def full_fine_tuning(config: TrainConfig, spec: BaseSpec) -> int:
     return _FULL * shape_of(config, spec).parameters + same.activations + same.logits + same.data + same.runtime
 
 
-def flops(config: TrainConfig, spec: BaseSpec, *, tokens: int, label_tokens: int, trained: int) -> int:
+def flops(config: TrainConfig, spec: BaseSpec, *, tokens: int, label_tokens: int, trained: int, context: float) -> int:
     """Return the floating-point operations for `tokens` tokens, of which `label_tokens` have a loss.
 
     By the model's arithmetic alone, a multiplication and an addition each: forward and toward the inputs for every frozen
     weight that a token passes, and once more for the `trained` parameters (arXiv 2305.14314 trains no base weight); attention
-    over whole rows as in arXiv 2204.02311, appendix B. What checkpointing computes again is not counted.
+    as in arXiv 2204.02311, appendix B, over `context` tokens, the mean length of a token's document. The reference of DPO is
+    one more forward pass through what is frozen. Not counted are what checkpointing computes again, padding, and what a mask
+    hides.
     """
     shape = shape_of(config, spec)
-    attention = 12 * shape.layers * shape.heads * shape.head_dim * config.data.sequence
-    head = 4 * shape.vocabulary * shape.hidden
-    return tokens * (4 * shape.used + 6 * trained + attention) + label_tokens * head
+    passes = 3 if config.preference.method == "dpo" else 2  # forward, toward the inputs, and the reference
+    attention = 4 * (passes + 1) * shape.layers * shape.heads * shape.head_dim * context
+    head = 2 * passes * shape.vocabulary * shape.hidden
+    return round(tokens * (2 * passes * shape.used + 6 * trained + attention)) + label_tokens * head
 
 
 def parameters(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
@@ -81,13 +84,18 @@ def parameters(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
     return shape.parameters, trained(config, shape)
 
 
+def _dequantizes(config: TrainConfig) -> bool:
+    """Return whether each step dequantizes the base; `hold = "auto"` counts as true (`budget.settled` chooses)."""
+    return config.base.quantize == "nf4" and config.base.hold != "dense"
+
+
 def _tokens(config: TrainConfig) -> int:
     """Return the number of tokens in memory at once."""
     return (config.train.micro_rows or config.train.rows) * config.data.sequence
 
 
 def _data(config: TrainConfig) -> int:
-    files = [config.resolve(name) for name in (*config.data.train, *config.data.heldout)]
+    files = [config.resolve(name) for name in (*config.data.paths, *config.data.heldout)]
     return _DATA * sum(path.stat().st_size for path in files if path.is_file())
 
 
@@ -153,5 +161,5 @@ def _work(config: TrainConfig, shape: Shape) -> int:
     experts = shape.chosen * max((stack.out for stack in shape.stacks.values()), default=0)
     vectors = max(3 * shape.mlp, 2 * experts, 2 * rows + 3 * shape.heads * shape.head_dim - 3 * shape.mlp)
     single = [stack.out * stack.inside for stack in shape.stacks.values()]
-    dense = max((*map(math.prod, shape.linears.values()), *single), default=0) if config.base.quantize == "nf4" else 0
+    dense = max((*map(math.prod, shape.linears.values()), *single), default=0) if _dequantizes(config) else 0
     return shape.width * (tokens * vectors + dense)

@@ -6,7 +6,6 @@ None of it goes into the adapter, whose bytes must not depend on when or where i
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -29,7 +28,6 @@ class Meter:
         self._on_event = on_event
         self._mark = time.monotonic()
         self.seconds = 0.0
-        self.steps = 0
         self.label_tokens = 0
         self.read = 0
         self._parameters = self._base = 0
@@ -39,7 +37,6 @@ class Meter:
         """Handle one event of the trainer."""
         if isinstance(event, Stepped):
             self.seconds += time.monotonic() - self._mark
-            self.steps += 1
             self.label_tokens = event.tokens - self._before
             self.read += event.read
         elif isinstance(event, Ready):
@@ -49,10 +46,10 @@ class Meter:
         self._on_event(event)
         self._mark = time.monotonic()
 
-    def report(self, config: TrainConfig, spec: BaseSpec, device: Any) -> Report:
-        """Report on the steps that this process did."""
-        tokens = self.steps * config.train.rows * config.data.sequence
-        operations = flops(config, spec, tokens=tokens, label_tokens=self.label_tokens, trained=self._parameters)
+    def report(self, config: TrainConfig, spec: BaseSpec, device: torch.device, *, context: float) -> Report:
+        """Report on the steps that this process did; `context` is the mean length of a token's document."""
+        counts = {"tokens": self.read, "label_tokens": self.label_tokens, "trained": self._parameters}
+        operations = flops(config, spec, **counts, context=context)
         rate = matmul_rate(getattr(torch, config.base.dtype), device)
         return Report(
             parameters=self._parameters,
@@ -69,7 +66,7 @@ class Meter:
         )
 
 
-def matmul_rate(dtype: Any, device: Any) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations a second of the best of a few matrix products in `dtype`, with torch's threads."""
     x, weight = (torch.ones(size, _SIZE, dtype=dtype, device=device) for size in (_TOKENS, _SIZE))
     best, end = float("inf"), time.monotonic() + _SECONDS

@@ -12,6 +12,7 @@ from adapterhub.training.config import TrainConfig
 from adapterhub.training.layers.targets import Sizes, resolve
 from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.bases.canonical_names import BaseTensor, in_memory
 
 # The layers at the end of attention or an MLP have an input of their own; the others of a module share one.
 _LAST = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
@@ -84,15 +85,15 @@ class Shape:
 
 def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
-    numbers = spec.config
+    numbers, tensors = spec.config, _tensors(spec)
     hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
-    linears, stacks = _matrices(spec)
+    linears, stacks = _matrices(tensors)
     mlp = int(numbers.get("intermediate_size") or 4 * hidden)
     return Shape(
         linears=linears,
         stacks=stacks,
-        table=_table(spec),
-        parameters=sum(math.prod(tensor.shape) for tensor in spec.tensors.values()),
+        table=_table(tensors),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         hidden=hidden,
         layers=int(numbers.get("num_hidden_layers") or 1),
         mlp=int(numbers.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
@@ -104,12 +105,21 @@ def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     )
 
 
-def _matrices(spec: BaseSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Stack]]:
+def _tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
+    """Return the tensors that text passes: of a vision-language model those of its text model, under their names in memory."""
+    if spec.text_type is None:
+        return spec.tensors
+    found = {in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
+    text = {name: tensor for name, tensor in found.items() if ".language_model." in name or not name.startswith("model.")}
+    return text if any(".language_model." in name for name in text) else spec.tensors
+
+
+def _matrices(tensors: Mapping[str, BaseTensor]) -> tuple[dict[str, tuple[int, ...]], dict[str, Stack]]:
     linears: dict[str, tuple[int, ...]] = {}
     stacks: dict[str, Stack] = {}
     single: dict[str, list[tuple[int, ...]]] = {}
     experts: Counter[str] = Counter()
-    for name, tensor in spec.tensors.items():
+    for name, tensor in tensors.items():
         path, shape = _path(name), tensor.shape
         if len(shape) == 3 and _STACK.fullmatch(path):
             stacks[path] = Stack(*shape)
@@ -124,8 +134,8 @@ def _matrices(spec: BaseSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, Sta
     return linears, stacks
 
 
-def _table(spec: BaseSpec) -> tuple[str, int, int]:
-    for name, tensor in spec.tensors.items():
+def _table(tensors: Mapping[str, BaseTensor]) -> tuple[str, int, int]:
+    for name, tensor in tensors.items():
         if len(tensor.shape) == 2 and _path(name).endswith(_TABLES):
             return _path(name), tensor.shape[0], tensor.shape[1]
     return "", 0, 0

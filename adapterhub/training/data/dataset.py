@@ -1,14 +1,13 @@
-"""From documents to rows of tokens: held-out documents, sequence packing, and the order of rows.
-
-Documents share rows but do not see each other: positions begin at 0 with each document, by which transformers separates
-them (`masking_utils.py`, `find_packed_sequence_indices`).
-"""
+"""From the files of a training to rows of tokens: held-out documents, mixing by shares, and notes about what is learned."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,57 +15,11 @@ import numpy as np
 from adapterhub.training.config import TrainConfig
 from adapterhub_converters.errors import FormatError, Problems, RefusedError
 
-from . import documents, shapes
+from . import documents, shapes, token_cache
+from . import overlap as passages
 from .examples import Example, encode, has_chat_template
-
-IGNORED = -100
-"""The label of a position whose next token is not trained on."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Packed tokens, all int64 `(rows, sequence)`.
-
-    Attributes:
-        ids: Input tokens.
-        labels: The token to predict *at* each position, or IGNORED.
-        positions: Position within the document.
-    """
-
-    ids: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def label_tokens(self) -> int:
-        """The number of tokens with a loss."""
-        return int((self.labels != IGNORED).sum())
-
-
-def tokens_read(labels: np.ndarray) -> int:
-    """Return the tokens that a step over rows reads: prompts count, and padding does not."""
-    read = lengths(labels)
-    return int(read.sum() + np.count_nonzero(read))  # the last token predicts nothing
-
-
-def lengths(labels: np.ndarray) -> np.ndarray:
-    """Return the tokens of each row of `labels` up to its last label, `(rows,)`: padding behind it changes no number."""
-    labeled = labels != IGNORED
-    return np.where(labeled.any(axis=1), labels.shape[1] - labeled[:, ::-1].argmax(axis=1), 0)
-
-
-@dataclass(frozen=True)
-class File:
-    """One file of a data set: `size` in bytes."""
-
-    path: str
-    digest: str
-    size: int
-    documents: int
-    tokens: int
+from .rows import Packed, Rows, pack
+from .tokens import Corpus, Encoded, File, Tokens, collected, stop_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +28,22 @@ class Dataset:
 
     Attributes:
         notes: For the user, one line each.
-        digests: Of the documents, to find those that another set has too.
+        digests: Of the documents, eight bytes each, to find those that another set has too.
         truncated: The number of documents longer than a row, which were cut.
+        shared: Of held-out data, the share of its passages that the training data have too.
     """
 
-    rows: Rows
+    packed: Packed
     files: tuple[File, ...]
-    notes: tuple[str, ...] = ()
-    digests: frozenset[bytes] = frozenset()
-    truncated: int = 0
+    notes: tuple[str, ...]
+    digests: np.ndarray
+    truncated: int
+    shared: float = 0.0
+
+    @property
+    def rows(self) -> Rows:
+        """All rows at once."""
+        return self.packed.all()
 
     @property
     def documents(self) -> int:
@@ -96,37 +56,57 @@ class Dataset:
         return sum(file.tokens for file in self.files)
 
 
-def datasets(config: TrainConfig, tokenizer: Any) -> tuple[Dataset, Dataset | None]:
-    """Return the training data and the held-out data: files of its own, a share of the documents, or None."""
+def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> tuple[Dataset, Dataset | None]:
+    """Return the training data and the held-out data: files of its own, a share of the documents, or None.
+
+    Tokens of many documents are kept in the folder `cache`, from which the next training on the same data maps them.
+    """
+    data = config.data
+    key = token_cache.key_of(config, tokenizer) if cache is not None else None
+    corpus = token_cache.read(cache, key) if cache is not None and key is not None else None
+    if corpus is None:
+        corpus, digests = _corpus(config, tokenizer)
+        if cache is not None and key is not None and digests == key.digests:  # else a file has just changed
+            corpus = token_cache.kept(cache, key, corpus)
+    same: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
+    train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **same)
+    if corpus.heldout is None:
+        return train, None
+    heldout = arranged(corpus.heldout, tokenizer, seed=None, **same)
+    return train, dataclasses.replace(heldout, shared=corpus.shared)
+
+
+def _corpus(config: TrainConfig, tokenizer: Any) -> tuple[Corpus, tuple[str, ...]]:
+    """Read and encode all files; also returns their digests."""
     train, heldout = files(config)
+    loss = config.data.loss
+    shared = shared_passages(train, heldout) if heldout else 0.0
+    corpus = Corpus(encoded(train, tokenizer, loss=loss), encoded(heldout, tokenizer, loss=loss) if heldout else None, shared)
+    apart = [] if config.data.heldout_share else heldout
+    return corpus, tuple(file.digest for file in (*train, *apart))
 
-    def made(files: Sequence[documents.DataFile], seed: int | None) -> Dataset:
-        data = config.data
-        return build(files, tokenizer, sequence=data.sequence, loss=data.loss, seed=seed, pack_rows=data.pack)
 
-    return made(train, config.train.seed), made(heldout, None) if heldout else None
+def shared_passages(train: Sequence[documents.DataFile], heldout: Sequence[documents.DataFile]) -> float:
+    """Return the share of the passages of held-out files that training files have too."""
+    return passages.shared(*(itertools.chain.from_iterable(file.documents for file in files) for files in (train, heldout)))
 
 
 def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents.DataFile]]:
     """Read the files to train on, and those that are held out or the held-out parts of the same."""
     data, share = config.data, config.data.heldout_share
     shapes.check_columns(data.columns, f"{config.where}: [data] columns")
-    options = documents.Options(data.columns, data.split_text)
-    train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.train, data.heldout))
+    options = documents.Options.of(config)
+    train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout))
     if not share:
         return train, heldout
-    kept, heldout = ([_part(file, share, held=held) for file in train] for held in (False, True))
+    kept = [file.part(lambda document: not held_out(document, share)) for file in train]
+    heldout = [file.part(lambda document: held_out(document, share)) for file in train]
     count = sum(len(file.documents) for file in train)
     if not all(any(file.documents for file in part) for part in (kept, heldout)):
         what = f"it holds out whole documents, and of {count} one part is empty"
         hint = 'Name other files in heldout; of plain text, split_text = "paragraphs" makes more documents'
         raise RefusedError(f"{config.where}: [data] heldout_share", what, hint)
     return kept, heldout
-
-
-def _part(file: documents.DataFile, share: float, *, held: bool) -> documents.DataFile:
-    chosen = tuple(document for document in file.documents if held_out(document, share) == held)
-    return dataclasses.replace(file, documents=chosen)
 
 
 def held_out(document: documents.Document, share: float) -> bool:
@@ -138,203 +118,187 @@ def held_out(document: documents.Document, share: float) -> bool:
 
 
 def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
-    """Return a note if documents are in both sets."""
-    shared = len(train_set.digests & heldout.digests) if heldout else 0
-    return [f"{shared} held-out documents are also trained on: its perplexity proves nothing"] if shared else []
+    """Return notes if documents, or passages of them, are in both sets."""
+    if heldout is None:
+        return []
+    if shared := len(np.intersect1d(train_set.digests, heldout.digests)):
+        return [f"{shared} held-out documents are also trained on: its perplexity proves nothing"]
+    return passages.note(heldout.shared)
 
 
 def build(
-    files: Sequence[documents.DataFile], tokenizer: Any, *, sequence: int, loss: str, seed: int | None, pack_rows: bool = True
+    files: Sequence[documents.DataFile],
+    tokenizer: Any,
+    *,
+    sequence: int,
+    loss: str,
+    seed: int | None,
+    pack_rows: bool = True,
+    pairs: bool = False,
 ) -> Dataset:
-    """Make rows of documents.
+    """Encode documents and make rows of them; arguments and errors are those of `encoded` and `arranged`."""
+    found = encoded(files, tokenizer, loss=loss)
+    return arranged(found, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
 
-    Args:
-        sequence: Tokens in a row.
-        loss: `all` or `completion`.
-        seed: Of the order of documents; None keeps that of the files.
-        pack_rows: Let documents share rows.
+
+def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str) -> Encoded:
+    """Encode the documents of files; `loss` is `all` or `completion`.
 
     Raises:
         FormatError: The chat template refuses conversations.
+    """
+    examples = itertools.chain.from_iterable(encode_all(file.documents, tokenizer, loss=loss) for file in files)
+    tokens = collected(examples, stop_tokens(tokenizer))
+    used, start = [], 0
+    for file in files:
+        end = start + len(file.documents) * (2 if shapes.PAIRS in file.shapes else 1)
+        count = int(tokens.documents["length"][start:end].sum())
+        used.append(File(file.name, file.digest, file.size, len(file.documents), count))
+        start = end
+    notes = (*(note for file in files for note in file.notes), *template_notes(files, tokenizer))
+    return Encoded(tuple(used), tokens, notes)
+
+
+def arranged(
+    found: Encoded,
+    tokenizer: Any,
+    *,
+    sequence: int,
+    seed: int | None,
+    pack_rows: bool = True,
+    pairs: bool = False,
+    shares: Sequence[float] | None = None,
+    partial: bool = False,
+) -> Dataset:
+    """Make rows of encoded documents.
+
+    Args:
+        sequence: Tokens in a row.
+        seed: Of the order of documents; None sorts them by their tokens, so that the rows do not depend on their order.
+        pack_rows: Let documents share rows.
+        pairs: Documents are pairs, whose sides follow each other in a row.
+        shares: Of each file in the tokens; None for all that there are.
+        partial: They are a part of the data, in which there may be nothing to train on.
+
+    Raises:
         RefusedError: Nothing in the data would be trained on.
     """
-    used: list[File] = []
-    examples: list[Example] = []
-    for file in files:
-        encoded = encode_all(file.documents, tokenizer, loss=loss)
-        tokens = sum(len(example.ids) for example in encoded)
-        used.append(File(file.name, file.digest, file.size, len(encoded), tokens))
-        examples += encoded
-    if seed is not None:
-        shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(examples))
-        examples = [examples[number] for number in shuffled]
-    full = [example for example in examples if len(example.ids)]
-    rows = pack(full, sequence, pack_rows=pack_rows)
-    if not rows.label_tokens:
-        raise nothing(full, sequence, ", ".join(file.name for file in files))
-    cut = truncated(full, sequence, pack_rows=pack_rows)
-    notes = (
-        *(note for file in files for note in file.notes),
-        *template_notes(files, tokenizer),
-        *learning_notes(full, cut, sequence, tokenizer),
-    )
-    digests = frozenset(document.digest for file in files for document in file.documents)
-    return Dataset(rows, tuple(used), notes, digests, cut)
+    tokens, used, notes = found.tokens, found.files, found.notes
+    sizes = tokens.documents["length"].reshape(-1, 2 if pairs else 1).sum(axis=1)
+    units = np.arange(len(sizes))
+    if shares:
+        units, used = mixed(sizes, used, shares, seed or 0)
+        notes = (*notes, *_mix_notes(found.files, used))
+    if seed is None:
+        units = units[np.argsort([_checksum(tokens, unit, pairs) for unit in units.tolist()], kind="stable")]
+    else:
+        units = units[np.random.Generator(np.random.PCG64(seed)).permutation(len(units))]
+    order = (2 * units[:, None] + np.arange(2)).reshape(-1) if pairs else units[sizes[units] > 0]
+    packed = pack(tokens, sequence, order=order, pack_rows=pack_rows, pairs=pairs)
+    longest = sequence // 2 if pairs else sequence
+    lines = tokens.documents[order]
+    if not (partial or any(part.label_tokens for part in packed.parts())):
+        raise nothing(lines, longest, ", ".join(file.path for file in used))
+    cut = truncated(lines, longest, pack_rows=pack_rows)
+    notes = (*notes, *learning_notes(lines, cut, longest, tokenizer))
+    return Dataset(packed, used, notes, np.unique(tokens.documents["digest"]), cut)
 
 
-def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> list[Example]:
-    """Encode documents; the first refusals of the chat template at once."""
+def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:
+    numbers = (2 * unit, 2 * unit + 1) if pairs else (unit,)
+    return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in numbers))
+
+
+def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
+    """Draw documents so that each file has its share of the tokens; returns their numbers, and the files with what is used.
+
+    As many as can be had without any of them twice: one file is used as a whole.
+
+    Args:
+        sizes: The tokens of each document, or of each pair, of all files in order.
+    """
+    limit = min(file.tokens / share for file, share in zip(files, shares, strict=True))
+    chosen, used, start = list[np.ndarray](), list[File](), 0
+    for number, (file, share) in enumerate(zip(files, shares, strict=True)):
+        drawn = start + np.random.Generator(np.random.PCG64([seed, number])).permutation(file.documents)
+        totals = np.cumsum(sizes[drawn])
+        count = max(1, int(np.searchsorted(totals, round(share * limit), side="right"))) if file.documents else 0
+        chosen.append(drawn[:count])
+        used.append(dataclasses.replace(file, documents=count, tokens=int(totals[count - 1]) if count else 0))
+        start += file.documents
+    return np.sort(np.concatenate(chosen)), tuple(used)
+
+
+def _mix_notes(files: Sequence[File], used: Sequence[File]) -> Iterator[str]:
+    tokens = sum(file.tokens for file in used)
+    for before, file in zip(files, used, strict=True):
+        share = f"{file.tokens / max(1, tokens):.1%} of the tokens"
+        yield f"{file.path}: {file.documents:,} of {before.documents:,} documents are used, {share}"
+
+
+def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> Iterator[tuple[Example, bytes]]:
+    """Yield documents encoded, of a pair the chosen side before the rejected one, each with the digest of the document.
+
+    Raises the first refusals of the chat template at once, behind the last document.
+    """
     problems: Problems[FormatError] = Problems()
-    encoded = []
     for document in found:
         try:
-            encoded.append(encode(document.record, tokenizer, loss=loss, where=document.where))
+            record = document.record
+            sides = [record[side] for side in shapes.SIDES] if document.shape == shapes.PAIRS else [record]
+            for example in [encode(side, tokenizer, loss=loss, where=document.where) for side in sides]:
+                yield example, document.digest
         except FormatError as error:
             problems.add(error)
             if problems.count == problems.SHOWN:
                 break  # each costs a call of the template
     problems.check()
-    return encoded
 
 
 def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
     """Return a note if instructions are written without a chat template."""
-    instructions = any("instruction" in document.record for file in files for document in file.documents)
-    plain = instructions and not has_chat_template(tokenizer)
+    plain = not has_chat_template(tokenizer) and any(
+        "instruction" in document.record for file in files for document in file.documents
+    )
     return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
 
 
-def truncated(examples: Sequence[Example], sequence: int, *, pack_rows: bool) -> int:
-    """Return the number of examples that are longer than a row and do not continue in the next."""
-    return sum((example.joint or not pack_rows) and len(example.ids) > sequence for example in examples)
+def truncated(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
+    """Return the number of documents, `lines` of `Tokens.documents`, that are longer than a row, and whose rest is not used."""
+    whole = lines["joint"] if pack_rows else True
+    return int((whole & (lines["length"] > sequence)).sum())
 
 
-def nothing(examples: list[Example], sequence: int, where: str) -> RefusedError:
-    """Return the error of examples without a token to train on."""
-    if any(example.trained.any() for example in examples):
+def nothing(lines: np.ndarray, sequence: int, where: str) -> RefusedError:
+    """Return the error of documents without a token to train on."""
+    if lines["trained"].any():
         what = f"no token to train on: the answers come after the first {sequence} tokens of every document"
         return RefusedError(where, what, "Raise [data] sequence")
-    reason = "all documents are prompts" if examples else "there are no documents"
+    reason = "all documents are prompts" if len(lines) else "there are no documents"
+    if lines["unwritten"].any():
+        reason = "the chat template writes no answer in full"
     return RefusedError(where, f"no token to train on: {reason}")
 
 
-def learning_notes(examples: list[Example], cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
-    """Yield what of the examples is not trained on, and which ends are not; `cut` of them are longer than a row."""
-    trained, tokens = (sum(map(len, ids)) for ids in ([e.ids[e.trained] for e in examples], [e.ids for e in examples]))
+def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
+    """Yield what of documents is not trained on, and which ends are not; `cut` of them are longer than a row."""
+    count, trained, tokens = len(lines), int(lines["trained"].sum()), int(lines["length"].sum())
     if cut:
-        share = f"{cut / len(examples):.0%}"
-        yield f"{cut} of {len(examples)} examples ({share}) are longer than {sequence} tokens and were cut there"
-        lost = sum(e.joint and e.trained.any() and not e.trained[:sequence].any() for e in examples)
-        if lost:
-            yield f"nothing of {lost} of {len(examples)} examples is trained on: the answers come after token {sequence}"
+        share = f"{cut / count:.0%}"
+        yield f"{cut} of {count} examples ({share}) are longer than {sequence} tokens and were cut there"
+        late = lines["joint"] & (lines["trained"] > 0) & (lines["first"] >= sequence)
+        if lost := int(late.sum()):
+            yield f"nothing of {lost} of {count} examples is trained on: the answers come after token {sequence}"
     if trained < tokens:
         yield f"{trained / tokens:.0%} of {tokens} tokens are trained on, the others are context"
-    stops = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    endless = sum(not any(token in stops for token in example.ids[example.trained][-3:].tolist()) for example in examples)
-    if endless == len(examples) and stops:
+    answers, unwritten = int(lines["answers"].sum()), int(lines["unwritten"].sum())
+    if unwritten:
+        then = ", and are not trained on" if trained < tokens else ""
+        yield f"{unwritten} of {answers} answers are not written in full by the chat template{then}"
+    if thoughtless := int(lines["thoughtless"].sum()):
+        yield f"the chat template does not write the thoughts of {thoughtless} of {answers} answers, which are not learned"
+    endless = count - int(lines["stopped"].sum())
+    if endless == count and stop_tokens(tokenizer):
         yield f"the stop token {tokenizer.eos_token!r} is never trained on: the model will not learn to end its answers"
-    elif endless and stops:
-        yield f"{endless} of {len(examples)} examples do not end with a stop token that is trained on"
-
-
-Segment = tuple[np.ndarray, np.ndarray]
-"""Ids, and which of them are trained on, of a document or a part of it in a row."""
-
-
-def pack(examples: Sequence[Example], sequence: int, *, pack_rows: bool = True) -> Rows:
-    """Return the rows of `layout`, filled and padded."""
-    return _filled(layout(examples, sequence, pack_rows=pack_rows), sequence)
-
-
-def layout(examples: Sequence[Example], sequence: int, *, pack_rows: bool = True) -> list[list[Segment]]:
-    """Return the rows of `sequence` tokens that examples fill.
-
-    Packed: running text end to end, others whole, first fit, the longest first. Otherwise each example has a row.
-    """
-    if not pack_rows:
-        return [_segments(example, sequence) for example in examples]
-    whole = _whole([e for e in examples if e.joint], sequence)
-    return [*_running([e for e in examples if not e.joint], sequence), *whole]
-
-
-def _segments(example: Example, sequence: int) -> list[Segment]:
-    return [(example.ids[:sequence], example.trained[:sequence])]
-
-
-def _filled(rows: Sequence[Sequence[Segment]], sequence: int) -> Rows:
-    shape = (len(rows), sequence)
-    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    labels = np.full(shape, IGNORED, np.int64)
-    for row, segments in enumerate(rows):
-        at = 0
-        for segment, trained in segments:
-            end = at + len(segment)
-            ids[row, at:end] = segment
-            positions[row, at:end] = np.arange(len(segment))
-            labels[row, at : end - 1] = np.where(trained[1:], segment[1:], IGNORED)
-            at = end
-        positions[row, at:] = np.arange(sequence - at)
-    return Rows(ids, labels, positions)
-
-
-def _running(examples: Sequence[Example], sequence: int) -> list[list[Segment]]:
-    rows: list[list[Segment]] = []
-    free = 0
-    for example in examples:
-        start = 0
-        while start < len(example.ids):
-            if not free:
-                rows.append([])
-                free = sequence
-            end = min(start + free, len(example.ids))
-            rows[-1].append((example.ids[start:end], example.trained[start:end]))
-            free -= end - start
-            start = end
-    return rows
-
-
-def _whole(examples: Sequence[Example], sequence: int) -> list[list[Segment]]:
-    rows: list[list[Segment]] = []
-    free: list[int] = []
-    for example in sorted(examples, key=lambda example: -len(example.ids)):
-        segment = (example.ids[:sequence], example.trained[:sequence])
-        size = len(segment[0])
-        row = next((number for number, room in enumerate(free) if room >= size), len(rows))
-        if row == len(rows):
-            rows.append([])
-            free.append(sequence)
-        rows[row].append(segment)
-        free[row] -= size
-    return rows
-
-
-def sample(rows: Rows, tokens: int) -> Rows:
-    """Return rows with about `tokens` tokens, evenly from all of them; all rows if they have no more."""
-    count = max(1, tokens // rows.ids.shape[1])
-    if count >= len(rows):
-        return rows
-    chosen = np.arange(count) * len(rows) // count
-    return Rows(rows.ids[chosen], rows.labels[chosen], rows.positions[chosen])
-
-
-def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, together: int = 1) -> np.ndarray:
-    """Return row numbers for `needed` draws: every row once, in a new order for each pass, before any is repeated.
-
-    With their `sizes`, the rows `together` in a step have about the same length: the rows of every 50 steps are sorted by
-    length, and then the steps are shuffled (transformers' `LengthGroupedSampler` leaves them sorted).
-    """
-    generator = np.random.Generator(np.random.PCG64(seed))
-    passes = [generator.permutation(rows) for _ in range(-(needed // -rows))]
-    if sizes is not None:
-        passes = [_grouped(one, sizes, together, generator) for one in passes]
-    return np.concatenate(passes)[:needed]
-
-
-def _grouped(numbers: np.ndarray, sizes: np.ndarray, together: int, generator: np.random.Generator) -> np.ndarray:
-    size = 50 * together
-    parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    ordered = np.concatenate([part[np.argsort(-sizes[part], kind="stable")] for part in parts])
-    steps = [ordered[start : start + together] for start in range(0, len(ordered), together)]
-    # An incomplete step stays last, or every step after it would be cut in two.
-    whole = [steps[number] for number in generator.permutation(len(ordered) // together)]
-    return np.concatenate([*whole, *steps[len(whole) :]])
+    elif endless and stop_tokens(tokenizer):
+        yield f"{endless} of {count} examples do not end with a stop token that is trained on"

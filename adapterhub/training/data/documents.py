@@ -6,14 +6,22 @@ wrong with its lines is reported at once.
 
 from __future__ import annotations
 
+import array
 import collections
+import contextlib
 import hashlib
+import io
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
+import numpy as np
+
+from adapterhub.digest import Digest, sha256_bytes, sha256_file
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, Problems, RefusedError
@@ -21,9 +29,13 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 from . import shapes, tables
 from .tables import Found
 
-_JSON = (".json", ".jsonl", ".ndjson")
+if TYPE_CHECKING:
+    from adapterhub.training.config import TrainConfig
+
+_LINES = (".jsonl", ".ndjson")
+_JSON = (".json", *_LINES)
 _TEXT = ".txt"
-# What `datasets` and the Hub put beside data.
+# What `datasets` and the Hub put next to data.
 _BESIDE = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {
     "dev": "validation",
@@ -37,10 +49,16 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Options:
-    """How files are understood: `columns` and `split_text` as in a config."""
+    """How files are understood: `columns` and `split_text` as in a config, and whether documents are pairs of answers."""
 
     columns: Mapping[str, str] | None = None
     split_text: str = "no"
+    pairs: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Options:
+        """Return those of the data of a training."""
+        return cls(config.data.columns, config.data.split_text, bool(config.preference))
 
 
 @dataclass(frozen=True)
@@ -62,19 +80,68 @@ class Document:
         return len(json.dumps(self.record, ensure_ascii=False, default=str))
 
 
+class Lines(Sequence[Document]):
+    """The documents of a file of JSON Lines, parsed again whenever they are asked for: sixteen bytes a document.
+
+    Raises:
+        RefusedError: The file has changed since it was read.
+    """
+
+    def __init__(self, path: Path, options: Options, state: tuple[int, int], places: np.ndarray) -> None:
+        self._path, self._options, self._state, self._places = path, options, state, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lines: ...
+    def __getitem__(self, index: int | slice) -> Document | Lines:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return next(iter(self.take(np.array([index]))))
+
+    def take(self, numbers: np.ndarray) -> Lines:
+        """Return the documents of these numbers."""
+        return Lines(self._path, self._options, self._state, self._places[numbers])
+
+    def __iter__(self) -> Iterator[Document]:
+        with _opened(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+            if _state(file) != self._state:
+                raise RefusedError(str(self._path), "changed while it was read", "Start again")
+            for start, number in self._places.tolist():
+                file.seek(start)
+                where = f"{self._path}:{number}"
+                yield _document(json_file.parse_object(file.readline(), where, memory=None), where, self._options)
+
+
 @dataclass(frozen=True, eq=False)
 class DataFile:
-    """A file or folder that was read: `size` in bytes, `digest` as `sha256:…`."""
+    """A file or folder that was read: `size` in bytes, `digest` as `sha256:…`, and how many documents had which shape."""
 
     name: str
     digest: str
     size: int
-    documents: tuple[Document, ...]
+    documents: Sequence[Document]
+    shapes: Mapping[str, int]
+
+    def part(self, keep: Callable[[Document], bool]) -> DataFile:
+        """Return the file with the documents for which `keep` is true."""
+        counts = collections.Counter[str]()
+        numbers = []
+        for number, document in enumerate(self.documents):
+            if keep(document):
+                numbers.append(number)
+                counts[document.shape] += 1
+        some = self.documents
+        chosen = some.take(np.array(numbers, int)) if isinstance(some, Lines) else tuple(some[number] for number in numbers)
+        return replace(self, documents=chosen, shapes=counts)
 
     @property
     def contents(self) -> str:
         """What the documents are, and how many, for people: `Alpaca, 52,002 examples`."""
-        counts = collections.Counter(document.shape for document in self.documents).most_common()
+        counts = collections.Counter(self.shapes).most_common()
         if len(counts) > 1:
             return ", ".join(f"{count:,} {shape}" for shape, count in counts)
         return "".join(f"{shape}, {count:,} example{'s' if count != 1 else ''}" for shape, count in counts)
@@ -82,12 +149,12 @@ class DataFile:
     @property
     def notes(self) -> list[str]:
         """How the documents are understood, where that is not plain."""
-        plain = {document.shape for document in self.documents} <= shapes.AS_THEY_ARE
+        plain = set(self.shapes) <= shapes.AS_THEY_ARE
         return [] if plain else [f"{self.name}: {self.contents}"]
 
 
 def read(path: Path, options: Options | None = None) -> DataFile:
-    """Read the documents at `path`.
+    """Read the documents at `path`; those of a file of JSON Lines stay on the disk.
 
     Raises:
         FormatError: Lines or files do not have the format of their suffix, or examples no known shape.
@@ -95,52 +162,107 @@ def read(path: Path, options: Options | None = None) -> DataFile:
         MissingExtraError: It is Parquet or Arrow, and pyarrow is not installed.
     """
     options = options or Options()
+    if path.suffix in _LINES and path.is_file():
+        return _read_lines(path, options)
     if not path.is_dir():
         raw = _bytes(path)
-        found = _found(raw, path, options)
-        return DataFile(path.name, _digest(raw), len(raw), _documents(found, path, options))
+        return _data_file(path, sha256_bytes(raw), len(raw), tuple(_documents(_found(raw, path, options), path, options)))
     whole, size, documents = hashlib.sha256(), 0, list[Document]()
     for part, reader in _parts(path, options):
         raw = _bytes(part, follow=False)
         size += len(raw)
-        whole.update(f"{part.name} {hashlib.sha256(raw).hexdigest()}\n".encode())
+        whole.update(_line(part, sha256_bytes(raw)))
         documents += _documents(reader(raw, part), part, options)
-    return DataFile(path.name, f"sha256:{whole.hexdigest()}", size, tuple(documents))
+    return _data_file(path, f"sha256:{whole.hexdigest()}", size, tuple(documents))
 
 
-def _digest(raw: bytes) -> str:
-    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+def _data_file(path: Path, digest: Digest, size: int, documents: Sequence[Document]) -> DataFile:
+    return DataFile(path.name, digest, size, documents, collections.Counter(document.shape for document in documents))
+
+
+def _read_lines(path: Path, options: Options) -> DataFile:
+    whole, places, counts = hashlib.sha256(), array.array("q"), collections.Counter[str]()
+
+    def found(file: BinaryIO) -> Found:
+        start = 0
+        for number, line in enumerate(file, 1):
+            whole.update(line)
+            if line.strip():
+                places.extend((start, number))
+                yield _line_of_json(line, f"{path}:{number}")
+            start += len(line)
+
+    with _opened(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+        state = _state(file)
+        for document in _documents(found(file), path, options):
+            counts[document.shape] += 1
+    lines = Lines(path, options, state, np.frombuffer(places, np.int64).reshape(-1, 2))
+    return DataFile(path.name, f"sha256:{whole.hexdigest()}", state[0], lines, counts)
+
+
+def _state(file: BinaryIO) -> tuple[int, int]:
+    """The size of an open file, and when it changed."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def digest(path: Path, options: Options) -> tuple[Digest, int]:
+    """Return the digest and the size that `read` finds, without a file in memory; errors are those of `read`."""
+    if not path.is_dir():
+        return sha256_file(path), path.stat().st_size
+    whole, size = hashlib.sha256(), 0
+    for part, _ in _parts(path, options):
+        whole.update(_line(part, sha256_file(part)))
+        size += part.stat().st_size
+    return f"sha256:{whole.hexdigest()}", size
+
+
+def _line(part: Path, digest: Digest) -> bytes:
+    """What the digest of a folder is computed from."""
+    return f"{part.name} {digest.removeprefix('sha256:')}\n".encode()
 
 
 def _bytes(path: Path, *, follow: bool = True) -> bytes:
     """Read a file; one that a folder brings may not be a link."""
+    with _opened(path, follow=follow, pipe=follow) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, **options: Any) -> Iterator[BinaryIO]:
     try:
-        with open_regular(path, follow=follow, pipe=follow) as file:
-            return file.read()
+        with open_regular(path, **options) as file:
+            yield file
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def _documents(found: Found, path: Path, options: Options) -> tuple[Document, ...]:
-    """Return the records in the forms that are encoded; all problems at once."""
+def _documents(found: Found, path: Path, options: Options) -> Iterator[Document]:
+    """Yield the records in the forms that are encoded; raises all problems at once, behind the last record."""
     problems: Problems[FormatError] = Problems()
-    documents: list[Document] = []
+    count = 0
     misnamed: set[tuple[str, str] | None] = set()
     for where, record in found:
         try:
             if isinstance(record, FormatError):
                 raise record
-            shape, canonical = shapes.canonical(record, where, options.columns)
-            documents.append(Document(canonical, where, shape))
+            yield _document(record, where, options)
+            count += 1
         except FormatError as error:
             problems.add(error)
             misnamed.add((error.what, error.hint) if isinstance(error, shapes.ColumnsError) else None)
-    if problems.count > 1 and not documents and len(misnamed) == 1 and (one := misnamed.pop()):
+    if problems.count > 1 and not count and len(misnamed) == 1 and (one := misnamed.pop()):
         raise shapes.ColumnsError(str(path), *one)  # it is the names of the columns, not the lines
     problems.check(more="more lines like them")
-    return tuple(documents)
+
+
+def _document(record: Mapping[str, Any], where: str, options: Options) -> Document:
+    if options.pairs:
+        return Document(shapes.pair(record, where, options.columns), where, shapes.PAIRS)
+    shape, canonical = shapes.canonical(record, where, options.columns)
+    return Document(canonical, where, shape)
 
 
 # ---- files
@@ -173,11 +295,14 @@ def _lines(text: str, path: Path) -> Found:
     # Not splitlines(): a JSON string may contain U+2028, which does not end a line here.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            where = f"{path}:{number}"
-            try:
-                yield where, json_file.parse_object(line, where, memory=None)
-            except FormatError as error:
-                yield where, error
+            yield _line_of_json(line, f"{path}:{number}")
+
+
+def _line_of_json(line: str | bytes, where: str) -> tuple[str, dict[str, Any] | FormatError]:
+    try:
+        return where, json_file.parse_object(line, where, memory=None)
+    except FormatError as error:
+        return where, error
 
 
 def _items(text: str, path: Path) -> Found:

@@ -3,21 +3,21 @@
 All of `text` is trained on; of `prompt` and `completion` the completion; of an instruction its output; of `messages` the
 assistant's turns, each with its end mark. A turn is located by rendering the model's own chat template, which needs no
 `{% generation %}`: with the conversation up to the turn, or, where a template writes earlier turns differently once later ones
-follow (Qwen3 drops thoughts), with the turn's content replaced by a mark.
+follow (Qwen3 drops thoughts), with the turn's content replaced by a mark. An answer that the template does not write in full is
+context: most drop tool calls that they do not know. So is one of weight 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from . import chat_template
+from . import chat_template, messages
 
 # Text that no conversation contains; the two share no first or last character with each other or with anything else.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
@@ -38,7 +38,12 @@ class Example:
     ids: np.ndarray
     trained: np.ndarray
     joint: bool
-    """Whether it has to stay in one row; running text may continue in the next."""
+    """Whether it has to stay in one row; running text may continue in others."""
+    answers: int = 0
+    """Turns of the assistant to train on in a conversation, `unwritten` of which the chat template does not write in full."""
+    unwritten: int = 0
+    thoughtless: bool = False
+    """Whether it does not write the thought of the last answer; those of earlier ones are usually dropped on purpose."""
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
@@ -60,12 +65,21 @@ def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) 
         return _pair(prompt, completion, tokenizer, loss)
     if isinstance(record.get("instruction"), str):
         return _instruction(record, tokenizer, loss, where)
-    ids = [*tokenizer(record["text"], verbose=False)["input_ids"], *_stop(tokenizer)]
+    ids = [*start_of(record["text"], tokenizer), *_stop(tokenizer)]
     return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
 
 
+def start_of(text: str, tokenizer: Any) -> list[int]:
+    """Return the ids of a text that goes on: without the end mark that some tokenizers add."""
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    stop = _stop(tokenizer)
+    if stop and ids[-1:] == stop and tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-1:] != stop:
+        return ids[:-1]
+    return ids
+
+
 def _pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
-    question = tokenizer(prompt, verbose=False)["input_ids"]
+    question = start_of(prompt, tokenizer)
     answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
     trained = [loss == "all"] * len(question) + [True] * len(answer)
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
@@ -79,12 +93,12 @@ def _instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, where: st
         task = system or (_TASK_WITH_INPUT if more else _TASK)
         parts = [task, f"### Instruction:\n{instruction}", *([f"### Input:\n{more}"] if more else []), "### Response:"]
         return _pair("\n\n".join(parts), output, tokenizer, loss)
-    messages = [
+    turns = [
         *([{"role": "system", "content": system}] if system else []),
         {"role": "user", "content": f"{instruction}\n\n{more}" if more else instruction},
         {"role": "assistant", "content": output},
     ]
-    return _Chat(messages, None, tokenizer, where).example(loss)
+    return _Chat(turns, None, tokenizer, where).example(loss)
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -99,32 +113,96 @@ def _stop(tokenizer: Any) -> list[int]:
 class _Chat:
     """A conversation and the tools it may call, with the template that renders it."""
 
-    def __init__(self, messages: list[Any], tools: Any, tokenizer: Any, where: str) -> None:
+    def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, where: str) -> None:
         self._tokenizer, self._where = tokenizer, where
-        self._messages = [_checked(message, where) for message in messages]
-        self._tools = _tools(tools, where)
+        self._messages = messages.checked(turns, where)
+        self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
+        self._tools = messages.tools(tools, where)
+        self._form: messages.Form = messages.plain
 
     def example(self, loss: str, first: int = 0) -> Example:
         """Return its tokens; with `completion` the assistant's turns from message `first` on are trained on."""
-        text = self._render(self._messages)
+        text = self._text()
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
+        answers = [
+            number
+            for number, message in enumerate(self._messages)
+            if number >= first and message["role"] == "assistant" and number not in self._context
+        ]
         if loss == "all":
-            return Example(ids, np.ones(len(ids), bool), joint=True)
+            unwritten = sum(not messages.is_written(self._messages[number], text) for number in answers)
+            return Example(ids, np.ones(len(ids), bool), joint=True, answers=len(answers), unwritten=unwritten)
         starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
         trained = np.zeros(len(ids), bool)
-        for start, end in self._answers(text, first):
-            trained |= (starts >= start) & (starts < end)
-        return Example(ids, trained, joint=True)
+        unwritten, thoughtless = 0, False
+        for number in answers:
+            start, end = self._answer(text, number)
+            thoughtless = not messages.writes_thought(self._messages[number], text[:end])
+            if messages.is_written(self._messages[number], text[start:end]):
+                trained |= (starts >= start) & (starts < end)
+                if end == len(text):
+                    ids, trained = self._stopped(ids, trained, text)
+                elif (after := int(np.searchsorted(starts, end))) < len(ids) and self._stops_at(ids[after], ids[:after]):
+                    trained[after] = True
+            else:
+                unwritten += 1
+        return Example(ids, trained, joint=True, answers=len(answers), unwritten=unwritten, thoughtless=thoughtless)
 
-    def _answers(self, text: str, first: int) -> Iterator[tuple[int, int]]:
-        """Yield start and end of each assistant's turn in the rendered conversation, its end mark included."""
-        for number, message in enumerate(self._messages):
-            if number >= first and message["role"] == "assistant":
-                start, end = self._by_prefix(text, number) or self._by_mark(text, number)
-                yield _after_no_thought(text, start, end), end
+    def _stops_at(self, token: int, before: np.ndarray) -> bool:
+        """Return whether the model stops at a token, and at none at the end of those before it.
+
+        GLM's answers have no end mark: it stops where the next role begins.
+        """
+        stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
+        return int(token) in stops and not stops.intersection(before[-3:].tolist())
+
+    def _stopped(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and what is trained on, with the role that would follow the last answer if the model stops there."""
+        stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
+        if not stops or stops.intersection(ids[-3:].tolist()):
+            return ids, trained
+        role = "tool" if self._messages[-1].get("tool_calls") else "user"
+        try:
+            longer = self._render([*self._messages, {"role": role, "content": _MARKS[0]}])
+        except FormatError:
+            return ids, trained
+        rest = longer[len(text) :] if longer.startswith(text) else ""
+        following = self._tokenizer(rest, add_special_tokens=False, verbose=False)["input_ids"][:1] if rest else []
+        if not following or not self._stops_at(following[0], ids):
+            return ids, trained
+        return np.append(ids, following), np.append(trained, True)
+
+    def _text(self) -> str:
+        """Render the conversation in the first of the forms in which the template writes what its answers say."""
+        found: list[tuple[messages.Form, str]] = []
+        failure: FormatError | None = None
+        for self._form in messages.FORMS:
+            try:
+                text = self._render(self._messages)
+            except FormatError as error:
+                failure = failure or error
+                continue
+            found.append((self._form, text))
+            if all(self._is_written(message, text) for message in self._messages if message["role"] == "assistant"):
+                return text
+        if failure and not found:
+            raise failure
+        self._form, text = found[0]
+        return text
+
+    @staticmethod
+    def _is_written(message: messages.Message, text: str) -> bool:
+        return messages.is_written(message, text) and not messages.has_notation_of_python(message, text)
+
+    def _answer(self, text: str, number: int) -> tuple[int, int]:
+        """Return start and end of an assistant's turn in the rendered conversation, its end mark included."""
+        start, end = self._by_prefix(text, number) or self._by_mark(text, number)
+        return _after_no_thought(text, start, end), end
 
     def _by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
+        if not number:
+            return None  # before the first message a template writes what nobody says: the system's prompt, a date
         before = self._render(self._messages[:number], prompt=True)
         after = self._render(self._messages[: number + 1])
         return (len(before), len(after)) if text.startswith(after) and after.startswith(before) else None
@@ -132,14 +210,17 @@ class _Chat:
     def _by_mark(self, text: str, number: int) -> tuple[int, int]:
         """Locate a turn from the end of the generation prompt to the end of the text that closes a turn."""
         head, end = self._content(text, number)
-        prompted = self._render(self._messages[:number], prompt=True)
-        generation_prompt = prompted[_common(prompted, self._render(self._messages[:number])) :]
+        before = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
+        prompted = self._render(before, prompt=True)
+        generation_prompt = prompted[_common(prompted, self._render(before)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content(text, number - 1)[1] if number else 0
         for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
             at = text.rfind(opening, earliest, head)
             if opening.strip() and at >= 0:
                 return at + len(opening), end + self._closing(text[end:], number)
+        if not number and not generation_prompt.strip():
+            return head, end + self._closing(text[end:], number)
         raise self._not_located()
 
     def _content(self, text: str, number: int) -> tuple[int, int]:
@@ -176,10 +257,11 @@ class _Chat:
         reason = "the chat template writes earlier turns differently once later ones follow, so the answers cannot be located"
         return RefusedError(self._where, reason, 'Set loss = "all", or make one example of each answer')
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False) -> str:
-        if not messages:
+    def _render(self, turns: Sequence[messages.Message], *, prompt: bool = False) -> str:
+        if not turns:
             return ""
-        return chat_template.render(self._tokenizer, messages, where=self._where, tools=self._tools, prompt=prompt)
+        formed = [self._form(turn) for turn in turns]
+        return chat_template.render(self._tokenizer, formed, where=self._where, tools=self._tools, prompt=prompt)
 
 
 def _common(text: str, other: str) -> int:
@@ -187,26 +269,6 @@ def _common(text: str, other: str) -> int:
     if text == other:
         return len(text)
     return next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-
-
-def _checked(message: Any, where: str) -> dict[str, Any]:
-    """Check a message; one that only calls tools gets an empty content."""
-    calls = isinstance(message, dict) and bool(message.get("tool_calls"))
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not ("content" in message or calls):
-        raise FormatError(where, 'a message needs "role" and "content"')
-    return {**message, "content": message.get("content") or ""} if calls else message
-
-
-def _tools(tools: Any, where: str) -> list[Any] | None:
-    """Return tools as a list of JSON schemas; data sets may store them as JSON text."""
-    if isinstance(tools, str):
-        try:
-            tools = json_file.parse(tools, where)
-        except FormatError as error:
-            raise FormatError(where, '"tools" is text, and not JSON') from error
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise FormatError(where, '"tools" is not a list of JSON schemas')
-    return tools or None
 
 
 def _after_no_thought(text: str, start: int, end: int) -> int:

@@ -58,6 +58,33 @@ def canonical(record: Record, where: str, columns: Mapping[str, str] | None = No
     raise ColumnsError(where, f"its keys have no known meaning: {_listed(record)}" if record else "it has no keys", hint)
 
 
+def pair(record: Record, where: str, columns: Mapping[str, str] | None = None) -> Record:
+    """Return both sides of a preference in forms that are encoded, as `chosen` and `rejected`; errors are those of `canonical`.
+
+    What both begin with is their prompt, where none is apart.
+    """
+    if columns:
+        record = _renamed(record, where, columns)
+    if any(record.get(side) is None for side in SIDES):
+        raise ColumnsError(where, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
+    sides = [_preference({**record, "chosen": record[side]}, where) for side in SIDES]
+    for key in ("messages", "text"):
+        if all(key in side for side in sides):
+            sides = _prompted([side[key] for side in sides], _kept(record, "tools"))
+    return dict(zip(SIDES, sides, strict=True))
+
+
+def _prompted(sides: list[Any], kept: Record) -> list[Record]:
+    """Return two texts or conversations as completions of what both begin with."""
+    chosen, rejected = sides
+    shared = next(
+        (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+    if isinstance(chosen, str) and chosen[shared - 1 : shared] == " ":
+        shared -= 1  # tokens begin with the space before a word
+    return [{"prompt": side[:shared], "completion": side[shared:], **kept} for side in (chosen, rejected)]
+
+
 def check_columns(columns: Mapping[str, str], where: str) -> None:
     """Raise UsageError for a column that would mean nothing."""
     for key in columns:
@@ -106,7 +133,7 @@ def _list(record: Record, key: str, where: str) -> list[Any]:
 
 
 def _turns(turns: Iterable[Any], where: str) -> list[Any]:
-    """Return messages with role and content, also where they say from and value."""
+    """Return messages with role and content, also where the keys are from and value."""
     return [_turn(turn, where) for turn in turns]
 
 
@@ -116,7 +143,7 @@ def _turn(turn: Any, where: str) -> Any:
     role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
         raise FormatError(where, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text(turn, "value", where)}
+    return {"role": role, "content": _text(turn, "value", where), **_kept(turn, "weight", "train")}
 
 
 def _kept(record: Record, *keys: str) -> dict[str, Any]:
@@ -197,7 +224,9 @@ SHAPES = (
     ),
     Shape("text", ("text",), _as_text),
 )  # fmt: skip
-AS_THEY_ARE = {"conversations", "prompts with completions", "text"}
+SIDES = ("chosen", "rejected")
+PAIRS = "preference pairs"
+AS_THEY_ARE = {"conversations", "prompts with completions", "text", PAIRS}
 """The shapes whose records are encoded as they are."""
 _OPTIONAL = ("input", "context", "system", "system_prompt", "tools")
 _KEYS = tuple(dict.fromkeys([*(key for shape in SHAPES for key in shape.keys), *_OPTIONAL]))

@@ -1,6 +1,7 @@
 """Look over the data of a training without training on them: what they are, how many tokens, how many steps.
 
-Every file is read and checked. Tokens are counted in all documents, or of large data in some, evenly from all of them.
+Every file is read and checked. Tokens are counted in all documents, or of large data in some, evenly from all of them; held-out
+documents are encoded for what is wrong with them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 from adapterhub.training.config import TrainConfig
 
-from . import dataset
+from . import dataset, overlap
 from .documents import DataFile, Document
+from .rows import mean_context
 
 _DOCUMENTS, _CHARACTERS = 2_000, 4_000_000  # to encode at most: seconds
 
@@ -38,6 +40,7 @@ class Count:
         trained: How many of them are trained on.
         read: How many a pass over the rows reads: less where documents are cut, never with padding.
         rows: Of `sequence` tokens.
+        context: The mean length of a token's document, in the rows.
         share: The share of the text that was encoded: below 1, the numbers are estimates from it.
     """
 
@@ -47,6 +50,7 @@ class Count:
     rows: int
     steps: int
     steps_per_epoch: int
+    context: float
     share: float
 
 
@@ -66,8 +70,12 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
     train, heldout = dataset.files(config)
     found = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
     count, notes = _count(config, train, tokenizer) if tokenizer is not None else (None, [])
+    if heldout and tokenizer is not None:
+        _arranged(config, heldout, tokenizer)
+    if heldout:
+        notes = [*notes, *overlap.note(dataset.shared_passages(train, heldout))]
     return Survey(
-        files=tuple(_surveyed(file, split) for file, split in found),
+        files=tuple(Surveyed(file.name, split, file.contents, len(file.documents), file.size) for file, split in found),
         documents=sum(len(file.documents) for file in train),
         heldout_documents=sum(len(file.documents) for file in heldout),
         count=count,
@@ -75,43 +83,51 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
     )
 
 
-def _surveyed(file: DataFile, split: str) -> Surveyed:
-    return Surveyed(file.name, split, file.contents, len(file.documents), file.size)
-
-
 def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tuple[Count, list[str]]:
-    data = config.data
-    sample, share = _sample([document for file in files for document in file.documents])
-    examples = [example for example in dataset.encode_all(sample, tokenizer, loss=data.loss) if len(example.ids)]
-    rows = dataset.layout(examples, data.sequence, pack_rows=data.pack)
-    labels = [int(trained[1:].sum()) for row in rows for _, trained in row]
-    if not sum(labels) and share == 1:
-        raise dataset.nothing(examples, data.sequence, ", ".join(file.name for file in files))
+    found, share = _arranged(config, files, tokenizer, config.data.shares)
 
     def whole(number: int) -> int:
         return round(number / share)
 
-    row_count = max(1, whole(len(rows)))
+    packed = found.packed
+    rows = max(1, whole(len(packed)))
     count = Count(
-        tokens=whole(sum(len(example.ids) for example in examples)),
-        trained=whole(sum(labels)),
-        read=whole(sum(len(ids) for row in rows for ids, _ in row)),
-        rows=row_count,
-        steps=config.steps(row_count),
-        steps_per_epoch=-(row_count // -config.train.rows),
+        tokens=whole(found.tokens),
+        trained=whole(sum(part.label_tokens for part in packed.parts())),
+        read=whole(int(packed.segments.sum())),
+        rows=rows,
+        steps=config.steps(rows),
+        steps_per_epoch=-(rows // -config.train.rows),
+        context=mean_context(packed.segments),
         share=share,
     )
-    cut = dataset.truncated(examples, data.sequence, pack_rows=data.pack)
-    return count, [*dataset.template_notes(files, tokenizer), *dataset.learning_notes(examples, cut, data.sequence, tokenizer)]
+    return count, [*found.notes]
 
 
-def _sample(documents: Sequence[Document]) -> tuple[list[Document], float]:
+def _arranged(
+    config: TrainConfig, files: Sequence[DataFile], tokenizer: Any, shares: Sequence[float] | None = None
+) -> tuple[dataset.Dataset, float]:
+    """Encode documents, or of many some, and make rows of them; also returns their share of the text. Refuses as a training."""
+    data = config.data
+    files, share = _sample(files)
+    found = dataset.encoded(files, tokenizer, loss=data.loss)
+    # What the documents are is in the table.
+    found = dataclasses.replace(found, notes=tuple(dataset.template_notes(files, tokenizer)))
+    rows = dataset.arranged(
+        found, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
+        shares=shares, partial=share < 1,
+    )  # fmt: skip
+    return rows, share
+
+
+def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:
     """Return documents to encode, evenly from all, with texts no longer than needed; and their share of all the text."""
-    sizes = [document.length for document in documents]
-    step = max(-(len(documents) // -_DOCUMENTS), -(sum(sizes) // -_CHARACTERS), 1)
-    chosen = [_shortened(document, _CHARACTERS) for document in documents[::step]]
-    share = sum(document.length for document in chosen) / max(1, sum(sizes))
-    return chosen, share or 1.0
+    sizes = [[document.length for document in file.documents] for file in files]
+    count, characters = sum(map(len, sizes)), sum(map(sum, sizes))
+    step = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
+    chosen = [[_shortened(document, _CHARACTERS) for document in file.documents[::step]] for file in files]
+    share = sum(document.length for documents in chosen for document in documents) / max(1, characters)
+    return [dataclasses.replace(file, documents=tuple(some)) for file, some in zip(files, chosen, strict=True)], share or 1.0
 
 
 def _shortened(document: Document, length: int) -> Document:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adapterhub_converters.errors import RefusedError
 
@@ -22,8 +23,6 @@ LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer ta
 BLOCK = 128  # queries at a time in longer rows
 # Arguments by which a model asks for more than scaled dot products under a mask.
 _MORE = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
-
-Tensor = Any
 
 
 def register() -> str:
@@ -37,7 +36,7 @@ def register() -> str:
 
 
 def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attend by transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`)."""
     if any(kwargs.get(key) is not None for key in _MORE):
@@ -61,7 +60,9 @@ def attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _eager(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, None]:
+def _eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if own is None:
         raise RefusedError(type(module).__name__, "needs an attention that is not supported, and its file has no eager one")

@@ -10,15 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub.training.config import LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.errors import RefusedError
 
 from .lora import replace_module
-
-Tensor = Any
 
 
 class LoRAEmbedding(nn.Module):  # type: ignore[misc]
@@ -38,7 +36,7 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
         """The table's own weight."""
         return self.table.weight
 
-    def reset(self, generator: Any) -> None:
+    def reset(self, generator: torch.Generator) -> None:
         """Initialize A with zeros and B from a normal distribution: no delta yet."""
         with torch.no_grad():
             self.lora_A.zero_()
@@ -77,7 +75,7 @@ class TokenRows(nn.Module):  # type: ignore[misc]
         with torch.no_grad():
             self.table.weight.index_copy_(0, self.places, self.rows.to(self.table.weight.dtype))
 
-    def reset(self, _: Any) -> None:
+    def reset(self, _: torch.Generator) -> None:
         """Start from the base's rows."""
         with torch.no_grad():
             self.rows.copy_(self.initial)
@@ -91,13 +89,13 @@ class TokenRows(nn.Module):  # type: ignore[misc]
         return torch.where((slots >= 0).unsqueeze(-1), own if scale is None else own * scale.to(found.dtype), found)
 
 
-def tables(model: Any) -> dict[str, Any]:
+def tables(model: nn.Module) -> dict[str, Any]:
     """Return path to module of the embedding tables that can be targets: the input's."""
     own = model.get_input_embeddings()
     return {path: module for path, module in model.named_modules() if module is own}
 
 
-def adapt(model: Any, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, where: str) -> None:
+def adapt(model: nn.Module, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, where: str) -> None:
     """Replace tables by trained ones; their weights are loaded already."""
     for path, table in tables(model).items():
         if path in targets:
@@ -116,7 +114,7 @@ def adapt(model: Any, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, 
             replace_module(model, path, TokenRows(table, ids))
 
 
-def token_rows(model: Any) -> TokenRows | None:
+def token_rows(model: nn.Module) -> TokenRows | None:
     """Return the input's table if it has trained rows."""
     table = model.get_input_embeddings()
     return table if isinstance(table, TokenRows) else None

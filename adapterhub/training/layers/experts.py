@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub.training.config import LoRAConfig
 from adapterhub_converters.adapter import scaling
@@ -20,7 +20,6 @@ from adapterhub_converters.errors import RefusedError
 
 from .nf4 import ShardedNF4, dense
 
-Tensor = Any
 Matrix = Any  # dense, NF4, or this process's part of one in NF4
 NAME = "adapterhub_experts"
 _ROWS = 32
@@ -102,7 +101,7 @@ class Stack(nn.Module):  # type: ignore[misc]
         first, second = self.matrices[0].shape
         return (len(self.matrices), second, first) if self.transposed else (len(self.matrices), first, second)
 
-    def dense(self, expert: int, dtype: Any) -> Tensor:
+    def dense(self, expert: int, dtype: torch.dtype) -> Tensor:
         """Return the matrix of an expert, `(out, in)`."""
         matrix = dense(self.matrices[expert], dtype)
         return matrix.t() if self.transposed else matrix
@@ -123,7 +122,7 @@ class LoRAStack(Stack):
         self.lora_A = nn.Parameter(torch.zeros(experts, r, in_features, device=matrices[0].device))
         self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r, device=matrices[0].device))
 
-    def reset(self, generator: Any) -> None:
+    def reset(self, generator: torch.Generator) -> None:
         """Initialize A within 1 / sqrt(in_features) and B with zeros, as in a linear layer."""
         bound = 1 / math.sqrt(self.lora_A.shape[2])
         with torch.no_grad():
@@ -139,7 +138,7 @@ def register() -> str:
     return NAME
 
 
-def stacks(model: Any) -> dict[str, Any]:
+def stacks(model: nn.Module) -> dict[str, Any]:
     """Return path to module of every stacked parameter of modules that use transformers' experts interface, in order."""
     return {
         f"{path}.{name}": module
@@ -150,7 +149,7 @@ def stacks(model: Any) -> dict[str, Any]:
     }
 
 
-def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Compute as `integrations/moe.py` requires, from states `(tokens, d)`, ids and weights `(tokens, k)` of their experts."""
     chosen = top_k_index.reshape(-1)
     by_expert, order = torch.sort(chosen, stable=True)

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub_converters.adapter import scaling
 
 from .nf4 import NF4, dense
 
 _TRAINED = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
-
-Tensor = Any
 
 
 class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
@@ -64,9 +63,11 @@ class Frozen(nn.Module):  # type: ignore[misc]
 
     Attributes:
         transposed: True where the base stores it `(in, out)`, as Hugging Face's Conv1D does.
+        dtype: The dtype that the model computes in, for an NF4 matrix.
     """
 
     transposed = False
+    dtype = torch.float32
 
     def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
         super().__init__()
@@ -76,8 +77,7 @@ class Frozen(nn.Module):  # type: ignore[misc]
     @property
     def weight(self) -> Tensor:
         """The matrix, for a model that multiplies with it itself; without the delta, as in peft."""
-        dtype = self.base.dtype if isinstance(self.base, torch.Tensor) else torch.get_default_dtype()
-        matrix = dense(self.base, dtype)
+        matrix = dense(self.base, self.base.dtype if isinstance(self.base, Tensor) else self.dtype)
         return matrix.t() if self.transposed else matrix
 
 
@@ -110,7 +110,7 @@ class LoRALinear(Frozen):
         self.lora_B = nn.Parameter(torch.zeros(out_features, r, device=weight.device))
         self.lora_bias = nn.Parameter(torch.zeros(out_features, device=weight.device)) if biased else None
 
-    def reset(self, generator: Any) -> None:
+    def reset(self, generator: torch.Generator) -> None:
         """Initialize A as peft does (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)) and B with zeros."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
@@ -166,7 +166,7 @@ def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
     return _FrozenFunction.apply(x, weight)
 
 
-def linears(model: Any) -> dict[str, Any]:
+def linears(model: nn.Module) -> dict[str, Any]:
     """Return path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
 
     Subclasses that compute something else, as some routers do, are left out.
@@ -193,20 +193,20 @@ def _is_plain(kind: Any) -> bool:
             return False
 
 
-def replace_module(model: Any, path: str, module: Any) -> None:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at `path`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
-def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield path and layer of everything with a `lora_A` and a `lora_B`, in the model's order."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, "lora_A", None), nn.Parameter):
             yield path, module
 
 
-def trained_parameters(model: Any) -> Iterator[tuple[str, Any]]:
+def trained_parameters(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield name and parameter of all that is trained: `PATH.lora_A`, `PATH.lora_B`, and the others of `_TRAINED`."""
     for path, module in model.named_modules():
         for name in _TRAINED:
@@ -214,7 +214,24 @@ def trained_parameters(model: Any) -> Iterator[tuple[str, Any]]:
                 yield f"{path}.{name}", getattr(module, name)
 
 
-def reset(model: Any, seed: int) -> None:
+@contextmanager
+def without_delta(model: nn.Module) -> Iterator[None]:
+    """Compute what the base alone does within the block: deltas are scaled by 0, and there is no dropout and no gradient."""
+    layers = [layer for _, layer in lora_layers(model)]
+    scalings, training = [layer.scaling for layer in layers], model.training
+    model.eval()
+    try:
+        for layer in layers:
+            layer.scaling = 0.0
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, own in zip(layers, scalings, strict=True):
+            layer.scaling = own
+        model.train(training)
+
+
+def reset(model: nn.Module, seed: int) -> None:
     """Initialize every trained layer from `seed`; the same layers get the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     for _, module in model.named_modules():

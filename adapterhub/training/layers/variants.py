@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub.training.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
@@ -23,7 +23,6 @@ from adapterhub_converters.errors import RefusedError
 from .lora import LoRALinear, through
 from .nf4 import NF4, dense, quantize
 
-Tensor = Any
 Factors = tuple[Tensor, Tensor]
 """A `(r, in)` and B `(out, r)`."""
 
@@ -73,7 +72,7 @@ class DoRALinear(LoRALinear):
         self.squares = dense(weight, torch.float32).square().sum(dim=1)
         self.magnitude = nn.Parameter(self.squares.sqrt())
 
-    def reset(self, generator: Any) -> None:
+    def reset(self, generator: torch.Generator) -> None:
         """Initialize the factors as LoRA does and the magnitudes with the row norms that result: no change yet."""
         super().reset(generator)
         with torch.no_grad():

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
 from adapterhub.training import distributed
-from adapterhub.training.config import OptimConfig
+from adapterhub.training.config import OptimConfig, PreferenceConfig
 from adapterhub.training.data import chat_template
-from adapterhub.training.data.dataset import Rows
+from adapterhub.training.data.examples import start_of
+from adapterhub.training.data.rows import Rows
 from adapterhub.training.events import Evaluated, OnEvent
 from adapterhub.training.layers.embeddings import token_rows
 from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError
 
-from .loss import passes, summed_loss
+from .loss import logprobs, passes, trimmed
+from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
 _LARGEST = 700.0  # nats: beyond, the perplexity overflows
@@ -28,28 +30,42 @@ def evaluate(base: Base, rows: Rows, size: int) -> float:
     total = 0.0
     base.model.eval()
     with torch.no_grad():
-        for _, part in passes(rows, np.arange(len(rows)), size):
-            total += float(summed_loss(base, part))
+        for _, part in passes(rows, size):
+            total -= float(logprobs(base, trimmed(part)).sum())
     base.model.train()
     return distributed.total(total) / max(1, rows.label_tokens)
 
 
 def log_evaluation(
-    base: Base, heldout: Rows | None, state: State, config: OptimConfig, *, steps: int, on_event: OnEvent
+    base: Base,
+    heldout: Rows | None,
+    state: State,
+    config: OptimConfig,
+    preference: PreferenceConfig | None = None,
+    *,
+    steps: int,
+    on_event: OnEvent,
 ) -> None:
     """Evaluate once after each step, and remember the parameters if they are the best so far and `keep_best` is set."""
     if heldout is None or state.heldout(state.step) is not None:
         return
-    loss = evaluate(base, heldout, config.micro_rows or config.rows)
+    size = config.micro_rows or config.rows
+    pairs: dict[str, float] = {}
+    if preference:
+        loss, accuracy, margin = evaluate_pairs(base, heldout, size, preference)
+        pairs = {"accuracy": accuracy, "margin": margin}
+    else:
+        loss = evaluate(base, heldout, size)
     if not loss < _LARGEST:
         raise RefusedError("train", f"the held-out loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
-    line = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    line |= {f"heldout_{name}": value for name, value in pairs.items()}
     samples = answers(base, config.samples, config.sample_tokens)
     state.log.append({**line, "samples": samples} if samples else line)
     if config.keep_best and best_step(state.log) == state.step:
         state.best = copy_trained(base.model)
-    pairs = tuple((sample["prompt"], sample["text"]) for sample in samples)
-    on_event(Evaluated(state.step, steps, loss, math.exp(loss), pairs))
+    texts = tuple((sample["prompt"], sample["text"]) for sample in samples)
+    on_event(Evaluated(state.step, steps, loss, None if pairs else math.exp(loss), texts, **pairs))
 
 
 def answers(base: Base, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
@@ -73,7 +89,7 @@ def _answer(base: Base, prompt: str, tokens: int) -> str:
         text = chat_template.render(tokenizer, message, where=f"the sample {prompt[:40]!r}", prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        ids = tokenizer(prompt)["input_ids"]
+        ids = start_of(prompt, tokenizer)
     inputs = torch.tensor([ids]).to(base.device)
     with torch.no_grad():
         output = base.model.generate(

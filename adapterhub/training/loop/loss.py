@@ -6,53 +6,65 @@ chunk in the forward pass, where the logits are available, and the backward pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapterhub.training import distributed
-from adapterhub.training.data.dataset import IGNORED, Rows, lengths
+from adapterhub.training.data.rows import IGNORED, Rows, lengths
 from adapterhub.training.model.base import Base, Logits
 
-Tensor = Any
 CHUNK = 128  # tokens whose logits exist at once
 
 
-def passes(rows: Rows, chosen: np.ndarray, size: int) -> Iterator[tuple[int, Rows]]:
-    """Yield this process's part of the chosen rows, `size` at a time, each with the number of its first row.
+Loss = Callable[[Tensor, Rows], Tensor]
+"""The part of a loss that some rows have, a scalar: of the log-probabilities `(rows, tokens)` of their labels, 0 where there is
+none, and the rows themselves. The parts of several passes are added up."""
+
+
+def passes(rows: Rows, size: int) -> Iterator[tuple[int, Rows]]:
+    """Yield this process's part of the rows, `size` at a time, each with the number of its first row.
 
     Every process makes the same number of passes, or those with a part of the base each would wait for one another: a process
     without rows left takes the first one, without labels.
     """
-    own, before = distributed.share(chosen)
-    for start in range(0, distributed.rounds(len(chosen), size) * size, size):
+    own, before = distributed.share(np.arange(len(rows)))
+    for start in range(0, distributed.rounds(len(rows), size) * size, size):
         numbers = own[start : start + size]
         if len(numbers):
-            yield before + start, Rows(rows.ids[numbers], rows.labels[numbers], rows.positions[numbers])
+            yield before + start, rows.take(numbers)
         else:
-            first = chosen[:1]
-            yield before + start, Rows(rows.ids[first], np.full_like(rows.labels[first], IGNORED), rows.positions[first])
+            yield before + start, Rows(rows.ids[:1], np.full_like(rows.labels[:1], IGNORED), rows.positions[:1])
 
 
-def summed_loss(base: Base, rows: Rows) -> Any:
-    """Return the summed loss, in nats, of all rows: a float32 scalar with a gradient."""
-    # Padding behind the last label changes no number; odd widths are slow.
+def trimmed(rows: Rows) -> Rows:
+    """Return rows without what is behind the last label, which changes no number, to a width that is not slow."""
     width = -(max(1, int(lengths(rows.labels).max())) // -16) * 16
-    parts = (rows.ids, rows.positions, rows.labels)
-    ids, positions, labels = (torch.from_numpy(part[:, :width]).to(base.device) for part in parts)
+    return Rows(rows.ids[:, :width], rows.labels[:, :width], rows.positions[:, :width])
+
+
+def logprobs(base: Base, rows: Rows) -> Tensor:
+    """Return the log-probability of each label, in nats, float32 `(rows, tokens)` with a gradient; 0 where there is none."""
+    ids, positions, labels = (torch.from_numpy(part).to(base.device) for part in (rows.ids, rows.positions, rows.labels))
     hidden = base.states(ids, positions)
     trained_rows = base.head_rows
     extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return cross_entropy(hidden, base.head, labels, bias=base.head_bias, shape=base.logits, **extra)
+    return -cross_entropy(hidden, base.head, labels, bias=base.head_bias, shape=base.logits, **extra)
+
+
+def mean_loss(label_tokens: int) -> Loss:
+    """Return the negative log-likelihood of rows whose step has so many labels: rows with few count by their labels."""
+    return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
 
 
 # ---- Cross-entropy
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
-    """hidden `(tokens, d)`, head `(vocab, d)`, labels `(tokens,)` without IGNORED; the sum, float32 scalar.
+    """hidden `(tokens, d)`, head `(vocab, d)`, labels `(tokens,)` without IGNORED; float32 `(tokens,)`.
 
     `bias` `(vocab,)` or None. `rows` `(n, d)` float32 are the trained rows `ids` of the head, which contains them already.
     """
@@ -60,9 +72,9 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows, bias, shape = inputs
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_rows = torch.zeros_like(rows) if ctx.needs_input_grad[4] else None
+        d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None  # of the rows' logits
         # One buffer for all chunks: fresh memory of this size costs more than the arithmetic in it.
         size = min(CHUNK, len(hidden))
         narrow, wide = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
@@ -75,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             logits -= logits.amax(dim=1, keepdim=True)
             label_logits = logits.gather(1, label)
             sums = logits.exp_().sum(dim=1, keepdim=True)
-            total += (sums.log() - label_logits).sum()
+            losses[start : start + CHUNK] = (sums.log() - label_logits).view(-1)
             if not trains:
                 continue
             changes = logits.div_(sums)
@@ -87,15 +99,17 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             if gradient is not None:
                 torch.mm(narrow[: len(h)].copy_(changes), head, out=gradient[start : start + CHUNK])
             if d_rows is not None:
-                d_rows += changes[:, ids].t() @ h.float()
+                d_rows[start : start + CHUNK] = changes[:, ids]
         ctx.gradient, ctx.d_rows = gradient, d_rows
-        return total
+        ctx.hidden = None if d_rows is None else hidden
+        return losses
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        gradients = [None if part is None else part * upstream.to(part.dtype) for part in (ctx.gradient, ctx.d_rows)]
-        ctx.gradient = ctx.d_rows = None
-        return gradients[0], None, None, None, gradients[1], None, None
+        d_hidden = None if ctx.gradient is None else ctx.gradient * upstream[:, None].to(ctx.gradient.dtype)
+        d_rows = None if ctx.d_rows is None else (ctx.d_rows * upstream[:, None]).t() @ ctx.hidden.float()
+        ctx.gradient = ctx.d_rows = ctx.hidden = None
+        return d_hidden, None, None, None, d_rows, None, None
 
 
 def to_logits(z: Tensor, bias: Tensor | None, shape: Logits, slope: Tensor | None) -> None:
@@ -121,7 +135,7 @@ def cross_entropy(
     bias: Tensor | None = None,
     shape: Logits | None = None,
 ) -> Tensor:
-    """Return the summed negative log-likelihood (nats) of the labels that are not IGNORED; a float32 scalar.
+    """Return the negative log-likelihood (nats) of each label, float32 as `labels`; 0 where that is IGNORED.
 
     Args:
         hidden: `(rows, sequence, d)`.
@@ -134,5 +148,7 @@ def cross_entropy(
     """
     flat = labels.reshape(-1)
     labeled = (flat != IGNORED).nonzero().view(-1)
-    states = hidden.reshape(-1, hidden.shape[-1])[labeled]
-    return _CrossEntropy.apply(states, head, flat[labeled], ids, rows, bias, shape or Logits())
+    # Mamba's last norm leaves its states in float32.
+    states = hidden.reshape(-1, hidden.shape[-1])[labeled].to(head.dtype)
+    losses = _CrossEntropy.apply(states, head, flat[labeled], ids, rows, bias, shape or Logits())
+    return losses.new_zeros(flat.shape).index_put((labeled,), losses).view(labels.shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from adapterhub.training.config import OptimConfig
 from adapterhub.training.layers.lora import trained_parameters
@@ -18,22 +19,27 @@ _FIRST_SCALE, _LARGEST_SCALE = 65536.0, 2.0**24
 _GOOD_STEPS = 2000  # after which the scale of the loss doubles
 
 
-def new_optimizer(model: Any, config: OptimConfig) -> Any:
+def new_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Return torch's AdamW, or bitsandbytes' with moments in 8 bits, for all trained parameters.
 
-    Each of its groups has a `ratio` of the learning rate, `loraplus` for lora_B; the loop sets the rate before each step.
+    Each of its groups has a `ratio` of the learning rate, `loraplus` for lora_B; the loop sets the rate before each step. Only
+    factors decay, toward no delta: biases do not (transformers' `get_decay_parameter_names`), and neither do magnitudes and
+    rows of tables, whose start is not 0.
 
     Raises:
         RefusedError: Paged memory is configured and the parameters are not on a CUDA device.
         MissingExtraError: bitsandbytes is not installed.
     """
     parameters = dict(trained_parameters(model))
-    fast = (".lora_B", ".lora_bias")
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {(decays, fast): [] for decays in (True, False) for fast in (False, True)}
+    for name, parameter in parameters.items():
+        kinds[name.endswith((".lora_A", ".lora_B")), name.endswith((".lora_B", ".lora_bias"))].append(parameter)
     groups = [
-        {"params": [p for name, p in parameters.items() if not name.endswith(fast)], "ratio": 1.0},
-        {"params": [p for name, p in parameters.items() if name.endswith(fast)], "ratio": config.loraplus},
+        {"params": some, "ratio": config.loraplus if fast else 1.0, "weight_decay": config.weight_decay if decays else 0.0}
+        for (decays, fast), some in kinds.items()
+        if some
     ]
-    options = {"lr": 0.0, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    options = {"lr": 0.0, "betas": (config.beta1, config.beta2)}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
     where = "[train] optimizer"
@@ -47,7 +53,7 @@ def new_optimizer(model: Any, config: OptimConfig) -> Any:
     return (optim.PagedAdamW8bit if paged else optim.AdamW8bit)(groups, **options)
 
 
-def moments(optimizer: Any, parameter: Any) -> dict[str, Any]:
+def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
     """Return the optimizer's state of a parameter, by name, as tensors; empty before its first gradient."""
     state = optimizer.state.get(parameter, {})
     # The code books of 8 bits are constants.
@@ -55,7 +61,7 @@ def moments(optimizer: Any, parameter: Any) -> dict[str, Any]:
     return {**tensors, "step": torch.tensor(float(state["step"]))} if state else {}
 
 
-def restore_moments(optimizer: Any, parameter: Any, tensors: Mapping[str, Any]) -> None:
+def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors: Mapping[str, Any]) -> None:
     """Set the optimizer's state of a parameter to the result of `moments`."""
     step = tensors["step"]
     if not hasattr(optimizer, "init_state"):
@@ -93,14 +99,16 @@ class LossScale:
     """The factor of the loss in the backward pass, so that gradients in float16 do not vanish; other dtypes need none.
 
     It follows torch's GradScaler (arXiv 1710.03740, section 3.2): halved when a gradient overflows, and that step then changes
-    nothing; doubled after 2,000 good steps. Plain numbers, which a checkpoint contains.
+    nothing; doubled after 2,000 good steps. `skipped` counts steps in a row that changed nothing. Plain numbers, which a
+    checkpoint contains.
     """
 
     needed: bool
     factor: float = 1.0
     good: int = 0
+    skipped: int = 0
 
-    def unscale(self, parameters: Iterable[Any]) -> None:
+    def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients by the factor."""
         if self.needed:
             for parameter in parameters:
@@ -109,18 +117,20 @@ class LossScale:
 
     def accepts(self, norm: float) -> bool:
         """Return whether gradients of this norm may be applied, and adjust the factor."""
-        if not self.needed:
-            return True
         if not math.isfinite(norm):
             self.factor, self.good = max(1.0, self.factor / 2), 0
+            self.skipped += 1
             return False
+        self.skipped = 0
+        if not self.needed:
+            return True
         self.good += 1
         if self.good == _GOOD_STEPS:
             self.factor, self.good = min(_LARGEST_SCALE, self.factor * 2), 0
         return True
 
 
-def initial_scale(model: Any) -> LossScale:
+def initial_scale(model: nn.Module) -> LossScale:
     """Return the scale that `model` starts with."""
     needed = getattr(model, "dtype", None) == torch.float16
     return LossScale(needed, _FIRST_SCALE if needed else 1.0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from adapterhub.training.config import OptimConfig
 from adapterhub.training.layers.lora import trained_parameters
@@ -17,13 +18,17 @@ from .optimizer import LossScale, initial_scale, new_optimizer
 
 @dataclass
 class State:
-    """How far a run has come."""
+    """How far a run has come: steps, tokens with a loss, and tokens read, prompts included and padding not."""
 
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     step: int = 0
     tokens: int = 0
+    read: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     """The lines of log.jsonl; without times, so that the same run gives the same bytes."""
+    rows: int = 0
+    """Rows whose gradients the next update applies, and `loss`, theirs."""
+    loss: float = 0.0
     order: np.ndarray | None = None
     """The row numbers of all steps; they follow from seed and data, so no checkpoint contains them."""
     scale: LossScale = field(default_factory=lambda: LossScale(needed=False))
@@ -40,7 +45,7 @@ class State:
         return dict(evaluations(self.log)).get(step)
 
 
-def new_state(model: Any, config: OptimConfig) -> State:
+def new_state(model: nn.Module, config: OptimConfig) -> State:
     """Return the state before the first step."""
     return State(new_optimizer(model, config), scale=initial_scale(model))
 
@@ -61,12 +66,12 @@ def out_of_patience(log: Sequence[Mapping[str, Any]], patience: int) -> bool:
     return bool(patience and steps) and len(steps) - 1 - steps.index(best_step(log) or 0) >= patience
 
 
-def copy_trained(model: Any) -> dict[str, Any]:
+def copy_trained(model: nn.Module) -> dict[str, Any]:
     """Return a copy of all trained parameters, by name."""
     return {name: parameter.detach().clone() for name, parameter in trained_parameters(model)}
 
 
-def restore_trained(model: Any, values: Mapping[str, Any]) -> None:
+def restore_trained(model: nn.Module, values: Mapping[str, Any]) -> None:
     """Set all trained parameters to a copy."""
     with torch.no_grad():
         for name, parameter in trained_parameters(model):

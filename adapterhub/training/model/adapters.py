@@ -196,7 +196,7 @@ def put(base: Base, found: Factors) -> None:
         _check_shape(replaced.values.shape, rows.rows.shape, None, f"{found.where}: {path}", "rows")
         rows.rows = _parameter(replaced.values, rows.rows)
     for name, array in found.adapter.copies.items():
-        _check_copy(base, name, array, found.where)
+        check_copy(base, name, array, found.where)
 
 
 def _check_shape(have: tuple[int, ...], want: tuple[int, ...], free: int | None, where: str, name: str) -> None:
@@ -211,7 +211,7 @@ def _parameter(array: np.ndarray, before: Any) -> Any:
     return nn.Parameter(numbers, requires_grad=before.requires_grad)
 
 
-def _check_copy(base: Base, name: str, array: np.ndarray, where: str) -> None:
+def check_copy(base: Base, name: str, array: np.ndarray, where: str) -> None:
     """Refuse a copy of the table, which peft saves along with its delta, that is not the base's."""
     path, _, leaf = name.rpartition(".")
     own = getattr(base.model.get_submodule(path), leaf)
@@ -244,7 +244,7 @@ def replaced(base: Base, found: Factors) -> Iterator[None]:
             setattr(module, key, own)
 
 
-def _holder(model: Any, path: str, leaf: str, where: str) -> tuple[Any, str]:
+def _holder(model: nn.Module, path: str, leaf: str, where: str) -> tuple[Any, str]:
     """Return the module that has a parameter, and the attribute."""
     try:
         module = model.get_submodule(path)

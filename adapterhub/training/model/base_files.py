@@ -24,7 +24,7 @@ from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, StoppedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
-from . import digest_cache
+from . import digest_cache, tokenizer_files
 from .weights import FolderWeights, GGUFFileWeights, Weights
 
 _CONFIG = "config.json"
@@ -107,10 +107,12 @@ class BaseFiles:
         """A folder with config.json and tokenizer for transformers: the base, or a temporary one made from a GGUF file.
 
         Raises:
-            RefusedError: The weights are quantized with anything but bitsandbytes' four bits.
+            RefusedError: The weights are quantized with anything but bitsandbytes' four bits; or a file of the tokenizer is
+                one that transformers must not open (`tokenizer_files`).
         """
         if not self._is_gguf:
             _check_method(json_file.parse_object(self.config_text, self._files.label(_CONFIG)), self._files.label(_CONFIG))
+            tokenizer_files.check(self.path, self._files.whole)
             return self.path
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         for name, text in self._documents.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub.training.layers import experts
 from adapterhub.training.layers.embeddings import LoRAEmbedding, TokenRows
@@ -24,10 +24,8 @@ _EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "g
 # Layers that stay outside of compiled graphs: NF4 is not a tensor, and their matrix products gain nothing.
 _NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)
 
-Tensor = Any
 
-
-def check(model: Any, where: str) -> None:
+def check(model: nn.Module, where: str) -> None:
     """Refuse a model whose experts do not use transformers' experts interface, or that has no output layer."""
     if model.get_output_embeddings() is None:
         raise RefusedError(where, f"{type(model).__name__} has no output layer to train on")
@@ -39,7 +37,7 @@ def check(model: Any, where: str) -> None:
             )
 
 
-def check_targets(model: Any, targets: Iterable[str], where: str) -> None:
+def check_targets(model: nn.Module, targets: Iterable[str], where: str) -> None:
     """Refuse layers whose weight a Mamba model uses directly, as peft does."""
     kind = model.config.model_type
     for path in targets:
@@ -48,7 +46,7 @@ def check_targets(model: Any, targets: Iterable[str], where: str) -> None:
             raise RefusedError(f"{where}: [lora] targets", what, 'Set exclude = ["out_proj"]')
 
 
-def notes(model: Any, targets: Iterable[str]) -> Iterator[str]:
+def notes(model: nn.Module, targets: Iterable[str]) -> Iterator[str]:
     """Yield a note where peft 0.20 and 0.21 do not load the trained delta.
 
     They take these names for those of experts, as transformers 4 had them (`utils/transformers_weight_conversion.py`).
@@ -61,12 +59,12 @@ def notes(model: Any, targets: Iterable[str]) -> Iterator[str]:
     affected = [path for path in targets if path.rpartition(".")[2] in names and ".experts." not in path]
     if affected:
         yield (
-            f"peft 0.21 does not load the delta of {affected[0]} onto {kind}: it takes the name for that of an expert. "
+            f"peft 0.21 does not load the delta of {affected[0]} onto {kind}: it reads the name as that of an expert. "
             f"Leave out {', '.join(sorted({path.rpartition('.')[2] for path in affected}))} if peft has to load it"
         )
 
 
-def check_length(model: Any, tokens: int, where: str) -> list[str]:
+def check_length(model: nn.Module, tokens: int, where: str) -> list[str]:
     """Refuse rows longer than a table of positions; return a note for rows longer than the model was made for."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or tokens <= limit:
@@ -81,7 +79,7 @@ def check_length(model: Any, tokens: int, where: str) -> list[str]:
 # ---- Buffers that no file contains, such as rotary frequencies
 
 
-def compute_buffers(model: Any, where: str) -> None:
+def compute_buffers(model: nn.Module, where: str) -> None:
     """Compute every buffer that is still empty as transformers does when it loads a model; parameters stay unchanged.
 
     Each is filled with a value that no computation gives, then the model's own `_init_weights` is called; a buffer that it
@@ -110,18 +108,18 @@ def compute_buffers(model: Any, where: str) -> None:
             raise RefusedError(where, f"{name}: no value is known for it")
 
 
-def _models_above(model: Any, path: str) -> list[Any]:
+def _models_above(model: nn.Module, path: str) -> list[Any]:
     """Return the models that contain a module, or are it, the innermost first: Falcon-H1's compute buffers of their layers."""
     parts = path.split(".")
     around = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
     return [module for module in reversed(around) if hasattr(module, "_init_weights")]
 
 
-def _uncomputed(module: Any) -> list[str]:
+def _uncomputed(module: nn.Module) -> list[str]:
     return [name for name, buffer in module._buffers.items() if buffer is not None and _is_marked(buffer)]
 
 
-def _rebuild(module: Any, where: str) -> None:
+def _rebuild(module: nn.Module, where: str) -> None:
     """Take buffers that are left from a new module of the same class, where its config is all that it is built from."""
     for name in _uncomputed(module):
         try:
@@ -136,7 +134,7 @@ def _is_marked(buffer: Tensor) -> bool:
     return bool(buffer.numel()) and bool(marked.all())
 
 
-def _mark(dtype: Any) -> Any:
+def _mark(dtype: torch.dtype) -> Any:
     if dtype.is_floating_point:
         return float("nan")
     return False if dtype == torch.bool else torch.iinfo(dtype).min
@@ -145,7 +143,7 @@ def _mark(dtype: Any) -> Any:
 # ---- torch.compile
 
 
-def compile_blocks(model: Any, where: str, *, backend: str = "inductor") -> None:
+def compile_blocks(model: nn.Module, where: str, *, backend: str = "inductor") -> None:
     """Compile every block of `model` at its first use, which fuses what is between the layers: norms, rotations, activations.
 
     Raises:

@@ -21,6 +21,8 @@ from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
+from . import tokenizer_search
+
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 # Keys at any depth of a config that name code, kernels or other files.
 _ELSEWHERE = linear.Pattern("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
@@ -46,19 +48,63 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) 
         json_file.write_text(Path(temporary, _CONFIG), json.dumps(_plain(document)))
         config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL)
         config._name_or_path = str(folder)
-        return config, transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL)
+    kind = type(tokenizer)
+    search = tokenizer_search.Search(tokenizer, where)
+    tokenizer.__class__ = type(kind.__name__, (_Guarded, kind), {"where": where, "search": search})
+    tokenizer.stop_tokens = stop_tokens(folder)
+    return config, tokenizer
 
 
-def empty(config: Any, dtype: Any, device: Any, *, where: str) -> Any:
-    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible."""
+def stop_tokens(folder: Path) -> frozenset[int]:
+    """Return the ids at which a base stops to generate, by its generation_config.json."""
+    path = folder / "generation_config.json"
+    found = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
+    return frozenset(item for item in (found if isinstance(found, list) else [found]) if type(item) is int)
+
+
+class _Guarded:
+    """A tokenizer that neither hangs nor panics: whatever tokenizers (Rust) raises for a text is one line."""
+
+    where: str
+    search: tokenizer_search.Search
+    stop_tokens: frozenset[int]
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        self.search.check(text)
+        with _giving_up(self.where):
+            return super().__call__(text, **options)  # type: ignore[misc]
+
+    def decode(self, *args: Any, **options: Any) -> Any:
+        with _giving_up(self.where):
+            return super().decode(*args, **options)  # type: ignore[misc]
+
+
+@contextmanager
+def _giving_up(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise FormatError(where, f"its tokenizer gives up on a text ({str(error)[:200]})", "Use another base") from error
+
+
+def empty(config: Any, dtype: torch.dtype, device: torch.device, *, where: str) -> Any:
+    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible.
+
+    A vision-language model is built as peft users load it, and then without what it sees images with.
+    """
     import transformers
 
     with _guarded(where):
-        family = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+        causal, seeing = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+        auto = causal if type(config) in causal._model_mapping else seeing
+        family = auto._model_mapping[type(config)]
         own = device.type == "cpu" and family._supports_attention_backend
         options = {"attn_implementation": attention.register()} if own else {}
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=False, **options)
     name = experts.register()
     for module in model.modules():
         if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):

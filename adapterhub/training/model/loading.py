@@ -24,7 +24,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import families, library, quantized_cache
-from .base import Base, logits_of
+from .base import Base, logits_of, remove_vision
 from .base_files import BaseFiles
 from .weights import Weights
 
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 def load(
     files: BaseFiles,
     base: BaseConfig,
-    adapter: LoRAConfig,
+    adapter: LoRAConfig | None,
     *,
     where: str,
     progress: Progress | None = None,
@@ -46,6 +46,7 @@ def load(
     """Build the model, quantized as `base` describes, with `adapter`'s layers.
 
     Args:
+        adapter: The layers to adapt and how; None for a base whose linear layers are all frozen.
         where: The config, in messages.
         entry: The quantized base in the cache, read if it exists, else written.
         device: The device of the result. Each tensor is quantized on the CPU and moved before the next is read.
@@ -75,17 +76,17 @@ def _build(
     weights: Weights,
     *,
     base: BaseConfig,
-    adapter: LoRAConfig,
+    adapter: LoRAConfig | None,
     where: str,
     progress: Progress | None,
-    device: Any,
+    device: torch.device,
 ) -> Base:
     model, tokenizer = _empty(files, base, device)
-    weights.bind(model)
+    weights.bind(model, without=remove_vision(model))
     linears, stacks = lora.linears(model), experts.stacks(model)
-    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks))
+    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks)) if adapter else []
     families.check_targets(model, targets, where)
-    sizes = Sizes(adapter, where)
+    sizes = Sizes(adapter or LoRAConfig(), where)
     done, total = 0, len(linears) + len(stacks)
     for path_of_block, names in _by_block([*linears, *stacks]).items():
         for name in names:
@@ -101,7 +102,7 @@ def _build(
     families.compute_buffers(model, str(files.path))
     for module in model.modules():
         module._buffers.update({name: None if own is None else own.to(device) for name, own in module._buffers.items()})
-    embeddings.adapt(model, tuple(targets), sizes, adapter, where)
+    embeddings.adapt(model, tuple(targets), sizes, sizes.config, where)
     if base.shard:
         nf4.shard(model.base_model, device)
     for parameter in model.parameters():
@@ -112,7 +113,7 @@ def _build(
     return Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
 
 
-def _empty(files: BaseFiles, base: BaseConfig, device: Any) -> tuple[Any, Any]:
+def _empty(files: BaseFiles, base: BaseConfig, device: torch.device) -> tuple[Any, Any]:
     """Build model and tokenizer with transformers."""
     where = str(files.path)
     document = json_file.parse_object(files.config_text, f"{where}: config.json")
@@ -130,7 +131,9 @@ def _by_block(paths: Iterable[str]) -> dict[str | None, list[str]]:
     return blocks
 
 
-def _replace_linear(model: Any, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
+def _replace_linear(
+    model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
+) -> None:
     """Replace an empty `nn.Linear` or Conv1D by a frozen layer, with LoRA if it is a target."""
     old = model.get_submodule(path)
     dtype, quantized = getattr(torch, base.dtype), base.quantize == "nf4"
@@ -160,13 +163,15 @@ def _replace_linear(model: Any, path: str, weights: Weights, base: BaseConfig, s
         kind = variants.DoRALinear if adapter.dora else lora.LoRALinear
         options: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
         new = kind(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
-    new.transposed = transposed
+    new.transposed, new.dtype = transposed, dtype
     if base.shard:
         new.base = nf4.sharded(new.base)
     lora.replace_module(model, path, new)
 
 
-def _replace_stack(model: Any, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: Any) -> None:
+def _replace_stack(
+    model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
+) -> None:
     """Replace an empty parameter of stacked experts by their matrices, with LoRA if it is a target."""
     weights.fresh = None  # in floats, the experts of a cached base would take more of the disk than they save
     parent, _, name = path.rpartition(".")
@@ -188,7 +193,16 @@ def _replace_stack(model: Any, path: str, weights: Weights, base: BaseConfig, si
     setattr(module, name, new)
 
 
-def _fill(model: Any, weights: Weights, dtype: Any, device: Any) -> None:
+def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace each matrix in NF4 by the weights that it stands for, as each step would."""
+    for module in model.modules():
+        if isinstance(module, lora.Frozen):
+            module.base = nf4.dense(module.base, dtype)
+        elif isinstance(module, experts.Stack):
+            module.matrices = tuple(nf4.dense(matrix, dtype) for matrix in module.matrices)
+
+
+def _fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
     """Read every parameter that is still empty, and buffers that the files contain; tied parameters stay tied."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapterhub.training import cache_folder
 from adapterhub.training.config import BaseConfig, LoRAConfig
 from adapterhub.training.layers import bitsandbytes
 from adapterhub_converters.bases import weight_files
@@ -33,7 +33,6 @@ from .weights import FolderWeights, Weights, stored_name
 
 FORMAT = 2  # of an entry; part of its name
 _CHECKSUMS = "checks.json"
-_UNUSED = 60 * 86400  # seconds without use after which an entry is removed
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 _NOT_COPIED = ("*.index.json", "config.json", _CHECKSUMS)
 _MAX_TEXT = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
@@ -52,7 +51,7 @@ class Entry:
 
     def remove(self) -> None:
         """Remove it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        cache_folder.remove(self.folder)
 
 
 def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
@@ -102,7 +101,7 @@ def _checksum(entry: str, name: str, array: np.ndarray) -> int:
 def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
     """Write what `weights` quantized, and the tensors that stayed unchanged; returns a note where that fails."""
     try:
-        _remove_unused(entry.folder.parent)
+        cache_folder.remove_unused(entry.folder.parent, "nf4-*")
         with atomic.whole(entry.folder) as folder:
             config = json_file.parse_object(files.config_text, f"{files.path}: config.json")
             config["quantization_config"] = {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}
@@ -117,17 +116,11 @@ def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
     return None
 
 
-def _remove_unused(folder: Path) -> None:
-    for entry in folder.glob("nf4-*"):
-        if time.time() - entry.stat().st_mtime > _UNUSED:
-            shutil.rmtree(entry, ignore_errors=True)
-
-
 def _copy_texts(source: Path, folder: Path) -> None:
     """Copy the tokenizer's files, and others of its kind."""
     for pattern in _TEXTS:
         for path in source.glob(pattern):
-            if path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_COPIED):
+            if path.is_file() and path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_COPIED):
                 shutil.copyfile(path, folder / path.name)
 
 

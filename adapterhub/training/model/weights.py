@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from adapterhub.training.layers import bitsandbytes, nf4
 from adapterhub_converters import dtypes
@@ -27,8 +28,6 @@ from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWei
 
 _FLOATS = ("BF16", "F16", "F32")
 _DERIVED = ("rotary_emb.inv_freq", ".attn.bias")  # buffers that old checkpoints contain and that a model computes itself
-
-Tensor = Any
 
 
 class Weights(ABC):
@@ -49,9 +48,13 @@ class Weights(ABC):
         self._open = ExitStack()
         self._conversions: dict[str, Conversion] = {}
 
-    def bind(self, model: Any) -> None:
-        """Map each parameter and buffer of `model` to the tensors it is made of."""
+    def bind(self, model: nn.Module, without: Iterable[str] = ()) -> None:
+        """Map each parameter and buffer of `model` to the tensors it is made of; parts at the paths `without` were removed."""
         self._model, self._conversions = model, conversions(model, self.names)
+        removed = tuple(f"{path}." for path in without)
+        for name, conversion in self._conversions.items():
+            if name.startswith(removed):
+                self._taken.update(source for source, _ in conversion.sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._conversions
@@ -120,7 +123,7 @@ class Weights(ABC):
         if name not in self:
             raise RefusedError(self.where, f"no tensor for the model's parameter {name!r}")
 
-    def check_all_used(self, model: Any) -> None:
+    def check_all_used(self, model: nn.Module) -> None:
         """Refuse a tensor that no parameter used: the model would not be the one in the files."""
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         left = sorted(name for name in self.names - self._taken - tied if not name.endswith(_DERIVED))
@@ -212,7 +215,7 @@ def as_torch(array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
-def as_numpy(tensor: Any) -> np.ndarray:
+def as_numpy(tensor: Tensor) -> np.ndarray:
     """Return a float32 copy in C order, for the writers."""
     return np.array(tensor.detach().cpu().to(torch.float32).numpy(), order="C")
 
@@ -239,7 +242,7 @@ class Conversion:
     converter: Any
     first: str
 
-    def parameter(self, name: str, read: Callable[[str], Tensor], model: Any) -> Tensor:
+    def parameter(self, name: str, read: Callable[[str], Tensor], model: nn.Module) -> Tensor:
         """Make the parameter `name`; `read` returns a tensor of the files."""
         if self.converter is None:
             return read(self.sources[0][0])
@@ -254,7 +257,7 @@ class Conversion:
         return found[0] if isinstance(found, list) else found
 
 
-def conversions(model: Any, names: Iterable[str]) -> dict[str, Conversion]:
+def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]:
     """Return the conversion of each parameter and buffer, by name, for files with tensors of these `names`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key

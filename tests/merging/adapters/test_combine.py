@@ -61,7 +61,7 @@ def test_an_adapter_minus_itself_is_nothing() -> None:
         assert np.abs(dense(result.deltas["q"])).max() < 1e-5
 
 
-def test_modules_that_come_out_as_zero_are_told() -> None:
+def test_modules_that_come_out_as_zero_are_reported() -> None:
     one, other = low_rank(4), low_rank(4, alpha=-3.0)
     _, report = combine([adapter(q=one, k=one), adapter(q=other, k=one)], [1, 1], method="model_stock")
     assert report.notes == ("1 of 2 modules became zero, for example q",)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import combine, fuse
+from adapterhub.merging import METHODS, combine, fuse, join, prepared
 from adapterhub.merging.adapters.methods.rules import kept_by_rank
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
@@ -161,7 +161,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = mergekit_env.found()
     if python is None:
         missing("mergekit (python -m tests.support.mergekit_env installs it)")
-        raise AssertionError
     found = tmp_path_factory.mktemp("mergekit")
     base(found / "base", 0.1)
     base(found / "zero", 0.0)
@@ -201,6 +200,17 @@ def test_a_merged_adapter_added_to_the_base_is_the_model_that_mergekit_makes(fol
     merged, report = combine(adapters(folder, case.count), weights, method=case.ours, parameters=case.parameters, rank=WIDE)
     assert report.error < 1e-6
     fuse([(merged, 1.0)], start, tmp_path / "ours")
+    assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not METHODS[case.ours].apart])
+def test_adapters_into_a_base_by_a_method_are_the_model_that_mergekit_makes(folder: Path, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    start = folder / ("zero" if case.zero else "base")
+    weights = case.weights or (1.0,) * case.count
+    found = adapters(folder, case.count)
+    how = join(found, weights, method=case.ours, parameters=case.parameters)
+    prepared(list(zip(found, weights, strict=True)), start, join=how).write(tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 

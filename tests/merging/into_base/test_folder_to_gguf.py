@@ -27,10 +27,9 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
-from examples import llama_cpp
 from tests.conftest import Run, need_module
 from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, logits_of
-from tests.support import llama_cpp_scripts, tiny
+from tests.support import llama_cpp, llama_cpp_scripts, tiny
 from tests.support.llama_cpp_scripts import Converter
 
 # What llama.cpp reads out of the folder's name and its README.md.
@@ -357,8 +356,8 @@ def test_llama_cpp_tokenizes_as_sentencepiece(tmp_path: Path, pieces: Path) -> N
     tiny.model(vocab_size=400).save_pretrained(tmp_path / "hf")
     shutil.copyfile(pieces, tmp_path / "hf/tokenizer.model")
     (tmp_path / "hf/tokenizer_config.json").write_text(json.dumps({"add_bos_token": False}))
-    with llama_cpp.session(written(tmp_path / "hf", tmp_path / "out.gguf")) as run:
-        assert run.tokens(TEXT) == sentencepiece.SentencePieceProcessor(str(pieces)).encode(TEXT)
+    with llama_cpp.opened(written(tmp_path / "hf", tmp_path / "out.gguf")) as run:
+        assert run.tokens(TEXT, raw=True) == sentencepiece.SentencePieceProcessor(str(pieces)).encode(TEXT)
 
 
 def of_bytes(split: byte_level.Split, **more: Any) -> dict[str, Any]:
@@ -406,8 +405,8 @@ def test_llama_cpp_splits_a_text_as_the_tokenizer_does(tmp_path: Path, folder_of
 
     document = of_bytes(split)
     folder = folder_of(tmp_path / "hf", document, add_bos_token=False)
-    with llama_cpp.session(written(folder, tmp_path / "out.gguf")) as run:
-        assert run.tokens(TEXT) == Tokenizer.from_str(json.dumps(document)).encode(TEXT).ids
+    with llama_cpp.opened(written(folder, tmp_path / "out.gguf")) as run:
+        assert run.tokens(TEXT, raw=True) == Tokenizer.from_str(json.dumps(document)).encode(TEXT).ids
 
 
 def template(*single: Any, pair: Any = ()) -> dict[str, Any]:

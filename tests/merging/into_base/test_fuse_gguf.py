@@ -24,10 +24,9 @@ from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, Packed, Value, f32, string, strings, u32
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import gguf as gguf_lora
-from examples import llama_cpp
 from tests.conftest import need_module
 from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, merged
-from tests.support import tiny
+from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
 pytestmark = pytest.mark.xdist_group("llama.cpp")  # one process that converts for them
@@ -243,6 +242,7 @@ def test_split_models_in_and_out(tmp_path: Path, llama: Any) -> None:
         (Options(dtype="f16"), {"F16", "F32"}, 1),
         (Options(requantize="q8_0"), {"Q8_0", "F32"}, 7),
         (Options(requantize="q4_0"), {"Q4_0", "F32"}, 2),
+        (Options(requantize="q4_k"), {"Q5_0", "F32"}, 8),  # rows of 64 and 96, of which llama-quantize makes Q5_0
     ],
 )
 def test_floats_become_what_is_asked_for(tmp_path: Path, llama: Any, options: Options, kinds: set[str], file_type: int) -> None:

@@ -41,11 +41,11 @@ def place(torch: Any, tmp_path: Path) -> Path:
     ],
     ids=" ".join,
 )
-def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, started: Callable[..., Any], arguments: list[str]) -> None:
+def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, run: Callable[..., Any], arguments: list[str]) -> None:
     if arguments[-1] == "out.gguf" and "base" in arguments:
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             (place / "base" / name).unlink()
-    found = opens(started, place, place, "merge", "adapter", *arguments, cwd=place)
+    found = opens(run, place, place, "merge", "adapter", *arguments, cwd=place)
     base = {name: count for name, count in found.items() if name.startswith("base")}
     assert base
     assert max(base.values()) <= 2, base
@@ -55,9 +55,9 @@ def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, started: Cal
         assert {base[name] for name in shards} == {1}
 
 
-def test_the_weights_of_a_base_are_hashed_for_a_recipe_alone(place: Path, started: Callable[..., Any]) -> None:
+def test_the_weights_of_a_base_are_hashed_for_a_recipe_alone(place: Path, run: Callable[..., Any]) -> None:
     recipe = ("merge", "adapter", "--into", "base", "--recipe-only", "-o", "recipe.json")
-    found = opens(started, place, place, *recipe, cwd=place)
+    found = opens(run, place, place, *recipe, cwd=place)
     files = json.loads((place / "recipe.json").read_text())["base"]["files"]
     assert all(file["digest"] for file in files)
     assert {found[f"base/{file['path']}"] for file in files} == {3}  # and once more for the digest

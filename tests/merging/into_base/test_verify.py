@@ -108,7 +108,7 @@ def test_what_no_adapter_did_is_seen(tmp_path: Path) -> None:
     assert verdicts(found)[QW] not in ("exact", "rounded", "near")
 
 
-def test_two_adapters_are_told_apart(tmp_path: Path) -> None:
+def test_two_adapters_are_distinguished(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     other = Adapter({Q: low_rank(r=3, scale=0.1)})
     two = other.deltas[Q]

@@ -1,14 +1,16 @@
-"""The process that renders a chat template: requests on stdin, answers on stdout, each a line of JSON (`chat_template`).
+"""The process that runs what a base brings: a chat template, or the expressions of a tokenizer (`limited`).
 
-It imports jinja and the standard library only, so that it starts in 60 ms, and its environment is that of transformers
-(`utils/chat_template_utils.py`). Its arguments are the seconds of processor time for one request and the bytes of memory for
-all; Windows has neither limit.
+Requests come on stdin, answers go to stdout, each a line of JSON. It imports jinja and the standard library, and tokenizers
+where that is asked for, so that it starts in 60 ms. The environment of a template is that of transformers
+(`utils/chat_template_utils.py`). Its argument is the bytes of memory for all requests; each names its seconds of processor
+time. Windows has neither limit.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -109,23 +111,50 @@ def _limit_time(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 1, most))
 
 
-def main(seconds: int, memory: int) -> None:
-    """Answer requests until stdin ends."""
+def _rendering(source: str) -> Callable[[dict[str, Any]], str]:
+    template = environment().from_string(source)
+
+    def render(variables: dict[str, Any]) -> str:
+        if "strftime_now" in variables:
+            variables["strftime_now"] = datetime.fromisoformat(variables["strftime_now"]).strftime
+        return text(template, variables)
+
+    return render
+
+
+def _splitting(source: str) -> Callable[[str], str]:
+    """Split texts as a tokenizer.json does, whose model knows no token; that of a base may have 250,000."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source)
+
+    def split(given: str) -> str:
+        tokenizer.encode(given, add_special_tokens=False)
+        return ""
+
+    return split
+
+
+_KINDS: dict[str, Callable[[str], Callable[[Any], str]]] = {"template": _rendering, "tokenizer": _splitting}
+
+
+def main(memory: int) -> None:
+    """Answer requests until stdin ends; the first one brings the kind and the source of what all of them are given to."""
     _limit_memory(memory)
-    template = None
+    run = None
     for line in sys.stdin.buffer:
-        _limit_time(seconds)
         try:
-            source, variables = json.loads(line)
-            template = template or environment().from_string(source)
-            answer: tuple[str, str] = text(template, variables), ""
+            seconds, kind, source, given = json.loads(line)
+            _limit_time(seconds)
+            run = run or _KINDS[kind](source)
+            answer: tuple[str, str] = run(given), ""
         except MemoryError:
             answer = "", "out of memory"
-        except Exception as error:  # noqa: BLE001 - whatever a template raises is its refusal
+        except BaseException as error:  # noqa: BLE001 - whatever it raises is its refusal; a panic of Rust is no Exception
             answer = "", (str(error) or type(error).__name__)[:1000]
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]))

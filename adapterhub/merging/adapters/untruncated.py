@@ -1,0 +1,81 @@
+"""The merged delta of a module in rows, as a method defines it: for a base, where no thin factors have to hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from adapterhub.analysis.low_rank import Factors
+from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.errors import ParameterError
+
+from .dense import F32Array, Tiled, product, row_tiles
+from .matrices import check_size, zero
+from .methods import Matrix, Random, method_named
+from .unmerged import check_unmerged
+
+RowsOf = Callable[[int, int], F32Array]
+"""`(start, stop)`: these rows of a matrix, in float32."""
+_CACHED = 8  # tiles of all matrices: the rows that a caller asks for may end within one
+
+
+class Untruncated:
+    """A method with its parameters and the weights of the adapters.
+
+    Args:
+        name: A method of `METHODS`, but none of those that merge `lora_A` and `lora_B` separately.
+        parameters: All of its parameters.
+        weights: One for each adapter.
+        seed: Of random numbers.
+
+    Raises:
+        ParameterError: The method works on factors.
+    """
+
+    def __init__(self, name: str, parameters: Mapping[str, float | str], weights: Sequence[float], seed: int) -> None:
+        self.method = method_named(name)
+        if self.method.apart:
+            raise ParameterError("method", f"{name} merges lora_A and lora_B separately", "Merge into an adapter first")
+        self.parameters, self._weights, self._seed = parameters, list(weights), seed
+        self._tile = lru_cache(_CACHED)(_tile)
+
+    def check(self, adapters: Sequence[Adapter]) -> None:
+        """Refuse adapters with parts that the method cannot merge, by name."""
+        check_unmerged(adapters, self.method, into_base=True)
+
+    def __call__(self, target: str, terms: Sequence[Factors | None]) -> RowsOf:
+        """Return the rows of the merged matrix.
+
+        Args:
+            target: The name of the matrix, for errors and for random numbers.
+            terms: The delta of each adapter with its scale; None from one that does not change the matrix.
+        """
+        there = [term for term in terms if term is not None]
+        weights = [weight for term, weight in zip(terms, self._weights, strict=True) if term is not None]
+        check_size(target, there, weights, dense=self.method.dense)
+        if self.method.missing == "zeros" and len(there) < len(terms):
+            there, weights = [term or zero(there[0]) for term in terms], self._weights
+        random = Random(self._seed, target)
+        found = self.method(there, weights, scales=[1.0] * len(there), random=random, parameters=self.parameters)
+        return self._rows_of(found)
+
+    def _rows_of(self, matrix: Matrix) -> RowsOf:
+        if not isinstance(matrix, Tiled):
+            left, right = matrix.left.astype(np.float32), matrix.right.astype(np.float32)
+            return lambda start, stop: product(left[start:stop], right)
+        # Random numbers are drawn by tile, so a tile is always made as a whole.
+        bounds = [(rows.start, rows.stop) for rows in row_tiles(matrix.shape)]
+        step = bounds[0][1]
+
+        def rows(start: int, stop: int) -> F32Array:
+            some = bounds[start // step : -(-stop // step)]
+            parts = [self._tile(matrix, *own)[max(0, start - own[0]) : stop - own[0]] for own in some]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+        return rows
+
+
+def _tile(matrix: Tiled, start: int, stop: int) -> F32Array:
+    return matrix.make(slice(start, stop))

@@ -1,0 +1,133 @@
+"""The cache of tokens: large data are encoded once, and the next training on them maps the result.
+
+An entry is a folder of arrays, named by everything that they depend on: the digests of the files, how they are read, the
+tokenizer with its chat template, and the versions of the packages that encode. The row length, the order and the mix of
+documents do not matter. It is written whole or not at all, and its arrays have checksums, compared once when they are mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapterhub.training import cache_folder
+from adapterhub.training.config import TrainConfig
+from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.errors import AdapterhubError, FormatError
+
+from . import documents
+from .tokens import Corpus, Encoded, File, Tokens
+
+FORMAT = 1
+WORTH = 4 << 20  # bytes of text, a million tokens: less is encoded in seconds, and not cached
+_META = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Key:
+    """The name of an entry, and the digests of the files that it is made of."""
+
+    name: str
+    digests: tuple[str, ...]
+
+
+def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
+    """Return the key of the data of a training; None for little data, and for data that can be read only once, like a pipe."""
+    data = config.data
+    paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
+    if not all(path.is_file() or path.is_dir() for path in paths):
+        return None
+    options = documents.Options.of(config)
+    found = [documents.digest(path, options) for path in paths]
+    if sum(size for _, size in found) < WORTH:
+        return None
+    digests = tuple(digest for digest, _ in found)
+    document = {
+        "format": FORMAT,
+        "train": [[path.name, digest] for path, digest in zip(paths, digests, strict=True)][: len(data.paths)],
+        "heldout": [[path.name, digest] for path, digest in zip(paths, digests, strict=True)][len(data.paths) :],
+        "heldout_share": data.heldout_share,
+        "columns": dict(data.columns),
+        "split_text": data.split_text,
+        "pairs": bool(config.preference),
+        "loss": data.loss,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "special": [
+            tokenizer.special_tokens_map,
+            sorted(tokenizer.all_special_ids),
+            sorted(getattr(tokenizer, "stop_tokens", ())),
+        ],
+        "template": [tokenizer.chat_template, getattr(tokenizer, "template_variables", {})],
+        "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
+    }
+    text = json.dumps(document, sort_keys=True, default=str)
+    return Key(hashlib.sha256(text.encode()).hexdigest()[:32], digests)
+
+
+def read(cache: Path, key: Key) -> Corpus | None:
+    """Return the data of an entry, their arrays mapped; None where there is none, or one that is damaged, which is removed."""
+    folder = _folder(cache, key)
+    if not (folder / _META).is_file():
+        return None
+    try:
+        meta = json_file.read_object(folder / _META)
+        train, heldout = (_mapped(folder, split, meta[split]) if meta[split] else None for split in ("train", "heldout"))
+        if train is None:
+            raise FormatError(str(folder), "has no tokens to train on")
+        corpus = Corpus(train, heldout, float(meta["shared"]))
+    except (AdapterhubError, OSError, ValueError, KeyError, TypeError):
+        cache_folder.remove(folder)
+        return None
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        os.utime(folder)  # the time of its last use
+    return corpus
+
+
+def kept(cache: Path, key: Key, corpus: Corpus) -> Corpus:
+    """Write an entry and return its data mapped; the same data where that fails, as on a full disk."""
+    folder = _folder(cache, key)
+    with contextlib.suppress(AdapterhubError, OSError):
+        cache_folder.remove_unused(folder.parent)
+        with atomic.whole(folder) as new:
+            splits = {"train": corpus.train, "heldout": corpus.heldout}
+            meta: dict[str, Any] = {split: found and _written(new, split, found) for split, found in splits.items()}
+            json_file.write_text(new / _META, json.dumps({**meta, "shared": corpus.shared}))
+    return read(cache, key) or corpus
+
+
+def _folder(cache: Path, key: Key) -> Path:
+    return cache / "tokens" / key.name
+
+
+def _written(folder: Path, split: str, found: Encoded) -> dict[str, Any]:
+    arrays = {"tokens": found.tokens.marked, "documents": found.tokens.documents}
+    for name, array in arrays.items():
+        np.save(folder / f"{split}-{name}.npy", array)
+    return {
+        "files": [asdict(file) for file in found.files],
+        "notes": list(found.notes),
+        "checksums": {name: _checksum(array) for name, array in arrays.items()},
+    }
+
+
+def _mapped(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
+    arrays = {}
+    for name, checksum in meta["checksums"].items():
+        arrays[name] = np.load(folder / f"{split}-{name}.npy", mmap_mode="r")
+        if _checksum(arrays[name]) != checksum:
+            raise FormatError(str(folder), "differs from what was written")
+    tokens = Tokens(arrays["tokens"], arrays["documents"])
+    return Encoded(tuple(File(**file) for file in meta["files"]), tokens, tuple(meta["notes"]))
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(safetensors_file.byte_view(array))

@@ -1,0 +1,111 @@
+"""Encoded documents as one array of tokens, in memory or mapped from a cache: four bytes a token, and about sixty a document.
+
+The highest bit of a token marks what is trained on. What notes and packing ask of a document is in columns, so that the tokens
+themselves are read when a step needs them.
+"""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .examples import Example
+
+TRAINED = np.uint32(1 << 31)
+"""The bit of a token that is trained on."""
+_COLUMNS = np.dtype([
+    ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
+    ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
+])  # fmt: skip
+_LAST = 3  # tokens at the end of an answer among which its stop token is
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Documents in the order in which they were read; of a pair the chosen side before the rejected one.
+
+    Attributes:
+        marked: Ids with the bit TRAINED where they are trained on, uint32 `(tokens,)`.
+        documents: A line a document: `digest`, the first eight bytes of that of its content; `length` in tokens, how many of
+            them are `trained` on, and the `first` of those behind the first token, `length` if there is none; `answers`,
+            `unwritten`, `joint` and `thoughtless` as in `Example`; `stopped`, whether it ends with a stop token that is
+            trained on.
+    """
+
+    marked: np.ndarray
+    documents: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The place of the first token of each document, int64."""
+        starts: np.ndarray = np.cumsum(self.documents["length"]) - self.documents["length"]
+        return starts
+
+    def ids(self, number: int) -> np.ndarray:
+        """Return the ids of a document, int64."""
+        start = self.starts[number]
+        return ids_of(self.marked[start : start + self.documents["length"][number]])
+
+
+def ids_of(marked: np.ndarray) -> np.ndarray:
+    """Return ids without their marks, int64."""
+    return (marked & ~TRAINED).astype(np.int64)
+
+
+def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int]) -> Tokens:
+    """Return examples, each with the digest of its document, as tokens; `stops` are those that may end an answer."""
+    marked = array.array("I")
+
+    def lines() -> Iterator[tuple[Any, ...]]:
+        for example, digest in examples:
+            marked.frombytes((example.ids.astype(np.uint32) | example.trained * TRAINED).tobytes())
+            answer, behind = example.ids[example.trained], np.flatnonzero(example.trained[1:])
+            first = behind[0] + 1 if len(behind) else len(example.ids)
+            stopped = not stops.isdisjoint(answer[-_LAST:].tolist())
+            counts = len(example.ids), len(answer), first, example.answers, example.unwritten
+            yield int.from_bytes(digest[:8], "big"), *counts, example.joint, example.thoughtless, stopped
+
+    documents = np.fromiter(lines(), _COLUMNS)
+    return Tokens(np.frombuffer(marked, np.uint32), documents)
+
+
+def stop_tokens(tokenizer: Any) -> set[int]:
+    """Return the ids of special tokens."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a data set: `size` in bytes."""
+
+    path: str
+    digest: str
+    size: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The tokens of files; `notes`, one line each, are about how their documents are understood."""
+
+    files: tuple[File, ...]
+    tokens: Tokens
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All data of a training; `shared` is the share of the held-out passages that the training documents have too."""
+
+    train: Encoded
+    heldout: Encoded | None
+    shared: float

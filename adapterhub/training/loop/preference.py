@@ -1,0 +1,121 @@
+"""Learning from preferences: DPO, ORPO and SimPO as functions of the same sums, those of both sides' log-probabilities.
+
+The documents of a row are pairs, the chosen side before the rejected one (`data.rows`). DPO compares with a reference: the
+base, which is the model itself with deltas scaled by 0, so that no second model is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from adapterhub.training import distributed
+from adapterhub.training.config import PreferenceConfig
+from adapterhub.training.data.rows import IGNORED, Rows
+from adapterhub.training.layers.lora import without_delta
+from adapterhub.training.model.base import Base
+
+from .loss import Loss, logprobs, passes, trimmed
+
+_SURE = -1e-6  # the largest mean log-probability whose odds are computed
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Of each pair the chosen side, then the rejected one, all float32 `(pairs, 2)`.
+
+    Attributes:
+        logprobs: The log-probability of the answer, in nats.
+        labels: The number of its tokens.
+        reference: Its log-probability under the base; None where the method has no reference.
+    """
+
+    logprobs: Tensor
+    labels: Tensor
+    reference: Tensor | None = None
+
+    @property
+    def means(self) -> Tensor:
+        """The mean log-probability of a token."""
+        return self.logprobs / self.labels
+
+
+def dpo(sums: Sums, beta: float, _: float) -> tuple[Tensor, Tensor]:
+    """Return losses and margins `(pairs,)` of direct preference optimization (arXiv 2305.18290, equation 7)."""
+    rewards = beta * (sums.logprobs - sums.reference)
+    margins = rewards[:, 0] - rewards[:, 1]
+    return -logsigmoid(margins), margins
+
+
+def orpo(sums: Sums, beta: float, _: float) -> tuple[Tensor, Tensor]:
+    """Return losses and margins `(pairs,)` of odds ratio preference optimization (arXiv 2403.07691, equations 6 and 7)."""
+    means = sums.means.clamp(max=_SURE)
+    odds = means - torch.log(-torch.expm1(means))
+    margins = odds[:, 0] - odds[:, 1]
+    return -means[:, 0] - beta * logsigmoid(margins), margins
+
+
+def simpo(sums: Sums, beta: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Return losses and margins `(pairs,)` of simple preference optimization (arXiv 2405.14734, equation 6)."""
+    rewards = beta * sums.means
+    margins = rewards[:, 0] - rewards[:, 1]
+    return -logsigmoid(margins - gamma), margins
+
+
+METHODS: dict[str, Callable[[Sums, float, float], tuple[Tensor, Tensor]]] = {"dpo": dpo, "orpo": orpo, "simpo": simpo}
+
+
+def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
+    """Return the loss of rows whose step has so many pairs: the mean over all pairs of the step."""
+    return lambda found, rows: _losses(base, config, found, rows)[0].sum() / max(1, pairs)
+
+
+def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
+    """Return the mean loss of the pairs of all rows, the share with a margin above 0, and the mean margin."""
+    totals = [0.0, 0.0, 0.0]
+    base.model.eval()
+    with torch.no_grad():
+        for _, part in passes(rows, size):
+            some = trimmed(part)
+            losses, margins = _losses(base, config, logprobs(base, some), some)
+            for number, values in enumerate((losses, margins > 0, margins)):
+                totals[number] += float(values.sum())
+    base.model.train()
+    loss, accuracy, margin = (distributed.total(total) / max(1, count(rows)) for total in totals)
+    return loss, accuracy, margin
+
+
+def count(rows: Rows) -> int:
+    """Return the number of pairs in rows."""
+    labeled = rows.labels != IGNORED
+    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _documents(rows))[labeled])) // 2
+
+
+def _losses(base: Base, config: PreferenceConfig, found: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return losses and margins `(pairs,)` of rows, of which `found` are the log-probabilities."""
+    labels = torch.from_numpy(rows.labels != IGNORED).to(found.device, found.dtype)
+    answers, lengths = _by_side(found, rows), _by_side(labels, rows)
+    reference = None
+    if config.method == "dpo":
+        with without_delta(base.model):
+            reference = _by_side(logprobs(base, rows), rows)
+    pairs = (lengths > 0).all(dim=1)  # padding has no labels
+    sums = Sums(answers[pairs], lengths[pairs], None if reference is None else reference[pairs])
+    return METHODS[config.method](sums, config.strength, config.gamma)
+
+
+def _by_side(values: Tensor, rows: Rows) -> Tensor:
+    """Return the sums of `values` `(rows, tokens)` over each document, two a pair: `(pairs, 2)`."""
+    documents = torch.from_numpy(_documents(rows)).to(values.device)
+    width = 2 * (int(documents.max()) // 2 + 1)
+    return values.new_zeros(len(values), width).scatter_add(1, documents, values).view(-1, 2)
+
+
+def _documents(rows: Rows) -> np.ndarray:
+    """Return the number of each token's document in its row, `(rows, tokens)`."""
+    return np.cumsum(rows.positions == 0, axis=1) - 1

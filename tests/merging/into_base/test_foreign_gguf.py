@@ -1,0 +1,98 @@
+"""GGUF adapters of llama.cpp's own script, whose rows of q and k are permuted by the number of heads of the base."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from tests.conftest import Run, missing, need_module
+from tests.support import llama_cpp_scripts
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FAMILIES = {"Llama": ALL, "Mistral": ALL, "SmolLM3": ALL, "Granite": ALL, "Mixtral": ["q_proj", "k_proj"]}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base`, `a`, an adapter of peft's, `x.gguf`, the same as llama.cpp writes it, and `merged` by peft."""
+    need_module("peft")
+    scripts = llama_cpp_scripts.found() or missing("llama.cpp's scripts", "python -m tests.support.llama_cpp_scripts")
+    import peft
+    import torch
+    import transformers
+
+    name, at = request.param, tmp_path_factory.mktemp(request.param)
+
+    def model() -> Any:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        return getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes))
+
+    model().save_pretrained(at / "base")
+    tuned = peft.get_peft_model(model(), peft.LoraConfig(r=4, target_modules=FAMILIES[name], task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(1)
+    for key, parameter in tuned.named_parameters():
+        if "lora_B" in key:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(at / "a")
+    peft.PeftModel.from_pretrained(model(), str(at / "a")).merge_and_unload().save_pretrained(at / "merged")
+    words = [
+        scripts / "convert_lora_to_gguf.py",
+        at / "a",
+        "--base",
+        at / "base",
+        "--outfile",
+        at / "x.gguf",
+        "--outtype",
+        "f32",
+    ]
+    paths = {"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, *map(str, words)], env=paths, check=True, capture_output=True)
+    return at
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    with SafetensorsFile(folder / "model.safetensors") as file:
+        return {name: file.tensor(name) for name in file.tensors}
+
+
+def test_a_merge_takes_the_heads_of_the_model_that_it_merges_into(place: Path, tmp_path: Path, run: Run) -> None:
+    run("merge", place / "x.gguf", "--into", place / "base", "-o", "out")
+    ours, peft = tensors(tmp_path / "out"), tensors(place / "merged")
+    assert {
+        name: np.abs(array - ours[name]).max() for name, array in peft.items() if not np.array_equal(array, ours[name])
+    } == {}
+
+
+def test_a_registry_takes_it_with_its_base_and_without(place: Path, tmp_path: Path, run: Run) -> None:
+    shown = run("show", place / "x.gguf").stdout
+    assert "lora, r 4, alpha 8" in shown
+    assert "order-unknown" in run("validate", place / "x.gguf").stdout
+    run("validate", place / "x.gguf", "--base", place / "base", "--for", "peft", "--for", "llama.cpp", "--strict")
+    run("push", place / "x.gguf", "team/plain")
+    run("push", place / "x.gguf", "team/pinned", "--base", place / "base")
+    run("push", "team/pinned", "layout://there:v1")
+    # The base that adapter.json pins is at hand.
+    run("convert", "team/pinned", "again", "--to", "peft")
+    error = run("convert", "team/plain", "never", "--to", "peft", code=6).stderr
+    assert "the order of its rows depends on the number of heads" in error
+
+
+def test_a_difference_is_of_functions(place: Path, tmp_path: Path, run: Run) -> None:
+    found = json.loads(run("diff", place / "x.gguf", place / "a", "--base", place / "base", "--json").stdout)
+    assert found["same"] or all(one["status"] == "equal" for one in found["modules"]), found
+    (tmp_path / "y.gguf").write_bytes(_scaled((place / "x.gguf").read_bytes()))
+    run("diff", place / "x.gguf", "y.gguf")  # both in llama.cpp's order
+
+
+def _scaled(raw: bytes) -> bytes:
+    """The file with another last number."""
+    return raw[:-4] + np.float32(0.5).tobytes()

@@ -1,0 +1,205 @@
+"""PEFT's tuners that are not LoRA: named, checked against the base, and merged to what peft itself merges."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub import checks
+from adapterhub.analysis import diff, norms
+from adapterhub.manifest import describe
+from adapterhub.merging.into_base.fuse import fuse
+from adapterhub_converters import bases
+from adapterhub_converters.adapter import TUNERS
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import FORMATS, convert
+from adapterhub_converters.formats import peft as peft_format
+from adapterhub_converters.formats.peft.config import INERT, KINDS, READ
+from tests.conftest import need_module
+
+ALL = ["q_proj", "k_proj", "down_proj"]
+# A name to the class of peft's config, its keys, and the numbers of the record that are not its defaults.
+MADE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "ia3": ("IA3Config", {"feedforward_modules": ["down_proj"]}, {}),
+    "oft": ("OFTConfig", {"r": 0, "oft_block_size": 4, "use_cayley_neumann": False}, {"oft_block_size": 4}),
+    "oft, as a series": ("OFTConfig", {"r": 0, "oft_block_size": 4, "num_cayley_neumann_terms": 7}, {}),
+    "oft, one block in a ball": (
+        "OFTConfig", {"r": 0, "oft_block_size": 4, "block_share": True, "coft": True, "eps": 0.5}, {"coft": True},
+    ),
+    "boft": ("BOFTConfig", {"boft_block_size": 4}, {"boft_block_size": 4}),
+    "hra": ("HRAConfig", {"r": 4}, {"r": 4}),
+    "hra, orthogonal": ("HRAConfig", {"r": 3, "apply_GS": True}, {"apply_GS": True}),
+    "road": ("RoadConfig", {"variant": "road_1", "group_size": 4}, {"variant": "road_1", "group_size": 4}),
+    "road, twice": ("RoadConfig", {"variant": "road_2", "group_size": 4}, {}),
+    "road, four times": ("RoadConfig", {"variant": "road_4", "group_size": 8}, {}),
+    "miss": ("MissConfig", {"r": 4}, {"r": 4}),
+    "miss, with a remainder": ("MissConfig", {"r": 5}, {}),
+    "miss, in blocks": ("MissConfig", {"r": 4, "init_weights": "bat"}, {}),
+    "miss, small": ("MissConfig", {"r": 4, "mini_r": 2, "init_weights": "mini"}, {}),
+    "fourierft": ("FourierFTConfig", {"n_frequency": 100}, {"n_frequency": 100, "scaling": 150.0}),
+    "shira": ("ShiraConfig", {"r": 2}, {"r": 2}),
+    "c3a": ("C3AConfig", {"block_size": 8}, {"block_size": 8}),
+    "randlora": ("RandLoraConfig", {"r": 4}, {"randlora_alpha": 640}),
+    "randlora, uneven": ("RandLoraConfig", {"r": 3}, {}),
+    "vblora": ("VBLoRAConfig", {"r": 2, "num_vectors": 6, "vector_length": 4, "save_only_topk_weights": False}, {"topk": 2}),
+    "vblora, the best": ("VBLoRAConfig", {"r": 2, "num_vectors": 6, "vector_length": 4, "save_only_topk_weights": True}, {}),
+    "ln_tuning": ("LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}, {}),
+    "trainable_tokens": ("TrainableTokensConfig", {"token_indices": [1, 3], "target_modules": ["embed_tokens"]}, {}),
+}  # fmt: skip
+PROMPTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "prompt_tuning": ("PromptTuningConfig", {"num_virtual_tokens": 3}, {"num_virtual_tokens": 3}),
+    "prefix_tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 3}, {"num_virtual_tokens": 3}),
+    "p_tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 3, "encoder_hidden_size": 8}, {"encoder_hidden_size": 8}),
+}
+
+
+# The frequencies of FourierFT and elements of SHiRA are somewhere in a larger weight too, and a shared block repeats.
+OF_ANY_SIZE = ("fourierft", "shira", "oft, one block in a ball", "miss, small")
+
+
+def model(kind: str = "llama", width: int = 16) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": width, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": False}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "qwen2" else LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+def made(name: str, at: Path, kind: str = "llama") -> Path:
+    """An adapter as peft saves it, with random numbers, and what peft's merge makes of the base."""
+    import peft
+    import torch
+
+    settings, keys, _ = {**MADE, **PROMPTS}[name]
+    targets = {} if name in PROMPTS or "target_modules" in keys else {"target_modules": ALL}
+    config = getattr(peft, settings)(task_type="CAUSAL_LM", **targets, **keys)
+    model(kind).save_pretrained(at / "base")
+    tuned = peft.get_peft_model(model(kind), config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(at / "a")
+    if name not in PROMPTS:
+        # Loaded again: VB-LoRA saves less than it trained.
+        peft.PeftModel.from_pretrained(model(kind), str(at / "a")).merge_and_unload().save_pretrained(at / "merged")
+    return at / "a"
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    with SafetensorsFile(folder / "model.safetensors") as file:
+        return {name: file.tensor(name) for name in file.tensors}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", MADE)
+def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
+    need_module("peft")
+    adapter = convert.read(made(name, tmp_path, kind))
+    fuse([(adapter, 1.0)], tmp_path / "base", tmp_path / "ours")
+    ours, peft, base = (tensors(tmp_path / folder) for folder in ("ours", "merged", "base"))
+    assert ours.keys() == peft.keys()
+    changed = [key for key in peft if not np.array_equal(peft[key], base[key])]
+    assert changed
+    for key in peft:
+        scale = np.abs(peft[key]).max()
+        np.testing.assert_allclose(ours[key], peft[key], rtol=0, atol=2e-6 * scale, err_msg=key)
+
+
+@pytest.mark.parametrize("name", [*MADE, *PROMPTS])
+def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> None:
+    need_module("peft")
+    folder = made(name, tmp_path)
+    found = describe.describe(folder)
+    assert (found.method, found.r, found.alpha) == (name.partition(",")[0], None, None)
+    assert {**MADE, **PROMPTS}[name][2].items() <= (found.numbers or {}).items()
+    assert found.parameters > 0
+    report = checks.check(folder, base=bases.read_hf(tmp_path / "base"))
+    assert [(one.code, one.what) for one in report.problems if one.severity != "note"] == []
+    assert report.verdicts["peft"].verdict == "applied"
+    assert report.verdicts["vllm"].verdict == "refused"
+    model(width=32).save_pretrained(tmp_path / "wider")
+    report = checks.check(folder, base=bases.read_hf(tmp_path / "wider"))
+    assert report.ok == (name in OF_ANY_SIZE)
+
+
+@pytest.mark.parametrize("name", ["ia3", "oft", "miss", "vblora", "ln_tuning", "prompt_tuning"])
+@pytest.mark.parametrize("to", [name for name in FORMATS if name != "peft"])
+def test_no_other_format_takes_it_for_lora(name: str, to: str, tmp_path: Path) -> None:
+    need_module("peft")
+    folder = made(name, tmp_path)
+    with pytest.raises(RefusedError):
+        convert.convert(folder, tmp_path / f"out{FORMATS[to].suffix}", to=to, base=bases.read_hf(tmp_path / "base"))
+    convert.convert(folder, tmp_path / "copy", to="peft")
+    assert (tmp_path / "copy" / "adapter_model.safetensors").read_bytes() == (folder / "adapter_model.safetensors").read_bytes()
+
+
+def test_prompts_and_weighted_rotations_are_refused_by_name(tmp_path: Path) -> None:
+    need_module("peft")
+    with pytest.raises(RefusedError, match="prompt_tuning adds tokens to the input"):
+        fuse([(convert.read(made("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out")
+    with pytest.raises(RefusedError, match="oft is no sum"):
+        fuse([(convert.read(made("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "says"),
+    [
+        ({"peft_type": "IA3"}, {f"{Q}.lora_A.weight": (2, 8)}, "is of a kind that IA3 does not have"),
+        ({"peft_type": "IA3"}, {f"{Q}.ia3_l": (0, 1)}, "is not a part of ia3"),
+        ({"peft_type": "BOFT"}, {f"{Q}.boft_R": (1, 2, 4, 4)}, "boft_R do not make a change by boft"),
+        ({"peft_type": "SHIRA"}, {f"{Q}.shira_weight": (4,), f"{Q}.shira_indices": (2, 4)}, "is not a part of shira"),
+        ({"peft_type": "VBLORA"}, {f"{Q}.vblora_logits_A": (2, 2, 4), f"{Q}.vblora_logits_B": (2, 2, 4)}, "is missing"),
+        (
+            {"peft_type": "RANDLORA", "save_projection": False},
+            {f"{Q}.randlora_lambda": (2, 4), f"{Q}.randlora_gamma": (4, 8)},
+            "random numbers of a seed",
+        ),
+        (
+            {"peft_type": "TRAINABLE_TOKENS"},
+            {"base_model.model.x.trainable_tokens_delta": (2, 8)},
+            "is not a list of token ids",
+        ),
+        ({"peft_type": "LN_TUNING"}, {f"{Q}.lora_A": (2, 8)}, "is of a kind that LN_TUNING does not have"),
+    ],
+)
+def test_a_broken_one_is_refused(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], says: str, tmp_path: Path) -> None:
+    safetensors_file.write(
+        tmp_path / "adapter_model.safetensors", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterhubError, match=says):
+        peft_format.read(tmp_path)
+
+
+def test_the_table_has_every_key_of_pefts_configs() -> None:
+    need_module("peft")
+    import peft
+
+    for peft_type, tuner in TUNERS.items():
+        fields = {field.name for field in dataclasses.fields(peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)])}
+        assert fields - INERT - READ <= KINDS[peft_type], tuner.method
+        for key, default in tuner.numbers.items():
+            own = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(peft_type)]()
+            assert getattr(own, key) == default, f"{tuner.method}: {key}"
+
+
+def test_norms_and_differences_of_no_low_rank_delta_are_refused_by_name(tmp_path: Path) -> None:
+    need_module("peft")
+    adapter = convert.read(made("hra", tmp_path))
+    with pytest.raises(RefusedError, match="its change is by hra"):
+        norms.heat(adapter)
+    with pytest.raises(RefusedError, match="its change is by hra"):
+        diff.compare(adapter, adapter)

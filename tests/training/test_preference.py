@@ -1,0 +1,267 @@
+"""Preferences: trl's losses, pairs that stay together, a reference that is the base, and what a training records of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+from adapterhub import training  # noqa: E402
+from adapterhub.manifest.document import AdapterManifest  # noqa: E402
+from adapterhub.training import config, config_file  # noqa: E402
+from adapterhub.training.cost import memory  # noqa: E402
+from adapterhub.training.data import dataset, documents, shapes  # noqa: E402
+from adapterhub.training.data.examples import Example, encode  # noqa: E402
+from adapterhub.training.data.rows import IGNORED, order  # noqa: E402
+from adapterhub.training.layers import lora  # noqa: E402
+from adapterhub.training.loop import loop, preference  # noqa: E402
+from adapterhub.training.loop.loss import logprobs  # noqa: E402
+from adapterhub.training.loop.state import new_state  # noqa: E402
+from adapterhub_converters.bases import read_base  # noqa: E402
+from adapterhub_converters.errors import FormatError, RefusedError, UsageError  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+from tests.training.conftest import packed_rows  # noqa: E402
+from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
+
+ROWS, LONGEST = 4, 96
+PAIRS: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": f"{number}?"}],
+        "chosen": [{"role": "assistant", "content": "ab" * (1 + number % 5)}],
+        "rejected": [{"role": "assistant", "content": "ba" * (1 + number % 3)}],
+    }
+    for number in range(8)
+]
+DPO = config.PreferenceConfig("dpo", beta=0.5)
+
+
+def examples(pairs: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
+    found = [shapes.pair(pair, "") for pair in pairs]
+    return [encode(pair[side], tokenizer, loss="completion", where="") for pair in found for side in shapes.SIDES]
+
+
+def our_losses(
+    made: Any, settings: config.TrainConfig, chosen: config.PreferenceConfig, *, packed: bool = False
+) -> list[float]:
+    rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
+    state = new_state(made.model, settings.train)
+    return [loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
+
+
+def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any:
+    """trl's trainer of the same steps: pairs in our order, gradients added up over as many passes."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.base.path)
+    tokenizer.pad_token = "<|endoftext|>"
+    train, micro = settings.train, settings.train.micro_rows or ROWS
+    words = DPOConfig(
+        output_dir=str(folder / "trl"), max_steps=STEPS, per_device_train_batch_size=micro, beta=DPO.strength,
+        gradient_accumulation_steps=ROWS // micro, learning_rate=train.learning_rate, lr_scheduler_type="linear",
+        weight_decay=0.0, max_grad_norm=1.0, seed=train.seed, train_sampling_strategy="sequential",
+        max_length=LONGEST, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
+        gradient_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    given = Dataset.from_list([PAIRS[number] for number in order(len(PAIRS), STEPS * ROWS, train.seed)])
+    return DPOTrainer(model, args=words, train_dataset=given, processing_class=tokenizer)
+
+
+@pytest.mark.peer
+def test_losses_of_twenty_steps_are_trls(tmp_path: Path, tiny_base: Path) -> None:
+    for name in ("trl", "datasets", "peft"):
+        need_module(name)
+    settings = whole(tiny_base)
+    settings = replace(settings, train=replace(settings.train, rows=ROWS, micro_rows=2))
+    losses = our_losses(loaded(settings), settings, DPO)
+    # trl copies the adapter, which starts without a delta, as its reference.
+    trainer = their_trainer(settings, peft_model(settings, loaded(settings)), tmp_path)
+    trainer.train()
+    assert losses == pytest.approx([line["loss"] for line in trainer.state.log_history if "loss" in line], abs=1e-5)
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
+def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) -> None:
+    """All pairs in a step, in few rows or in one each."""
+    chosen = config.PreferenceConfig(method)
+    runs = []
+    for packed in (True, False):
+        settings = whole(tiny_base)
+        made = loaded(settings)
+        rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
+        assert preference.count(rows) == len(PAIRS)
+        assert (len(rows) < len(PAIRS)) == packed
+        options = replace(settings.train, rows=len(rows), micro_rows=None if packed else 2)
+        state = new_state(made.model, options)
+        runs.append([loop.advance(made, rows, state, options, 6, preference=chosen)["loss"] for _ in range(6)])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+    assert runs[0][-1] < runs[0][0]
+
+
+def test_the_losses_are_those_of_the_papers() -> None:
+    sums = preference.Sums(torch.tensor([[-3.0, -8.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([[-5.0, -7.0]]))
+    sigmoid = 1 / (1 + np.exp(-0.1 * (2 - -1)))
+    assert [float(value) for value in preference.dpo(sums, 0.1, 0)] == pytest.approx([-np.log(sigmoid), 0.3])
+    odds = np.log(np.exp(-1) / (1 - np.exp(-1))) - np.log(np.exp(-2) / (1 - np.exp(-2)))
+    assert [float(value) for value in preference.orpo(sums, 0.1, 0)] == pytest.approx(
+        [1 - 0.1 * np.log(1 / (1 + np.exp(-odds))), odds]
+    )
+    assert [float(value) for value in preference.simpo(sums, 2.0, 1.0)] == pytest.approx([np.log(1 + np.exp(-(2 - 1))), 2.0])
+    certain = preference.Sums(torch.zeros(1, 2), torch.ones(1, 2))
+    assert all(bool(torch.isfinite(value).all()) for value in preference.orpo(certain, 0.1, 0))
+
+
+def test_the_reference_is_the_base_whatever_was_learned(tiny_base: Path) -> None:
+    settings = whole(tiny_base, dropout=0.5)
+    made = loaded(settings)
+    rows = packed_rows(examples(PAIRS, made.tokenizer), LONGEST, pairs=True)
+    with lora.without_delta(made.model):
+        before = logprobs(made, rows)
+    state = new_state(made.model, settings.train)
+    for _ in range(3):
+        loop.advance(made, rows, state, settings.train, 3, preference=DPO)
+    with lora.without_delta(made.model):
+        assert torch.equal(logprobs(made, rows), before)
+    assert not torch.equal(logprobs(made, rows), before)
+    assert made.model.training
+
+
+# ---- data
+
+Q, A, B = ({"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+
+
+@pytest.mark.parametrize(
+    ("record", "chosen", "rejected"),
+    [
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, ("q", "a"), ("q", "b")),
+        ({"chosen": "Human: q Assistant: a", "rejected": "Human: q Assistant: b"}, ("Human: q Assistant:", " a"), (..., " b")),
+        ({"prompt": [Q], "chosen": [A], "rejected": [B]}, ([Q], [A]), ([Q], [B])),
+        ({"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, ([Q], [A]), ([Q], [B])),
+        ({"chosen": [Q, A, Q, A], "rejected": [Q, A, Q, B]}, ([Q, A, Q], [A]), ([Q, A, Q], [B])),
+        ({"prompt": "q", "chosen": [A], "rejected": [B]}, ([Q], [A]), ([Q], [B])),
+    ],
+)
+def test_pairs_in_the_shapes_that_people_have(record: Any, chosen: Any, rejected: Any) -> None:
+    found = shapes.pair(record, "")
+    for side, (prompt, completion) in zip(("chosen", "rejected"), (chosen, rejected), strict=True):
+        assert found[side]["completion"] == completion
+        assert prompt is ... or found[side]["prompt"] == prompt
+
+
+def test_questions_with_two_answers_are_pairs_too() -> None:
+    found = shapes.pair({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, "")
+    assert found["chosen"] == {"instruction": "q", "output": "a", "system": "s"}
+    assert found["rejected"] == {"instruction": "q", "output": "b", "system": "s"}
+    with pytest.raises(FormatError, match='has no "chosen" and "rejected"'):
+        shapes.pair({"prompt": "q", "completion": "a"}, "x:1")
+
+
+def test_a_side_is_cut_at_half_a_row_and_a_pair_without_an_answer_left_out(tokenizer: Any, tmp_path: Path) -> None:
+    pairs = [{"prompt": "q", "chosen": "a" * 40, "rejected": "b"}, {"prompt": "q" * 40, "chosen": "a", "rejected": "b"}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    file = documents.read(path, documents.Options(pairs=True))
+    built = dataset.build([file], tokenizer, sequence=48, loss="completion", seed=0, pairs=True)
+    assert preference.count(built.rows) == 1
+    assert (built.documents, built.truncated) == (2, 3)
+    assert built.rows.label_tokens == 23 + 2
+    assert (built.rows.labels[0, :23] != IGNORED).all()
+
+
+# ---- a training
+
+TOML = """
+[base]
+path = {base}
+[data]
+train = "pairs.jsonl"
+heldout = "other.jsonl"
+sequence = 96
+[train]
+steps = 12
+rows = 2
+learning_rate = 0.01
+threads = 1
+evaluate_every = 4
+[preference]
+method = "{method}"
+"""
+
+
+def write_config(folder: Path, base: Path, method: str) -> Path:
+    for name, numbers in (("pairs", range(40)), ("other", range(40, 48))):
+        lines = [{"prompt": f"{n}", "chosen": "yes" * (1 + n % 2), "rejected": "no" * (1 + n % 3)} for n in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "c.toml").write_text(TOML.format(base=json.dumps(str(base)), method=method))
+    return folder / "c.toml"
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
+def test_a_training_prefers_the_chosen_answers_and_records_it(method: str, tmp_path: Path, tiny_base: Path) -> None:
+    read = training.read_config(write_config(tmp_path, tiny_base, method))
+    preview = training.preview(read)
+    assert [file.contents for file in preview.data.files] == ["preference pairs, 40 examples", "preference pairs, 8 examples"]
+    assert preview.data.count is not None
+    events: list[Any] = []
+    result = training.run(read, tmp_path / "out", on_event=events.append)
+    assert result.accuracy_before is not None
+    assert result.accuracy_after == 1.0 > result.accuracy_before - 1e-9
+    assert result.perplexity_after is None
+    evaluated = [event for event in events if isinstance(event, training.Evaluated)]
+    assert [event.step for event in evaluated] == [0, 4, 8, 12]
+    assert evaluated[-1].margin > evaluated[0].margin
+    manifest = AdapterManifest.read(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.training is not None
+    assert (manifest.training.config or {})["preference"]["method"] == method
+    assert (manifest.training.metrics or {})["heldout_accuracy"] == 1.0
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| held-out pairs preferred |" in card
+
+
+def test_an_adapter_is_trained_further_on_preferences(tmp_path: Path, tiny_base: Path) -> None:
+    """Where the base is no reference; the second training begins where the first one ended."""
+    read = training.read_config(write_config(tmp_path, tiny_base, "orpo"), ["train.steps=2", "lora.dora=true"])
+    first = training.run(read, tmp_path / "first")
+    start = training.InitialAdapter(tmp_path / "first", tmp_path / "first", f"sha256:{'0' * 64}", "x")
+    second = training.run(read, tmp_path / "second", start=start)
+    before, after = (
+        json.loads((folder / "adapter.json").read_text())["training"]["metrics"] for folder in (first.folder, second.folder)
+    )
+    assert after["heldout_loss_before"] == before["heldout_loss"]
+    assert after["heldout_loss"] < before["heldout_loss"]
+
+
+def test_the_reference_is_one_more_forward_pass(tmp_path: Path, tiny_base: Path) -> None:
+    spec = read_base(tiny_base)
+    without, with_reference = (
+        memory.flops(training.read_config(write_config(tmp_path, tiny_base, method)), spec, **counts)
+        for method in ("orpo", "dpo")
+        for counts in [{"tokens": 10, "label_tokens": 3, "trained": 7, "context": 5.0}]
+    )
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96
+    assert with_reference - without == 10 * (2 * 2 * layer + 4 * 2 * 64 * 5) + 3 * 2 * 259 * 64
+
+
+def test_what_cannot_go_with_a_preference_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    path = write_config(tmp_path, tiny_base, "dpo")
+    for change, message in (
+        ("lora.dora=true", "cannot be combined with dpo"), ("lora.init=pissa", "cannot be combined with dpo"),
+        ("data.loss=all", "cannot be combined with a preference"), ("preference.beta=0", "too small"),
+        ("preference.method=ppo", "is not one of none, dpo, orpo, simpo"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            config_file.read(path, [change])
+    start = training.InitialAdapter(tmp_path, tmp_path, "", "x")
+    with pytest.raises(RefusedError, match="compares with the base alone"):
+        training.run(training.read_config(path), tmp_path / "out", start=start)
