@@ -1,0 +1,41 @@
+"""Counts of events in fixed windows of time, in the memory of this process: several processes count each for themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+_MOST = 50_000  # windows that are held
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What is left in a window, and the seconds until the next one begins; `over` if the event was one too many."""
+
+    left: int
+    seconds: int
+    over: bool
+
+
+@dataclass
+class Windows:
+    """Windows by key, each of `seconds`, in which `most` events may happen."""
+
+    most: int
+    seconds: int
+    clock: Callable[[], float] = time.monotonic
+    _counts: dict[str, tuple[float, int]] = field(default_factory=dict, repr=False)
+
+    def count(self, key: str, events: int = 1) -> Window:
+        """Count events, or none, to see what is left."""
+        now = self.clock()
+        end, count = self._counts.get(key, (0.0, 0))
+        if end <= now:
+            if len(self._counts) >= _MOST:
+                self._counts = {key: one for key, one in self._counts.items() if one[0] > now}
+                if len(self._counts) >= _MOST:
+                    self._counts.clear()  # a flood of new addresses: start over rather than grow
+            end, count = now + self.seconds, 0
+        self._counts[key] = end, count + events
+        return Window(max(self.most - count - events, 0), max(int(end - now + 0.999), 1), count >= self.most)

@@ -1,0 +1,88 @@
+"""GET …/safetensors-metadata/{file}: the headers of weights in one answer, instead of a range of each file."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.hub import commits
+from adapterhub.hub.commits import Commit
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Desk
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .answers import ENTRY, AnswerError
+from .reading import at, found, name_of
+
+_INDEX = ".safetensors.index.json"
+_MAX_INDEX, _MAX_HEADERS = 4 << 20, 16 << 20  # bytes of an index, and of all headers of an answer
+
+
+async def headers(hub: Hub, request: Request) -> Response:
+    """GET …/safetensors-metadata/{path}: of a file on the branch main, or of the shards that an index on it names."""
+    who, name, path = hub.identify(request), name_of(request), request.path_params["path"]
+
+    def work(desk: Desk) -> dict[str, Any]:
+        commit = at(desk, found(hub, desk, who, name), commits.HEAD)
+        folder, slash, file = path.rpartition("/")
+        index, shards = _indexed(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
+        read, left = {}, _MAX_HEADERS
+        for shard in shards:
+            read[shard], size = _header(hub, commit, folder + slash + shard, left)
+            left -= size
+        return {"index": index, "headers": read}
+
+    return JSONResponse(await hub.workers.run(work))
+
+
+def _file(commit: Commit, path: str) -> tuple[str, int]:
+    if path not in commit.files:
+        raise AnswerError(404, ENTRY, f"{path}: no such file", {"x-repo-commit": commit.id})
+    return commit.files[path]
+
+
+def _indexed(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], list[str]]:
+    """What an index says besides the shards of tensors, and the names of those shards."""
+    digest, size = _file(commit, path)
+    if size > _MAX_INDEX:
+        raise RefusedError(path, f"an index of over {_MAX_INDEX:,} bytes")
+    index = json_file.parse_object(hub.store.read_document(digest), path)
+    shards = index.pop("weight_map", None)
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise FormatError(path, "not an index of shards")
+    return index, list(dict.fromkeys(shards.values()))
+
+
+def _header(hub: Hub, commit: Commit, path: str, most: int) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file as it is in the file, and its bytes; RefusedError for one of more than `most`."""
+    from adapterhub_converters.containers import safetensors_file
+
+    digest, size = _file(commit, path)
+    with hub.storage.opened(digest) as file:
+        raw = _read(file, 8)
+        length = int.from_bytes(raw, "little")
+        if length > most:
+            raise RefusedError(path, f"headers of over {_MAX_HEADERS:,} bytes; read them by ranges of the files")
+        raw += _read(file, length)
+    made = safetensors_file.read_header(lambda start, count: raw[start : start + count], size, path)
+    tensors = {
+        one.name: {
+            "dtype": one.dtype,
+            "shape": one.shape,
+            "data_offsets": [one.offset - made.data_start, one.offset - made.data_start + one.size],
+        }
+        for one in made.tensors.values()
+    }
+    return ({"__metadata__": made.metadata} if made.metadata else {}) | tensors, len(raw)
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """The next bytes of a file, fewer at its end."""
+    pieces = []
+    while size and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)

@@ -1,0 +1,139 @@
+"""Large files by git-lfs' batch API (git-lfs, `docs/api/batch.md`), as clients without Xet upload them.
+
+No header of ours is sent with the file itself, so its address says everything, signed: to upload or to download, which bytes,
+for which repository, until when. Who may upload bytes need not be allowed to read them: somebody else may have them here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.digest import Digest, is_hex
+from adapterhub.hub import commits
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Desk
+from adapterhub_converters.errors import UsageError
+
+from .answers import AnswerError, error
+from .reading import found, name_of
+from .repositories import document
+
+UPLOAD, DOWNLOAD = "upload", "download"
+MEDIA_TYPE = "application/vnd.git-lfs+json"
+_MOST = 1000  # objects of a batch
+_LIFETIME = 3600  # seconds that an address is good for: for the start of an upload, not its end
+
+
+async def batch(hub: Hub, request: Request) -> Response:
+    """POST /{id}.git/info/lfs/objects/batch."""
+    who, name, fields = hub.identify(request), name_of(request), await document(request)
+    operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
+    uploading = operation == UPLOAD
+    objects = [_object(one) for one in _listed(fields.get("objects"))]
+
+    def work(desk: Desk) -> list[int | None]:
+        of = found(hub, desk, who, name)
+        if uploading:
+            hub.access.check_write(who, name)
+            hub.quotas.check(desk, name, dict(objects), but=[name])
+        writes = who is not None and who.may("write", name.partition("/")[0])
+        sizes = [hub.has_blob(desk, of, name, digest, uploads=writes) for digest, _ in objects]
+        hub.uploaded(
+            name, [digest for (digest, size), there in zip(objects, sizes, strict=True) if uploading and there == size]
+        )
+        return sizes
+
+    there = await hub.workers.run(work)
+    url = hub.url(request)
+    answers = []
+    for (digest, size), has in zip(objects, there, strict=True):
+        href = f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?{urlencode(_signed(hub, operation, name, digest, size))}"
+        answers.append(_answer(digest, size, href, there=has == size, uploading=uploading, limit=hub.settings.max_file))
+    answer = {"transfer": "basic", "objects": answers, "hash_algo": "sha256"}
+    return JSONResponse(answer, media_type=MEDIA_TYPE)
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _MOST:
+        raise UsageError("objects", f"not a list of at most {_MOST} objects")
+    return value
+
+
+def _object(one: Any) -> tuple[Digest, int]:
+    oid, size = (one.get("oid"), one.get("size")) if isinstance(one, dict) else (None, None)
+    if not isinstance(oid, str) or not is_hex(oid) or type(size) is not int or size < 0:
+        raise UsageError("objects", "an object without a sha256 and a size")
+    return f"sha256:{oid}", size
+
+
+def _answer(digest: Digest, size: int, href: str, *, there: bool, uploading: bool, limit: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
+    if size > limit:
+        found["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}
+    elif uploading and not there:
+        found["actions"] = {"upload": {"href": href}, "verify": {"href": href}}
+    elif not uploading and there:
+        found["actions"] = {"download": {"href": href}}
+    elif not uploading:
+        found["error"] = {"code": 404, "message": "no such object"}
+    return found
+
+
+def _signed(hub: Hub, operation: str, name: str, digest: Digest, size: int) -> dict[str, str]:
+    expires = str(int(time.time()) + _LIFETIME)
+    return {"size": str(size), "expires": expires, "signature": _signature(hub, operation, name, digest, str(size), expires)}
+
+
+def _signature(hub: Hub, *about: str) -> str:
+    return hmac.new(hub.secret, "\n".join(about).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def _checked(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int]:
+    """What an address stands for; 403 for one that this hub did not make for this operation, or not lately."""
+    name, oid, asked = name_of(request), request.path_params["oid"], request.query_params
+    size, expires = asked.get("size", ""), asked.get("expires", "")
+    good = hmac.compare_digest(
+        _signature(hub, operation, name, f"sha256:{oid}", size, expires).encode(),
+        asked.get("signature", "").encode("utf-8", "replace"),
+    )
+    if not good or int(expires) < time.time():
+        raise AnswerError(403, "", f"this address is not valid any more for this {operation}; begin again")
+    return name, f"sha256:{oid}", int(size)
+
+
+async def put(hub: Hub, request: Request) -> Response:
+    """PUT /lfs/{id}/{oid}: the bytes of a file."""
+    name, digest, size = _checked(hub, request, UPLOAD)
+    length = request.headers.get("content-length", "")
+    if length not in ("", str(size)):
+        return error(400, f"{length} bytes are announced, and {size} were to be sent")
+    await hub.uploads.receive(name, request.stream(), digest, size)
+    await hub.workers.read(hub.uploaded, name, [digest])
+    return Response(status_code=200)
+
+
+async def verify(hub: Hub, request: Request) -> Response:
+    """POST /lfs/{id}/{oid}: whether a file has arrived; some clients never ask, so that the commit looks again."""
+    name, digest, size = _checked(hub, request, UPLOAD)
+    there = await hub.workers.run(lambda desk: hub.has_blob(desk, commits.view(desk, name), name, digest))
+    return JSONResponse({}) if there == size else error(404, f"{name}: {digest} has not arrived")
+
+
+async def get(hub: Hub, request: Request) -> Any:
+    """GET /lfs/{id}/{oid}: for git-lfs."""
+    name, digest, size = _checked(hub, request, DOWNLOAD)
+    if not await hub.workers.read(hub.store.has, digest, size):
+        return error(404, f"{name}: {digest} is not here any more")
+    return hub.blob(
+        digest,
+        size,
+        {"content-type": "application/octet-stream"},
+        request.headers.get("range") if request.method == "GET" else None,
+    )

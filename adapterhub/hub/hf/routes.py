@@ -1,0 +1,64 @@
+"""What is answered of the API of the Hugging Face Hub, by method and path."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from . import accounts, headers, lfs, reading, repositories, writing
+from .answers import Handler, answering
+
+_MODEL = "/api/models/{namespace}/{repo}"
+_GET: dict[str, Handler] = {
+    "/api/agent-harnesses": accounts.agent_harnesses,
+    "/api/whoami-v2": accounts.whoami,
+    "/api/models": reading.list_models,
+    "/api/users/{namespace}/overview": reading.overview,
+    "/api/organizations/{namespace}/overview": reading.overview,
+    "/api/models-tags-by-type": reading.tags_by_type,
+    _MODEL: reading.model_info,
+    f"{_MODEL}/revision/{{revision}}": reading.model_info,
+    f"{_MODEL}/tree/{{revision}}": reading.tree,
+    f"{_MODEL}/tree/{{revision}}/{{path:path}}": reading.tree,
+    f"{_MODEL}/refs": reading.refs,
+    f"{_MODEL}/commits/{{revision}}": reading.history,
+    f"{_MODEL}/safetensors-metadata/{{path:path}}": headers.headers,
+    f"{_MODEL}/auth-check": accounts.auth_check,
+    "/{namespace}/{repo}/resolve/{revision}/{path:path}": reading.resolve,
+    "/lfs/{namespace}/{repo}/{oid}": lfs.get,
+    "/api/telemetry/{path:path}": accounts.nothing,
+    "/api/models/{repo}": reading.without_namespace,
+    "/api/models/{repo}/revision/{revision}": reading.without_namespace,
+    "/api/models/{repo}/tree/{revision}": reading.without_namespace,
+    "/{repo}/resolve/{revision}/{path:path}": reading.without_namespace,
+}
+_POST: dict[str, Handler] = {
+    f"{_MODEL}/paths-info/{{revision}}": reading.paths_info,
+    "/api/repos/create": repositories.create,
+    "/api/repos/move": repositories.move,
+    "/api/validate-yaml": repositories.validate_yaml,
+    f"{_MODEL}/branch/{{branch}}": repositories.create_branch,
+    f"{_MODEL}/tag/{{revision}}": repositories.create_tag,
+    f"{_MODEL}/preupload/{{revision}}": writing.preupload,
+    f"{_MODEL}/commit/{{revision}}": writing.commit,
+    f"{_MODEL}/super-squash/{{branch}}": writing.squash,
+    "/{namespace}/{repo}.git/info/lfs/objects/batch": lfs.batch,
+    "/lfs/{namespace}/{repo}/{oid}": lfs.verify,
+}
+_PUT: dict[str, Handler] = {
+    f"{_MODEL}/settings": repositories.settings,
+    "/lfs/{namespace}/{repo}/{oid}": lfs.put,
+}
+_DELETE: dict[str, Handler] = {
+    "/api/repos/delete": repositories.delete,
+    f"{_MODEL}/branch/{{branch}}": repositories.delete_branch,
+    f"{_MODEL}/tag/{{revision}}": repositories.delete_tag,
+}
+
+
+def routes() -> list[BaseRoute]:
+    """The routes, in the order in which they are tried."""
+    tables = {"GET": _GET, "POST": _POST, "PUT": _PUT, "DELETE": _DELETE}
+    found: list[BaseRoute] = [
+        Route(path, answering(handler), methods=[method]) for method, table in tables.items() for path, handler in table.items()
+    ]
+    return [*found, Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"])]

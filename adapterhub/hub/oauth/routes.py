@@ -1,0 +1,19 @@
+"""What is answered of OAuth, by method and path."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from adapterhub.hub.hf.answers import answering
+
+from . import device, tokens
+
+
+def routes() -> list[BaseRoute]:
+    """The routes."""
+    return [
+        Route("/oauth/device", answering(device.begin), methods=["POST"]),
+        Route("/oauth/token", answering(tokens.token), methods=["POST"]),
+        Route("/device", device.page, methods=["GET"]),
+        Route("/device", device.decide, methods=["POST"]),
+    ]

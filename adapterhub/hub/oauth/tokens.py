@@ -1,0 +1,78 @@
+"""POST /oauth/token: a token for a login that was approved, for one that is renewed, or for the ID token of a CI job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.hub import asking
+from adapterhub.hub.hf.repositories import document
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.people import devices, publishers
+from adapterhub.hub.people.devices import DeviceError, Granted
+from adapterhub.hub.people.tokens import prefix_of
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import AdapterhubError
+
+from .device import form
+
+_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+_SUBJECTS = ("urn:ietf:params:oauth:token-type:id_token", "urn:ietf:params:oauth:token-type:jwt")
+_ISSUED = "urn:ietf:params:oauth:token-type:access_token"
+_DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
+_NO_STORE = {"cache-control": "no-store"}
+
+
+async def token(hub: Hub, request: Request) -> Response:
+    """POST /oauth/token."""
+    if request.headers.get("content-type", "").startswith("application/json"):
+        return await _exchanged(hub, request, await document(request))
+    fields = await form(request)
+    kind = fields.get("grant_type", "")
+    try:
+        if kind == _DEVICE:
+            return _granted(await hub.workers.read(devices.collect, hub.database, fields.get("device_code", "")))
+        if kind == "refresh_token":
+            return _granted(await hub.workers.read(devices.renew, hub.database, fields.get("refresh_token", "")))
+    except DeviceError as error:
+        return refused(str(error))
+    return refused("unsupported_grant_type", kind[:80])
+
+
+async def _exchanged(hub: Hub, request: Request, fields: dict[str, Any]) -> Response:
+    """The answer to a CI job: RFC 8693, as huggingface_hub asks it."""
+    given, resource = (str(fields.get(name, "")) for name in ("subject_token", "resource"))
+    if fields.get("grant_type") != _EXCHANGE or fields.get("subject_token_type") not in _SUBJECTS:
+        return refused("unsupported_grant_type")
+    hub.access.attempt(hub.access.logins)
+    try:
+        # ID tokens are for the hub. What a request says it is must not count, or a token for somebody else would do.
+        audience = hub.own_url(request)
+        made, publisher = await hub.sign_ins.read(publishers.exchange, hub.database, hub.issuers, given, resource, audience)
+    except AdapterhubError as error:
+        return refused("invalid_grant", str(error))
+    call = asking.now()
+    call.known(publisher.account, prefix_of(made))
+    call.changes(resource)
+    answer = {"access_token": made, "token_type": "bearer", "expires_in": publishers.LIFETIME, "issued_token_type": _ISSUED}
+    return JSONResponse(answer, headers=_NO_STORE)
+
+
+def refused(code: str, why: str = "") -> Response:
+    """An error of OAuth (RFC 6749, 5.2)."""
+    shown = printable(why)[:1000].encode("latin-1", "replace").decode("latin-1")
+    headers = {**_NO_STORE, **({"x-error-message": shown} if why else {})}
+    return JSONResponse({"error": code, **({"error_description": why} if why else {})}, 400, headers)
+
+
+def _granted(found: Granted) -> Response:
+    asking.now().known(found.account, prefix_of(found.token))
+    answer = {
+        "access_token": found.token,
+        "token_type": "bearer",
+        "expires_in": found.expires,
+        "refresh_token": found.refresh,
+    }
+    return JSONResponse(answer, headers=_NO_STORE)

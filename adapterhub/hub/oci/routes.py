@@ -1,0 +1,48 @@
+"""What is answered of OCI distribution, by method and path."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from adapterhub.hub.hub import Hub
+
+from . import blobs, reading, tokens, writing
+from .answers import Handler, OciError, answering
+
+_MANIFEST = "/v2/{name:path}/manifests/{reference}"
+_BLOB = "/v2/{name:path}/blobs/{digest}"
+_SESSION = "/v2/{name:path}/blobs/uploads/{session}"
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/v2/", tokens.ping),
+    ("GET", "/v2", tokens.ping),
+    ("GET", "/v2/token", tokens.token),
+    ("POST", "/v2/token", tokens.token),
+    ("GET", "/v2/_catalog", reading.catalog),
+    ("GET", _MANIFEST, reading.get_manifest),
+    ("PUT", _MANIFEST, writing.put),
+    ("DELETE", _MANIFEST, writing.delete),
+    ("POST", "/v2/{name:path}/blobs/uploads/", blobs.begin),
+    ("POST", "/v2/{name:path}/blobs/uploads", blobs.begin),
+    ("GET", _SESSION, blobs.status),
+    ("PATCH", _SESSION, blobs.append),
+    ("PUT", _SESSION, blobs.finish),
+    ("DELETE", _SESSION, blobs.cancel),
+    ("GET", _BLOB, reading.get_blob),
+    ("DELETE", _BLOB, blobs.delete),
+    ("GET", "/v2/{name:path}/tags/list", reading.tags),
+    ("GET", "/v2/{name:path}/referrers/{digest}", reading.referrers),
+)
+
+
+def routes() -> list[BaseRoute]:
+    """The routes, in the order in which they are tried."""
+    found: list[BaseRoute] = [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
+    return [*found, Route("/v2/{path:path}", answering(unknown), methods=list(_METHODS))]
+
+
+async def unknown(_hub: Hub, request: Request) -> Response:
+    """What this registry has not."""
+    raise OciError(404, "UNSUPPORTED", f"{request.method} {request.url.path[:200]}: this registry has no such endpoint")

@@ -1,0 +1,164 @@
+"""A whole hub in one file, and back.
+
+    oci-layout, index.json, blobs/sha256/<hex>    every blob, plain: an image layout that skopeo and oras read
+    refs/, bases/, merges/, hub/                  the logs
+    hub.db                                        accounts, tokens, quotas, the audit log
+
+The hub may run meanwhile. What belongs together is listed under the write lock, hub.db is copied by SQLite, and a lease keeps
+the blobs from a gc; blobs and entries of logs never change. Every blob is compared with its digest on the way out and back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import CHUNK, Digest, is_hex
+from adapterhub.hub.database import FILE, HubDatabase
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.layouts import tar
+from adapterhub.remotes.layouts.tar import Member
+from adapterhub.store.store import DOCUMENTS, FOLDER, REFS, Store
+from adapterhub_converters.containers import atomic, open_file
+from adapterhub_converters.errors import FormatError, IntegrityError
+
+_LAYOUT, _INDEX, _BLOBS = "oci-layout", "index.json", "blobs/sha256/"
+_LOGS = (REFS, *DOCUMENTS)
+_PART = ".json"
+Progress = Callable[[int, int], object] | None
+"""Called with bytes done and total bytes."""
+
+
+def write(root: Path, out: Path, progress: Progress = None) -> int:
+    """Write the hub whose registry is in `root` to a new file, which only its owner can read; return its bytes.
+
+    Raises:
+        OutputExistsError: The file exists.
+        IntegrityError: A blob is damaged.
+    """
+    with Registry.open(root) as registry, closing(HubDatabase(root)) as database, registry.store.lease("backup") as lease:
+        store = registry.store
+        with atomic.whole(out, folder=False) as path, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            copy = Path(scratch) / FILE
+            with registry.locked():
+                database.copy(copy)
+                entries = list(_entries(store))
+                digests = sorted(_digests(store))
+                for digest in digests:
+                    lease.note(digest)
+                index = store.files.read(store.root / _INDEX)
+            sizes = {digest: store.size(digest) for digest in digests}
+            total, done = sum(size or 0 for size in sizes.values()), 0
+            with open_new(path) as file:
+                _member(file, _LAYOUT, store.files.read(store.root / _LAYOUT))
+                _member(file, _INDEX, index)
+                _member(file, FILE, open_file.read_bytes(copy))
+                for name in entries:
+                    _member(file, name, store.files.read(store.root / name))
+                for digest, size in sizes.items():
+                    if size is None:
+                        raise IntegrityError(str(store.root), f"{digest} was removed meanwhile", "Try again")
+                    with store.opened(digest) as blob:
+                        file.write(tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
+                        _copied(blob, file, size, digest)
+                        file.write(tar.padding(size))
+                    done += size
+                    if progress:
+                        progress(done, total)
+                file.write(tar.END)
+                return file.tell()
+
+
+def open_new(path: Path) -> BinaryIO:
+    """A new file that only its owner can read."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+
+
+def _member(file: BinaryIO, name: str, data: bytes) -> None:
+    file.write(tar.header(name, len(data)) + data + tar.padding(len(data)))
+
+
+def _entries(store: Store) -> Iterator[str]:
+    """The files of all logs, below the store."""
+    for log in _LOGS:
+        if store.files.exists(store.root / log):
+            yield from (path.relative_to(store.root).as_posix() for path in _below(store, store.root / log))
+
+
+def _below(store: Store, folder: Path) -> Iterator[Path]:
+    yield from (path for path in store.files.listed(folder) if path.suffix == _PART)
+    for inner in store.files.folders(folder):
+        yield from _below(store, inner)
+
+
+def _digests(store: Store) -> set[Digest]:
+    return {*(f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)), *store.packs.digests()}
+
+
+def _copied(source: BinaryIO, out: BinaryIO, size: int, digest: Digest) -> None:
+    """Copy a blob; IntegrityError if it does not have its digest."""
+    state, left = hashlib.sha256(), size
+    while left and (piece := source.read(min(CHUNK, left))):
+        state.update(piece)
+        out.write(piece)
+        left -= len(piece)
+    if left or f"sha256:{state.hexdigest()}" != digest:
+        raise IntegrityError(digest, "its bytes do not match its digest", "Check the registry", code="check-registry")
+
+
+# ---- back
+
+
+def restore(file: Path, root: Path, progress: Progress = None) -> None:
+    """Make the folder of a registry, with its hub.db, of a backup.
+
+    Raises:
+        OutputExistsError: There is something in the folder.
+        FormatError: The file is not a backup.
+        IntegrityError: A blob in it is damaged.
+    """
+    with open_file.open_regular(file) as source:
+        length = source.seek(0, os.SEEK_END)
+        members = tar.scan(source, length, str(file))
+        for name in members:
+            if not _is_ours(name):
+                raise FormatError(str(file), f"{name[:80]!r} is no part of a backup")
+        if not {_LAYOUT, _INDEX, FILE} <= members.keys():
+            raise FormatError(str(file), "not the backup of a hub, or not all of it")
+        total, done = sum(member.size for member in members.values()), 0
+        with atomic.whole(root) as new:
+            for name, member in members.items():
+                _extracted(source, member, name, new)
+                done += member.size
+                if progress:
+                    progress(done, total)
+            with closing(HubDatabase(new)) as database:
+                database.execute("DELETE FROM xet_epochs")  # what clients believe to have sent is not here
+                database.execute("DELETE FROM devices")
+    Registry.open(root).close()  # makes registry.db of the logs
+
+
+def _is_ours(name: str) -> bool:
+    if name in (_LAYOUT, _INDEX, FILE):
+        return True
+    if name.startswith(_BLOBS):
+        return is_hex(name.removeprefix(_BLOBS))
+    return name.startswith(tuple(f"{log}/" for log in _LOGS)) and name.endswith(_PART)
+
+
+def _extracted(source: BinaryIO, member: Member, name: str, new: Path) -> None:
+    path = new / name if name == FILE else new / FOLDER / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source.seek(member.offset)
+    with open_new(path) as out:
+        if name.startswith(_BLOBS):
+            _copied(source, out, member.size, f"sha256:{path.name}")
+        else:
+            out.write(source.read(member.size))
+    if name != FILE:
+        path.chmod(0o444 if name.startswith(_BLOBS) else 0o644)

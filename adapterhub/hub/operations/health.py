@@ -1,0 +1,164 @@
+"""Whether a hub is fit to serve: its database, its store, its disk; and what an operator should know besides."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub import Hub
+from adapterhub.store.store import FOLDER, Store
+from adapterhub.version import __version__
+from adapterhub_converters.containers import open_file
+from adapterhub_converters.errors import AdapterhubError, FormatError
+
+_log = logging.getLogger("adapterhub.hub")
+_LEAST_FREE = 1 << 30  # bytes
+_SOON = 21 * 86400  # seconds before the end of a certificate
+_SKEW = 300.0  # seconds that a clock may be behind what it has written itself
+OK, WARNING, ERROR = "ok", "warning", "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, how it is (OK, WARNING or ERROR), and why."""
+
+    name: str
+    state: str = OK
+    what: str = ""
+
+
+async def health(_request: Request) -> Response:
+    """GET /health: whether the process answers."""
+    return JSONResponse({"status": "ok", "version": __version__})
+
+
+async def ready(request: Request) -> Response:
+    """GET /ready: whether it can do its work; 503 otherwise, for a load balancer.
+
+    What is wrong is named, and why only in the log: paths and hosts are not for everybody.
+    """
+    hub: Hub = request.app.state.hub
+    found = await hub.workers.read(checks, hub.database, hub.store)
+    wrong = [one for one in found if one.state == ERROR]
+    for one in wrong:
+        _log.error("not ready: %s: %s", one.name, one.what)
+    answer = {"status": "not ready" if wrong else "ready", "checks": {one.name: one.state for one in found}}
+    return JSONResponse(answer, 503 if wrong else 200)
+
+
+def checks(database: HubDatabase, store: Store) -> list[Check]:
+    """The database answers, the store can be written, and the disk has space."""
+    return [
+        _tried("database", lambda: _database(database)),
+        _tried("store", lambda: _store(store)),
+        _tried("disk", lambda: _disk(store.root)),
+    ]
+
+
+def _tried(name: str, look: Callable[[], Check]) -> Check:
+    try:
+        return look()
+    except (AdapterhubError, OSError) as error:
+        return Check(name, ERROR, str(error))
+
+
+def _database(database: HubDatabase) -> Check:
+    with database.transaction():  # takes the lock that every write needs
+        database.select("SELECT COUNT(*) FROM accounts")
+    return Check("database")
+
+
+def _store(store: Store) -> Check:
+    with store.files.temporary() as (_, file):
+        file.write(b"x")
+    return Check("store")
+
+
+def _disk(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free
+    if free < _LEAST_FREE:
+        return Check("disk", ERROR, f"{free:,} bytes are free, less than {_LEAST_FREE:,}")
+    return Check("disk")
+
+
+# ---- for an operator
+
+
+def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
+    """All that can be found out about a hub beside it, running or not.
+
+    Args:
+        registry: The folder of its registry.
+        certificate: Its certificate, PEM; None without one.
+    """
+    try:
+        database = HubDatabase(registry)
+    except AdapterhubError as error:
+        return [Check("database", ERROR, str(error))]
+    try:
+        found = checks(database, Store(registry / FOLDER))
+        found += [_tried("permissions", lambda: _permissions(database.path)), _tried("clock", lambda: _clock(database))]
+        found += [_tried("accounts", lambda: _accounts(database)), _tried("audit", lambda: _chain(database))]
+    finally:
+        database.close()
+    return [*found, _tried("certificate", lambda: _certificate(certificate))] if certificate else found
+
+
+def _permissions(path: Path) -> Check:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return Check("permissions", ERROR, f"{path} can be read by others (mode {mode:o}); set it to 600")
+    return Check("permissions")
+
+
+def _clock(database: HubDatabase) -> Check:
+    newest = max(row[0] or 0 for row in database.select("SELECT MAX(created) FROM tokens UNION SELECT MAX(time) FROM audit"))
+    if newest > time.time() + _SKEW:
+        return Check("clock", ERROR, "it is behind times that this hub has written; tokens last too long")
+    return Check("clock")
+
+
+def _accounts(database: HubDatabase) -> Check:
+    sql = "SELECT COUNT(*) FROM tokens WHERE revoked IS NULL AND expires IS NULL AND kind = 'service' AND role = 'admin'"
+    lasting = database.select(sql)[0][0]
+    if not database.select("SELECT 1 FROM tokens WHERE revoked IS NULL LIMIT 1"):
+        return Check("accounts", WARNING, "there is no token: nobody can push")
+    if lasting:
+        return Check("accounts", WARNING, f"{lasting} tokens of services may do everything and never expire")
+    return Check("accounts")
+
+
+def _chain(database: HubDatabase) -> Check:
+    from adapterhub.hub.people import audit
+
+    _, broken = audit.follow(database)
+    return Check("audit") if broken is None else Check("audit", ERROR, f"row {broken[0]} {broken[2]}")
+
+
+def _certificate(path: Path) -> Check:
+    ends = expires(path)
+    left = ends - time.time()
+    day = datetime.datetime.fromtimestamp(ends, datetime.UTC).date()
+    if left < 0:
+        return Check("certificate", ERROR, f"it ended on {day}")
+    return Check("certificate", WARNING if left < _SOON else OK, f"it ends on {day}")
+
+
+def expires(path: Path) -> float:
+    """When the first certificate in a PEM file ends, in seconds since the epoch; FormatError for another file."""
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(open_file.read_bytes(path)).not_valid_after_utc.timestamp()
+    except ValueError as error:
+        raise FormatError(str(path), "not a certificate in PEM") from error

@@ -1,0 +1,126 @@
+"""Numbers for Prometheus: requests by the template of their route, their times and bytes, uploads, versions, storage.
+
+No label is a name of an adapter or an account, so that the numbers tell no tenant of another, and their count is bounded.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapterhub.hub.hf.answers import AnswerError
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Desk
+from adapterhub.index import queries
+
+_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
+_FRESH = 30.0  # seconds that sums over the registry are kept
+
+
+class Metrics:
+    """The numbers of one hub."""
+
+    def __init__(self, routes: Iterable[BaseRoute]) -> None:
+        self.registry = CollectorRegistry()
+        more: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("hub_requests", "Requests.", ("method", "route", "status"), **more)
+        self.seconds = Histogram(
+            "hub_request_seconds", "Time until the end of the answer.", ("route",), buckets=_SECONDS, **more
+        )
+        self.received = Counter("hub_received_bytes", "Bytes of bodies that arrived.", **more)
+        self.sent = Counter("hub_sent_bytes", "Bytes of bodies that were sent.", **more)
+        self.uploads = Gauge("hub_uploads_open", "Uploads that have begun and not ended.", **more)
+        self.versions = Gauge("hub_versions", "Versions of adapters.", **more)
+        self.names = Gauge("hub_names", "Names that have versions.", **more)
+        self.stored = Gauge("hub_stored_bytes", "Bytes of the distinct files of all versions.", **more)
+        self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **more)
+        self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
+        self._labeled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._until = 0.0
+
+    def path(self, scope: Scope) -> str:
+        """The template of the route that answers a request."""
+        return self._paths.get(scope["endpoint"], "other") if "endpoint" in scope else "other"
+
+    def count(self, scope: Scope, status: int, seconds: float, *, received: int, sent: int) -> None:
+        """Count a request that was answered, and the bytes of its body and its answer's."""
+        key = scope["method"] if scope["method"] in _METHODS else "other", self.path(scope), status
+        labeled = self._labeled.get(key)
+        if labeled is None:
+            labeled = self._labeled[key] = self.requests.labels(*key), self.seconds.labels(key[1])
+        labeled[0].inc()
+        labeled[1].observe(seconds)
+        if received:
+            self.received.inc(received)
+        if sent:
+            self.sent.inc(sent)
+
+    async def page(self, hub: Hub) -> bytes:
+        """The numbers as text."""
+        self.uploads.set(hub.uploads.count)
+        if self._until < time.monotonic():
+            self._until = time.monotonic() + _FRESH
+            await hub.workers.run(self._sum)
+        return generate_latest(self.registry)
+
+    def _sum(self, desk: Desk) -> None:
+        totals = queries.in_all(desk.registry.index)
+        self.names.set(totals.names)
+        self.versions.set(totals.versions)
+        self.stored.set(totals.bytes)
+        self.free.set(shutil.disk_usage(desk.registry.root).free)
+
+
+class Measure:
+    """Around every request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics, started, status, counted, received, sent = self._metrics, time.monotonic(), 500, False, 0, 0
+
+        async def receiving() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal status, counted, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                sent += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    counted = True  # before its client knows: who then asks for the numbers finds it in them
+                    metrics.count(scope, status, time.monotonic() - started, received=received, sent=sent)
+            await send(message)
+
+        try:
+            await self._app(scope, receiving, sending)
+        finally:
+            if not counted:
+                metrics.count(scope, status, time.monotonic() - started, received=received, sent=sent)
+
+
+async def page(hub: Hub, request: Request) -> Response:
+    """GET /metrics; with a token where nothing is read without one."""
+    if hub.identify(request) is None and hub.access.require_login:
+        raise AnswerError(401, "", "the metrics of this hub need a token")
+    metrics: Metrics = request.app.state.metrics
+    return Response(await metrics.page(hub), media_type=_TYPE)

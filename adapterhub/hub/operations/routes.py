@@ -1,0 +1,18 @@
+"""What is answered for who runs a hub, by path."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute, Route
+
+from adapterhub.hub.hf.answers import answering
+
+from . import health, metrics
+
+
+def routes() -> list[BaseRoute]:
+    """The routes."""
+    return [
+        Route("/health", health.health),
+        Route("/ready", health.ready),
+        Route("/metrics", answering(metrics.page)),
+    ]

@@ -1,0 +1,97 @@
+"""Trusted publishers: CI jobs that may push without a secret, known by what their provider says of them (RFC 8693).
+
+A publisher is an issuer and the exact values of some claims, for a repository or a namespace. Its ID token is exchanged for a
+token of one hour, once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.ref import is_name
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+
+from . import accounts, id_tokens, tokens
+from .id_tokens import Issuers
+
+LIFETIME = 3600  # seconds
+# Claims that tell who publishes: one of them must be given, or every job at a provider would be trusted.
+_TELLING = ("sub", "repository", "repository_id", "project_path", "project_id", "workflow_ref", "job_workflow_ref", "email")
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Who may publish `scope`, a repository or a namespace, and the account that the log names."""
+
+    id: int
+    scope: str
+    issuer: str
+    claims: Mapping[str, str]
+    account: str
+
+
+def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str], account: str) -> int:
+    """Trust the jobs of an issuer whose tokens have all of some claims; return the publisher's id.
+
+    Raises:
+        UsageError: The claims do not tell who it is, or a name or URL is none.
+    """
+    if not is_name(scope):
+        accounts.check_namespace(scope)
+    accounts.check_namespace(account)
+    id_tokens.check_issuer(issuer)
+    if not any(claims.get(name) for name in _TELLING):
+        hint = f"Give one of {', '.join(_TELLING)}"
+        raise UsageError(issuer, "everybody who uses this provider would be trusted", hint)
+    with database.transaction():
+        accounts.ensure(database, account)
+        sql = "INSERT INTO publishers (scope, issuer, claims, account) VALUES (?, ?, ?, ?) RETURNING id"
+        return int(database.select(sql, scope, issuer, json.dumps(dict(claims)), account)[0][0])
+
+
+def listed(database: HubDatabase) -> list[Publisher]:
+    """Return the publishers, by scope."""
+    rows = database.select("SELECT id, scope, issuer, claims, account FROM publishers ORDER BY scope, id")
+    return [Publisher(row[0], row[1], row[2], json_file.parse_object(row[3], "hub.db"), row[4]) for row in rows]
+
+
+def remove(database: HubDatabase, ident: int) -> None:
+    """Trust a publisher no more; its tokens end within the hour. NotFoundError without it."""
+    if not database.execute("DELETE FROM publishers WHERE id = ?", ident):
+        raise NotFoundError(str(ident), "no such publisher", "List the publishers")
+
+
+def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str, audience: str) -> tuple[str, Publisher]:
+    """Return a token for an ID token: to write to a repository, or, where `resource` is a namespace, to read there.
+
+    Raises:
+        AdapterhubError: No publisher of the resource is meant, the token is not good, or it was exchanged before.
+    """
+    issuer = id_tokens.issuer_of(token)
+    scopes = {resource, resource.partition("/")[0]}
+    trusted = [one for one in listed(database) if one.issuer == issuer and one.scope in scopes]
+    if not trusted:
+        raise RefusedError(resource[:200], f"no publisher at {issuer[:200]} is trusted here", "Have the hub's operator add it")
+    now = time.time()
+    found = id_tokens.verify(token, issuer, audience, issuers, now=now)
+    publisher = next((one for one in trusted if _is(one, found.claims)), None)
+    if publisher is None:
+        wanted = " or ".join(sorted({name for one in trusted for name in one.claims}))
+        raise RefusedError(resource[:200], f"the job is not a trusted publisher: its {wanted} is another")
+    with database.transaction():
+        database.execute("DELETE FROM exchanged WHERE expires < ?", now - LIFETIME)
+        if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", found.ident, found.expires):
+            raise RefusedError(resource[:200], "this id token was exchanged before", "Have the provider make another one")
+        role = "write" if "/" in resource else "read"
+        limits = tokens.Limits(namespaces=(resource,), kind=tokens.EXCHANGE, lifetime=LIFETIME)
+        made, _ = tokens.issue(database, publisher.account, role, **limits)
+    return made, publisher
+
+
+def _is(publisher: Publisher, claims: Mapping[str, object]) -> bool:
+    return all(id_tokens.is_value(claims.get(name), value) for name, value in publisher.claims.items())

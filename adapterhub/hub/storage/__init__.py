@@ -1,0 +1,1 @@
+"""Where a hub has its versions, blobs and tables: one folder, or a PostgreSQL and a bucket that several machines share."""

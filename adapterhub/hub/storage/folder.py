@@ -1,0 +1,88 @@
+"""A hub in one folder: registry.db, the store and hub.db, of which several processes on one machine can serve."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import Digest
+from adapterhub.hub.database import HubDatabase
+from adapterhub.registry.registry import Registry
+from adapterhub.store.atomic import Files, local_errors, write_all
+from adapterhub.store.leases import ABANDONED
+from adapterhub.store.store import FOLDER, Store
+
+
+class Storage:
+    """Where a hub has what it serves.
+
+    Attributes:
+        root: The folder.
+        database: The tables of the hub.
+    """
+
+    def __init__(self, root: Path, database: HubDatabase) -> None:
+        self.root = root
+        self.database = database
+
+    @classmethod
+    def open(cls, root: Path) -> Storage:
+        """Open the hub in a folder; its registry is created if it is missing."""
+        Registry.init(root).close()
+        return cls(root, HubDatabase(root))
+
+    def store(self) -> Store:
+        """The store, for one thread, or for reading and adding of blobs in many."""
+        return Store(self.root / FOLDER)
+
+    def registry(self) -> Registry:
+        """The registry, for one thread."""
+        return Registry.open(self.root)
+
+    def refresh(self, registry: Registry) -> None:
+        """Bring a registry up to what other machines have moved."""
+
+    def opened(self, digest: Digest) -> BinaryIO:
+        """A blob that is to be sent, which the caller closes."""
+        return self.store().opened(digest)
+
+    def address(self, digest: Digest, size: int) -> str:
+        """Where a client can get a blob without the hub, for some minutes; empty if it cannot."""
+        return ""
+
+    def keep(self, name: str, data: bytes) -> bool:
+        """Keep a file for a day under a name that nothing else has, for every process of the hub; False if it was there."""
+        files = self._files()
+        path = files.root / "tmp" / name
+        with local_errors(path):
+            if files.exists(path):
+                files.touch(path)
+                return False
+            with files.temporary() as (new, file):
+                write_all(file, data)
+                file.close()
+                files.move(new, path)
+        return True
+
+    def kept(self, name: str) -> BinaryIO | None:
+        """Open a file that was kept, which the caller closes; None without it."""
+        path = self._files().root / "tmp" / name
+        with local_errors(path), suppress(FileNotFoundError):
+            return self._files().open(path)
+        return None
+
+    def _files(self) -> Files:
+        return self.store().files
+
+    def tidy(self) -> None:
+        """Remove what killed processes left: their leases, and files that nobody has written to for a day."""
+        files = self._files()
+        for path in self.store().leftovers(ABANDONED):
+            # Another process was first; or it is a folder, which nobody here has made.
+            with local_errors(path), suppress(FileNotFoundError, IsADirectoryError):
+                files.remove(path)
+
+    def close(self) -> None:
+        """Close everything but the registries of the threads."""
+        self.database.close()

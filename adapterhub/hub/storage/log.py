@@ -1,0 +1,147 @@
+"""The log of a hub of several machines: decided in PostgreSQL, mirrored in files here, copied to the bucket.
+
+Whatever reads the log reads the mirror, which `SharedLog.news` brings up to date. An entry that was lost between PostgreSQL and
+the mirror, as in a killed process, comes with the next news.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from adapterhub.remotes.objects.bucket import Bucket
+from adapterhub.store.atomic import Files
+from adapterhub.store.oci_index import IndexFile, Line
+from adapterhub.store.ref_log import REFS, Entry, RefLog
+from adapterhub.store.store import DOCUMENTS
+from adapterhub_converters import linear
+from adapterhub_converters.errors import AdapterhubError, FormatError
+
+from .postgres import LogRow, PostgresDatabase
+
+_log = logging.getLogger("adapterhub.hub")
+_PAGE = 1000  # entries of one query
+_AT_ONCE = 8
+LOGS = (REFS, *DOCUMENTS)
+_COPY = linear.Pattern(r"(refs|bases|merges|hub)/([a-z0-9._/-]+)/([0-9]{8,15})\.json")
+_COPIES = 100  # entries that are copied with one move, so that those which the bucket did not take follow
+
+
+class Log:
+    """What all threads of a process share of the log: how far it is mirrored.
+
+    Attributes:
+        database: Where the log is.
+        bucket: Where its copies are.
+    """
+
+    def __init__(self, root: Path, database: PostgresDatabase, bucket: Bucket) -> None:
+        self.database, self.bucket = database, bucket
+        self._files = Files(root)
+        self._mark = root / "seen"
+        self._seen = 0
+        self.turn = threading.Lock()
+
+    def open(self) -> None:
+        """Go on where the mirror was left."""
+        if self._files.exists(self._mark):
+            self._seen = int(self._files.read(self._mark, 32))
+
+    def has_news(self) -> bool:
+        """Return True if the log has entries that the mirror may lack."""
+        return bool(self.database.after(self._seen, 1))
+
+    def pages(self) -> Iterator[list[LogRow]]:
+        """The entries that the mirror may lack, some at a time, oldest first."""
+        while rows := self.database.after(self._seen, _PAGE):
+            yield rows
+            self._seen = max(self._seen, rows[-1].id)
+
+    def save(self) -> None:
+        """Record that what `pages` gave is in the mirror, and in the index."""
+        self._files.replace(self._mark, str(self._seen).encode())
+
+    def mirror(self, rows: Iterable[LogRow]) -> list[Entry]:
+        """Write entries into the mirror; return those of adapters."""
+        log, found = RefLog(self._files), []
+        for row in rows:
+            entry = Entry.parse(row.raw, f"entry {row.id} of the log")
+            if (entry.name, entry.seq) != (row.name, row.seq):
+                raise FormatError(f"entry {row.id} of the log", f"is entry {entry.seq} of {entry.name[:80]}")
+            log.mirror(row.raw, entry, log=row.log)
+            if row.log == REFS:
+                found.append(entry)
+        return found
+
+
+class SharedLog(RefLog):
+    """The mirror of the log below the root of a store."""
+
+    def __init__(self, files: Files, shared: Log) -> None:
+        super().__init__(files)
+        self._shared = shared
+
+    def append(self, entry: Entry, *, log: str = REFS) -> bool:
+        """Commit an entry; False when another writer took its number first, whose entry is mirrored then."""
+        raw, database = entry.dump(), self._shared.database
+        won = database.append(log, entry.name, entry.seq, raw)
+        if won:
+            self.mirror(raw, entry, log=log)
+            copy_entries(database, self._shared.bucket)
+        else:
+            self._shared.mirror(database.of_name(log, entry.name, entry.seq))
+        return won
+
+
+class NoIndexFile(IndexFile):
+    """An index.json without lines, which would be written anew with each move: nobody reads the mirror as an image layout.
+
+    Each move writes it all the same, since its stamp tells what was read of the index from what is there now.
+    """
+
+    def write(self, lines: Iterable[Line]) -> str:
+        """Replace the file; return its new stamp."""
+        return super().write([])
+
+    def change(self, changes: Iterable[tuple[str, list[Line], str | None]]) -> str:
+        """Replace the file; return its new stamp."""
+        return super().write([])
+
+    def is_written(self, lines: Iterable[Line]) -> bool:
+        """Return True: it has all the lines that it may have."""
+        return True
+
+    def has_exactly(self, lines: Iterable[Line]) -> bool:
+        """Return True: it has all the lines that it may have."""
+        return True
+
+
+def copy_key(log: str, name: str, seq: int) -> str:
+    """The key of an entry's copy: that of the log of a store in a bucket, as `remotes.objects` reads it."""
+    return f"{log}/{name}/{seq:08}.json"
+
+
+def parse_copy(key: str) -> tuple[str, str, int] | None:
+    """The log, the name and the number of an entry by the key of its copy; None for any other key."""
+    found = _COPY.fullmatch(key)
+    return (found[1], found[2], int(found[3])) if found else None
+
+
+def copy_entries(database: PostgresDatabase, bucket: Bucket, most: int = _COPIES) -> int:
+    """Write copies of the oldest entries that a bucket lacks; return their number.
+
+    A bucket that cannot be written ends no move: the entry is in the log, and is copied with a later one.
+    """
+    rows = database.uncopied(most)
+    try:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(rows) or 1)) as pool:
+            list(pool.map(lambda row: bucket.put(copy_key(row.log, row.name, row.seq), row.raw), rows))
+    except AdapterhubError as error:
+        _log.warning("the log has entries that the bucket lacks: %s", error)
+        return 0
+    if rows:
+        database.mark_copied(rows)
+    return len(rows)

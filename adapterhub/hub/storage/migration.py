@@ -1,0 +1,223 @@
+"""A whole hub from its folder into PostgreSQL and a bucket, and back; and a log from the copies that the bucket has.
+
+Digests, entries and rows stay what they are, byte for byte. What is written becomes a hub in one step at the end, so that a run
+that was stopped is begun again; blobs that have arrived are not sent twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+from adapterhub.digest import Digest, is_hex
+from adapterhub.hub.database import MIGRATIONS, HubDatabase
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.objects.bucket import Bucket
+from adapterhub.store.ref_log import MAX_ENTRY, Entry
+from adapterhub.store.store import REFS, Progress, Store, counter
+from adapterhub_converters import linear
+from adapterhub_converters.containers import atomic
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+
+from .blobs import blob_key, pieces, put_pieces
+from .log import LOGS, copy_entries, parse_copy
+from .postgres import LogRow, PostgresDatabase
+
+_AT_ONCE = 8
+_PAGE = 1000
+_TABLE, _NUMBERED = linear.Pattern(r"CREATE TABLE ([a-z0-9_]+)"), linear.Pattern(r"\(\s*id INTEGER PRIMARY KEY")
+
+
+@dataclass(frozen=True)
+class Migrated:
+    """What was copied: numbers of entries, of blobs, and the bytes of those that were not there yet."""
+
+    entries: int
+    blobs: int
+    size: int
+
+
+def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: Progress | None = None) -> Migrated:
+    """Copy the hub of a folder, which no process may be serving, into an empty database and a bucket.
+
+    Raises:
+        RefusedError: The database has a hub already.
+        IntegrityError: A blob is damaged.
+    """
+    _check_empty(database)
+    bucket.make()
+    with Registry.open(folder) as registry, registry.locked(), closing(HubDatabase(folder)) as tables:
+        store = registry.store
+        sizes = _sizes(store)
+        size = _send(store, sizes, bucket, progress)
+        with database.transaction():
+            entries = _fill(database, _entries(store), copied=False)
+            _copy_tables(tables, database)
+            for table in _tables(numbered=True):
+                number = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table} HAVING max(id) > 0"  # noqa: S608
+                database.execute(number)
+    while copy_entries(database, bucket, _PAGE):
+        pass
+    return Migrated(entries, len(sizes), size)
+
+
+def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress: Progress | None = None) -> Migrated:
+    """Copy the hub of a database and a bucket, which no process may be serving, into a new folder.
+
+    Raises:
+        OutputExistsError: The folder exists.
+        IntegrityError: A blob is damaged, or a log cannot be replayed.
+    """
+    with atomic.whole(folder) as made, Registry.init(made) as registry, closing(HubDatabase(made)) as tables:
+        entries = 0
+        for rows in _pages(database):
+            for row in rows:
+                registry.store.log.mirror(row.raw, _parsed(row), log=row.log)
+            entries += len(rows)
+        blobs = {f"sha256:{key.rpartition('/')[2]}": size for key, size, _ in bucket.objects("blobs/sha256")}
+        more = counter(progress, sum(blobs.values()))
+        for digest, size in blobs.items():
+            with bucket.stream(blob_key(digest), size, 0, blob_key(digest)) as source:
+                if not registry.store.put_back(source, digest, size):
+                    raise IntegrityError(blob_key(digest), "its bytes do not have this digest", "Restore it from a backup")
+            if more:
+                more(size)
+        registry.store.sync_blobs()
+        for error in registry.rebuild_index():
+            raise error
+        _copy_tables(database, tables)
+    return Migrated(entries, len(blobs), sum(blobs.values()))
+
+
+def recover(database: PostgresDatabase, bucket: Bucket) -> int:
+    """Fill the log of an empty database from the copies in the bucket; return the number of entries.
+
+    Accounts and tokens are not in the bucket: they come from a backup of the database, or are made anew.
+
+    Raises:
+        RefusedError: The database has a hub already.
+        IntegrityError: A copy is missing between two others.
+    """
+    _check_empty(database)
+    keys = sorted(key for log in LOGS for key, *_ in bucket.objects(log))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        rows = [row for row in pool.map(lambda key: _read_copy(bucket, key), keys) if row]
+    for (log, name), group in groupby(rows, key=lambda row: (row.log, row.name)):
+        seqs = [row.seq for row in group]
+        if seqs != list(range(1, len(seqs) + 1)):
+            missing = min(set(range(1, seqs[-1])) - set(seqs))
+            raise IntegrityError(f"{bucket.where}/{log}/{name}", f"entry {missing} is missing", "Restore it from a backup")
+    with database.transaction():
+        return _fill(database, rows, copied=True)
+
+
+def _check_empty(database: PostgresDatabase) -> None:
+    if database.after(0, 1) or database.select("SELECT 1 FROM accounts LIMIT 1"):
+        raise RefusedError(database.where, "has a hub already", "Name an empty database")
+
+
+# ---- blobs
+
+
+def _sizes(store: Store) -> dict[Digest, int]:
+    names = {path.name for path in (*store.blobs(), *store.packs.files()) if is_hex(path.name)}
+    found = ((digest, store.size(digest)) for digest in (f"sha256:{name}" for name in sorted(names)))
+    return {digest: size for digest, size in found if size is not None}
+
+
+def _send(store: Store, sizes: dict[Digest, int], bucket: Bucket, progress: Progress | None) -> int:
+    """Write the blobs that a bucket lacks; return their bytes."""
+    more = counter(progress, sum(sizes.values()))
+
+    def send(digest: Digest) -> int:
+        size = sizes[digest]
+        if bucket.size(blob_key(digest)) == size:
+            return 0
+        with store.open_blob(digest) as file:
+            put_pieces(bucket, digest, _checked(pieces(file), digest), size)
+        return size
+
+    total = 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for digest, sent in zip(sizes, pool.map(send, sizes), strict=True):
+            total += sent
+            if more:
+                more(sizes[digest])
+    return total
+
+
+def _checked(found: Iterable[bytearray], digest: Digest) -> Iterator[bytearray]:
+    state = hashlib.sha256()
+    for piece in found:
+        state.update(piece)
+        yield piece
+    if f"sha256:{state.hexdigest()}" != digest:
+        raise IntegrityError(digest, "its bytes do not have this digest", "Check the registry", code="check-registry")
+
+
+# ---- the log
+
+
+def _entries(store: Store) -> Iterator[LogRow]:
+    for log in LOGS:
+        for name in store.log.names() if log == REFS else store.log.document_names(log):
+            seq = 1
+            while store.log.entry(name, seq, log=log):
+                yield LogRow(0, log, name, seq, store.files.read(store.log.path(name, seq, log=log), MAX_ENTRY))
+                seq += 1
+
+
+def _fill(database: PostgresDatabase, rows: Iterable[LogRow], *, copied: bool) -> int:
+    total, waiting = 0, iter(rows)
+    while some := list(islice(waiting, _PAGE)):
+        values = [(row.log, row.name, row.seq, row.raw, copied) for row in some]
+        database.execute_many("INSERT INTO entries (log, name, seq, entry, copied) VALUES (?, ?, ?, ?, ? <> 0)", values)
+        total += len(some)
+    return total
+
+
+def _pages(database: PostgresDatabase) -> Iterator[list[LogRow]]:
+    last = 0
+    while rows := database.after(last, _PAGE):
+        yield rows
+        last = rows[-1].id
+
+
+def _parsed(row: LogRow) -> Entry:
+    entry = Entry.parse(row.raw, f"{row.log}/{row.name}/{row.seq}")
+    if (entry.name, entry.seq) != (row.name, row.seq):
+        raise FormatError(f"{row.log}/{row.name}/{row.seq}", f"is entry {entry.seq} of {entry.name[:80]}")
+    return entry
+
+
+def _read_copy(bucket: Bucket, key: str) -> LogRow | None:
+    found = parse_copy(key)
+    raw = bucket.read(key, MAX_ENTRY) if found else None
+    if found is None or raw is None:
+        return None
+    row = LogRow(0, *found, raw)
+    _parsed(row)
+    return row
+
+
+# ---- tables
+
+
+def _tables(*, numbered: bool = False) -> list[str]:
+    """The tables of a hub, those that others refer to first; only those with numbers of their own if `numbered`."""
+    statements = [statement for script in MIGRATIONS for statement in script.split(";")]
+    made = [(found[1], statement) for statement in statements if (found := _TABLE.search(statement))]
+    return [table for table, statement in made if not numbered or _NUMBERED.search(statement)]
+
+
+def _copy_tables(source: HubDatabase, target: HubDatabase) -> None:
+    for table in _tables():
+        rows = source.select(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
+        if rows:
+            marks = ", ".join("?" * len(rows[0]))
+            target.execute_many(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", rows)  # noqa: S608

@@ -1,0 +1,31 @@
+"""Opening of a hub's storage, by its settings."""
+
+from __future__ import annotations
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.settings import HubSettings
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import UsageError
+
+from .folder import Storage
+
+
+def open_storage(settings: HubSettings) -> Storage:
+    """Open where a hub has what it serves; what is missing is created."""
+    if bool(settings.database) != bool(settings.blobs):
+        raise UsageError("hub", "a database and a bucket are of use only together", "Give both, or none")
+    if not settings.database:
+        return Storage.open(settings.registry)
+    from .shared import open_shared
+
+    return open_shared(settings)
+
+
+def open_database(settings: HubSettings) -> HubDatabase:
+    """Open the tables of a hub alone, as to make a token."""
+    if settings.database:
+        from .postgres import PostgresDatabase
+
+        return PostgresDatabase(settings.database)
+    Registry.init(settings.registry).close()
+    return HubDatabase(settings.registry)

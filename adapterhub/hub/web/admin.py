@@ -1,0 +1,119 @@
+"""The administration of the hub: for admins of every namespace."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub.hub import asking
+from adapterhub.hub.access import ForbiddenError, NoTokenError
+from adapterhub.hub.people import accounts, audit, tokens
+from adapterhub.hub.people.accounts import Account, Namespace
+from adapterhub.hub.people.audit import Event
+from adapterhub.hub.people.tokens import Token
+from adapterhub.hub.workers import Desk
+from adapterhub.index import queries
+from adapterhub.index.queries import Total
+from adapterhub_converters.errors import UsageError
+
+from .posting import posted
+from .site import Asked, Page, leading_to
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The disk of the registry, in bytes."""
+
+    used: int
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Space:
+    """A namespace: what it stores, and what holds in it."""
+
+    stored: Total
+    settled: Namespace
+
+
+@dataclass(frozen=True)
+class AdminPage(Page):
+    """Accounts and their tokens, what each namespace stores and may store, the disk, and the audit log.
+
+    Attributes:
+        audited: The namespace or name that rows of the log are shown of; empty for all.
+    """
+
+    accounts: Sequence[Account]
+    tokens: Sequence[Token]
+    spaces: Sequence[Space]
+    disk: Disk
+    audited: str
+    log: Sequence[Event]
+    template: ClassVar[str] = "admin.html"
+
+
+_MOST_ROWS = 100  # of the audit log
+_ARTIFACTS = {"any": False, "adapters": True}  # what a form says, to whether adapters alone may be pushed
+
+
+def admin_page(asked: Asked, desk: Desk) -> AdminPage:
+    """GET /-/admin, with ?audit=NAMESPACE for a part of the log."""
+    _check_admin(asked)
+    database, disk = asked.hub.database, shutil.disk_usage(asked.hub.settings.registry)
+    stored = {one.namespace: one for one in queries.totals(desk.registry.index)}
+    settled = {one.name: one for one in accounts.namespaces(database)}
+    names = [*stored, *sorted(settled.keys() - stored.keys())]
+    audited = asked.query("audit").strip()
+    return AdminPage(
+        accounts.listed(database),
+        tokens.listed(database),
+        [Space(stored.get(name, Total(name, 0, 0, 0)), settled.get(name, Namespace(name))) for name in names],
+        Disk(disk.used, disk.free, disk.total),
+        audited,
+        audit.events(database, name=audited, limit=_MOST_ROWS),
+    )
+
+
+def _check_admin(asked: Asked) -> None:
+    if asked.who is None:
+        raise NoTokenError
+    if not asked.is_admin:
+        raise ForbiddenError("This page is for the admins of the hub.")
+
+
+async def settle(request: Request) -> Response:
+    """POST /-/admin/settle: which artifacts may be pushed to a namespace."""
+
+    def work(asked: Asked, _desk: Desk, fields: dict[str, str]) -> Response:
+        _check_admin(asked)
+        database, name = asked.hub.database, accounts.check_namespace(fields.get("namespace", ""))
+        asking.now().changes(name)
+        if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
+            raise UsageError(artifacts[:80], "is no choice of artifacts")
+        with database.transaction():
+            accounts.settle(database, replace(accounts.namespace(database, name), adapters_only=_ARTIFACTS[artifacts]))
+        return leading_to("/-/admin")
+
+    return await posted(request, work)
+
+
+async def revoke(request: Request) -> Response:
+    """POST /-/admin/revoke."""
+
+    def work(asked: Asked, _desk: Desk, fields: dict[str, str]) -> Response:
+        _check_admin(asked)
+        asking.now().changes("tokens")
+        ident = fields.get("token", "")
+        if not ident.isdecimal() or len(ident) > 18:
+            raise UsageError(ident[:80], "is not the number of a token")
+        tokens.revoke(asked.hub.database, int(ident))
+        return leading_to("/-/admin")
+
+    return await posted(request, work)

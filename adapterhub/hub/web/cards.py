@@ -1,0 +1,89 @@
+"""Model cards as HTML that does nothing: Markdown without HTML of its own, sanitized, and nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from markupsafe import Markup, escape
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.renderer import RendererHTML
+    from markdown_it.token import Token
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
+_TAGS = {
+    *("a", "blockquote", "br", "code", "em", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
+_ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}}
+# What is wider than the page is scrolled in its own box, which the keyboard must reach.
+_WIDE = {
+    "<pre>": '<pre tabindex="0">',
+    "<table>": '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>',
+    "</table>": "</table></div>",
+}
+
+
+def render(text: str, *, files: Collection[str], where: str) -> Markup:
+    """HTML of a card, whose headings are below those of a page.
+
+    Args:
+        text: Markdown; HTML in it is shown as text.
+        files: Paths of the adapter's files; only pictures among them are shown, and others become links.
+        where: The URL of the folder with the files.
+    """
+    import nh3  # late, as markdown_it: a hub answers to programs before anybody looks at a page
+
+    found = _parser().render(text, {"files": files, "where": where})
+    clean = nh3.clean(
+        found,
+        tags=_TAGS,
+        attributes=_ATTRIBUTES,
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow ugc",
+    )
+    for plain, wide in _WIDE.items():
+        clean = clean.replace(plain, wide)
+    return Markup(clean)  # noqa: S704 - sanitized
+
+
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    parser.add_render_rule("image", _image)
+    parser.add_render_rule("heading_open", _heading)
+    parser.add_render_rule("heading_close", _heading)
+    parser.add_render_rule("link_open", _link)
+    return parser
+
+
+def _image(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, env: MutableMapping[str, Any]) -> str:
+    """A picture among the adapter's own files, or a link to one elsewhere."""
+    source, alt = str(tokens[at].attrs.get("src", "")), tokens[at].content
+    path = unquote(source).removeprefix("./")
+    if path in env["files"] and path.lower().endswith(_IMAGES):
+        return f'<img src="{escape(_address(env, path))}" alt="{escape(alt)}">'
+    return f'<a href="{escape(source)}">{escape(alt or "picture")}</a>'
+
+
+def _heading(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
+    level = min(6, int(tokens[at].tag[1]) + 2)
+    return f"<h{level}>" if tokens[at].nesting > 0 else f"</h{level}>\n"
+
+
+def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
+    """A link, to the file itself where it names one of the adapter's."""
+    path = unquote(str(tokens[at].attrs.get("href", ""))).removeprefix("./")
+    if path in env["files"]:
+        tokens[at].attrs["href"] = _address(env, path)
+    return renderer.renderToken(tokens, at, options, env)
+
+
+def _address(env: Mapping[str, Any], path: str) -> str:
+    return f"{env['where']}/{quote(path)}"

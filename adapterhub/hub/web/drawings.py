@@ -1,0 +1,219 @@
+"""Pictures as numbers for SVG: heat map, loss curve, lineage. Templates have the shapes, the style sheet has the colors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from adapterhub.analysis.layered_layout import Edge, Point, layout
+from adapterhub.manifest.document import LossPoint
+
+if TYPE_CHECKING:
+    from adapterhub.analysis.norms import Heat
+
+# ---- where an adapter acts
+
+STEPS = 8
+"""Shades of a heat map; 0 for a layer without such a module."""
+_ROWS, _COLUMNS = 48, 24
+_CELL_HEIGHT, _LEFT, _TOP, _WIDTH = 12, 48, 24, 640
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A heat map; sizes in units of the picture.
+
+    Attributes:
+        columns: Left edge, name.
+        rows: Top edge, name or nothing, and of each cell its left edge and its shade from 1 to STEPS.
+    """
+
+    width: float
+    height: float
+    cell: Point
+    columns: tuple[tuple[float, str], ...]
+    rows: tuple[tuple[float, str, tuple[tuple[float, int], ...]], ...]
+    least: float
+    greatest: float
+    folded: int
+    more_columns: int
+
+
+def heat_map(found: Heat) -> HeatMap:
+    """The heat map of an adapter, with layers from top to bottom."""
+    shown = found.folded(_ROWS)
+    names = shown.short_kinds[:_COLUMNS]
+    wide = min(96.0, (_WIDTH - _LEFT) / max(1, len(names)))
+    least, greatest = shown.scale
+    every = max(1, math.ceil(len(shown.layers) / 24))
+    rows = []
+    for number, (layer, values) in enumerate(zip(shown.layers, shown.values, strict=True)):
+        cells = tuple(
+            (_LEFT + wide * at, _shade(value, least, greatest))
+            for at, value in enumerate(values[:_COLUMNS])
+            if value is not None
+        )
+        rows.append((_TOP + number * _CELL_HEIGHT, "" if number % every else layer, cells))
+    folded = -(-len(found.layers) // max(1, len(shown.layers)))
+    return HeatMap(
+        _LEFT + wide * len(names) + 8,
+        _TOP + _CELL_HEIGHT * len(rows) + 4,
+        (wide - 1, _CELL_HEIGHT - 1),
+        tuple((_LEFT + wide * at, _cut(name, int(wide / 7))) for at, name in enumerate(names)),
+        tuple(rows),
+        least,
+        greatest,
+        folded,
+        len(shown.short_kinds) - len(names),
+    )
+
+
+def _shade(value: float, least: float, greatest: float) -> int:
+    share = (value - least) / (greatest - least) if greatest > least else 1.0
+    return 1 + min(STEPS - 1, int(share * STEPS))
+
+
+# ---- how it was trained
+
+_POINTS = 300
+_PLOT = (64.0, 12.0, 632.0, 188.0)  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss curve.
+
+    Attributes:
+        lines: Class of the line, its name, and its points as SVG has them.
+        ticks: y and its value, x and its step.
+    """
+
+    lines: tuple[tuple[str, str, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    left: float = _PLOT[0]
+    right: float = _PLOT[2]
+    bottom: float = _PLOT[3]
+
+
+def curve(points: Sequence[LossPoint]) -> Curve | None:
+    """The curve of a training; None for fewer than two points."""
+    series = {
+        "train": ("training", [(point.step, point.loss) for point in points]),
+        "heldout": ("held-out", [(point.step, point.heldout_loss) for point in points]),
+    }
+    known = {
+        name: (label, [(step, loss) for step, loss in pairs if loss is not None and abs(loss) < 1e15 and abs(step) < 1e15])
+        for name, (label, pairs) in series.items()
+    }
+    every = [pair for _, pairs in known.values() for pair in pairs]
+    if len(every) < 2:
+        return None
+    steps, losses = [step for step, _ in every], [loss for _, loss in every]
+    x = _scale(min(steps), max(steps), _PLOT[0], _PLOT[2])
+    y = _scale(min(losses), max(losses), _PLOT[3], _PLOT[1])
+    lines = tuple(
+        (name, label, " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in _thinned(pairs)))
+        for name, (label, pairs) in known.items()
+        if len(pairs) > 1
+    )
+    y_ticks = tuple((y(value), f"{value:.3g}") for value in _ticks(min(losses), max(losses)))
+    x_ticks = tuple((x(value), f"{value:,.0f}") for value in _ticks(min(steps), max(steps)))
+    return Curve(lines, y_ticks, x_ticks) if lines else None
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: start + (value - low) / span * (end - start)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    return [low + (high - low) * step / 4 for step in range(5)] if high > low else [low]
+
+
+def _thinned(pairs: Sequence[tuple[int, float]]) -> Iterable[tuple[int, float]]:
+    step = max(1, len(pairs) // _POINTS)
+    return [*pairs[::step], pairs[-1]]
+
+
+# ---- what it was made from
+
+_LETTER, _LINE, _PAD = 7.0, 18.0, 12.0
+_NAME = 36  # characters
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a graph: its lines, its kind as a class, and where a click leads."""
+
+    lines: tuple[str, ...]
+    kind: str
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class PlacedBox:
+    """A box with its corner and its size."""
+
+    box: Box
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def texts(self) -> list[tuple[float, str]]:
+        """Baseline and text of each line."""
+        return [(self.y + _PAD + _LINE * (number + 0.7), line) for number, line in enumerate(self.box.lines)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A drawn graph: boxes, the paths of the edges as SVG has them, and their labels."""
+
+    width: float
+    height: float
+    boxes: tuple[PlacedBox, ...]
+    paths: tuple[str, ...]
+    labels: tuple[tuple[float, float, str], ...]
+
+
+def graph(boxes: Mapping[str, Box], edges: Mapping[Edge, str]) -> Graph:
+    """Draw a graph, parents above; an edge has a label, which may be empty."""
+    cut = {name: Box(tuple(_cut(line, _NAME) for line in box.lines), box.kind, box.url) for name, box in boxes.items()}
+    sizes = {
+        name: (max(map(len, box.lines), default=1) * _LETTER + 2 * _PAD, len(box.lines) * _LINE + 2 * _PAD)
+        for name, box in cut.items()
+    }
+    placed = layout(sizes, list(edges), gap=(24.0, 40.0))
+    found = []
+    for name, box in cut.items():
+        (x, y), (width, height) = placed.centers[name], sizes[name]
+        found.append(PlacedBox(box, x - width / 2 + 1, y - height / 2 + 1, width, height))
+    labels = []
+    for edge, points in placed.paths.items():
+        if edges[edge]:
+            (x, y), (to_x, to_y) = points[-3], points[-2]
+            labels.append(((x + to_x) / 2 + 1, (y + to_y) / 2 + 5, edges[edge]))
+    paths = tuple(_path(points) for points in placed.paths.values())
+    return Graph(placed.width + 2, placed.height + 2, tuple(found), paths, tuple(labels))
+
+
+def _path(points: Sequence[Point]) -> str:
+    x, y = points[0]
+    parts = [f"M{x + 1:.1f} {y + 1:.1f}"]
+    for number, ((_, y), (to_x, to_y)) in enumerate(pairwise(points)):
+        x = points[number][0]
+        middle = (y + to_y) / 2 + 1
+        if number % 2:
+            parts.append(f"C{x + 1:.1f} {middle:.1f} {to_x + 1:.1f} {middle:.1f} {to_x + 1:.1f} {to_y + 1:.1f}")
+        else:
+            parts.append(f"L{to_x + 1:.1f} {to_y + 1:.1f}")
+    return "".join(parts)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: max(1, most - 1)] + "…"

@@ -1,0 +1,183 @@
+"""What is read from the bytes of a version: its documents, the headers of its weights, what each runtime makes of it.
+
+All of it follows from the version's digest, so it is read once. Headers are read in place; only where the weights are wanted
+as numbers are they read as a whole, up to MOST bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from adapterhub.hub.forms import check_numbers
+from adapterhub.hub.workers import Desk
+from adapterhub.index.queries import Row
+from adapterhub.manifest import card as model_cards
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.store.export import linked
+from adapterhub_converters.adapter_files import adapter_in, is_weights
+from adapterhub_converters.errors import AdapterhubError
+
+from . import cards, drawings
+from .drawings import Curve
+
+if TYPE_CHECKING:
+    from adapterhub.analysis.norms import Heat
+    from adapterhub.checks import Group, Verdict
+    from adapterhub.checks.contents import Contents
+    from adapterhub_converters.containers.safetensors_file import TensorInfo
+
+MOST = 512 << 20
+"""Bytes of weights that are read as numbers for a page."""
+MOST_TENSORS = 20_000
+"""Tensors of these, and of what is remembered of a version."""
+_MOST_COPIED = 64 << 20  # bytes that are unpacked, or read as a whole, for what the headers of other formats say
+_PROBLEMS = 5  # of each kind
+_SHOWN = 100  # of targets, parents, data and metrics
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A version by its bytes.
+
+    Attributes:
+        manifest: Its adapter.json, so far as that is usable and pages show it: without files, modules and the loss curve.
+        card: Its model card, without front matter.
+        verdicts: Runtime to verdict; empty if the headers were not read.
+        problems: What a check of the headers finds.
+        tensors: The first of its weights, in file order, and the number of all.
+        max_rank: The highest rank of any module.
+        replaced: The number of replaced parameters.
+        curve: Its losses, drawn.
+        unread: Why the headers were not read.
+    """
+
+    manifest: AdapterManifest
+    card: Markup
+    verdicts: Mapping[str, Verdict]
+    problems: tuple[Group, ...] = ()
+    tensors: tuple[TensorInfo, ...] = ()
+    total: int = 0
+    unread: str = ""
+    max_rank: int = 0
+    replaced: int = 0
+    curve: Curve | None = None
+
+
+def read(desk: Desk, row: Row) -> Facts:
+    """Read a version; what of it cannot be read is left out."""
+    from adapterhub.checks import examined
+
+    made = desk.manifest(row)
+    found = _documents(desk, row, made)
+    size = weights_size(made)
+    plain = all(desk.registry.store.has_plain(layer.digest) for layer in made.layers)
+    if size > _MOST_COPIED and (not plain or row.format != "peft"):
+        return replace(found, unread="its weights are too large to be read for a page")
+    try:
+        with (
+            linked(desk.registry.store, made.layers) as folder,
+            examined(folder, headers_only=True, limit=_PROBLEMS, where=str(row.ref)) as (report, contents),
+        ):
+            tensors = list(_tensors(contents)) if contents else []
+            problems = tuple(report.grouped())
+            first = tuple(tensors[:MOST_TENSORS])
+            return replace(found, verdicts=report.verdicts, problems=problems, tensors=first, total=len(tensors))
+    except AdapterhubError as error:
+        return replace(found, unread=error.what)
+
+
+def _documents(desk: Desk, row: Row, made: Manifest) -> Facts:
+    """What adapter.json and the card say; of lists that may have a million entries, what pages show."""
+    manifest = desk.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
+    training = manifest.training
+    slim = training and replace(
+        training,
+        config=None,
+        weights=None,
+        versions=None,
+        curve=None,
+        data=(training.data or ())[:_SHOWN],
+        metrics=dict(itertools.islice((training.metrics or {}).items(), _SHOWN)),
+    )
+    shown = replace(
+        manifest,
+        modules={},
+        files=(),
+        targets=manifest.targets[:_SHOWN],
+        replaced=(),
+        parents=manifest.parents[:_SHOWN],
+        training=slim,
+    )
+    curve = drawings.curve((training.curve if training else None) or ())
+    card = _card(desk, row, made)
+    return Facts(shown, card, {}, max_rank=manifest.max_rank, replaced=len(manifest.replaced), curve=curve)
+
+
+def _card(desk: Desk, row: Row, made: Manifest) -> Markup:
+    files = {layer.path: layer for layer in made.layers}
+    for path, layer in files.items():
+        if path.lower() in model_cards.NAMES and layer.size <= model_cards.MAX_BYTES:
+            found = model_cards.decode(desk.registry.store.read_document(layer.digest))
+            return cards.render(found.prose, files=files, where=f"/{row.name}/resolve/v{row.number}")
+    return Markup()
+
+
+def _tensors(contents: Contents) -> Iterator[TensorInfo]:
+    from adapterhub_converters.containers.safetensors_file import TensorInfo
+
+    if contents.files:
+        for file in contents.files.values():
+            yield from file.tensors.values()
+        return
+    pairs = ((f"{target}.{part}", kind) for target, parts in contents.pairs.items() for part, kind in parts.items())
+    others = (contents.replaced, contents.rows, contents.copies, contents.other_tensors)
+    for name, kind in itertools.chain(pairs, *(group.items() for group in others)):
+        yield TensorInfo(name, kind.dtype, kind.shape, 0, kind.size)
+
+
+def weights_size(made: Manifest) -> int:
+    """Bytes of the weights of a version."""
+    return sum(layer.size for layer in made.layers if is_weights(layer.path))
+
+
+@contextmanager
+def folder_of(desk: Desk, row: Row) -> Iterator[Path]:
+    """The adapter of a version as a format reader takes it, for as long as the context lasts.
+
+    Raises:
+        RefusedError: As numbers, it takes too much memory.
+    """
+    with (
+        desk.registry.store.lease("read", required=False) as lease,
+        linked(desk.registry.store, desk.manifest(row).layers) as found,
+    ):
+        lease.note(row.digest)
+        check_numbers(path := adapter_in(found), str(row.ref))
+        yield path
+
+
+def unmeasured(found: Facts, made: Manifest) -> str:
+    """Why the weights of a version are not read as numbers for a page; empty if they are."""
+    if weights_size(made) > MOST:
+        return f"weights of over {MOST >> 20} MiB"
+    return f"over {MOST_TENSORS:,} tensors" if found.total > MOST_TENSORS else ""
+
+
+def heat(desk: Desk, row: Row) -> Heat | str:
+    """Where a version acts; or why that is not known."""
+    from adapterhub.analysis import norms
+    from adapterhub_converters.formats import convert
+
+    try:
+        with folder_of(desk, row) as path:
+            return norms.heat(convert.read(path))
+    except AdapterhubError as error:
+        return error.what

@@ -1,0 +1,257 @@
+"""Webhooks: what happens in a namespace, posted to a URL and signed with a secret that both ends know.
+
+An event becomes a row for each webhook in the thread that made the move, and is sent in the background: at least once, in any
+order, again after longer and longer pauses until it is accepted. The rows come from the log: how far that of a name is
+announced changes in one step with them, so that a move by a killed process, or by a program that is not a hub, is announced by
+the next hub that looks. A receiver that does not answer does not delay the others. A URL may not lead to an address that only
+this machine or its network can reach, unless the operator has allowed that for this webhook; no redirect is followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from adapterhub.http.boundary import public_only
+from adapterhub.http.client import Client
+from adapterhub.http.errors import AgainError
+from adapterhub.http.urls import origin
+from adapterhub.index.queries import Name
+from adapterhub.registry.moves import now
+from adapterhub.store.ref_log import Entry, RefLog
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
+
+from .database import HubDatabase
+from .people import accounts
+
+_log = logging.getLogger("adapterhub.hub")
+PAUSES = (10, 60, 300, 1800, 7200)
+"""Seconds before each further try."""
+_TIMEOUT = 10.0  # seconds
+_AT_ONCE = 20  # events of a webhook, unless they take longer than one may
+_THREADS = 8  # each for one webhook
+_CLAIM = 120.0  # seconds in which no other process sends the same
+_KEPT = 30 * 86400.0  # seconds that what was sent is kept
+_POLL = 5.0  # seconds between two looks for what is due
+WAITING, DELIVERED, FAILED = "waiting", "delivered", "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A webhook: where to, and whether that may be a private address."""
+
+    id: int
+    namespace: str
+    url: str
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An event on its way: its state, the tries so far, and why the last one failed."""
+
+    id: int
+    webhook: int
+    event: str
+    state: str
+    tries: int
+    error: str
+
+
+# ---- which there are
+
+
+def add(database: HubDatabase, namespace: str, url: str, *, private: bool = False) -> tuple[int, str]:
+    """Add a webhook; return its id, and its secret, which is shown once. UsageError for what is no URL."""
+    accounts.check_namespace(namespace)
+    origin(url, url.partition("?")[0], typed=True)
+    secret = secrets.token_hex(32)
+    sql = "INSERT INTO webhooks (namespace, url, secret, private, since) VALUES (?, ?, ?, ?, ?) RETURNING id"
+    with database.transaction():
+        return int(database.select(sql, namespace, url, secret, int(private), now())[0][0]), secret
+
+
+def listed(database: HubDatabase) -> list[Webhook]:
+    """Return the webhooks, by namespace."""
+    rows = database.select("SELECT id, namespace, url, private FROM webhooks ORDER BY namespace, id")
+    return [Webhook(ident, namespace, url, bool(private)) for ident, namespace, url, private in rows]
+
+
+def remove(database: HubDatabase, ident: int) -> None:
+    """Remove a webhook and what waits for it; NotFoundError without it."""
+    with database.transaction():
+        database.execute("DELETE FROM deliveries WHERE webhook = ?", ident)
+        if not database.execute("DELETE FROM webhooks WHERE id = ?", ident):
+            raise NotFoundError(str(ident), "no such webhook", "List the webhooks")
+
+
+def deliveries(database: HubDatabase, limit: int = 100) -> list[Delivery]:
+    """Return the newest events that were sent or wait."""
+    sql = "SELECT id, webhook, event, state, tries, error FROM deliveries ORDER BY id DESC LIMIT ?"
+    return [Delivery(*row) for row in database.select(sql, limit)]
+
+
+# ---- events
+
+
+def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
+    """What an entry of a log means to others: the name of an event, and what it says."""
+    about: dict[str, object] = {"name": entry.name, "time": entry.time, "author": entry.author}
+    version = {"number": entry.number, "digest": entry.digest, "message": entry.message}
+    if entry.op == "push":
+        yield "version.created", {**about, **version}
+    if entry.op in ("push", "tag"):
+        for tag in entry.tags:
+            yield "tag.moved", {**about, **version, "tag": tag}
+    if entry.op == "delete":
+        yield "name.removed", about
+
+
+class Webhooks:
+    """The webhooks of a hub: `announce` events, and `run` sends them.
+
+    Args:
+        database: Has the webhooks, what is to be sent, and how far the log of each name is announced.
+        log: What was moved.
+        clock: In seconds.
+    """
+
+    def __init__(self, database: HubDatabase, log: RefLog, clock: Callable[[], float] = time.time) -> None:
+        self._database, self._log, self._clock = database, log, clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+        self._new = asyncio.Event()
+        self._pool = ThreadPoolExecutor(_THREADS, "hub-webhook")
+
+    def announce(self, entry: Entry) -> None:
+        """Queue the events of a move for its webhooks; the move is made already, so that no error here can fail it."""
+        self._announce(entry.name, entry.seq)
+
+    def catch_up(self, names: Iterable[Name]) -> None:
+        """Announce moves of these names by processes that were killed, and by programs that announce nothing."""
+        self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())  # of a hub that did not note it
+        spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
+        announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
+        for name in names if spaces else ():
+            if name.name.partition("/")[0] in spaces and name.seq > announced.get(name.name, 0):
+                self._announce(name.name, name.seq)
+
+    def _announce(self, name: str, seq: int) -> None:
+        try:
+            if self._add_rows(name, seq) and self._loop:
+                with contextlib.suppress(RuntimeError):  # the hub ends; the next one sends it
+                    self._loop.call_soon_threadsafe(self._new.set)
+        except AdapterhubError:
+            _log.exception("no webhook is told of entry %d of %s yet", seq, name)
+
+    def _add_rows(self, name: str, seq: int) -> bool:
+        """Add a row for each event and webhook, up to an entry of a log; True if there are any."""
+        database, namespace = self._database, name.partition("/")[0]
+        of_space = "SELECT id, since FROM webhooks WHERE namespace = ?"
+        if not database.select(of_space, namespace):
+            return False
+        with database.transaction():
+            wanted = database.select(of_space, namespace)
+            before = database.select("SELECT seq FROM announced WHERE name = ?", name)
+            entries = self._unannounced(name, seq, before[0][0] if before else 0, min(since for _, since in wanted))
+            sql = (
+                "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
+            )
+            for entry in entries:
+                for event, said in events(entry):
+                    for ident in (ident for ident, since in wanted if entry.time >= since):
+                        database.execute(sql, ident, event, json.dumps({"event": event, **said}), self._clock())
+            if entries:
+                sql = "INSERT INTO announced VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
+                database.execute(sql, name, seq)
+        return bool(entries)
+
+    def _unannounced(self, name: str, last: int, announced: int, since: str) -> list[Entry]:
+        """The entries of a log after one, up to another, that were written since some time, oldest first."""
+        found: list[Entry] = []
+        while last > announced and (step := self._log.entry(name, last)) and step[0].time >= since:
+            found.append(step[0])
+            last -= 1
+        return found[::-1]
+
+    async def run(self) -> None:
+        """Send what is due until `stop`, after which one request may still end."""
+        self._loop = asyncio.get_running_loop()
+        while not self._stopped:
+            self._new.clear()
+            with contextlib.suppress(AdapterhubError):  # a locked database: later
+                await asyncio.to_thread(self.deliver)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._new.wait(), _POLL)
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stopped = True
+        self._new.set()
+
+    def deliver(self) -> None:
+        """Send what is due, to several receivers at a time."""
+        now = self._clock()
+        sql = (
+            "SELECT webhook, d.id, event, body, tries, url, secret, private FROM (SELECT *, row_number()"
+            " OVER (PARTITION BY webhook ORDER BY due, id) AS place FROM deliveries WHERE state = 'waiting' AND due <= ?) d"
+            " JOIN webhooks w ON w.id = webhook WHERE place <= ? ORDER BY webhook, place"
+        )
+        rows = self._database.select(sql, now, _AT_ONCE)
+        list(self._pool.map(self._send, [[row[1:] for row in one] for _, one in groupby(rows, lambda row: row[0])]))
+        self._database.execute("DELETE FROM deliveries WHERE state <> 'waiting' AND due < ?", now - _KEPT)
+
+    def _send(self, events: Sequence[tuple[Any, ...]]) -> None:
+        """Send events to one receiver, until that has taken longer than one of them may."""
+        now, end = self._clock(), time.monotonic() + _TIMEOUT
+        for ident, event, body, tries, url, secret, private in events:
+            if self._stopped or time.monotonic() > end:
+                return
+            claim = "UPDATE deliveries SET due = ? WHERE id = ? AND state = 'waiting' AND due <= ?"
+            # From this moment on: those before it may have taken long.
+            if not self._database.execute(claim, self._clock() + _CLAIM, ident, now):
+                continue  # another process has it
+            error = _sent(url, secret, str(ident), event, body, private=bool(private))
+            state = DELIVERED if not error else FAILED if tries >= len(PAUSES) else WAITING
+            due = self._clock() + (PAUSES[tries] if state == WAITING else 0)
+            done = "UPDATE deliveries SET state = ?, due = ?, tries = ?, error = ? WHERE id = ?"
+            self._database.execute(done, state, due, tries + 1, error[:300], ident)
+
+
+def signature(secret: str, body: bytes) -> str:
+    """What X-Hub-Signature-256 has: an HMAC over the body."""
+    return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
+
+
+def _sent(url: str, secret: str, ident: str, event: str, text: str, *, private: bool) -> str:
+    """Send one event; return why that failed, without the URL, whose path may be a secret of its own."""
+    body = text.encode()
+    headers = {
+        "Content-Type": "application/json",
+        "X-Hub-Event": event,
+        "X-Hub-Delivery": ident,
+        "X-Hub-Signature-256": signature(secret, body),
+    }
+    scheme, host, _ = origin(url, "webhook")
+    boundary = None if private else public_only()
+    try:
+        with closing(Client(url if private else "", pauses=(), timeout=_TIMEOUT, boundary=boundary)) as client:
+            where, good = f"{scheme}://{host}", range(200, 300)
+            client.ask("POST", url, where, good=good, headers=headers, body=body, retry=False, redirects=False)
+    except AgainError as error:
+        return error.reason
+    except AdapterhubError as error:
+        return str(error)
+    return ""

@@ -1,0 +1,101 @@
+"""What is answered of Xet: a token with the address of the store, and what is sent there.
+
+An address that is not known is 404, never 501: a client that asks for a newer way then takes the older one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from adapterhub.hub.hf.answers import answer, answering
+from adapterhub.hub.hf.reading import body, found, name_of
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.workers import Desk
+from adapterhub_converters.errors import AdapterhubError
+
+from . import formats, receiving
+
+_LIFETIME = 3600  # seconds; clients ask again before it is over
+_CAS = "/xet/{epoch}/{namespace}/{repo}"
+
+
+async def write_token(hub: Hub, request: Request) -> Response:
+    """GET …/xet-write-token/{rev}: where to send files of a repository, and the token for that."""
+    who, name = hub.identify(request), name_of(request)
+
+    def work(desk: Desk) -> str:
+        found(hub, desk, who, name)
+        hub.access.check_write(who, name)
+        return receiving.epoch(hub, name)
+
+    epoch = await hub.workers.run(work)
+    expires = int(time.time()) + _LIFETIME
+    url, token = f"{hub.url(request)}/xet/{epoch}/{name}", f"{expires}.{_signature(hub, epoch, name, expires)}"
+    headers = {"x-xet-cas-url": url, "x-xet-access-token": token, "x-xet-token-expiration": str(expires)}
+    return JSONResponse({"casUrl": url, "accessToken": token, "exp": expires}, headers=headers)
+
+
+def _signature(hub: Hub, epoch: str, name: str, expires: int) -> str:
+    return hmac.new(hub.secret, f"xet\n{epoch}\n{name}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _sending(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of what is sent with such a token; errors are 4xx, which a client does not try again."""
+
+    async def endpoint(request: Request) -> Response:
+        hub: Hub = request.app.state.hub
+        epoch, name = request.path_params["epoch"], name_of(request)
+        expires, _, signature = request.headers.get("authorization", "").partition(" ")[2].partition(".")
+        good = expires.isdecimal() and len(expires) < 20
+        if not good or not hmac.compare_digest(signature.encode(), _signature(hub, epoch, name, int(expires)).encode()):
+            return JSONResponse({"error": "not a token of this store"}, 401)
+        if int(expires) < time.time():
+            return JSONResponse({"error": "the token has expired"}, 401)
+        try:
+            return await work(hub, request, f"{epoch}/{name}", name)
+        except AdapterhubError as error:
+            return answer(error)
+
+    return endpoint
+
+
+async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
+    raw = await body(request, formats.MAX_XORB + (1 << 20))
+    new = await hub.workers.read(receiving.keep, hub, scope, name, request.path_params["hash"], raw)
+    return JSONResponse({"was_inserted": new})
+
+
+async def _shard(hub: Hub, request: Request, scope: str, name: str) -> Response:
+    raw = await body(request, formats.MAX_SHARD)
+    async with hub.turn(f"shards of {name.partition('/')[0]}"):  # one tenant's files leave threads for the others
+        await hub.workers.read(receiving.rebuild, hub, scope, name, raw)
+    return JSONResponse({"result": 1})
+
+
+async def _telemetry(_request: Request) -> Response:
+    return JSONResponse({})
+
+
+async def _unknown(_request: Request) -> Response:
+    return JSONResponse({"error": "not here"}, 404)
+
+
+def routes() -> list[BaseRoute]:
+    """The routes, in the order in which they are tried."""
+    every: Any = ["GET", "HEAD", "POST", "PUT"]
+    return [
+        Route("/api/models/{namespace}/{repo}/xet-write-token/{revision}", answering(write_token)),
+        Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _sending(_xorb), methods=["POST"]),
+        Route(f"{_CAS}/v1/shards", _sending(_shard), methods=["POST"]),
+        Route(f"{_CAS}/v1/telemetry", _telemetry, methods=["POST"]),
+        Route("/v1/telemetry", _telemetry, methods=["POST"]),
+        Route("/xet/{path:path}", _unknown, methods=every),
+    ]

@@ -1,0 +1,57 @@
+"""Clients that push to and pull from one hub at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from adapterhub.registry.repositories import commit_id
+from tests.hub.conftest import Running
+from tests.hub.sending import WEIGHTS, Sending
+
+_CLIENTS, _NAMES, _LEAST = 8, 3, 4
+
+
+def push_and_pull(hub: Running, make: Callable[[Path, int], Path], folder: Path, seconds: float = 0) -> int:
+    """Have eight clients push to three names and pull what they pushed; return the number of versions made.
+
+    Each asks at least four times. Asserts that every version which a client was told of is there and has its bytes, that no
+    other is, and that nobody was answered anything but a success, or a conflict with another push.
+
+    Args:
+        hub: Where to.
+        make: Makes an adapter in a folder, by a number.
+        folder: For the adapters.
+        seconds: How long they go on.
+    """
+    end = time.monotonic() + seconds
+    clients = [Sending(hub.url, hub.token) for _ in range(_CLIENTS)]
+
+    def work(number: int) -> list[tuple[str, str]]:
+        client, rng, name, made, turn = clients[number], random.Random(number), f"team/sql{number % _NAMES}", [], 0
+        while turn < _LEAST or time.monotonic() < end:
+            adapter = make(folder / f"{number}-{turn}", rng.randrange(1 << 30))
+            turn += 1
+            answer = client.push(name, adapter)
+            if answer.status == 200:
+                made.append((name, answer.json()["commitOid"]))
+                got = client.ask("GET", f"/{name}/resolve/{made[-1][1]}/{WEIGHTS}")
+                assert got.data == (adapter / WEIGHTS).read_bytes(), (got.status, got.data[:300])
+                assert client.ask("GET", f"/{name}/resolve/{rng.choice(made)[1]}/{WEIGHTS}").status == 200
+            client.ask("GET", "/api/models?search=sql")
+            for path in adapter.iterdir():
+                path.unlink()
+        return made
+
+    with ThreadPoolExecutor(_CLIENTS) as pool:
+        made = [one for of_client in pool.map(work, range(_CLIENTS)) for one in of_client]
+    statuses = {status for client in clients for status in client.statuses}
+    assert statuses <= {200, 409}, statuses
+    with hub.registry() as registry:
+        names = {name for name, _ in made}
+        there = {(name, commit_id(row.digest)) for name in names for row in registry.list(name)}
+        assert there == set(made), there ^ set(made)
+    return len(made)

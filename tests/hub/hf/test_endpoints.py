@@ -1,0 +1,376 @@
+"""The endpoints of the Hugging Face Hub one by one, as clients parse them: statuses, headers and bodies of raw requests."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+
+from adapterhub.ref import Ref
+from adapterhub.registry.repositories import commit_id
+from tests.hub.conftest import Running, serving
+from tests.hub.sending import WEIGHTS, Answer, Sending
+from tests.support.adapters import write_adapter
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(hub: Running) -> Ask:
+    """Raw requests with the hub's token, unless another one, or none, is given."""
+    return Sending(hub.url, hub.token).ask
+
+
+def write_sql(folder: Path) -> Path:
+    """An adapter with a card that says much."""
+    write_adapter(folder, 1)
+    card = "---\nlicense: mit\nlanguage: en\ntags: [sql]\npipeline_tag: text-generation\n---\n# SQL\n"
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+@pytest.fixture
+def sql(hub: Running, tmp_path: Path) -> str:
+    """The adapter team/sql of one version; the id of its commit."""
+    with hub.registry() as registry:
+        return commit_id(registry.push(write_sql(tmp_path / "sql"), Ref("team/sql")).digest)
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+    """A hub with team/sql that all tests read, and the id of its commit."""
+    folder = tmp_path_factory.mktemp("reading")
+    with serving(folder / "hub") as running:
+        with running.registry() as registry:
+            version = registry.push(write_sql(folder / "sql"), Ref("team/sql"))
+        yield running, commit_id(version.digest)
+
+
+@pytest.fixture
+def read(reading: tuple[Running, str]) -> Ask:
+    """Raw requests that change nothing."""
+    return Sending(reading[0].url, reading[0].token).ask
+
+
+@pytest.fixture
+def sha(reading: tuple[Running, str]) -> str:
+    """The id of the commit that all tests read."""
+    return reading[1]
+
+
+def size_of(adapter: Callable[..., Path]) -> int:
+    return (adapter(1) / WEIGHTS).stat().st_size
+
+
+def test_a_head_has_all_headers_and_the_size_of_the_file_though_a_range_is_asked_for(
+    read: Ask, sha: str, adapter: Callable[..., Path]
+) -> None:
+    data = (adapter(1) / WEIGHTS).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    for more in ({}, {"Range": "bytes=10-19"}):
+        answer = read("HEAD", f"/team/sql/resolve/main/{WEIGHTS}", **more)
+        assert answer.status == 200
+        wanted = {
+            "x-repo-commit": sha, "etag": f'"{digest}"', "content-length": str(len(data)), "accept-ranges": "bytes",
+            "x-linked-etag": f'"{digest}"', "x-linked-size": str(len(data)),
+        }  # fmt: skip
+        assert wanted.items() <= {key.lower(): value for key, value in answer.headers.items()}.items()
+    part = read("GET", f"/team/sql/resolve/main/{WEIGHTS}", Range="bytes=10-19")
+    assert (part.status, part.data, part.headers["content-range"]) == (206, data[10:20], f"bytes 10-19/{len(data)}")
+    assert read("GET", f"/team/sql/resolve/main/{WEIGHTS}", Range=f"bytes={len(data)}-").status == 416
+    small = read("HEAD", "/team/sql/resolve/main/README.md")
+    assert len(json.loads(f"[{small.headers['etag']}]")[0]) == 40
+    assert "x-linked-size" not in small.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/api/models/team/none", "RepoNotFound"),
+        ("/api/models/gpt2", "RepoNotFound"),
+        ("/api/models/gpt2/revision/main", "RepoNotFound"),
+        ("/gpt2/resolve/main/config.json", "RepoNotFound"),
+        ("/api/models/..%2F..%2Fx/y", "RepoNotFound"),
+        ("/team/none/resolve/main/README.md", "RepoNotFound"),
+        ("/api/models/team/sql/revision/none", "RevisionNotFound"),
+        ("/api/models/team/sql/revision/refs%2Fpr%2F1", "RevisionNotFound"),
+        (f"/api/models/team/sql/revision/{'0' * 40}", "RevisionNotFound"),
+        ("/api/models/team/sql/tree/none", "RevisionNotFound"),
+        ("/api/models/team/sql/commits/none", "RevisionNotFound"),
+        ("/team/sql/resolve/none/README.md", "RevisionNotFound"),
+        ("/team/sql/resolve/main/none", "EntryNotFound"),
+        ("/api/models/team/sql/tree/main/none", "EntryNotFound"),
+    ],
+)
+def test_what_is_missing_has_its_code(read: Ask, sha: str, path: str, code: str) -> None:
+    answer = read("GET", path)
+    assert (answer.status, answer.headers.get("x-error-code")) == (404, code)
+    assert answer.headers["x-error-message"]
+    # Clients remember a missing file of a commit.
+    assert answer.headers.get("x-repo-commit") == (sha if code == "EntryNotFound" else None)
+
+
+def test_every_spelling_of_a_name_and_of_its_newest_revision_is_the_same_commit(read: Ask, sha: str) -> None:
+    for path in (
+        "team/sql",
+        "Team/SQL",
+        "team/sql/revision/HEAD",
+        "team/sql/revision/refs%2Fheads%2Fmain",
+        "team/sql/revision/v1",
+    ):
+        found = read("GET", f"/api/models/{path}").json()
+        assert (found["id"], found["sha"]) == ("team/sql", sha)
+
+
+def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
+    found = read("GET", "/api/models/team/sql?blobs=true&expand=unknown&securityStatus=true").json()
+    assert {one["rfilename"] for one in found["siblings"]} == {"README.md", "adapter.json", "adapter_config.json", WEIGHTS}
+    assert all(one["size"] and len(one["blobId"]) == 40 for one in found["siblings"])
+    assert found["library_name"] == "peft"
+    assert found["pipeline_tag"] == "text-generation"
+    assert found["cardData"]["base_model"] == "org/base"
+    assert found["baseModels"] == {"relation": "adapter", "models": [{"_id": "org/base", "id": "org/base"}]}
+    assert {"peft", "sql", "en", "license:mit", "base_model:adapter:org/base"} <= set(found["tags"])
+    assert found["safetensors"] == {"parameters": {"F32": 128}, "total": 128}
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ({}, True), ({"search": "sql"}, True), ({"search": "french"}, False), ({"author": "team"}, True),
+        ({"author": "Team"}, True), ({"author": "tea"}, False), ({"filter": "peft"}, True), ({"filter": "library:peft"}, True),
+        ({"filter": "diffusers"}, False),
+        ({"filter": "base_model:org/base"}, True), ({"filter": "base_model:adapter:org/base"}, True),
+        ({"filter": "base_model:adapter:org/other"}, False), ({"filter": "sql"}, True), ({"filter": "sql,license:mit"}, True),
+        ({"filter": "license:gpl"}, False), ({"filter": "gguf"}, False), ({"author": "team", "filter": "sql"}, True),
+        ({"author": "team", "filter": "license:gpl"}, False), ({"expand": "unknown", "sort": "downloads", "apps": "x"}, True),
+        ({"limit": "x", "cursor": "9" * 5000}, True), ({"limit": "9" * 5000, "cursor": "-1"}, True),
+    ],
+)  # fmt: skip
+def test_lists_are_filtered_as_their_tags_say(read: Ask, sha: str, asked: dict[str, str], there: bool) -> None:
+    answer = read("GET", f"/api/models?{urlencode(asked)}")
+    assert answer.status == 200
+    assert [one["id"] for one in answer.json()] == ["team/sql"] * there
+
+
+def test_lists_have_pages_and_none_is_short_for_what_others_may_not_see(
+    hub: Running, ask: Ask, adapter: Callable[..., Path]
+) -> None:
+    with hub.registry() as registry:
+        for number in range(9):
+            registry.push(adapter(number), Ref(f"{'team' if number % 2 else 'other'}/sql{number}"))
+    for number in (0, 2, 3, 8):
+        space = "team" if number % 2 else "other"
+        assert ask("PUT", f"/api/models/{space}/sql{number}/settings", {"private": True}).status == 200
+    path, pages = "/api/models?limit=2&full=true&filter=peft", []
+    while path:
+        answer = ask("GET", path, token="")
+        pages.append([one["id"] for one in answer.json()])
+        assert all(len(one["siblings"]) == 4 for one in answer.json())
+        path = answer.headers.get("link", "").partition(">")[0].lstrip("<")
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert sorted(name for page in pages for name in page) == [
+        "other/sql4",
+        "other/sql6",
+        "team/sql1",
+        "team/sql5",
+        "team/sql7",
+    ]
+
+
+def test_a_repository_that_went_back_to_earlier_content_is_listed(hf: Any, ask: Ask, adapter: Callable[..., Path]) -> None:
+    hf.create_repo("team/sql")
+    first, _, _ = (hf.upload_folder(folder_path=adapter(seed), repo_id="team/sql").oid for seed in (1, 2, 1))
+    (found,) = ask("GET", "/api/models?search=sql").json()
+    assert found["sha"] == first
+
+
+def test_trees_have_pages(hub: Running, ask: Ask, adapter: Callable[..., Path]) -> None:
+    folder = adapter(1)
+    (folder / "images").mkdir()
+    for number in range(60):
+        (folder / "images" / f"{number:02} ü.json").write_text(f"[{number}]")
+    lines = [{"key": "header", "value": {"summary": "all"}}]
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        content = base64.b64encode(path.read_bytes()).decode()
+        lines.append(
+            {"key": "file", "value": {"path": path.relative_to(folder).as_posix(), "content": content, "encoding": "base64"}}
+        )
+    ask("POST", "/api/repos/create", {"name": "sql", "organization": "team"})
+    made = ask("POST", "/api/models/team/sql/commit/main", "\n".join(map(json.dumps, lines)))
+    assert made.status == 200, made.data
+    url, listed, sizes = "/api/models/team/sql/tree/main/images?expand=true&recursive=true", [], []
+    while url:
+        answer = ask("GET", url)
+        listed += [one["path"] for one in answer.json()]
+        sizes.append(len(answer.json()))
+        url = answer.headers.get("link", "").partition(">")[0].lstrip("<")
+    assert (sizes, len(set(listed))) == ([50, 10], 60)
+    top = {one["path"]: one["type"] for one in ask("GET", "/api/models/team/sql/tree/main").json()}
+    assert top["images"] == "directory"
+    assert not any("/" in path for path in top)
+
+
+def test_paths_are_asked_for_in_a_form_and_in_json(read: Ask, sha: str) -> None:
+    as_json = read("POST", "/api/models/team/sql/paths-info/main", {"paths": ["README.md", "none"], "expand": True}).json()
+    form, kind = urlencode([("paths", "README.md"), ("paths", "none"), ("expand", "True")]), "application/x-www-form-urlencoded"
+    as_form = read("POST", "/api/models/team/sql/paths-info/main", form, Content_Type=kind).json()
+    assert as_json == as_form
+    assert [(one["path"], one["lastCommit"]["id"]) for one in as_form] == [("README.md", sha)]
+    many = read("POST", "/api/models/team/sql/paths-info/main", urlencode([("paths", "x")] * 20_000), Content_Type=kind)
+    assert (many.status, many.json()["error"]) == (400, "form: more than 10,000 fields")
+
+
+def test_creating_what_exists_is_a_conflict_with_the_same_body(ask: Ask) -> None:
+    first = ask(
+        "POST", "/api/repos/create", {"name": "My-SQL", "organization": "Team", "type": "model", "visibility": "private"}
+    )
+    again = ask("POST", "/api/repos/create", {"name": "team/my-sql", "private": True})
+    assert (first.status, again.status) == (200, 409)
+    assert first.json() == again.json()
+    assert first.json()["url"].endswith("/team/my-sql")
+    assert ask("GET", "/api/models/Team/My-SQL").json()["private"]
+    assert ask("POST", "/api/repos/create", {"name": "sql"}, token="").status == 401
+
+
+def test_a_tag_that_exists_is_a_conflict_in_words(ask: Ask, sql: str) -> None:
+    for _ in range(2):
+        answer = ask("POST", "/api/models/team/sql/tag/main", {"tag": "stable"})
+    assert (answer.status, "exists already" in answer.json()["error"]) == (409, True)
+    assert ask("DELETE", "/api/models/team/sql/tag/stable").status == 200
+    assert ask("DELETE", "/api/models/team/sql/tag/stable").status == 404
+
+
+def test_a_commit_on_another_parent_says_where_the_branch_is(ask: Ask, sql: str) -> None:
+    lines = [
+        {"key": "header", "value": {"summary": "x", "parentCommit": sql}},
+        {"key": "deletedFile", "value": {"path": "README.md"}},
+    ]
+    assert ask("POST", "/api/models/team/sql/commit/main", "\n".join(map(json.dumps, lines))).status == 200
+    lines[1] = {
+        "key": "file",
+        "value": {"path": "notes.json", "content": base64.b64encode(b"{}").decode(), "encoding": "base64"},
+    }
+    answer = ask("POST", "/api/models/team/sql/commit/main", "\n".join(map(json.dumps, lines)))
+    assert (answer.status, "has moved to" in answer.json()["error"]) == (412, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/models/team/sql/like"),
+        ("GET", "/api/models/team/sql/likers"), ("GET", "/api/models/team/sql/discussions"),
+        ("POST", "/api/models/team/sql/discussions"), ("GET", "/api/collections"), ("GET", "/api/spaces/team/sql"),
+        ("GET", "/api/datasets/team/sql"), ("GET", "/api/settings/webhooks"),
+        ("POST", "/api/models/team/sql/lfs-files/duplicate"),
+        ("POST", "/api/models/team/sql/commit/main?create_pr=1"), ("PUT", "/api/models/team/sql/settings"),
+    ],
+)  # fmt: skip
+def test_what_this_hub_has_not_is_refused_once_and_in_words(read: Ask, sha: str, method: str, path: str) -> None:
+    answer = read(method, path, {"gated": "auto"} if method != "GET" else None)
+    assert (answer.status, answer.headers["x-error-code"]) == (501, "NotImplemented")
+    assert "this hub has" in answer.headers["x-error-message"]
+
+
+def test_small_things_that_clients_read(read: Ask, sha: str) -> None:
+    assert read("GET", "/api/agent-harnesses", token="").json()
+    assert read("HEAD", "/api/telemetry/examples/peft", token="").status == 204
+    assert read("GET", "/api/models/team/sql/auth-check", token="").json() == {}
+    assert read("GET", "/api/whoami-v2").json()["auth"]["accessToken"]["role"] == "write"
+    assert read("GET", "/api/whoami-v2", token="").status == 401
+    bad = read("GET", "/api/models/team/sql", token="hf_bad")
+    assert (bad.status, bad.headers["x-error-message"]) == (401, "Invalid credentials in Authorization header")
+    kinds = read("GET", "/api/models-tags-by-type").json()
+    assert [one["id"] for one in kinds["license"]] == ["license:mit"]
+    overview = read("GET", "/api/organizations/team/overview").json()
+    assert (overview["name"], overview["numModels"]) == ("team", 1)
+    assert read("GET", "/api/users/nobody/overview").status == 404
+
+
+def test_front_matter_is_checked_before_anything_is_sent(read: Ask) -> None:
+    good = read(
+        "POST", "/api/validate-yaml", {"repoType": "model", "content": "---\nlicense: mit\nbase_model: org/base\n---\n"}
+    )
+    assert (good.status, good.json()) == (200, {"errors": [], "warnings": []})
+    silent = read("POST", "/api/validate-yaml", {"repoType": "model", "content": "# Title"}).json()
+    assert len(silent["warnings"]) == 2
+    open_ended = read("POST", "/api/validate-yaml", {"repoType": "model", "content": "---\nlicense: mit\n"})
+    assert (open_ended.status, len(open_ended.json()["errors"])) == (400, 1)
+
+
+def test_a_batch_is_answered_to_every_client_that_negotiates(ask: Ask, sql: str, adapter: Callable[..., Path]) -> None:
+    data = (adapter(2) / WEIGHTS).read_bytes()
+    oid = hashlib.sha256(data).hexdigest()
+    there = hashlib.sha256((adapter(1) / WEIGHTS).read_bytes()).hexdigest()
+    asked = {
+        "operation": "upload", "transfers": ["basic", "multipart", "xet"], "hash_algo": "sha_256",
+        "objects": [{"oid": oid, "size": len(data)}, {"oid": there, "size": size_of(adapter)}],
+    }  # fmt: skip
+    answer = ask("POST", "/team/sql.git/info/lfs/objects/batch", asked).json()
+    assert answer["transfer"] == "basic"
+    new, known = answer["objects"]
+    assert "actions" not in known
+    href = new["actions"]["upload"]["href"]
+    assert ask("POST", href, {"oid": oid, "size": len(data)}, token="").status == 404
+    assert ask("PUT", href, data[:-1], token="").status == 400
+    assert ask("PUT", href, data[:-1] + b"x", token="").status == 400
+    assert ask("PUT", f"{href[:-1]}é", data, token="").status == 403
+    assert ask("PUT", href, data, token="").status == 200
+    assert ask("POST", href, {"oid": oid, "size": len(data)}, token="").status == 200
+    down = ask("POST", "/team/sql.git/info/lfs/objects/batch", {**asked, "operation": "download"}, token="").json()
+    # What is only uploaded, and in no version yet, is nobody's to read but those who may write.
+    assert down["objects"][1]["actions"]["download"]["href"]
+
+
+@pytest.mark.parametrize("text", ["-", "ø"])
+def test_bytes_that_are_not_base64_are_refused(ask: Ask, text: str) -> None:
+    ask("POST", "/api/repos/create", {"organization": "team", "name": "sql"})
+    line = {"key": "file", "value": {"path": "README.md", "content": text, "encoding": "base64"}}
+    refused = ask("POST", "/api/models/team/sql/commit/main", json.dumps(line).encode())
+    assert (refused.status, refused.json()["error"]) == (400, "commit: README.md: not base64")
+    offered = {"files": [{"path": "README.md", "size": 1, "sample": text}]}
+    assert ask("POST", "/api/models/team/sql/preupload/main", offered).status == (400 if text == "ø" else 200)
+
+
+def test_a_line_break_in_a_path_is_refused_as_any_unknown_name(read: Ask) -> None:
+    folder = read("GET", "/api/models/team/sql/tree/main/a%0Ab")
+    assert (folder.status, folder.headers["x-error-code"]) == (404, "EntryNotFound")
+    assert read("GET", "/team/sql/resolve/main/a%0Ab").headers["x-error-code"] == "EntryNotFound"
+    assert read("GET", "/v2/team/a%0Ab/tags/list").json()["errors"][0]["code"] == "NAME_UNKNOWN"
+
+
+def test_headers_of_weights_are_as_in_the_files(read: Ask, ask: Ask) -> None:
+    path = "/api/models/team/sql/safetensors-metadata/adapter_model.safetensors"
+    answer = read("GET", path).json()
+    data = read("GET", "/team/sql/resolve/main/adapter_model.safetensors").data
+    length = int.from_bytes(data[:8], "little")
+    assert answer == {"index": {}, "headers": {"adapter_model.safetensors": json.loads(data[8 : 8 + length])}}
+    for unknown in ("none.safetensors", "none.safetensors.index.json"):
+        assert read("GET", f"/api/models/team/sql/safetensors-metadata/{unknown}").headers["x-error-code"] == "EntryNotFound"
+    assert read("GET", "/api/models/team/sql/safetensors-metadata/README.md").status == 400
+
+
+def test_headers_of_shards_come_together(hub: Running, hf: Any) -> None:
+    from safetensors.numpy import save
+
+    hf.create_repo("team/large")
+    shards = {f"model-{n}.safetensors": {f"weight.{n}": np.full((2, n), n, np.float32)} for n in (1, 2)}
+    for name, tensors in shards.items():
+        hf.upload_file(path_or_fileobj=save(tensors), path_in_repo=f"sub/{name}", repo_id="team/large")
+    weights = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    index = {"metadata": {"total_size": 24}, "weight_map": weights}
+    path = "sub/model.safetensors.index.json"
+    hf.upload_file(path_or_fileobj=json.dumps(index).encode(), path_in_repo=path, repo_id="team/large")
+    answer = Sending(hub.url, hub.token).ask("GET", f"/api/models/team/large/safetensors-metadata/{path}").json()
+    assert (answer["index"], list(answer["headers"])) == ({"metadata": {"total_size": 24}}, list(shards))
+    assert answer["headers"]["model-2.safetensors"]["weight.2"] == {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    if hasattr(hf, "get_sharded_safetensors_metadata"):
+        found = hf.get_sharded_safetensors_metadata("team/large", filename=path)
+        assert found.weight_map == weights

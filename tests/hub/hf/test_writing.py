@@ -1,0 +1,230 @@
+"""Writing by the clients of the Hugging Face Hub, unmodified: commits become versions, or are refused in readable words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.hub import commits
+from adapterhub.hub.hf import writing
+from adapterhub.hub.hf.answers import AnswerError
+from adapterhub.hub.storage.opening import open_database
+from adapterhub.hub.workers import Desk
+from adapterhub.manifest import oci_manifest
+from adapterhub.ref import Ref
+from adapterhub.registry.repositories import MAX_DOCUMENT, CommitRecord, Repositories, commit_id
+from tests.hub.conftest import Running
+
+
+@pytest.fixture
+def repo(hf: Any) -> str:
+    """An empty repository."""
+    hf.create_repo("team/sql")
+    return "team/sql"
+
+
+def test_an_uploaded_folder_is_the_version_that_a_push_of_it_would_be(
+    hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]
+) -> None:
+    made = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    digest = oci_manifest.build(adapter(1)).digest
+    assert made.oid == commit_id(digest)
+    with hub.registry() as registry:
+        version = registry.resolve(Ref(repo))
+        assert (version.digest, version.number) == (digest, 1)
+
+
+def test_a_readme_alone_is_a_commit_without_a_number(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    first = hf.upload_file(path_or_fileobj=b"# Soon\n", path_in_repo="README.md", repo_id=repo)
+    assert hf.list_repo_refs(repo).tags == []
+    assert [ref.target_commit for ref in hf.list_repo_refs(repo).branches] == [first.oid]
+    hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    assert [tag.name for tag in hf.list_repo_refs(repo).tags] == ["v1"]
+    assert [commit.commit_id for commit in hf.list_repo_commits(repo)][1] == first.oid
+
+
+def test_the_same_commit_again_is_the_one_that_was_made(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub import CommitOperationAdd
+
+    first = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+
+    def commit(parent: str, text: bytes) -> Any:
+        operation = CommitOperationAdd("README.md", text)
+        return hf.create_commit(repo, [operation], commit_message="New card", parent_commit=parent)
+
+    made = commit(first.oid, b"# New\n")
+    # Its answer was lost: the client sends it again, on the same parent.
+    assert commit(first.oid, b"# New\n").oid == made.oid
+    assert len(hf.list_repo_commits(repo)) == 2
+
+
+def test_a_commit_on_another_parent_is_refused(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+
+    first = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
+    late = [CommitOperationAdd("README.md", b"# Two\n")]
+    with pytest.raises(HfHubHTTPError, match="has moved to") as error:
+        hf.create_commit(repo, late, commit_message="x", parent_commit=first.oid)
+    assert error.value.response.status_code == 412
+
+
+def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Running, hf: Any, repo: str) -> None:
+    with hub.registry() as registry, closing(open_database(hub.settings)) as database:
+        desk = Desk(registry, Repositories(registry), {}, {}, database)
+        seen = commits.view(desk, repo)
+        made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
+        with pytest.raises(AnswerError, match="has moved meanwhile"):
+            writing._keep(desk, seen, "main", CommitRecord({}))
+    assert hf.model_info(repo).sha == made.oid
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "words"),
+    [
+        ("adapter_model.bin", b"\x80\x04\x95", "a pickle can run code when it is loaded"),
+        ("notes.json", b"\x80\x04\x95", "a pickle or an archive under another name"),
+        ("adapter_config.json", b"{}", "not an adapter of a known format"),
+        ("../up.json", b"{}", "cannot be written safely everywhere"),
+    ],
+)
+def test_what_no_push_would_take_is_refused_in_the_same_words(
+    hf: Any, repo: str, adapter: Callable[..., Path], path: str, data: bytes, words: str
+) -> None:
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import BadRequestError
+
+    hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    operation = CommitOperationAdd("placeholder.json", data)
+    operation.path_in_repo = path  # past the client's own check
+    with pytest.raises(BadRequestError) as error:
+        hf.create_commit(repo, [operation], commit_message="x")
+    assert words in str(error.value)
+    assert len(hf.list_repo_commits(repo)) == 1
+
+
+def test_new_weights_get_a_manifest_of_their_own(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    weights = (adapter(2) / "adapter_model.safetensors").read_bytes()
+    hf.upload_file(path_or_fileobj=weights, path_in_repo="adapter_model.safetensors", repo_id=repo)
+    with hub.registry() as registry:
+        assert registry.resolve(Ref(repo)).digest == oci_manifest.build(adapter(2)).digest
+
+
+def test_a_trainer_s_leftovers_are_left_out(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    folder = adapter(1)
+    (folder / "training_args.bin").write_bytes(b"\x80\x04\x95")
+    (folder / "checkpoint-10").mkdir()
+    (folder / "checkpoint-10" / "optimizer.pt").write_bytes(b"\x80\x04\x95")
+    hf.upload_folder(folder_path=folder, repo_id=repo)
+    assert hf.list_repo_files(repo) == ["README.md", "adapter.json", "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_branches_and_tags_are_made_and_removed(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    first = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    hf.create_tag(repo, tag="stable")
+    hf.create_branch(repo, branch="try")
+    with pytest.raises(HfHubHTTPError, match="exists already"):
+        hf.create_tag(repo, tag="stable")
+    tried = hf.upload_file(path_or_fileobj=b"# Try\n", path_in_repo="README.md", repo_id=repo, revision="try")
+    refs = hf.list_repo_refs(repo)
+    assert {ref.name: ref.target_commit for ref in refs.branches} == {"main": first.oid, "try": tried.oid}
+    assert {ref.name: ref.target_commit for ref in refs.tags} == {"stable": first.oid, "v1": first.oid, "v2": tried.oid}
+    hf.delete_tag(repo, tag="stable")
+    hf.delete_branch(repo, branch="try")
+    assert {ref.name for ref in hf.list_repo_refs(repo).branches} == {"main"}
+
+
+def test_going_back_to_earlier_content_moves_main_back(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    first = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    second = hf.upload_file(path_or_fileobj=b"# New\n", path_in_repo="README.md", repo_id=repo)
+    again = hf.upload_file(path_or_fileobj=b"# A test\n", path_in_repo="README.md", repo_id=repo)
+    assert again.oid == first.oid != second.oid
+    assert hf.model_info(repo).sha == first.oid
+
+
+def test_a_squashed_branch_has_one_commit_and_the_versions_stay(
+    hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]
+) -> None:
+    from huggingface_hub import errors
+
+    first, _ = (hf.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=repo) for text in (b"# A\n", b"# B\n"))
+    hf.create_branch(repo, branch="draft")
+    notes = [hf.upload_file(path_or_fileobj=f"[{n}]".encode(), path_in_repo="n.json", repo_id=repo) for n in range(3)]
+    hf.super_squash_history(repo, commit_message="One")
+    assert hf.list_repo_commits(repo)[0].title == "One"
+    assert sorted(hf.list_repo_files(repo)) == ["README.md", "n.json"]
+    for gone in notes:
+        with pytest.raises(errors.RevisionNotFoundError):
+            hf.model_info(repo, revision=gone.oid)
+    assert hf.model_info(repo, revision=first.oid).sha == first.oid  # the draft came from it
+    hf.super_squash_history(repo, branch="draft")
+    with pytest.raises(errors.RevisionNotFoundError):
+        hf.model_info(repo, revision=first.oid)
+
+    versions = [hf.upload_folder(folder_path=adapter(seed), repo_id=repo) for seed in (1, 2)]
+    hf.super_squash_history(repo, commit_message="All")
+    newest = hf.list_repo_commits(repo)[0]
+    assert (newest.commit_id, newest.title) == (versions[1].oid, "All")
+    for number, made in enumerate(versions, 1):
+        assert hf.model_info(repo, revision=f"v{number}").sha == made.oid
+
+
+def test_what_cannot_be_squashed_is_refused(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub import HfApi, errors
+
+    hf.super_squash_history(repo)  # of nothing
+    hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    with pytest.raises(errors.RevisionNotFoundError):
+        hf.super_squash_history(repo, branch="none")
+    with pytest.raises(errors.BadRequestError, match="is not a branch"):
+        hf.super_squash_history(repo, branch="v1")
+    with pytest.raises(errors.HfHubHTTPError) as error:
+        HfApi(endpoint=hub.url, token=hub.make_token("bob", "read")).super_squash_history(repo)
+    assert error.value.response.status_code == 403
+
+
+def test_a_name_with_too_many_commits_goes_on_after_a_squash(hub: Running, hf: Any, repo: str) -> None:
+    from huggingface_hub import errors
+
+    hf.upload_file(path_or_fileobj=b"# A\n", path_in_repo="README.md", repo_id=repo)
+    with hub.registry() as registry:
+        repositories = Repositories(registry)
+        state = repositories.get(repo)
+        assert state
+        (digest,) = state.commits.values()
+        most = (MAX_DOCUMENT - len(state.dump())) // len(f'"{"0" * 40}":"{digest}",')
+        more = {f"{number:040x}": digest for number in range(most)}
+        repositories.change(repo, lambda state: replace(state, commits={**more, **state.commits}))
+    with pytest.raises(errors.BadRequestError, match="Squash its commits"):
+        hf.upload_file(path_or_fileobj=b"[8]", path_in_repo="n.json", repo_id=repo)
+    hf.super_squash_history(repo)
+    hf.upload_file(path_or_fileobj=b"[9]", path_in_repo="n.json", repo_id=repo)
+    assert len(hf.list_repo_commits(repo)) == 2
+
+
+def test_a_moved_repository_is_found_under_its_old_name(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    made = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    hf.move_repo(repo, "team/text2sql")
+    assert hf.model_info(repo).id == "team/text2sql"
+    assert hf.model_info("team/text2sql").sha == made.oid
+
+
+def test_a_token_may_write_only_where_it_may(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for token in (hub.make_token("bob", "read"), hub.make_token("ann", "write", namespaces=["ann"])):
+        other, folder = HfApi(endpoint=hub.url, token=token), adapter(1)
+        with pytest.raises(HfHubHTTPError) as error:
+            other.upload_folder(folder_path=folder, repo_id=repo)
+        assert error.value.response.status_code == 403
+    assert not hf.list_repo_files(repo)

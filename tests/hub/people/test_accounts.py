@@ -1,0 +1,141 @@
+"""Accounts and their roles: a token does at most what its account may, and a namespace is read by whom it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.hub import database as database_module
+from adapterhub.hub.database import MIGRATIONS, HubDatabase
+from adapterhub.hub.people import accounts, tokens
+from adapterhub.hub.people.accounts import Namespace
+from adapterhub.ref import Ref
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
+from tests.hub.conftest import Running, client
+
+
+def person(hub: Running, name: str, **roles: str) -> str:
+    """An account with roles; return its token."""
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.add(database, name)
+        for namespace, role in roles.items():
+            accounts.set_member(database, namespace, name, role)
+        return tokens.create(database, name, "admin", kind=tokens.PERSONAL)
+
+
+def as_whom(hub: Running, token: str) -> Any:
+    return client(Running(hub.url, hub.settings, token), hub.folder)
+
+
+def test_a_person_writes_where_they_have_the_role(hub: Running) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    ada = as_whom(hub, person(hub, "ada", team="write", other="read"))
+    ada.create_repo("ada/own")
+    ada.create_repo("team/sql")
+    with pytest.raises(HfHubHTTPError, match="this needs the role write in other: the token of ada has the role read there"):
+        ada.create_repo("other/sql")
+    with pytest.raises(HfHubHTTPError, match="has no role there"):
+        ada.create_repo("third/sql")
+
+
+def test_a_token_is_no_more_than_it_was_made_for(hub: Running) -> None:
+    person(hub, "ada", team="write")
+    with closing(HubDatabase(hub.folder)) as database:
+        reader = tokens.identify(database, tokens.create(database, "ada", "read", kind=tokens.PERSONAL))
+        limited = tokens.identify(database, tokens.create(database, "ada", "admin", namespaces=["team"], kind=tokens.PERSONAL))
+    assert reader
+    assert limited
+    assert (reader.role_in("team"), reader.role_in("ada")) == ("read", "read")
+    assert (limited.role_in("team"), limited.role_in("ada")) == ("write", "")
+
+
+def test_a_role_everywhere_is_one_in_each_namespace(tmp_path: Path) -> None:
+    with closing(HubDatabase(tmp_path)) as database:
+        accounts.add(database, "root")
+        accounts.set_member(database, "*", "root", "admin")
+        found = tokens.identify(database, tokens.create(database, "root", "admin", kind=tokens.PERSONAL))
+    assert found
+    assert found.may("admin", "any")
+
+
+def test_a_service_keeps_the_role_of_its_token(hub: Running) -> None:
+    as_whom(hub, hub.make_token("ci", "write")).create_repo("any/sql")
+
+
+def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_path: Path) -> None:
+    with closing(HubDatabase(tmp_path)) as database:
+        accounts.add(database, "ada")
+        accounts.set_member(database, "team", "ada", "write")
+        token = tokens.create(database, "ada", "admin", kind=tokens.PERSONAL)
+        accounts.remove(database, "ada")
+        assert tokens.identify(database, token) is None
+        assert accounts.listed(database) == []
+        with pytest.raises(NotFoundError):
+            accounts.set_member(database, "team", "ada", "read")
+        accounts.add(database, "ada")
+        assert tokens.identify(database, token) is None
+        assert [(one.name, one.roles) for one in accounts.listed(database)] == [("ada", {})]
+        with pytest.raises(ConflictError):
+            accounts.add(database, "ada")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "Ada Lovelace", "*", "a" * 300])
+def test_a_name_that_no_namespace_may_have_is_refused(tmp_path: Path, name: str) -> None:
+    with closing(HubDatabase(tmp_path)) as database, pytest.raises(AdapterhubError):
+        accounts.add(database, name)
+
+
+@pytest.mark.parametrize(
+    ("readers", "nobody", "stranger", "reader"),
+    [("anyone", True, True, True), ("accounts", False, True, True), ("members", False, False, True)],
+)
+def test_a_namespace_is_read_by_whom_it_is_for(
+    hub: Running, hf: Any, readers: str, nobody: bool, stranger: bool, reader: bool
+) -> None:
+    hf.create_repo("team/sql")
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.settle(database, Namespace("team", readers))
+    seen = {
+        "nobody": as_whom(hub, "").repo_exists("team/sql", token=False),
+        "stranger": as_whom(hub, person(hub, "eve")).repo_exists("team/sql"),
+        "reader": as_whom(hub, person(hub, "ada", team="read")).repo_exists("team/sql"),
+    }
+    assert seen == {"nobody": nobody, "stranger": stranger, "reader": reader}
+
+
+def test_a_private_adapter_is_seen_by_members_only(hub: Running, hf: Any) -> None:
+    hf.create_repo("team/sql", private=True)
+    assert not as_whom(hub, person(hub, "eve")).repo_exists("team/sql")
+    assert as_whom(hub, person(hub, "ada", team="read")).repo_exists("team/sql")
+
+
+def test_whoami_names_the_namespaces_of_a_person(hub: Running) -> None:
+    found = as_whom(hub, person(hub, "ada", team="write", other="read")).whoami()
+    assert (found["name"], [one["name"] for one in found["orgs"]]) == ("ada", ["other", "team"])
+
+
+def test_the_log_of_a_name_has_who_committed_and_why(hub: Running, adapter: Callable[..., Path]) -> None:
+    ada = as_whom(hub, person(hub, "ada", team="write"))
+    ada.create_repo("team/sql")
+    ada.upload_folder(folder_path=adapter(1), repo_id="team/sql", commit_message="First try")
+    ada.create_tag("team/sql", tag="prod")
+    with hub.registry() as registry:
+        entries = [(entry.op, entry.author, entry.message) for entry in registry.log(Ref("team/sql"))]
+    assert sorted(entries) == [("push", "ada", "First try"), ("tag", "ada", "")]
+
+
+def test_a_namespace_of_before_takes_any_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = next(number for number, one in enumerate(MIGRATIONS) if "adapters_only" in one)
+    with monkeypatch.context() as older:
+        older.setattr(database_module, "MIGRATIONS", MIGRATIONS[:added])
+        with closing(HubDatabase(tmp_path)) as database:
+            database.execute("INSERT INTO namespaces VALUES ('team', 'members', 5, NULL)")
+    with closing(HubDatabase(tmp_path)) as database:
+        assert accounts.namespace(database, "team") == Namespace("team", "members", 5)
+        accounts.settle(database, Namespace("team", adapters_only=True))
+        assert accounts.namespaces(database) == [Namespace("team", adapters_only=True)]

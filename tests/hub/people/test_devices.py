@@ -1,0 +1,218 @@
+"""Logins of devices: the client's own `hf auth login`, approved on the page or by the operator; renewed once per token."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+import urllib3
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.people import accounts, audit, devices, tokens
+from adapterhub.hub.people.devices import DeviceError
+from adapterhub_converters.errors import NotFoundError
+from tests.conftest import Run, _environment, missing
+from tests.hub.conftest import Running, run_hf
+from tests.hub.web.conftest import Visitor
+
+
+@contextmanager
+def database(hub: Running) -> Iterator[HubDatabase]:
+    with closing(HubDatabase(hub.folder)) as found:
+        yield found
+
+
+def post(hub: Running, path: str, **fields: str) -> Any:
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    return urllib3.request("POST", hub.url + path, body=urlencode(fields), headers=headers, retries=False)
+
+
+def begun(hub: Running) -> dict[str, Any]:
+    found: dict[str, Any] = post(hub, "/oauth/device", client_id="x").json()
+    return found
+
+
+def collected(hub: Running, login: dict[str, Any]) -> Any:
+    return post(
+        hub, "/oauth/token", grant_type="urn:ietf:params:oauth:grant-type:device_code", device_code=login["device_code"]
+    ).json()
+
+
+def test_hf_auth_login_gets_a_token_that_uploads(hub: Running, tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("hf")
+    if not program.exists():
+        missing("the program hf")
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_COLOR": "1"}
+    clean = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    login = subprocess.Popen(
+        [str(program), "auth", "login"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**clean, **settings}
+    )
+    assert login.stdout
+    seen, code = "", None
+    while not code and (line := login.stdout.readline()):
+        seen += line
+        code = re.search(r"[B-Z]{4}-[B-Z]{4}", line)
+    assert code, seen
+    with database(hub) as found:
+        accounts.add(found, "ada")
+        devices.approve_as(found, code[0], "ada")
+    rest, _ = login.communicate(timeout=60)
+    assert login.returncode == 0, seen + rest
+    (tmp_path / "README.md").write_text("# Soon\n")
+    asked = {"HF_TOKEN": "", "HF_HOME": settings["HF_HOME"]}
+    assert "ada" in run_hf(hub, tmp_path, "auth", "whoami", **asked)
+    run_hf(hub, tmp_path, "upload", "ada/sql", str(tmp_path / "README.md"), "README.md", **asked)
+
+
+def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
+    login = begun(hub)
+    page = urllib3.request("GET", login["verification_uri_complete"])
+    assert login["user_code"].encode() in page.data
+    assert b"127.0.0.1 asks to act for you" in page.data
+    assert collected(hub, login) == {"error": "authorization_pending"}
+    wrong = post(hub, "/device", code=login["user_code"], token="hf_no")
+    assert (wrong.status, b"not a token of this hub" in wrong.data) == (403, True)
+    done = post(hub, "/device", code=login["user_code"].lower(), token=hub.token, answer="approve")
+    assert b"was approved for alice" in done.data
+    token = collected(hub, login)["access_token"]
+    with database(hub) as found:
+        who = tokens.identify(found, token)
+    assert who
+    assert (who.account, who.role, who.may("write", "team")) == ("alice", "write", True)
+    assert collected(hub, login) == {"error": "expired_token"}  # once
+    with database(hub) as found:
+        newest, approved = audit.events(found, account="alice")
+    assert (approved.action, newest.action, newest.token) == ("oauth.decide", "oauth.token", token[:8])
+
+
+def test_who_is_signed_in_approves_without_typing_a_token(hub: Running) -> None:
+    login, signed_in = begun(hub), Visitor(hub).signed_in(hub.token)
+    page = f"/device?code={login['user_code']}"
+    assert "Approve for alice" in signed_in.get(page).text
+    assert "password" not in signed_in.get(page).html.values("input", "type")
+    fields = {"code": login["user_code"], "answer": "approve"}
+    assert signed_in.post("/device", fields).status == 403
+    assert signed_in.post("/device", {**fields, "csrf": Visitor(hub).signed_in(hub.token).csrf()}).status == 403
+    fields["csrf"] = signed_in.csrf(page)
+    assert signed_in.post("/device", fields, Origin="https://example.org").status == 403
+    assert collected(hub, login) == {"error": "authorization_pending"}
+    assert "was approved for alice" in signed_in.post("/device", fields).text
+    assert collected(hub, login)["access_token"]
+
+
+def test_who_is_not_signed_in_finds_the_way_there_and_back(hub: Running) -> None:
+    login, visitor = begun(hub), Visitor(hub)
+    page = f"/device?code={login['user_code']}"
+    (link,) = [url for url in visitor.get(page).html.values("a", "href") if url.startswith("/-/sign-in?")]
+    assert parse_qs(urlsplit(link).query) == {"next": [page]}
+    assert visitor.post("/-/sign-in", {"token": hub.token, "next": page}).headers["location"] == page
+    assert visitor.post("/device", {"code": login["user_code"], "answer": "approve"}).status == 403
+
+
+def test_a_login_that_is_refused_gets_nothing(hub: Running) -> None:
+    login = begun(hub)
+    post(hub, "/device", code=login["user_code"], token=hub.token, answer="deny")
+    assert collected(hub, login) == {"error": "access_denied"}
+
+
+def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
+    login = begun(hub)
+    assert [collected(hub, login)["error"] for _ in range(2)] == ["authorization_pending", "slow_down"]
+
+
+def test_codes_cannot_be_tried_one_after_the_other(hub: Running) -> None:
+    seen = [post(hub, "/device", code="BBBB-BBBB", token=hub.token).status for _ in range(30)]
+    assert set(seen) == {404, 429}
+
+
+def test_a_token_is_renewed_once_and_a_second_use_ends_the_login(hub: Running) -> None:
+    login = begun(hub)
+    post(hub, "/device", code=login["user_code"], token=hub.token, answer="approve")
+    first = collected(hub, login)
+    second = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"]).json()
+    with database(hub) as found:
+        assert tokens.identify(found, first["access_token"]) is None
+        assert tokens.identify(found, second["access_token"])
+        again = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"])
+        assert (again.status, again.json()) == (400, {"error": "invalid_grant"})
+        assert tokens.identify(found, second["access_token"]) is None
+        with pytest.raises(DeviceError, match="invalid_grant"):
+            devices.renew(found, second["refresh_token"])
+
+
+def test_the_token_of_a_person_stays_one_of_a_person(hub: Running) -> None:
+    with database(hub) as found:
+        accounts.add(found, "ada")
+        mine = tokens.create(found, "ada", "write", kind=tokens.PERSONAL)
+        login = begun(hub)
+        post(hub, "/device", code=login["user_code"], token=mine, answer="approve")
+        who = tokens.identify(found, collected(hub, login)["access_token"])
+    assert who
+    assert (who.role_in("ada"), who.role_in("team")) == ("write", "")
+
+
+def test_nobody_is_logged_in_as_an_account_that_is_not_there(hub: Running) -> None:
+    login = begun(hub)
+    with database(hub) as found, pytest.raises(NotFoundError):
+        devices.approve_as(found, login["user_code"], "ada")
+
+
+@pytest.mark.parametrize("fields", [{}, {"grant_type": "password"}, {"grant_type": "refresh_token"}])
+def test_other_grants_are_refused(hub: Running, fields: dict[str, str]) -> None:
+    assert post(hub, "/oauth/token", **fields).status == 400
+
+
+def test_adapterhub_logs_in_by_a_code_then_pushes_and_pulls(
+    hub: Running, run: Run, adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    address = hub.url.replace("http://", "hub+http://")
+    login = subprocess.Popen(
+        [sys.executable, "-m", "adapterhub", "login", address],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path, None), cwd=tmp_path,
+    )  # fmt: skip
+    assert login.stderr
+    line = login.stderr.readline()
+    code = re.search(r"[B-Z]{4}-[B-Z]{4}", line)
+    assert code, line
+    with database(hub) as found:
+        accounts.add(found, "ada")
+    run("hub", "approve", code[0], "--as", "ada", "--registry", hub.folder)
+    out, err = login.communicate(timeout=60)
+    assert login.returncode == 0, out + err
+    assert "logged in as ada" in out
+    run("remote", "add", "team", address)
+    assert "ada" in run("remote", "test", "team").stdout
+    run("push", adapter(1), "ada/sql", "--remote", "team")
+    run("pull", "ada/sql", "--remote", "team", "-o", tmp_path / "back")
+    assert (tmp_path / "back" / "adapter_model.safetensors").is_file()
+    run("logout", address)
+    assert f"adapterhub login {address}" in run("push", adapter(2), "ada/sql", "--remote", "team", code=5).stderr
+
+
+def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    command = [sys.executable, "-m", "adapterhub", "login", hub.url.replace("http://", "hub+http://"), "--token-stdin"]
+
+    def given(token: str) -> subprocess.CompletedProcess[str]:
+        environment = _environment(tmp_path, None)
+        return subprocess.run(command, check=False, input=token, capture_output=True, text=True, env=environment, cwd=tmp_path)
+
+    refused = given("hf_no")
+    assert (refused.returncode, refused.stderr.count("\n"), (tmp_path / "docker").exists()) == (5, 1, False)
+    assert "logged in as alice" in given(hub.token).stdout
+
+
+def test_no_login_is_sent_to_another_machine_in_the_clear(run: Run) -> None:
+    assert "a token is not sent to another machine without TLS" in run("login", "hub+http://hub.example", code=5).stderr

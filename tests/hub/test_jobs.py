@@ -1,0 +1,93 @@
+"""Work that one of several processes does: over hub.db, and in `tests/peers` over PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.forms import Forms
+from adapterhub.hub.jobs import Jobs
+from tests.hub.conftest import Running, serving
+from tests.hub.sending import Sending
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[HubDatabase]:
+    """An empty database."""
+    with closing(HubDatabase(tmp_path)) as found:
+        yield found
+
+
+def test_a_job_is_done_by_one_process_after_the_other(database: HubDatabase) -> None:
+    done: list[str] = []
+
+    async def do(jobs: Jobs, name: str) -> None:
+        async with jobs.claimed("convert"):
+            done.append(f"{name} begins")
+            await asyncio.sleep(0)
+            done.append(f"{name} ends")
+
+    async def both() -> None:
+        await asyncio.gather(do(Jobs(database), "one"), do(Jobs(database), "other"))
+
+    asyncio.run(both())
+    assert done in [[f"{name} {verb}" for name in names for verb in ("begins", "ends")] for names in _ORDERS]
+    assert database.select("SELECT * FROM jobs") == []
+
+
+_ORDERS = (("one", "other"), ("other", "one"))
+
+
+def test_the_job_of_a_process_that_was_killed_is_done_by_another_once_its_lease_is_over(database: HubDatabase) -> None:
+    killed, other = Jobs(database), Jobs(database)
+    assert killed._claim("convert")
+    assert not other._claim("convert")
+    killed._extend("convert")
+    database.execute("UPDATE jobs SET until = ?", time.time() - 1)
+    assert other._claim("convert")
+    killed._extend("convert")
+    killed._release("convert")
+    assert not killed._claim("convert")
+
+
+def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that of two processes which are asked for one form at once, one makes it, and both have it."""
+    asked: list[Forms] = []
+    made: list[Forms] = []
+    all_asked, converted, make = threading.Event(), Forms._converted, Forms.make
+
+    async def asking(self: Forms, *words: Any) -> None:
+        asked.append(self)
+        if len(asked) == len(hubs):
+            all_asked.set()
+        await make(self, *words)
+
+    def converting(self: Forms, *words: Any) -> Any:
+        made.append(self)
+        assert all_asked.wait(60)
+        return converted(self, *words)
+
+    monkeypatch.setattr(Forms, "make", asking)
+    monkeypatch.setattr(Forms, "_converted", converting)
+    assert Sending(hubs[0].url, hubs[0].token).push("team/sql", adapter).status == 200
+    path = "/v2/team/sql.mlx/manifests/latest"
+    with ThreadPoolExecutor(len(hubs)) as pool:
+        answers = [*pool.map(lambda hub: Sending(hub.url, hubs[0].token).ask("GET", path), hubs)]
+    assert {(answer.status, answer.data) for answer in answers} == {(200, answers[0].data)}
+    assert len(made) == 1
+
+
+def test_two_processes_over_one_folder_make_a_form_once(
+    tmp_path: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path / "hub") as one, serving(tmp_path / "hub") as other:
+        check_made_once([one, other], adapter(1), monkeypatch)

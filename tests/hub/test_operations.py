@@ -1,0 +1,220 @@
+"""What who runs a hub relies on: /ready, /metrics, log lines, a shutdown that drops nothing, backups, `hub doctor`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from adapterhub.http_server import logs
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.operations import backup
+from adapterhub.hub.people import accounts, tokens
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import FormatError, IntegrityError, OutputExistsError
+from tests.conftest import Run, _environment
+from tests.hub.conftest import Running, client, serving
+
+
+def get(hub: Running, path: str) -> Any:
+    return urllib3.request("GET", hub.url + path, retries=False)
+
+
+@pytest.fixture
+def filled(hub: Running, hf: Any, adapter: Callable[..., Path]) -> Running:
+    """A hub with a version, a commit that is none, and an account."""
+    hf.create_repo("team/sql", private=True)
+    hf.upload_folder(folder_path=adapter(1), repo_id="team/sql")
+    hf.create_repo("team/soon")
+    hf.upload_file(path_or_fileobj=b"# Soon\n", path_in_repo="README.md", repo_id="team/soon")
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.add(database, "ada")
+        accounts.set_member(database, "team", "ada", "write")
+    return hub
+
+
+# ---- health and metrics
+
+
+def test_a_hub_is_ready_until_its_store_cannot_be_written(hub: Running) -> None:
+    assert get(hub, "/ready").json() == {"status": "ready", "checks": {"database": "ok", "store": "ok", "disk": "ok"}}
+    tmp = hub.folder / ".adapterhub" / "tmp"
+    tmp.rename(tmp.with_name("gone"))
+    answer = get(hub, "/ready")
+    assert answer.status == 503
+    assert answer.json() == {"status": "not ready", "checks": {"database": "ok", "store": "error", "disk": "ok"}}
+
+
+def test_metrics_count_by_the_template_of_a_route_and_name_nobody(filled: Running) -> None:
+    get(filled, "/team/soon/resolve/main/README.md")
+    text = get(filled, "/metrics").data.decode()
+    route = "/{namespace}/{repo}/resolve/{revision}/{path:path}"
+    assert f'hub_requests_total{{method="GET",route="{route}",status="200"}} 1.0' in text
+    assert "hub_versions 1.0" in text
+    assert "hub_names 1.0" in text
+    assert "hub_uploads_open 0.0" in text
+    assert "team" not in text
+
+
+def test_metrics_need_a_token_where_reading_does(tmp_path: Path) -> None:
+    with serving(tmp_path / "closed", require_login=True) as hub:
+        assert get(hub, "/metrics").status == 401
+        headers = {"authorization": f"Bearer {hub.token}"}
+        assert urllib3.request("GET", f"{hub.url}/metrics", headers=headers).status == 200
+
+
+# ---- log lines
+
+
+def test_a_log_line_has_the_account_and_no_secret(
+    hub: Running, hf: Any, adapter: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="adapterhub.hub"):
+        hf.create_repo("team/sql")
+        hf.upload_folder(folder_path=adapter(1), repo_id="team/sql")
+        get(hub, f"/{hub.token}/x")
+    lines = [logs.JsonLines().format(record) for record in caplog.records if record.name == "adapterhub.hub"]
+    documents = [json.loads(line) for line in lines]
+    commit = next(one for one in documents if "/commit/" in one["path"])
+    assert (commit["account"], commit["token"], commit["status"]) == ("alice", hub.token[:8], 200)
+    assert not [line for line in lines if hub.token in line or "signature=" in line]
+
+
+# ---- the end
+
+
+def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> None:
+    environment = _environment(tmp_path, None)
+    folder = tmp_path / "hub"
+    with closing(HubDatabase(Registry.init(folder).root)) as database:
+        token = tokens.create(database, "alice", "write")
+    command = [sys.executable, "-m", "adapterhub", "--registry", str(folder), "--json", "hub", "start", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    assert process.stdout
+    text = ""
+    while "}" not in text:
+        text += process.stdout.readline()
+    host, port = json.loads(text)["url"].removeprefix("http://").split(":")
+    body = json.dumps({"name": "sql", "organization": "team"}).encode()
+    with socket.create_connection((host, int(port)), timeout=60) as sent:
+        head = ["POST /api/repos/create HTTP/1.1", "Host: x", f"Authorization: Bearer {token}", f"Content-Length: {len(body)}"]
+        sent.sendall("\r\n".join([*head, "", ""]).encode() + body[:5])
+        with socket.create_connection((host, int(port)), timeout=60) as other:  # answered: the first was taken too
+            other.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert b"200" in other.recv(100)
+        process.send_signal(signal.SIGTERM)
+        while True:  # until it takes no more
+            try:
+                socket.create_connection((host, int(port)), timeout=60).close()
+                time.sleep(0.05)
+            except ConnectionError:  # refused, or taken by a socket that is closed at this moment
+                break
+        sent.sendall(body[5:])
+        assert b"200 OK" in sent.recv(1000)
+    process.wait(60)
+    with Registry.open(folder) as registry:
+        from adapterhub.registry.repositories import Repositories
+
+        assert Repositories(registry).get("team/sql")
+
+
+# ---- backups
+
+
+def test_a_restored_hub_is_the_hub(filled: Running, tmp_path: Path, adapter: Callable[..., Path]) -> None:
+    backup.write(filled.folder, tmp_path / "hub.tar")
+    assert (tmp_path / "hub.tar").stat().st_mode & 0o777 == 0o600
+    backup.restore(tmp_path / "hub.tar", tmp_path / "again")
+    with filled.registry() as before, Registry.open(tmp_path / "again") as after:
+        assert after.list() == before.list()
+        assert after.log(Ref("team/sql")) == before.log(Ref("team/sql"))
+    with serving(tmp_path / "again") as again:
+        found = client(Running(again.url, again.folder, filled.token), tmp_path)  # the token of before
+        assert found.model_info("team/sql").private
+        assert [one.title for one in found.list_repo_commits("team/soon")]
+        found.upload_folder(folder_path=adapter(2), repo_id="team/sql")
+        with again.registry() as registry:
+            assert registry.resolve(Ref("team/sql")).number == 2
+
+
+def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
+    import tarfile
+
+    backup.write(filled.folder, tmp_path / "hub.tar")
+    with tarfile.open(tmp_path / "hub.tar") as found:
+        names = set(found.getnames())
+        index = json.load(found.extractfile("index.json"))  # type: ignore[arg-type]
+    assert {f"blobs/sha256/{one['digest'][7:]}" for one in index["manifests"]} <= names
+
+
+def test_a_damaged_backup_leaves_nothing(filled: Running, tmp_path: Path) -> None:
+    backup.write(filled.folder, tmp_path / "hub.tar")
+    data = bytearray((tmp_path / "hub.tar").read_bytes())
+    data[data.rindex(b"lora_A")] ^= 1
+    (tmp_path / "bad.tar").write_bytes(data)
+    with pytest.raises(IntegrityError):
+        backup.restore(tmp_path / "bad.tar", tmp_path / "again")
+    (tmp_path / "short.tar").write_bytes(data[:5000])
+    with pytest.raises(FormatError):
+        backup.restore(tmp_path / "short.tar", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_nothing_is_overwritten(filled: Running, tmp_path: Path) -> None:
+    backup.write(filled.folder, tmp_path / "hub.tar")
+    with pytest.raises(OutputExistsError):
+        backup.write(filled.folder, tmp_path / "hub.tar")
+    with pytest.raises(OutputExistsError):
+        backup.restore(tmp_path / "hub.tar", filled.folder)
+
+
+@pytest.mark.parametrize("name", ["../evil", "blobs/sha256/short", "registry.db", "refs/x/y/evil.sh"])
+def test_a_backup_writes_only_what_it_is_made_of(filled: Running, tmp_path: Path, name: str) -> None:
+    import io
+    import tarfile
+
+    backup.write(filled.folder, tmp_path / "hub.tar")
+    with tarfile.open(tmp_path / "hub.tar", "a") as found:
+        found.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(FormatError):
+        backup.restore(tmp_path / "hub.tar", tmp_path / "again")
+
+
+# ---- doctor
+
+
+def test_doctor_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    token = run("hub", "token", "create", "root", "--role", "admin", "--registry", folder).stdout
+    assert token
+    fine = run("hub", "doctor", "--registry", folder)
+    assert "never expire" in fine.stdout
+    os.chmod(folder / "hub.db", 0o644)
+    with closing(HubDatabase(folder)) as database:
+        database.execute("UPDATE audit SET account = 'eve'")
+    found = json.loads(run("hub", "doctor", "--registry", folder, "--json", code=1).stdout)
+    assert {one["name"] for one in found["checks"] if one["state"] == "error"} == {"permissions", "audit"}
+
+
+def test_doctor_tells_when_a_certificate_ends(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    from tests.support.certificates import write_certificate
+
+    run("hub", "token", "create", "ci", "--role", "write", "--registry", tmp_path / "hub")
+    ended, soon = write_certificate(tmp_path / "a.pem", days=-1), write_certificate(tmp_path / "b.pem", days=5)
+    assert "it ended on" in run("hub", "doctor", "--registry", tmp_path / "hub", "--certificate", ended, code=1).stdout
+    assert "it ends on" in run("hub", "doctor", "--registry", tmp_path / "hub", "--certificate", soon).stdout
+    assert "not a certificate" in run("hub", "doctor", "--registry", tmp_path / "hub", "--certificate", __file__, code=1).stdout

@@ -1,0 +1,176 @@
+"""Quotas: a namespace takes in what it may hold, and says so in its client's words before the bytes move."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import urllib3
+
+from adapterhub.hub import quotas
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.people import accounts
+from adapterhub.hub.people.accounts import Namespace
+from tests.hub.conftest import Running, run_hf, serving
+from tests.hub.xet.test_receiving import XORB, Sender, chunk, shard
+
+
+def settle(hub: Running, **limits: int) -> None:
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.settle(database, Namespace("team", **limits))  # type: ignore[arg-type]
+
+
+def test_what_is_over_the_quota_is_refused_before_it_moves(
+    hub: Running, hf: Any, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    size = sum(path.stat().st_size for path in adapter(1).iterdir())
+    settle(hub, max_bytes=size * 3 // 2)
+    run_hf(hub, tmp_path, "upload", "team/sql", str(adapter(1)))
+    said = run_hf(hub, tmp_path, "upload", "team/sql", str(adapter(2)), code=1)
+    assert "team: may hold" in said, said
+    assert "ask for a larger quota" in said
+    run_hf(hub, tmp_path, "upload", "other/sql", str(adapter(2)))  # another namespace has no quota
+
+
+def test_a_quota_of_files_counts_distinct_ones(hub: Running, hf: Any) -> None:
+    from huggingface_hub.errors import BadRequestError
+
+    settle(hub, max_files=2)
+    hf.create_repo("team/sql")
+    for path, text in (("README.md", b"# One\n"), ("NOTES.md", b"# One\n"), ("MORE.md", b"# Two\n")):
+        hf.upload_file(path_or_fileobj=text, path_in_repo=path, repo_id="team/sql")
+    with pytest.raises(BadRequestError, match="may hold 2 files, holds 2"):
+        hf.upload_file(path_or_fileobj=b"# Three\n", path_in_repo="LAST.md", repo_id="team/sql")
+
+
+def test_a_file_by_lfs_is_refused_when_it_is_announced_and_when_it_arrives(hub: Running, hf: Any) -> None:
+    settle(hub, max_bytes=1000)
+    hf.create_repo("team/sql")
+
+    def announced(data: bytes) -> Any:
+        asked = {"operation": "upload", "objects": [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}]}
+        headers = {"authorization": f"Bearer {hub.token}"}
+        return urllib3.request("POST", f"{hub.url}/team/sql.git/info/lfs/objects/batch", json=asked, headers=headers)
+
+    refused = announced(bytes(2000))
+    assert (refused.status, b"may hold 1,000 bytes" in refused.data) == (400, True)
+    (found,) = announced(bytes(800)).json()["objects"]
+    assert urllib3.request("PUT", found["actions"]["upload"]["href"], body=bytes(800), retries=False).status == 200
+    assert announced(bytes(801)).status == 400  # 800 are here now
+
+
+def asked(hub: Running, method: str, path: str, **more: Any) -> Any:
+    """The answer to a request with the token of a hub."""
+    return urllib3.request(
+        method, f"{hub.url}{path}", headers={"authorization": f"Bearer {hub.token}"}, retries=False, redirect=False, **more
+    )
+
+
+def offered(hub: Running, name: str, size: int) -> Any:
+    """The answer to a file that is announced by LFS, and new."""
+    objects = [{"oid": hashlib.sha256(b"%d" % size).hexdigest(), "size": size}]
+    return asked(hub, "POST", f"/{name}.git/info/lfs/objects/batch", json={"operation": "upload", "objects": objects})
+
+
+def test_a_session_counts_while_it_is_open_and_after_a_restart(tmp_path: Path) -> None:
+    with serving(tmp_path / "hub") as hub:
+        settle(hub, max_bytes=1000)
+        asked(hub, "POST", "/api/repos/create", json={"name": "team/other"})
+        first, second = (asked(hub, "POST", f"/v2/team/{one}/blobs/uploads/").headers["location"] for one in ("sql", "text"))
+        assert asked(hub, "PATCH", first, body=bytes(800)).status == 202
+        refused = asked(hub, "PATCH", second, body=bytes(300))
+        words = refused.json()["errors"][0]
+        assert (refused.status, words["code"]) == (413, "SIZE_INVALID")
+        assert "may hold 1,000 bytes, holds 800 (800 of them in uploads that are open), and 300 more" in words["message"]
+        assert asked(hub, "PATCH", second, body=iter([bytes(300)])).status == 413  # its size is not announced
+        assert asked(hub, "PATCH", second, body=iter([bytes(150)])).status == 202
+    with serving(tmp_path / "hub") as hub:
+        assert b"holds 950 (950 of them" in offered(hub, "team/other", 100).data
+        asked(hub, "DELETE", first)
+        assert offered(hub, "team/other", 100).status == 200
+        assert asked(hub, "PATCH", second, body=bytes(850)).status == 202
+        digest = f"sha256:{hashlib.sha256(bytes(1000)).hexdigest()}"
+        assert asked(hub, "PUT", f"{second}?digest={digest}").status == 201
+        assert b"holds 1,000, and 1 more" in offered(hub, "team/other", 1).data
+
+
+def test_uploads_without_bytes_cannot_be_begun_without_end(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas, "_MOST_OPEN", 3)
+    settle(hub, max_bytes=1000)
+    begun = [asked(hub, "POST", "/v2/team/sql/blobs/uploads/") for _ in range(4)]
+    assert [one.status for one in begun] == [202, 202, 202, 400]
+    assert asked(hub, "PATCH", begun[0].headers["location"], body=bytes(10)).status == 202
+    asked(hub, "DELETE", begun[0].headers["location"])
+    assert asked(hub, "POST", "/v2/team/sql/blobs/uploads/").status == 202
+
+
+def test_a_file_by_lfs_counts_from_its_first_byte_and_its_repository_may_offer_it_again(hub: Running) -> None:
+    settle(hub, max_bytes=1000)
+    for name in ("team/sql", "team/other"):
+        asked(hub, "POST", "/api/repos/create", json={"name": name})
+    (found,) = offered(hub, "team/sql", 800).json()["objects"]
+    address = urlsplit(found["actions"]["upload"]["href"])
+    with socket.create_connection((str(address.hostname), int(address.port or 0))) as sock:
+        head = f"PUT {address.path}?{address.query} HTTP/1.1\r\nhost: x\r\ncontent-length: 800\r\n\r\n"
+        sock.sendall(head.encode() + b"x")
+        wait_until(lambda: offered(hub, "team/other", 300).status == 400)
+        assert offered(hub, "team/sql", 800).status == 200
+    wait_until(lambda: offered(hub, "team/other", 300).status == 200)
+
+
+def test_xorbs_count_until_they_are_files(hub: Running) -> None:
+    settle(hub, max_bytes=1000)
+    for name in ("team/sql", "team/other"):
+        asked(hub, "POST", "/api/repos/create", json={"name": name})
+    sender = Sender(hub, "team/sql", hub.token)
+    assert sender.post(f"/v1/xorbs/default/{XORB}", chunk(bytes(592)))[0] == 200  # 600 with its head
+    assert b"holds 600 (600 of them" in offered(hub, "team/other", 401).data
+    status, said = sender.post(f"/v1/xorbs/default/{'1' * 64}", chunk(bytes(500)))
+    assert (status, "may hold 1,000 bytes" in said) == (400, True)
+    made = shard(hashlib.sha256(bytes(592)).digest(), [(XORB, 592, 0, 1)])
+    assert sender.post("/v1/shards", made)[0] == 200
+    assert offered(hub, "team/other", 408).status == 200
+    assert b"holds 592, and 409 more" in offered(hub, "team/other", 409).data
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Return once something is so; it is soon."""
+    for _ in range(1000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError
+
+
+def test_a_quota_holds_for_what_is_moved_from_another_namespace(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub.errors import BadRequestError, RepositoryNotFoundError
+
+    settle(hub, max_bytes=1000)
+    hf.create_repo("other/sql")
+    hf.upload_folder(folder_path=adapter(1), repo_id="other/sql")
+    with pytest.raises(BadRequestError, match="may hold 1,000 bytes"):
+        hf.move_repo("other/sql", "team/sql")
+    with pytest.raises(RepositoryNotFoundError):
+        hf.model_info("team/sql")
+    hf.move_repo("other/sql", "other/new")
+
+
+def test_forms_are_made_until_they_are_over_the_quota(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:
+    from huggingface_hub.errors import BadRequestError
+
+    size = sum(path.stat().st_size for path in adapter(1).iterdir())
+    settle(hub, max_bytes=size * 5 // 2)
+    hf.create_repo("team/sql")
+    for seed in (1, 2):
+        hf.upload_folder(folder_path=adapter(seed), repo_id="team/sql")
+    sha = hf.model_info("team/sql.v1.mlx").sha
+    with pytest.raises(BadRequestError, match="team: may hold"):
+        hf.model_info("team/sql.v2.mlx")
+    assert hf.model_info("team/sql.v1.mlx").sha == sha

@@ -1,0 +1,54 @@
+"""A card is text with structure, whatever its author wrote."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapterhub.hub.web import cards
+from tests.hub.web.conftest import Html
+
+ALLOWED = {"a", "blockquote", "br", "code", "em", "h3", "h4", "h5", "h6", "hr", "img", "li", "ol", "p", "pre", "s", "strong"}
+ALLOWED |= {"div", "table", "tbody", "td", "th", "thead", "tr", "ul"}
+ATTRIBUTES = {"href", "title", "rel", "src", "alt", "start", "tabindex", "role", "aria-label", "class"}
+
+REL = 'rel="noopener noreferrer nofollow ugc"'
+PIECES = ["<script>", "[a](", "![b](", "javascript:", "//x.org", ")", "`", "|", "\n", "#", "<!--"]
+
+
+def render(text: str) -> str:
+    return str(cards.render(text, files={"loss.png", "a b.png", "notes.md"}, where="/team/sql/resolve/v1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("# Title\n\n###### Deep", "<h3>Title</h3>\n<h6>Deep</h6>\n"),
+        ("<b>no</b>", "<p>&lt;b&gt;no&lt;/b&gt;</p>\n"),
+        ("![loss](./loss.png)", '<p><img src="/team/sql/resolve/v1/loss.png" alt="loss"></p>\n'),
+        ("![x](<a b.png>)", '<p><img src="/team/sql/resolve/v1/a%20b.png" alt="x"></p>\n'),
+        ("![x](http://x.org/y.png)", f'<p><a href="http://x.org/y.png" {REL}>x</a></p>\n'),
+        ("[notes](notes.md)", f'<p><a href="/team/sql/resolve/v1/notes.md" {REL}>notes</a></p>\n'),
+        ("```sh\nls\n```", '<pre tabindex="0"><code>ls\n</code></pre>\n'),
+        ("[x](javascript:alert(1))", "<p>[x](javascript:alert(1))</p>\n"),
+    ],
+)
+def test_markdown_becomes_these_elements(text: str, html: str) -> None:
+    assert render(text) == html
+
+
+def test_a_wide_table_scrolls_in_its_own_box() -> None:
+    found = render("| a |\n| - |\n| b |")
+    assert found.startswith('<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>')
+    assert found.count("<div") == found.count("</div>") == 1
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
+@settings(max_examples=200)
+def test_no_text_makes_another_element(text: str) -> None:
+    for tag, attrs in Html(render(text)).elements:
+        assert tag in ALLOWED
+        assert set(attrs) <= ATTRIBUTES
+        assert tag != "img" or str(attrs["src"]).startswith("/team/sql/resolve/v1/")
+        assert not str(attrs.get("href", "")).lower().startswith(("javascript:", "data:", "vbscript:"))

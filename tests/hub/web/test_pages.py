@@ -1,0 +1,361 @@
+"""What is on the pages, for whom, and what never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.people import accounts
+from adapterhub.hub.people.accounts import Namespace
+from adapterhub.manifest import oci_manifest
+from adapterhub.ref import Ref
+from adapterhub.registry.repositories import Repositories, Repository, commit_id
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.formats import peft
+from tests.hub.conftest import Running, serving
+from tests.hub.web.conftest import Visitor, hide
+
+Push = Callable[..., str]
+EVIL = "\"><script>alert('x')</script><img src=x onerror=alert(1)>"
+CARD = f"""---
+license: mit
+---
+# Card {EVIL}
+
+<script>alert("card")</script> <b onclick="alert(1)">bold</b>
+
+[run](javascript:alert(1)) [also](data:text/html,x) [fine](https://example.org/x) [file](adapter_config.json)
+
+![tracker](https://example.org/pixel.png) ![own](missing.png)
+
+| a | b |
+| - | - |
+| {EVIL} | `{EVIL}` |
+"""
+OF_AN_ADAPTER = ("", "/v1", "/versions", "/compare", "/v1/tensors", "/v1/norms", "/v1/lineage")
+
+
+# ---- every page
+
+
+def test_an_empty_hub_says_how_to_fill_it(visitor: Visitor) -> None:
+    found = visitor.get("/")
+    assert found.status == 200
+    assert f"HF_ENDPOINT={visitor.hub.url} hf upload" in found.text
+    assert visitor.get("/-/bases").status == 200
+    assert visitor.get("/-/sign-in").status == 200
+
+
+@pytest.mark.parametrize("path", ["/nobody", "/no/such", "/no/such/v1", "/-/nothing", "/a/b/c/d", "/No/Such", "/no%2Fsuch/x"])
+def test_what_is_not_there_is_a_page_in_words(visitor: Visitor, path: str) -> None:
+    found = visitor.get(path)
+    assert (found.status, "Not found" in found.text) == (404, True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/team/sql/v" + "9" * 5000,
+            "/team/sql/v0",
+            "/team/sql/v1x",
+            "/team/sql/v%00",
+            "/%00/x",
+            f"/{'a' * 5000}/b",
+            "/a/" + "b" * 5000,
+        ),
+        *("/team/sql/tree/" + "x" * 5000, "/team/sql/tree/sha256:zz", "/team/sql/commit/%00", "/team/sql/blob/main/%2e%2e/x"),
+        *(
+            "/?q=%00%ff",
+            "/?q=" + "a+" * 5000,
+            "/?page=" + "9" * 900,
+            "/?page=-1",
+            "/?metric=a%00<1",
+            "/?base=%00",
+            "/?r=1e99",
+            "/?size=>9e99TB",
+        ),
+        *(
+            "/-/bases?name=%00",
+            "/-/bases?name=" + "x" * 5000,
+            "/%ff%fe",
+            "/team/../team/sql",
+            "/team//sql",
+            "//team/sql",
+            "/con/nul",
+        ),
+        *(
+            "/team/sql/compare?from=" + "9" * 5000,
+            "/team/sql/compare?to=v0",
+            "/team/sql/v1/tensors?page=x",
+            "/-/sign-in?next=%00",
+        ),
+    ],
+)
+def test_no_address_is_an_error_of_the_hub(visitor: Visitor, push: Push, path: str) -> None:
+    push("team/sql")
+    assert visitor.get(path).status < 500
+
+
+def test_all_that_strangers_wrote_is_text(visitor: Visitor, push: Push) -> None:
+    toml = f"description = '''{EVIL}'''\nlicense = 'LicenseRef-x'\n[base]\nrepo = '''{EVIL}'''\n"
+    toml += "[training.metrics]\n'\"><script>' = 0.5\n"
+    push("team/evil", 1, files={"README.md": CARD, "adapter.toml": toml}, base_model_name_or_path=EVIL, revision=EVIL)
+    push("team/evil", 2, files={"README.md": CARD}, base_model_name_or_path="org/base", lora_alpha=8)
+    for path in ("/", "/team", "/?q=%22%3E%3Cscript%3E", "/?base=%3Cscript%3E", "/-/bases", "/-/bases?name=%3Cimg%3E"):
+        visitor.get(path)  # `checked` finds elements and attributes that none of ours has
+    for path in OF_AN_ADAPTER:
+        assert visitor.get(f"/team/evil{path}").status == 200
+    page = visitor.get("/team/evil/v1")
+    assert "alert('x')" in page.text
+    links = page.html.values("a", "href")
+    assert "https://example.org/x" in links
+    assert "/team/evil/resolve/v1/adapter_config.json" in links
+    assert "https://example.org/pixel.png" in links  # a link, not a picture
+    assert all(source.startswith("/") for source in page.html.values("img", "src"))
+
+
+def test_what_is_to_be_pasted_into_a_shell_means_what_it_shows(visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1, files={"adapter.toml": "[base]\nrepo = 'org/base; rm -rf ~ $(id)'\n"})
+    text = visitor.get("/team/sql").text
+    assert "--base 'hf://org/base; rm -rf ~ $(id)'" in text
+    assert "vllm serve 'org/base; rm -rf ~ $(id)'" in text
+    assert 'from_pretrained("org/base; rm -rf ~ $(id)")' in text
+
+
+def test_the_longest_names_and_many_versions_have_pages(visitor: Visitor, push: Push, hub: Running) -> None:
+    name = f"{'n' * 100}/{'m' * 100}"
+    digest = push(name)
+    with hub.registry() as registry, registry.store.lease("push"):
+        made, manifest = registry.oci_manifest(registry.resolve(Ref(name))), registry.adapter_manifest(digest)
+        assert manifest is not None
+        files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+        for number in range(199):
+            files["README.md"] = registry.store.put_bytes(f"# {number}\n".encode())
+            another = oci_manifest.assemble(files, manifest)
+            registry.store.put_bytes(another.config_bytes)
+            registry.store.put_bytes(another.raw)
+            registry.admit(another, Ref(name))
+    page = visitor.get(f"/{name}")
+    assert "All 200 versions" in page.text
+    assert f"/{name}/v200" in page.html.values("a", "href")
+    assert f"/{name}/v2" not in page.html.values("a", "href")
+    assert f"/{name}/v1" in visitor.get(f"/{name}/versions").html.values("a", "href")
+    assert visitor.get(f"/{name}/compare?from=v1&to=v2").status == 200
+
+
+def test_a_page_that_the_browser_has_is_not_sent_again(visitor: Visitor, push: Push) -> None:
+    push("team/sql")
+    tag = visitor.get("/team/sql").headers["etag"]
+    again = visitor.get("/team/sql", **{"If-None-Match": tag})
+    assert (again.status, again.body) == (304, b"")
+    (sheet,) = [url for url in visitor.get("/").html.values("link", "href") if url.endswith(".css")]
+    assert "immutable" in visitor.get(sheet).headers["cache-control"]
+    assert visitor.get("/-/static/0000/style.css").status == 404
+    assert visitor.get("/-/static/0000/..%2Fsite.py").status == 404
+
+
+# ---- an adapter
+
+
+def test_the_page_of_an_adapter_has_what_is_known_of_it(visitor: Visitor, push: Push) -> None:
+    curve = "".join(f"[[training.curve]]\nstep = {step}\nloss = {1 / (step + 1)}\n" for step in range(9))
+    toml = f'description = "Writes SQL."\nlicense = "MIT"\n[training]\nseed = 7\n[training.metrics]\neval_loss = 0.25\n{curve}'
+    digest = push("team/sql", 1, files={"adapter.toml": toml, "README.md": "# A card\n\nWith *words*.\n"}, tag="prod")
+    page = visitor.get("/team/sql")
+    for text in ("Writes SQL.", "MIT", "org/base", "eval_loss", "0.25", "With words .", "prod", digest, "8 tensors", "Seed 7"):
+        assert text in page.text
+    assert [attrs["class"] for tag, attrs in page.html.elements if tag == "polyline"] == ["train"]
+    verdicts = [
+        attrs["class"] for tag, attrs in page.html.elements if tag == "span" and "verdict" in (attrs.get("class") or "")
+    ]
+    assert "verdict applied" in verdicts
+    assert "layers.0.self_attn.q_proj.lora_A.weight" in visitor.get("/team/sql/v1/tensors").text
+
+
+def test_the_heat_map_has_a_cell_for_every_module(visitor: Visitor, push: Push) -> None:
+    push("team/sql")
+    drawn = visitor.get("/team/sql/v1/heat.svg?theme=dark")
+    assert drawn.headers["content-type"].startswith("image/svg+xml")
+    assert drawn.body.count(b"<rect") == 4 + 8  # two layers of two modules, and the scale
+    assert visitor.get("/team/sql/v1/norms").text.count("Layer q v 0 ") == 1
+
+
+def test_versions_are_compared_as_functions(visitor: Visitor, push: Push, hub: Running, tmp_path: Path) -> None:
+    push("team/sql", 1)
+    folder = tmp_path / "team-sql-1"
+    with safetensors_file.SafetensorsFile(folder / peft.WEIGHTS) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    halved = {name: tensor / 2 if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    safetensors_file.write(folder / peft.WEIGHTS, halved, {"format": "pt"})
+    config = folder / peft.CONFIG
+    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
+    with hub.registry() as registry:
+        registry.push(folder, Ref("team/sql"))
+    push("team/sql", 3)
+    same = visitor.get("/team/sql/compare?from=v1&to=v2")
+    assert "The same function" in same.text
+    assert peft.WEIGHTS in same.text
+    assert "4 of 4 modules changed" in visitor.get("/team/sql/compare").text
+    for query in ("from=v9", "to=x", "from=1&to=999999999999"):
+        assert visitor.get(f"/team/sql/compare?{query}").status in (400, 404)
+
+
+def test_a_repository_that_is_no_adapter_yet_says_so(visitor: Visitor, hub: Running) -> None:
+    with hub.registry() as registry:
+        Repositories(registry).change("team/new", lambda state: state)
+    assert "no version yet" in visitor.get("/team/new").text
+
+
+def test_addresses_that_clients_of_the_hugging_face_hub_print_lead_to_the_version(visitor: Visitor, push: Push) -> None:
+    commit = commit_id(push("team/sql", 1))
+    push("team/sql", 2)
+    for path, url in {
+        f"commit/{commit}": "/team/sql/v1",
+        "tree/v1": "/team/sql/v1",
+        "tree/main": "/team/sql/v2",
+        "blob/v1/README.md": f"/team/sql/resolve/{commit}/README.md",
+    }.items():
+        found = visitor.get(f"/team/sql/{path}")
+        assert (found.status, found.headers["location"]) == (303, url)
+    assert visitor.get("/team/sql/tree/no-such").status == 404
+
+
+def test_a_repository_that_moved_leads_to_its_new_name(visitor: Visitor, push: Push, hub: Running) -> None:
+    push("team/new")
+    with hub.registry() as registry:
+        Repositories(registry).change("team/old", lambda _: Repository(moved_to="team/new"))
+    found = visitor.get("/team/old")
+    assert (found.status, found.headers["location"]) == (303, "/team/new")
+
+
+# ---- search
+
+
+def test_search_by_words_facets_metrics_and_runtime(visitor: Visitor, push: Push) -> None:
+    toml = "license = 'MIT'\n[training.metrics]\neval_loss = {}\n"
+    push("team/sql", 1, files={"adapter.toml": toml.format(0.5)}, tag="one")
+    push("team/poems", 2, files={"adapter.toml": toml.format(0.9)}, base_model_name_or_path="org/other")
+    push("team/dora", 3, files={"adapter.toml": "license = 'Apache-2.0'\n"}, alpha_pattern={"q_proj": 8})
+
+    def names(query: str) -> list[str]:
+        links = visitor.get(f"/?{query}").html.values("a", "href")
+        return sorted(link.removeprefix("/team/") for link in links if link.startswith("/team/"))
+
+    assert names("") == ["dora", "poems", "sql"]
+    assert names("q=poems") == names("base=org/other") == ["poems"]
+    assert names("license=MIT&metric=eval_loss%3C0.6") == ["sql"]
+    assert names("rank=3..") == []
+    assert names("size=%3C1GB") == ["dora", "poems", "sql"]
+    assert names("runtime=peft") == ["dora", "poems", "sql"]
+    for wrong in ("rank=many", "metric=loss", "size=8", "runtime=abacus", "r=x"):
+        found = visitor.get(f"/?{wrong}")
+        assert found.html.values("p", "role").count("alert") == 1
+
+
+def test_a_facet_is_chosen_and_left_by_a_link(visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1)
+    push("team/poems", 2, base_model_name_or_path="org/other")
+    assert "/?base=org%2Fother" in visitor.get("/").html.values("a", "href")
+    chosen = visitor.get("/?base=org/other&q=poems")
+    assert "/?q=poems" in chosen.html.values("a", "href")
+
+
+def test_results_come_in_pages(visitor: Visitor, push: Push) -> None:
+    for number in range(23):
+        push(f"team/n{number}", number)
+    first = visitor.get("/")
+    assert "23 adapters" in first.text
+    assert "/?page=2" in first.html.values("a", "href")
+    second = visitor.get("/?page=2")
+    assert len([link for link in second.html.values("a", "href") if link.startswith("/team/")]) == 3
+    assert "/" in second.html.values("a", "href")
+
+
+def test_a_base_has_its_adapters_below_those_they_were_made_from(visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1)
+    push("team/poems", 2)
+    page = visitor.get("/-/bases?name=org/base")
+    assert "2 adapters for this base" in page.text
+    assert visitor.get("/-/bases?name=org/none").status == 404
+
+
+# ---- private repositories
+
+
+def test_a_private_repository_is_nowhere_for_those_who_may_not_see_it(hub: Running, visitor: Visitor, push: Push) -> None:
+    push("team/open", 1)
+    digest = push("secret/plans", 2, base_model_name_or_path="hidden/base")
+    hide(hub, "secret/plans")
+    absent = visitor.get("/secret/nothing")
+    for path in OF_AN_ADAPTER:
+        found = visitor.get(f"/secret/plans{path}")
+        assert found.status == 404
+        assert found.text == absent.text.replace("nothing", "plans")
+    assert visitor.get("/secret/plans/v1/heat.svg").status == 404
+    assert visitor.get("/secret").status == 404
+    for path in ("/", "/?q=plans", "/?base=hidden/base", "/-/bases", "/?metric=a>0", "/?runtime=peft"):
+        text = visitor.get(path).text
+        assert "secret" not in text
+        assert "hidden/base 1" not in text
+        assert digest not in text
+    assert "1 adapter " in visitor.get("/").text
+    assert visitor.get("/-/bases?name=hidden/base").status == 404
+    member = visitor.signed_in(hub.make_token("bob", "read"))
+    assert member.get("/secret/plans").status == 200
+    assert "2 adapters" in member.get("/").text
+    outsider = visitor.signed_in(hub.make_token("eve", "admin", namespaces=["team"]))
+    assert outsider.get("/secret/plans").status == 404
+
+
+def test_a_namespace_for_members_is_in_no_list_and_no_count(hub: Running, visitor: Visitor, push: Push) -> None:
+    push("team/open", 1)
+    push("closed/plans", 2, base_model_name_or_path="hidden/base")
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.settle(database, Namespace("closed", "members"))
+    assert visitor.get("/closed/plans").status == 404
+    assert visitor.get("/closed").status == 404
+    for path in ("/", "/?q=plans", "/-/bases"):
+        text = visitor.get(path).text
+        assert "closed" not in text
+        assert "hidden/base" not in text
+    assert "1 adapter " in visitor.get("/").text
+    assert "2 adapters" in visitor.signed_in(hub.token).get("/").text
+
+
+def test_a_repository_that_stands_for_a_version_has_its_page(visitor: Visitor, push: Push) -> None:
+    push("team/sql", 1)
+    push("team/sql", 2)
+    assert "team/sql:v1 " in visitor.get("/team/sql.v1").text
+    for path in ("/team/sql.v9", "/team/sql.gguf", "/team/sql.v1.gguf", "/team/sql.v1/versions", "/team/sql.v1/compare"):
+        assert visitor.get(path).status < 500
+
+
+def test_a_lineage_has_no_private_descendants(hub: Running, visitor: Visitor, push: Push, tmp_path: Path) -> None:
+    from adapterhub import api
+    from adapterhub.workspace import Workspace
+
+    push("team/one", 1)
+    push("team/two", 2)
+    api.merge(["team/one", "team/two"], "secret/both", workspace=Workspace(registry=hub.folder))
+    assert "secret/both" in visitor.get("/team/one/v1/lineage").text
+    assert "secret/both" in visitor.get("/team/one").text
+    hide(hub, "secret/both")
+    for path in ("/team/one/v1/lineage", "/team/one"):
+        assert "secret" not in visitor.get(path).text
+    assert "secret/both" in visitor.signed_in(hub.token).get("/team/one/v1/lineage").text
+
+
+def test_where_a_login_is_required_every_page_asks_for_it(tmp_path: Path) -> None:
+    with serving(tmp_path / "hub", require_login=True) as hub:
+        visitor = Visitor(hub)
+        for path in ("/", "/-/bases", "/team", "/team/sql/v1", "/team/sql/v1/heat.svg", "/team/sql/compare"):
+            found = visitor.get(path)
+            assert found.status == 303
+            assert found.headers["location"].startswith("/-/sign-in?next=%2F")
+        assert visitor.get("/-/sign-in").status == 200
+        assert visitor.signed_in(hub.token).get("/").status == 200

@@ -1,0 +1,173 @@
+"""The files of `deploy/` are what their programs read, and what they start is a command of this adapterhub that may bind."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from adapterhub.cli import environment
+from adapterhub.cli.commands.hub import hub
+from adapterhub.cli.main import COMMANDS
+from adapterhub.hub.server import check_binding
+from adapterhub.hub.settings import HubSettings
+from tests.conftest import need_module
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+CHART = DEPLOY / "helm" / "adapterhub"
+
+
+def parsed(text: str) -> Any:
+    need_module("yaml")
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def rendered(template: Path) -> Any:
+    """A template of the chart with its values, as far as these templates go: values, and the name of the release."""
+    values = parsed((CHART / "values.yaml").read_text())
+
+    def value(found: re.Match[str]) -> str:
+        path, _, form = found[1].partition(" | ")
+        kind, _, key = path.removeprefix(".").partition(".")
+        got = {"Values": values, "Release": {"Name": "team"}}[kind][key]
+        return {"": str, "quote": json.dumps, "toJson": json.dumps}[form](got)
+
+    text = re.sub(r" *\{\{- range .+? \}\}\n.+?\{\{- end \}\}\n", "", template.read_text(), flags=re.DOTALL)  # of no option
+    return parsed(re.sub(r"\{\{ (.+?) \}\}", value, text))
+
+
+def check_start(words: list[str]) -> dict[str, Any]:
+    """The options of `hub start` with these words, with which it may bind its address."""
+    start = hub.get_command(click.Context(hub), "start")
+    assert start
+    found = start.make_context("start", words).params
+    known = {key: value for key, value in found.items() if key in ("host", "require_login", "behind_proxy", "url")}
+    check_binding(HubSettings(registry=Path("x"), **known))
+    return found
+
+
+def check_gc(words: list[str]) -> None:
+    """Assert that these words end in a `hub gc` with options that it has."""
+    at = words.index("hub")
+    assert words[at + 1] == "gc"
+    gc = hub.get_command(click.Context(hub), "gc")
+    assert gc
+    gc.make_context("gc", words[at + 2 :])
+
+
+def test_compose_starts_two_hubs_that_share_what_they_have() -> None:
+    services = parsed((DEPLOY / "compose.yaml").read_text())["services"]
+    for name in ("hub-1", "hub-2"):
+        assert services[name]["command"][:2] == ["hub", "start"]
+        assert check_start(services[name]["command"][2:])["host"] == "0.0.0.0"
+        assert services[name]["environment"]["ADAPTERHUB_DATABASE"].startswith("postgresql://")
+        assert f"{name}:8090" in (DEPLOY / "Caddyfile").read_text()
+    assert services["hub-1"]["volumes"] != services["hub-2"]["volumes"]
+    check_gc(services["gc"]["entrypoint"][2].partition(" do ")[2].partition(";")[0].split())
+    assert services["gc"]["volumes"] not in (services["hub-1"]["volumes"], services["hub-2"]["volumes"])
+    example = (DEPLOY / "hub.env.example").read_text()
+    assert "ADAPTERHUB_BLOBS=s3://" in example
+    assert environment.OIDC_SECRET in example
+
+
+def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    stages = {stage.split("\n")[0].split()[-1]: stage for stage in text.split("\nFROM ")[1:]}
+    extras = {
+        name: set(found[1].split(",")) for name, stage in stages.items() if (found := re.search(r"whl\)\[(.+?)\]", stage))
+    }
+    assert extras == {"serve": {"serve", "objectstore"}, "hub": {"hub", "objectstore", "oidc", "postgres"}}
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    assert set().union(*extras.values()) <= set(project["optional-dependencies"])
+    assert text.index(" AS hub") == text.rindex(" AS ")  # the default
+    for name in extras:
+        assert re.search(r"^USER \d+$", stages[name], re.MULTILINE)
+        words = json.loads(re.findall(r"^ENTRYPOINT (.+)$", stages[name], re.MULTILINE)[0])
+        words += json.loads(re.findall(r"^CMD (.+)$", stages[name], re.MULTILINE)[0])
+        assert words[:2] == ["adapterhub", "--registry"]
+        assert words[3] in COMMANDS
+        if name == "hub":
+            check_start(words[5:])
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    """A unit of systemd."""
+    found = configparser.ConfigParser(interpolation=None)
+    found.optionxform = str  # type: ignore[assignment, method-assign]
+    found.read(DEPLOY / name)
+    return found
+
+
+def test_the_unit_starts_a_hub_that_only_it_can_read() -> None:
+    service = unit("adapterhub-hub.service")["Service"]
+    assert environment.OIDC_SECRET in (DEPLOY / "adapterhub-hub.service").read_text()
+    words = shlex.split(service["ExecStart"])
+    check_start(words[words.index("start") + 1 :])
+    assert words[2] == f"/var/lib/{service['StateDirectory']}"
+    assert (service["UMask"], service["DynamicUser"]) == ("0077", "yes")
+
+
+def test_the_timer_collects_what_the_unit_serves_as_the_same_user() -> None:
+    served, collects = (unit(name)["Service"] for name in ("adapterhub-hub.service", "adapterhub-hub-gc.service"))
+    check_gc(shlex.split(collects["ExecStart"]))
+    for key in ("User", "DynamicUser", "StateDirectory", "EnvironmentFile", "UMask"):
+        assert collects[key] == served[key]
+    assert unit("adapterhub-hub-gc.timer")["Timer"]["OnCalendar"] == "daily"
+
+
+def test_the_chart_collects_from_what_its_hubs_share() -> None:
+    job, deployment, copies = (rendered(CHART / "templates" / f"{n}.yaml") for n in ("gc", "deployment", "gc-copies"))
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]
+    (collects,), (serves,) = pod["spec"]["containers"], deployment["spec"]["template"]["spec"]["containers"]
+    check_gc(collects["args"])
+    assert (collects["image"], collects["envFrom"]) == (serves["image"], serves["envFrom"])
+    assert not deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == copies["metadata"]["name"]
+    assert environment.OIDC_SECRET in (CHART / "values.yaml").read_text()
+
+
+def test_the_templates_of_the_chart_are_of_one_hub() -> None:
+    deployment, service, ingress = (rendered(CHART / "templates" / f"{n}.yaml") for n in ("deployment", "service", "ingress"))
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    assert check_start(container["args"][2:])["url"] == "https://hub.example"
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["http"]["paths"][0]["backend"]["service"]["name"] == service["metadata"]["name"]
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    assert parsed((CHART / "Chart.yaml").read_text())["name"] == "adapterhub"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("helm", ["template", "team", str(CHART)]),
+        ("hadolint", [str(DEPLOY / "Dockerfile")]),
+        (
+            "systemd-analyze",
+            ["verify", "--recursive-errors=no", *(str(path) for path in sorted(DEPLOY.glob("adapterhub-hub*")))],
+        ),
+    ],
+)
+def test_the_programs_themselves_read_them(program: str, words: list[str]) -> None:
+    found = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))  # hadolint is in our own
+    if found is None:
+        pytest.skip(f"the program {program} isn't there")
+    done = subprocess.run([found, *words], check=False, capture_output=True, text=True)
+    told = [line for line in done.stderr.splitlines() if "is not executable" not in line]  # adapterhub is not in /usr/local
+    told += done.stdout.splitlines() if program == "hadolint" else []
+    assert told == []
