@@ -1,0 +1,37 @@
+"""mlx-lm's server (0.32.2 was run): one model with one adapter at a time, loaded anew at each change.
+
+It takes the folder of an adapter in the request, and ignores it unless the request names the base by its path, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.serve.served import Served
+
+from . import CHAT, COMPLETIONS, Answer, Blend
+from .over_http import Client, Process, Server
+
+
+class Mlx(Server):
+    """See `Engine`; `process` is None for somebody's own server, and `base` is what that server was started with."""
+
+    name = runtime = "mlx"
+    blends = False
+    paths = frozenset({COMPLETIONS, CHAT})
+    own = frozenset({"adapters", "draft_model", "num_draft_tokens"})
+    most, slots = 10_000, 1  # it holds one
+
+    def __init__(self, client: Client, process: Process | None, *, base: str) -> None:
+        super().__init__(client, process)
+        self._base = base
+
+    async def ensure(self, served: Served) -> None:
+        """Nothing: the request has the folder."""
+
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+        """Ask with the base and the folder."""
+        self.check()
+        more = {"adapters": str(blend[0][0].path)} if blend else {}
+        return await self.client.ask(path, {**body, "model": self._base, **more})

@@ -1,0 +1,70 @@
+"""SGLang, by its HTTP API (0.5.23 was read; it needs a GPU).
+
+It takes a `model` without a colon for the base, whatever it says, and one with a colon for the adapter after the first of them.
+So an adapter is asked for as `<its own name>:<adapter>`, which it looks at first and in which the adapter may have colons, and
+the base by exactly its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
+
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, words_of
+from .over_http import Client, Process, Server, base_name
+
+
+class Sglang(Server):
+    """See `Engine`; `process` is None for somebody's own server."""
+
+    name = runtime = "sglang"
+    blends = False
+    paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
+    own = frozenset({"lora_path", "session_id", "session_params"})  # a session goes on with keys and values of others
+
+    def __init__(self, client: Client, process: Process | None, *, most: int) -> None:
+        super().__init__(client, process)
+        self.most = self.slots = most
+        self._base = ""
+        self._known: set[str] = set()
+        self._loading = asyncio.Lock()
+        if process is not None:
+            process.begun = self._known.clear
+
+    async def start(self) -> None:
+        """Start it, and ask for its name."""
+        await super().start()
+        self._base = await base_name(self.client, "an SGLang server")
+
+    async def ensure(self, served: Served) -> None:
+        """Load the version."""
+        self.check()
+        async with self._loading:
+            if served.model in self._known:
+                return
+            asked = {"lora_name": served.model, "lora_path": str(served.path)}
+            status, document = await self.client.call("POST", "/load_lora_adapter", asked)
+            if status != 200 and "already loaded" not in words_of(document):
+                raise RefusedError(served.model, f"SGLang cannot load it ({words_of(document)})")
+            self._known.add(served.model)
+
+    async def forget(self, served: Served) -> None:
+        """Unload the version."""
+        async with self._loading:
+            if served.model in self._known:
+                self._known.discard(served.model)
+                await self.client.call("POST", "/unload_lora_adapter", {"lora_name": served.model})
+
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+        """Ask by a name that SGLang cannot take for the base."""
+        self.check()
+        return await self.client.ask(path, {**body, "model": model_of(self._base, blend)})
+
+
+def model_of(base: str, blend: Blend) -> str:
+    """The `model` by which SGLang knows a version, or its base."""
+    return f"{base}:{blend[0][0].model}" if blend else base

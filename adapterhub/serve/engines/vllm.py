@@ -1,0 +1,131 @@
+"""vLLM: adapters by name in one process, loaded while it runs (0.32.0 was run, 0.33.0 read).
+
+A name is told to it once and forever. Told to unload, it forgets the name only, and it ends when a name comes back while
+something of the old one is left; so nothing is ever unloaded. It evicts weights by itself, and reads the folder again, which is
+why the folder must stay. Before 0.33 its CPU build answers requests to the base with an adapter of the same batch; there the
+base is asked for by an adapter of zeros.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
+
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, words_of
+from .over_http import Client, Process, Server, base_name
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+_ZERO = "adapterhub-zero"
+_RIGHT = (0, 33)  # the version from which on the base is the base in any batch
+
+
+class Vllm(Server):
+    """See `Engine`.
+
+    Args:
+        process: Started and ended with the engine; None for somebody's own server.
+        slots: Versions in a batch.
+        base: For the adapter of zeros; its folder is `folder`.
+        resolves: Its plugin `adapterhub.serve.vllm_plugin` finds versions by itself; for a server without our folders.
+    """
+
+    name = runtime = "vllm"
+    blends = False
+    keeps = True  # others may ask it by the same name
+    paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
+    own = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # the last can contain the others
+    most = 10_000  # it evicts by itself
+
+    def __init__(
+        self, client: Client, process: Process | None, *, base: BaseSpec, folder: Path, slots: int, resolves: bool = False
+    ) -> None:
+        super().__init__(client, process)
+        self._resolves, self.slots = resolves, slots
+        self._spec, self._folder = base, folder
+        self._base, self._zeros = "", False
+        self._known: set[str] = set()
+        self._loading = asyncio.Lock()
+        if process is not None:
+            process.begun = self._known.clear
+
+    async def start(self) -> None:
+        """Start it, and find out how its base is asked for."""
+        await super().start()
+        self._base = await base_name(self.client, "a vLLM server")
+        if self._spec.kind == "hf" and await self._mixes_base():
+            self._zeros = True
+            await asyncio.to_thread(write_zeros, self._spec, self._folder / _ZERO)
+            await self._load(_ZERO, self._folder / _ZERO)
+
+    async def _mixes_base(self) -> bool:
+        """Whether it is older than the version that keeps the base apart; an unknown version is not."""
+        _, document = await self.client.call("GET", "/version")
+        text = document.get("version", "") if isinstance(document, dict) else ""
+        parts = str(text).split(".")[:2]
+        return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _RIGHT
+
+    async def ensure(self, served: Served) -> None:
+        """Tell it the name and the folder of the version."""
+        self.check()
+        if self._resolves or served.model in self._known:
+            return
+        async with self._loading:
+            if served.model not in self._known:
+                await self._load(served.model, served.path)
+
+    async def _load(self, name: str, folder: Path) -> None:
+        status, document = await self.client.call(
+            "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
+        )
+        if status == 404 and "Not Found" in words_of(document):
+            hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+            raise RefusedError(self.client.url, "this vLLM loads no adapters while it runs", hint)
+        if status != 200 and not await self._has(name, folder):
+            raise RefusedError(name, f"vLLM cannot load it ({words_of(document)})")
+        self._known.add(name)
+
+    async def _has(self, name: str, folder: Path) -> bool:
+        """Whether it knows this name for this folder, from an earlier gateway."""
+        _, document = await self.client.call("GET", "/v1/models")
+        models = document.get("data", []) if isinstance(document, dict) else []
+        return any(model["id"] == name and model.get("root") == str(folder) for model in models)
+
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+        """Ask by the immutable name."""
+        self.check()
+        if self._zeros and _ZERO not in self._known:  # it was started anew
+            await self._load(_ZERO, self._folder / _ZERO)
+        base = _ZERO if self._zeros else self._base
+        return await self.client.ask(path, {**body, "model": blend[0][0].model if blend else base})
+
+
+def write_zeros(base: BaseSpec, folder: Path) -> None:
+    """Write a PEFT folder whose adapter changes nothing, on a projection of attention.
+
+    Raises:
+        RefusedError: The base has no such layer.
+    """
+    import numpy as np
+
+    from adapterhub_converters.containers import safetensors_file
+    from adapterhub_converters.formats import peft
+
+    modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith((".q_proj.weight", ".o_proj.weight"))]
+    if not modules:
+        raise RefusedError(base.where, "has no layer for an adapter of zeros", "Use vLLM 0.33 or later")
+    module = min(modules)
+    out, into = base.tensors[f"{module}.weight"].shape
+    folder.mkdir(parents=True, exist_ok=True)
+    zeros = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, into), np.float32)}
+    zeros |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out, 1), np.float32)}
+    safetensors_file.write(folder / peft.WEIGHTS, zeros, {"format": "pt"})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [module.rpartition(".")[2]]}
+    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))

@@ -1,0 +1,78 @@
+"""Errors in the form of OpenAI's API, which its clients raise as exceptions of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from adapterhub.ref import RefError
+from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.names import NOT_SERVED
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    IntegrityError,
+    LocalIOError,
+    NotFoundError,
+    RefusedError,
+    RemoteError,
+)
+
+_LONGEST = 1000  # characters of a message
+INVALID, MISSING, BUSY, DOWN = "invalid_request_error", "model_not_found", "rate_limit_exceeded", "service_unavailable"
+
+
+class ProblemError(Exception):
+    """What is answered instead of a completion.
+
+    Attributes:
+        seconds: Of Retry-After; 0 for none.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, seconds: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.seconds = status, message, code, param, seconds
+
+    def document(self) -> dict[str, object]:
+        """The error object."""
+        kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
+        return {"error": {"message": self.message[:_LONGEST], "type": kind, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """The error object as JSON."""
+        return json.dumps(self.document(), ensure_ascii=False).encode("utf-8", "replace")
+
+    def headers(self) -> Mapping[str, str]:
+        """What the answer has besides."""
+        more = {"retry-after": str(self.seconds)} if self.seconds else {}
+        return {"www-authenticate": "Bearer", **more} if self.status == 401 else more
+
+
+def missing(model: str) -> ProblemError:
+    """The answer for a name that is not served to who asks; the same whether it exists or not."""
+    return ProblemError(404, f"The model `{model[:200]}` does not exist or is not served here", code=MISSING, param="model")
+
+
+def problem_of(error: Exception, model: str) -> ProblemError:
+    """What an error is answered with."""
+    match error:
+        case ProblemError():
+            return error
+        case EngineDownError():
+            found = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
+        case RefusedError(code=code) if code == NOT_SERVED:
+            found = missing(model)
+        case NotFoundError(code=code) if code != "no-registry":
+            found = missing(model)
+        case RefError():
+            found = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
+        case RemoteError() | LocalIOError() | NotFoundError():  # where files are is for the log
+            found = ProblemError(503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5)
+        case IntegrityError():
+            found = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
+        case AdapterhubError():
+            found = ProblemError(400, str(error), code=error.code or "refused", param="model")
+        case _:
+            raise error
+    return found

@@ -1,0 +1,367 @@
+"""The ASGI application of a gateway: OpenAI's API over one `Gateway`, bounded bodies, one log line a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from adapterhub.serve.engines import CHAT, COMPLETIONS, EMBEDDINGS, Answer, EngineDownError, words_of
+from adapterhub.version import __version__
+from adapterhub_converters.containers import json_file, open_file
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import AdapterhubError, FormatError
+
+from . import metrics, rewriting
+from .answers import BUSY, DOWN, ProblemError, missing, problem_of
+from .gateway import Asked, Gateway
+
+_log = logging.getLogger("adapterhub.serve.requests")
+VERSION = "x-adapterhub-version"
+_BODY_SECONDS = 60.0  # for the whole body to arrive
+_MEMORY = 8  # times the size of the largest body: the objects of its document
+_LATER = 64 << 10  # bytes of a body from which on it is parsed in a thread
+_JSON = "application/json"
+_FOLDER = Path(__file__).parent / "page"
+# The page for people, which asks the API like any other client.
+_PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def create_app(
+    gateway: Gateway, *, ready: Callable[[], object] = lambda: None, failed: Callable[[BaseException], object] = lambda _: None
+) -> ASGIApp:
+    """Make the application; its engine is started when the server starts, and closed when it ends.
+
+    Args:
+        ready: Called once the engine answers.
+        failed: Called if it cannot be started.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.gateway, app.state.bodies = gateway, _Bodies(gateway.settings.bodies)
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
+        starting = asyncio.create_task(gateway.start())
+
+        def done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():  # codespell:ignore
+                error = task.exception()
+                ready() if error is None else failed(error)
+
+        starting.add_done_callback(done)
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+            await gateway.close()
+
+    routes = [
+        *(Route(path, _Generation(path), methods=["POST"]) for path in (COMPLETIONS, CHAT, EMBEDDINGS)),
+        Route("/v1/models", _models),
+        Route("/v1/models/{model:path}", _model),
+        Route("/health", _health),
+        Route("/metrics", _metrics),
+        *(Route(path, _page) for path in _PAGE),
+    ]
+    problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _nowhere, 405: _nowhere}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+
+
+class _Bodies:
+    """The bytes of all bodies that are being read or answered."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+
+    def take(self, count: int) -> None:
+        """ProblemError where so many more do not fit."""
+        if self._held + count > self._most:
+            raise ProblemError(429, "The gateway has too many large requests", code=BUSY, seconds=2)
+        self._held += count
+
+    def give(self, count: int) -> None:
+        """Return what was taken."""
+        self._held -= count
+
+
+class _Generation:
+    """A path of the API that the engine answers."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive)
+        reply = _Reply(send)
+        asked = Asked(self._path, request.headers)
+        gateway: Gateway = scope["app"].state.gateway
+        try:
+            asked.key = gateway.key_of(asked.headers)
+            with gateway.admitted(asked.key):
+                await self._answer(gateway, request, asked, reply)
+        except (ProblemError, EngineDownError, AdapterhubError) as error:
+            problem = problem_of(error, asked.model)
+            if problem.status >= 500 and problem is not error:
+                _log.warning("%s (%s)", error, reply.id)
+            await reply.problem(problem, asked.version)
+        except (ClientDisconnect, OSError):
+            reply.status = reply.status or 499  # as nginx has it: the client has gone
+        except Exception:
+            _log.exception("a request failed (%s)", reply.id)
+            if reply.status:
+                raise
+            problem = ProblemError(500, f"internal error; the gateway's log has it as {reply.id}", code="internal")
+            await reply.problem(problem, asked.version)
+        finally:
+            _ended(gateway, request, asked, reply)
+
+    async def _answer(self, gateway: Gateway, request: Request, asked: Asked, reply: _Reply) -> None:
+        bodies: _Bodies = request.app.state.bodies
+        raw = bytearray()
+        try:
+            await _read(request, raw, bodies, gateway.settings.max_body)
+            body = await _document(raw, gateway.settings.max_body)
+            await _unless_gone(request.receive, self._pass(gateway, asked, body, reply))
+        finally:
+            bodies.give(len(raw))
+            raw.clear()  # now, and not when the collector finds the error that refers to it
+
+    async def _pass(self, gateway: Gateway, asked: Asked, body: Mapping[str, Any], reply: _Reply) -> None:
+        with gateway.metered(asked.key, body) as usage:
+            async with gateway.answered(asked, usage.asking()) as answer:
+                usage.begun = answer.status == 200
+                if usage.begun and answer.media_type.startswith("text/event-stream"):
+                    await reply.begin(asked.version)
+                    async for piece in rewriting.events(answer.body, asked.version, usage):
+                        await reply.more(piece)
+                    await reply.end()
+                    return
+                whole = await rewriting.whole(answer.body)
+            if answer.status != 200:
+                raise engine_problem(answer, whole)
+            await reply.whole(200, answer.media_type, asked.version, rewriting.renamed(whole, asked.version, usage))
+
+
+def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
+    """What the client gets for an error of the engine: what it did wrong itself, or that the engine has failed."""
+    try:
+        document = json_file.parse(whole, "answer")
+    except FormatError:
+        document = whole.decode(errors="replace")
+    words, error = words_of(document), document.get("error") if isinstance(document, dict) else None
+    code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
+    if answer.status in (429, 503):
+        return ProblemError(answer.status, f"The engine is busy: {words}", code=DOWN, seconds=2)
+    if 400 <= answer.status < 500 and answer.status not in (401, 403, 407):
+        code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))
+        return ProblemError(answer.status, words, code=code or "refused", param=param)
+    return ProblemError(502, f"The engine failed ({answer.status}): {words}", code="engine_failed")
+
+
+async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) -> None:
+    """Read a body; ProblemError for one that is too large, or too slow."""
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:20]) > most:
+        raise _too_large(most)
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for piece in request.stream():
+                if len(raw) + len(piece) > most:
+                    raise _too_large(most)
+                bodies.take(len(piece))
+                raw += piece
+    except TimeoutError as error:
+        raise ProblemError(408, f"The body took more than {_BODY_SECONDS:.0f} seconds", code="timeout") from error
+
+
+def _too_large(most: int) -> ProblemError:
+    return ProblemError(413, f"A body has at most {most:,} bytes", code="too_large")
+
+
+async def _document(raw: bytearray, most: int) -> Mapping[str, Any]:
+    def parse() -> dict[str, Any]:
+        return json_file.parse_object(bytes(raw), "body", memory=_MEMORY * most)
+
+    try:
+        return parse() if len(raw) < _LATER else await asyncio.to_thread(parse)
+    except FormatError as error:
+        raise ProblemError(400, str(error), code="invalid_json") from error
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do some work; end it, and raise ClientDisconnect, when the client closes the connection meanwhile."""
+
+    async def closed() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.create_task(work), asyncio.create_task(closed())
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        working.result()
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+            with suppress(asyncio.CancelledError, Exception):  # codespell:ignore
+                await working
+
+
+class _Reply:
+    """What goes to the client, with the headers that every answer has."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.id = secrets.token_hex(8)
+        self.status = 0
+        self.first: float | None = None
+        self._streams = False
+
+    async def whole(
+        self, status: int, media_type: str, version: str, body: bytes, more: Mapping[str, str] | None = None
+    ) -> None:
+        """Send an answer."""
+        await self._head(status, media_type, version, {"content-length": str(len(body)), **(more or {})})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def begin(self, version: str) -> None:
+        """Begin a stream of events."""
+        self._streams = True
+        await self._head(200, "text/event-stream", version, {"cache-control": "no-cache"})
+
+    async def more(self, body: bytes) -> None:
+        """Go on with it."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        """End it."""
+        self._streams = False
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def problem(self, problem: ProblemError, version: str) -> None:
+        """Say what went wrong: as the answer, or as the last event of a stream that has begun."""
+        with suppress(OSError, ClientDisconnect):
+            if not self.status:
+                await self.whole(problem.status, _JSON, version, problem.body(), problem.headers())
+            elif self._streams:
+                await self.end(b"data: " + problem.body() + b"\n\n")
+
+    async def _head(self, status: int, media_type: str, version: str, more: Mapping[str, str]) -> None:
+        self.status, self.first = status, time.monotonic()
+        headers = {"content-type": media_type, "x-request-id": self.id, **more, **({VERSION: version} if version else {})}
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+
+def _ended(gateway: Gateway, request: Request, asked: Asked, reply: _Reply) -> None:
+    now = time.monotonic()
+    first = reply.first and reply.first - asked.started
+    gateway.metrics.count(asked.label, asked.path, reply.status, first, now - asked.started)
+    address = request.client.host if request.client else ""
+    who = asked.key.name if asked.key else ""
+    model, took = printable(asked.model[:200]), round((now - asked.started) * 1000, 1)
+    fields = {"id": reply.id, "path": asked.path, "model": model, "version": asked.version, "status": reply.status, "ms": took}
+    fields |= {"first_ms": first and round(first * 1000, 1), "key": who, "address": address}
+    line = "%s %s -> %s %d %.1f ms %s (%s)"
+    _log.info(line, asked.path, model, asked.version or "-", reply.status, took, who or "-", reply.id, extra={"fields": fields})
+
+
+# ---- what there is
+
+
+def _gateway(request: Request) -> Gateway:
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+async def _problem(_request: Request, error: Exception) -> Response:
+    problem = problem_of(error, "")
+    return Response(problem.body(), problem.status, problem.headers(), _JSON)
+
+
+async def _nowhere(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    return await _problem(request, ProblemError(status, f"{request.method} {request.url.path[:200]} is not answered here"))
+
+
+async def _models(request: Request) -> Response:
+    """GET /v1/models: what the client may ask for."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    with gateway.admitted(key):
+        listed = await gateway.listed(key)
+    base = gateway.settings.base_name
+    data = [_entry(name, found.model if found else "", "" if name == base else base) for name, found in listed]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def _model(request: Request) -> Response:
+    """GET /v1/models/NAME: the version that a name means now."""
+    gateway, name = _gateway(request), request.path_params["model"]
+    asked = Asked("", request.headers, gateway.key_of(request.headers), name)
+    try:
+        with gateway.admitted(asked.key):
+            parts = await gateway.meant(asked)
+    except AdapterhubError as error:
+        raise problem_of(error, name) from error
+    version = gateway.version_of(parts)
+    document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
+    return JSONResponse(document, headers={VERSION: version})
+
+
+def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
+    more = {key: value for key, value in (("root", version), ("parent", parent)) if value}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "adapterhub", **more}
+
+
+async def _health(request: Request) -> Response:
+    """GET /health: 200 when requests are answered."""
+    gateway = _gateway(request)
+    good = await gateway.healthy()
+    state = "ok" if good else "loading" if not gateway.ready else "down"
+    document = {"status": state, "engine": gateway.engine.name, "version": __version__}
+    return JSONResponse(document, 200 if good else 503, {} if good else {"retry-after": "2"})
+
+
+async def _metrics(request: Request) -> Response:
+    """GET /metrics: for those who may ask for everything, since it has the names of all."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    if key is not None and key.allowed.patterns:
+        raise missing("/metrics")
+    return Response(gateway.metrics.page(), media_type=metrics.TYPE)
+
+
+async def _page(request: Request) -> Response:
+    """GET /: ask adapters, one or two side by side."""
+    name, kind = _PAGE[request.url.path]
+    return Response(open_file.read_bytes(_FOLDER / name), media_type=kind, headers=_PAGE_HEADERS)

@@ -1,0 +1,102 @@
+"""Numbers for Prometheus, by version; and the gauge by which the gateways of Kubernetes find who has which adapter.
+
+The number of labels is bounded: what is asked for makes none, only a version that the engine has held, and of those the first
+thousand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Bag
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LABELS = 1000
+_OTHER = "other"
+
+
+class Metrics:
+    """The numbers of one gateway.
+
+    Attributes:
+        slots: Versions with which the engine answers at the same time.
+        is_up: Whether names can be looked up.
+        waiting: The names by which versions are asked for that the engine does not hold yet, and how many requests wait.
+        running: The same for those that are being answered.
+    """
+
+    def __init__(self, slots: int, is_up: Callable[[], bool]) -> None:
+        self.registry = CollectorRegistry()
+        more: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("adapterhub_requests", "Requests.", ("version", "path", "status"), **more)
+        self._seconds = Histogram(
+            "adapterhub_request_seconds", "Time until the end of the answer.", ("version",), buckets=_SECONDS, **more
+        )
+        self._first = Histogram(
+            "adapterhub_first_byte_seconds", "Time until the answer begins.", ("version",), buckets=_SECONDS, **more
+        )
+        self.now = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **more)
+        self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **more)
+        up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **more)
+        up.set_function(is_up)
+        self.slots = slots
+        self.waiting: Bag[str] = Bag()
+        self.running: Bag[str] = Bag()
+        self._labels: set[str] = set()
+        self.registry.register(_LoraInfo(self))
+
+    def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
+        """Count a request that has ended; `version` is empty if none was found."""
+        if version not in self._labels and len(self._labels) >= _LABELS:
+            version = _OTHER
+        self._labels.add(version)
+        self._requests.labels(version, path, status).inc()
+        if version:
+            self._seconds.labels(version).observe(seconds)
+            if first is not None:
+                self._first.labels(version).observe(first)
+
+    def page(self) -> bytes:
+        """The numbers as text."""
+        return generate_latest(self.registry)
+
+
+@contextmanager
+def listed(bag: Bag[str], name: str) -> Iterator[None]:
+    """Have a name in a bag until the context ends; not an empty one, and none with a comma, which separates names."""
+    if not name or "," in name:
+        yield
+        return
+    bag[name] += 1
+    try:
+        yield
+    finally:
+        bag[name] -= 1
+        if not bag[name]:
+            del bag[name]
+
+
+class _LoraInfo(Collector):
+    """`vllm:lora_requests_info`, as vLLM has it: its value is the time, names are separated by commas.
+
+    The inference extension of the Gateway API reads it (docs/proposals/003-model-server-protocol): a request goes to a server
+    that has its adapter, so the names are those that requests have as `model`.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauge with one sample."""
+        names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
+        found = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=names)
+        running, waiting = (",".join(sorted(bag)) for bag in (self._metrics.running, self._metrics.waiting))
+        found.add_metric([running, waiting, str(self._metrics.slots)], time.time())
+        yield found

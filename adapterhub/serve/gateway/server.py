@@ -1,0 +1,46 @@
+"""The process of a gateway: the address that it may bind, its start and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adapterhub.http_server import binding, connections
+from adapterhub.serve.engines import Engine, EngineDownError
+from adapterhub_converters.errors import LocalIOError
+
+from .app import create_app
+from .gateway import Gateway
+from .settings import GatewaySettings
+
+_DRAIN = 30  # seconds for the requests that are running when the gateway ends
+
+
+def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], object]) -> None:
+    """Run a gateway until it is told to stop by a signal.
+
+    Args:
+        ready: Called with its address, once the engine answers.
+
+    Raises:
+        RefusedError: Others than this machine would reach it in the clear, or without a key; or the engine cannot be started.
+        LocalIOError: The address cannot be bound, or a program cannot be started.
+    """
+    gateway = Gateway(settings, engine)
+    encrypted = bool(settings.certificate) or settings.behind_proxy
+    keys = bool(gateway.routes.keys)
+    binding.check_exposure(settings.host, encrypted=encrypted, asks_who=keys, code="gateway-needs-keys")
+    sock = binding.listening(settings.host, settings.port)
+    url = binding.url_of(sock, "https" if settings.certificate else "http")
+    failure: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failure.append(error)
+        server.should_exit = True
+
+    app = create_app(gateway, ready=lambda: ready(url), failed=failed)
+    server = connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN)
+    server.run(sockets=[sock])
+    if failure and isinstance(failure[0], EngineDownError):
+        raise LocalIOError(engine.name, f"does not answer ({failure[0]})") from failure[0]
+    if failure:
+        raise failure[0]

@@ -1,0 +1,95 @@
+"""From logits to text: which token comes next, what is certain of the text so far, and where the answer ends."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapterhub.generation.sampling import Sampler
+from adapterhub_converters.errors import RefusedError
+
+from .values import Piece, Request, Texts
+
+
+class Answer:
+    """The answer to a request, one token after another."""
+
+    def __init__(self, request: Request, text: Texts) -> None:
+        self.count = 0
+        self._request, self._ends = request, text.ends
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        self._sampler = Sampler(request.temperature, seed, request.top_p)
+        self._piece_of, self._stops = text.pieces(), Stops(request.stop)
+        self._bias = (
+            np.array([token for token, _ in request.bias], int),
+            np.array([bias for _, bias in request.bias], np.float32),
+        )
+
+    def add(self, logits: NDArray[np.float32]) -> Piece:
+        """Choose the next token by the logits, `(vocab,)`; returns what it adds.
+
+        Raises:
+            RefusedError: The logits are not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise RefusedError("", "what was asked for computes numbers that are not finite")
+        if self._request.bias:
+            logits = logits.copy()
+            logits[self._bias[0]] += self._bias[1]
+        token = self._sampler.token(logits)
+        self.count += 1
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
+        if self._request.logprobs is not None:
+            logprobs = log_softmax(logits)
+            logprob, top = float(logprobs[token]), likeliest(logprobs, self._request.logprobs)
+        if token in self._ends:
+            return Piece(self._stops.rest(), token, logprob, top, "stop")
+        text, stopped = self._stops.add(self._piece_of(token))
+        if stopped:
+            return Piece(text, token, logprob, top, "stop")
+        if self.count == self._request.max_tokens:
+            return Piece(text + self._stops.rest(), token, logprob, top, "length")
+        return Piece(text, token, logprob, top)
+
+
+class Stops:
+    """Text that ends before the first of some texts; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._longest = max(map(len, self._stops), default=0)
+        self._held = ""
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Return the text that is certain, and whether it ended."""
+        text = self._held + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        beginnings = range(max(0, len(text) - self._longest + 1), len(text))
+        certain = next((at for at in beginnings if any(stop.startswith(text[at:]) for stop in self._stops)), len(text))
+        self._held = text[certain:]
+        return text[:certain], False
+
+    def rest(self) -> str:
+        """Return what is held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the logarithms of the probabilities."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def likeliest(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
+    """Return the `count` likeliest tokens with their logarithms, the likeliest first."""
+    count = min(count, len(logprobs))
+    tokens = np.argpartition(-logprobs, count - 1)[:count] if count else np.zeros(0, int)
+    return tuple((int(token), float(logprobs[token])) for token in sorted(tokens, key=lambda token: (-logprobs[token], token)))

@@ -1,0 +1,158 @@
+"""Who is next: requests wait in line, and each row of a batch pins the slots of its adapters.
+
+A request whose adapters find no slot may be overtaken by others, for the slots that are free are of no use to it. But not for
+ever: once it has waited for `patience` seconds nobody overtakes it, so that rows end and a slot becomes free. A slot is never
+taken from a row, and of the slots without one the least recently used is filled next: more adapters than slots cost waiting,
+and no adapter is moved in and out for every token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from .adapters import LoadedAdapter, Parts
+from .answer import Answer
+from .attention import KeysValues
+from .slots import Use
+from .streams import Stream
+from .values import Limits, Request
+
+
+@dataclass(eq=False)
+class Row:
+    """A request, waiting or in the batch.
+
+    Attributes:
+        request: What is asked for.
+        parts: The adapters of its blend with their weights.
+        stream: Where its pieces go.
+        answer: The tokens so far.
+        keys_values: Of what was read.
+        read: The number of tokens of prompt and answer that were read.
+        token: The last token of the answer, which is to be read next.
+        use: The slots of its adapters.
+        since: When it arrived.
+        has_ended: Whether it was removed.
+    """
+
+    request: Request
+    parts: Parts
+    stream: Stream
+    answer: Answer
+    keys_values: KeysValues
+    read: int = 0
+    token: int = -1
+    use: Use = ()
+    since: float = field(default_factory=time.monotonic)
+    has_ended: bool = False
+
+    @property
+    def prompt_is_read(self) -> bool:
+        """Whether the whole prompt was read."""
+        return self.read >= len(self.request.ids)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of prompt and answer at most."""
+        return len(self.request.ids) + self.request.max_tokens
+
+
+class SlotTable:
+    """Which adapter is in which slot, and how many rows use it.
+
+    Args:
+        fill: Called with a slot and an adapter before its first use.
+    """
+
+    def __init__(self, count: int, fill: Callable[[int, LoadedAdapter], None]) -> None:
+        self._fill = fill
+        self._free = list(reversed(range(count)))
+        self._slots: OrderedDict[int, int] = OrderedDict()  # number of an adapter to slot, the last used at the end
+        self._pins: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def pinned(self) -> int:
+        """The number of slots that a row uses."""
+        return len(self._pins)
+
+    def has_room(self, parts: Parts) -> bool:
+        """Whether all adapters of a blend can be in slots now."""
+        numbers = {adapter.number for adapter, _ in parts}
+        missing = numbers - {*self._slots}
+        idle = {number for number in self._slots if not self._pins[number]} - numbers
+        return len(missing) <= len(self._free) + len(idle)
+
+    def pin(self, parts: Parts) -> Use:
+        """Put the adapters of a blend into slots, where they stay until they are unpinned; returns the slots."""
+        numbers = {adapter.number for adapter, _ in parts}
+        for adapter, _ in parts:
+            if adapter.number not in self._slots:
+                slot = self._free.pop() if self._free else self._taken_from(numbers)
+                try:
+                    self._fill(slot, adapter)
+                except BaseException:
+                    self._free.append(slot)
+                    raise
+                self._slots[adapter.number] = slot
+            self._slots.move_to_end(adapter.number)
+        self._pins.update(numbers)
+        return tuple((self._slots[adapter.number], weight) for adapter, weight in parts)
+
+    def _taken_from(self, spared: set[int]) -> int:
+        """Return the slot of the adapter that was not used for the longest time."""
+        return self._slots.pop(next(one for one in self._slots if not self._pins[one] and one not in spared))
+
+    def unpin(self, parts: Parts) -> None:
+        """End the use of a row."""
+        self._pins -= Counter({adapter.number for adapter, _ in parts})
+
+
+class Schedule:
+    """The requests that wait, and the rows of the batch.
+
+    Args:
+        token_size: Bytes of the keys and values of a token.
+    """
+
+    def __init__(self, limits: Limits, slots: SlotTable, token_size: int) -> None:
+        self._limits, self._slots = limits, slots
+        self._most_tokens = limits.keys_values // max(1, token_size)
+        self.waiting: deque[Row] = deque()
+        self.rows: list[Row] = []
+
+    def remove(self, row: Row) -> None:
+        """Remove a row, which ended or was canceled, and free its slots."""
+        if row in self.rows:
+            self.rows.remove(row)
+            self._slots.unpin(row.parts)
+        elif row in self.waiting:
+            self.waiting.remove(row)
+
+    def move_to_end(self, row: Row) -> None:
+        """Have the others of the batch come first."""
+        self.rows.remove(row)
+        self.rows.append(row)
+
+    def admitted(self) -> Iterator[Row]:
+        """Yield those that wait and whose turn it is now, in the order in which they came; each is to be started at once."""
+        late = time.monotonic() - self._limits.patience
+        for row in list(self.waiting):
+            tokens = sum(one.tokens for one in self.rows)
+            if len(self.rows) >= self._limits.rows or (self.rows and tokens + row.tokens > self._most_tokens):
+                return
+            if self._slots.has_room(row.parts):
+                self.waiting.remove(row)
+                yield row
+            elif row.since < late:
+                return
+
+    def start(self, row: Row) -> None:
+        """Put the adapters of a row into slots, and the row into the batch."""
+        row.use = self._slots.pin(row.parts)
+        self.rows.append(row)

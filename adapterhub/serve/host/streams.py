@@ -1,0 +1,104 @@
+"""Answers on their way from the thread of the host to those who asked."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol, Self
+
+from adapterhub_converters.errors import StoppedError
+
+from .values import FullError, Piece, Request, Texts
+
+Item = tuple[int, Piece | Exception]
+
+
+class Stream:
+    """The pieces of an answer as they come, for one thread to iterate over; an error of the host is raised there.
+
+    Args:
+        beside: Another stream, for both to be read `together`.
+    """
+
+    def __init__(self, beside: Stream | None = None) -> None:
+        self.number: int = beside.number + 1 if beside else 0
+        self.queue: SimpleQueue[Item] = beside.queue if beside else SimpleQueue()
+        self.is_canceled = False
+
+    def put(self, item: Piece | Exception) -> None:
+        """Add a piece, or the error with which it ends."""
+        self.queue.put((self.number, item))
+
+    def cancel(self) -> None:
+        """Have the host forget the request; from any thread, at any time."""
+        self.is_canceled = True
+
+    def __iter__(self) -> Iterator[Piece]:
+        return (piece for _, piece in together([self]))
+
+
+def together(streams: Sequence[Stream]) -> Iterator[tuple[int, Piece]]:
+    """Yield the pieces of streams that are beside each other, each with its index among them, as they come."""
+    first, left = streams[0].number, len(streams)
+    while left:
+        number, item = streams[0].queue.get()
+        if isinstance(item, Exception):
+            raise item
+        left -= item.finish is not None
+        yield number - first, item
+
+
+class Threaded(ABC):
+    """A host with a thread that answers. `_wake` guards what other threads hand over, and is notified of it."""
+
+    def __init__(self, name: str) -> None:
+        self._wake, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Answer until `_closed`."""
+
+    @contextmanager
+    def started(self) -> Iterator[Self]:
+        """Answer requests within the block; those that are left at its end are told so."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            with self._wake:
+                self._closed = True
+                self._wake.notify()
+            self._thread.join()
+
+    def _check_room(self, waiting: int, most: int) -> None:
+        """Refuse a request where the host is closed, or `most` wait already; called with `_wake` held."""
+        if self._closed:
+            raise StoppedError("", "the host is closed")
+        if waiting >= most:
+            raise FullError("", f"{waiting} requests wait already", "Try again later")
+
+
+class Answering(Protocol):
+    """A base that answers requests, from any thread."""
+
+    @property
+    def text(self) -> Texts:
+        """Its texts."""
+
+    @property
+    def longest(self) -> int:
+        """The number of tokens of prompt and answer together, at most."""
+
+    def load(self, key: str, folder: Path) -> None:
+        """Have a version in memory; RefusedError if it cannot be used."""
+
+    def drop(self, key: str) -> None:
+        """Forget a version, after the last request that uses it."""
+
+    def submit(self, request: Request, *, beside: Stream | None = None) -> Stream:
+        """Have a request answered."""

@@ -1,0 +1,240 @@
+"""A resolver for vLLM: what a request names as its `model` may be a version in a registry.
+
+vLLM 0.32 and 0.33 ask resolvers for names that they do not know (`vllm/lora/resolver.py`), and
+
+- never ask for a name again, whatever its tag means later: a name that may move is refused, or pinned to what it meant first;
+- read the folder again inside the engine when the adapter was evicted, and end with the server if it is gone: folders are held
+  until this process ends;
+- serve the base, with the adapter's name and status 200, where the adapter fits no module: whatever would not be applied as it
+  was trained is refused by `resolving`;
+- pass on the words of errors, but not why an adapter could not be loaded.
+
+`cli/vllm_settings.py` has the entry point, which reads the environment. Nothing of vLLM is imported before `register`, which
+neither reads nor writes a file: vLLM calls it in each of its processes, and resolves in one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from adapterhub import base_sources
+from adapterhub.ref import Ref, RefError
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
+
+from . import names, resolving
+from .names import NOT_SERVED, Allowed
+from .served import Served, ServedLease
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+RESOLVER = "adapterhub"
+"""The name of the resolver in vLLM."""
+MOVING, BLEND, TOO_MANY = "moving-tag", "blend", "too-many-names"
+"""Codes of what vLLM cannot serve under one name."""
+_WORKERS = 4
+_AGAIN = 10.0  # seconds after which a name that was refused is looked up again
+_REMEMBERED = 1024  # names that were refused
+_NAMES = 10_000  # that were answered; a version may have several
+
+
+def _itself(ref: str) -> str:
+    return ref
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is served, and where it is looked up.
+
+    Attributes:
+        allowed: The names that may be asked for.
+        workspace: Returns the surroundings; called in a thread when the first name is asked for.
+        address: The address of a ref, where versions are pulled from a remote; by default the ref itself, in the registry.
+        base: The base model, where the name that vLLM has for it does not lead to its config; empty for vLLM's name.
+        pin: Serve names that may move, as what they mean first, until the process ends.
+        patience: Seconds that a request waits for its adapter; the work goes on for those that ask again.
+    """
+
+    allowed: Allowed
+    workspace: Callable[[], Workspace] = Workspace
+    address: Callable[[str], str] = _itself
+    base: str = ""
+    pin: bool = False
+    patience: float = 60.0
+
+
+def register(settings: Settings) -> None:
+    """Have vLLM ask for names that it does not know; nothing happens the second time.
+
+    Raises:
+        RuntimeError: vLLM is set to serve the base under every name that it does not know, without asking.
+    """
+    from vllm import envs
+    from vllm.logger import init_logger
+    from vllm.lora.resolver import LoRAResolverRegistry
+
+    if RESOLVER in LoRAResolverRegistry.get_supported_resolvers():
+        return
+    if envs.VLLM_SKIP_MODEL_NAME_VALIDATION:
+        raise RuntimeError(
+            "VLLM_SKIP_MODEL_NAME_VALIDATION is set: vLLM would answer for every adapter with the base. Unset it"
+        )
+    logger = init_logger("vllm.adapterhub")
+    if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
+        logger.warning("vLLM asks for no adapter unless VLLM_ALLOW_RUNTIME_LORA_UPDATING is True")
+    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(Versions(settings, logger.warning)))
+
+
+def _resolver(versions: Versions) -> Any:
+    """What vLLM asks, a `LoRAResolver`."""
+    from vllm.exceptions import GracefulHTTPError, VLLMNotFoundError
+    from vllm.lora.request import LoRARequest
+    from vllm.lora.resolver import LoRAResolver
+
+    class Resolver(LoRAResolver):  # type: ignore[misc]
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+            try:
+                served = await versions.find(lora_name, base_model_name)
+            except (UsageError, RefusedError) as error:
+                found = f"{error.code}: {error}" if error.code else str(error)
+                raise (VLLMNotFoundError(found) if error.code == NOT_SERVED else ValueError(found)) from None
+            except NotFoundError as error:  # without its hint, which may name adapters that the client may not ask for
+                raise VLLMNotFoundError(f"{lora_name}: {error.what}") from None
+            except AdapterhubError:  # a disk or a remote, which the log has: it may name what is no client's business
+                what = f"{lora_name[: names.LONGEST]}: cannot be prepared now. Ask again later"
+                raise GracefulHTTPError(what, HTTPStatus.SERVICE_UNAVAILABLE) from None
+            # vLLM replaces the id, and caches what it computed under the name and the path.
+            return served and LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(served.path))
+
+    return Resolver()
+
+
+@dataclass
+class Versions:
+    """The versions that a running vLLM serves, by what requests name; each is held until the process ends.
+
+    Attributes:
+        settings: What is served.
+        tell: Called with a format and a value for what the operator should know.
+    """
+
+    settings: Settings
+    tell: Callable[..., object]
+    _known: dict[str, Served] = field(default_factory=dict)
+    _refused: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
+    _work: dict[str, Future[Served]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # never held over the disk: the event loop waits for it
+
+    def __post_init__(self) -> None:
+        self._surroundings = _Surroundings(self.settings, self.tell)
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix=RESOLVER)
+
+    async def find(self, model: str, base: str) -> Served | None:
+        """The version that a name means, prepared; None for a text that cannot be the name of a version.
+
+        Args:
+            model: What the request names.
+            base: vLLM's name of the base model.
+
+        Raises:
+            NotFoundError: There is no such version.
+            RefusedError: It may not be served, or vLLM would not apply it as it was trained.
+            RemoteError: It is not ready in time.
+        """
+        if found := self._known.get(model):  # and unloaded since
+            return found
+        try:
+            parts = names.parse(model, namespace=self.settings.allowed.namespace)
+        except RefError:
+            return None
+        if len(parts) > 1 or parts[0].weight != 1:
+            raise RefusedError(model, "a blend, and vLLM applies one adapter to a request", code=BLEND)
+        self._check(model, parts[0].ref)
+        with self._lock:
+            work = self._work.get(model)
+            if work is None:
+                work = self._work[model] = self._pool.submit(self._prepared, model, parts[0].ref, base)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(work)), self.settings.patience)
+        except TimeoutError:
+            raise RemoteError(model, f"not ready after {self.settings.patience:.0f} s", "Ask again") from None
+
+    def _check(self, model: str, ref: Ref) -> None:
+        """RefusedError for a name that is not served; what a name met a moment ago, it meets again."""
+        self.settings.allowed.check(ref)
+        if names.is_moving(ref) and not self.settings.pin:
+            what = "may mean another version later, which vLLM would not notice"
+            raise RefusedError(str(ref), what, f"Name a version, like {ref.name}:v3, or a digest", code=MOVING)
+        with self._lock:
+            when, error = self._refused.get(model, (0.0, None))
+        if error is not None and time.monotonic() < when + _AGAIN:
+            raise error.with_traceback(None)  # which would grow each time
+        if len(self._known) >= _NAMES:
+            raise RefusedError(model, f"{_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
+
+    def _prepared(self, model: str, ref: Ref, base: str) -> Served:
+        """Resolve and hold a version, in a thread."""
+        try:
+            served = self._surroundings.resolved(str(ref), base)
+        except AdapterhubError as error:
+            self.tell("%a is not served: %a", model, str(error))
+            with self._lock:
+                self._refused[model] = (time.monotonic(), error)
+                self._refused.move_to_end(model)
+                while len(self._refused) > _REMEMBERED:
+                    self._refused.popitem(last=False)
+            raise
+        else:
+            self._known[model] = served
+            return served
+        finally:
+            with self._lock:
+                del self._work[model]
+
+
+class _Surroundings:
+    """A workspace, the base model, and the lease on all that was resolved; used in threads, and opened by the first."""
+
+    def __init__(self, settings: Settings, tell: Callable[..., object]) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._stack = ExitStack()  # never closed: the lease ends with the process
+        self._opened: tuple[Workspace, ServedLease] | None = None
+        self._specs: dict[str, BaseSpec] = {}
+
+    def resolved(self, ref: str, base: str) -> Served:
+        """A version, held."""
+        with self._lock:
+            workspace, lease = self._opened = self._opened or self._open()
+            spec = self._base(self._settings.base or base, workspace)
+        try:
+            served = resolving.resolve(self._settings.address(ref), runtime="vllm", base=spec, workspace=workspace)
+        except NotFoundError as error:
+            if error.code == "no-registry":  # its disk may be back later
+                raise LocalIOError(error.where, error.what) from error
+            raise
+        lease.add(served)
+        return served
+
+    def _open(self) -> tuple[Workspace, ServedLease]:
+        workspace = replace(self._settings.workspace(), tell=lambda note: self._tell("%a", note))
+        return workspace, self._stack.enter_context(resolving.served_folder(workspace).leased())
+
+    def _base(self, name: str, workspace: Workspace) -> BaseSpec:
+        if name not in self._specs:
+            try:
+                self._specs[name] = base_sources.read_base(name, workspace)
+            except AdapterhubError as error:
+                raise LocalIOError(name, f"the base model cannot be read, so no adapter fits it: {error}") from error
+        return self._specs[name]

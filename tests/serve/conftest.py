@@ -1,0 +1,36 @@
+"""Tiny models that speak, and a gateway with the real llama-server behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need_module
+from tests.support import llama_server, serving
+from tests.support.serving import Gateway, Models
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A base and four adapters of it."""
+    for module in ("torch", "transformers", "peft"):
+        need_module(module)
+    return serving.make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def registry(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with the adapters as `team/a0:prod` and so on."""
+    folder = tmp_path_factory.mktemp("registry")
+    serving.registry(folder, models).close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gateway(models: Models, registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway in front of llama-server's router."""
+    options = ("--program", llama_server.program(), "--adapters", "team/*")
+    with serving.gateway(models.gguf, registry, tmp_path_factory.mktemp("gateway"), *options) as found:
+        yield found

@@ -1,0 +1,226 @@
+"""llama-server answers wrongly in silence when it is asked as its documentation has it; through the gateway it does not."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.serve.engines.llama_server import explicit
+from adapterhub.serve.served import Served
+from tests.conftest import Run
+from tests.support import llama_server, serving
+from tests.support.serving import Gateway, Models
+
+pytestmark = pytest.mark.peer
+# Long enough for a prefix to be worth reusing.
+P = "the quick brown fox jumps over the lazy dog; " * 6
+Q = "pack my box with five dozen liquor jugs, then " * 6
+MATRIX = [(prompt, model) for prompt in (P, Q, P) for model in (None, 0, 1, 2)]
+
+
+def named(number: int | None) -> str:
+    return "base" if number is None else f"team/a{number}:prod"
+
+
+@pytest.mark.parametrize("shape", [(), ("--one-process",)], ids=["router", "one process"])
+def test_every_answer_is_of_the_version_that_was_asked_for(
+    models: Models, registry: Path, tmp_path: Path, shape: tuple[str, ...]
+) -> None:
+    reused = 0
+    options = ("--program", llama_server.program(), *shape)
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        for _ in range(3):
+            for prompt, number in MATRIX:
+                reply = gateway.complete(named(number), prompt)
+                assert reply.status == 200, reply.body
+                assert reply.text == models.answer(prompt, number)
+                assert reply.version == reply.document["model"]
+                reused += reply.document["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert reused > 0
+
+
+def test_alone_it_answers_with_other_adapters(models: Models, tmp_path: Path) -> None:
+    """If this fails, llama.cpp is repaired (#26207, #28674), and `llama_server.explicit` can be simpler."""
+
+    def ask(url: str, prompt: str, **more: Any) -> str:
+        asked = {"prompt": prompt, "max_tokens": serving.COUNT, "temperature": 0, "logit_bias": serving.BIAS, **more}
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: str = json.load(answer)["choices"][0]["text"]
+            return found
+
+    with llama_server.alone(models.gguf, "--lora", ",".join(map(str, converted(models, tmp_path))), "-np", 1) as url:
+        alone = [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.0}]
+        assert ask(url, P, lora=alone) == models.answer(P, 0)
+        assert ask(url, P) != models.answer(P)  # who names no adapter gets some
+        assert ask(url, P, lora=[]) != models.answer(P)  # the same, though it asks for none
+        nobody = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}, {"id": 99, "scale": 1.0}]
+        assert ask(url, Q, lora=nobody) == models.answer(Q)  # an adapter that is not there is the base
+
+
+def converted(models: Models, folder: Path) -> list[Path]:
+    import adapterhub as ah
+
+    for number in (0, 1):
+        ah.convert(models.adapter(number), folder / f"a{number}.gguf", to="gguf", base=models.gguf)
+    return [folder / "a0.gguf", folder / "a1.gguf"]
+
+
+def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program(), "--", "--embeddings", "--pooling", "mean")
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        for number in (None, 0, 1, None, 1, 0):
+            reply = gateway.post("/v1/embeddings", {"model": named(number), "input": [P, Q]})
+            assert reply.status == 200, reply.body
+            assert reply.version == reply.document["model"]
+            assert reply.version.partition("@")[0] == named(number).partition(":")[0]
+            for text, one in zip((P, Q), reply.document["data"], strict=True):
+                assert one["embedding"] == pytest.approx(models.embedding(text, number), abs=1e-3)
+        coded = gateway.post("/v1/embeddings", {"model": named(0), "input": P, "encoding_format": "base64"})  # as openai asks
+        numbers = np.frombuffer(base64.b64decode(coded.document["data"][0]["embedding"]), np.float32)
+        assert numbers == pytest.approx(models.embedding(P, 0), abs=1e-3)
+        refused = gateway.complete("base", P)
+        assert (refused.status, refused.document["error"]["message"]) == (
+            404,
+            "llama.cpp, as it was started, answers /v1/embeddings, not /v1/completions",
+        )
+
+
+def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: Models, tmp_path: Path) -> None:
+    """If this fails, llama.cpp is repaired, and one process may answer with embeddings."""
+    files = ",".join(map(str, converted(models, tmp_path)))
+    with llama_server.alone(models.gguf, "--embeddings", "--pooling", "mean", "--lora", files) as url:
+        found = []
+        for scale in (0.0, 1.0):
+            asked = {"input": P, "lora": [{"id": 0, "scale": scale}, {"id": 1, "scale": 0.0}]}
+            request = urllib.request.Request(f"{url}/v1/embeddings", json.dumps(asked).encode())
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found.append(json.load(answer)["data"][0]["embedding"])
+    assert found[0] == found[1] != pytest.approx(models.embedding(P), abs=1e-3)
+
+
+def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path) -> None:
+    words = ("serve", models.gguf, "--registry", registry, "--program", llama_server.program(), "--one-process", "--port", 0)
+    assert "takes all adapters for embeddings" in run(*words, "--", "--embeddings", code=2).stderr
+
+
+def test_a_blend_is_answered_by_one_process(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program(), "--one-process")
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        whole = gateway.complete("team/a0*1+team/a1*0", P)
+        assert whole.text == models.answer(P, 0)
+        half = gateway.complete("team/a0:prod*0.5+team/a1:prod*0.5", P)
+        assert half.status == 200
+        assert half.text not in (models.answer(P, 0), models.answer(P, 1), models.answer(P))
+        assert half.version.count("*0.5") == 2
+        assert gateway.complete("team/a0", P).text == models.answer(P, 0)
+        assert gateway.complete("base", P).text == models.answer(P)
+
+
+def test_more_versions_than_it_holds(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program(), "--max-adapters", 2)
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        for number in (0, 1, 2, 3, 0, 2):
+            assert gateway.complete(named(number), P).text == models.answer(P, number)
+        [router] = gateway.children()
+        running = Path(f"/proc/{router}/task/{router}/children").read_text().split()
+        assert len(running) <= 3  # the base and two versions
+
+
+def test_a_killed_engine_comes_back(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program())
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        assert gateway.complete("team/a0", P).status == 200
+        found: list[serving.Reply] = []
+        stop = threading.Event()
+
+        def ask(number: int) -> None:
+            while not stop.is_set():
+                found.append(gateway.complete(named(number), P))
+
+        threads = [threading.Thread(target=ask, args=[number]) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        while len(found) < 5:
+            time.sleep(0.01)
+        for pid in gateway.children():
+            os.killpg(pid, signal.SIGKILL)
+        while gateway.get("/health").status == 200:
+            time.sleep(0.01)
+        while gateway.get("/health").status != 200:
+            time.sleep(0.05)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        for reply in found:
+            if reply.status == 200:
+                assert reply.text == models.answer(P, int(reply.version[6]))
+            else:
+                assert reply.status in (502, 503)
+                assert reply.document["error"]["message"]
+        assert gateway.complete("team/a1", Q).text == models.answer(Q, 1)
+        assert gateway.complete("base", Q).text == models.answer(Q)
+
+
+def test_it_ends_with_a_gateway_that_was_killed(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program())
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        [engine] = gateway.children()
+        gateway.process.kill()
+        while Path(f"/proc/{engine}/exe").exists() and _runs(engine):
+            time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_somebodys_own_server_answers_with_what_it_was_started_with(models: Models, registry: Path, tmp_path: Path) -> None:
+    import adapterhub as ah
+    from adapterhub.workspace import Workspace
+
+    cache = tmp_path / "gateway" / "cache"
+    workspace = Workspace(registry=registry, cache=cache / "adapterhub")
+    served = [ah.resolve(f"team/a{n}:prod", runtime="llama.cpp", base=models.gguf, workspace=workspace) for n in (0, 1)]
+    files = ",".join(str(one.path) for one in served)
+    with (
+        llama_server.alone(models.gguf, "--lora", files) as url,
+        serving.gateway(models.gguf, registry, tmp_path / "gateway", "--engine", "llama.cpp", "--engine-url", url) as gateway,
+    ):
+        for prompt, number in MATRIX:
+            reply = gateway.complete(named(number), prompt)
+            if number == 2:
+                assert reply.status == 400
+                assert "was started without" in reply.document["error"]["message"]
+            else:
+                assert reply.text == models.answer(prompt, number)
+
+
+def test_a_request_lists_every_adapter() -> None:
+    one, two = (Served(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
+    ids = {one.model: 0, two.model: 1}
+    off = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+    assert explicit({"prompt": "x"}, ids, (), slots=True) == {"prompt": "x", "lora": off, "id_slot": 2}
+    assert explicit({}, ids, ((two, 1.0),), slots=True) == {"lora": [off[0], {"id": 1, "scale": 1.0}], "id_slot": 1}
+    blend = explicit({}, ids, ((one, 0.5), (two, 0.5)), slots=True)
+    assert (blend["id_slot"], blend["cache_prompt"]) == (3, False)
+    assert explicit({}, ids, (), slots=False) == {"lora": off, "cache_prompt": False}
+
+
+def test_gateway_serves(gateway: Gateway) -> None:
+    assert gateway.get("/health").status == 200

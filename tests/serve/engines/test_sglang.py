@@ -1,0 +1,66 @@
+"""The names that SGLang is asked by mean what they should to SGLang's own parser."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import pytest
+
+from adapterhub.serve.engines import sglang
+from adapterhub.serve.served import Served
+from tests.support.environments import environment
+
+pytestmark = pytest.mark.peer
+DIGEST = "sha256:" + "a" * 64
+SQL = Served("team/sql:v1", "team/sql", DIGEST, "sglang", Path("/"), 8)
+
+
+def own_file(name: str) -> Path:
+    """A file of SGLang's API, 0.5.23, which cannot be imported without a GPU."""
+    [source] = environment("sglang==0.5.23", "--no-deps").parent.parent.glob(
+        f"lib/python*/site-packages/sglang/srt/entrypoints/openai/{name}"
+    )
+    return source
+
+
+def own_parser(served: str) -> Any:
+    """Its `_parse_model_parameter`."""
+    source = own_file("serving_base.py")
+    tree = ast.parse(source.read_text())
+    [function] = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "_parse_model_parameter"
+    ]
+    space: dict[str, Any] = {"Optional": Optional, "Tuple": tuple}
+    exec(compile(ast.Module([function], []), str(source), "exec"), space)
+    handler = SimpleNamespace(tokenizer_manager=SimpleNamespace(served_model_name=served))
+    return lambda model: space["_parse_model_parameter"](handler, model)
+
+
+@pytest.mark.parametrize("base", ["base", "Qwen/Qwen3-0.6B", "s3://bucket/model", "model:tagged"])
+def test_a_version_and_the_base_are_what_it_understands(base: str) -> None:
+    parse = own_parser(base)
+    assert parse(sglang.model_of(base, ((SQL, 1.0),))) == (base, f"team/sql@{DIGEST}")
+    assert parse(sglang.model_of(base, ())) == (base, None)
+
+
+def test_alone_it_takes_unknown_names_for_the_base() -> None:
+    """Why no name of a client ever reaches it."""
+    parse = own_parser("base")
+    assert parse("team/sql") == ("team/sql", None)
+    assert parse("team/sql:v1") == ("team/sql", "v1")
+
+
+def test_every_field_that_chooses_an_adapter_or_a_cache_is_refused() -> None:
+    tree = ast.parse(own_file("protocol.py").read_text())
+    kinds = ("CompletionRequest", "ChatCompletionRequest", "EmbeddingRequest")
+    fields = {
+        statement.target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name in kinds
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+    assert {name for name in fields if any(word in name for word in ("lora", "adapter", "session", "kv_"))} == sglang.Sglang.own

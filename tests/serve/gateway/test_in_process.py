@@ -1,0 +1,155 @@
+"""A gateway in this process, on an engine that only remembers: what it holds of the disk, and by which rules it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.local_registry import Registry
+from adapterhub.ref import Ref
+from adapterhub.serve import resolving
+from adapterhub.serve.gateway import versions
+from adapterhub.serve.gateway.gateway import Gateway
+from adapterhub.serve.gateway.settings import GatewaySettings
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import RefusedError
+from tests.support import folders
+
+from .test_versions import Holder
+
+Test = Callable[[Gateway, Holder], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GatewaySettings:
+    """A registry with `team/sql`, and the working folder as a project; the gateway looks at all files at each moment."""
+    monkeypatch.chdir(tmp_path)
+    folders.adapter(tmp_path / "sql", folders.pairs(2))
+    with Registry(tmp_path / "registry") as registry:
+        registry.push(tmp_path / "sql", "team/sql")
+    workspace = Workspace(registry=tmp_path / "registry", cache=tmp_path / "cache")
+    return GatewaySettings(folders.base(tmp_path / "base"), "base", workspace, routes=tmp_path / "routes.toml", poll=0.01)
+
+
+def in_loop(settings: GatewaySettings, test: Test) -> None:
+    async def main() -> None:
+        engine = Holder()
+        gateway = Gateway(settings, engine)
+        await gateway.start()
+        try:
+            await asyncio.wait_for(test(gateway, engine), 60)
+        finally:
+            await gateway.close()
+
+    asyncio.run(main())
+
+
+async def use(gateway: Gateway) -> None:
+    found = await gateway._find(Ref.parse("team/sql"))
+    async with gateway.versions.used([(found, 1.0)]):
+        pass
+
+
+async def until(happened: Callable[[], object]) -> None:
+    while not happened():
+        await asyncio.sleep(0.01)
+
+
+def aged(settings: GatewaySettings) -> None:
+    for folder in Path(str(settings.workspace.cache)).glob("served/sha256-*/*"):
+        os.utime(folder, (1, 1))
+
+
+def test_a_gc_removes_what_nobody_asked_for_in_a_while(settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    (settings.routes or Path()).touch()
+    served = resolving.served_folder(settings.workspace)
+
+    async def test(gateway: Gateway, engine: Holder) -> None:
+        await use(gateway)
+        aged(settings)
+        assert served.sweep().held == 1
+        monkeypatch.setattr(versions, "IDLE", 0.0)
+        await until(lambda: not engine.held)
+        await until(lambda: (served.sweep().folders, aged(settings))[0])
+        await use(gateway)  # made anew
+
+    in_loop(settings, test)
+
+
+def test_the_policy_is_read_again_when_its_file_changes(settings: GatewaySettings, caplog: pytest.LogCaptureFixture) -> None:
+    (settings.routes or Path()).touch()
+    caplog.set_level("INFO", "adapterhub.serve")
+    policy = Path("adapterhub.toml")
+
+    async def test(gateway: Gateway, engine: Holder) -> None:
+        await use(gateway)
+        policy.write_text("[policy]\nmax_rank = 1\n")
+        await until(lambda: "the policy has changed" in caplog.text)
+        for _ in range(2):
+            with pytest.raises(RefusedError, match="rank 2 is over 1"):
+                await use(gateway)
+        policy.write_text("[policy\n")
+        await until(lambda: "the policy stays as it was" in caplog.text)
+        with pytest.raises(RefusedError, match="rank 2 is over 1"):
+            await use(gateway)
+        policy.unlink()
+        await until(lambda: caplog.text.count("the policy has changed") == 2)
+        await use(gateway)
+        assert len(engine.held) == 1
+
+    in_loop(settings, test)
+
+
+def test_so_is_that_of_the_registry(settings: GatewaySettings) -> None:
+    (settings.routes or Path()).touch()
+
+    async def refused(gateway: Gateway) -> bool:
+        try:
+            await use(gateway)
+        except RefusedError as error:
+            return "rank 2 is over 1" in str(error)
+        return False
+
+    async def test(gateway: Gateway, _engine: Holder) -> None:
+        await use(gateway)
+        (Path(str(settings.workspace.registry)) / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
+        while not await refused(gateway):
+            await asyncio.sleep(0.01)
+
+    in_loop(settings, test)
+
+
+def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
+    settings: GatewaySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings.routes or Path()).touch()
+
+    async def test(gateway: Gateway, engine: Holder) -> None:
+        found = await gateway._find(Ref.parse("team/sql"))
+        async with gateway.versions.used([(found, 1.0)]):
+            Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
+            gateway.reload()
+            with pytest.raises(RefusedError, match="not a name that"):
+                await use(gateway)
+            assert engine.held
+        monkeypatch.setattr(versions, "IDLE", 0.0)
+        await until(lambda: not engine.held)
+
+    in_loop(settings, test)
+
+
+def test_routes_are_read_again_when_their_file_changes(settings: GatewaySettings) -> None:
+    file = settings.routes or Path()
+    file.write_text('[routes.legal]\nto = "team/sql"\n')
+
+    async def test(gateway: Gateway, _engine: Holder) -> None:
+        assert [*gateway.routes.routes] == ["legal"]
+        file.write_text('[routes.sql]\nto = "team/sql"\n')
+        await until(lambda: [*gateway.routes.routes] == ["sql"])
+
+    in_loop(settings, test)

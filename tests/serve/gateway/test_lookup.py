@@ -1,0 +1,118 @@
+"""What refs mean at a remote: asked again after some seconds, and known while the remote is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.bases import hub_address
+from adapterhub.ref import Ref
+from adapterhub.remotes import configured
+from adapterhub.serve.gateway.lookup import RemoteLookup
+from adapterhub.serve.names import Allowed
+from adapterhub.sharing import copying, tagging
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import NotFoundError, RemoteError
+from tests.support import registry
+from tests.support.adapters import Make
+from tests.support.hub_server import TOKEN, Hub
+
+
+@dataclass
+class Remote:
+    """A registry or a hub with two versions of `team/sql`, and `:prod` at the first; its URL, and the clock of who looks."""
+
+    url: str
+    workspace: Workspace
+    digests: list[str]
+    stack: ExitStack
+    now: float = 0.0
+    lookup: RemoteLookup = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookup = RemoteLookup(self.workspace, self.url, 5.0, clock=lambda: self.now)
+
+    def find(self, text: str) -> str:
+        async def found() -> str:
+            return (await self.lookup.find(Ref.parse(text))).digest
+
+        return asyncio.run(found())
+
+    def move(self, number: int) -> None:
+        address = configured.below(self.url, f"team/sql@{self.digests[number - 1]}")
+        tagging.tag(address, "prod", self.workspace)
+
+
+@pytest.fixture(params=["oci", "hf"])
+def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterator[Remote]:
+    with ExitStack() as stack:
+        url, workspace = "hf://", Workspace()
+        if request.param == "oci":
+            url = f"oci://{stack.enter_context(registry.running(tmp_path))}/adapters"
+        else:
+            address = hub_address.Hub(stack.enter_context(Hub()).url, TOKEN)
+            workspace = Workspace(hub=lambda: address)
+        there = configured.below(url, "team/sql")
+        digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
+        found = Remote(url, workspace, digests, stack)
+        found.move(1)
+        yield found
+        found.lookup.close()
+
+
+def test_a_moved_tag_is_seen_when_the_time_is_over(remote: Remote) -> None:
+    one, two = remote.digests
+    assert [remote.find(f"team/sql{ref}") for ref in (":prod", "", f"@{two[:16]}")] == [one, two, two]
+    remote.move(2)
+    assert remote.find("team/sql:prod") == one
+    remote.now += 5.0
+    assert remote.find("team/sql:prod") == two
+    assert remote.lookup.is_up
+
+
+def test_what_is_known_stays_while_the_remote_is_away(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = remote.digests
+    assert remote.find("team/sql:prod") == one
+    assert remote.find(f"team/sql@{two}") == two
+    remote.stack.close()
+    for _ in range(3):
+        remote.now += 5.0
+        assert remote.find("team/sql:prod") == one
+    assert remote.find(f"team/sql@{two}") == two
+    assert not remote.lookup.is_up
+    with pytest.raises(RemoteError):
+        remote.find("team/other")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "what is known of its tags stays" in caplog.text
+
+
+def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> None:
+    for ref in ("team/none", "team/sql:none", f"team/none@{remote.digests[0]}"):
+        with pytest.raises(NotFoundError):
+            remote.find(ref)
+    there, new = (configured.below(remote.url, name) for name in ("team/sql", "team/none"))
+    copying.copy(there, new, remote.workspace)
+    with pytest.raises(NotFoundError):
+        remote.find("team/none")
+    remote.now += 5.0
+    assert remote.find("team/none") == remote.digests[1]
+
+
+def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.serve.gateway.lookup._REMEMBERED", 4)
+    for number in range(9):
+        with pytest.raises(NotFoundError):
+            remote.find(f"team/none-{number}")
+    remote.find("team/sql:prod")
+    assert len(remote.lookup._known) == 4
+    listed = asyncio.run(remote.lookup.listed(Allowed(("team/*",))))
+    assert [(ref, found.digest) for ref, found in listed] == [("team/sql:prod", remote.digests[0])]
+    assert asyncio.run(remote.lookup.listed(Allowed(("other/*",)))) == []

@@ -1,0 +1,54 @@
+"""A gateway on a remote: a moved tag is answered within the time of a poll, and what is there while the remote is away."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.sharing import tagging
+from adapterhub.workspace import Workspace
+from tests.conftest import Run
+from tests.support import llama_server, registry, serving
+from tests.support.serving import Models
+
+pytestmark = pytest.mark.peer
+P = "the quick brown fox "
+
+
+def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models: Models, tmp_path: Path) -> None:
+    with ExitStack() as away:
+        url = f"oci://{away.enter_context(registry.running(tmp_path))}/adapters"
+        digests = [str(ah.push(models.adapter(number), f"{url}/team/sql").digest) for number in (0, 1)]
+        tagging.tag(f"{url}/team/sql:v1", "prod", Workspace())
+        options = ("--program", llama_server.program(), "--adapters", "team/*", "--remote", url, "--poll", 0.2)
+        with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
+            first = gateway.complete("team/sql:prod", P)
+            assert (first.text, first.version) == (models.answer(P, 0), f"team/sql@{digests[0]}")
+            assert gateway.complete("team/none", P).status == 404
+            names = [model["id"] for model in gateway.get("/v1/models").document["data"]]
+            assert names == ["base", "team/sql:prod"]
+
+            tagging.tag(f"{url}/team/sql:v2", "prod", Workspace())
+            while f"team/sql@{digests[1]} is ready" not in gateway.log.read_text():  # before it is asked for
+                time.sleep(0.05)
+            moved = gateway.complete("team/sql:prod", P)
+            assert (moved.text, moved.version) == (models.answer(P, 1), f"team/sql@{digests[1]}")
+            assert b"adapterhub_names_up 1.0" in gateway.get("/metrics").body
+
+            away.close()
+            while b"adapterhub_names_up 0.0" not in gateway.get("/metrics").body:
+                time.sleep(0.05)
+            assert gateway.complete("team/sql:prod", P).text == models.answer(P, 1)
+            assert gateway.complete(f"team/sql@{digests[0]}", P).text == models.answer(P, 0)
+            lost = gateway.complete("team/sql:v7", P)
+            assert (lost.status, lost.document["error"]["code"]) == (503, "service_unavailable")
+            assert gateway.log.read_text().count("what is known of its tags stays") == 1
+
+
+def test_a_remote_that_is_not_there_by_name(run: Run, models: Models) -> None:
+    words = ("serve", models.gguf, "--program", llama_server.program(), "--port", 0)
+    assert "no remote of this name" in run(*words, "--remote", "nowhere", code=3).stderr

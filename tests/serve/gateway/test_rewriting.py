@@ -1,0 +1,71 @@
+"""The name of the version in answers, wherever the engine cuts them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.gateway import rewriting
+from adapterhub.serve.gateway.rewriting import Usage
+
+CHUNKS = [{"model": "engine", "choices": [{"text": text}]} for text in ("a", "é\n", "data: {", "")]
+STREAM = b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in CHUNKS)
+STREAM += b": comment\n\ndata: [DONE]\n\n"
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def rewritten(*parts: bytes, usage: Usage | None = None) -> bytes:
+    async def all_of() -> bytes:
+        found = rewriting.events(pieces(*parts), "team/a@sha256:1", usage or Usage({}))
+        return b"".join([piece async for piece in found])
+
+    return asyncio.run(all_of())
+
+
+def test_a_stream_is_renamed_wherever_it_is_cut() -> None:
+    whole = rewritten(STREAM)
+    lines = [line for line in whole.decode().split("\n") if line.startswith("data: {")]
+    assert [json.loads(line[6:]) for line in lines] == [{**chunk, "model": "team/a@sha256:1"} for chunk in CHUNKS]
+    assert whole.endswith(b": comment\n\ndata: [DONE]\n\n")
+    for at in range(len(STREAM)):
+        assert rewritten(STREAM[:at], STREAM[at:]) == whole
+    assert rewritten(*(STREAM[at : at + 1] for at in range(len(STREAM)))) == whole
+
+
+def test_what_has_no_model_stays_as_it_is() -> None:
+    for raw in (b'{"object":"list" , "data":[]}', b"[1]", b"no json", b"", b'{"model":'):
+        assert rewriting.renamed(raw, "x", Usage({})) == raw
+    assert json.loads(rewriting.renamed(b'{"model":"y","n":1}', "x", Usage({}))) == {"model": "x", "n": 1}
+
+
+def test_an_event_without_an_end_is_cut() -> None:
+    with pytest.raises(EngineDownError):
+        rewritten(*[b"x" * (1 << 20)] * 6)
+
+
+def test_tokens_are_counted_and_who_has_not_asked_for_their_number_does_not_get_it() -> None:
+    end = b'data: {"model":"engine","choices":[],"usage":{"total_tokens":23}}\n\ndata: [DONE]\n\n'
+    for options in (None, {"include_usage": True}):
+        usage = Usage({"stream": True, "stream_options": options}, counts=True)
+        assert usage.asking()["stream_options"] == {"include_usage": True}
+        assert (b"total_tokens" in rewritten(STREAM, end, usage=usage)) == bool(options)
+        assert usage.total == 23
+    plain = Usage({"stream": True})
+    assert plain.asking() is plain.body
+    assert b"total_tokens" in rewritten(STREAM, end, usage=plain)
+
+
+def test_tokens_of_an_answer_that_has_no_end_are_estimated() -> None:
+    usage = Usage({"stream": True, "prompt": "x" * 4000}, counts=True)
+    assert usage.total == 0
+    usage.begun = True
+    rewritten(STREAM, usage=usage)
+    assert 1000 + len(CHUNKS) <= usage.total < 1050

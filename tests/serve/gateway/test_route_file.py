@@ -1,0 +1,129 @@
+"""The file of routes and keys: what it may have, where a request goes, and who asks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from adapterhub.serve.gateway import route_file
+from adapterhub.serve.gateway.route_file import Routes
+from adapterhub_converters.errors import UsageError
+
+SECRET = "ah-not-a-secret"
+SHA = hashlib.sha256(SECRET.encode()).hexdigest()
+
+
+def read(folder: Path, text: str, before: Routes | None = None) -> Routes:
+    (folder / "routes.toml").write_text(text)
+    return route_file.read(folder / "routes.toml", before)
+
+
+def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        """
+        [routes.legal]
+        to = "team/legal:prod"
+        [[routes.legal.when]]
+        header = "X-Stage: beta"
+        user = "ada"
+        to = "team/legal:both"
+        [[routes.legal.when]]
+        header = "x-stage: beta"
+        to = "team/legal:beta"
+        [[routes.legal.when]]
+        key = "research"
+        to = "team/legal:v7*0.5+team/tone*0.5"
+        """,
+    ).routes["legal"]
+    assert found.chosen({}, "", "") == "team/legal:prod"
+    assert found.chosen({"x-stage": "beta"}, "", "") == "team/legal:beta"
+    assert found.chosen({"x-stage": "beta"}, "ada", "") == "team/legal:both"
+    assert found.chosen({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
+    assert found.chosen({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
+
+
+def test_a_canary_gets_its_share_and_a_user_stays(tmp_path: Path) -> None:
+    found = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 90, "team/legal:v8" = 10 }').routes["legal"]
+    by_user = Counter(found.chosen({}, f"user {number}", "") for number in range(5000))
+    assert 400 < by_user["team/legal:v8"] < 600
+    by_chance = Counter(found.chosen({}, "", "") for _ in range(5000))
+    assert 350 < by_chance["team/legal:v8"] < 650
+    assert len({found.chosen({}, "ada", "") for _ in range(20)}) == 1
+    none = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 1, "team/legal:v8" = 0 }').routes["legal"]
+    assert {none.chosen({}, "", "") for _ in range(100)} == {"team/legal:v7"}
+
+
+def test_a_key_is_known_by_its_digest(tmp_path: Path) -> None:
+    text = f'[keys.research]\nsha256 = "{SHA}"\nadapters = ["legal", "team/*"]\nrequests = "600/60"\nrunning = 8'
+    routes = read(tmp_path, text)
+    key = routes.key_of(SECRET)
+    assert key is not None
+    assert (key.name, key.most) == ("research", 8)
+    assert "team/x" in key.allowed
+    assert "other/x" not in key.allowed
+    assert routes.key_of(SHA) is None
+    assert routes.key_of("") is None
+    assert routes.key_of("\ud800") is None
+
+
+def test_limits_go_on_counting_when_the_file_is_read_again(tmp_path: Path) -> None:
+    text = f'[keys.research]\nsha256 = "{SHA}"\nrequests = "2/3600"\ntokens = "9/60"'
+    before = read(tmp_path, text)
+    key = before.key_of(SECRET)
+    assert key is not None
+    assert key.windows is not None
+    assert key.tokens is not None
+    key.windows.count("research")
+    key.tokens.count("research", 9)
+    after = read(tmp_path, text + "\nrunning = 3", before).key_of(SECRET)
+    assert after is not None
+    assert after.windows is not None
+    assert after.tokens is not None
+    assert after.tokens.count("research", 0).over
+    assert after.windows.count("research").left == 0
+    other = read(tmp_path, text.replace("2/3600", "5/3600"), before).key_of(SECRET)
+    assert other is not None
+    assert other.windows is not None
+    assert other.windows.count("research").left == 4
+
+
+def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: Path) -> None:
+    before = read(tmp_path, f"[keys.research]\nsha256 = '{SHA}'")
+    for text in ("", "[routes.x]\nto = 'team/a'"):
+        with pytest.raises(UsageError, match="none any more"):
+            read(tmp_path, text, before)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[route.x]\nto = 'team/a'", "route: unknown"),
+        ("[routes.x]\n", "not a ref, and not shares"),
+        ("[routes.x]\nto = 'no name'", "no name"),
+        ("[routes.x]\nto = { 'team/a' = -1 }", "not a number from 0"),
+        ("[routes.x]\nto = { 'team/a' = 0 }", "all shares are 0"),
+        ("[routes.x]\nto = { 'team/a' = true }", "not a number from 0"),
+        ("[routes.'a,b']\nto = 'team/a'", "no comma"),
+        ("[routes.x]\nto = 'team/a'\nweight = 1", "weight: unknown"),
+        ("[routes.x]\nto = 'team/a'\n[[routes.x.when]]\nto = 'team/b'", "fits every request"),
+        ("[routes.x]\nto = 'team/a'\n[[routes.x.when]]\nheader = 'beta'\nto = 'team/b'", "not a header"),
+        ("[routes]\nx = 1", "not a table of tables"),
+        ("[keys.x]\nsha256 = 'short'", "not the SHA-256"),
+        (f"[keys.x]\nsha256 = '{SHA}'\nadapters = []", "names nothing"),
+        (f"[keys.x]\nsha256 = '{SHA}'\nadapters = [',', '']", "names nothing"),
+        (f"[keys.x]\nsha256 = '{SHA}'\nrequests = '0/60'", "not a limit"),
+        (f"[keys.x]\nsha256 = '{SHA}'\ntokens = '1000'", "tokens: '1000' is not a limit"),
+        (f"[keys.x]\nsha256 = '{SHA}'\nrunning = -1", "not a number of requests"),
+        (f"[keys.x]\nsha256 = '{SHA}'\n[keys.y]\nsha256 = '{SHA}'", "two names have the same key"),
+        ("[routes.x\n", "routes.toml"),
+    ],
+)
+def test_what_is_malformed_is_named(tmp_path: Path, text: str, what: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, text)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,249 @@
+"""Versions in an engine: made ready once, never more than fit, never taken from a request that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.serve.engines import COMPLETIONS, Answer, Blend, EngineDownError
+from adapterhub.serve.gateway import versions
+from adapterhub.serve.gateway.answers import ProblemError
+from adapterhub.serve.gateway.lookup import Found
+from adapterhub.serve.gateway.versions import Versions
+from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
+
+
+def found(number: int) -> Found:
+    return Found(f"team/a{number}", f"sha256:{number:064x}")
+
+
+@dataclass
+class Holder:
+    """An engine that answers nothing: it remembers what it holds, and waits, or fails, where a test says so."""
+
+    name: str = "holder"
+    runtime: str = "peft"
+    most: int = 100
+    slots: int = 100
+    paths: frozenset[str] = frozenset({COMPLETIONS})
+    blends: bool = True
+    keeps: bool = False
+    own: frozenset[str] = frozenset()
+    held: set[str] = field(default_factory=set)
+    largest: int = 0
+    down: bool = False
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+    async def healthy(self) -> bool:
+        return not self.down
+
+    async def ensure(self, served: Served) -> None:
+        if self.down:
+            raise EngineDownError("down")
+        self.held.add(served.model)
+        self.largest = max(self.largest, len(self.held))
+
+    async def forget(self, served: Served) -> None:
+        self.held.discard(served.model)
+
+    async def ask(self, path: str, body: Any, blend: Blend) -> Answer:
+        raise NotImplementedError
+
+
+class Folders:
+    """Prepares versions; counts how often each was prepared."""
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.leased: set[str] = set()
+        self.refused: set[str] = set()
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, version: Found) -> Served:
+        self.go.wait(30)
+        self.prepared.append(version.model)
+        if version.model in self.refused:
+            raise RefusedError(version.name, "vllm: silent base", code="silent-base")
+        self.leased.add(version.model)
+        return Served(version.name, version.name, version.digest, "peft", Path("/"), 4)
+
+    def release(self, served: Served) -> None:
+        self.leased.discard(served.model)
+
+
+def in_loop(test: Callable[[Versions, Holder, Folders], Coroutine[Any, Any, None]], most: int = 2) -> None:
+    async def main() -> None:
+        engine, folders = Holder(), Folders()
+        made = Versions(engine, folders, folders.release, most)
+        try:
+            await asyncio.wait_for(test(made, engine, folders), 60)
+        finally:
+            folders.go.set()
+            await made.close()
+
+    asyncio.run(main())
+
+
+async def use(made: Versions, *numbers: int, until: asyncio.Event | None = None) -> Blend:
+    async with made.used([(found(number), 1.0) for number in numbers]) as blend:
+        if until:
+            await until.wait()
+        return blend
+
+
+def test_requests_for_one_version_share_its_preparation() -> None:
+    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+        folders.go.clear()
+        tasks = [asyncio.create_task(use(made, 1)) for _ in range(20)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()  # a client goes, and the others wait on
+        folders.go.set()
+        await asyncio.wait(tasks)
+        assert [blend[0][0].model for blend in [await task for task in tasks[1:]]] == [found(1).model] * 19
+        assert folders.prepared == [found(1).model]
+
+    in_loop(test)
+
+
+def test_never_more_than_fit_and_the_least_recently_used_goes() -> None:
+    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+        for number in (1, 2, 1, 3):
+            await use(made, number)
+        assert engine.held == folders.leased == {found(1).model, found(3).model}
+        await asyncio.gather(*(use(made, number % 7) for number in range(70)))
+        assert engine.largest == 2
+
+    in_loop(test)
+
+
+def test_what_a_request_uses_stays() -> None:
+    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+        ends = asyncio.Event()
+        await use(made, 1)
+        long = asyncio.create_task(use(made, 1, until=ends))
+        for number in (2, 3, 4, 5):
+            await use(made, number)
+            assert found(1).model in engine.held
+        ends.set()
+        await long
+
+    in_loop(test)
+
+
+def test_a_version_without_room_waits_and_no_stream_of_others_starves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "PATIENCE", 0.05)
+
+    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+        stop = asyncio.Event()
+
+        async def stream() -> None:  # version 1 is in use at every moment
+            while not stop.is_set():
+                async with made.used([(found(1), 1.0)]):
+                    other = asyncio.create_task(use(made, 1))
+                    await asyncio.sleep(0.01)
+                await other
+
+        running = [asyncio.create_task(stream()) for _ in range(3)]
+        await asyncio.sleep(0.02)
+        await use(made, 2)
+        assert found(2).model in engine.held
+        stop.set()
+        await asyncio.wait(running)
+
+    in_loop(test, most=1)
+
+
+def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+        ends = asyncio.Event()
+        long = asyncio.create_task(use(made, 1, until=ends))
+        await use(made, 2)
+        while engine.held != {found(1).model, found(2).model}:
+            await asyncio.sleep(0.01)
+        await made.forget_idle()
+        assert len(engine.held) == 2
+        monkeypatch.setattr(versions, "IDLE", 0.0)
+        await made.forget_idle()
+        assert engine.held == folders.leased == {found(1).model}
+        await use(made, 2)
+        engine.keeps = True
+        await made.forget_idle()
+        assert (engine.held, folders.leased) == ({found(1).model}, {found(1).model, found(2).model})
+        ends.set()
+        await long
+
+    in_loop(test)
+
+
+def test_blends_that_overlap_do_not_wait_for_each_other() -> None:
+    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+        pairs = [(1, 2), (2, 3), (3, 1), (2, 1), (3, 2), (1, 3)] * 5
+        blends = await asyncio.gather(*(use(made, *pair) for pair in pairs))
+        assert [tuple(int(served.name[-1]) for served, _ in blend) for blend in blends] == pairs
+        assert engine.largest == 2
+        with pytest.raises(ProblemError, match="holds 2"):
+            await use(made, 1, 2, 3)
+
+    in_loop(test)
+
+
+def test_a_refusal_is_remembered_and_takes_no_room() -> None:
+    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+        folders.refused = {found(9).model}
+        for _ in range(5):
+            with pytest.raises(RefusedError, match="silent base"):
+                await use(made, 9)
+        assert folders.prepared == [found(9).model]
+        await use(made, 1, 2)
+        assert engine.held == {found(1).model, found(2).model}
+
+    in_loop(test)
+
+
+def test_an_engine_that_was_down_is_asked_again() -> None:
+    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+        engine.down = True
+        with pytest.raises(EngineDownError):
+            await use(made, 1)
+        engine.down = False
+        await use(made, 1)
+        engine.held.clear()  # it was started anew, and knows nothing
+        await use(made, 1)
+        assert engine.held == {found(1).model}
+
+    in_loop(test)
+
+
+def test_a_prefetch_takes_no_room_from_requests() -> None:
+    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+        ends = asyncio.Event()
+        long = [asyncio.create_task(use(made, number, until=ends)) for number in (1, 2)]
+        while engine.held != {found(1).model, found(2).model}:
+            await asyncio.sleep(0.01)
+        await made.prefetch(found(3))
+        assert found(3).model not in engine.held
+        ends.set()
+        await asyncio.wait(long)
+        await made.prefetch(found(3))
+        assert found(3).model in engine.held
+
+    in_loop(test)
+
+
+def test_a_refused_version_makes_room_for_others() -> None:
+    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+        folders.refused = {found(number).model for number in range(5, 10)}
+        results = await asyncio.gather(*(use(made, number) for number in range(10)), return_exceptions=True)
+        assert [type(result) for result in results] == [tuple] * 5 + [RefusedError] * 5
+        assert engine.largest <= 2
+
+    in_loop(test)

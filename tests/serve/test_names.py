@@ -1,0 +1,84 @@
+"""What a request may write as its `model`."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapterhub.ref import Ref, RefError
+from adapterhub.serve import names
+from adapterhub.serve.names import Allowed, Part
+from adapterhub_converters.errors import RefusedError, UsageError
+
+DIGEST = "sha256:" + "5f" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("team/sql", [("team/sql", 1.0)]),
+        (f"team/sql@{DIGEST}", [(f"team/sql@{DIGEST}", 1.0)]),
+        ("legal:v1*0.7+tone:v3*-0.3", [("team/legal:v1", 0.7), ("team/tone:v3", -0.3)]),
+        ("team/a:prod + other/b", [("team/a:prod", 1.0), ("other/b", 1.0)]),
+    ],
+)
+def test_a_model_is_a_version_or_a_blend(text: str, parts: list[tuple[str, float]]) -> None:
+    assert names.parse(text, namespace="team") == tuple(Part(Ref.parse(ref), weight) for ref, weight in parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "sql",
+        "gpt-4",
+        "team/sql,team/b",
+        "team/s ql",
+        "a/b*x",
+        "a/b*nan",
+        "a/b*inf",
+        "a/b*1e308",
+        "a/b*-1001",
+        "a/b+",
+        " a/b:v1",
+        "a/b" * 999,
+        "a/b+" * 9,
+    ],
+)
+def test_what_is_neither_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RefError) as caught:
+        names.parse(text)
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_is_one_line_itself() -> None:
+    with pytest.raises(RefError):
+        names.parse("team/sql:v1\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "moves"),
+    [
+        ("a/b", True),
+        ("a/b:prod", True),
+        ("a/b:^1.2", True),
+        ("a/b@sha256:5f5f", True),
+        ("a/b:v3", False),
+        (f"a/b@{DIGEST}", False),
+    ],
+)
+def test_tags_move_and_versions_do_not(text: str, moves: bool) -> None:
+    assert names.is_moving(Ref.parse(text)) is moves
+
+
+def test_patterns_allow_names_and_give_a_namespace() -> None:
+    allowed = Allowed.of(["team/*, other/sql"])
+    assert [name in allowed for name in ("team/x", "other/sql", "other/x")] == [True, True, False]
+    assert (allowed.namespace, Allowed.of(["team/*"]).namespace, Allowed.of(["*/sql"]).namespace) == ("", "team", "")
+    assert "any/name" in Allowed()
+    assert "any/name" in Allowed.of([])
+    for nothing in ("", " , "):  # a variable that is not set is not to open everything
+        with pytest.raises(UsageError, match="there are none"):
+            Allowed.of([nothing])
+    with pytest.raises(RefusedError, match="other/x: is not served here"):
+        allowed.check(Ref.parse("other/x:v1"))

@@ -1,0 +1,341 @@
+"""A version for a runtime: what it reads, or an error with a check's code; one folder, whoever asks and however it ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adapterhub as ah
+from adapterhub.project.policy import Policy
+from adapterhub.serve.resolving import served_folder
+from adapterhub.serve.served import Served
+from adapterhub_converters.adapter import LowRank
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.formats import peft
+from adapterhub_converters.runtimes import RUNTIMES
+from tests.conftest import need_module
+from tests.registry.forks import finished, fork, under_strace
+from tests.support.folders import Shapes, adapter, base, pairs
+
+QV: Shapes = {**pairs(2), **pairs(2, module="model.layers.{}.self_attn.v_proj")}
+OTHER = pairs(1, module="model.layers.{}.other.x_proj")
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ah.Workspace:
+    """A registry without adapters, a cache, and a base in the folder `base`."""
+    monkeypatch.chdir(tmp_path)
+    base(tmp_path / "base")
+    return ah.Workspace(registry="registry", policy=None, cache="cache")
+
+
+def pushed(here: ah.Workspace, shapes: Shapes = QV, ref: str = "team/sql", **config: object) -> str:
+    """Push an adapter of its own; its digest."""
+    folder = Path(ref.replace("/", "-").replace(":", "-") + str(len([*Path.cwd().iterdir()])))
+    return str(ah.push(adapter(folder, shapes, **config), ref, workspace=here).digest)
+
+
+def files(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, inodes and times of all that is below a folder."""
+    return sorted((str(path), path.lstat().st_ino, path.lstat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
+
+
+def product(delta: object) -> np.ndarray:
+    """What a delta adds to the weight."""
+    assert isinstance(delta, LowRank)
+    return np.asarray(delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A))
+
+
+def resolved(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> Served:
+    return ah.resolve(ref, runtime=runtime, base="base", workspace=here)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: ah.Workspace, runtime: str) -> None:
+    digest = pushed(here, use_rslora=True)
+    served = resolved(here, runtime)
+    assert (served.ref, served.name, served.digest, served.rank) == ("team/sql:v1", "team/sql", digest, 2)
+    assert served.model == f"team/sql@{digest}"
+    assert served.path.is_relative_to(Path.cwd() / "cache/served" / digest.replace(":", "-"))
+    loaded, source = ah.load(served.path), ah.load("team/sql", workspace=here)
+    assert loaded.targets == source.targets
+    for target, delta in source.deltas.items():
+        np.testing.assert_allclose(product(loaded.deltas[target]), product(delta), rtol=1e-5)
+    if RUNTIMES[runtime].reads == "peft" and runtime != "sglang":
+        assert (served.path / peft.WEIGHTS).read_bytes() == next(Path.cwd().glob("team-sql*")).joinpath(
+            peft.WEIGHTS
+        ).read_bytes()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("stored", ["gguf", "mlx"])
+def test_a_version_in_another_format_is_served_all_the_same(here: ah.Workspace, stored: str, runtime: str) -> None:
+    pushed(here)
+    ah.push("team/sql", "team/other", to=stored, base="base", workspace=here)
+    served, source = resolved(here, runtime, "team/other"), ah.load("team/sql", workspace=here)
+    assert served.path.is_file() == (runtime == "llama.cpp")
+    assert ah.load(served.path, base="base").targets == source.targets
+    for target, delta in ah.load(served.path, base="base").deltas.items():
+        np.testing.assert_allclose(product(delta), product(source.deltas[target]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        ("vllm", ["--enable-lora", "--max-lora-rank", "8", "--lora-modules"]),
+        (
+            "sglang",
+            ["--enable-lora", "--lora-strict-loading", "--max-lora-rank", "2", "--lora-target-modules", "q_proj", "v_proj"],
+        ),
+        ("llama.cpp", ["--lora"]),
+        ("mlx", ["--adapter-path"]),
+        ("peft", []),
+        ("transformers", []),
+    ],
+)
+def test_the_flags_are_those_that_the_runtime_needs(here: ah.Workspace, runtime: str, words: list[str]) -> None:
+    pushed(here)
+    served = resolved(here, runtime)
+    assert list(served.flags[: len(words)]) == words
+    if runtime in ("vllm", "sglang"):
+        module = json.loads(served.flags[-1])
+        assert {served.model, str(served.path)} <= set(module.values())
+    else:
+        assert not words or served.flags[1] == str(served.path)
+
+
+def sglang(folder: Path) -> dict[str, np.ndarray]:
+    """The deltas that SGLang computes: it scales by lora_alpha / r, and has room for r rows (sglang/srt/lora/lora.py)."""
+    config = json.loads((folder / peft.CONFIG).read_text())
+    assert isinstance(config["target_modules"], list)
+    scaling = config["lora_alpha"] / config["r"]
+    found: dict[str, np.ndarray] = {}
+    for target, delta in ah.load(folder).deltas.items():
+        assert isinstance(delta, LowRank)
+        assert delta.lora_A.shape[0] == config["r"]
+        found[target] = scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config"),
+    [
+        (QV, {"use_rslora": True}),
+        (QV, {"alpha_pattern": {"layers.1.self_attn.q_proj": 3}}),
+        ({**QV, **pairs(1, r=3)}, {"rank_pattern": {"layers.0.self_attn.q_proj": 3}}),
+        ({**QV, **pairs(1, r=3)}, {"rank_pattern": {"layers.0.self_attn.q_proj": 3}, "use_rslora": True}),
+        (QV, {"target_modules": ".*(q_proj|v_proj)"}),
+    ],
+)
+def test_what_sglang_reads_of_a_config_is_all_there_is(here: ah.Workspace, shapes: Shapes, config: dict[str, Any]) -> None:
+    pushed(here, shapes, **config)
+    served = resolved(here, "sglang")
+    source = ah.load("team/sql", workspace=here)
+    computed = sglang(served.path)
+    assert computed.keys() == source.deltas.keys()
+    for target, delta in source.deltas.items():
+        np.testing.assert_allclose(computed[target], product(delta), rtol=1e-5)
+    written = json.loads((served.path / peft.CONFIG).read_text())
+    assert not any(written.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern"))
+    assert served.rank == written["r"] == max(shape[0] for name, shape in shapes.items() if "lora_A" in name)
+
+
+def test_rslora_is_a_note_and_an_alpha(here: ah.Workspace) -> None:
+    pushed(here, use_rslora=True)
+    served = resolved(here, "sglang")
+    assert [note for note in served.notes if "rsLoRA" in note] == [f"rsLoRA is folded into lora_alpha {4 * math.sqrt(2):.9g}"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "shapes", "config", "code", "says"),
+    [
+        ("vllm", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
+        ("sglang", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
+        ("peft", {**QV, **OTHER}, {}, "no-such-module", "such as model.layers.0.other.x_proj"),
+        ("vllm", pairs(3), {}, "base-shallower", "vllm: ignored"),
+        ("vllm", pairs(2, size=(16, 8)), {}, "shape-mismatch", "such as model.layers.0.self_attn.q_proj"),
+        ("llama.cpp", pairs(2, size=(16, 8)), {}, "shape-mismatch", "llama.cpp: refused"),
+        (
+            "vllm",
+            {**pairs(1), f"{Q0}.lora_magnitude_vector": (8,)},
+            {"use_dora": True},
+            "runtime",
+            "vLLM does not yet support DoRA",
+        ),
+        ("vllm", pairs(2, r=600), {"r": 600}, "rank-above-max", "supports ranks up to 512"),
+        ("sglang", pairs(2), {}, "runtime", "q_proj without v_proj"),
+    ],
+)
+def test_what_would_not_be_applied_is_refused_and_leaves_nothing(
+    here: ah.Workspace, runtime: str, shapes: Shapes, config: dict[str, Any], code: str, says: str
+) -> None:
+    pushed(here, shapes, **config)
+    with pytest.raises(RefusedError) as caught:
+        resolved(here, runtime)
+    assert caught.value.exit_code == 6
+    assert caught.value.code == code
+    assert says in str(caught.value)
+    assert caught.value.where == "team/sql:v1"
+    assert [*Path("cache/served").glob("*/*")] == []
+
+
+def test_it_is_made_once_and_never_written_again(here: ah.Workspace) -> None:
+    pushed(here)
+    first = resolved(here)
+    before = files(Path("cache/served"))
+    assert resolved(here) == first
+    assert ah.resolve(first.model, runtime="vllm", base="base", workspace=here).path == first.path
+    assert files(Path("cache/served")) == before
+    assert {path.stat().st_mode & 0o222 for path in [first.path, *first.path.iterdir()]} == {0}
+
+
+def test_a_file_of_the_adapter_that_is_named_as_ours_does_no_harm(here: ah.Workspace) -> None:
+    folder = adapter(Path("odd"), QV)
+    (folder / "served.json").write_text("{}")
+    ah.push(folder, "team/sql", workspace=here)
+    assert resolved(here) == resolved(here)
+    assert len([*Path("cache/served").glob("*/*")]) == 1
+
+
+def test_a_gguf_is_a_base_too(here: ah.Workspace) -> None:
+    from tests.support import tiny
+
+    need_module("torch")
+    model = tiny.model()
+    tiny.adapter(model, Path("real"), target_modules=["q_proj", "v_proj"])
+    ah.push("real", "team/sql", workspace=here)
+    tiny.write_gguf(tiny.model(), Path("base.gguf"))
+    served = ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=here)
+    assert served.path.name == "adapter.gguf"
+    tiny.write_gguf(tiny.model(vocab_size=64), Path("base.gguf"))
+    assert ah.resolve("team/sql", runtime="llama.cpp", base="base.gguf", workspace=here).path != served.path
+
+
+def test_a_tag_that_moves_leads_to_another_folder_and_the_old_one_stays(here: ah.Workspace) -> None:
+    pushed(here, ref="team/sql:prod")
+    old = resolved(here, ref="team/sql:prod")
+    before = files(old.path)
+    pushed(here, ref="team/sql:prod", lora_alpha=8)
+    new = resolved(here, ref="team/sql:prod")
+    assert (old.ref, new.ref) == ("team/sql:v1", "team/sql:v2")
+    assert old.path != new.path
+    assert files(old.path) == before
+
+
+def test_another_base_is_another_folder(here: ah.Workspace) -> None:
+    pushed(here)
+    base(Path.cwd() / "other", vocab=16)
+    paths = {ah.resolve("team/sql", runtime="vllm", base=one, workspace=here).path for one in ("base", "other", None)}
+    assert len(paths) == 3
+    assert "not compared with a base model" in ah.resolve("team/sql", runtime="vllm", workspace=here).notes
+
+
+def test_of_processes_that_resolve_at_once_all_get_the_same_folder(here: ah.Workspace) -> None:
+    digest = pushed(here)
+
+    def work() -> None:
+        assert resolved(here, "llama.cpp").digest == digest
+
+    assert finished([fork(work) for _ in range(4)]) == [0] * 4
+    (folder,) = Path("cache/served").glob("*/*")
+    assert resolved(here, "llama.cpp").path.parent == folder.absolute()
+
+
+@pytest.mark.parametrize("when", [1, 3, 6, 10])
+@pytest.mark.parametrize("call", ["write", "rename", "fsync"])
+def test_a_process_that_is_killed_leaves_nothing_that_is_half(here: ah.Workspace, call: str, when: int) -> None:
+    pushed(here)
+    code = under_strace(f"{call}:signal=SIGKILL:when={when}", lambda: resolved(here, "llama.cpp"))
+    assert code in (0, -signal.SIGKILL)
+    served = resolved(here, "llama.cpp")
+    assert len(ah.load(served.path).deltas) == 4
+    there = [path for path in served.path.parent.parent.iterdir() if not path.name.startswith(".")]
+    assert there == [served.path.parent]
+    for left in there[0].parent.glob(".*"):
+        os.utime(left, (1, 1))
+    served_folder(here).sweep()
+    assert [*there[0].parent.iterdir()] == there
+
+
+def test_a_damaged_registry_is_an_error_and_not_a_folder(here: ah.Workspace) -> None:
+    pushed(here)
+    for blob in Path("registry/.adapterhub/blobs/sha256").iterdir():
+        if blob.stat().st_size > 1000:
+            blob.chmod(0o644)
+            blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError):
+        resolved(here)
+    assert [*Path("cache/served").glob("*/*")] == []
+
+
+def test_addresses_are_pulled_once(here: ah.Workspace) -> None:
+    digest = pushed(here)
+    ah.push("team/sql", "layout://sql.tar:v1", workspace=here)
+    served = resolved(here, ref="layout://sql.tar:v1")
+    assert served.digest == digest
+    local = resolved(here)
+    assert local.path == served.path  # the same bytes for the same runtime
+    with pytest.raises(NotFoundError):
+        resolved(here, ref="layout://sql.tar:v2")
+    assert resolved(here, ref=f"layout://sql.tar@{digest[:20]}").digest == digest
+    with pytest.raises(AdapterhubError):
+        resolved(here, ref="layout://sql.tar@sha256:5f5f")
+    pinned = f"layout://sql.tar@{digest}"
+    shutil.move("sql.tar", "gone.tar")
+    assert resolved(here, ref=pinned).path == served.path  # by its digest, nothing is asked
+
+
+def test_the_policy_of_the_project_is_asked(here: ah.Workspace) -> None:
+    pushed(here)
+    strict = ah.Workspace(registry="registry", policy=Policy("p", licenses=("Apache-2.0",)), cache="cache")
+    with pytest.raises(RefusedError, match="license"):
+        resolved(strict)
+
+
+def test_a_ref_is_a_version_though_there_is_a_path_of_that_name(here: ah.Workspace) -> None:
+    digest = pushed(here)
+    adapter(Path("team"), pairs(1)).rename("sql")
+    Path("team").mkdir()
+    Path("sql").rename("team/sql")
+    assert resolved(here).digest == digest
+
+
+@pytest.mark.parametrize(
+    ("ref", "error", "says"),
+    [
+        ("team/none", NotFoundError, "no such adapter"),
+        ("team/sql:v9", NotFoundError, "team/sql:v9"),
+        ("./base", UsageError, "./base: a path, and only versions are served. Push it first"),
+        ("sql", UsageError, "is not namespace/name"),
+    ],
+)
+def test_what_is_no_version_is_an_error_in_one_line(
+    here: ah.Workspace, ref: str, error: type[AdapterhubError], says: str
+) -> None:
+    pushed(here)
+    with pytest.raises(error, match=says):
+        resolved(here, ref=ref)
+
+
+def test_a_runtime_that_is_unknown_is_named_with_those_that_are_known(here: ah.Workspace) -> None:
+    with pytest.raises(UsageError, match="unknown runtime 'ollama'. Known runtimes: peft, transformers, vllm"):
+        resolved(here, "ollama")
+
+
+def test_a_collection_spares_what_a_server_holds(here: ah.Workspace) -> None:
+    pushed(here)
+    served, folder = resolved(here), served_folder(here)
+    with folder.held(served):
+        assert folder.sweep(unused=-1).held == 1
+        assert served.path.is_dir()
+    assert folder.sweep(unused=-1).folders == 1
+    assert not served.path.exists()

@@ -1,0 +1,91 @@
+"""docs/serving.md: its YAML is what Kubernetes takes, and its variables and versions are those of the plugin."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from adapterhub.cli import engines, environment, vllm_settings
+from adapterhub.ref import Ref
+from adapterhub.remotes.configured import check_url
+from adapterhub.serve import names
+from adapterhub.serve.engines.choosing import ENGINES
+from adapterhub.serve.gateway import route_file
+from adapterhub.serve.names import Allowed
+from adapterhub_converters.runtimes import RUNTIMES
+from tests.conftest import ROOT, need_module
+
+PAGE = (ROOT / "docs/serving.md").read_text()
+OURS = {vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, environment.ENVIRONMENT, environment.REMOTE}
+
+
+def documents() -> dict[str, Any]:
+    """The documents of the page, by their kinds."""
+    need_module("yaml")
+    import yaml
+
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return {document["kind"]: document for block in blocks for document in yaml.safe_load_all(block)}
+
+
+def test_every_variable_of_the_plugin_is_in_the_table_and_no_other() -> None:
+    assert set(re.findall(r"^\| `(ADAPTERHUB_\w+)` \|", PAGE, re.MULTILINE)) == OURS
+
+
+def test_every_runtime_is_in_the_table() -> None:
+    table = PAGE.partition("| `--for` |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row)} == set(RUNTIMES)
+
+
+def test_the_manifests_belong_together() -> None:
+    found = documents()
+    assert set(found) == {"ConfigMap", "Deployment", "InferencePool", "InferenceModelRewrite"}
+    template, pool = found["Deployment"]["spec"]["template"], found["InferencePool"]["spec"]
+    assert found["Deployment"]["spec"]["selector"] == pool["selector"]
+    assert template["metadata"]["labels"] == pool["selector"]["matchLabels"]
+    assert found["InferenceModelRewrite"]["spec"]["poolRef"]["name"] == found["InferencePool"]["metadata"]["name"]
+    (container,) = template["spec"]["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": found["ConfigMap"]["metadata"]["name"]}}]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {one["name"] for one in template["spec"]["volumes"]}
+    assert pool["targetPorts"] == [{"number": container["ports"][0]["containerPort"]}]
+    assert all(isinstance(word, str) for word in container["args"])
+
+
+def test_the_server_in_the_manifests_serves_what_its_routes_name() -> None:
+    found = documents()
+    variables = found["ConfigMap"]["data"]
+    assert all(isinstance(value, str) for value in variables.values())
+    assert {name for name in variables if name.startswith("ADAPTERHUB_")} <= OURS
+    assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    check_url(variables[environment.REMOTE])
+    allowed = Allowed.of([variables[vllm_settings.ALLOW]])
+    for rule in found["InferenceModelRewrite"]["spec"]["rules"]:
+        for target in rule["targets"]:
+            ((ref, weight),) = ((part.ref, part.weight) for part in names.parse(target["modelRewrite"]))
+            assert (ref.name in allowed, names.is_moving(ref), weight) == (True, False, 1.0)
+        assert names.is_moving(Ref.parse(rule["matches"][0]["model"]["value"]))  # what vLLM itself is never asked for
+        assert sum(target["weight"] for target in rule["targets"]) == 100
+
+
+def test_the_entry_point_is_the_one_that_vllm_loads() -> None:
+    import tomllib
+
+    points = tomllib.loads(Path(ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
+    assert points == {"adapterhub": f"{vllm_settings.__name__}:{vllm_settings.register.__name__}"}
+
+
+def test_the_route_file_is_one(tmp_path: Path) -> None:
+    [text] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "routes.toml").write_text(text)
+    found = route_file.read(tmp_path / "routes.toml")
+    assert set(found.routes) == {"legal"}
+    assert [key.name for key in found.keys.values()] == ["research"]
+
+
+def test_every_engine_is_in_the_table() -> None:
+    table = PAGE.partition("| `--engine` |")[2].partition("\n\n")[0]
+    named = {name.split()[0] for name in re.findall(r"^\| `([^`]*)` \|", table, re.MULTILINE)}
+    assert named == {*ENGINES} - {"auto"}
+    assert engines.ENGINES == ENGINES

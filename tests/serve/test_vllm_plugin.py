@@ -1,0 +1,218 @@
+"""The versions of a running vLLM: which names are found, refused, remembered and held. tests/peers has vLLM itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.serve import vllm_plugin
+from adapterhub.serve.names import Allowed
+from adapterhub.serve.resolving import served_folder
+from adapterhub.serve.served import Served
+from adapterhub.serve.vllm_plugin import Settings, Versions
+from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, RemoteError
+from tests.support.folders import Shapes, adapter, base, pairs
+
+Q: Shapes = pairs(2)
+
+
+class Server:
+    """What vLLM asks of the resolver, and what the operator is told."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.workspace = ah.Workspace(registry=folder / "registry", policy=None, cache=folder / "cache")
+        self.told: list[str] = []
+        self.base = str(folder / "base")
+        chosen = Settings(Allowed.of(["team/*"]), lambda: self.workspace)
+        self.versions = Versions(replace(chosen, **settings), lambda form, *values: self.told.append(form % values))
+
+    def find(self, *models: str) -> list[Served | None]:
+        """The versions of names that are asked for at once."""
+
+        async def all_of_them() -> list[Served | None]:
+            return list(await asyncio.gather(*(self.versions.find(model, self.base) for model in models)))
+
+        return asyncio.run(all_of_them())
+
+    def push(self, name: str, **config: object) -> str:
+        """Push an adapter; its digest."""
+        folder = Path(f"{name.replace('/', '-').replace(':', '-')}-{time.monotonic_ns()}")
+        return str(ah.push(adapter(folder, Q, **config), name, workspace=self.workspace).digest)
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+    monkeypatch.chdir(tmp_path)
+    base(tmp_path / "base")
+    return lambda **settings: Server(tmp_path, **settings)
+
+
+def test_every_name_of_a_version_leads_to_its_folder(start: Callable[..., Server]) -> None:
+    server = start()
+    one, two = server.push("team/sql"), server.push("team/sql", lora_alpha=8)
+    found = server.find(f"team/sql@{one}", "team/sql:v1", "sql:v1", f"sql@{two}", "team/sql:v2")
+    assert [served and served.digest for served in found] == [one, one, one, two, two]
+
+
+def test_a_text_that_is_no_name_is_left_to_other_resolvers(start: Callable[..., Server]) -> None:
+    server = start()
+    assert server.find("GPT-4", "a,b", "", "x" * 5000, "../../etc/passwd", "team/sql:v1\n") == [None] * 6
+    assert not Path("cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("team/sql", "moving-tag"),
+        ("sql", "moving-tag"),
+        ("team/sql:prod", "moving-tag"),
+        ("team/sql:^1.2", "moving-tag"),
+        ("team/sql@sha256:5f5f5f", "moving-tag"),
+        ("other/sql:v1", "not-served"),
+        ("team/sql:v1*0.5+team/sql:v2*0.5", "blend"),
+        ("team/sql:v1*0.5", "blend"),
+    ],
+)
+def test_what_has_no_fixed_meaning_or_is_forbidden_is_refused_before_anything_is_read(
+    start: Callable[..., Server], model: str, code: str
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        start().find(model)
+    assert caught.value.code == code
+    assert not Path("cache").exists()
+
+
+def test_a_pinned_tag_means_what_it_meant_first(start: Callable[..., Server]) -> None:
+    server = start(pin=True)
+    old, before = server.push("team/sql:prod"), server.find("team/sql:prod")
+    server.push("team/sql:prod", lora_alpha=8)
+    assert server.find("team/sql:prod") == before
+    assert before[0] is not None
+    assert before[0].digest == old
+    assert start(pin=True).find("team/sql:prod") != before  # a process that starts now
+
+
+def test_what_was_refused_is_remembered_for_a_while(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start()
+    server.push("team/other")
+    now = 100.0
+    monkeypatch.setattr(vllm_plugin.time, "monotonic", lambda: now)
+    for _ in range(2):
+        with pytest.raises(NotFoundError, match="no such adapter"):
+            server.find("team/sql:v1")
+    assert len(server.told) == 1
+    server.push("team/sql")
+    with pytest.raises(NotFoundError):
+        server.find("team/sql:v1")
+    now = 111.0
+    assert server.find("team/sql:v1") != [None]
+
+
+def test_unknown_names_leave_no_more_than_a_bounded_memory(
+    start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_plugin, "_REMEMBERED", 8)
+    server = start()
+    server.push("team/sql")
+    for number in range(1, 40):
+        with pytest.raises(NotFoundError):
+            server.find(f"team/none{number}:v1")
+    assert (len(server.versions._refused), len(server.versions._work), len(server.versions._known)) == (8, 0, 0)
+    monkeypatch.setattr(vllm_plugin, "_NAMES", 1)
+    server.find("team/sql:v1")
+    with pytest.raises(RefusedError, match="1 other names were asked for"):
+        server.find("sql:v1")
+    assert server.find("team/sql:v1") != [None]
+
+
+def test_a_request_does_not_wait_for_ever_and_the_next_one_joins_the_work(start: Callable[..., Server]) -> None:
+    go = threading.Event()
+    asked = []
+
+    def slow(ref: str) -> str:
+        asked.append(ref)
+        go.wait(10)
+        return ref
+
+    server = start(address=slow, patience=0.05)
+    digest = server.push("team/sql")
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="not ready after 0 s. Ask again"):
+            server.find("team/sql:v1")
+    go.set()
+    server.versions.settings = replace(server.versions.settings, patience=60)
+    (served,) = server.find("team/sql:v1")
+    assert served is not None
+    assert (served.digest, asked) == (digest, ["team/sql:v1"])
+
+
+def test_what_was_served_is_held_until_the_process_ends(start: Callable[..., Server]) -> None:
+    server = start()
+    server.push("team/sql")
+    server.find("team/sql:v1")
+    folder = served_folder(server.workspace)
+    assert folder.sweep(unused=-1).held == 1
+    del server
+    assert folder.sweep(unused=-1).folders in (0, 1)  # once its lease is closed, which ends with the process at the latest
+
+
+def test_versions_of_a_remote_are_pulled_once(start: Callable[..., Server], host: str) -> None:
+    asked = []
+
+    def address(ref: str) -> str:
+        asked.append(ref)
+        return f"oci://{host}/{ref}"
+
+    server = start(address=address)
+    digest = server.push("team/sql")
+    ah.push("team/sql", f"oci://{host}/team/sql:v1", workspace=server.workspace)
+    for _ in range(2):
+        (served,) = server.find("team/sql:v1")
+        assert served is not None
+        assert served.model == f"team/sql@{digest}"
+    assert asked == ["team/sql:v1"]
+    with pytest.raises(NotFoundError, match="v9"):
+        server.find("team/sql:v9")
+    gone = start(address=lambda ref: f"oci://127.0.0.1:9/{ref}")
+    assert gone.find(f"team/sql@{digest}") != [None]  # by its digest, nothing is asked for what is there
+    with pytest.raises(RemoteError):
+        gone.find("team/sql:v1")
+
+
+def test_a_misfit_is_refused_by_the_name_of_its_module(start: Callable[..., Server]) -> None:
+    server = start()
+    folder = adapter(Path("misfit"), {**Q, **pairs(1, module="model.layers.{}.other.x_proj")})
+    ah.push(folder, "team/misfit", workspace=server.workspace)
+    with pytest.raises(RefusedError, match=r"team/misfit:v1: vllm: ignored: .*model\.layers\.0\.other\.x_proj") as caught:
+        server.find("team/misfit:v1")
+    assert caught.value.code == "no-such-module"
+    assert server.told == [f"'team/misfit:v1' is not served: {str(caught.value)!a}"]
+
+
+def test_without_the_base_nothing_is_served(start: Callable[..., Server], tmp_path: Path) -> None:
+    server = start()
+    server.push("team/sql")
+    server.base = "org/model-that-is-nowhere"
+    with pytest.raises(LocalIOError, match="the base model cannot be read, so no adapter fits it"):
+        server.find("team/sql:v1")
+    named = start(base=str(tmp_path / "base"))
+    named.base = server.base
+    assert named.find("team/sql:v1") != [None]
+
+
+def test_a_registry_that_is_gone_is_no_answer_about_its_adapters(start: Callable[..., Server]) -> None:
+    server = start()
+    server.push("team/sql")
+    served = server.find("team/sql:v1")
+    Path("registry").rename("elsewhere")
+    with pytest.raises(LocalIOError, match="no registry there"):
+        server.find("team/sql:v2")
+    assert server.find("team/sql:v1") == served
