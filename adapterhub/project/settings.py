@@ -1,23 +1,27 @@
 """The settings of a project and of a user, in TOML: the registry, the remotes, the policy on adapters, and how to check them.
 
-The nearest `adapterhub.toml` above the working folder and config.toml in the user's config folder have one grammar; only that
-of a project has a policy. An unknown key is an error that names it: a misspelled rule would have no effect.
+The nearest `adapterhub.toml` above the working folder, the one in a registry's folder, and config.toml in the user's config
+folder have one grammar; of a registry's only the policy is asked, and of a user's all but that. An unknown key is an error
+that names it: a misspelled rule would have no effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os.path
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub import user_files
+from adapterhub.digest import is_hex
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub_converters import linear
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.formats import FORMATS
 
-from .policy import Policy
+from .policy import ATTESTATIONS, Bounds, Policy, Signed
 
 _TOP = ("registry", "remote", "remotes", "policy", "validate")
 _REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -72,12 +76,12 @@ def parse(text: str, path: Path) -> SettingsFile:
     remotes = document.table("remotes")
     for name, entry in remotes.items():
         document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is not a valid remote")
-        document.known(f"remotes.{name}", ("url",))
-        document.text(f"remotes.{name}", "url", required=True)
+        document.known(("remotes", name), ("url",))
+        document.text(("remotes", name), "url", required=True)
     registry = document.text("", "registry")
     return SettingsFile(
         path,
-        path.absolute().parent / Path(registry).expanduser() if registry else None,
+        path.absolute().parent / os.path.expanduser(registry) if registry else None,
         document.text("", "remote"),
         {name: entry["url"] for name, entry in remotes.items()},
         _policy(document, path),
@@ -93,15 +97,54 @@ def check_remote_name(name: str) -> str:
     return name
 
 
+_RULES = (
+    "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "max_size", "metrics",
+    "attestations",
+)  # fmt: skip
+
+
 def _policy(document: _Checked, path: Path) -> Policy:
-    document.known("policy", ("max_rank", "require_base", "licenses", "allow"))
+    table, signers = "policy", ("policy", "signers")
+    document.known(table, _RULES)
+    bases, formats = document.texts(table, "bases"), document.texts(table, "formats")
+    digests = all(base.startswith("sha256:") and is_hex(base[7:]) for base in bases)
+    document.check(digests, table, "bases", "is not a list of digests", "Write each as sha256: and 64 hexadecimal digits")
+    named = {*FORMATS, "other"}.issuperset(formats)
+    document.check(named, table, "formats", "has an unknown format", f"Known formats: {', '.join(FORMATS)}, other")
     return Policy(
         str(path),
-        document.count("policy", "max_rank"),
-        document.switch("policy", "require_base"),
-        document.texts("policy", "licenses"),
-        document.texts("policy", "allow"),
+        max_rank=document.count(table, "max_rank"),
+        require_base=document.switch(table, "require_base"),
+        licenses=document.texts(table, "licenses"),
+        allow=document.texts(table, "allow"),
+        require_understood=document.switch(table, "require_understood"),
+        signers=tuple((pattern, document.paths(signers, pattern, path)) for pattern in document.patterns(signers)),
+        bases=bases,
+        formats=formats,
+        max_size=document.count(table, "max_size"),
+        metrics=tuple(_bounds(document, metric) for metric in document.patterns(("policy", "metrics"))),
+        attestations=tuple(_attestations(document, path)),
     )
+
+
+def _bounds(document: _Checked, metric: str) -> Bounds:
+    """The bounds of a metric, such as `{ min = 0.7 }`."""
+    found, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
+    document.known(table, ("min", "max"))
+    right = found and all(type(value) in (int, float) for value in found.values())
+    document.check(right, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
+    return Bounds(metric, *(float(found[key]) if key in found else None for key in ("min", "max")))
+
+
+def _attestations(document: _Checked, path: Path) -> Iterator[Signed]:
+    """What must be attested: for each pattern of names kinds of attestations, each with paths of keys."""
+    for pattern in document.patterns(("policy", "attestations")):
+        table = ("policy", "attestations", pattern)
+        kinds = document.table(*table)
+        document.check(kinds, table[:-1], pattern, "names no kind of attestation", f"Kinds: {', '.join(ATTESTATIONS)}")
+        document.known(table, ATTESTATIONS)
+        for kind in kinds:
+            yield Signed(pattern, document.paths(table, kind, path), kind, str(path))
 
 
 def _validation(document: _Checked) -> Validation:
@@ -115,6 +158,10 @@ def _validation(document: _Checked) -> Validation:
     )
 
 
+Table = str | tuple[str, ...]
+"""The name of a table; in parts, where one may have a dot."""
+
+
 class _Checked:
     """A TOML document whose errors name the line."""
 
@@ -123,25 +170,34 @@ class _Checked:
         self.document = toml_file.parse(text, str(path))
         self.known("", _TOP)
 
-    def table(self, name: str) -> dict[str, Any]:
+    def table(self, *name: str) -> dict[str, Any]:
         found = self.document
-        for part in name.split(".") if name else ():
+        for depth, part in enumerate(name):
             found = found.get(part, {})
-            self.check(isinstance(found, dict), "", part, "is not a table")
+            self.check(isinstance(found, dict), name[:depth], part, "is not a table")
         return found
 
-    def known(self, table: str, keys: tuple[str, ...]) -> None:
-        for key in self.table(table):
+    def known(self, table: Table, keys: tuple[str, ...]) -> None:
+        for key in self.table(*_parts(table)):
             self.check(key in keys, table, key, "is unknown", f"Known keys: {', '.join(keys)}")
 
-    def text(self, table: str, key: str, *, required: bool = False) -> str | None:
-        value = self.table(table).get(key)
+    def patterns(self, table: Table) -> list[str]:
+        """The keys of a table that are patterns of names, or names, of bounded length and number."""
+        *above, name = _parts(table)
+        found = list(self.table(*above, name))
+        self.check(len(found) <= MAX_PATTERNS, tuple(above), name, f"has more than {MAX_PATTERNS} patterns")
+        for pattern in found:
+            self.check(0 < len(pattern) <= MAX_PATTERN, table, pattern, "is not a pattern of names")
+        return found
+
+    def text(self, table: Table, key: str, *, required: bool = False) -> str | None:
+        value = self.table(*_parts(table)).get(key)
         right = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
         self.check(right, table, key, "is missing" if value is None else "is not a string of one line")
         return value
 
-    def texts(self, table: str, key: str) -> tuple[str, ...]:
-        rules = self.table(table)
+    def texts(self, table: Table, key: str) -> tuple[str, ...]:
+        rules = self.table(*_parts(table))
         value = rules.get(key, [])
         right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
         self.check(right and (value or key not in rules), table, key, "is not a list of strings")
@@ -150,21 +206,32 @@ class _Checked:
         self.check(short, table, key, limits)
         return tuple(value)
 
-    def count(self, table: str, key: str) -> int | None:
-        value = self.table(table).get(key)
+    def paths(self, table: Table, key: str, file: Path) -> tuple[Path, ...]:
+        """A list of paths from the folder of the file, made absolute."""
+        paths = self.texts(table, key)
+        self.check(all(map(str.isprintable, paths)), table, key, "is not a list of paths")
+        return tuple(file.absolute().parent / os.path.expanduser(path) for path in paths)
+
+    def count(self, table: Table, key: str) -> int | None:
+        value = self.table(*_parts(table)).get(key)
         self.check(value is None or (type(value) is int and value > 0), table, key, "is not a whole number above 0")
         return value
 
-    def switch(self, table: str, key: str) -> bool:
-        value = self.table(table).get(key, False)
+    def switch(self, table: Table, key: str) -> bool:
+        value = self.table(*_parts(table)).get(key, False)
         self.check(type(value) is bool, table, key, "is neither true nor false")
         return bool(value)
 
-    def check(self, right: object, table: str, key: str, what: str, hint: str = "") -> None:
+    def check(self, right: object, table: Table, key: str, what: str, hint: str = "") -> None:
         if not right:
-            line = toml_file.line_of(self._text, table, key)
-            name = f"{table}.{key}" if table else key
+            inside = ".".join(_parts(table))
+            line = toml_file.line_of(self._text, inside, key)
+            name = f"{inside}.{key}" if inside else key
             raise UsageError(f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint)
+
+
+def _parts(table: Table) -> tuple[str, ...]:
+    return table if isinstance(table, tuple) else (table,) if table else ()
 
 
 # --- changes that leave the rest of the text alone

@@ -70,6 +70,7 @@ def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: P
         ("[validate]\nruntimes = 'vllm'", 2, "not a list of strings"),
         ("remotes = 3", 1, "'remotes' is not a table"),
         ("registry = 3", 1, "not a string of one line"),
+        ("[policy.signers]\n'*' = [\"a\\u0000b\"]", 2, "not a list of paths"),
         ("remote = ", None, "not valid TOML"),
         ("a = " + "[" * 5000, None, "not valid TOML"),
     ],
@@ -79,6 +80,12 @@ def test_what_isn_t_known_or_right_is_refused_with_its_line(tmp_path: Path, text
         settings.parse(text, tmp_path / "x.toml")
     assert words in str(caught.value)
     assert line is None or caught.value.where.endswith(f"x.toml:{line}") or "is missing" in words
+
+
+def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
+    found = settings.parse("registry = '~nobody-here/r'\n[policy.signers]\n'*' = ['~nobody-here/k.pub']", tmp_path / "x.toml")
+    assert found.registry == tmp_path / "~nobody-here/r"
+    assert found.policy.signers == (("*", (tmp_path / "~nobody-here/k.pub",)),)
 
 
 def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:

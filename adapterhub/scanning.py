@@ -1,0 +1,124 @@
+"""Scan an adapter by path, ref or address: its files, and the norms of its weights among those of adapters of the same base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters import display
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
+
+from . import sources
+from .workspace import StrPath, Workspace
+
+if TYPE_CHECKING:
+    from adapterhub.analysis.spectra import Ranked, Spectra
+    from adapterhub.checks import Report
+    from adapterhub.manifest.document import BaseInfo
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The norms of an adapter's weights among those of others: numbers, from which no verdict follows.
+
+    Attributes:
+        base: The name of the base whose adapters they are compared with; None if it is not known.
+        population: How many other adapters there are.
+        kinds: The numbers of each kind of module, such as `self_attn.q_proj`, in all layers.
+        modules: Those of each module.
+        left_out: Modules without numbers, with the reason.
+        missing: Why there are no numbers at all; empty if there are.
+    """
+
+    base: str | None = None
+    population: int = 0
+    kinds: tuple[Ranked, ...] = ()
+    modules: tuple[Ranked, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    missing: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Scan:
+    """What a scan found.
+
+    Attributes:
+        report: The problems; its `ok` is about the codes of docs/scan.md alone.
+        weights: The numbers of the weights.
+    """
+
+    report: Report
+    weights: Weights
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {code}" for code, count in self.report.counted().items())
+        return f"<Scan {self.report.where}: {counts or 'nothing found'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.severity, one.code, one.where, one.what) for one in self.report.problems]
+        return display.table(rows, head=("severity", "code", "where", "what"), caption=repr(self))
+
+
+def scan(
+    source: StrPath, workspace: Workspace, *, weights: bool = True, strict: bool = False, limit: int | None = None
+) -> Scan:
+    """Scan an adapter.
+
+    Args:
+        source: A folder, a file, a ref or an address; a folder or a file need not be an adapter.
+        workspace: The registry, credentials; its `steps` shows the work.
+        weights: Read the weights for their numbers, besides the bytes of files.
+        strict: Let warnings fail it as errors do.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
+    """
+    from adapterhub.checks.scan import scan as scan_files
+
+    with _opened(source, workspace) as (path, where, name):
+        report = replace(scan_files(path, where=where, limit=limit), strict=strict)
+        if not weights:
+            return Scan(report, Weights(missing="not asked for"))
+        try:
+            return Scan(report, _weights(path, workspace, name))
+        except AdapterhubError as error:
+            return Scan(report, Weights(missing=error.what))
+
+
+@contextmanager
+def _opened(source: StrPath, workspace: Workspace) -> Iterator[tuple[Path, str, str]]:
+    """The folder or file, what its user calls it, and the name of a version of the registry."""
+    path = None if sources.is_address(source) else sources.resolve(source, workspace)[0]
+    if path is not None:
+        yield path, str(source), ""
+        return
+    with sources.opened(source, workspace) as found:
+        yield found.folder, found.where, (found.ref or "").partition(":")[0].partition("@")[0]
+
+
+def _weights(path: Path, workspace: Workspace, name: str) -> Weights:
+    from adapterhub.analysis import spectra
+    from adapterhub.manifest.document import AdapterManifest, BaseInfo
+    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.formats import convert
+
+    adapter = convert.read(adapter_in(path))
+    with workspace.steps("computing norms") as show:
+        found, left_out = spectra.spectra(adapter, progress=show)
+    manifest = AdapterManifest.read(path if path.is_dir() else path.parent)
+    base = manifest.base if manifest else BaseInfo(adapter.meta.base_model)
+    others = _others(workspace, base, name, found)
+    kinds, modules = spectra.ranked(found, others)
+    return Weights(base.repo, len(others), tuple(kinds), tuple(modules), left_out)
+
+
+def _others(workspace: Workspace, base: BaseInfo, name: str, own: Spectra) -> list[Spectra]:
+    """The numbers of other adapters, without the same adapter under another name."""
+    from adapterhub.registry import population
+
+    try:
+        with workspace.opened() as registry:
+            return [found for found in population.others(registry, base, without=name) if found != own]
+    except NotFoundError:  # no registry
+        return []

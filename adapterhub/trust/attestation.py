@@ -1,0 +1,163 @@
+"""Attestations: signed in-toto statements about a version, which anybody who has the inputs can compute again.
+
+The subject is the digest of the version's manifest, so that a statement is about these bytes whatever their name is. A training
+is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance); no standard predicate expresses the other claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.digest import Digest, is_hex
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError
+
+from . import bundle
+from .statement import PREDICATE_TYPE, STATEMENT_TYPE
+
+if TYPE_CHECKING:
+    from .keys import PublicKey, Signer
+
+FITS, MERGE, TRAINING = "fits", "merge", "training"
+TYPES: Mapping[str, str] = {
+    FITS: "urn:adapterhub:attestation:fits:1",
+    MERGE: "urn:adapterhub:attestation:merge:1",
+    TRAINING: "https://slsa.dev/provenance/v1",
+}
+"""Kind of attestation to the type of its predicate."""
+CODE = "attestation"
+_KINDS = {type_: kind for kind, type_ in TYPES.items()}
+_SHOWN = 5  # reasons in an error
+
+
+@dataclass(frozen=True)
+class Attestation:
+    """A statement about a version.
+
+    Attributes:
+        type: The type of the predicate, a URI.
+        name: The name of the version when it was attested; informative only.
+        digest: Of its manifest.
+        predicate: What is claimed.
+    """
+
+    type: str
+    name: str
+    digest: Digest
+    predicate: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """One of `TYPES`; empty for a type that is not known here."""
+        return _KINDS.get(self.type, "")
+
+    def dump(self) -> bytes:
+        """Return the statement as canonical JSON."""
+        document = {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": self.name, "digest": {"sha256": self.digest.removeprefix("sha256:")}}],
+            "predicateType": self.type,
+            "predicate": self.predicate,
+        }
+        return json_file.canonical(document)
+
+    def sign(self, key: Signer) -> bytes:
+        """Return a bundle with the signature of the statement."""
+        return bundle.seal(self.dump(), key, self.name)
+
+    def check(self, kind: str, digest: Digest, where: str) -> None:
+        """Raise IntegrityError unless it is of this kind and about this manifest."""
+        if not self.kind:
+            raise IntegrityError(where, f"attests {self.type[:80]!r}, which is not known here", code=CODE)
+        if self.kind != kind:
+            raise IntegrityError(where, f"attests {self.kind}, not {kind}", code=CODE)
+        if self.digest != digest:
+            raise IntegrityError(where, f"the attestation is about {self.digest[:19]}…, not about {digest[:19]}…", code=CODE)
+
+
+@dataclass(frozen=True, repr=False)
+class Attested:
+    """An attestation whose signature was verified, and the trusted key that signed it."""
+
+    attestation: Attestation
+    key: PublicKey
+
+    @property
+    def kind(self) -> str:
+        """`fits`, `merge` or `training`; empty for a type that is not known here."""
+        return self.attestation.kind
+
+    @property
+    def predicate(self) -> Mapping[str, Any]:
+        """What is claimed."""
+        return self.attestation.predicate
+
+    def __repr__(self) -> str:
+        return f"<Attested {self.attestation.digest[:19]}: {self.kind} by the {self.key.kind} key {self.key.id[:16]}…>"
+
+
+def parse(raw: bytes, where: str) -> Attestation:
+    """Parse a statement about one manifest, of any type of predicate; FormatError for another form."""
+    document = json_file.parse_object(raw, where)
+    type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
+    if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
+        raise FormatError(where, f"attests no {STATEMENT_TYPE}")
+    if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
+        raise FormatError(where, "attests not exactly one subject")
+    name, digests = subjects[0].get("name"), subjects[0].get("digest")
+    sha256 = digests.get("sha256") if isinstance(digests, dict) and len(digests) == 1 else None
+    if not isinstance(sha256, str) or not is_hex(sha256):
+        raise FormatError(where, "attests a subject without a sha256 digest alone")
+    if not isinstance(predicate, dict):
+        raise FormatError(where, "attests nothing: predicate is not an object")
+    return Attestation(type_, name if isinstance(name, str) else "", f"sha256:{sha256}", predicate)
+
+
+def verify(raw: bytes, keys: Iterable[PublicKey], where: str) -> Attested:
+    """Return what a bundle attests, if one of `keys` signed it; errors as those of `bundle.unseal`."""
+    payload, key = bundle.unseal(raw, keys, where)
+    return Attested(parse(payload, where), key)
+
+
+def base_of(found: Attestation) -> str:
+    """Return the fingerprint of the base that an attestation is about; empty if it names none."""
+    base = found.predicate.get("base")
+    fingerprint = base.get("fingerprint") if isinstance(base, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else ""
+
+
+def among(bundles: Iterable[bytes]) -> list[bytes]:
+    """Return the bundles that claim to attest something, leaving out signatures of files; nothing is verified."""
+    return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE)]
+
+
+def accepted(
+    bundles: Sequence[bytes],
+    kind: str,
+    keys: Sequence[PublicKey],
+    digest: Digest,
+    where: str,
+    *,
+    check: Callable[[Attestation], object] = lambda _: None,
+) -> Attested:
+    """Return the first attestation of a kind that is signed by one of `keys`, about this manifest, and passes `check`.
+
+    Raises:
+        IntegrityError: There is none; with the reason for each.
+    """
+    found, reasons = among(bundles), []
+    for raw in found:
+        try:
+            attested = verify(raw, keys, where)
+            attested.attestation.check(kind, digest, where)
+            check(attested.attestation)
+        except AdapterhubError as error:
+            reasons.append(error.what)
+        else:
+            return attested
+    what = f"has no attestation {kind!r}"
+    if reasons:
+        what += f" that is accepted, of {len(found)}: {'; '.join(dict.fromkeys(reasons[:_SHOWN]))}"
+    raise IntegrityError(where, what, code=CODE)

@@ -1,0 +1,95 @@
+"""Checkpoints: the ends of all logs at one time, signed, to be kept where nobody who can write to the logs can write.
+
+A checkpoint is one JSON document: the ends, and a bundle with an in-toto statement whose subject is the digest of the rest as
+canonical JSON. Logs may grow after it; what they contained then must still be there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.digest import Digest, is_hex, sha256_bytes
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, IntegrityError
+
+from . import bundle
+from .statement import STATEMENT_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .keys import PublicKey, Signer
+
+PREDICATE_TYPE = "urn:adapterhub:checkpoint:1"
+MAX_CHECKPOINT = 64 << 20  # bytes; a name takes some hundred
+_SUBJECT, _BUNDLE = "logs", "bundle"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The ends of all logs at one time.
+
+    Attributes:
+        time: ISO 8601 in UTC, as the signer's clock had it.
+        ends: Log to name to the number of its last entry and the digest of that.
+        audit: The number and the hash of the newest row of a hub's audit log; None without a hub.
+    """
+
+    time: str
+    ends: Mapping[str, Mapping[str, tuple[int, Digest]]]
+    audit: tuple[int, str] | None = None
+
+    def sign(self, key: Signer, where: str) -> bytes:
+        """Return the document with its signature."""
+        rest = self._document()
+        statement = {
+            "_type": STATEMENT_TYPE,
+            "subject": _subject(rest),
+            "predicateType": PREDICATE_TYPE,
+            "predicate": {"time": self.time},
+        }
+        signed = json_file.parse_object(bundle.seal(json_file.canonical(statement), key, where), where)
+        return json_file.canonical({**rest, _BUNDLE: signed}) + b"\n"
+
+    def _document(self) -> dict[str, Any]:
+        return {"time": self.time, "ends": self.ends, "audit": self.audit}
+
+
+def read(raw: bytes, keys: Iterable[PublicKey], where: str) -> tuple[Checkpoint, PublicKey]:
+    """Return the checkpoint in a document, and the one of `keys` that signed it.
+
+    Raises:
+        FormatError: It is no checkpoint.
+        IntegrityError: The signature is by none of the keys, or of another checkpoint.
+    """
+    document = json_file.parse_object(raw, where)
+    payload, key = bundle.unseal(json_file.canonical(document.pop(_BUNDLE, None)), keys, where)
+    statement = json_file.parse_object(payload, where)
+    if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
+        raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}")
+    if statement.get("subject") != _subject(document):
+        raise IntegrityError(where, "was changed after it was signed", code="signature")
+    return _parsed(document, where), key
+
+
+def _subject(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a statement is about: a checkpoint without its signature."""
+    return [{"name": _SUBJECT, "digest": {"sha256": sha256_bytes(json_file.canonical(document)).removeprefix("sha256:")}}]
+
+
+def _parsed(document: dict[str, Any], where: str) -> Checkpoint:
+    """The checkpoint in a document, whose signer is trusted but may have been careless."""
+    time, ends, audit = document.get("time"), document.get("ends"), document.get("audit")
+    logs = ends.values() if isinstance(ends, dict) else [None]
+    found = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
+    if not isinstance(time, str) or not all(map(_is_end, found)) or not (audit is None or _is_end(audit, "")):
+        raise FormatError(where, "not a checkpoint")
+    kept = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
+    return Checkpoint(time, kept, None if audit is None else (audit[0], audit[1]))
+
+
+def _is_end(value: object, prefix: str = "sha256:") -> bool:
+    if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or value[0] < 1:
+        return False
+    return isinstance(value[1], str) and value[1].startswith(prefix) and is_hex(value[1].removeprefix(prefix))

@@ -1,0 +1,239 @@
+"""Keys of signers, in PEM: ECDSA on P-256, P-384 and P-521, as OpenSSF model signing has them, and Ed25519.
+
+The algorithm of a signature follows from the key that the verifier trusts, never from what was signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from adapterhub import user_files
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import (
+    FormatError,
+    LocalIOError,
+    NotFoundError,
+    OutputExistsError,
+    ParameterError,
+    RefusedError,
+    UsageError,
+)
+
+_CURVES: dict[str, tuple[type[ec.EllipticCurve], type[hashes.HashAlgorithm]]] = {
+    "p256": (ec.SECP256R1, hashes.SHA256),
+    "p384": (ec.SECP384R1, hashes.SHA384),
+    "p521": (ec.SECP521R1, hashes.SHA512),
+}
+"""Kind of key to the curve and the hash that signatures by it use (sigstore, `PublicKeyDetails`)."""
+ED25519 = "ed25519"
+KINDS = (*_CURVES, ED25519)
+PUBLIC_SUFFIXES = (".pem", ".pub")
+_MAX_KEY, _MAX_KEYS = 64 << 10, 1000  # bytes of a file; files in a folder, and in all that are named
+_PEM = "-----BEGIN "
+_HINT = f"Pass a key in PEM: {', '.join(KINDS)}"
+
+_Public = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+_Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+@dataclass(frozen=True, eq=False)
+class PublicKey:
+    """The key of a signer who is trusted.
+
+    Attributes:
+        where: The file that it was read from.
+    """
+
+    where: str
+    _key: _Public
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return _kind(self._key, self.where)
+
+    @property
+    def pem(self) -> bytes:
+        """The key as a PEM file."""
+        return self._key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+    @property
+    def id(self) -> str:
+        """The sha256 of the PEM in hexadecimal digits, by which a bundle names its key."""
+        return hashlib.sha256(self.pem).hexdigest()
+
+    def verifies(self, signature: bytes, message: bytes) -> bool:
+        """Tell whether a signature of a message is by this key."""
+        try:
+            if isinstance(self._key, ed25519.Ed25519PublicKey):
+                self._key.verify(signature, message)
+            else:
+                self._key.verify(signature, message, ec.ECDSA(_CURVES[self.kind][1]()))
+        except InvalidSignature:
+            return False
+        return True
+
+
+class Signer(Protocol):
+    """What signs: a private key, wherever it is."""
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that verifies its signatures."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return a signature of a message: of ECDSA in DER, of Ed25519 64 bytes."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PrivateKey:
+    """A key to sign with, from a file."""
+
+    where: str
+    _key: _Private
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that verifies its signatures."""
+        return PublicKey(self.where, self._key.public_key())
+
+    def sign(self, message: bytes) -> bytes:
+        """Return a signature of a message: of ECDSA in DER, of Ed25519 64 bytes."""
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            return self._key.sign(message)
+        return self._key.sign(message, ec.ECDSA(_CURVES[self.public.kind][1]()))
+
+
+def _kind(key: object, where: str) -> str:
+    if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
+        return ED25519
+    curve = getattr(key, "curve", None)
+    for kind, (known, _) in _CURVES.items():
+        if isinstance(curve, known):
+            return kind
+    raise RefusedError(where, f"a key of the kind {getattr(curve, 'name', type(key).__name__)}", _HINT)
+
+
+# ---- making
+
+
+def generate(path: Path, kind: str = "p256", passphrase: bytes | None = None) -> tuple[Path, PublicKey]:
+    """Write a new pair of keys, `PATH.key`, which only its owner can read, and `PATH.pub`; return the path of each.
+
+    Args:
+        path: The files without their suffixes.
+        kind: One of `KINDS`.
+        passphrase: Encrypts the private key; None for none.
+
+    Raises:
+        OutputExistsError: One of the files exists.
+    """
+    if kind not in KINDS:
+        raise ParameterError("kind", f"unknown kind of key {kind!r}", f"Known kinds: {', '.join(KINDS)}")
+    key: _Private = ed25519.Ed25519PrivateKey.generate() if kind == ED25519 else ec.generate_private_key(_CURVES[kind][0]())
+    secret, public = path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.pub")
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    made = PublicKey(str(public), key.public_key())
+    for file in (secret, public):
+        if file.exists() or file.is_symlink():
+            raise OutputExistsError(str(file))
+    _write_new(secret, pem, private=True)
+    _write_new(public, made.pem)
+    return secret, made
+
+
+def _write_new(path: Path, pem: bytes, *, private: bool = False) -> None:
+    def text(old: str) -> str:
+        if old:
+            raise OutputExistsError(str(path))
+        return pem.decode()
+
+    user_files.change(path, text, private=private, follow=False)
+
+
+# ---- reading
+
+
+def read_private(path: Path, passphrase: bytes | None = None) -> PrivateKey:
+    """Read a private key that only its owner can read.
+
+    Raises:
+        ParameterError: It is encrypted, and there is no passphrase (code `passphrase-required`), or a wrong one.
+        LocalIOError: Others can read the file.
+    """
+    text = _one_pem(user_files.read(path, private=True), str(path))
+    try:
+        key = serialization.load_pem_private_key(text.encode(), passphrase)
+    except TypeError as error:
+        if passphrase is None:
+            what = f"{path} is encrypted"
+            raise ParameterError("passphrase", what, "Pass its passphrase", code="passphrase-required") from error
+        raise ParameterError("passphrase", f"{path} is not encrypted", "Leave it out") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        if passphrase is not None and "ENCRYPTED" in text:
+            raise ParameterError("passphrase", f"is not that of {path}", "Try again") from error
+        raise FormatError(str(path), "not a private key in PEM", _HINT) from error
+    _kind(key, str(path))
+    return PrivateKey(str(path), key)  # type: ignore[arg-type]  # of the kinds above
+
+
+def read_public(path: Path) -> PublicKey:
+    """Read a public key; RefusedError for one of another kind, and for a private one."""
+    return parse_public(json_file.read_text(path, _MAX_KEY), str(path))
+
+
+def parse_public(text: str, where: str) -> PublicKey:
+    """Parse the PEM of a public key."""
+    text = _one_pem(text, where)
+    if "PRIVATE KEY" in text:
+        raise RefusedError(where, "a private key, which nobody but the signer needs", "Pass the public key that belongs to it")
+    try:
+        key = serialization.load_pem_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise FormatError(where, "not a public key in PEM", _HINT) from error
+    _kind(key, where)
+    return PublicKey(where, key)  # type: ignore[arg-type]  # of the kinds above
+
+
+def _one_pem(text: str, where: str) -> str:
+    if not text:
+        raise NotFoundError(where, "no such key")
+    if text.count(_PEM) != 1:  # a second one would be ignored silently
+        raise FormatError(where, f"{text.count(_PEM)} keys in PEM where one is expected", _HINT)
+    return text
+
+
+def trusted(paths: Iterable[str | os.PathLike[str]]) -> Sequence[PublicKey]:
+    """Read the public keys in files and folders, of a folder those whose names end in .pub or .pem."""
+    files = {file: None for path in dict.fromkeys(map(Path, paths)) for file in _files(path)}
+    if len(files) > _MAX_KEYS:
+        raise UsageError(
+            str(next(iter(files))), f"{len(files)} keys, over the limit of {_MAX_KEYS}", "Name fewer folders of keys"
+        )
+    found: dict[str, PublicKey] = {}
+    for key in map(read_public, files):
+        found.setdefault(key.id, key)
+    return list(found.values())
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix in PUBLIC_SUFFIXES)
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+    if not files or len(files) > _MAX_KEYS:
+        what = f"{len(files)} keys, over the limit of {_MAX_KEYS}" if files else "no public key in it, *.pub or *.pem"
+        raise UsageError(str(path), what, "Name a folder of public keys")
+    return files

@@ -1,0 +1,215 @@
+"""Attestations: computed before they are signed, verified, computed again, carried with a version, and required by a policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adapterhub as ah
+from adapterhub.digest import sha256_file
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import FileEntry, Training, TrainingData
+from adapterhub.trust import keys
+from adapterhub.workspace import Workspace
+from adapterhub_converters import bases
+from adapterhub_converters.containers import safetensors_file
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import IntegrityError, ParameterError, RefusedError, UsageError
+from tests.conftest import Run
+from tests.registry.test_publish import write_base
+from tests.support.adapters import write_adapter
+
+KEY, PUBLIC = ("--key", "ci.key"), ("--key", "ci.pub")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base, a registry with two adapters that were trained on it, their merge, and the keys of a team and of its CI."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ci", "team", "other"):
+        keys.generate(tmp_path / name)
+    write_base_of(tmp_path / "base", 10000.0)
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n')
+    spec = bases.read_hf(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    training = Training(
+        config={"train": {"steps": 3}},
+        data=(TrainingData(path="train.jsonl", digest=sha256_file(tmp_path / "train.jsonl"), documents=1),),
+        weights=(FileEntry(weights.name, sha256_file(weights), weights.stat().st_size),),
+        seed=7,
+        versions={"torch": "2.8.0"},
+        created="2026-01-31T12:00:00Z",
+    )
+    with ah.Registry(".") as registry:
+        for seed, name in enumerate(("sql", "french")):
+            folder = write_adapter(tmp_path / name, seed)
+            describe.describe(folder, base=spec, training=training).write(folder)
+            registry.push(folder, f"team/{name}")
+        ah.merge(["team/sql", "team/french"], "team/both:v1-merged", method="linear", workspace=registry.workspace)
+    return tmp_path
+
+
+@pytest.fixture
+def here(place: Path) -> Workspace:
+    return Workspace(registry=place, policy=None)
+
+
+def write_base_of(folder: Path, theta: float) -> None:
+    """A base whose function depends on a number in its config."""
+    write_base(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_theta": theta}))
+
+
+def predicate(run: Run, ref: str, *more: object) -> Any:
+    (one,) = json.loads(run("verify", ref, "--attestations", *PUBLIC, *more, "--json").stdout)["attestations"]
+    return one["predicate"]
+
+
+def test_what_fits_is_attested_with_the_verdict_of_each_runtime_and_computed_again(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--fits", "base", *KEY)
+    found = predicate(run, "team/sql", "--recompute", "--base", "base")
+    assert found["base"]["fingerprint"] == bases.read_hf(place / "base").fingerprint
+    assert found["verdicts"]["vllm"]["verdict"] == "applied"
+    done = run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute", code=1)
+    assert "cannot be computed again without the base" in done.stdout
+    assert "Pass it as --base" in done.stdout
+
+
+def test_what_does_not_fit_is_not_attested(place: Path, run: Run, here: Workspace) -> None:
+    write_base_of(place / "other-base", 5.0)
+    with pytest.raises(RefusedError, match="numerics-differ"):
+        ah.attest("team/sql", "ci.key", fits="other-base", training=True, workspace=here)
+    assert "has no attestation" in run("verify", "team/sql", "--attestations", *PUBLIC, code=1).stdout  # not of training either
+
+
+def test_another_base_gives_another_statement(place: Path, run: Run, here: Workspace) -> None:
+    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=here)
+    ah.attest("team/unpinned", "ci.key", fits="base", workspace=here)
+    write_base_of(place / "other-base", 5.0)
+    words = ("verify", "team/unpinned", "--attestations", *PUBLIC, "--recompute", "--base", "other-base")
+    assert "fits: is another statement when it is computed again: base.config.rope_theta" in run(*words, code=1).stdout
+
+
+def test_a_merge_is_attested_if_a_rebuild_gives_its_bytes_and_its_parents_are_signed(
+    place: Path, run: Run, here: Workspace
+) -> None:
+    with pytest.raises(IntegrityError, match="team/sql:v1: is not signed"):
+        ah.attest("team/both", "ci.key", merge=True, workspace=here)
+    signed = [ah.sign(f"team/{name}", "team.key", workspace=here) for name in ("sql", "french")]
+    with pytest.raises(IntegrityError, match="which is not accepted"):
+        ah.attest("team/both", "ci.key", merge=True, workspace=here)
+    (made,) = ah.attest("team/both", "ci.key", merge=True, parents="team.pub", workspace=here)
+    assert made.predicate["recipe"]["method"] == "linear"
+    assert [one["signer"] for one in made.predicate["parents"]] == [one.key for one in signed]
+    assert predicate(run, "team/both", "--recompute", "--parent-key", "team.pub") == json.loads(json.dumps(made.predicate))
+    run("verify", "team/both", "--attestations", *PUBLIC, "--recompute", "--parent-key", "other.pub", code=1)
+    with pytest.raises(RefusedError, match="no recipe to make it from"):
+        ah.attest("team/sql", "ci.key", merge=True, workspace=here)
+
+
+def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: Workspace) -> None:
+    run("attest", "team/sql", "--training", "--builder", "https://ci.example/gpu", *KEY)
+    inputs = ("--recompute", "--base", "base", "--data", "train.jsonl")
+    found = predicate(run, "team/sql", *inputs)
+    build, details = found["buildDefinition"], found["runDetails"]
+    assert build["externalParameters"] == {"config": {"train": {"steps": 3}}}
+    assert [(one["name"], one["annotations"]["role"]) for one in build["resolvedDependencies"]] == [
+        ("org/base", "base"), ("model.safetensors", "base"), ("train.jsonl", "data"),
+    ]  # fmt: skip
+    assert details["builder"] == {"id": "https://ci.example/gpu", "version": {"torch": "2.8.0"}}
+    assert details["metadata"] == {"finishedOn": "2026-01-31T12:00:00Z"}
+    run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute")  # from adapter.json alone
+    (place / "train.jsonl").write_text('{"text": "b"}\n')
+    done = run("verify", "team/sql", "--attestations", *PUBLIC, *inputs, code=1)
+    assert "train.jsonl is not among its data" in done.stdout
+    with pytest.raises(RefusedError, match="has no record of a training"):
+        ah.attest("team/both", "ci.key", training=True, workspace=here)
+
+
+def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--training", *KEY)
+    run("push", "team/sql", "layout://x:team/sql:v1")
+    run("verify", "layout://x:team/sql:v1", "--attestations", *PUBLIC, "--recompute")
+    run("attached", "layout://x:team/sql:v1", "-o", "attached")
+    assert (place / "attached" / "attestation.sigstore.json").exists()  # and no model.sig
+    run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
+    run("copy", "layout://x:team/sql:v1", "prod/sql", "--signatures")
+    done = run("verify", "prod/sql", "--attestations", *PUBLIC, "--json")
+    assert {one["kind"] for one in json.loads(done.stdout)["attestations"]} == {"fits", "training"}
+    assert "is not signed" in run("verify", "prod/sql", "--key", "ci.pub", code=1).stdout  # it attests, and signs no files
+
+
+def test_a_folder_has_no_attestations(place: Path, run: Run, here: Workspace) -> None:
+    with pytest.raises(UsageError, match="is a folder, and only versions have attestations"):
+        ah.attest("./sql", "ci.key", training=True, workspace=here)
+    with pytest.raises(ParameterError, match="nothing to attest"):
+        ah.attest("team/sql", "ci.key", workspace=here)
+    assert "Pass --key" in run("verify", "team/sql", "--attestations", code=2).stderr
+    for words in (("--recompute",), ("--attestations", "--base", "base"), ("--attestations", "--signed-as", "x")):
+        run("verify", "team/sql", *words, *PUBLIC, code=2)
+
+
+# ---- required
+
+
+def require(place: Path, rules: str) -> None:
+    (place / "adapterhub.toml").write_text(f"[policy]\n{rules}\n")
+
+
+def test_a_policy_requires_attestations_on_every_way(place: Path, run: Run) -> None:
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    require(place, 'attestations."*".fits = ["ci.pub"]')
+    ways = (
+        ("pull", "team/sql", "-o", "out"),
+        ("pull", "layout://x:team/sql:v1", "-o", "out"),
+        ("resolve", "team/sql", "--for", "peft"),
+        ("bundle", "team/sql", "-o", "out"),
+        ("copy", "team/sql", "prod/sql"),
+        ("copy", "layout://x:team/sql:v1", "prod/sql"),
+        ("push", "team/sql", "layout://y:team/sql:v1"),
+        ("push", "./sql", "team/new"),
+    )
+    for words in ways:
+        done = run(*words, code=6)
+        assert "adapterhub.toml: attestations.*.fits: has no attestation 'fits'" in done.stderr, (words, done.stderr)
+        assert not (place / "out").exists()
+    run("attest", "team/sql", "--fits", "base", *KEY)
+    run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
+    for words in (*ways[:1], *ways[2:3], *ways[5:7]):
+        run(*words)
+    run("pull", "prod/sql", "-o", "prod")  # the attestation came along
+
+
+def test_an_attestation_is_no_signature_where_the_user_wants_one(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--training", *KEY)
+    require(place, 'attestations."*".training = ["ci.pub"]')
+    assert "no keys are known" in run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
+    run("pull", "team/sql", "-o", "out")
+
+
+def test_the_attested_base_must_be_one_that_is_allowed(place: Path, run: Run) -> None:
+    run("attest", "team/sql", "--fits", "base", *KEY)
+    weights = sha256_file(place / "base" / "model.safetensors")
+    require(place, f'bases = ["{weights}"]\nattestations."*".fits = ["ci.pub"]')
+    assert "the attestation is about the base sha256:" in run("pull", "team/sql", "-o", "out", code=6).stderr
+    rules = f'bases = ["{bases.read_hf(place / "base").fingerprint}"]\nattestations."*".fits = ["ci.pub"]'
+    require(place, rules)
+    run("pull", "team/sql", "-o", "out")
+
+
+def test_an_adapter_may_fit_several_bases(place: Path, run: Run, here: Workspace) -> None:
+    ah.push(write_adapter(place / "unpinned", 3), "team/unpinned", workspace=here)
+    write_base_of(place / "more", 10000.0)
+    with SafetensorsFile(place / "more" / "model.safetensors") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+    safetensors_file.write(place / "more" / "model.safetensors", {**tensors, "x.weight": np.zeros((2, 2), np.float32)}, {})
+    for base in ("more", "base"):
+        ah.attest("team/unpinned", "ci.key", fits=base, workspace=here)
+    for base in ("more", "base"):
+        words = ("verify", "team/unpinned", "--attestations", *PUBLIC, "--recompute", "--base", base)
+        assert "fits: is about another base" in run(*words).stdout

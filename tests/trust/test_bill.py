@@ -1,0 +1,113 @@
+"""Bills of materials: what is recorded and nothing else, licenses joined with their reasons, one page that loads nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.trust import licensing
+from adapterhub.trust.bill import page
+from adapterhub.trust.licensing import Part
+from tests.conftest import Run
+from tests.support.adapters import Make, write_adapter
+from tests.support.bills import trained
+
+
+def test_the_bill_of_a_trained_adapter_has_its_data_base_and_files(tmp_path: Path) -> None:
+    found = ah.bom(trained(tmp_path / "sql"), base_license="llama3.1")
+    component = found.document["metadata"]["component"]
+    facts = {one["name"]: one["value"] for one in component["properties"]}
+    assert [one["name"] for one in component["components"]] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert component["pedigree"]["ancestors"][0]["version"] == "a" * 40
+    assert component["modelCard"]["quantitativeAnalysis"]["performanceMetrics"][0] == {"type": "flops", "value": "1000000.0"}
+    assert [one["name"] for one in found.document["components"]] == ["train.jsonl", "org/data"]
+    assert (facts["adapterhub:data:sources"], facts["adapterhub:data:documents"]) == ("2", "30")
+    assert "adapterhub:data:tokens" not in facts  # one source does not say
+    assert found.license.expression == "Apache-2.0 AND LicenseRef-llama3.1 AND CC-BY-SA-4.0"
+    assert found.license.missing == ("data train.jsonl",)
+
+
+def test_the_same_version_has_the_same_bill(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "sql")
+    assert ah.bom(folder).dump() == ah.bom(folder).dump()
+
+
+def test_parents_and_their_parents_are_in_the_bill_of_a_merge(run: Run, make: Make) -> None:
+    for name, license_ in (("a", "mit"), ("b", "cc-by-nc-4.0")):
+        folder = make(name, seed=ord(name))
+        (folder / "README.md").write_text(f"---\nlicense: {license_}\n---\n# {name}\n")
+        run("push", folder, f"team/{name}")
+    run("merge", "team/a", "team/b", "-o", "team/ab")
+    run("merge", "team/ab", "team/a", "-o", "team/all")
+    document = json.loads(run("bom", "team/all").stdout)
+    component = document["metadata"]["component"]
+    made = component["pedigree"]["ancestors"]
+    assert [f"{one.get('group')}/{one['name']}".partition(":")[0] for one in made[1:]] == ["team/ab", "team/a", "team/b"]
+    facts = {one["name"]: one["value"] for one in component["properties"]}
+    assert facts["adapterhub:license:combined"] == "MIT AND CC-BY-NC-4.0"
+    assert "CC-BY-NC-4.0: no commercial use" in facts["adapterhub:license:reasons"]
+    assert json.loads(component["pedigree"]["notes"])["kind"] == "merge"
+    refs = {one["bom-ref"] for one in (component, *made)}
+    assert set(document["dependencies"][0]["dependsOn"]) < refs
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("apache-2.0", "Apache-2.0"),
+        ("MIT OR Apache-2.0", "MIT OR Apache-2.0"),
+        ("(mit and bsd-3-clause) or gpl-3.0", "(MIT AND BSD-3-Clause) OR GPL-3.0-only"),
+        ("llama3.1", "LicenseRef-llama3.1"),
+        ("LicenseRef-mine", "LicenseRef-mine"),
+        ("other", ""),
+        ("", ""),
+        (None, ""),
+        ("<script>", "LicenseRef-script"),
+        ("mit) or (0bsd", "MIT OR 0BSD"),
+    ],
+)
+def test_a_license_is_written_as_spdx_does(given: str | None, expected: str) -> None:
+    assert licensing.expression(given) == expected
+
+
+def test_a_choice_stays_one_where_licenses_are_joined_and_a_missing_one_is_named() -> None:
+    parts = [Part("adapter", "a", "mit or apache-2.0"), Part("base", "b", "gemma"), Part("parent", "c", None)]
+    found = licensing.combined(parts)
+    assert found.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
+    assert found.missing == ("parent c",)
+    assert any("no license is recorded" in reason for reason in found.reasons)
+
+
+def test_the_license_of_the_base_is_that_of_its_card(tmp_path: Path) -> None:
+    from tests.support.folders import base
+
+    base(tmp_path / "base")
+    (tmp_path / "base/README.md").write_text("---\nlicense: gemma\n---\n")
+    adapter = write_adapter(tmp_path / "sql")
+    assert ah.bom(adapter, base=tmp_path / "base").license.expression == "LicenseRef-gemma"
+    assert ah.bom(adapter, base=tmp_path / "base", base_license="mit").license.expression == "MIT"
+
+
+def test_the_page_escapes_and_loads_nothing(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "sql", description="<script>alert(1)</script>")
+    shown = page(ah.bom(folder))
+    assert "&lt;script&gt;alert(1)" in shown
+    assert "default-src 'none'" in shown
+    for word in ("<script", "<img", "<link", "src=", "href=", "http:", "@import", "url("):
+        assert word not in shown
+    for word in ("compliant", "compliance", " safe"):
+        assert word not in shown.lower()
+
+
+def test_the_command_writes_a_file_whole_and_tells_what_is_missing(run: Run, make: Make, tmp_path: Path) -> None:
+    folder = make("sql")
+    said = run("bom", folder, "--base-license", "mit", "-o", "sql.cdx.json").stdout
+    assert said == "sql.cdx.json: MIT; without a license: adapter sql\n"
+    assert json.loads((tmp_path / "sql.cdx.json").read_text())["specVersion"] == "1.7"
+    assert "already exists" in run("bom", folder, "-o", "sql.cdx.json", code=2).stderr
+    found = json.loads(run("bom", folder, "--html", "-o", "sql.html", "--json").stdout)
+    assert found == {"output": "sql.html", "license": None, "missing": ["adapter sql", "base org/base"]}
+    assert (tmp_path / "sql.html").read_text().startswith("<!DOCTYPE html>")

@@ -1,0 +1,242 @@
+"""Signatures travel with what they are about, and the policy of a project requires them on every way in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapterhub.serve.resolving import resolve
+from adapterhub.trust import keys
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import RefusedError
+from tests.conftest import Run
+from tests.support.adapters import Make
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> tuple[Path, Path]:
+    secret, public = keys.generate(tmp_path / "keys" / "team")
+    return secret, Path(public.where)
+
+
+@pytest.fixture
+def required(run: Run, team: tuple[Path, Path], tmp_path: Path) -> None:
+    """A project in which what is in `team/` must be signed."""
+    run("init")
+    (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"team/*" = ["keys/team.pub"]\n')
+
+
+def described(run: Run, folder: Path) -> Path:
+    """With its adapter.json, so that its files are those of the version that it becomes."""
+    run("describe", folder)
+    return folder
+
+
+def test_the_signature_in_a_folder_becomes_that_of_the_version(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = described(run, make("sql"))
+    run("sign", folder, "--key", team[0])
+    assert "model.sig" not in run("push", folder, "team/sql").stderr
+    assert "signed as sql" in run("verify", "team/sql", "--key", team[1]).stdout
+    run("push", "team/sql", "layout://x:team/sql:v1")
+    run("verify", "layout://x:team/sql:v1", "--key", team[1])
+    run("push", folder, "layout://y:team/sql:v1")
+    run("pull", "layout://y:team/sql:v1", "-o", "out", "--require-signature", "--key", team[1])
+    run("push", "out", "team/again")
+    run("verify", "team/again", "--key", team[1], "--signed-as", "sql")
+
+
+def test_a_copy_from_an_address_brings_signatures_on_request(run: Run, make: Make, team: tuple[Path, Path]) -> None:
+    run("push", described(run, make("sql")), "layout://x:team/sql:v1")
+    run("sign", "layout://x:team/sql:v1", "--key", team[0])
+    run("copy", "layout://x:team/sql:v1", "team/sql")
+    run("verify", "team/sql", "--key", team[1], code=1)
+    run("copy", "layout://x:team/sql:v1", "team/sql", "--signatures")
+    run("verify", "team/sql", "--key", team[1])
+
+
+def test_a_signature_of_other_files_is_left_out_and_named(run: Run, make: Make, team: tuple[Path, Path]) -> None:
+    folder = make("sql")  # to which a push adds adapter.json
+    run("sign", folder, "--key", team[0])
+    assert "model.sig is not about the files of this version" in run("push", folder, "team/sql").stderr
+    assert "is not signed" in run("verify", "team/sql", "--key", team[1], code=1).stdout
+    assert "model.sig is not about the files" in run("push", folder, "layout://x:team/sql:v1").stderr
+
+
+def test_a_policy_requires_signatures_of_what_is_pushed(
+    run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path
+) -> None:
+    folder = described(run, make("sql"))
+    for target in ("team/sql", "layout://x:team/sql:v1"):
+        if target.startswith("layout"):  # which the policy knows by its whole address
+            (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"*" = ["keys"]\n')
+        done = run("push", folder, target, code=6)
+        assert "against the policy of" in done.stderr
+        assert "is not signed" in done.stderr
+    assert json.loads(run("list", "--json").stdout)["adapters"] == []
+    run("sign", folder, "--key", team[0])
+    run("push", folder, "team/sql")
+    run("push", folder, "layout://x:team/sql:v1")
+
+
+def test_a_policy_requires_signatures_of_what_is_pulled_copied_and_resolved(
+    run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path
+) -> None:
+    (tmp_path / "adapterhub.toml").rename(tmp_path / "policy")
+    run("push", make("sql"), "team/sql")
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    run("copy", "team/sql", "other/sql")
+    (tmp_path / "policy").rename(tmp_path / "adapterhub.toml")
+    for words in (
+        ("pull", "team/sql", "-o", "out"),
+        ("pull", "team/sql", "-o", "out", "--to", "gguf"),
+        ("resolve", "team/sql", "--for", "peft"),
+        ("copy", "team/sql", "team/more"),
+        ("copy", "other/sql", "team/more"),
+        ("copy", "layout://x:team/sql:v1", "team/more"),
+        ("push", "other/sql", "team/more"),
+    ):
+        assert "is not signed" in run(*words, code=6).stderr, words
+    assert not (tmp_path / "out").exists()
+    run("sign", "team/sql", "--key", team[0])
+    run("pull", "team/sql", "-o", "out")
+    run("pull", "team/sql", "-o", "again", "--require-signature")
+    assert (tmp_path / "again" / "model.sig").exists()
+    run("pull", "other/sql", "-o", "unsigned")
+    assert "is for 'team/sql', not for 'team/more'" in run("copy", "team/sql", "team/more", code=6).stderr
+
+
+def test_a_policy_is_asked_in_python_too(run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path) -> None:
+    from adapterhub.project import settings
+
+    workspace = Workspace(registry=tmp_path, policy=settings.read(tmp_path / "adapterhub.toml").policy, cache=tmp_path / "c")
+    (tmp_path / "adapterhub.toml").unlink()
+    run("push", make("sql"), "team/sql")
+    with pytest.raises(RefusedError, match="is not signed"):
+        resolve("team/sql", runtime="peft", workspace=workspace)
+    run("sign", "team/sql", "--key", team[0])
+    assert resolve("team/sql", runtime="peft", workspace=workspace).digest
+
+
+def test_a_user_cannot_accept_for_the_policy_what_was_signed_for_another_name(
+    run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path
+) -> None:
+    (tmp_path / "adapterhub.toml").rename(tmp_path / "policy")
+    run("push", make("sql"), "team/sql")
+    run("sign", "team/sql", "--key", team[0], "--name", "other/sql")
+    (tmp_path / "policy").rename(tmp_path / "adapterhub.toml")
+    words = ("pull", "team/sql", "-o", "out", "--require-signature", "--key", team[1], "--signed-as", "other/sql")
+    assert "is for 'other/sql', not for 'team/sql'" in run(*words, code=6).stderr
+
+
+def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Once known, nobody who takes the namespace over can leave the signature out, or sign with a key of their own."""
+    other = keys.generate(tmp_path / "other")[0]
+    for seed, name in enumerate(("team/sql", "team/more", "free/sql")):
+        run("push", make("a", seed), name)
+    run("sign", "team/sql", "--key", team[0])
+    pull = ("pull", "team/sql", "-o", "out", "--require-signature")
+    done = run(*pull, "--key", team[1], "--remember")
+    assert "what comes from there must be signed by the key" in done.stderr
+    assert "must be signed" not in run(*pull, "--key", team[1], "--remember").stderr
+    run(*pull)  # by the key that is known
+    run("pull", "free/sql", "-o", "free")
+    for words in (
+        ("pull", "team/more", "-o", "more"),
+        ("copy", "team/more", "free/more"),
+        ("resolve", "team/more", "--for", "peft"),
+    ):
+        assert "is not signed; team is known to sign with the key" in run(*words, code=6).stderr
+    run("sign", "team/more", "--key", other)
+    done = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
+    assert "remove the line from" in done.stderr
+    assert not (tmp_path / "more").exists()
+    run("sign", "team/more", "--key", team[0])
+    run("pull", "team/more", "-o", "more")
+
+
+def test_a_namespace_at_an_address_is_another_one(run: Run, make: Make, team: tuple[Path, Path]) -> None:
+    run("push", make("sql"), "team/sql")
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    run("sign", "layout://x:team/sql:v1", "--key", team[0])
+    run("pull", "layout://x:team/sql:v1", "-o", "out", "--key", team[1], "--remember")
+    run("pull", "team/sql", "-o", "unsigned")
+    run("push", make("more", 2), "layout://x:team/more:v1")
+    assert "layout://x is known to sign" in run("pull", "layout://x:team/more:v1", "-o", "more", code=6).stderr
+
+
+def test_what_was_prepared_before_a_key_was_known_is_not_served_after(run: Run, make: Make, team: tuple[Path, Path]) -> None:
+    run("push", make("sql"), "layout://x:team/sql:v1")
+    run("push", make("more", 2), "layout://x:team/more:v1")
+    run("push", "layout://x:team/more:v1", "team/more")
+    digest = json.loads(run("show", "team/more", "--json").stdout)["digest"]
+    run("resolve", f"layout://x@{digest}", "--for", "peft")
+    run("sign", "layout://x:team/sql:v1", "--key", team[0])
+    run("pull", "layout://x:team/sql:v1", "-o", "out", "--key", team[1], "--remember")
+    assert "is not signed" in run("resolve", f"layout://x@{digest}", "--for", "peft", code=6).stderr
+
+
+def test_a_damaged_line_of_known_keys_lets_nothing_through(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run("push", make("sql"), "team/sql")
+    run("sign", "team/sql", "--key", team[0])
+    run("pull", "team/sql", "-o", "out", "--key", team[1], "--remember")
+    (known,) = tmp_path.rglob("known_signers")
+    known.write_text(known.read_text().replace(" p256 ", " p256  "))
+    assert "is not a namespace, a kind and a key" in run("pull", "team/sql", "-o", "out2", code=2).stderr
+    known.write_text("team p256 AAAA\n")
+    assert "not a public key in PEM" in run("pull", "team/sql", "-o", "out2", code=4).stderr
+
+
+def test_each_matching_pattern_must_be_met(run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path) -> None:
+    other = keys.generate(tmp_path / "others" / "ci")[0]
+    run("init")
+    (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"team/*" = ["keys"]\n"*" = ["others"]\n')
+    run("push", described(run, make("sql")), "free/sql", code=6)
+    (tmp_path / "adapterhub.toml").rename(tmp_path / "policy")
+    run("push", "sql", "team/sql")
+    (tmp_path / "policy").rename(tmp_path / "adapterhub.toml")
+    run("sign", "team/sql", "--key", team[0])
+    assert "which is not accepted" in run("pull", "team/sql", "-o", "out", code=6).stderr
+    run("sign", "team/sql", "--key", other)
+    run("pull", "team/sql", "-o", "out")
+
+
+def test_a_key_that_is_missing_is_an_error_not_a_way_through(run: Run, make: Make, tmp_path: Path) -> None:
+    run("push", make("sql"), "team/sql")
+    (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"*" = ["nowhere.pub"]\n')
+    assert "nowhere.pub: no such file" in run("pull", "team/sql", "-o", "out", code=3).stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rule", ['signers = ["a"]', '[policy.signers]\n"*" = []', '[policy.signers]\n"*" = "k"'])
+def test_a_rule_that_says_nothing_is_an_error(run: Run, make: Make, tmp_path: Path, rule: str) -> None:
+    (tmp_path / "adapterhub.toml").write_text(f"[policy]\n{rule}\n" if rule.startswith("signers") else f"{rule}\n")
+    assert "adapterhub.toml" in run("push", make("sql"), "team/sql", code=2).stderr
+
+
+def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make) -> None:
+    run("push", make("sql"), "team/sql")
+    assert "Pass --key" in run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
+
+
+def test_gc_removes_the_signatures_of_versions_that_are_gone(
+    run: Run, make: Make, team: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run("init")
+    for seed, name in enumerate(("sql", "bad")):
+        run("push", make(name, seed), f"team/{name}")
+        run("sign", f"team/{name}", "--key", team[0])
+    run("rm", "team/bad")
+    run("gc", "--grace", "0")
+    run("gc", "--grace", "0")  # which finds that the first one removed the manifest
+    (left,) = (tmp_path / ".adapterhub" / "signatures" / "sha256").glob("*/*")
+    digest = json.loads(run("show", "team/sql", "--json").stdout)["digest"]
+    assert f"sha256:{left.parent.name}" == digest
+    run("fsck")
