@@ -14,41 +14,63 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from adapterhub.api import Adapter, check, convert, describe, load, merge, pull, push
+    from adapterhub.analysis.diff import Difference
+    from adapterhub.api import Adapter, bom, check, convert, describe, diff, load, merge, pull, push, scan
+    from adapterhub.attesting import Inputs, attest
+    from adapterhub.auditing import Audit, audit, sign_checkpoint
     from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
     from adapterhub.combining import Combined
     from adapterhub.generation import Generated
-    from adapterhub.learning import evaluate, train
+    from adapterhub.learning import evaluate, open_trainer, train
     from adapterhub.local_registry import Registry, Versions
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
     from adapterhub.running import generate
-    from adapterhub.sharing import Pulled, Sent
+    from adapterhub.scanning import Scan
+    from adapterhub.serve.resolving import resolve
+    from adapterhub.serve.served import Served
+    from adapterhub.sharing.pulling import Pulled
+    from adapterhub.sharing.sent import Sent
+    from adapterhub.signing import Signature, Verified, sign, verify
+    from adapterhub.trust.attestation import Attested
+    from adapterhub.trust.bill import Bill
     from adapterhub.workspace import Workspace
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.errors import AdapterhubError
 
 __all__ = [
-    "Adapter", "AdapterhubError", "Combined", "ConvertedModel", "Generated", "LossReport", "Policy", "Problem", "Pulled",
-    "Ref", "Registry", "Report", "Sent", "Version", "Versions", "Workspace", "check", "convert", "convert_model",
-    "describe", "evaluate", "generate", "load", "merge", "pull", "push", "read_base", "train",
+    "Adapter", "AdapterhubError", "Attested", "Audit", "Bill", "Combined", "ConvertedModel", "Difference", "Generated",
+    "Inputs", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Scan", "Sent", "Served", "Signature",
+    "Verified", "Version", "Versions", "Workspace", "attest", "audit", "bom", "check", "convert", "convert_model", "describe",
+    "diff", "evaluate", "generate", "load", "merge", "open_trainer", "pull", "push", "read_base", "resolve", "scan", "sign",
+    "sign_checkpoint", "train", "verify",
 ]  # fmt: skip
 
 _MODULES = {
-    "adapterhub.api": ("Adapter", "check", "convert", "describe", "load", "merge", "pull", "push"),
+    "adapterhub.analysis.diff": ("Difference",),
+    "adapterhub.api": ("Adapter", "bom", "check", "convert", "describe", "diff", "load", "merge", "pull", "push", "scan"),
+    "adapterhub.attesting": ("Inputs", "attest"),
+    "adapterhub.auditing": ("Audit", "audit", "sign_checkpoint"),
     "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
     "adapterhub.combining": ("Combined",),
     "adapterhub.generation": ("Generated",),
-    "adapterhub.learning": ("evaluate", "train"),
+    "adapterhub.learning": ("evaluate", "open_trainer", "train"),
     "adapterhub.local_registry": ("Registry", "Versions"),
     "adapterhub.project.policy": ("Policy",),
     "adapterhub.ref": ("Ref",),
     "adapterhub.registry.registry": ("Version",),
     "adapterhub.running": ("generate",),
-    "adapterhub.sharing": ("Pulled", "Sent"),
+    "adapterhub.scanning": ("Scan",),
+    "adapterhub.serve.resolving": ("resolve",),
+    "adapterhub.serve.served": ("Served",),
+    "adapterhub.sharing.pulling": ("Pulled",),
+    "adapterhub.sharing.sent": ("Sent",),
+    "adapterhub.signing": ("Signature", "Verified", "sign", "verify"),
+    "adapterhub.trust.attestation": ("Attested",),
+    "adapterhub.trust.bill": ("Bill",),
     "adapterhub.workspace": ("Workspace",),
     "adapterhub_converters.adapter": ("LossReport",),
     "adapterhub_converters.errors": ("AdapterhubError",),

@@ -11,9 +11,12 @@ def main() -> NoReturn:
     if sys.argv[1:] == ["--version"]:  # asked by scripts again and again: without click, half the time
         sys.stdout.write(f"adapterhub {__version__}\n")
         raise SystemExit(0)
-    from adapterhub.cli.main import main
+    try:
+        from adapterhub.cli.main import main
 
-    main()
+        main()
+    except KeyboardInterrupt:  # before the command line is there to handle it
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ of the working folder, and asks remotes without credentials.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,18 +22,22 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
-from . import base_sources, combining, describing, sharing, sources
+from . import base_sources, bill_of_materials, combining, comparing, describing, scanning, sources
 from .combining import Combined
 from .describing import Described
-from .sharing import Pulled, Sent
-from .workspace import Progress, StrPath, Workspace
+from .sharing import pulling, pushing
+from .sharing.pulling import Pulled
+from .sharing.sent import Sent
+from .workspace import Progress, StrPath, Workspace, listed
 
 if TYPE_CHECKING:
+    from adapterhub.analysis.diff import Difference
     from adapterhub.checks import Report
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merging import FuseReport
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Version
+    from adapterhub.trust.bill import Bill
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.bases import BaseSpec
 
@@ -149,6 +153,36 @@ def check(
         )
 
 
+def scan(
+    source: StrPath,
+    *,
+    weights: bool = True,
+    strict: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> scanning.Scan:
+    """Scan an adapter for what could run code or mislead; nothing in it is run or loaded.
+
+    Args:
+        source: A folder, a file, a ref or an address; a folder or a file need not be an adapter.
+        weights: Read the weights for their numbers, and compare these with those of the registry's adapters of the same base.
+        strict: Let warnings fail it as errors do.
+        limit: How many problems of each code the report has, besides their number; all of them if None.
+        progress: Called with modules done and modules in all.
+        workspace: Where names are looked up.
+
+    Example:
+        >>> found = ah.scan("./sql")
+        >>> found.report.problems
+        ()
+        >>> found.weights.kinds[0].name, found.weights.kinds[0].modules, found.weights.kinds[0].percentiles
+        ('self_attn.q_proj', 2, None)
+    """
+    here = (workspace or Workspace()).showing(progress)
+    return scanning.scan(source, here, weights=weights, strict=strict, limit=limit)
+
+
 def convert(
     source: StrPath,
     target: StrPath,
@@ -228,7 +262,7 @@ def describe(
     Args:
         folder: The adapter's own folder.
         base: The model it was trained on, to pin by its headers; refused where the adapter does not fit it.
-        dry_run: Write nothing; `changes` says what would be different.
+        dry_run: Write nothing; `changes` has what would be different.
         workspace: Where names are looked up.
         declared: What its owner declares: `name`, `description`, `license`, `task`, and `training` as a mapping.
 
@@ -240,7 +274,65 @@ def describe(
     return describing.describe(folder, declared, here, base=_base(base, here), dry_run=dry_run)
 
 
+def bom(
+    source: StrPath, *, base: Base | None = None, base_license: str | None = None, workspace: Workspace | None = None
+) -> Bill:
+    """Return the bill of materials of an adapter: CycloneDX 1.7, with its base, parents, data and files by digest.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        base: The base model, whose model card has its license.
+        base_license: The license of the base, in place of that of its card.
+        workspace: The registry, in which its parents are looked up.
+
+    Example:
+        >>> found = ah.bom("./sql", base_license="apache-2.0")
+        >>> found.license.expression, found.license.missing
+        ('Apache-2.0', ('adapter sql',))
+        >>> found.document["specVersion"], found.document["metadata"]["component"]["type"]
+        ('1.7', 'machine-learning-model')
+    """
+    here = workspace or Workspace()
+    return bill_of_materials.bom(source, here, base=_base(base, here), base_license=base_license)
+
+
 # ---- several
+
+
+def diff(
+    a: StrPath,
+    b: StrPath,
+    *,
+    base: Base | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> Difference:
+    """Compare two adapters, or two versions of one: their files, the facts of adapter.json, and what they compute.
+
+    Equal digests are an answer: weights are read only where the files that decide what an adapter computes differ.
+
+    Args:
+        a: A folder, a file, a ref or an address.
+        b: Likewise.
+        base: The model of both, where a format needs one.
+        progress: Called with bytes or modules done and in all.
+        workspace: Where names are looked up.
+
+    Raises:
+        NotFoundError: There is no such adapter.
+        FormatError: A file is malformed.
+
+    Example:
+        >>> found = ah.diff("./sql", "./french")
+        >>> found.same, found.modules[0].status, [one.path for one in found.files]
+        (False, 'changed', ['adapter_model.safetensors'])
+    """
+    here = (workspace or Workspace()).showing(progress)
+    return comparing.diff(a, b, here, base=_base(base, here))
+
+
+# Arguments of a merge into a base that say how the model is written.
+_WRITTEN = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force")
 
 
 @overload
@@ -275,9 +367,12 @@ def merge(
     onto: Literal["original", "as-trained"] = "original",
     dequantize: bool = False,
     force: bool = False,
+    method: str = "cat",
+    seed: int = 0,
     replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
+    **parameters: float | str,
 ) -> FuseReport: ...
 
 
@@ -302,14 +397,16 @@ def merge(
             of a push.
         into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
         weights: What each adapter is multiplied by; 1 each if None.
-        method: Of adapters: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`).
+        method: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`); into a base its result
+            is added without truncation to a rank.
         rank: Of adapters: the rank of every module of the result.
         energy: Of adapters: the smallest ranks that keep this share of the energy.
         rank_budget: Of adapters: the ranks that keep most in so many bytes of tensors.
         seed: Of the random numbers of a method.
         parameters: Of the method, such as `density`.
         dtype: Into a base: the type of floats to write; the base's if None.
-        requantize: Into a base: the quantized type to write, `q8_0`, `q4_0`, `q4_1`, `q5_0`, `q5_1` or `nf4`.
+        requantize: Into a base: the quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`,
+            `q5_1` or `nf4`.
         shard_size: Into a base: bytes of tensors in a file at most.
         onto: Into a base: its weights as they are, or rounded as training saw them.
         dequantize: Into a base: let a quantized Hugging Face model become one in floats.
@@ -327,7 +424,7 @@ def merge(
     from adapterhub.manifest.document import Recipe
 
     here = (workspace or Workspace()).showing(progress)
-    texts = [adapters] if isinstance(adapters, str | os.PathLike) else list(adapters)
+    texts = listed(adapters)
     factors = [1.0] * len(texts) if weights is None else list(weights)
     if len(factors) != len(texts):
         raise ParameterError("weights", f"{len(factors)} for {len(texts)} adapters", "Give one for each")
@@ -335,9 +432,10 @@ def merge(
         target = Path(out) if into is not None else combining.destination(out)
         found = [stack.enter_context(sources.opened(text, here)) for text in texts]
         if into is not None:
-            return combining.merge_into(
-                found, factors, Path(out), base_sources.weights(into, here), here, replace=replace, **how
-            )
+            written = {key: how.pop(key) for key in _WRITTEN if key in how}
+            chosen = Recipe(kind="merge", method=how.pop("method", None), seed=how.pop("seed", None), parameters=how)
+            base = base_sources.weights(into, here)
+            return combining.merge_into(found, factors, Path(out), base, here, method=chosen, replace=replace, **written)
         options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
         recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
         return combining.merge_adapters(found, factors, target, recipe, here, replace=replace)
@@ -355,6 +453,9 @@ def push(
     expect: str | None = None,
     force: bool = False,
     private: bool = False,
+    message: str = "",
+    tags: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
 ) -> Version | Sent:
@@ -368,12 +469,15 @@ def push(
         expect: The digest that the target must still have, or `absent`.
         force: Store an adapter whose check finds errors. A policy cannot be overridden.
         private: Create a repository on a hub as private.
+        message: Why, for the log of the name, or the commit on a hub.
+        tags: More tags that move to the version.
+        metrics: Results of other programs, by name; the registry records them.
         progress: Called with bytes done and bytes in all.
         workspace: The registry, the policy, credentials.
 
     Raises:
         RefusedError: The check finds errors, or the policy of the project does not allow the adapter. Nothing was stored.
-        ConflictError: The target is not what `expect` says.
+        ConflictError: The target is not at `expect`.
 
     Example:
         >>> ah.push("./sql", "team/sql:prod").ref
@@ -382,7 +486,7 @@ def push(
         'v1'
     """
     here = (workspace or Workspace()).showing(progress)
-    return sharing.push(
+    return pushing.push(
         source,
         target,
         here,
@@ -391,6 +495,9 @@ def push(
         expect=expect,
         force=force,
         private=private,
+        message=message,
+        tags=tags,
+        metrics=metrics,
     )
 
 
@@ -424,7 +531,7 @@ def pull(
     here = (workspace or Workspace()).showing(progress)
     spec = _base(base, here)
     model = _path_of(spec) if to == "ollama" else None
-    return sharing.pull(source, out, here, conversion=_conversion(to), base=spec, model=model, replace=replace)
+    return pulling.pull(source, out, here, conversion=_conversion(to), base=spec, model=model, replace=replace)
 
 
 def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:

@@ -1,7 +1,7 @@
 """The base model that a text means: a path, the name of one in the registry or in huggingface_hub's cache, or an address.
 
 Used by every command and function that takes a BASE. Headers are read from wherever they are. Weights must be on this disk;
-those of `hf://org/model` are downloaded, because whoever writes that asks for it, and a bare name never asks the network.
+those of `hf://org/model` are downloaded, because to write that is to ask for it, and a bare name never asks the network.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
 from . import sources
 from .sources import ADDRESSES
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.bases.hub_address import Place
+    from adapterhub.bases.hub_address import HubPath
     from adapterhub_converters.bases import BaseSpec
 
 _HUB = "hf://"
@@ -41,9 +41,25 @@ def weights(base: StrPath, workspace: Workspace) -> Path:
     return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
 
 
+def recorded(source: sources.Source) -> str:
+    """The name of the base that an adapter records, `org/name` or `org/name@revision`, to be looked up like any other.
+
+    Raises:
+        ParameterError: It records none, or only a path, which means nothing on another machine.
+    """
+    from adapterhub.manifest import describe
+
+    with sources.as_folder(source) as folder:
+        base = describe.draft(folder).manifest().base
+    if not base.repo:
+        what = f"{source.where} records no base by name"
+        raise ParameterError("base", what, "Name the model that it was trained on", code="base-required")
+    return f"{base.repo}@{base.revision}" if base.revision else base.repo
+
+
 def _named_weights(text: str, workspace: Workspace) -> Path:
     from adapterhub.bases import registered
-    from adapterhub.bases.hub_address import Place
+    from adapterhub.bases.hub_address import HubPath
 
     name = base_name(text, workspace)
     if name is None:
@@ -54,7 +70,7 @@ def _named_weights(text: str, workspace: Workspace) -> Path:
     with workspace.opened() as registry:
         spec = registered.get(registry, name).spec
     # A GGUF names the model that it was made from, whose weights are others.
-    place = Place(spec.repo, spec.revision) if spec.kind == "hf" and spec.repo and spec.revision else None
+    place = HubPath(spec.repo, spec.revision) if spec.kind == "hf" and spec.repo and spec.revision else None
     found = in_cache(place, workspace) if place else None
     if found is None:
         what = "a base in the registry, which has its headers only, and the weights are needed"
@@ -70,7 +86,7 @@ def _cached_base(text: str, workspace: Workspace) -> Path | None:
     return in_cache(place, workspace) if place else None
 
 
-def in_cache(place: Place, workspace: Workspace) -> Path | None:
+def in_cache(place: HubPath, workspace: Workspace) -> Path | None:
     """The folder or file of a model in the cache of huggingface_hub; None if it is not there."""
     from adapterhub.bases import hub_cache
 
@@ -78,9 +94,9 @@ def in_cache(place: Place, workspace: Workspace) -> Path | None:
 
 
 def _downloaded_base(text: str, workspace: Workspace) -> Path:
-    from adapterhub.bases.hub_address import OFFLINE, Place
+    from adapterhub.bases.hub_address import OFFLINE, HubPath
 
-    place = Place.parse(text)
+    place = HubPath.parse(text)
     try:
         hub = workspace.hub()
     except RemoteError as error:
@@ -174,14 +190,14 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
 
 def _read_address(text: str, workspace: Workspace) -> BaseSpec:
     """A base at an address; of the Hub, where it may not be asked, from huggingface_hub's cache."""
-    from adapterhub.bases.hub_address import OFFLINE, SCHEME, Place
+    from adapterhub.bases.hub_address import OFFLINE, SCHEME, HubPath
     from adapterhub.bases.remote import read_url
 
     try:
         hub = workspace.hub()
     except RemoteError as error:
         is_on_hub = error.code == OFFLINE and text.lower().startswith(SCHEME)
-        found = in_cache(Place.parse(text), workspace) if is_on_hub else None
+        found = in_cache(HubPath.parse(text), workspace) if is_on_hub else None
         if found is None:
             raise
         from adapterhub_converters import bases

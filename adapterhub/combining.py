@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
-from . import sharing, sources
+from . import sources
+from .sharing import pushing
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def merge_adapters(
         for source in found:
             sources.check_apart(target, source.path)
     else:
-        sharing.check_target(str(target), workspace)
+        pushing.check_target(str(target), workspace)
     base = common_base(found)
     parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
 
@@ -121,7 +122,7 @@ def merge_adapters(
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / target.name.rpartition("/")[2]
         report, manifest = make(folder)
-        return Combined(report, manifest, version=sharing.store(folder, target, workspace))
+        return Combined(report, manifest, version=pushing.store(folder, target, workspace))
 
 
 def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
@@ -164,7 +165,7 @@ def extract(
     if isinstance(target, Path):
         atomic.check_free(target, replace=replace)
     else:
-        sharing.check_target(str(target), workspace)
+        pushing.check_target(str(target), workspace)
     with workspace.steps("extracting weights") as progress:
         adapter, report = difference.extract(base, tuned, wanted, progress=progress)
 
@@ -178,7 +179,7 @@ def extract(
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         write(Path(temporary))
-        return adapter, report, sharing.store(Path(temporary), target, workspace)
+        return adapter, report, pushing.store(Path(temporary), target, workspace)
 
 
 def merge_into(
@@ -190,6 +191,7 @@ def merge_into(
     *,
     onto: str = "original",
     replace: bool = False,
+    method: Recipe | None = None,
     **how: Any,
 ) -> FuseReport:
     """Merge adapters into a base and write the model as `out`; `how` are fields of `adapterhub.merging.Options`."""
@@ -200,27 +202,38 @@ def merge_into(
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
     atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, _ = prepare_into(found, weights, base, options, gguf=gguf)
+    merge, _ = prepare_into(found, weights, base, options, gguf=gguf, method=method)
     with workspace.bar("merging") as progress:
         return merge.write(out, progress, replace=replace)
 
 
 def prepare_into(
-    found: Sequence[sources.Source], weights: Sequence[float], base: Path, options: Options, *, gguf: bool = False
+    found: Sequence[sources.Source],
+    weights: Sequence[float],
+    base: Path,
+    options: Options,
+    *,
+    gguf: bool = False,
+    method: Recipe | None = None,
 ) -> tuple[Merge, Options]:
-    """Prepare the merge of adapters into a base: decided and measured, nothing written.
+    """Prepare the merge of adapters into a base, by a method or as a sum: decided and measured, nothing written.
 
     Returned with the options, in which `trained_in` and `lineage` are filled in. The warnings of the report begin with a line
     for every adapter that was trained on a base with tensors of other names or shapes.
     """
-    from adapterhub.merging import prepared, read_base
+    from adapterhub.merging import join, prepared, read_base
     from adapterhub_converters.formats import convert
 
     model = read_base(base)
     spec = model.spec
-    options = dataclasses.replace(options, trained_in=trained_in(found), lineage=_lineage(found, weights, base, spec))
     adapters = [convert.read(source.path, base=spec) for source in found]
-    merge = prepared(list(zip(adapters, weights, strict=True)), model, options, gguf=gguf)
+    how, lineage = None, _lineage(found, weights, base, spec)
+    if method is not None:
+        name, seed = method.method or "cat", method.seed or 0
+        how = join(adapters, weights, method=name, seed=seed, parameters=method.parameters)
+        lineage |= {"method": name, "seed": seed, "parameters": dict(how.parameters)} if how else {}
+    options = dataclasses.replace(options, trained_in=trained_in(found), lineage=lineage)
+    merge = prepared(list(zip(adapters, weights, strict=True)), model, options, gguf=gguf, join=how)
     warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
     return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
 
@@ -309,11 +322,13 @@ def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Paren
     from adapterhub_converters.adapter_files import adapter_in
 
     manifest = registry.adapter_manifest(digest)
-    for number, parent in enumerate(manifest.parents if manifest else ()):
+    places: dict[Digest, Path] = {}  # a recipe may name one parent thousands of times
+    for parent in manifest.parents if manifest else ():
         held = registry.holding(parent.digest)
         if not held:
             raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
-        place = folder / f"{number}"
-        registry.pull(held[0].ref, place)
+        place = places.setdefault(held[0].digest, folder / f"{len(places)}")
+        if not place.exists():
+            registry.pull(held[0].ref, place)
         weight = 1.0 if parent.weight is None else parent.weight
         yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)

@@ -14,17 +14,9 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.checks import Problem
+    from adapterhub.manifest.changes import Change
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub_converters.bases import BaseSpec
-
-
-@dataclass(frozen=True)
-class Change:
-    """One fact of adapter.json: a dotted key, what it was and what it is; None where it is absent."""
-
-    key: str
-    old: Any
-    new: Any
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +63,7 @@ def describe(
         RefusedError: The adapter does not fit the base, or adapter.json pins another one.
         IntegrityError: adapter.json is that of other weights.
     """
+    from adapterhub.manifest import changes as documents
     from adapterhub.manifest import describe as describing
     from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
     from adapterhub_converters.containers import atomic
@@ -88,7 +81,7 @@ def describe(
         made = describing.declare(made, declared, path)
         raw = made.dump()
     before = draft.known.to_dict() if draft.known else {}
-    changes = tuple(_changes("", before, made.to_dict()))
+    changes = tuple(documents.changes(before, made.to_dict()))
     write = bool(changes) and not dry_run
     if write:
         with atomic.whole(path / ADAPTER_JSON, folder=False, replace=True) as file:
@@ -120,14 +113,3 @@ def _check_base(folder: Path, known: AdapterManifest | None, base: BaseSpec) -> 
         raise RefusedError(
             str(folder), what, "Check it on that base", code="other-base-shapes", adapter=str(folder), base=base.where
         )
-
-
-def _changes(prefix: str, old: Any, new: Any) -> list[Change]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [one for key in keys for one in _changes(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))]
-    if prefix == "files":
-        return _changes(prefix, *({file["path"]: file["digest"] for file in side or ()} for side in (old, new)))
-    if old is None and isinstance(new, Mapping):
-        return [one for key, value in new.items() for one in _changes(f"{prefix}.{key}" if prefix else key, None, value)]
-    return [] if old == new else [Change(prefix, old, new)]

@@ -11,13 +11,15 @@ from adapterhub_converters.errors import ParameterError
 
 from . import api
 from .ref import Ref
-from .sharing import Pulled, Sent
+from .sharing.pulling import Pulled
+from .sharing.sent import Sent
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
     from adapterhub.project.policy import Policy
     from adapterhub.registry.registry import Version
+    from adapterhub.registry.versions import Restored
 
 
 class Versions(list["Row"]):
@@ -115,5 +117,9 @@ class Registry:
         return self._opened.tag(Ref.parse(ref), tag, expect=expect)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions; the name is then never used again."""
+        """Remove a tag, or a whole name with all its versions, until `restore`."""
         self._opened.rm(Ref.parse(ref), force=force)
+
+    def restore(self, name: str) -> Restored:
+        """Bring back a name that was removed, with those of its versions whose data no gc has taken."""
+        return self._opened.restore(name)

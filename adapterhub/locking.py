@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import IntegrityError
 
-from . import sharing, sources
+from . import sources
+from .sharing import pulling
+from .sharing.policy import check_policy
+from .sharing.signatures import Named
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.project.lockfile import Locked
+    from adapterhub.remotes.location import Place
 
 
 def locked(ref: str, address: str | None, workspace: Workspace) -> Locked:
@@ -62,23 +66,36 @@ def _at(address: str, workspace: Workspace) -> Manifest:
 
 
 def pull(one: Locked, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
-    """Pull a version of the lock file `file` into a folder, as `sharing.pull`; False if the folder was that version already."""
+    """Pull a version of the lock file `file` into a folder, as `pulling.pull`; False if the folder was that version already."""
     from adapterhub.manifest import present
     from adapterhub.project import lockfile
     from adapterhub.remotes.location import parse
 
     if one.source == lockfile.HERE:
-        return sharing.pull(f"{one.name}@{one.digest}", target, workspace, replace=replace).new
-    if policy := workspace.rules():
-        policy.check_name(one.name)
+        return pulling.pull(f"{one.name}@{one.digest}", target, workspace, replace=replace).new
+    place = parse(one.source)
+    workspace.check_name(_asked_for(one, place))
     there = present.look(target)
     if there is not None and there.digest == one.digest and not there.others:
         return False
-    place = parse(workspace.admitted(one.source, file))
+    workspace.admitted(one.source, file)
     with workspace.connect(place) as remote:
-        sharing.check_policy(remote, one.digest, one.ref, workspace)
+        check_policy(remote, one.digest, Named.at(place, one.ref, _asked_for(one, place)), workspace)
         made, new = sources.downloaded(remote, one.digest, target, place.host, workspace, replace=replace)
     if made.digest != one.digest:
         what = f"digest mismatch: received {made.digest}, locked {one.digest}"
         raise IntegrityError(one.source, what, "Ask the owner of the registry")
     return new
+
+
+def _asked_for(one: Locked, place: Place) -> str:
+    """The name that the policy allows or not, as in a pull of the same ref without a lock: that of a ref on a remote, else the
+    whole address.
+
+    A lock file can pair any name and ref with any source. Only the source tells which adapter is pulled, so a ref counts only
+    if the source has its name.
+    """
+    name = one.ref.partition("@")[0].partition(":")[0]
+    # In an image layout, a whole ref is the tag.
+    is_there = place.repository.endswith(f"/{name}") or (place.tag or "").startswith(f"{name}:")
+    return name if is_there and "://" not in one.ref else place.repository

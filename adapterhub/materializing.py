@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
-from . import base_sources, sharing, sources
+from . import base_sources, sources
+from .sharing.policy import check_address
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def write_recipe(
         else:
             atomic.check_free(Path(out), folder=False, replace=replace)
         target = registry.root / name if name else Path(out)
-        with atomic.beside(target) as temporary:
+        with atomic.scratch_folder(target) as temporary:
             made = _run(merge, temporary / "model", workspace) if digests else None
             recipe = merge_recipe.of_merge(base, merge.base.spec, source, options, made, single=merge.single)
         raw = recipe.dump()
@@ -224,11 +225,11 @@ def materialize(
 def _base(recipe: MergeRecipe, given: StrPath | None, workspace: Workspace) -> Path:
     if given:
         return base_sources.weights(given, workspace)
-    from adapterhub.bases.hub_address import Place
+    from adapterhub.bases.hub_address import HubPath
 
     path = Path(recipe.base.source or recipe.base.name)
     if not path.exists() and recipe.base.repo and recipe.base.revision:
-        place = Place(recipe.base.repo, recipe.base.revision)
+        place = HubPath(recipe.base.repo, recipe.base.revision)
         path = base_sources.in_cache(place, workspace) or path
     if not path.exists():
         what = f"the base of the recipe is not at {path}"
@@ -282,7 +283,7 @@ def _fetched(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
 @contextmanager
 def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
     """The adapter at an address, if it still has that digest and the policy allows it."""
-    sharing.check_address(workspace.admitted(ref, Path("the recipe")), workspace)
+    check_address(workspace.admitted(ref, Path("the recipe")), workspace)
     with sources.opened(ref, workspace) as one:
         if one.digest != digest:
             what = f"is now another adapter: {one.digest or 'without a digest'}, not {digest}"

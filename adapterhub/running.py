@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import tempfile
@@ -25,7 +26,7 @@ def generate(
     source: StrPath,
     prompt: str,
     *,
-    base: StrPath,
+    base: StrPath | None = None,
     system: str | None = None,
     raw: bool = False,
     compare: bool = True,
@@ -43,7 +44,8 @@ def generate(
     Args:
         source: A folder, a file, a ref or an address.
         prompt: What the model is asked.
-        base: The model's folder or GGUF file, its name in the cache of the Hub, or `hf://org/model`, which is downloaded.
+        base: The model's folder or GGUF file, its name in the cache of the Hub, or `hf://org/model`, which is downloaded. None
+            for the one that the adapter records, by its name.
         system: The message of the system before the prompt.
         raw: Continue the prompt as it is, without the model's chat template.
         compare: Also answer without the adapter.
@@ -55,6 +57,7 @@ def generate(
 
     Raises:
         MissingExtraError: What runs the base is not installed.
+        NotFoundError: The base is not here.
         RefusedError: The adapter is for another base, cannot be run, or prompt and answer are too long.
 
     Example:
@@ -67,9 +70,15 @@ def generate(
     if raw and system is not None:
         raise ParameterError("system", "raw text has no messages", "Put it into the prompt")
     here = workspace or Workspace()
-    path = base_sources.weights(base, here)
-    with sources.opened(source, here) as found, _engine(found, path, here) as engine:
-        return answered(
+    with contextlib.ExitStack() as stack:
+        path = None if base is None else base_sources.weights(base, here)
+        found = stack.enter_context(sources.opened(source, here))
+        if base is None or path is None:
+            base = base_sources.recorded(found)
+            here.tell(f"base: {base}, which the adapter records")
+            path = base_sources.weights(base, here)
+        engine = stack.enter_context(_engine(found, path, here))
+        made = answered(
             engine,
             Prompt(prompt, system, raw),
             compare=compare,
@@ -78,6 +87,7 @@ def generate(
             seed=seed,
             on_text=on_text or (lambda _adapted, _piece: None),
         )
+    return dataclasses.replace(made, base=os.fspath(base))
 
 
 @contextlib.contextmanager

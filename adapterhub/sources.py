@@ -80,10 +80,32 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         return
     with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
-        version = registry.pull(ref, folder)
+        with workspace.bar("reading") as show:
+            version = registry.pull(ref, folder, show)
         workspace.deprecated(version.ref, version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
+
+
+@contextmanager
+def in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
+    """A path or a version of the registry for a look at its headers: its blobs where they are, neither copied nor verified."""
+    from adapterhub_converters.adapter_files import adapter_in
+
+    ref = ref_of(source, workspace)
+    if ref is None:
+        with opened(source, workspace) as found:
+            yield found.path
+        return
+    from adapterhub.store.export import linked
+
+    with (
+        workspace.opened() as registry,
+        registry.reading(ref) as version,
+        linked(registry.store, registry.files(version)) as folder,
+        naming(folder, str(version.ref)),
+    ):
+        yield adapter_in(folder)
 
 
 def downloaded(
@@ -151,7 +173,8 @@ def as_folder(source: Source) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         place(source.path, Path(temporary) / source.path.name)
-        yield Path(temporary)
+        with naming(Path(temporary), str(source.folder)):
+            yield Path(temporary)
 
 
 def parent(source: Source, weight: float = 1.0) -> Parent:

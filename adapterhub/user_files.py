@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import LocalIOError, NotFoundError
+
+_TRIES, _PAUSE = 600, 0.05  # to lock a folder, and seconds between two
 
 
 def change(path: Path, new: Callable[[str], str | None], *, private: bool = False, follow: bool = True) -> bool:
@@ -58,7 +63,7 @@ def check_private(path: Path) -> None:
 def is_mine(path: Path) -> bool:
     """True if a file belongs to the user, as git requires of `.git`: one from a stranger in a folder above is not trusted.
 
-    Of a link, the owner is whoever made the link: a stranger can link to a file of the user's.
+    Of a link, the owner is the user who made the link: a stranger can link to a file of the user's.
     """
     with suppress(OSError):
         return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
@@ -71,31 +76,29 @@ def is_only_mine(found: os.stat_result) -> bool:
 
 
 def _replace(path: Path, data: bytes, *, private: bool) -> None:
-    import tempfile
-
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() and not private else None
+    name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    # The kernel applies the umask: it cannot be asked for without changing it for all threads.
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private or mode is not None else 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if not private:
-            os.chmod(name, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
-        os.replace(name, path)
+        if mode is not None:
+            name.chmod(mode)
+        name.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    found = os.umask(0o077)
-    os.umask(found)
-    return found
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing files in `folder`, where folders can be locked."""
+    """Keep other processes from changing files in `folder`, where folders can be locked.
+
+    A change takes milliseconds. Who can read the folder can lock it, and forever, so that it is not waited for like that.
+    """
     try:
         import fcntl
     except ImportError:
@@ -103,11 +106,23 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not on every network file system
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _lock(partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB), folder)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(lock: Callable[[], object], folder: Path) -> None:
+    for _ in range(_TRIES):
+        try:
+            lock()
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+        except OSError:  # not on every network file system
+            return
+        else:
+            return
+    raise LocalIOError(str(folder), "another process keeps this folder locked", "End it")
 
 
 @contextmanager

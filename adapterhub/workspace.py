@@ -1,4 +1,4 @@
-"""Where names are looked up and who asks: the registry, the project's policy, credentials, caches, all handed in as values.
+"""The surroundings of operations: the registry, the project's policy, credentials, caches, all handed in as values.
 
 The library reads no environment. The command line makes a `Workspace` of options, variables and the user's files; in Python
 the default one has the registry and the policy of the working folder, and asks others without credentials.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.project import PROJECT
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from adapterhub.remotes.location import Place, Surroundings
     from adapterhub.remotes.protocol import Connected
 
-PROJECT = "adapterhub.toml"
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
 _NO_ENVIRONMENT: Mapping[str, str] = {}
+
+
+def listed(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
+    """Return one path, or several, as a list."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path:
@@ -122,7 +127,7 @@ class Workspace:
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
         trusts: Called before anything is asked at an address that only a file of the project names, with the owner of the
-            address (`remotes.location.Place.owner`) and that file; True to go on. By default nobody is trusted.
+            address (`remotes.location.Place.owner`) and that file; True to continue. By default nobody is trusted.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         models: The cache of huggingface_hub, where base models are found by name, and downloaded to; None for none.
@@ -131,6 +136,8 @@ class Workspace:
         steps: The same for things that are not bytes.
         jobs: The number of files that are transferred at once.
         rate: The largest number of bytes a second of a transfer; None for no limit.
+        known_signers: The file of keys that the user has accepted for namespaces; None for none.
+        author: The user that logs name as the author of each move; empty to name nobody.
 
     Example:
         >>> Workspace(registry="adapters").folder()
@@ -152,6 +159,8 @@ class Workspace:
     steps: Bar = field(default=_no_bar, repr=False)
     jobs: int = 4
     rate: float | None = None
+    author: str = ""
+    known_signers: StrPath | None = None
 
     def folder(self) -> Path:
         """The folder of the registry, which need not be there yet."""
@@ -169,11 +178,26 @@ class Workspace:
         """The policy, None where there is none."""
         return self.policy() if callable(self.policy) else self.policy
 
+    def check_name(self, name: str) -> None:
+        """Compare a name with the policy, before anybody is asked for it.
+
+        Raises:
+            RefusedError: The policy does not allow it.
+        """
+        if policy := self.rules():
+            policy.check_name(name)
+
+    def within(self, registry: Registry) -> Workspace:
+        """The same, with the policy of a registry as well."""
+        from adapterhub.project.policy import joined
+
+        return self if registry.policy is None else replace(self, policy=joined(self.rules(), registry.policy))
+
     def admitted(self, address: str, file: StrPath) -> str:
         """An address that a file of the project names, for use.
 
         Raises:
-            RefusedError: Its owner is not trusted; code `unknown-host`.
+            RefusedError: Its owner is not trusted; code `unknown-host` or `unknown-folder`.
         """
         from adapterhub.remotes.location import parse
 
@@ -212,7 +236,8 @@ class Workspace:
 
         if not is_below(owner, file.parent) and not self.trusts(owner, file):
             what = f"names {owner}, which you have not used before"
-            raise RefusedError(file.name, what, "Allow it, or name it yourself", code="unknown-host", owner=owner)
+            code = "unknown-folder" if owner.startswith("file:") else "unknown-host"
+            raise RefusedError(file.name, what, "Allow it, or name it yourself", code=code, owner=owner)
 
     @contextmanager
     def opened(self, *, make: bool = False) -> Iterator[Registry]:
@@ -226,6 +251,8 @@ class Workspace:
             if not make:
                 raise
             registry = Registry.init(folder)
+            self.tell(f"created the registry {folder}")
+        registry.author = self.author
         with registry:
             yield registry
 
@@ -245,13 +272,28 @@ class Workspace:
         """The part of it that remotes ask for."""
         from adapterhub.remotes.location import Surroundings
 
-        return Surroundings(_path(self.docker), self.hub, self.environ, _path(self.uploads), self.proxy)
+        docker = _path(self.docker)
+
+        def login(host: str, plain: bool) -> str | None:
+            from adapterhub.remotes.oci import credentials
+
+            found = credentials.find(host, docker, plain=plain)
+            return (found.bearer or found.password or None) if found else None
+
+        return Surroundings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
 
     def connect(self, place: Place) -> Connected:
         """An address, opened; the caller closes it."""
         from adapterhub.remotes import location
 
         return location.connect(place, self.surroundings())
+
+    def tell_notes(self, remote: Connected) -> str:
+        """Tell the notes of a remote; return the commit that was read or made, empty for a remote without commits."""
+        commit = remote.commit_id
+        for note in [*remote.notes, *([f"commit {commit}"] if commit else [])]:
+            self.tell(note)
+        return commit
 
     def deprecated(self, ref: object, message: str | None) -> None:
         """Tell that a version should not be used any more; nothing where it may be."""

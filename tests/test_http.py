@@ -285,7 +285,7 @@ def test_redirects_and_their_bodies_have_one_time_together(web: Web) -> None:
         gone.set()
 
 
-def test_half_of_the_headers_are_not_taken_for_all() -> None:
+def test_incomplete_headers_are_not_accepted() -> None:
     for half in (b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"):
         with raw(half) as (url, _), pytest.raises(RemoteError, match="too early"):
             Client(url, pauses=()).ask("GET", url, "x", good=(200,))
@@ -418,7 +418,7 @@ def counted(web: Web) -> list[object]:
     return found
 
 
-def test_a_connection_is_kept_for_whatever_comes_next(web: Web, other: Web) -> None:
+def test_a_connection_is_reused_by_the_next_request(web: Web, other: Web) -> None:
     connections, elsewhere = counted(web), counted(other)
     web.files["/x"] = DATA
     other.files["/y"] = b"y"
@@ -469,7 +469,7 @@ def test_a_kept_connection_that_the_server_has_closed_is_no_failure(method: str)
         assert len(seen) == (1 if method == "PATCH" else 2)
 
 
-def test_a_server_that_hangs_up_at_once_is_a_failure() -> None:
+def test_a_server_that_closes_at_once_is_a_failure() -> None:
     with raw(b"", b"") as (url, seen), pytest.raises(GivenUpError, match=r"closed|reset"):
         Client(url, pauses=(0.0,)).ask("GET", url, "x", good=(200,))
     assert len(seen) == 2

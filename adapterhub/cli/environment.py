@@ -1,34 +1,42 @@
-"""Which registry, which remote, which hub: what options, the environment, the project and its user say, in that order."""
+"""Which registry, which remote, which hub: from options, the environment, the project and the user's files, in that order."""
 
 from __future__ import annotations
 
 import functools
 import os
+import string
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from adapterhub.workspace import Workspace, project_file, user_folder
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
 from . import errors
 from .options import JOBS, RATE, Settings
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
+    from adapterhub.hub.settings import HubSettings
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import SettingsFile
+    from adapterhub.project.settings import SettingsFile, Validation
     from adapterhub.registry.registry import Registry
     from adapterhub.remotes.configured import Remote
     from adapterhub.remotes.known_hosts import KnownHosts
 
+# Spelled out so that help and completion need not import the checks (numpy); tests compare.
+RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
+AUTHOR = "ADAPTERHUB_AUTHOR"
+DATABASE, BLOBS, OIDC_SECRET = "ADAPTERHUB_DATABASE", "ADAPTERHUB_BLOBS", "ADAPTERHUB_OIDC_SECRET"
+ENGINE_KEY = "ADAPTERHUB_ENGINE_KEY"
+_MAX_AUTHOR = 100
 ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
 DEFAULT = ""
 """What --remote is without a name."""
@@ -92,6 +100,8 @@ def workspace(settings: Settings) -> Workspace:
         steps=progress.count_bar,
         jobs=given.get(JOBS) or 4,
         rate=given.get(RATE),
+        author=author(),
+        known_signers=config_folder() / "known_signers",
     )
 
 
@@ -101,11 +111,48 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
 
     folder = registry_folder(settings)
     try:
-        return Registry.open(folder)
+        registry = Registry.open(folder)
     except NotFoundError:
-        if make:
-            return Registry.init(folder)
-        raise
+        if not make:
+            raise
+        registry = Registry.init(folder)
+    registry.author = author()
+    return registry
+
+
+def author() -> str:
+    """Who logs say has moved a ref: ADAPTERHUB_AUTHOR, which may be empty, else git's variable, else the user's name here."""
+    if AUTHOR in os.environ:
+        return os.environ[AUTHOR][:_MAX_AUTHOR]
+    import getpass
+
+    with suppress(KeyError, OSError):  # no user of that number
+        return (os.environ.get("GIT_AUTHOR_NAME") or getpass.getuser())[:_MAX_AUTHOR]
+    return ""
+
+
+def hub_settings(settings: Settings, **more: Any) -> HubSettings:
+    """The settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
+
+    The address of a database has its password, which others on the machine could read among a command's words.
+    """
+    from adapterhub.hub.settings import HubSettings
+
+    places = {"database": os.environ.get(DATABASE, ""), "blobs": os.environ.get(BLOBS, ""), "environ": os.environ}
+    chosen = {key: value for key, value in more.items() if value is not None}
+    return HubSettings(registry=registry_folder(settings), **{**places, **chosen})
+
+
+def oidc_secret(file: Path | None) -> str:
+    """The secret of a hub at its provider: in a file, or in ADAPTERHUB_OIDC_SECRET; never among a command's words."""
+    from adapterhub_converters.containers.open_file import read_bytes
+
+    if file is None:
+        return os.environ.get(OIDC_SECRET, "")
+    secret = read_bytes(file, pipe=True).decode("utf-8", "replace").strip()
+    if not secret:
+        raise UsageError(str(file), "has no secret in it", "Write the secret of the hub at its provider into it")
+    return secret
 
 
 def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -115,8 +162,19 @@ def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str
             rows = registry.list()
     except AdapterhubError:
         return []
-    refs = {str(row.ref) for row in rows} | {row.name for row in rows}
-    return [CompletionItem(ref) for ref in sorted(refs) if ref.startswith(typed)]
+    return completions({str(row.ref) for row in rows} | {row.name for row in rows}, typed)
+
+
+_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}._:/@-")  # one word to every shell, and nothing more than a word
+
+
+def completions(names: Iterable[str], typed: str) -> list[CompletionItem]:
+    """Those of the names that begin as what was typed.
+
+    They come from the files of a clone, and the shell shows them and puts them into its line as they are: whatever could
+    control the terminal or run a command there is left out.
+    """
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(typed) and _PLAIN.issuperset(name)]
 
 
 def hub() -> Hub:
@@ -186,7 +244,7 @@ def trusts(owner: str, file: Path) -> bool:
 
 
 def used(address: str) -> None:
-    """Remember whom the user has named, because a file of the project names them from now on."""
+    """Remember the hosts that the user has named, because a file of the project names them from now on."""
     from adapterhub.remotes.location import parse
 
     known_hosts().keep(parse(address).owner)
@@ -223,14 +281,17 @@ def _on(name: str) -> bool:
 def shorten_waits_of_torch() -> None:
     """Set the spin count of torch's OpenMP, which reads it when torch is loaded, unless the user has set it.
 
-    Its threads wait for each other in a busy loop; where another program has one of the cores that costs a factor of 30, with
-    a short wait of 4. No number depends on it.
+    Its threads wait for each other in a busy loop, and where another program has one of the cores a step is that loop: 3 to 6
+    times as long with a count of 10,000 as with 1,000, which costs 15 % where no other program runs; 0, which sleeps at once,
+    costs more there. No number depends on it.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from adapterhub.training.cost.budget import cores_are_busy
+
+    os.environ.setdefault("GOMP_SPINCOUNT", "0" if cores_are_busy() else "1000")
 
 
 def data_folder() -> Path:
-    """Where the user's own registry lies when no other is named."""
+    """The user's own registry, used when no other is named."""
     return user_folder("data", os.environ)
 
 
@@ -256,7 +317,7 @@ def docker_config() -> Path:
 
 
 def lock_file() -> Path:
-    """The lock file of the project, beside its adapterhub.toml; without one, here."""
+    """The lock file of the project, next to its adapterhub.toml; without one, here."""
     from adapterhub.project.lockfile import FILE
 
     found = project_file(Path.cwd())
@@ -265,7 +326,7 @@ def lock_file() -> Path:
 
 @functools.cache
 def project() -> SettingsFile | None:
-    """What the project has settled; a file of somebody else's is passed over, and that is said."""
+    """The settings of the project; another user's file is ignored with a warning."""
     path = project_file(Path.cwd())
     if path is None:
         return None
@@ -278,6 +339,20 @@ def project() -> SettingsFile | None:
         output.say(output.one_line(f"warning: {path} belongs to another user and is passed over"))
         return None
     return project.read(path, follow=False)
+
+
+def validation(settings: SettingsFile) -> Validation:
+    """The options of `adapterhub validate` in a project's settings; UsageError for an unknown runtime or code."""
+    from adapterhub.checks import check_codes
+
+    rules, where = settings.validate, str(settings.path)
+    if unknown := [name for name in rules.runtimes if name not in RUNTIMES]:
+        raise UsageError(f"{where}: validate.runtimes", f"unknown runtime {unknown[0]!r}", f"One of {', '.join(RUNTIMES)}")
+    try:
+        check_codes(rules.ignore)
+    except ParameterError as error:
+        raise UsageError(f"{where}: validate.ignore", error.what, error.hint) from error
+    return rules
 
 
 @functools.cache
@@ -339,6 +414,13 @@ def remote_to_ask(name: str) -> Remote:
     return found
 
 
+def remote_url(text: str) -> str:
+    """The URL of a remote, to send requests to, by its name or by itself; empty for the default remote."""
+    from adapterhub.remotes.configured import check_url
+
+    return check_url(text) if "://" in text else remote_to_ask(text).url
+
+
 def at_remote(ref: str, name: str | None) -> str:
     """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
     if name is None:
@@ -358,15 +440,16 @@ def on_remote(text: str, name: str | None) -> str:
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """The remotes that begin as what was typed, for a shell."""
     try:
-        return [CompletionItem(name) for name in remotes() if name.startswith(typed)]
+        return completions(remotes(), typed)
     except AdapterhubError:
         return []
 
 
 def _its_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    # Asked before the arguments are counted: one that was taken for the name would be said to be missing.
+    # Asked before the arguments are counted: one that was read as the name would be reported as missing.
     if value and ("/" in value or ":" in value):
-        raise UsageError(value[:80], "cannot be the name of a remote", "Write --remote last, or --remote NAME")
+        hint = "Give an address without --remote" if "://" in value else "Write --remote last, or --remote NAME"
+        raise UsageError(value[:80], "cannot be the name of a remote", hint)
     return value
 
 
@@ -383,12 +466,14 @@ remote_option = click.option(
 
 
 @contextmanager
-def hinting(ref: str) -> Iterator[None]:
-    """What is not in the registry here may be on the default remote: the error says how to ask it."""
+def hinting(where: str) -> Iterator[None]:
+    """Have the error for a ref that is not in the registry here show how to ask the default remote; not for an address."""
+    from adapterhub.remotes.location import is_address
+
     try:
         yield
     except NotFoundError as error:
         with suppress(AdapterhubError):
-            if (name := default_remote()) and name in remotes():
+            if not is_address(where) and (name := default_remote()) and name in remotes():
                 errors.add_hint(error, f"`--remote` asks {name}", separator="; ")
         raise

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 OPTIONS = {
     "budget": "--rank-budget",
     "conversion": "--to",
+    "passphrase": "--passphrase-stdin",
     "runtimes": "--for",
 }
 # Code of an error, or remedy of a finding, to hint; `{name}` is a field of the error.
@@ -31,6 +32,7 @@ HINTS: dict[str, str] = {
     "alpha-recorded": "Leave out --alpha and --rslora",
     "alpha-required": "Pass --alpha N, the alpha it was trained with",
     "as-trained": "Leave out --onto as-trained",
+    "attested-base": "Pass it as --base",
     "base-required": "Pass --base BASE",
     "base-name-taken": "Choose another name, or replace it with --force",
     "broken-index": "`adapterhub fsck --rebuild-index` rebuilds it from .adapterhub, keeping this one as registry.db.old",
@@ -45,16 +47,21 @@ HINTS: dict[str, str] = {
     "credentials-in-address": "Remove them; use `adapterhub login`",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "expect-unsupported": "Leave out --expect",
+    "gateway-needs-keys": "Name a file with [keys] as --route",
     "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
     "has-children": "--force removes it all the same",
+    "hub-needs-login": "Add --require-login",
+    "keys-required": "Pass --key, or set policy.signers in adapterhub.toml",
     "image-here": "Name one like layout://x.tar:v1",
     "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",
     "linked-store": "Remove it, or name the folder that has the store with --registry",
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
+    "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
     "look-at-log": "Run `adapterhub log {ref}`",
     "loss-not-allowed": "{options} would help",
+    "name-of-base-and-adapter": "Pass another one as --base-name",
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-lock-file": "Run `adapterhub lock REF…`",
     "no-registry": "Run `adapterhub init`",
@@ -66,10 +73,13 @@ HINTS: dict[str, str] = {
     "other-base": "Pass the right one as --base",
     "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",
     "output-exists": "Name another, or replace it with --replace",
+    "passphrase-required": "Run it on a terminal, or pipe the passphrase in with --passphrase-stdin",
     "peft-type-missing": "`adapterhub fix` adds a missing peft_type",
     "pickle": "Save the adapter again with safe_serialization=True, or convert it with --unsafe-pickle",
+    "nothing-to-attest": "Pass --fits BASE, --merge or --training",
     "not-locked": "Run `adapterhub lock {ref}`",
     "protected": "Run `adapterhub tag {ref} --unprotect` first",
+    "public-needs-tls": "Pass --certificate and --key, or put a proxy with TLS in front and pass --behind-proxy; or bind 127.0.0.1",
     "quantized-base": "Merge into the full-precision model, or add --dequantize for a model in floats",
     "rebuild-index": "Run `adapterhub fsck --rebuild-index`",
     "recipe-adapter-missing": "Push or pull it here first, or pass it with --adapter",
@@ -86,12 +96,14 @@ HINTS: dict[str, str] = {
     "several-models": "Convert one model at a time: --allow-drop '{drop}'",
     "source-damaged": "Nothing was stored; if it comes from the local registry, run `adapterhub fsck`",
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
+    "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
     "t-for-weights": "Pass --t instead",
     "token-without-tls": "Set HF_ENDPOINT to an https address, or unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
     "training-stopped": "Run the same command to resume",
+    "unknown-folder": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, or name it with an option",
     "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, `adapterhub login` or `adapterhub remote add`",
     "two-types": "Pass either --dtype or --requantize",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
@@ -136,6 +148,26 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     if error.code in HINTS:
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
+
+
+_LONGEST_LINE, _MOST_LINES = 2000, 50
+
+
+def lines(error: AdapterhubError) -> list[str]:
+    """Return the lines to print for an error: its problems, or the one that it is, with the hint whole at its end.
+
+    Names of strangers are in them, and lists of such names, whose number and length they choose.
+    """
+    found = [_shortened(problem) for problem in error.problems[:_MOST_LINES]]
+    if len(error.problems) > _MOST_LINES:
+        found.append(f"{len(error.problems) - _MOST_LINES:,} more problems")
+    hint = f". {_shortened(error.hint)}" if error.hint else ""
+    return found or [_shortened(str(error).removesuffix(f". {error.hint}")) + hint]
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - _LONGEST_LINE
+    return f"{text[:_LONGEST_LINE]} … and {more:,} characters more" if more > 0 else text
 
 
 def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:

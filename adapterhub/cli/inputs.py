@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 __all__ = [
-    "Source", "as_folder", "base_name", "existing", "given", "here", "is_elsewhere", "naming", "opened", "parent", "place",
-    "read_base", "ref_of", "resolve", "weights",
+    "Source", "as_folder", "base_name", "existing", "given", "here", "in_place", "is_elsewhere", "naming", "opened", "parent",
+    "place", "read_base", "ref_of", "resolve", "weights",
 ]  # fmt: skip
 
 is_elsewhere = sources.is_address
@@ -28,6 +28,11 @@ is_elsewhere = sources.is_address
 def opened(text: str, settings: Settings) -> AbstractContextManager[Source]:
     """See `sources.opened`."""
     return sources.opened(text, workspace(settings))
+
+
+def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
+    """See `sources.in_place`."""
+    return sources.in_place(text, workspace(settings))
 
 
 def ref_of(text: str, settings: Settings) -> Ref | None:

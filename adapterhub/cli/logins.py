@@ -12,17 +12,32 @@ if TYPE_CHECKING:
     from adapterhub.remotes.oci.address import Address
 
 
+HUBS = {"hub+https": "oci+https", "hub+http": "oci+http"}
+"""Schemes of hubs, and those of the registry at the same address, for which a login is stored once."""
+
+
+def is_hub(text: str) -> bool:
+    """Tell whether a URL or a remote is that of a hub, where one logs in by a code."""
+    return _url(text).partition("://")[0].lower() in HUBS
+
+
+def _url(text: str) -> str:
+    found = environment.remote_to_ask(text) if text in environment.remotes() else None
+    return found.url if found else text if "://" in text else f"oci://{text}"
+
+
 def address_of(text: str) -> Address:
     """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address
 
-    found = environment.remote_to_ask(text) if text in environment.remotes() else None
-    url = found.url if found else text if "://" in text else f"oci://{text}"
+    url = _url(text)
     scheme, _, rest = url.partition("://")
     if "@" in rest.partition("/")[0]:
         host = rest.partition("/")[0].rpartition("@")[2]
         raise UsageError(host, "contains credentials, which end up in logs", f"Run `adapterhub login {host}`")
     scheme = scheme.lower()
+    if scheme in HUBS:
+        scheme = HUBS[scheme]
     if not scheme.startswith("oci"):
         raise UsageError(f"{scheme}://", "has logins of its own", _ELSEWHERE.get(scheme, _OTHERS))
     return Address.parse(f"{scheme}://{rest.partition('/')[0]}/x")

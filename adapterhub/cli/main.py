@@ -33,8 +33,11 @@ PROGRAM = "adapterhub"
 EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
 # Module to the extra of pyproject.toml that brings it.
 _EXTRAS = {
-    "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "train",
+    "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "plot",
     "bitsandbytes": "demo", "jinja2": "train", "obstore": "objectstore", "peft": "dev",
+    "starlette": "hub", "uvicorn": "hub", "httpx2": "serve", "nh3": "hub", "lz4": "hub", "prometheus_client": "hub",
+    "psycopg": "postgres", "psycopg_pool": "postgres",
+    "cryptography": "sign", "pkcs11": "pkcs11",
 }  # fmt: skip
 
 
@@ -43,6 +46,9 @@ _EXTRAS = {
 GROUPS = {
     "Use": {
         "run": "Try an adapter: answer a prompt with and without it.",
+        "chat": "Talk to an adapter, or to two side by side.",
+        "serve": "Serve a base model with versions of adapters.",
+        "resolve": "Prepare a version for a runtime such as vLLM.",
     },
     "Create": {
         "train": "Train an adapter (QLoRA).",
@@ -58,20 +64,27 @@ GROUPS = {
         "validate": "Check adapters for problems.",
         "fix": "Repair known defects in a copy.",
         "diff": "Compare two adapters.",
+        "scan": "Look for what could run code or mislead.",
         "verify-merge": "Prove that a merged model contains its adapters.",
         "formats": "List the formats that can be read and written.",
+        "explain": "Explain a code of a check or an error.",
     },
     "Share": {
         "push": "Store an adapter as a new version.",
         "pull": "Write the files of a version, verified.",
         "copy": "Copy a version to or from another registry.",
         "bundle": "Export versions to one file for offline use.",
+        "key": "Make keys to sign with.",
+        "sign": "Sign an adapter.",
+        "attest": "Sign what can be computed again about a version.",
+        "bom": "Write a bill of materials of an adapter.",
         "attach": "Attach files to a version in an OCI registry.",
         "attached": "List the attachments of a version.",
         "lock": "Lock the versions that a project uses.",
         "remote": "Manage other registries by name.",
         "login": "Log in to a registry.",
         "logout": "Log out of a registry.",
+        "hub": "Serve a registry to a team.",
     },
     "Find": {
         "list": "List versions.",
@@ -91,7 +104,8 @@ GROUPS = {
         "deprecate": "Mark a version as deprecated.",
         "keep": "Choose which versions gc keeps.",
         "gc": "Remove unused data.",
-        "verify": "Compare bytes with digests.",
+        "verify": "Compare bytes with digests and signatures.",
+        "audit": "Verify the logs, and sign checkpoints of them.",
         "fsck": "Check a whole registry, and repair it.",
         "pack": "Compress stored versions.",
         "unpack": "Decompress packed versions.",
@@ -99,12 +113,16 @@ GROUPS = {
         "completion": "Print a completion script for a shell.",
     },
 }
-_RESUMED = ("push", "pull", "copy")
+_RESUMED = {"push", "pull", "copy"}
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 
 
 class _Program(click.Group):
     """Commands whose modules are imported when they are asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; `help COMMAND` is `COMMAND --help`."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -145,6 +163,7 @@ def _version(context: click.Context, _option: click.Parameter, value: bool) -> N
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
 )
 @click.option("--registry", metavar="DIR", expose_value=False, callback=set_shared, help="Registry to use.")
+@click.option("--json", "as_json", is_flag=True, expose_value=False, callback=set_shared, help="Print one JSON document.")
 @click.option("--debug", is_flag=True, expose_value=False, callback=set_shared, help="Show tracebacks.")
 @click.pass_context
 def app(context: click.Context) -> None:
@@ -165,19 +184,31 @@ def run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about overflow: results are checked
     warnings.simplefilter("ignore", FutureWarning)  # addressed to programmers, not to users of a command
+    code, reported = 0, False
     try:
-        code = _invoke(arguments)
+        try:
+            code = _invoke(arguments)
+        except (BrokenPipeError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
+            known = _known(error, arguments)
+            code, reported = known.exit_code, True
+            _report(known, arguments)
         sys.stdout.flush()
-        return code
     except KeyboardInterrupt:
-        if arguments[:1] and arguments[0] in _RESUMED:
-            output.say("interrupted; the same command resumes. Until then, what was transferred stays in hidden files")
-        return EXIT_INTERRUPTED
+        resumes = "; the same command resumes. Until then, hidden files may remain"
+        output.say(f"interrupted{resumes if _RESUMED.intersection(arguments[:1]) else ''}")
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        _close_stdout()
-        return EXIT_PIPE
-    except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
-        return _report(error, arguments)
+        code = EXIT_PIPE
+    except OSError as error:  # stdout is a file on a full disk
+        if not reported:
+            code = LocalIOError.exit_code
+            output.say(output.one_line(f"error: stdout: {(error.strerror or str(error)).lower()}"))
+    else:
+        return code
+    _discard_stdout()
+    return code
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -185,7 +216,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(EXIT_TERMINATED)
 
 
-def _close_stdout() -> None:
+def _discard_stdout() -> None:
     # The interpreter flushes stdout once more at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -203,7 +234,8 @@ def _invoke(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _report(error: Exception, arguments: list[str]) -> int:
+def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
+    """The error to report for any exception; that of a bug names a file with the traceback."""
     known = errors.in_words_of_the_command_line(translate(error))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
@@ -214,12 +246,23 @@ def _report(error: Exception, arguments: list[str]) -> int:
         known = AdapterhubError(
             type(error).__name__, str(error) or "no message", f"This is a bug; report: {where}" if where else ""
         )
-    lines = [output.one_line(f"error: {line}") for line in known.problems or [str(known)]]
+    return known
+
+
+def _report(error: AdapterhubError, arguments: list[str]) -> None:
+    for line in errors.lines(error):
+        output.say(output.one_line(f"error: {line}"))
     if _wants_json(arguments):
-        output.write_json({"error": output.error_document(known)})
-    for line in lines:
-        output.say(line)
-    return known.exit_code
+        output.write_json({"error": output.error_document(error)})
+
+
+def _usage_error(error: click.UsageError) -> UsageError:
+    """The error of click in one sentence, and what was meant or where to look as its hint."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        return UsageError("", error.message.rstrip("."), f"Did you mean {' or '.join(map(repr, error.possibilities))}?")
+    command = error.ctx.command_path if error.ctx else PROGRAM
+    what, close, meant = error.format_message().rstrip(".").partition(". Did you mean ")
+    return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
 
 
 def translate(error: Exception) -> AdapterhubError | None:
@@ -227,9 +270,7 @@ def translate(error: Exception) -> AdapterhubError | None:
     if isinstance(error, AdapterhubError):
         return None if type(error) is AdapterhubError else error
     if isinstance(error, click.UsageError):
-        command = error.ctx.command_path if error.ctx else PROGRAM
-        what, close, meant = error.format_message().rstrip(".").partition(". Did you mean ")
-        return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
+        return _usage_error(error)
     if isinstance(error, ImportError):
         module = (error.name or "").partition(".")[0]
         hint = f"Run `pip install 'adapterhub[{_EXTRAS.get(module)}]'`"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import combining
+from adapterhub import combining, picture
 
 from . import inputs, output
 from .environment import workspace
@@ -32,13 +32,13 @@ def into_adapter(
     from adapterhub_converters.containers import atomic
 
     if plot:
-        from .views import merge_plot
-
-        merge_plot.check()
+        picture.check()
         atomic.check_free(Path(plot), folder=False)
     made = combining.merge_adapters(found, weights, target, how, workspace(settings), replace=replace)
     where = str(made.version.ref if made.version else target)
     if plot:
+        from .views import merge_plot
+
         merge_plot.draw(made.report, Path(plot), title=where)
     document = merged.document(where, made.version, made.report, made.manifest.to_dict()["parents"])
     text = merged.lines(where, made.manifest, made.report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub import combining, sources
 from adapterhub_converters import linear
@@ -15,6 +15,9 @@ from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
 from .views import fused, recipes
+
+if TYPE_CHECKING:
+    from adapterhub.manifest.document import Recipe
 
 _SIZE = linear.Pattern(r"(?i)(\d+(?:\.\d+)?) ?([KMGT]?B?)")
 
@@ -42,9 +45,10 @@ def run(
     places: tuple[str, str],
     into: Mapping[str, Any],
     *,
+    how: Recipe | None = None,
     replace: bool = False,
 ) -> None:
-    """Merge into a base, or show the plan; `places` are the base and the output."""
+    """Merge into a base by a method, None for a sum, or show the plan; `places` are the base and the output."""
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
@@ -62,10 +66,12 @@ def run(
         combining.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
+    if how and into["recipe_only"]:
+        raise UsageError("--recipe-only", "records a sum of adapters, and no method", "Leave one of the two out")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)), replace=replace)
-    merge, asked = combining.prepare_into(found, weights, base, asked, gguf=gguf)
+    merge, asked = combining.prepare_into(found, weights, base, asked, gguf=gguf, method=how)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:

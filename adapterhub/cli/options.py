@@ -29,7 +29,10 @@ SYNONYMS = {
     "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
     "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
     "put": "push", "quantize": "convert", "remove": "rm", "repair": "fix", "undelete": "restore", "undo": "restore",
-    "upload": "push", "version": "--version",
+    "upload": "push", "version": "--version", "ask": "run", "talk": "chat", "clean": "gc", "clone": "pull", "evaluate": "eval",
+    "fetch": "pull", "finetune": "train", "fuse": "merge", "generate": "run", "install": "pull", "mv": "copy", "prune": "gc",
+    "publish": "push", "rename": "copy", "save": "push", "status": "info", "sync": "pull", "test": "validate",
+    "uninstall": "rm", "whoami": "info",
 }  # fmt: skip
 
 
@@ -94,6 +97,13 @@ class Group(Command, click.Group):
     """Commands of one subject, like `adapterhub base add`."""
 
     command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; a group alone shows its help, which newer versions of click call an error."""
+        if not args:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with the command that was probably meant."""
@@ -179,10 +189,26 @@ def max_rank_option(detail: str, **more: Any) -> Decorator:
     return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **more)
 
 
+class Choice(click.Choice[str]):
+    """One of several words; the error for another one ends with the word that was probably meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            import difflib
+
+            close = difflib.get_close_matches(str(value).lower(), self.choices, 1)
+            if not close:
+                raise
+            raise click.BadParameter(f"{error.message.rstrip('.')}. Did you mean {close[0]}?", ctx, param) from error
+
+
 def dtype_option(choices: Sequence[str], of: str, *, default_text: str = "", **more: Any) -> Decorator:
     """`--dtype DTYPE`: how numbers are stored or held; `default_text` for a default that depends."""
     help_text = f"Data type of {of}: {', '.join(choices)}." + (f" [default: {default_text}]" if default_text else "")
-    return click.option("--dtype", metavar="DTYPE", type=click.Choice(choices), help=help_text, **more)
+    return click.option("--dtype", metavar="DTYPE", type=Choice(choices), help=help_text, **more)
 
 
 energy_option = click.option(
@@ -210,6 +236,42 @@ onto_option = click.option(
 model_option = click.option(
     "--model", metavar="MODEL", help="With --to ollama: Ollama's name of the base. [default: the path of --base]"
 )
+
+
+# ---- answers of models
+
+
+def answer_options(*, hottest: float) -> Decorator:
+    """Add the options of a request for text: `system`, `max_tokens`, `temperature` up to `hottest`, `seed`."""
+    options = (
+        click.option("--system", metavar="TEXT", help="System message before the prompt."),
+        click.option(
+            "--max-tokens",
+            metavar="N",
+            type=click.IntRange(1),
+            default=256,
+            show_default=True,
+            help="Maximum length of an answer.",
+        ),
+        click.option(
+            "--temperature",
+            metavar="T",
+            type=click.FloatRange(0, hottest),
+            default=0.0,
+            show_default=True,
+            help="Randomness; with 0 the likeliest token is taken.",
+        ),
+        click.option(
+            "--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
+        ),
+    )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 # ---- transfers
@@ -259,7 +321,7 @@ _IMAGE = "image"  # not a format of adapters, but what an adapter is packaged as
 def to_option(names: Sequence[str], **settings: Any) -> Decorator:
     """`--to FORMAT`, the argument `style`."""
     help_text = f"Format: convert to {', '.join(names)}."
-    return click.option("--to", "style", metavar="FORMAT", type=click.Choice(names), help=help_text, **settings)
+    return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **settings)
 
 
 _LOSSES = (

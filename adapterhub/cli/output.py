@@ -1,10 +1,11 @@
 """Results on stdout and messages on stderr: tables, JSON with stable keys, one line for one thing.
 
-Whatever is printed goes through `write` and `say`, which leave nothing in it that could control a terminal or a runner of
+All output goes through `write` and `say`, which leave nothing in it that could control a terminal or a runner of
 workflows: callers pass texts of strangers as they are. A document has the escapes of its own language (`write_document`).
 
-A table prints whole cells and never cuts a ref: on a narrow terminal, less important columns are dropped. A pipe gets every
-column, no color and no progress. Tables are not rich's: `list` would take 28 ms longer to start, and rich cuts cells.
+A table prints whole cells and never cuts a ref: on a narrow terminal, less important columns are dropped, and named below it. A
+pipe gets every column, no color and no progress. Tables are not rich's: `list` would take 28 ms longer to start, and rich cuts
+cells.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_converters import display
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, RefusedError
+
+size, number, plural = display.size, display.number, display.plural
 
 
 def is_terminal() -> bool:
@@ -54,8 +58,8 @@ def has_color() -> bool:
     return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-# Of the 256 colors of terminals, from dark blue over green to yellow.
-_HEAT = (17, 18, 19, 24, 30, 36, 35, 71, 113, 149, 184, 220)
+# Of the 256 colors of terminals, from violet over green to yellow: ever lighter, and the first one still visible on black.
+_HEAT = (61, 62, 31, 37, 72, 77, 113, 149, 184, 220)
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -97,8 +101,30 @@ def _line(text: str) -> str:
 
 
 def write(text: str = "") -> None:
-    """Print one line of the result."""
-    print(_line(text))
+    """Print one line of the result; a terminal gets it broken between words, where it does not fit."""
+    line, screen = _line(text), width()
+    for piece in [line] if screen is None else _broken(line, screen):
+        print(piece)
+
+
+_SHOWN_COLOR = re.compile("\x1b\\[[0-9;]+m")
+
+
+def _broken(line: str, screen: int) -> list[str]:
+    """A printable line in pieces of at most `screen` columns; those after the first are indented, and no word is cut."""
+
+    def wide(text: str) -> int:
+        return len(_SHOWN_COLOR.sub("", text))
+
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    pieces, piece = [], ""
+    for word in re.split("(?<=[^ ])(?= )", line):  # with the spaces before it
+        if piece and wide(piece + word) > screen:
+            pieces.append(piece)
+            piece = indent + word.lstrip(" ")
+        else:
+            piece += word
+    return [*pieces, piece]
 
 
 class Stream:
@@ -108,7 +134,8 @@ class Stream:
         self._line = ""
 
     def write(self, piece: str) -> None:
-        """Print what is complete of the text."""
+        """Print what is complete of the text, its tabs as spaces."""
+        piece = piece.expandtabs(4)
         if is_terminal():
             print("\n".join(map(printable, piece.split("\n"))), end="", flush=True)
             return
@@ -122,6 +149,14 @@ class Stream:
         self._line = ""
 
 
+def redraw(text: str, *, done: bool) -> None:
+    """Print one line in the place of the last that was not done, which it has to cover; a dumb terminal gets those that are."""
+    if os.environ.get("TERM") != "dumb":
+        print(f"\r{_line(text)}", end="\n" if done else "", flush=True)
+    elif done:
+        print(_line(text))
+
+
 def write_lines(lines: Iterable[str]) -> None:
     """Print lines of the result."""
     for line in lines:
@@ -129,7 +164,7 @@ def write_lines(lines: Iterable[str]) -> None:
 
 
 def write_document(text: str) -> None:
-    """Print a document in a language of its own, in which whoever wrote it escaped texts of strangers."""
+    """Print a document in a language of its own, in which the caller has escaped foreign texts."""
     print(text)
 
 
@@ -175,7 +210,10 @@ def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def error_document(error: AdapterhubError) -> dict[str, Any]:
-    """An error for `--json`; `refused` has every reason of a refusal, with its tensor or module, `problems` one line each."""
+    """An error for `--json`, with its code, if it has one.
+
+    `refused` has every reason of a refusal, with its tensor or module, `problems` one line each.
+    """
     refused = [_reason(item) for item in error.items] if isinstance(error, RefusedError) else []
     return {
         "type": type(error).__name__,
@@ -183,6 +221,7 @@ def error_document(error: AdapterhubError) -> dict[str, Any]:
         "what": error.what,
         "hint": error.hint,
         "exit_code": error.exit_code,
+        **({"code": error.code} if error.code else {}),
         **({"refused": refused} if refused else {}),
         **({"problems": list(error.problems)} if error.problems else {}),
     }
@@ -193,30 +232,9 @@ def _reason(item: str) -> dict[str, str]:
     return {"name": name, "reason": reason} if colon and " " not in name else {"name": "", "reason": item}
 
 
-def size(count: int) -> str:
-    """Bytes for people: `4.2 MB`, powers of 1000 as disks are sold."""
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 100 else f"{value:.1f} {units[0]}"
-
-
 def digest(text: str) -> str:
     """A digest; on a terminal its first 12 digits, which a ref accepts too."""
     return text[: len("sha256:") + 12] if is_terminal() else text
-
-
-def number(count: int) -> str:
-    """A count for people: `2.4 M`."""
-    value, units = float(count), ["", "k", "M", "G"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{count}" if not units[0] else f"{value:.1f} {units[0]}"
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def more(count: int, noun: str = "") -> str:
@@ -226,7 +244,7 @@ def more(count: int, noun: str = "") -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """`drop`: dropped on a narrow screen, the highest first, 0 never. `wrap`, `cut`: for the last column."""
+    """`drop`: may be dropped on a narrow screen, the highest first, 0 never. `wrap`, `cut`: for the last column."""
 
     title: str
     drop: int = 0
@@ -238,21 +256,35 @@ class Column:
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: int | None = None) -> list[str]:
     """Lines of a table within `screen` columns; None for no limit."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    shown = list(range(len(columns)))
-    widths = [max([len(columns[i].title), *(len(row[i]) for row in cells)]) for i in shown]
-    while screen is not None and _least(columns, widths, shown) > screen:
-        droppable = [i for i in shown if columns[i].drop]
-        if not droppable:
-            break
-        shown.remove(max(droppable, key=lambda i: (columns[i].drop, i)))
+    widths = _widths(columns, rows)
+    shown = _shown(columns, widths, screen)
     lines = [_row([column.title for column in columns], columns, widths, shown, None)]
     lines += [_row(row, columns, widths, shown, screen) for row in cells]
     return [line for block in lines for line in block]
 
 
 def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table within the columns of the terminal."""
-    write_lines(table(columns, rows, screen=width()))
+    """Print a table within the columns of the terminal, and which of its own columns that leaves out."""
+    screen = width()
+    write_lines(table(columns, rows, screen=screen))
+    shown = _shown(columns, _widths(columns, rows), screen)
+    hidden = [column.title for i, column in enumerate(columns) if i not in shown and column.title]
+    if hidden:
+        write(color(cut(f"not shown for the width: {', '.join(hidden)}", screen), "dim"))
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max([len(column.title), *(len(printable(row[i])) for row in rows)]) for i, column in enumerate(columns)]
+
+
+def _shown(columns: Sequence[Column], widths: Sequence[int], screen: int | None) -> list[int]:
+    """The columns to show: those that cannot be dropped, and of the others, the least droppable first, each that still fits."""
+    shown = [i for i, column in enumerate(columns) if not column.drop or screen is None]
+    for i in sorted(set(range(len(columns))) - set(shown), key=lambda i: (columns[i].drop, i)):
+        more = sorted([*shown, i])
+        if screen is not None and _least(columns, widths, more) <= screen:
+            shown = more
+    return shown
 
 
 def _least(columns: Sequence[Column], widths: Sequence[int], shown: Sequence[int]) -> int:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adapterhub.cli.views.versions import version_document
 from adapterhub.manifest.package_files import shortened
+from adapterhub.ref import LATEST
 
 from . import output
 
 if TYPE_CHECKING:
     from adapterhub.registry.registry import Version
-    from adapterhub.sharing import Pulled, Sent
+    from adapterhub.sharing.pulling import Pulled
+    from adapterhub.sharing.sent import Sent
 
 
 class Shown(NamedTuple):
@@ -23,7 +25,7 @@ class Shown(NamedTuple):
 
 def published(made: Version | Sent) -> Shown:
     """Show a version that was stored, in the registry or at an address; notes go to stderr."""
-    from adapterhub.sharing import Sent
+    from adapterhub.sharing.sent import Sent
 
     if made.overridden:
         count = output.plural(len(made.overridden), "error")
@@ -33,6 +35,8 @@ def published(made: Version | Sent) -> Shown:
     if made.skipped:
         output.say(output.one_line(f"left out: {shortened(made.skipped)}"))
     if not isinstance(made, Sent):
+        if not made.new and made.tag in (None, LATEST) and LATEST not in made.tags:
+            output.say(f"{made.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
         tags = f" ({', '.join(made.tags)})" if made.tags else ""
         line = f"{made.ref}{tags}  {output.size(made.size or 0)}  {output.digest(made.digest)}"
         return Shown(version_document(made), _change(made, made.tag) + line)
@@ -63,7 +67,9 @@ def _change(made: Version | Sent, tag: str | None) -> str:
 def pulled(made: Pulled) -> Shown:
     """Show what was written of a version."""
     many = output.plural(len(made.files), "file")
-    text = f"{'' if made.new else 'already there: '}{made.path}: {made.ref}, {many}, {output.size(made.size)}, verified"
+    # Tags and ranges at an address move without a log here, so the digest is the only name of what came.
+    which = made.ref if made.version or "@" in made.ref else f"{made.ref}@{output.digest(made.digest)}"
+    text = f"{'' if made.new else 'already there: '}{made.path}: {which}, {many}, {output.size(made.size)}, verified"
     if made.version is None:
         document: dict[str, Any] = {
             **({"commit": made.commit} if made.commit else {}),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import ipaddress
-import socket
 import threading
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -78,8 +77,15 @@ def _named(host: str) -> Reach | None:
         pass
     with contextlib.suppress(OSError):  # an address as one number or in hexadecimal digits, which a proxy may look up for us
         if host[:1].isdigit():
+            import socket  # late: addresses are parsed by commands that contact nobody
+
             return reach_of(socket.inet_ntoa(socket.inet_aton(host)))
     return Reach.LOOPBACK if is_loopback(host) else None
+
+
+def public_only() -> Boundary:
+    """The boundary of what nobody at this machine has named: public addresses."""
+    return Boundary("nobody.invalid")
 
 
 class Boundary:
@@ -91,7 +97,7 @@ class Boundary:
         self._lock = threading.Lock()
 
     def check_name(self, host: str) -> None:
-        """Refuse a host, before it is connected to, for what its text says.
+        """Refuse a host, before it is connected to, by its text alone.
 
         Raises:
             LedAstrayError: It is nearer than `home`.

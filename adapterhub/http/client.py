@@ -37,6 +37,7 @@ _PIECE = 1 << 16
 MAX_PAGES = 1000  # of one list
 _LONGEST_LIST = 300.0  # seconds for all pages of a list
 _MAX_LIST = 64_000_000  # bytes of them
+_SHORTEST_SECRET = 8  # characters of one that is looked for in names of hosts, which contain any short word
 _REPEATED = {"docker-content-digest", "x-repo-commit"}  # headers that errors repeat
 _REDIRECTS = {301, 302, 303, 307, 308}
 _AGAIN = {408, 429, 500, 502, 503, 504}
@@ -342,6 +343,8 @@ class Client:
         if body is not None or method in ("POST", "PUT", "PATCH"):
             sent["Content-Length"] = str(len(body or b""))
         scheme, host, _ = origin(url, where)
+        if self._names_secret(host, where):
+            raise RemoteError(where, "the server leads to a host whose name contains a password or token")
         if scheme != "https" and self.base and origin(self.base, where)[0] == "https":
             raise RemoteError(where, "the server leads from https to http")
         proxy = proxy_to(scheme, host, self.proxy, where)
@@ -364,26 +367,35 @@ class Client:
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         """The error for a status; servers with errors of their own have a subclass."""
-        said = self._said(answer)
+        details = self._details(answer)
         if answer.status in _AGAIN:
-            return AgainError(f"HTTP {answer.status}{said}", seconds(answer.headers.get("retry-after")))
+            return AgainError(f"HTTP {answer.status}{details}", seconds(answer.headers.get("retry-after")))
         if answer.status in (401, 403):
             what = "login required" if answer.status == 401 else "forbidden"
             if not self._at_home(answer.url, where):
                 return DeniedError(where, f"HTTP {answer.status}: {what}")
             return DeniedError(where, f"HTTP {answer.status}: {what}", self.login_hint, host=self.login_host)
         if answer.status in (404, 410):
-            return NotFoundError(where, f"not found{said or f' (HTTP {answer.status})'}")
-        return RemoteError(where, f"HTTP {answer.status}{said}")
+            return NotFoundError(where, f"not found{details or f' (HTTP {answer.status})'}")
+        return RemoteError(where, f"HTTP {answer.status}{details}")
 
-    def _said(self, _answer: Answer) -> str:
+    def _details(self, _answer: Answer) -> str:
         """The server's own words about its refusal, as `: words`; empty if it has none."""
         return ""
 
     def unless_secret(self, text: str) -> str:
         """A text of the server's; empty if it repeats a secret."""
-        known = [value.partition(" ")[2] for value in self.known.values()]
-        return "" if any(secret and secret in text for secret in (*self.secrets(), *known)) else text
+        return "" if any(secret in text for secret in self._all_secrets()) else text
+
+    def _all_secrets(self) -> list[str]:
+        return [secret for secret in (*self.secrets(), *(value.partition(" ")[2] for value in self.known.values())) if secret]
+
+    def _names_secret(self, host: str, where: str) -> bool:
+        """True for a host that a server made of a secret: names of hosts are looked up, and are in errors."""
+        if self.base and host == origin(self.base, where)[1]:
+            return False
+        secrets = (secret.lower() for secret in self._all_secrets() if len(secret) >= _SHORTEST_SECRET)
+        return any(secret in host for secret in secrets)
 
 
 def _finish(found: Body, timeout: float) -> None:

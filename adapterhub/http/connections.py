@@ -220,5 +220,5 @@ def _passing(cause: BaseException) -> str:
         return "no answer in time"
     if isinstance(cause, http.client.IncompleteRead):
         return f"the connection ended {f'{cause.expected} bytes ' if cause.expected else ''}too early"
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return str(text).splitlines()[0][:200].lower()
+    text = getattr(cause, "strerror", None) or str(cause)
+    return next(filter(None, str(text).splitlines()), type(cause).__name__)[:200].lower()

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,11 +49,32 @@ _NULL = type(None)
 _KINDS: dict[str, set[type]] = {"s": {str}, "i": {int}, "S": {str, _NULL}, "I": {int, _NULL}, "F": {float, _NULL}}
 
 
+class _Connection(sqlite3.Connection):
+    """A connection that knows its file, by `identity`, as long as it is open."""
+
+    file: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        self.file = None
+        super().close()
+
+
+_opening = threading.Lock()
+_connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+
 def is_ours(path: Path) -> bool:
-    """Return True if a file is a registry.db, by its first 100 bytes."""
+    """Return True if a file is a registry.db, by its first 100 bytes, which a file that this process has open is not asked for.
+
+    To close a file releases the locks that SQLite has on it for other threads (sqlite.org/howtocorrupt.html, 2.2), and then
+    another process removes the write-ahead log that they go on to use.
+    """
     try:
-        with open_regular(path, follow=False) as file:
-            head = file.read(100)
+        with _opening:
+            if not os.path.islink(path) and identity(path) in {connection.file for connection in _connections}:
+                return True
+            with open_regular(path, follow=False) as file:
+                head = file.read(100)
     except (OSError, RefusedError):
         return False
     return head.startswith(b"SQLite format 3\0") and head[68:72] == APPLICATION_ID.to_bytes(4, "big")
@@ -61,7 +84,11 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Connect to a database file in a mode of SQLite's URIs (sqlite.org/uri.html): `ro`, `rw` or `rwc`."""
     _check_journal(path)
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return _guarded(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS))
+    with _opening:
+        found = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS, factory=_Connection)
+        found.file = identity(path)
+        _connections.add(found)
+    return _guarded(found)
 
 
 def _check_journal(path: Path) -> None:
@@ -110,14 +137,18 @@ class Index:
         path: The file, also of a copy in memory.
         connection: The connection, in autocommit mode.
         file: Device and inode of the file that was opened; None for a database in memory.
+        left_out: The names that statements pass over by `NOT left_out(name)`.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, file: tuple[int, int] | None = None) -> None:
         self.path = path
         self.connection = connection
         self.file = file
+        self.left_out: Collection[object] = ()
         self._steps = 0
         connection.set_progress_handler(self._tick, _TICK)
+        own = weakref.ref(self)  # SQLite holds the function, which the garbage collector does not see
+        connection.create_function("left_out", 1, lambda name: (index := own()) is not None and name in index.left_out)
 
     def _tick(self) -> bool:
         """Count the steps of a statement; return True, which interrupts it, if no database of this size justifies them."""

@@ -18,6 +18,12 @@ def is_current(index: Index, store: Store) -> bool:
     return index.select("SELECT stamp FROM index_file") == [(store.index_file.stamp(),)]
 
 
+def state(index: Index) -> str:
+    """Return a text that is another one after every move: what was read of the index before is then out of date."""
+    found = index.select("SELECT stamp FROM index_file", kinds="s")
+    return str(found[0][0]) if found else ""
+
+
 def write(index: Index, store: Store) -> None:
     """Bring index.json up to date; call this in the transaction of the move.
 

@@ -1,4 +1,4 @@
-"""Opening of registry.db: created, made anew, or copied into memory where it cannot be written.
+"""Opening of registry.db: created, rebuilt, or copied into memory where it cannot be written.
 
 A database of an older adapterhub, like one that is to be rebuilt, is never changed: a new file is made from the logs and takes
 its name, so that nothing of its schema survives.

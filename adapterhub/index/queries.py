@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,6 +158,76 @@ def versions(
     return select(index, " AND ".join(used) or "1", *(value for values in used.values() for value in values))
 
 
+def digests(index: Index, name: str) -> list[Digest]:
+    """Return the digests of the manifests of a name's versions."""
+    return [digest for (digest,) in index.select("SELECT digest FROM versions WHERE name = ?", name, kinds="s")]
+
+
+def metrics(index: Index, digest: Digest) -> dict[str, float]:
+    """Return what was measured of a manifest, in its training and under any name of it, by the names that a search uses."""
+    sql = "SELECT m.name, value FROM metrics m JOIN versions v ON v.id = version WHERE digest = ? ORDER BY v.name, number"
+    return {name: value for name, value in index.select(sql, digest, kinds="sF") if value is not None}
+
+
+def has_blob(index: Index, name: str, digest: Digest) -> bool:
+    """Return True if a version of a name has a file of this digest, or this manifest.
+
+    Who else has the file makes no difference to the steps that this takes (sqlite.org/optoverview.html, "CROSS JOIN").
+    """
+    of_file = "SELECT 1 FROM versions v CROSS JOIN files f ON f.version = v.id WHERE v.name = ? AND f.digest = ?"
+    sql = f"SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?) OR EXISTS ({of_file})"  # noqa: S608 - ours
+    return bool(index.select(sql, name, digest, name, digest)[0][0])
+
+
+def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> list[str]:
+    """Return the names with a version that has a file of this digest, without some names, sorted."""
+    of_file = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
+    found = index.select(f"{of_file} AND {shown(index, without)} ORDER BY name", file, kinds="s")
+    return [name for (name,) in found]
+
+
+def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[Row]:
+    """Return the newest version of each name in a namespace, without some names, the last pushed first."""
+    last = f"SELECT id FROM versions v WHERE {UNDER} AND number = (SELECT max(number) FROM versions n WHERE n.name = v.name)"  # noqa: S608
+    found = index.select(
+        f"{last} AND {shown(index, without)} ORDER BY time DESC, name LIMIT ?", *under(prefix), limit, kinds="i"
+    )
+    return by_id(index, [version for (version,) in found])
+
+
+def shown(index: Index, without: Collection[str]) -> str:
+    """Return a condition that leaves names out of `versions v`, in the statements that follow.
+
+    It takes a step for each name that it is asked about, however many are left out. A list in SQL is made when the first row
+    needs it, by which the time would tell whether there is one among what was left out.
+    """
+    index.left_out = frozenset(without)
+    return "NOT left_out(v.name)"
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What a namespace has: names, versions, and bytes of their files, each file once."""
+
+    namespace: str
+    names: int
+    versions: int
+    size: int
+
+
+def totals(index: Index) -> list[Total]:
+    """Return what each namespace has, the largest first."""
+    space = "substr(name, 1, instr(name, '/') - 1)"
+    counts = f"SELECT {space} AS space, count(DISTINCT name) AS names, count(*) AS n FROM versions GROUP BY space"  # noqa: S608
+    sizes = (
+        f"SELECT space, sum(size) AS size FROM (SELECT DISTINCT {space} AS space, f.digest, f.size"  # noqa: S608
+        " FROM files f JOIN versions v ON v.id = f.version) GROUP BY space"
+    )
+    joined = f"({counts}) c LEFT JOIN ({sizes}) s USING (space)"
+    sql = f"SELECT c.space, names, n, coalesce(s.size, 0) FROM {joined} ORDER BY 4 DESC, 1"  # noqa: S608
+    return [Total(*row) for row in index.select(sql, kinds="siii")]
+
+
 def similar(index: Index, row: Row, columns: Sequence[str]) -> list[Row]:
     """Return the versions of other names in the namespace of `row` that agree with it in `columns` of `versions`."""
     space = row.name.partition("/")[0]
@@ -183,6 +253,30 @@ def pushed_by(index: Index, row: Row) -> int:
     """Return the number of the log's entry that pushed a version; 0 for one that is gone."""
     found = index.select("SELECT seq FROM versions WHERE name = ? AND number = ?", row.name, row.number, kinds="i")
     return int(found[0][0]) if found else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The number of names that have versions, of versions, and the bytes of their distinct files."""
+
+    names: int
+    versions: int
+    bytes: int
+
+
+def in_all(index: Index) -> Totals:
+    """Return what there is in all."""
+    sql = (
+        "SELECT (SELECT COUNT(DISTINCT name) FROM versions), (SELECT COUNT(*) FROM versions),"
+        " (SELECT COALESCE(SUM(size), 0) FROM (SELECT DISTINCT digest, size FROM files))"
+    )
+    return Totals(*index.select(sql, kinds="iii")[0])
+
+
+def files(index: Index, prefix: str) -> dict[Digest, int]:
+    """Return the files of all versions of a name or a namespace: digest to bytes."""
+    sql = f"SELECT DISTINCT files.digest, files.size FROM versions JOIN files ON version = versions.id WHERE {UNDER}"  # noqa: S608
+    return dict(index.select(sql, *under(prefix), kinds="si"))
 
 
 def _parents(index: Index, text: str) -> tuple[str, ...]:

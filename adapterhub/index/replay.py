@@ -45,7 +45,7 @@ def _extract(store: Store, digest: Digest) -> rows.Extract:
     try:
         return rows.read(store, digest)
     except _UNREADABLE as error:
-        return rows.Extract(unindexed=f"{type(error).__name__}: {str(error)[:200]}")
+        return rows.Extract(unindexed=f"{type(error).__name__}: {error}"[: rows.MAX_REASON])
 
 
 def catch_up(index: Index, store: Store, name: str, known: Extracts | None = None, *, counting: bool = True) -> Name:

@@ -6,7 +6,6 @@ to documents that were never checked, so a value of the wrong type is left out, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -19,13 +18,14 @@ from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, RemoteError
 
 COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,
 }  # fmt: skip
 MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters that are searched; a longer facet is not
+MAX_REASON = 200  # characters of the reason why nothing of a version is indexed
 # Kind of facet to the keys of a model card's front matter with the same meaning.
 CARD_FACETS = {
     "base": ("base_model",), "license": ("license", "license_name"), "language": ("language", "languages"), "tag": ("tags",),
@@ -76,13 +76,15 @@ class Extract:
 
 
 def read(store: Store, digest: Digest) -> Extract:
-    """Read the indexed data of the version with manifest `digest`; empty if that cannot be read."""
+    """Read the indexed data of the version with manifest `digest`; none, and the reason, if a document cannot be read."""
     try:
         made = oci_manifest.parse(store.read_document(digest), digest)
         readme = _card(store, made)
         manifest = card.fill(_manifest(store, made) or AdapterManifest.salvage({}), readme)
-    except AdapterhubError:
-        return Extract()
+    except RemoteError:  # of a store that fetches them: they are there, and can be read another time
+        raise
+    except AdapterhubError as error:
+        return Extract(unindexed=error.what[:MAX_REASON])
     values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
     values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
     return Extract(
@@ -112,12 +114,12 @@ def _manifest(store: Store, made: Manifest) -> AdapterManifest | None:
 
 
 def _card(store: Store, made: Manifest) -> Card:
-    found = {layer.path.lower(): layer for layer in made.layers if layer.size <= card.MAX_BYTES}
-    layer = next((found[name] for name in card.NAMES if name in found), None)
-    with contextlib.suppress(AdapterhubError):
-        if layer:
-            return card.decode(store.read_document(layer.digest))
-    return Card()
+    try:
+        return card.decode(store.read_document(made.card.digest)) if made.card else Card()
+    except RemoteError:
+        raise
+    except AdapterhubError:
+        return Card()
 
 
 def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]]:

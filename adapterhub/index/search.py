@@ -21,7 +21,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from .database import Index
-from .queries import Row, by_id, select
+from .queries import Row, by_id, select, shown
 
 # name, title, tags, description, facts, card: a word in a long card is the weakest evidence.
 _WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0, 1.0)
@@ -36,6 +36,7 @@ _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
 _NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
+_LEFT_OUT = "v.name IN (SELECT value FROM json_each(?))"
 _QUANTITY = linear.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*)")
 
 
@@ -58,18 +59,22 @@ class Query:
         words: As typed. Without any, the newest versions come first.
         facets: Kind (one of FACETS except `r`) and value, in any case; a base also by its name without the organization.
         tags: Tags in the registry or of the model card.
+        namespace: Find adapters of this namespace only; empty for all.
         bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
         metrics: Name of a metric and its bounds.
         all_versions: Return every version that matches instead of the newest of each name.
+        without: Names to leave out, and to leave out of all counts.
     """
 
     words: str = ""
     facets: tuple[tuple[str, str], ...] = ()
     tags: tuple[str, ...] = ()
+    namespace: str = ""
     bounds: tuple[tuple[str, Bounds], ...] = ()
     metrics: tuple[tuple[str, Bounds], ...] = ()
     all_versions: bool = False
     limit: int = 20
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,21 @@ class Holder:
 
 def search(index: Index, query: Query, *, facets: bool = False) -> Found:
     """Return the versions that match, best first; `facets` counts the facets and the number of all matches."""
-    if query == Query(limit=query.limit):
+    if query == Query(limit=query.limit, without=query.without):
         return _newest(index, query, facets=facets)
     found = _common(index, query)
     if found is None:
         found = _ranked(index, query)
     elif facets and not query.all_versions and _all_have(index, query):
-        return replace(found, total=_names(index), more=False, facets=_counted(index))
+        return replace(found, total=_names(index, query), more=False, facets=_counted(index, query))
     elif facets:
-        matching, values = _matching(query)
+        matching, values = _matching(index, query)
         found = replace(found, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
     return replace(found, facets=_count(index, query)) if facets else found
 
 
 def _ranked(index: Index, query: Query) -> Found:
-    matching, values = _matching(query)
+    matching, values = _matching(index, query)
     best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
     found = index.select(best, *values, _limit(query))
     return Found(by_id(index, [version for version, _ in found]), found[0][1] if found else 0)
@@ -129,16 +134,17 @@ def _limit(query: Query) -> int:
 
 def _newest(index: Index, query: Query, *, facets: bool) -> Found:
     """Return the newest version of every name, latest first."""
-    sql = f"SELECT id FROM versions v WHERE {_NEWEST} ORDER BY time DESC, name LIMIT ?"
+    sql = f"SELECT id FROM versions v WHERE {_NEWEST} AND {shown(index, query.without)} ORDER BY time DESC, name LIMIT ?"
     found = index.select(sql, _limit(query))
-    counted = _counted(index) if facets else {}
-    return Found(by_id(index, [version for (version,) in found]), _names(index), counted)
+    counted = _counted(index, query) if facets else {}
+    return Found(by_id(index, [version for (version,) in found]), _names(index, query), counted)
 
 
-def _names(index: Index) -> int:
+def _names(index: Index, query: Query) -> int:
     """Return the number of names that have versions."""
     found = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
-    return int(found[0][0]) if found else 0
+    hidden = index.select(f"SELECT count(*) FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
+    return int(found[0][0]) - int(hidden[0][0]) if found else 0
 
 
 def _all_have(index: Index, query: Query) -> bool:
@@ -150,7 +156,7 @@ def _all_have(index: Index, query: Query) -> bool:
 def _common(index: Index, query: Query) -> Found | None:
     """Return matches of words that over COMMON versions contain; None for fewer versions, or other conditions than words."""
     words = phrases(query.words)
-    if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit):
+    if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit, without=query.without):
         return None
     latest = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? ORDER BY rowid DESC LIMIT ?"
     some = [version for (version,) in index.select(latest, words, COMMON + 1)]
@@ -161,8 +167,9 @@ def _common(index: Index, query: Query) -> Found | None:
     found = index.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named))
     recent = index.select(f"{of_these} ORDER BY id DESC", json.dumps(some))
     best: dict[object, tuple[int, int]] = {}
+    hidden = set(query.without)
     for tier, matches in enumerate((found, recent)):
-        for version, name in matches:
+        for version, name in (match for match in matches if match[1] not in hidden):
             best.setdefault(version if query.all_versions else name, (tier, version))
     if len(best) < query.limit:
         return None
@@ -170,9 +177,9 @@ def _common(index: Index, query: Query) -> Found | None:
     return Found(by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), more=True)
 
 
-def _matching(query: Query) -> tuple[str, list[object]]:
+def _matching(index: Index, query: Query) -> tuple[str, list[object]]:
     """Return the start of a statement in which the table `hit` has the matches: id, name, number, time, score."""
-    conditions, values = _conditions(query)
+    conditions, values = _conditions(index, query)
     words = phrases(query.words)
     source, score = "versions v", "0.0"
     if words:
@@ -195,7 +202,7 @@ def phrases(words: str) -> str:
     return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
 
 
-def _conditions(query: Query) -> tuple[list[str], list[object]]:
+def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
     sql: list[str] = []
     values: list[object] = []
 
@@ -209,9 +216,13 @@ def _conditions(query: Query) -> tuple[list[str], list[object]]:
     for tag in query.tags:
         of_registry = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
         add(f"({of_registry} OR v.id IN ({of_facet}))", tag, "tag", tag)
+    if query.namespace:
+        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.UNDER
     for column, bounds in query.bounds:
         for bound in bounds:
             add(f"v.{_checked(column, _COLUMNS)} {_checked(bound.operator, _OPERATORS)} ?", bound.value)
+    if query.without:
+        add(shown(index, query.without))
     for name, bounds in query.metrics:
         tests = "".join(f" AND value {_checked(bound.operator, _OPERATORS)} ?" for bound in bounds)
         add(f"v.id IN (SELECT version FROM metrics WHERE name = ?{tests})", name, *(bound.value for bound in bounds))
@@ -226,7 +237,7 @@ def _checked(text: str, known: set[str]) -> str:
 
 def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
     """Count the facets of all matches: kind to value to number of matches, most frequent first."""
-    matching, values = _matching(query)
+    matching, values = _matching(index, query)
     counts = (
         f"{matching} SELECT kind, value, count(*) AS n FROM hit JOIN facets ON version = id GROUP BY kind, value"
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
@@ -235,9 +246,18 @@ def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
     return _by_kind(index.select(counts, *values, kinds="ssi"))
 
 
-def _counted(index: Index) -> dict[str, dict[str, int]]:
+def _counted(index: Index, query: Query) -> dict[str, dict[str, int]]:
     """Return the counts for the newest version of every name."""
-    return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi"))
+    if not query.without:
+        return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi"))
+    hidden = f"SELECT id, r FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}"
+    counts = (
+        f"WITH hidden AS MATERIALIZED ({hidden}), less AS (SELECT kind, value, count(*) AS n FROM hidden JOIN facets"
+        " ON version = id GROUP BY kind, value UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hidden GROUP BY r)"
+        " SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c LEFT JOIN less"
+        " ON less.kind = c.kind AND less.value = c.value COLLATE NOCASE WHERE remain > 0 ORDER BY remain DESC, c.value"
+    )
+    return _by_kind(index.select(counts, json.dumps(query.without), kinds="ssi"))
 
 
 def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:

@@ -2,7 +2,7 @@
 
 Everything is reported, nothing is changed, except by `rebuild`. An error means that promised data is missing or wrong; a note
 means harmless leftovers, such as those of a killed push. What versions need follows from the logs; registry.db is only compared
-with them. Writers may go on meanwhile: an error about a name is examined again under the write lock before it is reported.
+with them. Others may write meanwhile: an error about a name is examined again under the write lock before it is reported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import listing
 from adapterhub.ref import Ref
+from adapterhub.registry import repositories
 from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.export import linked
 from adapterhub.store.packs.chains import with_parents
-from adapterhub.store.store import BASES, MERGES, REFS, More, Progress, Store, counter, local_errors
+from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, More, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
@@ -36,6 +37,8 @@ from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import Head
+
+_KINDS = {BASES: "base", MERGES: "merge", HUB: "hub"}
 
 
 def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None = None) -> Findings:
@@ -52,7 +55,7 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     findings += unreadable
     for name in sorted(names):
         findings += _twice(registry, partial(_name, catalog, name, needed, bad, quick=quick))
-    for log in (BASES, MERGES):
+    for log in DOCUMENTS:
         for name in store.log.document_names(log):
             findings += _twice(registry, partial(_named_document, store, name, log, needed, bad))
     lists = not quick and all(finding.code != "wrong-tensors" for finding in findings)
@@ -113,7 +116,8 @@ def _facts_in(folder: Path, where: str) -> Iterator[Finding]:
     try:
         describe.true_manifest(folder, where=where)
     except IntegrityError as error:
-        yield Finding(describe.WRONG_FACTS, "error", error.where, error.what, error.hint)
+        shown = error.where.replace(f"{folder}/", f"{where}: ") if str(folder) != where else error.where
+        yield Finding(describe.WRONG_FACTS, "error", shown, error.what, error.hint)
 
 
 def _is_right(store: Store, digest: Digest, more: More | None) -> bool:
@@ -305,7 +309,7 @@ def _version(
 
 def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
     """Check that the log of a base or a recipe replays, and that its document exists, with the adapters of a recipe."""
-    ref = f"{'base' if log == BASES else 'merge'}:{name}"
+    ref = f"{_KINDS[log]}:{name}"
     try:
         state = named_documents.current(store, name, log=log)
     except AdapterhubError as error:
@@ -322,6 +326,21 @@ def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad:
             yield again if found.code == "missing" and log == BASES else found
         elif log == MERGES:
             yield from _recipe(store, ref, state.entry.digest, needed, bad)
+        elif log == HUB:
+            yield from _repository(store, ref, state.entry.digest, needed)
+
+
+def _repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -> Iterator[Finding]:
+    """Check that the commits and manifests that a hub keeps, and their blobs, are here."""
+    try:
+        blobs = repositories.needs(store, document)
+    except AdapterhubError as error:
+        yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *REPAIR)
+        return
+    needed |= blobs
+    for digest in sorted(blobs):
+        if store.size(digest) is None:
+            yield Finding("missing", "error", ref, f"blob {digest} is missing", *REPAIR_MISSING)
 
 
 def _recipe(store: Store, ref: str, document: Digest, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:

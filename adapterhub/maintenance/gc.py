@@ -12,6 +12,7 @@ blobs that no version needs. A packed blob is removed before the parent that it 
 from __future__ import annotations
 
 import contextlib
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import index_file, queries, replay
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
+from adapterhub.registry import repositories
 from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
 from adapterhub.store.packs.chains import children_first, with_parents
-from adapterhub.store.store import BASES, MERGES, REFS, Entry, Store, local_errors
+from adapterhub.store.store import DOCUMENTS, HUB, MERGES, REFS, Entry, Store, local_errors
+from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
 from . import retention
@@ -86,7 +89,7 @@ def gc(
     dropped = retention.drop(registry, last, dry_run=dry_run)
     swept = Swept(dry_run, dropped.refs, dropped.parents)
     store = registry.store
-    needs = _Needs(
+    needs = Needs(
         store,
         lambda: {name.name: name.seq for name in queries.names(registry.index)},
         grace * 3600,
@@ -123,16 +126,31 @@ class _Log:
     let_go: list[tuple[float, Digest]] = field(default_factory=list)
 
 
-class _Needs:
+class Needs:
     """The blobs that are needed; `update`, under the write lock, brings it up to date.
+
+    Args:
+        store: Has the logs.
+        known: Returns the number of the last entry that the index has of each log.
+        grace: Seconds that a blob stays after it was let go.
+        unkept: Versions that are to be dropped, by name.
+        written: Tells when an entry was written, of the entry and its file; by default, the time of the file.
 
     Attributes:
         spared: Blobs that no version needs, but a running process, or a user who undoes a recent removal.
         parents: Packed blobs to the parents they are differences to.
     """
 
-    def __init__(self, store: Store, known: Callable[[], dict[str, int]], grace: float, unkept: dict[str, list[int]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        known: Callable[[], dict[str, int]],
+        grace: float,
+        unkept: dict[str, list[int]],
+        written: Callable[[Entry, Path], float] | None = None,
+    ) -> None:
         self._store = store
+        self._written = written or (lambda _entry, path: store.files.status(path).st_mtime)
         self._known = known  # the last entry of each log in the index
         self._grace = grace
         self._since = time.time() - grace
@@ -152,18 +170,18 @@ class _Needs:
         known = self._known()
         for name in sorted({*self._store.log.names(), *known}):
             self._read(name, known.get(name, 0))
-        for kind in (BASES, MERGES):
+        for kind in DOCUMENTS:
             for name in self._store.log.document_names(kind):
                 self._read_document_log(kind, name)
         needed, spared = self._of_versions()
         for (kind, name), log in self._documents.items():
             needed.update(log.versions.values())
             spared.update(digest for when, digest in log.let_go if when > self._since)
-            if kind == MERGES:
-                needed.update(*(self._of_recipe(digest, name) for digest in log.versions.values()))
+            if kind in (MERGES, HUB):
+                needed.update(*(self._of_document(kind, digest, name) for digest in log.versions.values()))
                 for digest in [digest for when, digest in log.let_go if when > self._since]:
                     with contextlib.suppress(AdapterhubError):  # an unreadable one needs nothing
-                        spared |= self._of_recipe(digest, name)
+                        spared |= self._of_document(kind, digest, name)
         leased = self._store.leased()
         spared |= leased
         for digest in leased & self.manifests():
@@ -231,7 +249,7 @@ class _Needs:
             if entry.previous != log.head:
                 raise _damaged(str(path), "does not follow the entry before it")
             log.seq, log.head = entry.seq, digest
-            yield entry, self._store.files.status(path).st_mtime
+            yield entry, self._written(entry, path)
         if log.seq < known or (first and self._store.log.has_entry_after(name, log.seq, log=kind)):
             path = self._store.log.path(name, log.seq + 1, log=kind)
             raise _damaged(str(path), "is missing, although there are later ones")
@@ -244,6 +262,18 @@ class _Needs:
                 raise _damaged(where, "its manifest cannot be read, so that the blobs it needs are unknown") from error
             self._blobs[digest] = {digest, made.config.digest, *(layer.digest for layer in made.layers)}
         return self._blobs[digest]
+
+    def _of_document(self, kind: str, document: Digest, name: str) -> set[Digest]:
+        """Return what a recipe or a repository needs besides its document."""
+        return self._of_recipe(document, name) if kind == MERGES else self._of_repository(document, name)
+
+    def _of_repository(self, document: Digest, name: str) -> set[Digest]:
+        if document not in self._blobs:
+            try:
+                self._blobs[document] = repositories.needs(self._store, document)
+            except AdapterhubError as error:
+                raise _damaged(name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown") from error
+        return self._blobs[document]
 
     def _of_recipe(self, document: Digest, name: str) -> set[Digest]:
         """Return what the adapters of a recipe need, those that are in this registry."""
@@ -271,7 +301,7 @@ def _damaged(where: str, what: str) -> IntegrityError:
 
 def _collect(
     store: Store,
-    needs: _Needs,
+    needs: Needs,
     locked: Callable[[], AbstractContextManager[None]],
     swept: Swept,
     *,
@@ -282,7 +312,7 @@ def _collect(
     with locked():
         needed = needs.update()
         _remove_leftovers(store, needed, swept, max(grace, _UNOWNED))
-    _remove_conversions(store, swept, max(grace, _UNOWNED))
+    remove_conversions(store, swept, max(grace, _UNOWNED))
     manifests = needs.manifests()
     plain = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name) and path.is_file()}
     there = plain | set(store.packs.digests())
@@ -338,14 +368,14 @@ def _remove_file(store: Store, path: Path, swept: Swept, grace: float, *, held: 
     return not stays
 
 
-def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
+def remove_conversions(store: Store, swept: Swept, age: float) -> None:
     """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
     for folder in store.conversions():
         # Another gc was first; or the folder is nested so deep that it is no conversion, and stays.
         with contextlib.suppress(OSError, RecursionError):
             if store.files.status(folder).st_mtime > time.time() - age:
                 continue
-            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+            size = sum(status.st_size for _, status in walk(folder) if not stat.S_ISDIR(status.st_mode))
             if not swept.dry_run:
                 store.files.remove_tree(folder)
             swept.conversions += 1
@@ -355,7 +385,8 @@ def _remove_conversions(store: Store, swept: Swept, age: float) -> None:
 def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
     """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
-        for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *store.stray_lists(needed)):
+        strays = (*store.stray_lists(needed), *store.stray_signatures(needed))
+        for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *strays):
             try:
                 size = store.files.status(path).st_size
                 if not swept.dry_run:

@@ -20,7 +20,7 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.manifest.package_files import listing
 from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
-from adapterhub.store.store import BASES, FOLDER, MERGES, Store, open_regular
+from adapterhub.store.store import DOCUMENTS, FOLDER, Store, open_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
 Find = Callable[[Digest], Any]
@@ -42,7 +42,7 @@ def repair(registry: Registry, source: Path | Find) -> list[Digest]:
 
 
 def _documents(registry: Registry) -> Iterator[Descriptor]:
-    for log, name in [(kind, name) for kind in (BASES, MERGES) for name in registry.store.log.document_names(kind)]:
+    for log, name in [(kind, name) for kind in DOCUMENTS for name in registry.store.log.document_names(kind)]:
         with contextlib.suppress(AdapterhubError):  # a damaged log, which fsck reports
             state = named_documents.current(registry.store, name, log=log)
             if state.there and state.entry:

@@ -13,7 +13,8 @@ from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import Name, Row
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry.registry import Registry, now
+from adapterhub.registry.moves import now
+from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from adapterhub.manifest.document import AdapterManifest
 from adapterhub.version import __version__
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import AdapterhubError, LocalIOError
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError
 from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
 from . import publish
@@ -69,6 +70,31 @@ def pull(
     is_folder = package or FORMATS[conversion.to].folder
     atomic.check_free(out, folder=is_folder, replace=replace)
     version = registry.resolve(ref)
+    with (
+        converted(registry, version, conversion, base=base, policy=policy) as (folder, manifest, cached),
+        atomic.whole(out, folder=is_folder, replace=replace) as target,
+    ):
+        if package:
+            shutil.copyfile(adapter_in(folder), target / name)
+            ollama.write(target, named, name)
+        elif is_folder:
+            shutil.copytree(folder, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(adapter_in(folder), target)
+    recipe = manifest.recipe if manifest else None
+    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
+
+
+@contextlib.contextmanager
+def converted(
+    registry: Registry,
+    version: Version,
+    conversion: Conversion,
+    *,
+    base: BaseSpec | None = None,
+    policy: Policy | None = None,
+) -> Iterator[tuple[Path, AdapterManifest | None, bool]]:
+    """Convert a version, or find it converted; yield the folder, which has a manifest, this, and whether it was found."""
     entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder, cached = _cached(registry.store.files, entry), True
@@ -84,19 +110,10 @@ def pull(
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
-        publish.check_manifest(policy, manifest, str(version.ref))
+        publish.check_manifest(policy, manifest, str(version.ref), metrics=registry.metrics(version.digest))
         if entry is not None and not cached:
             _keep(folder, entry)
-        with atomic.whole(out, folder=is_folder, replace=replace) as target:
-            if package:
-                shutil.copyfile(adapter_in(folder), target / name)
-                ollama.write(target, named, name)
-            elif is_folder:
-                shutil.copytree(folder, target, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(adapter_in(folder), target)
-    recipe = manifest.recipe if manifest else None
-    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
+        yield folder, manifest, cached
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
@@ -128,7 +145,7 @@ _FILES, _DIGEST = "files", "digest"
 
 
 def _keep(folder: Path, entry: Path) -> None:
-    """Put a conversion into the cache; a full disk or a read-only registry is not an error."""
-    with contextlib.suppress(LocalIOError, OSError), atomic.whole(entry) as place:
+    """Put a conversion into the cache; a full disk or a read-only registry is not an error, nor is another who was first."""
+    with contextlib.suppress(LocalIOError, OSError, OutputExistsError), atomic.whole(entry) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from adapterhub.digest import Digest
 from adapterhub.index import index_file, queries, replay
 from adapterhub.index.database import FILE, SUFFIXES, Index, is_ours
 from adapterhub.index.opening import copy_in_memory, create_index, open_index, replace_index
@@ -15,7 +17,7 @@ from adapterhub.index.queries import Name
 from adapterhub.store.store import FOLDER, Entry, Store, local_errors
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers.open_file import check_regular
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
 from . import log_check
 
@@ -69,33 +71,43 @@ class Ledger:
         root: The folder that contains registry.db and .adapterhub.
         store: The truth: blobs and logs.
         index: Derived from the logs. `locked` replaces it when registry.db was deleted or replaced meanwhile.
-        checked: What was found to be as in a log: its head, the version, and the tag that led to it.
+        author: The user that the log names as the author of each move; empty to name nobody.
+        moved: Called with each entry that was committed; None to tell nobody.
+        checked: What was found to be as in a log, a version and the tag that led to it, with the digest of the log's end then.
     """
 
     def __init__(self, root: Path, store: Store, index: Index) -> None:
         self.root = root
         self.store = store
         self.index = index
-        self.checked: set[tuple[object, ...]] = set()
+        self.author = ""
+        self.moved: Callable[[Entry], object] | None = None
+        self.checked: dict[tuple[object, ...], Digest] = {}
+        self._ends: dict[str, Name] = {}  # the last state of each name that was found to be that of its log
 
     @classmethod
-    def create(cls, root: Path) -> Ledger:
-        """Open the registry in the folder `root`; create it if there is none."""
+    def create(cls, root: Path, store: Store | None = None) -> Ledger:
+        """Open the registry in the folder `root`; create it if there is none. `store` as in `open`."""
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise LocalIOError(str(root), error.strerror or str(error)) from error
         check_files(root)
-        store = Store.create(root / FOLDER)
+        store = store or Store(root / FOLDER)
+        store.create()
         if not (root / FILE).exists():
             create_index(root / FILE, store)
-            with contextlib.closing(cls.open(root)) as made, made.locked():
+            with contextlib.closing(cls.open(root, store)) as made, made.locked():
                 index_file.write(made.index, made.store)
-        return cls.open(root)
+        return cls.open(root, store)
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
+    def open(cls, path: Path, store: Store | None = None) -> Ledger:
         """Open the registry in a folder, or of a registry.db, and finish in the index the moves of killed writers.
+
+        Args:
+            path: The folder or the file.
+            store: Where its blobs and logs are; None for those in the folder.
 
         Raises:
             NotFoundError: There is no registry.
@@ -103,7 +115,7 @@ class Ledger:
             RefusedError: A newer adapterhub made it.
         """
         root = path.parent if path.name == FILE else path
-        store = Store(root / FOLDER)
+        store = store or Store(root / FOLDER)
         store.check()
         check_files(root)
         there = (root / FILE).exists()
@@ -115,7 +127,7 @@ class Ledger:
         if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
             return cls._open_read_only(root, store)
         if not there:
-            return cls.create(root)
+            return cls.create(root, store)
         ledger = cls(root, store, open_index(root / FILE, store))
         ledger.finish_moves()
         ledger._catch_up_if_behind()
@@ -127,7 +139,7 @@ class Ledger:
         ledger = cls(root, store, copy_in_memory(root / FILE, store))
         if store.log.pending_moves() or not index_file.is_current(ledger.index, store):
             with ledger.index.transaction():
-                ledger._catch_up_all()
+                ledger.catch_up(ledger.store.log.names())
         return ledger
 
     @classmethod
@@ -170,7 +182,7 @@ class Ledger:
     def current(self, name: str) -> Name:
         """Return the state of a name, after replaying the entries of its log that the index lacks."""
         state = queries.name(self.index, name)
-        if self.store.files.exists(self.store.log.path(name, state.seq + 1)):
+        if not self.store.log.ends_at(name, state.seq):
             with self.locked():
                 state = replay.catch_up(self.index, self.store, name)
         return state
@@ -185,7 +197,9 @@ class Ledger:
                     entry = decide(state)
                     if entry is None:
                         return
-                    log_check.check_end(self.store.log, state, self.index.path)
+                    entry = replace(entry, author=self.author)
+                    log_check.check_end(self.store.log, state, self.index.path, known=self._ends.get(name))
+                    self._ends[name] = state
                     # Before the entry is in the log: a version that ended this process would end every later one there.
                     known = replay.extracts(self.store, entry)
                     pending = self.store.log.begin_move(name)
@@ -199,12 +213,14 @@ class Ledger:
                 raise LocalIOError(error.where, what, error.hint) from error
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
                 self.store.files.remove(pending)
+            if committed and self.moved:
+                self.moved(entry)
 
     def rebuild(self) -> list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
         if self.index.file is None:  # a copy in memory
             return replay.rebuild(self.index, self.store)
-        with self.locked():  # until the new one has the name: whoever waits for the lock opens that
+        with self.locked():  # until the new one has the name: a process that waits for the lock opens that
             errors = replace_index(self.root / FILE, self.store)
         self.index.close()
         self.index = open_index(self.root / FILE, self.store)
@@ -230,10 +246,19 @@ class Ledger:
             return
         with self.locked():
             if not index_file.is_current(self.index, self.store):
-                self._catch_up_all()
+                self.catch_up(self.store.log.names())
                 index_file.adopt(self.index, self.store)
 
-    def _catch_up_all(self) -> None:
-        for name in self.store.log.names():
-            with contextlib.suppress(AdapterhubError):
+    def catch_up(self, names: Iterable[str]) -> None:
+        """Replay what the index lacks of some names, under the write lock; a damaged log stays behind.
+
+        Raises:
+            RemoteError: The store fetches blobs, and cannot.
+        """
+        for name in names:
+            try:
                 replay.catch_up(self.index, self.store, name)
+            except RemoteError:
+                raise
+            except AdapterhubError:
+                continue

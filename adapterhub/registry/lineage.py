@@ -129,7 +129,7 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
                 continue
             seen.add(digest)
             node = nodes.setdefault(digest, _node(registry, digest, deprecations))
-            waiting += _parents(node) if upwards else [row.digest for row in registry.children(digest)]
+            waiting += [edge.parent for edge in _edges(node)] if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     known = _known_as(nodes) | {root: {str(asked.ref)}}
     named = {digest: _named(node, known.get(digest, set())) for digest, node in nodes.items()}
@@ -158,10 +158,6 @@ def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, i
         return Node(digest, tuple(found), registry.adapter_manifest(digest), deprecated)
     except AdapterhubError:
         return Node(digest, tuple(found), deprecated=deprecated)
-
-
-def _parents(node: Node) -> list[Digest]:
-    return [edge.parent for edge in _edges(node)]
 
 
 def _edges(node: Node) -> Iterator[Edge]:

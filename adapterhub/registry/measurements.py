@@ -14,7 +14,8 @@ from adapterhub.ref import Ref
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import UsageError
 
-from .registry import Registry, now
+from .moves import now
+from .registry import Registry
 
 # Name of a gate to its metric; `ppl/base` is short for the ratio.
 _GATES = {

@@ -12,6 +12,7 @@ import binascii
 import json
 import math
 import platform
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from adapterhub_converters.bases import BaseSpec, weight_files
 from adapterhub_converters.bases.gguf import part_paths
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -296,10 +298,9 @@ def _paths(made: Made) -> Iterator[tuple[str, Path]]:
     if made.single:
         yield f"{_MODEL}.gguf", made.path
         return
-    for path in sorted(item for item in made.path.rglob("*") if item.is_file()):
-        name = path.relative_to(made.path).as_posix()
-        ours = name.startswith(f"{made.path.name}-") and path.suffix == ".gguf"
-        yield f"{_MODEL}{name.removeprefix(made.path.name)}" if ours else name, path
+    for name in sorted(path for path, status in walk(made.path) if stat.S_ISREG(status.st_mode)):
+        ours = name.startswith(f"{made.path.name}-") and name.endswith(".gguf")
+        yield f"{_MODEL}{name.removeprefix(made.path.name)}" if ours else name, made.path / name
 
 
 def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarray]:

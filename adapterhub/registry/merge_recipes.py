@@ -15,7 +15,8 @@ from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoun
 
 from . import merge_recipe
 from .merge_recipe import Ingredient, MergeRecipe
-from .registry import Registry, now
+from .moves import now
+from .registry import Registry
 
 EXPLICIT = "merge:"  # prefix of a name that is also the name of a file
 

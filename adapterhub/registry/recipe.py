@@ -7,6 +7,7 @@ parents, the result can be reproduced and compared, bit for bit on the same clas
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
 from adapterhub.merging import MergeReport, Progress, combine
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats import convert as formats
@@ -193,12 +195,13 @@ class Difference:
 def differences(stored: Path, made: Path) -> list[Difference]:
     """Compare the rebuilt files with the stored ones; further stored files are ignored."""
     found = []
-    for path in sorted(item for item in made.rglob("*") if item.is_file() and item.name != ADAPTER_JSON):
-        name = path.relative_to(made).as_posix()
+    for name in sorted(path for path, status in walk(made) if stat.S_ISREG(status.st_mode)):
+        if name.rpartition("/")[2] == ADAPTER_JSON:
+            continue
         if not (stored / name).is_file():
             found.append(Difference(name, "missing"))
-        elif digest.sha256_file(path) != digest.sha256_file(stored / name):
-            found += list(_tensors(stored, made)) if is_weights(path.name) else [Difference(name, "bytes differ")]
+        elif digest.sha256_file(made / name) != digest.sha256_file(stored / name):
+            found += list(_tensors(stored, made)) if is_weights(name) else [Difference(name, "bytes differ")]
     return found
 
 

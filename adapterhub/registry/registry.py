@@ -10,10 +10,11 @@ complete manifests. Every method that takes a ref may raise RefError, NotFoundEr
 from __future__ import annotations
 
 import builtins
-import datetime
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,27 +26,18 @@ from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.present import Present
-from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
+from adapterhub.project import PROJECT
+from adapterhub.ref import Ref
 from adapterhub.store import ingest
 from adapterhub.store.export import export
-from adapterhub.store.ref_log import MAX_RESTORES
 from adapterhub.store.store import Entry, Progress, Store, counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
+from . import moves, signatures
 from .ledger import Ledger, find
-from .versions import (
-    Restored,
-    Version,
-    deprecation,
-    find_exact_row,
-    find_row,
-    never_set,
-    number_before,
-    removed_versions,
-    version_of,
-)
+from .versions import Restored, Version, deprecation, find_row, never_set, version_of
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -53,22 +45,19 @@ if TYPE_CHECKING:
 
     from .publish import Package
 
-__all__ = ["ABSENT", "Registry", "Version", "find", "latest_tags", "now"]
+__all__ = ["Registry", "Version", "find"]
 
-ABSENT = "absent"
-"""`expect` of a ref that must not exist yet."""
-_MAX_MESSAGE = 1000
 _TRIES = 5
 
 
-def now() -> str:
-    """Return the time for an entry of a log."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def policy_of(folder: Path) -> Policy | None:
+    """Return the policy of a registry: that of an adapterhub.toml in its folder, of any owner; None without one."""
+    file = folder.absolute() / PROJECT
+    if not os.path.lexists(file):
+        return None
+    from adapterhub.project import settings
 
-
-def latest_tags(tag: str | None) -> tuple[str, ...]:
-    """Return the tags that a push to `tag` moves."""
-    return (LATEST,) if tag in (None, LATEST) else (LATEST, str(tag))
+    return settings.read(file, follow=False).policy
 
 
 class Registry:
@@ -78,14 +67,14 @@ class Registry:
         self.ledger = ledger
 
     @classmethod
-    def init(cls, root: Path) -> Registry:
-        """Open the registry in the folder `root`; create it if there is none."""
-        return cls(Ledger.create(root))
+    def init(cls, root: Path, store: Store | None = None) -> Registry:
+        """Open the registry in the folder `root`; create it if there is none. `store` as in `open`."""
+        return cls(Ledger.create(root, store))
 
     @classmethod
-    def open(cls, path: Path) -> Registry:
-        """Open the registry in a folder, or of a registry.db."""
-        return cls(Ledger.open(path))
+    def open(cls, path: Path, store: Store | None = None) -> Registry:
+        """Open the registry in a folder, or of a registry.db; `store` has its blobs and logs, None for those in the folder."""
+        return cls(Ledger.open(path, store))
 
     @classmethod
     def rebuilt(cls, path: Path) -> tuple[Registry, builtins.list[AdapterhubError]]:
@@ -121,6 +110,15 @@ class Registry:
         """The index of the logs; another object after registry.db was replaced."""
         return self.ledger.index
 
+    @property
+    def author(self) -> str:
+        """The user that the log names as the author of each move; empty to name nobody."""
+        return self.ledger.author
+
+    @author.setter
+    def author(self, name: str) -> None:
+        self.ledger.author = name
+
     def locked(self) -> AbstractContextManager[None]:
         """Hold the write lock, under which refs move and blobs are removed."""
         return self.ledger.locked()
@@ -132,6 +130,11 @@ class Registry:
     def rebuild_index(self) -> builtins.list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
         return self.ledger.rebuild()
+
+    @cached_property
+    def policy(self) -> Policy | None:
+        """The registry's own policy, which whatever is stored or pulled must meet; None without one."""
+        return policy_of(self.root)
 
     # ---- reading
 
@@ -175,6 +178,10 @@ class Registry:
     def holding(self, digest: Digest) -> Sequence[Row]:
         """Return the versions with this manifest: one of each name that it was pushed to."""
         return queries.versions(self.index, digest=digest)
+
+    def metrics(self, digest: Digest) -> dict[str, float]:
+        """Return what was measured of a manifest, under the names that a search uses."""
+        return queries.metrics(self.index, digest)
 
     def children(self, digest: Digest) -> Sequence[Row]:
         """Return the versions that were made from the manifest `digest`."""
@@ -279,7 +286,7 @@ class Registry:
             base: The model it was trained on, to pin.
             policy: Requirements on adapters, None for none.
             force: Store an adapter whose check finds errors.
-            expect: The digest that `ref` must still have, or ABSENT; ConflictError names the one it has instead.
+            expect: The digest that `ref` must still have, or `moves.ABSENT`; ConflictError names the one it has instead.
             progress: Called with bytes stored and total bytes.
 
         Raises:
@@ -299,140 +306,72 @@ class Registry:
         *,
         expect: Digest | None = None,
         progress: Progress | None = None,
+        message: str = "",
+        tags: Sequence[str] = (),
     ) -> Version:
-        """Push an adapter that was checked; the arguments are those of `push`."""
-        _check_no_number(ref)
-        self._check_push(ref, self.ledger.current(ref.name), expect)
+        """Push an adapter that was checked; the other arguments are those of `push`.
+
+        Args:
+            package: The adapter.
+            ref: A name, or a name and a tag.
+            message: Why, for the log.
+            tags: More tags that move to the version.
+        """
+        from . import publish  # needs numpy
+
+        moves.check_push(self.ledger, ref, expect)
+        if self.policy is not None:
+            self.policy.check_name(ref.name)
+            package = publish.allowed(package, self.policy)
+        wanted = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
+        message = moves.checked_message(message, ref)
         for _ in range(_TRIES):
             with self.store.lease("push"):
                 made, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
-                version = self._name(ref, made, expect)
+                there = partial(signatures.known, self.store, made, package.signatures)
+                signatures.check(package.policy, made, there, name=ref.name, where=package.where)
+                version = moves.push(self.ledger, ref, made, expect=expect, tags=wanted, message=message)
             if version is not None:
+                signatures.keep(self.store, made, package.signatures)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
 
-    def admit(self, made: Manifest, ref: Ref, *, expect: Digest | None = None) -> Version:
-        """Push a manifest whose blobs were stored under a lease that is still held."""
-        _check_no_number(ref)
-        version = self._name(ref, made, expect)
+    def admit(
+        self,
+        made: Manifest,
+        ref: Ref,
+        *,
+        expect: Digest | None = None,
+        tags: tuple[str, ...] | None = None,
+        message: str = "",
+        number: int = 0,
+    ) -> Version:
+        """Push a manifest that was checked, and whose blobs were stored under a lease that is still held.
+
+        `tags` are those to move, `latest` also back to an earlier version with the same content; None for those of a push.
+        `number` is that of the version, above all that the name has had; 0 for the next one.
+        """
+        back, message = tags is not None, moves.checked_message(message, ref)
+        version = moves.push(self.ledger, ref, made, expect=expect, tags=tags, message=message, back=back, number=number)
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")
         return version
 
-    def _name(self, ref: Ref, made: Manifest, expect: Digest | None) -> Version | None:
-        """Move `ref` to a manifest whose blobs were stored; None if a gc has removed any of them since."""
-        new = complete = moved = False
-
-        def decide(state: Name) -> Entry | None:
-            nonlocal new, complete, moved
-            self._check_push(ref, state, expect)
-            there = queries.versions(self.index, name=ref.name, digest=made.digest)
-            new = not there
-            complete = self._is_complete(made)
-            if not complete:
-                return None
-            moved = new or bool(ref.tag and ref.tag not in (*there[0].tags, LATEST))
-            if new:
-                self._check_protected(ref.name, ref.tag)
-                number, tags = state.number + 1, latest_tags(ref.tag)
-                return Entry(ref.name, state.seq + 1, "push", now(), made.digest, len(made.raw), number, tags, state.head)
-            return self._tag_entry(state, there[0], str(ref.tag)) if moved else None
-
-        self.move(ref.name, decide)
-        if not complete:
-            return None
-        (row,) = queries.versions(self.index, name=ref.name, digest=made.digest)
-        return replace(version_of(self.ledger, row, ref.tag), new=new, moved=moved)
-
-    def _is_complete(self, made: Manifest) -> bool:
-        blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
-        return all(self.store.has(blob.digest, blob.size) for blob in blobs)
-
-    def _check_push(self, ref: Ref, state: Name, expect: Digest | None) -> None:
-        if state.deleted:
-            raise ConflictError(str(ref), "this name was removed", "Restore it first", code="removed-name", name=ref.name)
-        self._check_expect(ref.name, ref.tag, expect)
-
-    def _check_expect(self, name: str, tag: str | None, expect: Digest | None) -> None:
-        """Raise ConflictError, which names the winner, unless a tag (None: `latest`) still points to `expect`."""
-        if expect is None:
-            return
-        wanted = expect if expect == ABSENT else parse_prefix(expect, f"{Ref(name, tag=tag)}: expect")
-        number = queries.tags(self.index, name).get(tag or LATEST, 0)
-        rows = queries.versions(self.index, name=name, number=number)
-        found = rows[0].digest if rows else ABSENT
-        if not found.startswith(wanted):
-            what = f"moved meanwhile: it is {found}, not {expect}"
-            raise ConflictError(str(Ref(name, tag=tag)), what, "Look at that version, then try again")
-
-    def _check_protected(self, name: str, tag: str | None) -> None:
-        if tag and tag in queries.marks(self.index, "protect", name):
-            raise RefusedError(f"{name}:{tag}", "is protected", "Unprotect it first", code="protected", ref=f"{name}:{tag}")
-
-    def _tag_entry(self, state: Name, row: Row, tag: str) -> Entry:
-        self._check_protected(row.name, tag)
-        return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, (tag,), state.head)
-
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
         """Point `tag` at the version that `ref` names, wherever it pointed before; `expect` as in `push`."""
-        parse_tag(tag, f"{ref.name}:{tag}")
-        _check_not_latest(ref.name, tag)
-        row = self.row(ref)
-
-        def decide(state: Name) -> Entry | None:
-            self._check_expect(ref.name, tag, expect)
-            return None if tag in self.row(row.ref).tags else self._tag_entry(state, row, tag)
-
-        self.move(ref.name, decide)
-        return version_of(self.ledger, self.row(row.ref), tag)
+        return moves.tag(self.ledger, ref, tag, expect=expect)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
         """Point the tag of `ref` where it pointed before its last move or removal, or after entry `seq` of the log."""
-        tag = _tag_of(ref)
-        state = self.ledger.current(ref.name)
-        if state.deleted or not state.seq:
-            self.row(ref)  # raises NotFoundError
-
-        def decide(state: Name) -> Entry | None:
-            row = self.row(Ref(ref.name, number=number_before(self.ledger, ref, state.seq, seq)))
-            return None if tag in row.tags else self._tag_entry(state, row, tag)
-
-        self.move(ref.name, decide)
-        return version_of(self.ledger, find_exact_row(self.ledger, ref), tag)
+        return moves.restore_tag(self.ledger, ref, seq)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
         """Keep the tag of `ref` from being moved or removed until it is unprotected (`on=False`)."""
-        tag = _tag_of(ref)
-        find_exact_row(self.ledger, ref)
-
-        def decide(state: Name) -> Entry | None:
-            find_exact_row(self.ledger, ref)
-            if (tag in queries.marks(self.index, "protect", ref.name)) == on:
-                return None
-            op = "protect" if on else "unprotect"
-            return Entry(ref.name, state.seq + 1, op, now(), tags=(tag,), previous=state.head)
-
-        self.move(ref.name, decide)
-        return version_of(self.ledger, find_exact_row(self.ledger, ref), tag)
+        return moves.protect(self.ledger, ref, on=on)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
         """Mark a version, or all versions of a bare name, as deprecated; return its number, 0 for all."""
-        row = self.row(ref)
-        number = row.number if ref != Ref(ref.name) else 0
-        message = message.encode(errors="replace").decode()
-        if len(message) > _MAX_MESSAGE:
-            raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Shorten it, or link to a longer one")
-
-        def decide(state: Name) -> Entry | None:
-            self.row(Ref(ref.name, number=row.number))
-            found = queries.marks(self.index, "deprecate", ref.name).get(str(number))
-            if found == (None if undo else message):
-                return None
-            op, text = ("undeprecate", "") if undo else ("deprecate", message)
-            return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=text)
-
-        self.move(ref.name, decide)
-        return number
+        return moves.deprecate(self.ledger, ref, message, undo=undo)
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
         """Remove a tag, or a whole name with all its versions, until `restore`. `expect` as in `push`.
@@ -440,81 +379,11 @@ class Registry:
         Without `force`, RefusedError for a name from whose versions others in the registry were made: those could not be made
         again.
         """
-        if ref.number or ref.digest:
-            raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
-        if ref.tag:
-            _check_not_latest(ref.name, ref.tag)
-        find_exact_row(self.ledger, ref)
-
-        def decide(state: Name) -> Entry:
-            self._check_expect(ref.name, ref.tag, expect)
-            find_exact_row(self.ledger, ref)
-            for tag in (ref.tag,) if ref.tag else queries.marks(self.index, "protect", ref.name):
-                self._check_protected(ref.name, tag)
-            if not (ref.tag or force):
-                self._check_childless(ref.name)
-            tags = (ref.tag,) if ref.tag else ()
-            return Entry(ref.name, state.seq + 1, "untag" if tags else "delete", now(), tags=tags, previous=state.head)
-
-        self.move(ref.name, decide)
+        moves.remove(self.ledger, ref, expect=expect, force=force)
 
     def restore(self, name: str) -> Restored:
         """Undo the removal of a name: its versions, tags and settings, except for versions whose bytes gc has removed.
 
         The name can be pushed to again, even if no version is left. RefusedError for a name that was not removed.
         """
-        found = Restored(name, (), ())
-
-        def decide(state: Name) -> Entry:
-            nonlocal found
-            if not state.deleted:
-                if not state.seq:
-                    self.row(Ref(name))  # raises NotFoundError
-                raise RefusedError(name, "was not removed")
-            entries = list(self.store.log.entries(name))
-            if sum(entry.op == "restore" for entry in entries) >= MAX_RESTORES:
-                raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
-            pushed = removed_versions(entries)
-            whole = {number for number, digest in pushed.items() if self._is_stored(digest)}
-            found = Restored(name, tuple(sorted(whole)), tuple(sorted(pushed.keys() - whole)))
-            return Entry(name, state.seq + 1, "restore", now(), numbers=found.numbers, previous=state.head)
-
-        self.move(name, decide)
-        return found
-
-    def _is_stored(self, digest: Digest) -> bool:
-        """Return True if a version's manifest can be read and all its blobs are here."""
-        try:
-            return self._is_complete(oci_manifest.parse(self.store.read_document(digest), digest))
-        except AdapterhubError:
-            return False
-
-    def _check_childless(self, name: str) -> None:
-        """Raise RefusedError if versions of other names were made from those of `name`, unless another name has the same."""
-        made = {
-            row.ref: parent.ref
-            for parent in queries.versions(self.index, name=name)
-            for row in self.children(parent.digest)
-            if row.name != name and all(held.name == name for held in self.holding(parent.digest))
-        }
-        for child, parent in sorted(made.items(), key=lambda item: str(item[0]))[:1]:
-            more = f" ({len(made) - 1} more like it)" if len(made) > 1 else ""
-            what = f"{child} was made from {parent} and could not be made again{more}"
-            raise RefusedError(name, what, "Force it to remove it all the same", code="has-children")
-
-
-def _check_no_number(ref: Ref) -> None:
-    if ref.number or ref.digest or ref.range:
-        raise RefError(str(ref), "a push assigns the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
-
-
-def _tag_of(ref: Ref) -> str:
-    if ref.tag is None:
-        raise RefError(str(ref), "has no tag", f"Write {ref.name}:TAG")
-    _check_not_latest(ref.name, ref.tag)
-    return ref.tag
-
-
-def _check_not_latest(name: str, tag: str) -> None:
-    if tag == LATEST:
-        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
+        return moves.restore(self.ledger, name)

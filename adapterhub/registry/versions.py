@@ -10,11 +10,11 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapterhub import semver
+from adapterhub import references, semver
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import Name, Row
-from adapterhub.ref import LATEST, Ref, RefError
+from adapterhub.ref import LATEST, Ref
 from adapterhub.store.ref_log import Entry, in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
@@ -99,7 +99,7 @@ def deprecation(ledger: Ledger, row: Row) -> str | None:
 def find_row(ledger: Ledger, ref: Ref) -> Row:
     """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest.
 
-    What the index says is compared with the log, once more under the write lock if a writer may have been between the two.
+    The index is compared with the log, once more under the write lock if a writer may have been between the two.
     """
     if not ledger.index.in_transaction:
         with contextlib.suppress(IntegrityError):
@@ -120,23 +120,27 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
     if ref.digest:
         rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
         if len(rows) > 1:
-            found = f"{rows[0].ref}, {rows[1].ref}"
-            raise RefError(str(ref), f"ambiguous digest prefix: {len(rows)} versions, such as {found}", "Use more digits")
+            raise references.ambiguous(str(ref), [row.ref for row in rows])
     else:
         number, tag = (ref.number, None) if ref.number else _tagged(ledger, ref)
         rows = queries.versions(ledger.index, name=ref.name, number=number)
     if not rows:
         raise _no_such_version(ledger, ref)
-    told = (state.head, rows[0].number, rows[0].digest, rows[0].manifest_size)
-    if (*told, tag) not in ledger.checked:
-        pushed = queries.pushed_by(ledger.index, rows[0])
-        log_check.check_row(ledger.store.log, state, rows[0], tag, pushed=pushed, database=ledger.index.path)
-        ledger.checked |= {(*told, tag), (*told, None)}
+    _check(ledger, state, rows[0], tag)
     return rows[0]
 
 
+def _check(ledger: Ledger, state: Name, row: Row, tag: str | None) -> None:
+    told = (row.name, row.number, row.digest, row.manifest_size)
+    known = ledger.checked.get((*told, tag), "")
+    if known != state.head:
+        log, pushed, database = ledger.store.log, queries.pushed_by(ledger.index, row), ledger.index.path
+        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=known)
+        ledger.checked |= {(*told, tag): state.head, (*told, None): state.head}
+
+
 def find_exact_row(ledger: Ledger, ref: Ref) -> Row:
-    """Return the version of a ref that is about to change: a missing tag is never taken for a range, and a range refused."""
+    """Return the version of a ref that is about to change: a missing tag is never read as a range, and a range is refused."""
     if ref.range or (ref.tag and ledger.current(ref.name).number and ref.tag not in queries.tags(ledger.index, ref.name)):
         raise _no_such_version(ledger, ref)
     return find_row(ledger, ref)
@@ -147,11 +151,8 @@ def _tagged(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
-    found = semver.highest_in(ref.range or ref.tag or "", tags)
-    if len({tags[tag] for tag in found}) > 1:
-        what = f"{' and '.join(found)} are the same version number and point to different versions"
-        raise RefError(str(ref), what, "Name one of them")
-    return (tags[found[0]], found[0]) if found else (0, None)
+    found = references.in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
+    return (tags[found], found) if found else (0, None)
 
 
 def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:

@@ -8,6 +8,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import location
 from .configured import NOBODY, below, nobody
+from .hub.client import HubAddress
 from .location import Access, Surroundings
 from .oci import credentials
 from .oci.address import Address
@@ -20,12 +21,13 @@ def access(url: str, who: Surroundings) -> Access | None:
     if isinstance(place, Address):
         with _host(place, who) as host:
             return host.access()
-    scheme, _, rest = url.partition("://")
-    if scheme == "hf":
-        from .hub import writer
+    if isinstance(place, HubAddress):
+        from .hub import repository, writer
 
-        hub = who.hub()
-        return writer.access(hub.endpoint, hub.checked_token(), rest, proxy=hub.proxy)
+        hub = repository.hub_of(place, who)
+        rest = url.partition("://")[2]
+        org = rest.partition("/")[2] if place.endpoint else rest
+        return writer.access(hub.endpoint, hub.checked_token(), org, proxy=hub.proxy)
     return None
 
 

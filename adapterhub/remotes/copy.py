@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapterhub.digest import sha256_bytes
+from adapterhub.manifest import card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub_converters.adapter_files import ADAPTER_JSON
@@ -36,7 +37,7 @@ def copy(
 ) -> Copied:
     """Have a version of `source` in `target`: its files, its config, its manifest, and then the tag. What is there stays.
 
-    `jobs` blobs go at once; the first error stops them all, and what each had got to is gone on with by the next run.
+    `jobs` blobs go at once; the first error stops them all, and the next run resumes where each stopped.
     """
     made = source.manifest(reference)
     blobs = unique(made)
@@ -65,10 +66,20 @@ def read_manifest(source: Source, made: Manifest, where: str) -> AdapterManifest
     if blob is None or blob.size > json_file.MAX_CONFIG:
         what = f"no {ADAPTER_JSON} to compare with the project's policy"
         raise RefusedError(where, what, "Copy it to a registry without a policy first, which derives one", code="no-manifest")
+    return AdapterManifest.parse(read_blob(source, blob, where), f"{where}: {ADAPTER_JSON}")
+
+
+def declared(source: Source, made: Manifest, manifest: AdapterManifest, where: str) -> AdapterManifest:
+    """The manifest of a version with what its model card declares besides; the card is fetched, and its bytes are verified."""
+    return card.fill(manifest, card.decode(read_blob(source, made.card, where))) if made.card else manifest
+
+
+def read_blob(source: Source, blob: Descriptor, where: str) -> bytes:
+    """The verified bytes of a small blob, whose size the caller has limited."""
     raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
     with source.open_blob(blob) as reader:
         while len(raw) <= blob.size and (n := reader.readinto(buffer)):
             raw += buffer[:n]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
-        raise IntegrityError(f"{where}: {ADAPTER_JSON}", f"received {len(raw)} bytes that do not match {blob.digest}")
-    return AdapterManifest.parse(bytes(raw), f"{where}: {ADAPTER_JSON}")
+        raise IntegrityError(f"{where}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
+    return bytes(raw)

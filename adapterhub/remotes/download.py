@@ -19,12 +19,14 @@ from typing import Any, BinaryIO
 
 from adapterhub import user_files
 from adapterhub.digest import CHUNK, sha256_bytes
+from adapterhub.http.client import Body
 from adapterhub.http.errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
+from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.inside import Inside
-from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError
+from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
 from .protocol import Reader, Source
 
@@ -32,6 +34,7 @@ from .protocol import Reader, Source
 NOTED = 8 << 20
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE = ".json"
+_FIRST = linear.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
 _AHEAD = 3  # chunks that may have been received and not hashed and written yet
 # Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
 # took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.
@@ -57,6 +60,10 @@ class Steady:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
         self._stack.close()
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -115,7 +122,7 @@ def received(
 
 
 @contextmanager
-def received_beside(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def received_concurrently(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Like `received`; while another process receives the blob there, into a file of our own, removed in the end."""
     with ExitStack() as stack:
         try:
@@ -308,6 +315,25 @@ def pass_over(reader: Reader, count: int) -> None:
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
     while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
         count -= n
+
+
+def seek(body: Body, blob: Descriptor, start: int, where: str) -> None:
+    """Check that a body has a blob from byte `start` on, which was requested; skip what comes before, if it has the whole blob.
+
+    Raises:
+        RemoteError: It has another range.
+        IntegrityError: It has another length.
+    """
+    left = blob.size
+    if body.status == 206:
+        left -= start
+        begins = _FIRST.match(body.headers.get("content-range", ""))
+        if not start or not begins or int(begins[1]) != start:
+            raise RemoteError(where, "the server sends another range than requested")
+    elif start:
+        pass_over(body, start)
+    if body.length is not None and body.length != left:
+        raise IntegrityError(where, f"the server has {body.length} bytes of it, not {left}", "Ask its owner")
 
 
 def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:

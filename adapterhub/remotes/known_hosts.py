@@ -1,6 +1,6 @@
 """Whom the user has dealt with before: the owners of addresses (`Place.owner`).
 
-A project's files travel with its repository, so whoever wrote them chooses the hosts in them. Such a host is asked only if it
+A project's files travel with its repository, so their author chooses the hosts in them. Such a host is asked only if it
 is known: from the user's own remotes and logins, from an answer given once, which is kept in a file, or from a list.
 """
 
@@ -46,7 +46,7 @@ class KnownHosts:
         if found in ("", _HUGGING_FACE, *user_files.read(self.path).splitlines()):
             return True
         for url in self.remotes:
-            with suppress(AdapterhubError):  # a remote that cannot be used says so where it is used
+            with suppress(AdapterhubError):  # a remote that cannot be used is reported where it is used
                 if location.parse(nobody(url)).owner == found:
                     return True
         parts = urlsplit(found)

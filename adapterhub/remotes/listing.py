@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+from adapterhub import references
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
-from . import references
 from .copy import read_manifest
 from .protocol import Connected
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
@@ -17,7 +16,7 @@ from adapterhub.store.store import local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
 
-from .download import pass_over, received_beside
+from .download import pass_over, received_concurrently
 from .protocol import Put, Reader, Source
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Local:
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob in the store's tmp/, where the next run can resume it."""
         store = self.registry.store
-        with received_beside(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
+        with received_concurrently(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
             store.adopt(path, file, blob.digest)
         return blob.size
 
@@ -111,15 +110,24 @@ class Local:
 
         with linked(self.registry.store, made.layers) as folder:
             try:
-                errors = publish.check_received(folder, where=where, policy=self.policy, force=force, check=not facts_only)
+                errors = publish.check_received(
+                    folder,
+                    made,
+                    where=where,
+                    policy=self.policy,
+                    force=force,
+                    check=not facts_only,
+                    metrics=self.registry.metrics(made.digest),
+                )
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise
         return tuple(problem.code for problem in errors)
 
     def _check(self, made: Manifest) -> None:
-        """What a push checks of a folder, as far as names and documents say it."""
-        where = f"{self.name}: {ADAPTER_JSON}"
+        """Check what a push checks of a folder, as far as names and documents show it."""
+        from adapterhub.registry import publish  # needs numpy
+
         for layer in made.layers:
             with self.open_blob(layer) as file:
                 head = bytearray(HEAD)
@@ -127,7 +135,4 @@ class Local:
             check_file(layer.path, bytes(head[:n]), self.name)
         if made.adapter_json is None:
             raise RefusedError(self.name, f"there is no {ADAPTER_JSON} in it", "Pull it into a folder, and push that")
-        manifest = AdapterManifest.parse(self.registry.store.read_document(made.adapter_json.digest), where)
-        files = {FileEntry(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != ADAPTER_JSON}
-        if set(manifest.files) != files:
-            raise IntegrityError(where, "lists other files than the manifest")
+        publish.check_listed(self.registry.store, made, self.name)

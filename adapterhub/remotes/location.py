@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
+from adapterhub_converters.errors import UsageError
 
 from .protocol import Connected
 
@@ -48,6 +49,8 @@ class Surroundings:
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
         uploads: The folder that records how far uploads have come; None to record nothing.
         proxy: The proxy for a scheme and a host.
+        author: The user, for a log.
+        login: Returns the token that is stored for a host, in the clear or not (`Address.plain`); None for none.
     """
 
     docker: Path | None
@@ -55,6 +58,8 @@ class Surroundings:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     uploads: Path | None = None
     proxy: ProxyOf = no_proxy
+    author: str = ""
+    login: Callable[[str, bool], str | None] = lambda _host, _plain: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,9 @@ def kinds() -> tuple[str, ...]:
 
 def parse(text: str) -> Place:
     """Parse an address; the UsageError for an invalid one never repeats a password."""
+    if not is_address(text):
+        known = ", ".join(f"{kind}://" for kind in kinds())
+        raise UsageError(text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {known}")
     found: Place = _module(text).parse(text)
     return found
 
@@ -150,6 +158,18 @@ def is_below(owner: str, folder: Path) -> bool:
     """Tell whether an owner is that of a folder, or of something in it."""
     parts = urlsplit(owner)
     return parts.scheme == "file" and Path(unquote(parts.path)).is_relative_to(folder.absolute().resolve())
+
+
+def name_of(place: Place) -> str:
+    """The name of the adapter at an address, without the place that it is at."""
+    if is_layout(place.repository):  # a whole ref is the tag
+        return (place.tag or "").partition(":")[0] if "/" in (place.tag or "") else place.title
+    return place.repository.partition("://")[2].removeprefix(f"{place.host}/")
+
+
+def namespace_of(place: Place) -> str:
+    """The address without the last part of its name; an image layout is one namespace."""
+    return place.repository if is_layout(place.repository) else place.repository.rpartition("/")[0]
 
 
 def expecting(place: Connected, digest: str | None) -> None:

@@ -173,6 +173,29 @@ class _Reader:
         return n
 
 
+class Settled(_Wrapped):
+    """A source that answers only once what a reference is: what was checked is what is transferred.
+
+    A tag may move between two requests, and a hostile registry may have it move at every one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._made: dict[str, Manifest] = {}
+
+    def manifest(self, reference: str) -> Manifest:
+        """That of the source, as it was when first asked."""
+        if reference not in self._made:
+            self._made[reference] = self.source.manifest(reference)
+        return self._made[reference]
+
+    @contextlib.contextmanager
+    def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
+        """A blob of the source."""
+        with self.source.open_blob(blob, start) as reader:
+            yield reader
+
+
 class Fetched(_Wrapped):
     """A source with a version that was downloaded into a folder: its files are read there, anything else from the source.
 
@@ -196,7 +219,7 @@ class Fetched(_Wrapped):
 
 
 def unwatched(source: Source) -> Source:
-    """The source behind `Watched` and `Fetched` ones."""
-    while isinstance(source, Watched | Fetched):
+    """The source behind those of this module."""
+    while isinstance(source, _Wrapped):
         source = source.source
     return source

@@ -154,6 +154,14 @@ class Connected(Target, ABC):
         """
         raise ParameterError("expect", f"{self.where} cannot compare a tag before it moves it", "Leave it out")
 
+    def annotate(self, message: str) -> None:
+        """Record a message with the version or the tag that is written next.
+
+        Raises:
+            ParameterError: The remote keeps no messages.
+        """
+        raise ParameterError("message", f"{self.kind} keeps no messages", "Leave it out")
+
     def make_private(self) -> None:
         """Create the repository as private, if it has to be created.
 
@@ -176,7 +184,7 @@ class Connected(Target, ABC):
             NotFoundError: There is no such tag.
             UsageError: This kind of remote cannot.
         """
-        raise self.lacking("tags that are removed from here", "Remove it with the tools of that place")
+        raise self.lacking("removal of tags from here", "Remove it with the tools of that place")
 
     def history(self) -> list[Entry]:
         """The moves of the name's tags, the oldest first.

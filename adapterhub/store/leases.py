@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -33,12 +33,19 @@ class Lease:
 
     def __init__(self, ident: str, file: BinaryIO | None) -> None:
         self.id = ident
-        self._file = file
+        self._file, self._start = file, file.tell() if file is not None else 0
 
     def note(self, digest: str) -> None:
         """Add a blob. Call this before checking that the store has it, so that a gc cannot remove it in between."""
         if self._file is not None:
             self._file.write(f"{digest}\n".encode())
+
+    def note_only(self, digests: Iterable[str]) -> None:
+        """Have it list these alone. Call this where no gc reads meanwhile, which could find the list incomplete."""
+        if self._file is not None:
+            self._file.seek(self._start)
+            self._file.truncate()
+            self._file.write("".join(f"{digest}\n" for digest in digests).encode())
 
 
 @contextmanager

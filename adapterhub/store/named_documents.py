@@ -1,10 +1,12 @@
-"""Documents of a registry under a name of one word: base models and merge recipes.
+"""Documents of a registry under a name: base models and merge recipes, and what a hub keeps of a repository.
 
     bases/<name>/<seq>.json     one file per move: `push` points the name at a document, `delete` frees it
     merges/<name>/<seq>.json    likewise
+    hub/<ns>/<name>/<seq>.json  likewise
 
-A document is a blob: the record of a base model (`adapterhub.bases.registered`) or a merge recipe
-(`adapterhub.registry.merge_recipe`). Of a recipe, only the adapters that it needs are read here.
+A document is a blob: the record of a base model (`adapterhub.bases.registered`), a merge recipe
+(`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repositories`). Of a recipe, only the adapters that
+it needs are read here.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ def parse_document_name(name: str, where: str) -> str:
     return name
 
 
-def current(store: Store, name: str, *, log: str = BASES) -> NamedDocument:
-    """Read the state of a name; IntegrityError if its log was changed."""
-    found = NamedDocument(name)
+def current(store: Store, name: str, *, log: str = BASES, known: NamedDocument | None = None) -> NamedDocument:
+    """Read the state of a name, on from the state that is `known`; IntegrityError if its log was changed."""
+    found = known or NamedDocument(name)
     while step := store.log.entry(name, (found.entry.seq if found.entry else 0) + 1, log=log):
         entry, digest = step
         if entry.previous != found.head or entry.op not in ("push", "delete"):
@@ -68,11 +70,12 @@ def move(
     decide: Callable[[NamedDocument], Entry | None],
     *,
     log: str = BASES,
+    known: NamedDocument | None = None,
 ) -> None:
     """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
     while True:
         with locked():  # the only protection on file systems without hard links
-            entry = decide(current(store, name, log=log))
+            entry = decide(current(store, name, log=log, known=known))
             if entry is None or store.log.append(entry, log=log):
                 return
 

@@ -3,6 +3,7 @@
 refs/<ns>/<name>/<seq>.json   moves of an adapter's refs
 bases/<name>/<seq>.json       moves of the name of a base model (`named_documents`)
 merges/<name>/<seq>.json      moves of the name of a merge recipe
+hub/<ns>/<name>/<seq>.json    moves of what a hub keeps of a repository besides its versions
 pending/<id>.json             a move that has begun and that registry.db may not contain yet
 """
 
@@ -22,7 +23,9 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOEr
 
 from .atomic import Files, local_errors, random_name, write_all
 
-REFS, BASES, MERGES = "refs", "bases", "merges"
+REFS, BASES, MERGES, HUB = "refs", "bases", "merges", "hub"
+DOCUMENTS = (BASES, MERGES, HUB)
+"""Logs of names that point at documents."""
 MAX_ENTRY = 4 << 20  # bytes
 MAX_RESTORES = 100
 """Restores of one name: each has a replay apply the whole log again."""
@@ -33,7 +36,8 @@ _OPS = {
     3: {"evaluate"},
     4: {"restore"},
 }
-_SINCE_2 = ("message", "numbers", "keep")
+_OPS[5] = set().union(*_OPS.values())  # each with its author, and a push or a tag with a message
+_SINCE = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,10 @@ class Entry:
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
         previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
-        message: Why a version is deprecated; for `evaluate`, the measurement (`manifest.measurement`).
+        message: Why a version was pushed, tagged or deprecated; for `evaluate`, the measurement (`manifest.measurement`).
         numbers: Versions that were dropped, or restored.
         keep: Number of newest versions to keep.
+        author: The user who wrote the entry, as their program names them; empty if unknown.
     """
 
     name: str
@@ -66,10 +71,12 @@ class Entry:
     message: str = ""
     numbers: tuple[int, ...] = field(default_factory=tuple)
     keep: int = 0
+    author: str = ""
 
     def dump(self) -> bytes:
-        """Return the bytes of the entry's file."""
+        """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
         version = next((number for number, ops in _OPS.items() if self.op in ops), 1)
+        version = 5 if self.author or (self.message and version == 1) else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
@@ -106,7 +113,7 @@ class Entry:
 def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
     kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
-    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version > 1 or key not in _SINCE_2}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _SINCE.get(key, 1)}
 
 
 def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -133,22 +140,24 @@ class RefLog:
         self._files = files
         self.root = files.root
 
-    def names(self) -> list[str]:
-        """List every adapter name that has ever had a ref, sorted."""
-        return sorted(name for name, _ in self._folders() if is_name(name))
+    def names(self, log: str = REFS, namespace: str = "") -> list[str]:
+        """List every adapter name in the log REFS or HUB, removed ones included, sorted; all, or those in a namespace."""
+        return sorted(name for name, _ in self._folders(log, namespace) if is_name(name))
 
     def strange(self) -> list[Path]:
         """List the folders among the logs of names that no name has."""
-        return sorted(path for name, path in self._folders() if not is_name(name))
+        return sorted(path for name, path in self._folders(REFS) if not is_name(name))
 
-    def _folders(self) -> Iterator[tuple[str, Path]]:
-        refs = self.root / REFS
-        with local_errors(refs):
-            for space in self._files.folders(refs):
+    def _folders(self, log: str, namespace: str = "") -> Iterator[tuple[str, Path]]:
+        root = self.root / log
+        with local_errors(root), contextlib.suppress(FileNotFoundError):  # created with the first name
+            for space in [root / namespace] if namespace else self._files.folders(root):
                 yield from ((f"{space.name}/{name.name}", name) for name in self._files.folders(space))
 
     def document_names(self, log: str = BASES) -> list[str]:
-        """List every name in the log BASES or MERGES, freed ones included, sorted."""
+        """List every name in one of DOCUMENTS, freed ones included, sorted."""
+        if log == HUB:
+            return self.names(HUB)
         folder = self.root / log
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first name
             return [item.name for item in self._files.folders(folder)]
@@ -160,6 +169,8 @@ class RefLog:
 
     def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
         """Read entry `seq` (from 1) of a name's log and the digest of its bytes; None past the end of the log."""
+        if self.ends_at(name, seq - 1, log=log):
+            return None
         path = self.path(name, seq, log=log)
         try:
             raw = self._files.read(path, MAX_ENTRY)
@@ -169,8 +180,22 @@ class RefLog:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
         entry = Entry.parse(raw, str(path))
         if (entry.name, entry.seq) != (name, seq):
-            raise FormatError(str(path), f"is entry {entry.seq} of {entry.name[:80]}")
+            raise FormatError(str(path), f"is entry {entry.seq} of {entry.name[:80]}", code="misplaced")
         return entry, sha256_bytes(raw)
+
+    def ends_at(self, name: str, seq: int, *, log: str = REFS) -> bool:
+        """Return True if there is no entry after `seq`.
+
+        That is asked far more often than an entry is read, so it is one system call. It may follow a link on the way, which
+        cannot show anything: whoever reads an entry refuses links.
+        """
+        try:
+            os.lstat(os.path.join(self.root, log, name, f"{seq + 1:08}.json"))
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass  # reading it will tell
+        return False
 
     def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is an entry with a number above `seq`.
@@ -196,10 +221,17 @@ class RefLog:
 
     def append(self, entry: Entry, *, log: str = REFS) -> bool:
         """Commit an entry, flushed; False when another writer took its number first."""
+        return self._write(entry.dump(), entry, log)
+
+    def mirror(self, raw: bytes, entry: Entry, *, log: str = REFS) -> None:
+        """Write an entry that was committed elsewhere, as the bytes that it has there, unless it is here already."""
+        self._write(raw, entry, log)
+
+    def _write(self, raw: bytes, entry: Entry, log: str) -> bool:
         final = self.path(entry.name, entry.seq, log=log)
         with local_errors(final), self._files.temporary() as (path, file):
             self._files.make_dir(final.parent)
-            write_all(file, entry.dump())
+            write_all(file, raw)
             os.fsync(file.fileno())
             file.close()
             if not self._files.claim(path, final):

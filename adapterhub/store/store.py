@@ -5,7 +5,7 @@
     blobs/sha256/<hex>      read-only; complete and flushed before the name appears
     packs/sha256/<hex>      the same blobs, compressed on request; only adapterhub reads them (`packs`)
     tensors/sha256/<hex>    derived: the tensors of a blob of weights (`tensor_digests`)
-    refs/, bases/, merges/  logs: one exclusively created file per move (`ref_log`)
+    refs/, bases/, merges/, hub/  logs: one exclusively created file per move (`ref_log`)
     pending/<id>.json       a move that has begun and that registry.db may not contain yet
     leases/<id>.lease       a running process and the blobs it needs (`leases`)
     cache/                  converted versions, which may be deleted at any time (`registry.conversion_cache`)
@@ -33,15 +33,30 @@ from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundE
 from . import oci_index, tensor_digests
 from .atomic import Files, local_errors, open_regular, write_all
 from .leases import Lease, dead, hold, noted
-from .ref_log import BASES, MERGES, REFS, Entry, RefLog
+from .ref_log import BASES, DOCUMENTS, HUB, MERGES, REFS, Entry, RefLog
+from .signatures import Signatures
 from .tensor_digests import TensorLists, Tensors
 
-__all__ = ["BASES", "FOLDER", "MERGES", "REFS", "Entry", "More", "Progress", "Store", "counter", "local_errors", "open_regular"]
+__all__ = [
+    "BASES",
+    "DOCUMENTS",
+    "FOLDER",
+    "HUB",
+    "MERGES",
+    "REFS",
+    "Entry",
+    "More",
+    "Progress",
+    "Store",
+    "counter",
+    "local_errors",
+    "open_regular",
+]
 
 FOLDER = ".adapterhub"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # `ingest` is where oras keeps incomplete blobs.
-_FOLDERS = {"blobs", "packs", "tensors", REFS, BASES, MERGES, "pending", "tmp", "leases", "cache", "ingest"}
+_FOLDERS = {"blobs", "packs", "tensors", "signatures", REFS, *DOCUMENTS, "pending", "tmp", "leases", "cache", "ingest"}
 _MAX_DOCUMENT = 4 << 20  # bytes
 _PIECE = 1 << 20  # bytes
 More = Callable[[int], object]
@@ -51,13 +66,16 @@ Progress = Callable[[int, int], None]
 
 
 class Store:
-    """An OCI image layout below `root`. Open one with `Store(root)`, create one with `Store.create`.
+    """An OCI image layout below `root`. Open one with `Store(root)`; `create` makes it if it is missing.
+
+    A hub of several machines has another kind, whose folder is a copy of what they share (`hub.storage.blobs`).
 
     Attributes:
         files: Writes files of the store in one step.
         log: The logs of refs, bases and merge recipes.
         packs: Compressed blobs.
         tensors: Lists of the tensors of blobs.
+        signatures: Signatures of versions.
         index_file: index.json.
     """
 
@@ -67,25 +85,23 @@ class Store:
         self.log = RefLog(self.files)
         self.packs = Packs(self.files)
         self.tensors = TensorLists(root / "tensors" / "sha256", self.files)
+        self.signatures = Signatures(root / "signatures" / "sha256", self.files)
         self.index_file = oci_index.IndexFile(self.files)
         self._blobs = root / "blobs" / "sha256"
 
-    @classmethod
-    def create(cls, root: Path) -> Store:
-        """Create the store at `root` unless there is one; `oci-layout` is written last, as without it there is no store."""
-        store = cls(root)
-        with local_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
-            store.check()
-            for folder in (store._blobs, root / REFS, root / "pending", root / "tmp"):
-                store.files.make_dir(folder)
-            if not store.files.exists(store.index_file.path):
-                store.index_file.write([])
-            store.files.sync(root / "blobs")
-            if not store.exists():
-                store.files.replace(root / "oci-layout", _LAYOUT)
-                sync(root.parent)
-        return store
+    def create(self) -> None:
+        """Create the store unless there is one; `oci-layout` is written last, as without it there is no store."""
+        with local_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.check()
+            for folder in (self._blobs, self.root / REFS, self.root / "pending", self.root / "tmp"):
+                self.files.make_dir(folder)
+            if not self.index_file.stamp():
+                self.index_file.write([])
+            self.files.sync(self.root / "blobs")
+            if not self.exists():
+                self.files.replace(self.root / "oci-layout", _LAYOUT)
+                sync(self.root.parent)
 
     def exists(self) -> bool:
         """Return True if there is a store at `root`; RefusedError if that is a link."""
@@ -195,7 +211,7 @@ class Store:
         with self.files.temporary() as (path, file):
             digest, size = copy_hashing(source, file, more=more)
             if not self.holds(digest, size):
-                self._settle(path, file, self.blob_path(digest))
+                self.settle(path, file, digest)
         return digest, size
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
@@ -204,7 +220,7 @@ class Store:
         if not self.holds(digest, len(data)):
             with self.files.temporary() as (path, file):
                 write_all(file, data)
-                self._settle(path, file, self.blob_path(digest))
+                self.settle(path, file, digest)
         return digest, len(data)
 
     def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
@@ -213,7 +229,7 @@ class Store:
             found = copy_hashing(source, file, limit=2**63 if size is None else size)
             right = found[0] == digest and size in (None, found[1])
             if right:
-                self._settle(path, file, self.blob_path(digest))
+                self.settle(path, file, digest)
         return right
 
     def holds(self, digest: Digest, size: int) -> bool:
@@ -235,14 +251,15 @@ class Store:
     def adopt(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Give a complete file in tmp/ its name; the caller has compared its bytes with `digest`."""
         with local_errors(path):
-            self._settle(path, file, self.blob_path(digest))
+            self.settle(path, file, digest)
 
-    def _settle(self, path: Path, file: BinaryIO, final: Path) -> None:
+    def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
+        """Flush a complete file in tmp/ and make it a blob; every new blob of the store comes by here."""
         if hasattr(os, "fchmod"):
             os.fchmod(file.fileno(), 0o444)
         os.fsync(file.fileno())
         file.close()
-        self.files.move(path, final)
+        self.files.move(path, self.blob_path(digest))
 
     def sync_blobs(self) -> None:
         """Flush the names of all blobs stored so far."""
@@ -291,7 +308,7 @@ class Store:
             if copy_hashing(source, file, limit=size) != (digest, size):
                 what = f"its bytes do not have the digest {digest}"
                 raise IntegrityError(str(self.packs.path(digest)), what, "Check the registry", code="check-registry")
-            self._settle(path, file, self.blob_path(digest))
+            self.settle(path, file, digest)
         self.sync_blobs()
 
     def drop_pack(self, digest: Digest) -> None:
@@ -348,9 +365,16 @@ class Store:
 
     def stray_lists(self, needed: set[Digest]) -> list[Path]:
         """List the tensor lists of blobs that neither exist nor are `needed`."""
-        there = needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))
+        there = self._there(needed)
         # Checked again: a blob may have been stored, and its list made, meanwhile.
         return [self.tensors.path(of) for of in self.tensors.digests() if of not in there and not self.stored(of)]
+
+    def stray_signatures(self, needed: set[Digest]) -> list[Path]:
+        """List the signatures of manifests that neither exist nor are `needed`."""
+        return [path for of, path in self.signatures.of_others(self._there(needed)) if not self.stored(of)]
+
+    def _there(self, needed: set[Digest]) -> set[Digest]:
+        return needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))
 
     def conversions(self) -> list[Path]:
         """List the folders of the conversion cache."""

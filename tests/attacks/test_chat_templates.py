@@ -98,7 +98,7 @@ def test_the_text_is_what_transformers_renders(templated: Any, template: str, pr
     assert chat_template.render(templated, CHAT, where="", tools=[TOOL], prompt=prompt) == theirs
 
 
-def test_the_template_for_tools_is_taken_for_conversations_with_tools(templated: Any) -> None:
+def test_conversations_with_tools_use_the_template_for_tools(templated: Any) -> None:
     templated.chat_template = {"default": "plain", "tool_use": "with tools"}
     assert chat_template.render(templated, CHAT, where="") == "plain"
     assert chat_template.render(templated, CHAT, where="", tools=[TOOL]) == "with tools"

@@ -16,12 +16,17 @@ import pytest
 from adapterhub.http import client
 from adapterhub.http.urls import next_page
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, TITLE
+from adapterhub.registry.moves import now
 from adapterhub.remotes.layouts import tar
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.layouts.index import INDEX_TYPE
+from adapterhub.remotes.objects import log
+from adapterhub.remotes.objects.address import ObjectAddress
+from adapterhub.remotes.objects.store import Objects
+from adapterhub.store.store import Entry
 from adapterhub_converters.bases import hf
 from adapterhub_converters.bases.files import Ranged
-from adapterhub_converters.errors import FormatError, RemoteError
+from adapterhub_converters.errors import FormatError, RefusedError, RemoteError
 from tests.attacks.test_hostile_servers import one_line
 from tests.conftest import Run
 from tests.support.adapters import Make
@@ -248,6 +253,47 @@ def test_a_pipe_in_a_store_of_others_is_refused(run: Run, make: Make, tmp_path: 
     os.mkfifo(path)
     one_line(run("pull", f"file://{store}/team/sql", "-o", tmp_path / "out", code=None), "a pipe or a device")
     assert not (tmp_path / "out").exists()
+
+
+def pushed(name: str, count: int) -> Iterator[Entry]:
+    """The entries of a log of pushes."""
+    head = ""
+    for seq in range(1, count + 1):
+        entry = Entry(name, seq, "push", now(), digest_of(b"%d" % seq), 1, seq, (), head)
+        head = digest_of(entry.dump())
+        yield entry
+
+
+def test_the_log_of_a_name_in_an_object_store_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a push make it longer."""
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(log, "MAX_ENTRIES", 150)
+    store, folder = f"file://{tmp_path}", tmp_path / "refs/team/sql"
+    folder.mkdir(parents=True)
+    for entry in pushed("team/sql", 150):
+        (folder / f"{entry.seq:08}.json").write_bytes(entry.dump())
+    with Objects(ObjectAddress.parse(f"{store}/team/sql"), {}) as place:
+        assert len(place.history()) == 150
+        with pytest.raises(RefusedError, match="more than 150 entries"):
+            place._appended(Entry("team/sql", 151, "tag", now()))
+    assert not (folder / "00000151.json").exists()
+    (folder / "00000151.json").write_bytes(b"{}")
+    with Objects(ObjectAddress.parse(f"{store}/team/sql"), {}) as place, pytest.raises(RefusedError, match="more than 150"):
+        place.tags()
+
+
+def test_a_log_that_breaks_at_once_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    folder = tmp_path / "refs/team/sql"
+    folder.mkdir(parents=True)
+    for seq in range(1, 1001):
+        (folder / f"{seq:08}.json").write_bytes(b"{}")
+    asked: list[int] = []
+    raw = log.Log.raw
+    monkeypatch.setattr(log.Log, "raw", lambda self, seq: asked.append(seq) or raw(self, seq))
+    with Objects(ObjectAddress.parse(f"file://{tmp_path}/team/sql"), {}) as place, pytest.raises(FormatError):
+        place.tags()
+    assert len(asked) <= 64
 
 
 def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:

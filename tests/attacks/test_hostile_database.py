@@ -100,7 +100,7 @@ LIES = {
 
 
 @pytest.mark.parametrize(("statement", "ref"), LIES.values(), ids=LIES)
-def test_what_a_ref_means_is_what_the_log_says_whatever_the_rows_say(root: Path, run: Run, statement: str, ref: str) -> None:
+def test_the_log_alone_decides_what_a_ref_means(root: Path, run: Run, statement: str, ref: str) -> None:
     change(root, "PRAGMA foreign_keys = OFF", statement)
     for command in (("show", ref), ("pull", ref, "-o", "out"), ("verify", ref)):
         text = run(*command, "--registry", root, code=None)
@@ -189,7 +189,7 @@ def test_values_of_other_types_than_their_columns_are_one_line(root: Path, run: 
 
 
 @pytest.mark.parametrize("version", [0, 3, 7])
-def test_a_hostile_database_that_claims_to_be_older_is_made_anew(root: Path, run: Run, version: int) -> None:
+def test_a_hostile_database_that_claims_to_be_older_is_rebuilt(root: Path, run: Run, version: int) -> None:
     change(root, *FOREIGN["a trigger"], *FOREIGN["a missing table"], f"PRAGMA user_version = {version}")
     assert "team/other" in run("list", "--registry", root).stdout
     assert "clean" in run("fsck", "--registry", root).stdout

@@ -232,7 +232,7 @@ def test_a_hub_with_tls_that_names_places_without_it_gets_no_weights(run: Run, m
             assert hub.storage.requests == []
 
 
-def test_a_page_of_a_hub_with_tls_leads_to_none_without(run: Run, keys: Path, web: Web) -> None:
+def test_a_page_of_a_hub_with_tls_does_not_lead_to_one_without(run: Run, keys: Path, web: Web) -> None:
     hub = Web()
     secured(hub, keys)
     hub.rules["/api/models/org/sql/revision/main"] = lambda to: to.send(302, Location=f"{web.url}/x")

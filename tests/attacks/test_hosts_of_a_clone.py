@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import adapterhub
+from adapterhub import training
+from adapterhub.training.artifacts import tracking
 from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import RefusedError
@@ -94,7 +96,7 @@ def test_this_holds_for_every_kind_of_remote(run: Run, clone: Clone, url: str) -
 
 
 @pytest.mark.parametrize("known", ["remote add", "a user's remote", "docker login", "a helper for it", "lock"])
-def test_whom_the_user_has_dealt_with_is_asked(run: Run, tmp_path: Path, web: Web, clone: Clone, known: str) -> None:
+def test_a_host_that_the_user_has_used_is_asked(run: Run, tmp_path: Path, web: Web, clone: Clone, known: str) -> None:
     host, env = web.url[7:], docker(tmp_path, {})
     helper(tmp_path)
     if known == "remote add":
@@ -171,7 +173,7 @@ def test_a_registry_outside_of_a_project_is_not_used(run: Run, make: Make, tmp_p
     (folder / "link").symlink_to(outside)
     (folder / "adapterhub.toml").write_text(f'registry = "{registry.format(outside=outside)}"\n')
     for words in (["list"], ["push", tmp_path / "adapter", "team/other"], ["pull", "team/sql"], ["gc"]):
-        one_line(run(*words, cwd=folder, code=6), "adapterhub.toml: names file://", "elsewhere")
+        one_line(run(*words, cwd=folder, code=6), "adapterhub.toml: names file://", "elsewhere", "or name it with an option")
     assert "team/sql" in run("list", cwd=folder, env={ALLOW: f"file://{outside}"}).stdout
     assert "team/sql" in run("list", "--registry", outside, cwd=folder).stdout
 
@@ -191,6 +193,17 @@ def test_a_recipe_of_somebody_else_s_has_its_adapter_fetched_from_nowhere(run: R
     assert "byte for byte" in run("materialize", "a.json", "-o", "out").stdout
 
 
+@pytest.mark.parametrize("source", ["javascript:1", "x", "", "http://x/y", "\\\\host\\share", "ada:secret@host/x"])
+def test_a_source_that_is_no_address_is_one_line(run: Run, clone: Clone, source: str) -> None:
+    folder = clone("oci://registry.example")
+    text = (folder / "adapters.lock").read_text()
+    (folder / "adapters.lock").write_text(text.replace('"oci://registry.example/team/sql:latest"', json.dumps(source)))
+    for words in (["pull", "--locked"], ["lock", "--check"], ["lock", "--update"]):
+        done = run(*words, cwd=folder, code=2)
+        one_line(done, "not the address of a registry or a hub")
+        assert "secret" not in done.stderr
+
+
 def test_python_refuses_unless_its_workspace_trusts_them(
     run: Run, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,3 +221,28 @@ def test_python_refuses_unless_its_workspace_trusts_them(
     with pytest.raises(RefusedError, match=r"adapters\.lock: names https://registry\.example, "):
         Workspace().admitted("oci://registry.example/team/sql", folder / "adapters.lock")
     assert trusting.admitted("oci://registry.example/team/sql", folder / "adapters.lock") == "oci://registry.example/team/sql"
+
+
+SETTINGS = ["base_url = http://127.0.0.1:9", "http_proxy = 127.0.0.1:9", "x_extra_http_headers = {}"]
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+@pytest.mark.parametrize("line", SETTINGS)
+def test_the_key_of_wandb_goes_to_no_server_that_a_clone_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text(f"[default]\nproject = sql\n{line}\n")
+    path = tmp_path / "train.toml"
+    path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
+    said = rf"log_to: {folder}/settings sets '{line.split(maxsplit=1)[0]}', and W&B would follow it with your key"
+    with pytest.raises(RefusedError, match=said), tracking.tracked(training.read_config(path), tmp_path / "out", print):
+        pass
+
+
+def test_names_in_the_settings_of_wandb_are_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/settings").write_text("[default]\nproject = sql\nentity = me\nmode = offline\n")
+    tracking._check_workspace("train.toml")

@@ -11,7 +11,8 @@ from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import describe, oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
-from adapterhub.registry.registry import Registry, now
+from adapterhub.registry.moves import now
+from adapterhub.registry.registry import Registry
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import FormatError
@@ -58,7 +59,7 @@ SAYS = '"r" is 1, but the weights have 2'
 
 
 @pytest.mark.parametrize("policy", [False, True])
-def test_a_version_that_lies_about_its_weights_is_not_pulled_or_copied(
+def test_a_version_that_contradicts_its_weights_is_not_pulled_or_copied(
     lying: Path, run: Run, tmp_path: Path, policy: bool
 ) -> None:
     if policy:
@@ -73,7 +74,7 @@ def test_a_version_that_lies_about_its_weights_is_not_pulled_or_copied(
     assert SAYS in run("copy", "team/sql", f"layout://{tmp_path / 'other'}:v1", "--registry", lying, code=4).stderr
 
 
-def test_the_policy_is_decided_on_what_the_weights_say(lying: Path, run: Run, tmp_path: Path) -> None:
+def test_the_policy_is_compared_with_the_weights(lying: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "adapterhub.toml").write_text(POLICY)
     assert SAYS in run("pull", "team/sql", "-o", "out", "--registry", lying, code=4).stderr
     assert not (tmp_path / "out").exists()
@@ -144,6 +145,6 @@ def test_a_few_copies_of_a_file_are_fine(make: Make) -> None:
     assert len(oci_manifest.parse(oci_manifest.build(folder).raw, "x").layers) == 10
 
 
-def test_refs_still_resolve_beside_it(lying: Path) -> None:
+def test_other_refs_still_resolve(lying: Path) -> None:
     with Registry.open(lying) as registry:
         assert registry.resolve(Ref.parse("team/sql")).number == 1

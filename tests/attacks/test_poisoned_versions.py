@@ -10,7 +10,8 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.registry import Registry, now
+from adapterhub.registry.moves import now
+from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 from tests.conftest import Run
 from tests.support.adapters import Make
@@ -109,6 +110,35 @@ def test_a_poisoned_version_stops_nothing_else_and_can_be_removed(root: Path, ru
     run("verify", "team/good", *at)
     run("rm", "team/bad", *at)
     run("gc", "--grace", "0", *at)
+    others_work(root, run)
+
+
+FACTS = {
+    "nesting": b"[" * 200,
+    "a list": b"[]",
+    "an infinite number": b'{"r": 1e999}',
+    "a key twice": b'{"r": 1, "r": 2}',
+}
+
+
+@pytest.mark.parametrize("raw", FACTS.values(), ids=FACTS)
+def test_a_version_whose_documents_cannot_be_read_is_listed_and_marked_as_not_indexed(root: Path, run: Run, raw: bytes) -> None:
+    with Registry.open(root) as registry:
+        digest, size = registry.store.put_bytes(raw)
+    document = manifest(root)
+    layers = document["layers"]
+    assert isinstance(layers, list)
+    described = next(layer for layer in layers if layer["annotations"][oci_manifest.TITLE] == "adapter.json")
+    described.update(digest=digest, size=size)
+    named(root, json.dumps(document).encode())
+    at = ("--registry", root)
+    assert "team/bad:v2" in run("list", "team/bad", *at).stdout
+    for command in (["fsck"], ["fsck", "--quick"], ["fsck", "--rebuild-index"]):
+        done = run(*command, *at, code=None)
+        assert "note[not-indexed] team/bad:v2: is not found by searches" in done.stdout
+        assert done.returncode == (0 if "--quick" in command else 1)
+        assert "--quick" in command or "error[wrong-facts] team/bad:v2: adapter.json: " in done.stdout
+        assert "catalog" not in done.stdout
     others_work(root, run)
 
 

@@ -21,7 +21,7 @@ as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, re
 
 @as_root
 @pytest.mark.parametrize("linked", ["oci-layout", "registry.db", ""])
-def test_a_strangers_store_does_not_pass_for_mine_by_a_link_to_a_file_of_mine(tmp_path: Path, linked: str) -> None:
+def test_a_link_to_a_file_of_mine_does_not_make_a_foreign_store_mine(tmp_path: Path, linked: str) -> None:
     mine, shared = tmp_path / "mine", tmp_path / "shared"
     Registry.init(mine).close()
     Registry.init(shared).close()
@@ -79,7 +79,7 @@ def test_leftovers_of_killed_runs_go_when_they_are_old_and_nothing_behind_links_
     assert (tmp_path / "out" / "file").read_text() == "x"
 
 
-def test_a_lock_on_a_folder_that_lost_its_name_is_none(tmp_path: Path) -> None:
+def test_a_folder_is_locked_once_and_not_through_a_link(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     held = atomic.locked(folder)

@@ -144,7 +144,7 @@ def test_the_uri_of_a_folder_whose_name_is_no_utf_8_has_its_bytes(run: Run, tmp_
 # --- the writers
 
 
-def test_a_color_of_a_stranger_is_none_on_a_terminal(
+def test_escape_sequences_of_others_do_not_color_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output, "is_terminal", lambda: True)
@@ -190,7 +190,7 @@ def test_what_is_no_command_is_not_changed() -> None:
         "__a__",
     ],
 )
-def test_markdown_of_a_stranger_is_text(text: str) -> None:
+def test_markdown_of_others_is_text(text: str) -> None:
     need_module("markdown_it")
     from markdown_it import MarkdownIt
 
@@ -203,7 +203,7 @@ def test_markdown_refers_to_no_issue_and_keeps_the_names_of_modules() -> None:
     assert display.markdown("fixes #12: self_attn.q_proj") == "fixes &#35;12: self_attn.q_proj"
 
 
-def test_html_of_a_stranger_is_text() -> None:
+def test_html_of_others_is_text() -> None:
     shown = display.table([[TEXT]], head=[TEXT], caption=TEXT)
     assert "<script>" not in shown
     assert not display.hides(shown)

@@ -39,7 +39,7 @@ def registry(tmp_path: Path, make: Make, run: Run) -> Path:
     "name", ["adapter_config.json", "adapter_model.safetensors", "adapter.json", "README.md", "adapter.toml"]
 )
 @pytest.mark.parametrize("command", ["validate", "push", "find", "verify", "convert"])
-def test_a_pipe_in_an_adapter_hangs_no_command(run: Run, make: Make, registry: Path, command: str, name: str) -> None:
+def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registry: Path, command: str, name: str) -> None:
     adapter = make("piped")
     pipe(adapter / name)
     more = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
@@ -52,7 +52,7 @@ def test_a_pipe_in_an_adapter_hangs_no_command(run: Run, make: Make, registry: P
 @pytest.mark.parametrize(
     "words", [("validate", "PIPE"), ("convert", "PIPE", "out", "--to", "peft"), ("find", "PIPE"), ("train", "PIPE")]
 )
-def test_a_pipe_that_is_named_hangs_no_command(run: Run, registry: Path, words: tuple[str, ...]) -> None:
+def test_no_command_waits_for_a_pipe_that_is_named(run: Run, registry: Path, words: tuple[str, ...]) -> None:
     path = pipe(registry / "x-lora.safetensors")
     done = run(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
     assert done.returncode not in (0, 70)
@@ -85,7 +85,7 @@ def test_a_pipe_in_the_place_of_a_file_of_the_project_is_refused(
         (".adapterhub/tensors/sha256/" + "0" * 64, None),
     ],
 )
-def test_a_pipe_in_a_store_hangs_no_command(run: Run, make: Make, registry: Path, place: str, code: int | None) -> None:
+def test_no_command_waits_for_a_pipe_in_a_store(run: Run, make: Make, registry: Path, place: str, code: int | None) -> None:
     pipe(registry / place)
     for words in (("list",), ("fsck",), ("gc",), ("verify", "team/sql"), ("push", make("more", seed=1), "team/sql")):
         done = run(*words, cwd=registry, code=code)

@@ -283,15 +283,28 @@ def limit(size: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("columns", [50, 80, 140])
-def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(run: Run, sql: Path, tmp_path: Path, columns: int) -> None:
+def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(
+    run: Run, sql: Path, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     run("push", "sql", LONG)
     run("push", "sql", "team/sql:prod")
     shown = terminal([sys.executable, "-m", "adapterhub", "list"], tmp_path, columns)
     lines = shown.replace("\r", "").splitlines()
     assert any(line.startswith(f"{LONG}:v1") for line in lines)
-    assert len(lines) == 3
+    assert [line.startswith("not shown for the width: ") for line in lines[3:]] == [True] * ("METHOD" not in lines[0])
     assert all(len(line) <= max(columns, len(LONG) + 3) for line in lines)
     assert "SIZE" in run("list").stdout
+
+
+def test_at_80_columns_the_reason_in_a_log_and_the_mark_in_a_list_stay(run: Run, sql: Path, tmp_path: Path) -> None:
+    run("push", "sql", "team/a-name-of-some-length:a-tag-of-some-length")
+    run("deprecate", "team/a-name-of-some-length:v1", "trained on the wrong split")
+    log = terminal([sys.executable, "-m", "adapterhub", "log", "team/a-name-of-some-length"], tmp_path, 80)
+    assert "WHY" in log
+    assert "not shown for the width: WHEN, DIGEST" in log
+    assert " ".join(log.split()).count("trained on the wrong") == 1
+    assert "(deprecated)" in terminal([sys.executable, "-m", "adapterhub", "list"], tmp_path, 80)
 
 
 def terminal(command: list[str], folder: Path, columns: int, *, typed: str = "") -> str:

@@ -77,3 +77,12 @@ def test_changed_weights_keep_no_record(run: Run, trained: Path) -> None:
     config = json.loads((trained / "adapter_config.json").read_text())
     (trained / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 64}))
     assert "has changed since" in run("describe", "sql", code=4).stderr
+
+
+def test_a_new_manifest_is_shown_without_a_line_for_each_value_of_the_base(run: Run, tmp_path: Path) -> None:
+    base(tmp_path / "base", 2)
+    adapter(tmp_path / "sql", pairs(2))
+    shown = run("describe", "sql", "--base", "base", "--license", "mit").stdout
+    assert "  license: mit\n" in shown
+    assert shown.count("base.config") == 1
+    assert "schema" not in shown

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
 
 from adapterhub.cli.errors import HINTS, OPTIONS
 from adapterhub.cli.main import app
+from tests.conftest import Run
+from tests.support.folders import adapter, pairs
 
 
 def commands(group: click.Group, path: str = "") -> dict[str, click.Command]:
@@ -49,3 +52,12 @@ def test_a_hint_names_options_and_commands_that_exist(hint: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS.values())
 def test_a_parameter_has_an_option_that_exists(option: str) -> None:
     assert option.split(maxsplit=1)[0] in KNOWN
+
+
+@pytest.mark.parametrize("words", ["show a", "show a/adapter_model.safetensors", "diff a a", "merge a -o x"])
+def test_a_folder_without_its_config_is_told_so(run: Run, tmp_path: Path, words: str) -> None:
+    adapter(tmp_path / "a", pairs(1))
+    (tmp_path / "a/adapter_config.json").unlink()
+    told = run(*words.split(), code=6).stderr
+    assert told.startswith("error: a/adapter_config.json: is missing, and nothing else records its alpha. Restore")
+    assert told.count("\n") == 1

@@ -69,11 +69,14 @@ def test_an_empty_filter_is_a_usage_error(run: Run, registry: Path, args: list[s
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
-def test_a_search_on_a_terminal_fits(run: Run, registry: Path, columns: int) -> None:
+def test_a_search_on_a_terminal_fits(registry: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     lines = terminal([sys.executable, "-m", "adapterhub", "search", "--all-versions"], registry, columns).splitlines()
-    assert len(lines) == 4
     assert all(len(line.rstrip("\r")) <= columns for line in lines)
-    assert any("…" in line for line in lines[1:]) == (columns >= 80)
+    hidden = [line.rstrip() for line in lines[4:]]
+    assert hidden == (["not shown for the width: TAGS, BASE, ME…"] if columns == 40 else [])
+    assert lines[0].split()[-1] == "DESCRIPTION"
+    assert any("…" in line for line in lines[1:4])
 
 
 def test_find_by_bytes(run: Run, registry: Path) -> None:
@@ -135,15 +138,27 @@ def row(number: int, **changes: Any) -> Row:
     return Row(**{**fields, "parents": (), "tags": (), **changes})
 
 
+def nobody(_digest: str) -> list[Row]:
+    return []
+
+
+def test_a_tree_names_a_parent_outside_it_by_all_its_names() -> None:
+    made = row(1, parents=(f"sha256:{7:064}",))
+    held = [row(7, name="dev/x"), row(2, name="prod/x")]
+    assert list(tree.lines([made], lambda digest: held if digest == made.parents[0] else [], screen=None))[-1] == (
+        "      from dev/x:v7 (also prod/x:v2)"
+    )
+
+
 @pytest.mark.parametrize("screen", [40, 80])
 def test_a_long_tree_is_cut_to_the_screen_but_not_its_tags(screen: int) -> None:
     rows = [row(n, base=f"org/{'long' * 30}\x1b[2J") for n in range(30, 1, -1)]
     rows.append(row(1, tags=("prod",), parents=tuple(f"sha256:{n:064}" for n in range(1, 13))))
-    shown = list(tree.lines(rows, screen=screen))
+    shown = list(tree.lines(rows, nobody, screen=screen))
     assert all(len(line) <= screen and "\x1b" not in line for line in shown)
     assert any(line.startswith("    v1   prod") for line in shown)
     assert shown[-1] == "    … 19 older versions"
-    whole = list(tree.lines(rows, screen=None))
+    whole = list(tree.lines(rows, nobody, screen=None))
     assert len(whole) == 2 + 30 + 1
     assert whole[-1].startswith("      from team/sql:v1, team/sql:v2, ")
     assert whole[-1].count("team/sql") == 12

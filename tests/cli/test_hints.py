@@ -43,3 +43,13 @@ def test_the_hint_names_the_option(run: Run, tmp_path: Path, args: list[str], co
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False, **trained.CONFIG}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     assert hint in run("convert", *args, code=code).stderr
+
+
+def test_a_file_that_ends_with_gguf_needs_no_format(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False, **trained.CONFIG}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    trained.folder(trained.full("q_proj"), tmp_path / "sql")
+    run("convert", "sql", "sql.gguf", "--base", "base")
+    assert (tmp_path / "sql.gguf").read_bytes()[:4] == b"GGUF"
+    assert "--to: is required unless DST ends with .gguf" in run("convert", "sql", "x", code=2).stderr

@@ -65,10 +65,19 @@ def test_everything_that_is_wrong_is_a_problem_and_exits_with_1(run: Run, tmp_pa
     env = {"ADAPTERHUB_REMOTE": "nowhere", "HF_TOKEN": "\x01"}
     problems = document(run, code=1, env=env)["problems"]
     assert ["nowhere" in problem or "HF_TOKEN" in problem for problem in problems] == [True, True]
+    for table in ('ignore = ["shapes"]', 'runtimes = ["pefd"]'):
+        (tmp_path / "adapterhub.toml").write_text(f"[validate]\n{table}\n")
+        (problem,) = document(run, code=1)["problems"]
+        assert "adapterhub.toml: validate." in problem
     (tmp_path / "adapterhub.toml").write_text("[remotes.team\n")
     (problem,) = document(run, code=1)["problems"]
     assert "adapterhub.toml: not valid TOML" in problem
-    assert "problem: " in run("info", code=1).stdout
+    (tmp_path / "adapterhub.toml").write_text("[remotes.team\n")
+    shown = run("info", code=1).stdout
+    assert "problem: " in shown
+    assert "None" not in shown
+    assert "unknown, for the problem below" in shown
+    assert str(tmp_path / "adapterhub.toml") in shown.partition("problem: ")[0]
 
 
 def test_a_damaged_registry_is_a_problem(run: Run, tmp_path: Path) -> None:

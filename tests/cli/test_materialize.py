@@ -91,7 +91,7 @@ def test_an_adapter_that_no_name_is_left_for_is_found_by_its_digest(place: Path,
     assert "byte for byte" in run("materialize", "a.json", "-o", "out", cwd=place).stdout
 
 
-def test_a_folder_that_is_in_no_registry_is_told_and_has_to_be_named(place: Path, run: Any) -> None:
+def test_a_folder_that_is_in_no_registry_is_reported_and_has_to_be_named(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
     said = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "a.json", cwd=place).stderr
     assert "materialize --adapter" in said

@@ -135,7 +135,7 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
         (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: is not a parameter of svd"),
         (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
         (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
-        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is for a merge of adapters"),
+        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is not a parameter of cat"),
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
         (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --t instead"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -66,6 +67,11 @@ def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_grou
             assert f"  {name:<12}  {text}" in lines
 
 
+def test_the_options_of_all_commands_may_come_first(run: Run) -> None:
+    run("init", "adapters")
+    assert run("--json", "--registry", "adapters", "list").stdout == run("list", "--registry", "adapters", "--json").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "meant"),
     [
@@ -78,6 +84,8 @@ def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_grou
         (["upload"], "push"),
         (["history"], "log"),
         (["version"], "--version"),
+        (["clone"], "pull"),
+        (["rename"], "copy"),
         (["remote", "remove", "team"], "remote rm"),
         (["base", "ls"], "base list"),
     ],
@@ -94,4 +102,27 @@ def test_synonyms_are_of_commands_and_not_commands_themselves() -> None:
 
 
 def test_an_option_with_a_typo_names_the_right_one(run: Run) -> None:
-    assert "Did you mean '--json'?" in run("list", "--jsn", code=2).stderr
+    assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?\n"
+    several = run("train", "x.toml", "--plan", code=2).stderr
+    assert several == "error: No such option '--plan'. Did you mean '--explain' or '--replace'?\n"
+
+
+def test_help_and_json_may_come_before_the_command(run: Run) -> None:
+    assert run("help", "push").stdout == run("push", "--help").stdout
+    assert run("help", "base", "add").stdout == run("base", "add", "--help").stdout
+    assert run("help").stdout == run("--help").stdout
+    assert "frobnicate: no such command" in run("help", "frobnicate", code=2).stderr
+    assert json.loads(run("--json", "formats").stdout) == json.loads(run("formats", "--json").stdout)
+
+
+@pytest.mark.parametrize("group", [name for name, command in commands(app) if isinstance(command, click.Group)])
+def test_a_group_alone_shows_its_help(run: Run, group: str) -> None:
+    done = run(*group.split())
+    assert done.stdout == run(*group.split(), "--help").stdout
+    assert done.stderr == ""
+
+
+def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:
+    error = run("convert", "sql", "x", "--to", "guff", code=2).stderr
+    assert error.endswith("Did you mean gguf?\n")
+    assert error.count("\n") == 1

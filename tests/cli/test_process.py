@@ -15,7 +15,7 @@ import pytest
 
 from adapterhub.cli.main import COMMANDS
 from adapterhub_converters import errors
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, need_program
 from tests.support.folders import adapter, base, pairs
 
 HEAVY = {"urllib3", "torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"} | {
@@ -68,17 +68,17 @@ def test_version_is_one_line(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_in_the_readme_and_has_an_example(run: Run, command: str) -> None:
-    readme = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
-    assert re.search(rf"^\| `adapterhub {command}\b", readme, re.MULTILINE)
+def test_every_command_is_in_the_table_and_has_an_example(run: Run, command: str) -> None:
+    table = (ROOT / "docs/commands.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    assert re.search(rf"^\| `adapterhub {command}\b", table, re.MULTILINE)
     help_text = run(command, "--help").stdout
     assert f"$ adapterhub {command}" in help_text.partition("Example:")[2]
     assert "--json" in help_text
 
 
-def test_the_readme_has_no_command_that_is_not_there() -> None:
-    readme = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `adapterhub (\S+?)[` ]", readme, re.MULTILINE)) == set(COMMANDS)
+def test_the_table_has_no_command_that_is_not_there() -> None:
+    table = (ROOT / "docs/commands.md").read_text().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `adapterhub (\S+?)[` ]", table, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_the_documented_exit_codes_are_the_classes() -> None:
@@ -86,8 +86,7 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
     direct = {
         name: kind.exit_code
         for name, kind in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(kind, errors.AdapterhubError)
-        and kind not in (errors.FormatError, errors.OutputExistsError, errors.ParameterError)
+        if issubclass(kind, errors.AdapterhubError) and "exit_code" in vars(kind)
     }
     assert {name: int(code) for code, name in rows} == direct
 
@@ -123,7 +122,7 @@ def test_an_error_is_one_line_and_one_code(run: Run, sql: Path, args: list[str],
     assert done.stderr.count("\n") == 1
     document = json.loads(run(*args, "--json", code=code).stdout)
     assert document["error"]["exit_code"] == code
-    assert list(document["error"]) == ["type", "where", "what", "hint", "exit_code"]
+    assert [key for key in document["error"] if key != "code"] == ["type", "where", "what", "hint", "exit_code"]
 
 
 def test_debug_adds_the_traceback() -> None:
@@ -161,8 +160,8 @@ def test_a_reader_that_stops_reading_is_no_error(run: Run, sql: Path, tmp_path: 
     assert process.wait() == 141
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_quietly(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(("number", "code", "told"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"")])
+def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code: int, told: bytes) -> None:
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
@@ -179,7 +178,7 @@ def test_a_signal_ends_it_quietly(tmp_path: Path, number: int, code: int) -> Non
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
-    assert (process.returncode, complaint) == (code, b"")
+    assert (process.returncode, complaint) == (code, told)
 
 
 def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Path) -> None:
@@ -202,6 +201,28 @@ def test_completion(run: Run, shell: str) -> None:
     assert "validate" in run(env=words).stdout
 
 
+_COMPLETED = {
+    "bash": "source <(adapterhub completion bash); COMP_WORDS=(adapterhub vali); COMP_CWORD=1"
+    "; _adapterhub_completion adapterhub; echo $COMPREPLY",
+    # What completes is its line editor, which a script has not.
+    "zsh": "adapterhub completion zsh > _adapterhub && zsh -n _adapterhub && echo validate",
+    "fish": "adapterhub completion fish | source; complete -C 'adapterhub vali'",
+}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("shell", _COMPLETED)
+def test_a_real_shell_takes_the_script_and_completes(shell: str, tmp_path: Path) -> None:
+    program = need_program(shell)
+    (tmp_path / "adapterhub").write_text(f'#!/bin/sh\nexec {sys.executable} -m adapterhub "$@"\n')
+    (tmp_path / "adapterhub").chmod(0o755)
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": PATH, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [program, "-c", _COMPLETED[shell]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[:1] == ["validate"], done.stderr
+
+
 def test_no_arguments_is_help(run: Run) -> None:
     done = run()
     assert all(f"  {command}" in done.stdout for command in COMMANDS)
@@ -218,7 +239,7 @@ def test_findings_are_exit_1_and_no_color_in_a_pipe(run: Run, sql: Path) -> None
 
 
 def test_a_runtime_that_is_asked_for_must_apply_it(run: Run, tmp_path: Path) -> None:
-    adapter(tmp_path / "rs", pairs(2), use_rslora=True)
+    adapter(tmp_path / "rs", {**pairs(2), **pairs(2, module="model.layers.{}.self_attn.v_proj")}, use_rslora=True)
     run("validate", "rs", "--for", "peft", "--for", "llama.cpp")
     done = run("validate", "rs", "--for", "sglang", "--format", "github", code=1)
     assert "title=runtime::sglang wrong: scales by alpha / r" in done.stdout

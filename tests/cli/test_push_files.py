@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest, Training
@@ -37,7 +41,7 @@ def test_a_folder_of_a_trainer_is_pushed_with_one_note(run: Run, make: Make, tmp
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*PACKAGED, "adapter.json"}
 
 
-def test_validate_says_what_push_will_leave_out_and_refuse(run: Run, make: Make) -> None:
+def test_validate_reports_what_push_will_leave_out_and_refuse(run: Run, make: Make) -> None:
     folder = fill(make("sql"))
     report = json.loads(run("validate", "sql", "--json").stdout)
     assert "left-out" in json.dumps(report)
@@ -75,7 +79,45 @@ def test_changed_weights_need_force_and_lose_the_record_with_a_word(
     assert pulled(run, "team/sql", tmp_path / "out").training is None
 
 
-def test_force_is_offered_only_where_it_works(run: Run, make: Make) -> None:
-    folder = make("sql")
-    (folder / "adapter_config.json").write_text("not JSON")
-    assert "--force" not in run("push", "sql", "team/sql", code=None).stderr
+def _config(folder: Path, **keys: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def _tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path)
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], bool]] = {
+    "values that are no numbers": (
+        lambda folder: _tensors(folder, lambda tensors: next(iter(tensors.values())).fill(np.nan)),
+        True,
+    ),
+    "a wrong rank": (lambda folder: _config(folder, r=64), True),
+    "half of a pair": (lambda folder: _tensors(folder, lambda tensors: tensors.pop(next(iter(tensors)))), False),
+    "an unknown tensor": (lambda folder: _tensors(folder, lambda tensors: tensors.update({"foo.bar": np.ones(2)})), False),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), False),
+    "a config that is not JSON": (lambda folder: (folder / "adapter_config.json").write_text("{,"), False),
+    "a pointer of Git LFS": (
+        lambda folder: (folder / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        False,
+    ),
+    "half a file": (lambda folder: os.truncate(folder / "adapter_model.safetensors", 300), False),
+    "pickled weights": (lambda folder: (folder / "adapter_model.bin").write_bytes(b"PK\3\4"), False),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("to", [(), ("--to", "mlx")], ids=["as it is", "converted"])
+def test_force_is_offered_only_where_it_works(run: Run, make: Make, what: str, to: tuple[str, ...]) -> None:
+    breaks, works = BROKEN[what]
+    breaks(make("sql"))
+    refused = run("push", "sql", "team/sql", *to, code=None)
+    assert refused.returncode
+    done = run("push", "sql", "team/sql", *to, "--force", code=None)
+    assert ("--force" in refused.stderr) == (done.returncode == 0)
+    assert to or works is (done.returncode == 0)
+    assert ("stored despite" in done.stderr) == (done.returncode == 0)

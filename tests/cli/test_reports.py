@@ -10,6 +10,7 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.checks import Problem, Report
+from adapterhub.cli import environment
 from adapterhub.cli.commands import validate
 from adapterhub.cli.views import reports
 from adapterhub_converters.runtimes import RUNTIMES
@@ -59,8 +60,8 @@ def test_no_renderer_lets_a_control_character_through() -> None:
 
 def test_json_has_every_problem_under_stable_keys(report: Report) -> None:
     document = json.loads(reports.as_json([report]))
-    keys = ["ok", "strict", "source", "format", "base", "base_facts", "levels", "facts", "problems", "ignored", "runtimes"]
-    assert list(document) == keys
+    keys = "ok strict source format base base_facts levels facts problems counts ignored runtimes"
+    assert list(document) == keys.split()
     assert len(document["problems"]) == len(report.problems)
     assert list(document["problems"][0]) == ["code", "severity", "file", "name", "what", "expected", "got", "hint"]
     assert list(document["runtimes"]) == list(RUNTIMES)
@@ -87,7 +88,7 @@ def test_junit_counts_add_up_and_names_stay(report: Report) -> None:
     suites = ET.fromstring(reports.junit([report]))
     (suite,) = suites
     cases = suite.findall("testcase")
-    assert int(suite.get("tests", "")) == len(cases) == len(checks.CODES)
+    assert int(suite.get("tests", "")) == len(cases) == len(checks.CODES) - len(checks.SCAN)
     assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure")) == 2
     (clean,) = ET.fromstring(reports.junit([Report("x", "peft", None, ())]))
     assert [case.get("name") for case in clean] == [case.get("name") for case in cases]
@@ -98,7 +99,7 @@ def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> Non
         cases = ET.fromstring(reports.junit(given)).iter("testcase")
         return {str(case.get("name")).partition(":")[0] for case in cases if case.find("skipped") is not None}
 
-    assert skipped(nasty()) == set(checks.CODES) - {"malformed"}
+    assert skipped(nasty()) == set(checks.CODES) - checks.SCAN - {"malformed"}
     assert "shape-mismatch" not in skipped(report)
     assert {"unpinned", "runtime", "rank-above-max"} <= skipped(report)
     alone = checks.check(adapter(tmp_path / "alone", pairs(2)), headers_only=True, ignore=["rank-config"])
@@ -136,4 +137,15 @@ def test_github_commands_are_escaped(code: str, level: str) -> None:
 
 def test_the_command_names_every_format_and_runtime() -> None:
     assert ["text", *reports.RENDERERS] == list(validate._FORMATS)
-    assert list(RUNTIMES) == list(validate._RUNTIMES)
+    assert list(RUNTIMES) == list(environment.RUNTIMES)
+
+
+def test_every_report_has_the_number_of_all_problems_where_a_limit_keeps_some(tmp_path: Path) -> None:
+    odd = {f"base_model.model.layers.{n}.q_proj.odd": (1, 1) for n in range(reports.SHOWN + 7)}
+    report = checks.check(adapter(tmp_path / "a", odd), limit=reports.SHOWN)
+    document = reports.document(report)
+    assert document["counts"]["unknown-tensor"] == reports.SHOWN + 7
+    assert [problem["code"] for problem in document["problems"]].count("unknown-tensor") == reports.SHOWN
+    assert f"and {reports.SHOWN + 4} more" in reports.github([report])
+    assert f"and {reports.SHOWN + 4} more" in reports.markdown([report])
+    assert "and 7 more" in reports.junit([report])

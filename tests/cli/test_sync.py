@@ -216,6 +216,17 @@ def test_an_earlier_output_is_replaced_only_when_that_is_asked_for(run: Run, two
     assert hidden(two) == []
 
 
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_files_that_an_output_has_again_are_not_touched(run: Run, two: Path, what: str) -> None:
+    line, out = OUTPUTS[what]
+    run(*line.format(name="a").split())
+    files = [path for path in (two / out, *(two / out).rglob("*")) if path.is_file()]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+    run(*line.format(name="a").split(), "--replace")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files} == before
+    assert hidden(two) == []
+
+
 def _digests(path: Path) -> dict[str, str]:
     return contents(path) if path.is_dir() else {"": sha256_file(path)}
 
@@ -233,7 +244,7 @@ def test_an_output_replaces_no_other_kind_and_not_its_own_source(run: Run, two: 
     assert _digests(two) == before
 
 
-def test_an_interrupted_pull_says_that_the_same_command_resumes(started: Run, team: Path) -> None:
+def test_an_interrupted_pull_reports_that_the_same_command_resumes(started: Run, team: Path) -> None:
     stop = """
 import os, sys
 def hook(event, args):

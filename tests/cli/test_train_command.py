@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from adapterhub.cli.environment import shorten_waits_of_torch
 from tests.cli.test_commands import terminal
 from tests.conftest import Run, need_module
 from tests.support.hub_models import publish
@@ -53,7 +55,8 @@ def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tm
     done = run("train", "letters.toml", "--json")
     result = json.loads(done.stdout)
     assert list(result) == [
-        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "kept", "parameters", "memory", "report",
+        "output", "steps", "tokens", "loss", "perplexity_before", "perplexity_after", "accuracy_before", "accuracy_after",
+        "kept", "parameters", "memory", "report",
         "files",
     ]  # fmt: skip
     assert (result["output"], result["steps"]) == ("letters", 3)
@@ -115,7 +118,7 @@ def test_training_shows_a_bar_on_a_terminal(config: Path, tmp_path: Path, monkey
         ("[base\n", "letters.toml"),
     ],
 )
-def test_a_config_that_means_nothing(run: Run, tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_config_is_refused(run: Run, tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "letters.toml").write_text(text)
     done = run("train", "letters.toml", code=2)
     assert says in done.stderr
@@ -188,6 +191,12 @@ def test_a_training_is_pushed_and_continues_from_the_pushed_version(run: Run, co
     assert "its training record describes how" in again
 
 
+def test_held_out_data_that_became_less_likely_are_a_warning(run: Run, config: Path) -> None:
+    assert "less likely" not in run("train", "letters.toml", "-o", "better").stderr
+    config.with_name("heldout.jsonl").write_text('{"text": "h g f e d c b a"}\n')  # the training texts, backward
+    assert "became less likely" in run("train", "letters.toml", "-o", "worse", "--set", "train.learning_rate=0.3").stderr
+
+
 def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_folder(
     run: Run, config: Path, tmp_path: Path
 ) -> None:
@@ -226,7 +235,7 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
         (["--base", "nowhere"], "no such file or folder", 3),
     ],
 )
-def test_an_evaluation_that_means_nothing(run: Run, tmp_path: Path, extra: list[str], says: str, code: int) -> None:
+def test_an_invalid_evaluation_is_refused(run: Run, tmp_path: Path, extra: list[str], says: str, code: int) -> None:
     done = run("eval", "./letters", "--data", "heldout.jsonl", "--base", "tiny", *extra, code=code)
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
@@ -246,6 +255,15 @@ def test_defaults_are_explained_one_or_all(run: Run) -> None:
     assert shown.startswith('[lora] targets = "all-linear"\n')
     assert "QLoRA paper" in shown
     keys = json.loads(run("train", "--explain", "--json").stdout)["keys"]
-    assert {key["section"] for key in keys} == {"base", "data", "lora", "train", "card"}
+    assert {key["section"] for key in keys} == {"base", "data", "lora", "train", "preference", "card"}
     assert "Did you mean targets?" in run("train", "--explain", "target", code=2).stderr
     assert "takes one of CONFIG, --init and --explain" in run("train", code=2).stderr
+
+
+def test_threads_of_torch_wait_shortly_unless_the_user_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    shorten_waits_of_torch()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    shorten_waits_of_torch()
+    assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")

@@ -10,17 +10,21 @@ is a finding; atheris writes the input beside it, the plain loop prints it.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import random
+import struct
 import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import lz4.frame
 import numpy as np
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,7 +41,14 @@ def watched() -> contextlib.AbstractContextManager[None]:
 
 
 with watched():
+    from adapterhub.checks import scan
+    from adapterhub.checks.scan.opened import Opened
     from adapterhub.http import urls
+    from adapterhub.hub import blobs as hub_blobs
+    from adapterhub.hub.hf import lfs, writing
+    from adapterhub.hub.oci import documents as oci_documents
+    from adapterhub.hub.oci.answers import OciError
+    from adapterhub.hub.xet import formats as xet
     from adapterhub.manifest import card, oci_manifest
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.project import lockfile, settings
@@ -50,6 +61,7 @@ with watched():
     from adapterhub.remotes.oci import challenges
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
+    from adapterhub.trust import attestation, bundle, checkpoint, statement
     from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import mlx, peft, source_config
@@ -84,7 +96,7 @@ def _mlx_config(data: bytes) -> None:
     mlx._scale(json_file.parse_object(data.decode(errors="replace"), "x"), "x")
 
 
-def _rider(data: bytes) -> None:
+def _source_config(data: bytes) -> None:
     source_config.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
 
 
@@ -163,9 +175,78 @@ def _pack(data: bytes) -> None:
         reader.read_at(0, 1 << 20)
 
 
+# ---- what clients send to a hub
+
+
+def _commit(data: bytes) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 1000):
+            yield data[at : at + 1000]
+
+    async def lines() -> list[bytes]:
+        return [line async for line in writing._lines(body())]
+
+    for line in asyncio.run(lines()):
+        one = json_file.parse_object(line, "x")
+        if one.get("key") == "lfsFile" and isinstance(one.get("value"), dict):
+            writing._uploaded_file(str(one["value"].get("path")), one["value"])
+
+
+def _lfs_batch(data: bytes) -> None:
+    for one in lfs._listed(json_file.parse_object(data, "x").get("objects")):
+        lfs._object(one)
+
+
+def _xorb(data: bytes) -> None:
+    for chunk in xet.chunks(lambda at, n: data[at : at + n], len(data), "x"):
+        xet.unpacked(chunk, data[chunk.start : chunk.start + chunk.stored], "x")
+
+
+def _shard(data: bytes) -> None:
+    for file in xet.files(data, "x"):
+        assert file.size >= 0
+
+
+def _oci_upload(data: bytes) -> None:
+    with contextlib.suppress(OciError):
+        oci_documents.parse(data, "application/vnd.oci.image.manifest.v1+json", "x")
+
+
+def _range(data: bytes) -> None:
+    with contextlib.suppress(hub_blobs.RangeError):
+        found = hub_blobs.parse_range(data.decode("latin-1"), 1000)
+        assert found is None or 0 <= found[0] <= found[1] < 1000
+
+
+def _signature(data: bytes) -> None:
+    bundle.claimed(data, "x")
+
+
+def _attestation(data: bytes) -> None:
+    attestation.base_of(attestation.parse(data, "x"))
+
+
+def _statement(data: bytes) -> None:
+    statement.parse(data, "x").check_name("team/sql", "x")
+
+
+def _scan(data: bytes) -> None:
+    """A file under each name that is read in a way of its own."""
+    for suffix in ("safetensors", "gguf", "png", "json", "jinja", "md", "pkl"):
+        found = scan.problems(Opened(f"x.{suffix}", len(data), lambda offset, n: data[offset : offset + n]))
+        if not all(one.severity for one in found):
+            raise AssertionError("a problem without a severity")
+
+
+def _checkpoint(data: bytes) -> None:
+    checkpoint.read(data, (), "x")
+
+
 PARSERS: tuple[Callable[[bytes], None], ...] = (
-    _safetensors, _gguf, _peft_config, _mlx_config, _rider, _json, _toml, _card, _ref, _adapter_json, _manifest, _index, _log,
-    _recipe, _lock, _settings, _hub_answer, _headers, _tar, _pack,
+    _safetensors, _gguf, _peft_config, _mlx_config, _source_config, _json, _toml, _card, _ref, _adapter_json, _manifest, _index,
+    _log, _recipe, _lock, _settings, _hub_answer, _headers, _tar, _pack,
+    _commit, _lfs_batch, _xorb, _shard, _oci_upload, _range, _signature, _statement, _attestation,
+    _scan, _checkpoint,
 )  # fmt: skip
 NUMBERS = {parser.__name__.removeprefix("_"): n for n, parser in enumerate(PARSERS)}
 CORPUS = Path(__file__).parent / "corpus"  # documents by what becomes of them; the suffix is the parser
@@ -185,8 +266,8 @@ def seeds() -> list[bytes]:
     )
     mlx_config = b'{"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0, "keys": ["q"]}}'
     line = b'[["blk.0.attn_q", "model.layers.0.self_attn.q_proj", 2.0, "F16", 4, false]]'
-    made = {"safetensors": st, "gguf": gguf, "peft_config": config, "mlx_config": mlx_config, "rider": line}
-    made |= {"headers": CHALLENGE, "tar": _packed_tar(), "pack": _packed()}
+    made = {"safetensors": st, "gguf": gguf, "peft_config": config, "mlx_config": mlx_config, "source_config": line}
+    made |= {"headers": CHALLENGE, "tar": _packed_tar(), "pack": _packed(), "xorb": _packed_xorb(), "shard": _made_shard()}
     return [*(bytes([NUMBERS[name]]) + data for name, data in made.items()), *documents("good")]
 
 
@@ -210,6 +291,18 @@ def _packed() -> bytes:
     read_at = lambda offset, size: blob[offset : offset + size]  # noqa: E731
     container.write(file, read_at, len(blob), [cutting.Run(0, len(blob), 4)])
     return file.getvalue()
+
+
+def _packed_xorb() -> bytes:
+    data = bytes(range(64))
+    chunks = [(0, data), (1, lz4.frame.compress(data)), (2, lz4.frame.compress(data))]
+    return b"".join(struct.pack("<II", len(raw) << 8, len(data) << 8 | scheme) + raw for scheme, raw in chunks)
+
+
+def _made_shard() -> bytes:
+    term = struct.pack("<32sIIII", b"\1" * 32, 0, 64, 0, 1)
+    file = struct.pack("<32sII8s", b"\2" * 32, 1 << 30, 1, b"") + term + struct.pack("<32s16s", hashlib.sha256().digest(), b"")
+    return struct.pack("<32sQQ", b"\3" * 32, 2, 0) + file + struct.pack("<32s16s", b"\xff" * 32, b"")
 
 
 def documents(kind: str) -> list[bytes]:

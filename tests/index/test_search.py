@@ -138,6 +138,9 @@ def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
         ({"bounds": [("r", "2")], "words": "poems"}, ["other/poems:v1"]),
         ({"bounds": [("r", "3..")]}, []),
         ({"bounds": [("size", "<1kB")]}, []),
+        ({"namespace": "other"}, ["other/poems:v1"]),
+        ({"namespace": "oth"}, []),
+        ({"namespace": "team", "words": "poems"}, []),
     ],
 )
 def test_filters(filled: Registry, query: dict[str, Any], refs: list[str]) -> None:
@@ -180,7 +183,6 @@ def test_meaningless_bounds_are_refused(text: str, size: bool) -> None:
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
     for call in (search.parse_bounds, search.parse_metric):
         with contextlib.suppress(UsageError):
@@ -238,7 +240,7 @@ MOVES = st.lists(
 
 
 @given(moves=MOVES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_index_that_was_kept_is_the_one_that_is_rebuilt(moves: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("moves")
     folders = [adapter(root / str(n), n, f"[training.metrics]\nloss = {n}\n", SQL_CARD) for n in range(4)]
@@ -332,7 +334,6 @@ def test_what_is_read_of_a_card(text: str, fields: dict[str, Any], title: str) -
 
 
 @given(st.text() | st.text("-:[]\n ab'\"#").map(lambda text: f"---\n{text}"))
-@settings(deadline=None)
 def test_any_text_is_a_card(text: str) -> None:
     parsed = card.parse(text)
     assert len(parsed.prose) <= card.MAX_PROSE
@@ -384,3 +385,21 @@ def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: R
     counted = search.search(crowded.index, Query("lora"), facets=True)
     assert (everything_there.total, everything_there.facets) == (counted.total, counted.facets)
     assert {str(row.ref) for row in everything_there.rows} == {str(row.ref) for row in counted.rows}
+
+
+@pytest.mark.parametrize("words", ["", "sql", "card"])
+def test_names_that_are_left_out_are_in_no_count_either(filled: Registry, tmp_path: Path, words: str) -> None:
+    poems_toml = 'description = "Writes sonnets, not sql."\nlicense = "Apache-2.0"\n'
+    with Registry.init(tmp_path / "registry") as alone:
+        made = adapter(tmp_path / "poems", 3, poems_toml, base_model_name_or_path="big/llama-7b")
+        alone.push(made, Ref.parse("other/poems"))
+        expected = search.search(alone.index, Query(words), facets=True)
+    shown = search.search(filled.index, Query(words, without=("team/sql",)), facets=True)
+    assert [row.name for row in shown.rows] == [row.name for row in expected.rows]
+    assert (shown.total, shown.facets) == (expected.total, expected.facets)
+
+
+def test_of_common_words_too_names_are_left_out(crowded: Registry) -> None:
+    everything = [row.name for row in search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
+    shown = search.search(crowded.index, Query("lora", limit=2, without=(everything[0],)), facets=True)
+    assert [row.name for row in shown.rows] == everything[1:3]

@@ -40,7 +40,7 @@ def work(root: Path, folders: list[Path], seed: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_beside_writers_there_is_no_false_error(make: Make, tmp_path: Path) -> None:
+def test_concurrent_writers_cause_no_false_error(make: Make, tmp_path: Path) -> None:
     folders = [make(f"a{seed}", seed) for seed in range(6)]
     root = tmp_path / "r"
     Registry.init(root).close()

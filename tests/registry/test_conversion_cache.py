@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +64,30 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
     assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {
         name: data for name, data in files(team / source).items() if name != "adapter.json"
     }
+
+
+def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2)
+
+    def convert(*words: Any, **more: Any) -> Any:
+        together.wait(60)
+        return recipe.convert(*words, **more)
+
+    monkeypatch.setattr(conversion_cache, "convert", convert)
+    trained.folder(trained.full("q_proj", "v_proj"), tmp_path / "sql")
+    with Registry.init(tmp_path) as registry:
+        registry.push(tmp_path / "sql", Ref.parse("team/sql"))
+
+    def pull(name: str) -> dict[str, bytes]:
+        with Registry.open(tmp_path) as registry:
+            conversion_cache.pull(
+                registry, Ref.parse("team/sql"), tmp_path / name, recipe.Conversion("mlx"), base=trained.LLAMA
+            )
+        return files(tmp_path / name)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(pull, ("one", "other"))
+    assert one == other
 
 
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:

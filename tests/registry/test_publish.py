@@ -198,14 +198,12 @@ def write_base(folder: Path, value: float = 1.0) -> None:
 
 @pytest.mark.parametrize("target", ["team/sql", "layout://out:v1"])
 @pytest.mark.parametrize("described", [False, True])
-def test_a_push_opens_every_file_twice_at_most(
-    target: str, described: bool, started: Run, run: Run, place: Path, tmp_path: Path
-) -> None:
+def test_a_push_opens_every_file_twice_at_most(target: str, described: bool, run: Run, place: Path, tmp_path: Path) -> None:
     folder = write_adapter(place / "sql")
     if described:
         run("push", folder, "team/first")
         run("pull", "team/first", "-o", "with-json")
         folder = place / "with-json"
-    found = opens(started, tmp_path, folder, "push", folder, target)
+    found = opens(run, tmp_path, folder, "push", folder, target)
     assert set(found) >= {peft.CONFIG, peft.WEIGHTS, "README.md"}
     assert found - Counter(dict.fromkeys(found, 2)) == Counter()

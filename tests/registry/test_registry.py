@@ -23,7 +23,8 @@ from adapterhub.maintenance.fsck import broken_logs, fsck, verify, verify_folder
 from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry.registry import ABSENT, Registry, Version, find
+from adapterhub.registry.moves import ABSENT
+from adapterhub.registry.registry import Registry, Version, find
 from adapterhub.registry.versions import Restored
 from adapterhub.store.ingest import ingest
 from adapterhub.store.ref_log import RefLog
@@ -189,7 +190,7 @@ def test_a_name_without_any_version_left_can_be_pushed_to_again(registry: Regist
     assert errors(registry) == []
 
 
-def test_what_a_restore_needs_is_spared_from_then_on(registry: Registry, make: Make) -> None:
+def test_what_a_restore_needs_is_kept_from_then_on(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.rm(SQL)
     registry.restore("team/sql")
@@ -211,7 +212,7 @@ def test_a_name_is_restored_a_limited_number_of_times(registry: Registry, make: 
     for _ in range(4):
         registry.rm(SQL)
         registry.restore("team/sql")
-    monkeypatch.setattr("adapterhub.registry.registry.MAX_RESTORES", 4)
+    monkeypatch.setattr("adapterhub.registry.moves.MAX_RESTORES", 4)
     registry.rm(SQL)
     with pytest.raises(RefusedError, match="was restored 4 times"):
         registry.restore("team/sql")

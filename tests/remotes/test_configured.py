@@ -176,6 +176,7 @@ def test_push_pull_and_list_on_a_remote(run: Run, host: str, make: Make, tmp_pat
     assert said(run, "push", made, "team/sql:v2", "--remote", "team")["sent"] == 0
     run("push", made, "other/sql", "--remote")
     assert said(run, "pull", "team/sql:v2", "--remote", "-o", "out")["digest"] == digest
+    assert f"team/sql:v2@{digest}, " in run("pull", "team/sql:v2", "--remote", "-o", "again").stdout
     assert run("list", "--remote").stdout == "other/sql\nteam/sql\n"
     assert run("list", "team", "--remote").stdout == "team/sql\n"
     assert said(run, "list", "team", "--remote")["names"] == ["team/sql"]
@@ -194,7 +195,15 @@ def test_a_ref_without_the_option_is_local_and_the_error_names_the_remote_to_ask
         assert server.seen == []
 
 
-def test_an_argument_taken_for_the_name_is_named_in_the_error(run: Run) -> None:
+def test_a_remote_that_was_asked_is_not_offered_again(run: Run, host: str, make: Make) -> None:
+    run("remote", "add", "team", f"oci://{host}/conf", "--default")
+    run("push", make(), "team/sql", "--remote")
+    for words in (("team/sql:nosuch", "--remote"), ("team/sql:^9", "--remote"), (f"oci://{host}/conf/team/sql:nosuch",)):
+        assert "asks team" not in run("pull", *words, code=3).stderr
+    assert f"oci://{host}/conf: has no index to search" in run("search", "sql", "--remote", code=2).stderr
+
+
+def test_an_argument_read_as_the_name_is_named_in_the_error(run: Run) -> None:
     assert "Write --remote last" in run("push", "--remote", "./sql", "team/sql", code=2).stderr
     assert "there is no default remote" in run("pull", "team/sql", "--remote", code=2).stderr
 
@@ -380,7 +389,7 @@ def test_a_project_s_rules_hold_for_what_comes_and_what_goes(run: Run, host: str
         ["copy", "other/sql", "team/sql"],
         ["copy", "sql", "team/sql"],
     ):
-        assert "rank 2 is over 1; its license is not declared, not MIT" in run(*words, code=6).stderr, words
+        assert "max_rank: rank 2 is over 1; licenses: its license is not declared, not MIT" in run(*words, code=6).stderr, words
     assert not (tmp_path / "out").exists()
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 2\n")
     run("pull", "other/sql:v1", "--remote", "team", "-o", "out")

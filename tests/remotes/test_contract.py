@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -29,8 +30,11 @@ from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
 from adapterhub.remotes.protocol import Put, Reader, Source, Target
 from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
+from tests.hub.conftest import serving
 from tests.support.adapters import write_adapter
+from tests.support.registry import docker_config
 
 Make = Callable[..., Path]
 _names = itertools.count()
@@ -41,11 +45,12 @@ TARGETS = [
     "layout",
     "archive",
     pytest.param("oci", marks=pytest.mark.peer),
+    "our hub",
     "hf",
     "file",
     pytest.param("s3", marks=pytest.mark.peer),
 ]
-NUMBERED = ["local", pytest.param("oci", marks=pytest.mark.peer), "file", pytest.param("s3", marks=pytest.mark.peer)]
+NUMBERED = ["local", pytest.param("oci", marks=pytest.mark.peer), "our hub", "file", pytest.param("s3", marks=pytest.mark.peer)]
 SOURCES = [*TARGETS, "folder"]
 
 
@@ -91,6 +96,9 @@ class Places:
             server = self._request.getfixturevalue("moto")
             bucket = ObjectAddress.parse(f"s3://{server.bucket()}/some/where/team/n{n}")
             return self._stack.enter_context(Objects(bucket, server.environ, pauses=()))
+        if kind == "our hub":
+            address, config = self._request.getfixturevalue("our_hub")
+            return self._stack.enter_context(Oci(Address.parse(f"{address}/contract/n{n}"), config, pauses=()))
         host = self._request.getfixturevalue("host")
         return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 
@@ -100,6 +108,15 @@ class Places:
         place = self.target(kind)
         copy(AdapterFolder(folder), "latest", place, "latest")
         return place
+
+
+@pytest.fixture(scope="module")
+def our_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of a hub of ours as an OCI registry, and docker's config with a login to it."""
+    folder = tmp_path_factory.mktemp("our-hub")
+    with serving(folder / "registry") as running:
+        host = urlsplit(running.url).netloc
+        yield f"oci+http://{host}", docker_config(folder / "docker", host, running.token)
 
 
 @pytest.fixture
@@ -284,7 +301,7 @@ def test_every_version_keeps_its_number(places: Places, adapter: Path, kind: str
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_target_tells_a_new_version_from_a_moved_tag(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
+def test_a_target_distinguishes_new_versions_from_moved_tags(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
 
     def put(folder: Path, tag: str) -> tuple[bool, bool]:
@@ -305,6 +322,7 @@ def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: 
     assert copied.manifest.digest == oci_manifest.build(adapter).digest == target.manifest("prod").digest
     there = {  # both are in one registry, or on one hub, which has files by their digests in one place if they are large
         ("oci", "oci"): unique(copied.manifest),
+        ("our hub", "our hub"): unique(copied.manifest),
         ("hf", "hf"): [layer for layer in copied.manifest.layers if layer.path.endswith(".safetensors")],
     }.get((kind, to), [])
     assert copied.sent == sum(blob.size for blob in unique(copied.manifest) if blob not in there)
@@ -341,6 +359,6 @@ def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, ad
     document: dict[str, Any] = oci_manifest.parse_json(made.raw, "")
     document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
     with pytest.raises(IntegrityError, match="lists other files than the manifest"):
-        place.put_manifest(oci_manifest.parse(oci_manifest._canonical(document), ""), None)
+        place.put_manifest(oci_manifest.parse(json_file.canonical(document), ""), None)
     with pytest.raises(NotFoundError):
         place.manifest("latest")

@@ -247,7 +247,7 @@ def test_what_is_no_login_is_one_line(behind: str, login: Login, words: list[str
     assert expected in login(behind, *words, text=text, code=code).stderr
 
 
-def test_a_registry_that_requires_no_login_gets_none(host: str, login: Login, tmp_path: Path) -> None:
+def test_a_registry_that_requires_no_login_receives_no_credentials(host: str, login: Login, tmp_path: Path) -> None:
     assert "requires no login" in login(host, "-u", "user", "--password-stdin", text="x", code=6).stderr
     assert not file(tmp_path).exists()
 

@@ -47,16 +47,23 @@ def test_a_password_in_such_a_name_is_not_repeated(run: Run) -> None:
         ["log", "oci://registry.example/team/sql"],
         ["deprecate", "oci://registry.example/team/sql"],
         ["lineage", "oci://registry.example/team/sql"],
-        ["search", "oci://registry.example/team/sql"],
         ["tag", "oci://registry.example/team/sql:prod", "--protect"],
         ["keep", "oci://registry.example/team/sql"],
     ],
 )
-def test_what_only_the_local_registry_can_is_said_in_one_line(run: Run, words: list[str]) -> None:
+def test_what_only_the_local_registry_supports_is_refused_in_one_line(run: Run, words: list[str]) -> None:
     done = run(*words, code=2)
     assert "the local registry" in done.stderr
     assert "Copy it here first: `adapterhub copy oci://registry.example/team/sql" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("address", ["oci://registry.example", "oci://registry.example/team/sql", "s3://bucket/adapters"])
+def test_a_search_elsewhere_is_refused_and_leads_to_the_list(run: Run, address: str) -> None:
+    error = run("search", "sql", address, code=2).stderr
+    assert f"{address}: has no index to search; this works on the local registry" in error
+    assert f"`adapterhub list {address}`" in error
+    assert "without --remote" in run("search", "sql", "--remote", address, code=2).stderr
 
 
 @pytest.mark.peer
@@ -97,7 +104,7 @@ def test_tags_in_a_store_and_a_layout_are_moved_and_removed(run: Run, make: Fold
         assert "prod" not in run("list", address).stdout
         run("rm", f"{address}:prod", code=3)
         run("rm", f"{address}:latest", code=6)
-        assert "has no names that are removed from here" in run("rm", address, code=2).stderr
+        assert "has no removal of names from here" in run("rm", address, code=2).stderr
         run("pull", f"{address}:latest", "-o", f"out-{address.rpartition('/')[2]}-{address[:2]}")
     ops = [one["op"] for one in json.loads(run("log", store, "--json").stdout)["entries"]]
     assert ops == ["untag", "tag", "push"]

@@ -179,7 +179,7 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
     assert hashlib.sha256(final.read_bytes()).hexdigest() == blob.digest[7:]
 
 
-def test_of_two_who_change_one_archive_the_second_is_told(make: Make, tmp_path: Path) -> None:
+def test_of_two_writers_of_one_archive_the_second_gets_a_conflict(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "x.tar"
     archived(make(), out)
     late = Archive(out)
@@ -428,9 +428,7 @@ def test_so_many_members_are_no_archive_of_ours(tmp_path: Path, monkeypatch: pyt
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_whatever_becomes_of_an_archive_its_version_is_the_right_one_or_none(
-    tmp_path_factory: Any, data: st.DataObject
-) -> None:
+def test_a_changed_archive_has_the_right_version_or_none(tmp_path_factory: Any, data: st.DataObject) -> None:
     root = tmp_path_factory.getbasetemp()
     made = oci_manifest.build(write_adapter(root / "mutated"))
     good = root / "good.tar"

@@ -101,7 +101,7 @@ def test_an_identity_token_is_exchanged(servers: tuple[Proxy, Proxy, Proxy], tmp
     assert (form["grant_type"], form["scope"]) == (["refresh_token"], ["repository:team/sql:pull"])
 
 
-def test_storage_that_asks_for_a_password_gets_none(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
+def test_storage_that_asks_for_a_password_receives_none(servers: tuple[Proxy, Proxy, Proxy], tmp_path: Path) -> None:
     world = World(servers)
 
     def wants(found: Exchange) -> None:

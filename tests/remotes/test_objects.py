@@ -14,7 +14,8 @@ import pytest
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.registry import ABSENT, Registry
+from adapterhub.registry.moves import ABSENT
+from adapterhub.registry.registry import Registry
 from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.local import Local

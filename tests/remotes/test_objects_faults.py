@@ -154,7 +154,7 @@ def test_a_created_entry_whose_answer_got_lost_is_known_as_ones_own(proxy: Proxy
 # ---- killed
 
 
-def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_gone_on_with(moto: Server, adapter: Path, tmp_path: Path) -> None:
+def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server, adapter: Path, tmp_path: Path) -> None:
     """Between any two requests, and beside half of one: what lies there then is a registry without errors."""
     with Proxy(moto.url.removeprefix("http://")) as proxy:
         pushed(behind(proxy), moto.bucket(), adapter)
@@ -210,7 +210,7 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_gone_on_with(moto: S
 
 def test_a_flipped_byte_on_the_server_is_never_written(rclone: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
     bucket = rclone.bucket()
-    with place(rclone, bucket) as to:
+    with place(rclone, bucket, retries=3) as to:  # rclone fails now and then where two requests make a folder at once
         made = copy(AdapterFolder(adapter), "latest", to, "prod").manifest
     assert rclone.folder is not None
     blobs = rclone.folder / bucket / "deep/down/blobs/sha256"

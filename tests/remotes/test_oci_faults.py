@@ -147,7 +147,7 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: st
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
 
 
-def test_a_download_that_failed_is_gone_on_with(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
+def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
     made, out = pushed(host, "gone-on", adapter), tmp_path / "out"
     proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
     with remote(proxy.address, "gone-on", pauses=()) as source:
@@ -397,7 +397,7 @@ def test_a_hostile_manifest_is_refused(proxy: Proxy, tmp_path: Path, case: str) 
     assert list(tmp_path.iterdir()) == []
 
 
-LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "redirected for ever", "redirected to a file"]
+LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "redirected forever", "redirected to a file"]
 
 
 @pytest.mark.parametrize("what", ["manifest", "blob"])
@@ -460,7 +460,7 @@ def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
     assert len(proxy.seen) == 5
 
 
-def test_a_full_disk_is_one_line_and_is_gone_on_with(host: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
     made = pushed(host, "full", folder)

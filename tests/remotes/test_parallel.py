@@ -24,11 +24,13 @@ from adapterhub.remotes.copy import copy
 from adapterhub.remotes.download import NOTED
 from adapterhub.remotes.folders import LARGE, AdapterFolder, download
 from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import PIECE, Oci
-from adapterhub.remotes.oci.upload import Begun, Uploads
+from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.upload import PIECE
+from adapterhub.remotes.oci.upload_notes import Begun, Uploads
 from adapterhub.remotes.parallel import Move, Pace
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
 from tests.cli.test_process import PATH
 from tests.conftest import Run
@@ -187,7 +189,7 @@ class Failing(Bytes):
             yield Stops()
 
 
-def test_an_upload_is_gone_on_with_only_if_its_bytes_are_the_same(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path) -> None:
+def test_an_upload_is_resumed_only_if_its_bytes_are_the_same(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path) -> None:
     proxy, there = fixed
     data = random.Random(3).randbytes(6 * MIB)
     with remote(proxy.address, "on", tmp_path / "kept") as to, pytest.raises(RemoteError):
@@ -209,7 +211,7 @@ def test_an_upload_is_gone_on_with_only_if_its_bytes_are_the_same(fixed: tuple[P
 
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"url": 3}', '{"url": "ftp://x/", "size": 6291456, "digest": "", "sent": 1}'])
-def test_a_nonsensical_note_is_skipped(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
+def test_an_invalid_note_is_skipped(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
     proxy, _ = fixed
     data = bytes(6 * MIB)
     kept = Uploads(tmp_path, f"oci://{proxy.address}/moving/on")
@@ -455,7 +457,7 @@ def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(
         made = source.manifest("latest")
         document = oci_manifest.parse_json(made.raw, "")
         document["layers"] = [layer for layer in document["layers"] if ADAPTER_JSON not in str(layer)]
-        plain = oci_manifest.parse(oci_manifest._canonical(document), "")
+        plain = oci_manifest.parse(json_file.canonical(document), "")
         for blob in (*plain.layers, plain.config):
             to.put_blob(blob, source)
         to.put_manifest(plain, "latest")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.index import queries
@@ -25,7 +25,6 @@ CHANGES = st.lists(
 
 
 @given(CHANGES)
-@settings(deadline=None)
 def test_replacing_lines_one_name_at_a_time_equals_rewriting_the_text(changes: list[tuple[str, list[str]]]) -> None:
     state: dict[str, list[oci_index.Line]] = {}
     text = oci_index.build([])

@@ -64,7 +64,7 @@ def tensors(draw: st.DrawFn) -> bytes:
 @given(tensors() | st.binary(max_size=300), st.sampled_from([8, 64, cutting.MAX_BLOCK]))
 @example(b"", 8)
 @example(b"\x08\0\0\0\0\0\0\0{}      tail", 8)
-def test_whatever_was_packed_comes_back(blob: bytes, limit: int) -> None:
+def test_any_packed_blob_comes_back(blob: bytes, limit: int) -> None:
     assert unpack(pack(blob, limit=limit)) == blob
 
 

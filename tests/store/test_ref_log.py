@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 from adapterhub.index import queries
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry.registry import ABSENT, Registry
+from adapterhub.registry.moves import ABSENT
+from adapterhub.registry.registry import Registry
 from adapterhub.store.oci_index import IndexFile
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, NotFoundError, RefusedError
@@ -248,3 +250,33 @@ def test_a_move_whose_index_cannot_follow_reports_that_it_is_done(registry: Regi
     with Registry.open(registry.root) as again:
         assert again.resolve(PROD).number == 2
         assert fsck(again) == []
+
+
+def test_an_entry_is_in_the_oldest_format_that_can_express_it(registry: Registry) -> None:
+    push = Entry("team/sql", 1, "push", "2026-01-01T00:00:00Z", "sha256:" + "a" * 64, 3, 1, ("latest",))
+    of = [
+        (push, 1),
+        (Entry("team/sql", 2, "deprecate", "", number=1, message="old"), 2),
+        (dataclasses.replace(push, message="twice the data"), 5),
+        (dataclasses.replace(push, author="ada"), 5),
+        (Entry("team/sql", 2, "delete", "", author="ada"), 5),
+    ]
+    for entry, version in of:
+        raw = entry.dump()
+        assert json.loads(raw)["version"] == version
+        assert Entry.parse(raw, "x") == entry
+    assert "author" not in json.loads(of[1][0].dump())
+
+
+def test_every_move_names_its_author(registry: Registry) -> None:
+    registry.author = "ada"
+    registry.tag(v(2), "stage")
+    registry.rm(Ref.parse("team/sql:stage"))
+    registry.deprecate(v(1), "old")
+    assert [(entry.op, entry.author) for entry in registry.log(SQL)[:4]] == [
+        ("deprecate", "ada"),
+        ("untag", "ada"),
+        ("tag", "ada"),
+        ("push", ""),
+    ]
+    replayed(registry)

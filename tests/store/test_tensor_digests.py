@@ -144,7 +144,7 @@ def test_a_list_is_read_as_it_was_written_or_not_at_all(found: tensor_digests.Te
 
 
 @pytest.mark.parametrize("entry", ['["a"]', "7", '["a","F32",[1],-4,"' + "0" * 64 + '"]', '["a","F32",[1],4,"../x"]'])
-def test_a_nonsensical_list_is_ignored(entry: str) -> None:
+def test_an_invalid_list_is_ignored(entry: str) -> None:
     text = b'{"version":1,"tensors":[\n' + entry.encode() + b'\n],"sha256":"'
     raw = text + hashlib.sha256(text).hexdigest().encode() + b'"}\n'
     with pytest.raises(FormatError):

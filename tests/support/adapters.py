@@ -31,3 +31,18 @@ def write_adapter(path: Path, seed: int = 0, **config: object) -> Path:
     (path / peft.CONFIG).write_text(json.dumps({**settings, **config}))
     (path / "README.md").write_text("# A test\n")
     return path
+
+
+def write_large_adapter(path: Path, seed: int = 0, layers: int = 2) -> Path:
+    """A PEFT folder of rank 128 with 8 MiB of weights a layer: with two, too large for a commit of the Hugging Face Hub."""
+    write_adapter(path, seed, r=128, lora_alpha=128)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{half}.weight": rng.normal(
+            size=(128, 8192) if half == "A" else (8192, 128)
+        ).astype(np.float32)
+        for n in range(layers)
+        for half in "AB"
+    }
+    safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
+    return path

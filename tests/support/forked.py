@@ -28,7 +28,10 @@ from typing import Any
 
 # What the interpreter, or a library as it is loaded, reads once.
 _AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "MALLOC_", "OMP_", "OPENBLAS_", "MKL_", "CUDA_")
-_NOT_IMPORTED = ("adapterhub.generation", "adapterhub.training", "adapterhub.remotes.hub.writer")
+_NOT_IMPORTED = (
+    "adapterhub.generation", "adapterhub.training", "adapterhub.remotes.hub.writer",
+    "adapterhub.serve.host", "adapterhub.serve.engines.in_process",
+)  # fmt: skip
 _LIBRARIES = ("HF_", "TRANSFORMERS_", "MPL")  # read as those who train are imported
 
 
@@ -54,21 +57,24 @@ class Forked:
         self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run one to its end; `first` is Python that it executes before."""
-        asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
-        with (
-            socket.socket(socket.AF_UNIX) as server,
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-        ):
-            server.settimeout(300)
-            server.connect(self._address)
-            socket.send_fds(server, [len(asked).to_bytes(8, "little")], [out.fileno(), err.fileno()])
-            server.sendall(asked)
-            code = int(server.makefile().readline())
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            code = self.exit_code(args, cwd, environment, first, streams=(out.fileno(), err.fileno()))
             out.seek(0)
             err.seek(0)
             texts = [io.TextIOWrapper(file, encoding="utf-8").read() for file in (out, err)]
         return subprocess.CompletedProcess(list(args), code, *texts)
+
+    def exit_code(
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, int]
+    ) -> int:
+        """Run one to its end with these descriptors for its stdout and stderr."""
+        asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.settimeout(300)
+            server.connect(self._address)
+            socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
+            server.sendall(asked)
+            return int(server.makefile().readline())
 
 
 @contextlib.contextmanager

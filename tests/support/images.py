@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters.adapter import Delta, Factored
+from adapterhub_converters.adapter import Adapter, Delta, Factored
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 
@@ -72,3 +72,17 @@ def dense(delta: Delta) -> np.ndarray:
     lora_A, lora_B = plain.lora_A.astype(np.float64), plain.lora_B.astype(np.float64)
     product: np.ndarray = plain.scaling * lora_B.reshape(len(lora_B), -1) @ lora_A.reshape(len(lora_A), -1)
     return product.reshape(plain.shape)
+
+
+def merged(adapter: Adapter, target: str, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the bias that an adapter makes of a module's, in float64."""
+    found, found_bias = weight.astype(np.float64), bias.astype(np.float64)
+    if (given := adapter.deltas.get(target)) is not None:
+        plain: Any = given.as_low_rank() if isinstance(given, Factored) else given
+        found = found + dense(plain)
+        if plain.magnitude is not None:  # DoRA: rows of the sum with these norms
+            norms = np.sqrt(np.sum(np.square(found), axis=tuple(range(1, found.ndim)), keepdims=True))
+            found = found * plain.magnitude.reshape(norms.shape) / norms
+        if plain.bias is not None:
+            found_bias = found_bias + plain.scaling * plain.bias
+    return found + adapter.added.get(f"{target}.weight", 0), found_bias + adapter.added.get(f"{target}.bias", 0)

@@ -1,6 +1,6 @@
 """The real conversion scripts of llama.cpp, from the source distribution of `llama-cpp-python` on PyPI.
 
-    python -m tests.llama_cpp_scripts        # downloads them once: 77 MB, nothing is compiled
+    python -m tests.support.llama_cpp_scripts        # downloads them once: 77 MB, nothing is compiled
 
 They need torch and transformers, and a newer gguf package than PyPI has, which comes with them: whatever runs them is a
 process of its own.
@@ -56,6 +56,8 @@ for line in sys.stdin:
     try:
         with torch.inference_mode():
             known = get_model_class(get_model_architecture(ModelBase.load_hparams(Path(source), False), ModelType.TEXT))
+            known = getattr(known, "Ministral3Model", known)  # what Mistral3Model delegates to
+            known.no_mtp = True  # tiny models have no layers for the prediction of several tokens
             class WithoutVocabulary(known):
                 model_arch = known.model_arch
                 def set_vocab(self):

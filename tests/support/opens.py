@@ -19,14 +19,14 @@ atexit.register(lambda: os.write(os.open({log!r}, os.O_CREAT | os.O_WRONLY | os.
 """
 
 
-def opens(started: Callable[..., Any], tmp_path: Path, folder: Path, *args: object, **options: Any) -> Counter[str]:
-    """Run `adapterhub ARGS…` in a process of its own (the fixture `started`) and count the opens of files below `folder`.
+def opens(run: Callable[..., Any], tmp_path: Path, folder: Path, *args: object, **options: Any) -> Counter[str]:
+    """Run `adapterhub ARGS…` in a process of its own (the fixture `run`) and count the opens of files below `folder`.
 
     Returns:
         Path relative to `folder` to the number of times that the process opened it. Opens by native libraries are not seen.
     """
     log = tmp_path / "opens.json"
-    started(*args, first=_HOOK.format(log=str(log)), **options)
+    run(*args, first=_HOOK.format(log=str(log)), **options)
     found = {Path(path): count for path, count in json.loads(log.read_text()).items()}
     root = folder.resolve()
     below = {path: count for path, count in found.items() if path.is_relative_to(root) and not path.is_dir()}

@@ -68,6 +68,94 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Gemma2ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
     "Gemma3ForCausalLM": {"tie_word_embeddings": True, "query_pre_attn_scalar": 16},
 }  # fmt: skip
+_LINEAR_ATTENTION: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1],
+    },
+}  # fmt: skip
+_QWEN_EXPERTS = CONFIGS["Qwen2MoeForCausalLM"]
+_VISION: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+_QWEN_VISION: dict[str, Any] = {
+    "depth": 1, "hidden_size": 64, "embed_dim": 64, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 64,
+    "deepstack_visual_indexes": [], "fullatt_block_indexes": [0],
+}  # fmt: skip
+_AUDIO: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "hidden_size": 32,
+    "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 16, "max_source_positions": 32,
+}  # fmt: skip
+_SECTIONS: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+# Text models of which adapters alone are converted.
+CONFIGS |= {
+    "Qwen3_5ForCausalLM": _LINEAR_ATTENTION,
+    "Qwen3_5MoeForCausalLM": {**_LINEAR_ATTENTION, **_QWEN_EXPERTS},
+    "Olmo3ForCausalLM": {"sliding_window": 64},
+    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "Glm4MoeForCausalLM": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+        "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "use_qk_norm": True,
+    },
+    "GraniteMoeForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "HunYuanDenseV1ForCausalLM": {},
+    "Ministral3ForCausalLM": {},
+    "Ernie4_5_MoeForCausalLM": {
+        "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+        "intermediate_size": 128,
+    },
+    "Exaone4ForCausalLM": {"sliding_window": 64, "sliding_window_pattern": 4},
+    "OlmoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    "PhiForCausalLM": {"num_key_value_heads": 4, "intermediate_size": 256, "head_dim": None},
+    "NemotronHForCausalLM": {
+        "layers_block_type": ["mamba", "attention", "mlp"], "mamba_num_heads": 8, "mamba_head_dim": 16,
+        "n_groups": 2, "ssm_state_size": 16,
+    },
+    "MiniMaxM2ForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 16, "scoring_func": "sigmoid"},
+    "ApertusForCausalLM": {},
+    "Gemma4ForCausalLM": {
+        "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 32,
+        "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 128, "num_kv_shared_layers": 0,
+    },
+}  # fmt: skip
+# Vision and audio models, whose numbers are those of the text model.
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "LlavaForConditionalGeneration": {"vision_config": {"model_type": "clip_vision_model", **_VISION}},
+    "VoxtralForConditionalGeneration": {"audio_config": _AUDIO},
+    "Qwen2AudioForConditionalGeneration": {"audio_config": _AUDIO},
+    "Mistral3ForConditionalGeneration": {"vision_config": {"model_type": "pixtral", **_VISION}},
+    "Qwen2VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "Qwen2_5_VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "Qwen3VLForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "Qwen3VLMoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "Gemma3ForConditionalGeneration": {"vision_config": _VISION, "mm_tokens_per_image": 4},
+    "Gemma4ForConditionalGeneration": {"vision_config": _VISION, "audio_config": None},
+    "Qwen3_5ForConditionalGeneration": {"vision_config": _QWEN_VISION},
+    "Qwen3_5MoeForConditionalGeneration": {"vision_config": _QWEN_VISION},
+}
+_TEXT: dict[str, dict[str, Any]] = {
+    "VoxtralForConditionalGeneration": {"model_type": "llama"},
+    "LlavaForConditionalGeneration": {"model_type": "llama"},
+    "Qwen2AudioForConditionalGeneration": {"model_type": "qwen2"},
+    "Mistral3ForConditionalGeneration": {"model_type": "mistral"},
+    "Qwen2VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen2_5_VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3VLForConditionalGeneration": {"rope_parameters": _SECTIONS},
+    "Qwen3VLMoeForConditionalGeneration": {**CONFIGS["Qwen3MoeForCausalLM"], "rope_parameters": _SECTIONS},
+    "Gemma3ForConditionalGeneration": CONFIGS["Gemma3ForCausalLM"],
+    "Gemma4ForConditionalGeneration": CONFIGS["Gemma4ForCausalLM"],
+    "Qwen3_5ForConditionalGeneration": CONFIGS["Qwen3_5ForCausalLM"],
+    "Qwen3_5MoeForConditionalGeneration": CONFIGS["Qwen3_5MoeForCausalLM"],
+}
+
+
+def _numbers(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    if name not in MULTIMODAL:
+        return {**CONFIG, **CONFIGS.get(name, {}), **config}
+    text = {**CONFIG, **_TEXT[name], **config}
+    return {**MULTIMODAL[name], "text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
 
 
 def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Any:
@@ -77,15 +165,18 @@ def model(name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> An
 
     cls = getattr(transformers, name)
     torch.manual_seed(seed)
-    numbers = {**CONFIG, **CONFIGS.get(name, {}), **config}
+    numbers = _numbers(name, config)
     made = cls(cls.config_class(**{key: value for key, value in numbers.items() if value is not None})).eval()
     with torch.no_grad():
         for path, parameter in made.named_parameters():
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(path)))
-            parameter.copy_(
-                noise * 0.1 + (("norm" in path or ".ln_" in path) and parameter.ndim == 1 and "gemma" not in name.lower())
-            )
+            parameter.copy_(noise * 0.1 + (("norm" in path or ".ln_" in path) and parameter.ndim == 1 and not _adds_one(name)))
     return made
+
+
+def _adds_one(name: str) -> bool:
+    """Whether the model adds 1 to the weights of its norms."""
+    return name.startswith(("Gemma", "Qwen3_5")) and not name.startswith("Gemma4")
 
 
 def write_gguf(made: Any, path: Path) -> Path:

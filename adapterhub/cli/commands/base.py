@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import open_registry
+from adapterhub.cli.environment import completions, open_registry
 from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import AdapterhubError
@@ -25,7 +25,7 @@ def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -
 
     try:
         with open_registry(context.find_object(Settings) or Settings()) as registry:
-            return [CompletionItem(name) for name in registered.names(registry) if name.startswith(typed)]
+            return completions(registered.names(registry), typed)
     except AdapterhubError:
         return []
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output, remotes
-from adapterhub.cli.environment import complete_ref, open_registry
+from adapterhub.cli.environment import complete_ref, open_registry, workspace
 from adapterhub.cli.options import Settings, command, output_option, replace_option
 from adapterhub.cli.progress import bytes_bar
 from adapterhub_converters.containers import atomic
@@ -73,7 +73,7 @@ def _items(
     missing: list[Digest] = []
     for text in dict.fromkeys(refs):
         if is_address(text):
-            items.append(_elsewhere(text, stack))
+            items.append(_elsewhere(text, stack, settings))
         else:
             path, ref = inputs.resolve(text, settings)
             if ref is None:
@@ -84,35 +84,45 @@ def _items(
         raise UsageError("--with-parents", "needs a version in this registry, and all of these are addresses", "Leave it out")
     if local:
         registry = stack.enter_context(open_registry(settings))
-        found = [_here(registry, ref, stack) for ref in local]
+        found = [_here(registry, ref, stack, settings) for ref in local]
         if with_parents:
             parents, missing = ancestors(registry, [item.made.digest for item in found])
-            found += [_here(registry, ref, stack) for ref in parents]
+            found += [_here(registry, ref, stack, settings) for ref in parents]
         items = [*found, *items]
     return items, missing
 
 
-def _here(registry: Registry, ref: Ref, stack: ExitStack) -> Item:
+def _here(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> Item:
     """A version of the registry, named by the tag it was given by, else by its number."""
     from adapterhub.index import queries
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
+    from adapterhub.sharing.policy import check_version
+    from adapterhub.sharing.signatures import Named
 
     version = stack.enter_context(registry.reading(ref))
     output.deprecated(str(version.ref), version.deprecated)
+    here = workspace(settings)
+    here.check_name(version.name)
+    check_version(registry, version, Named.of(version, str(version.ref)), here)
     source = Local(registry, version.name)
     name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
     return Item(source, source.manifest(version.digest), name)
 
 
-def _elsewhere(text: str, stack: ExitStack) -> Item:
+def _elsewhere(text: str, stack: ExitStack, settings: Settings) -> Item:
     """A version at an address, named by the last parts of its repository; unnamed if given by digest."""
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse
+    from adapterhub.remotes.parallel import Settled
+    from adapterhub.sharing.policy import check_policy
+    from adapterhub.sharing.signatures import Named
 
     place = parse(text)
-    source = stack.enter_context(remotes.opened(text))
+    here, source = workspace(settings), Settled(stack.enter_context(remotes.opened(text)))
+    here.check_name(place.repository)
+    check_policy(source, place.reference, Named.at(place, text), here)
     name = place.tag
     if not isinstance(place, LayoutAddress) and not place.digest:
         path = place.repository.partition("://")[2].partition("/")[2]

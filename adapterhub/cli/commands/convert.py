@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from adapterhub import runtime_commands
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
@@ -22,22 +23,24 @@ from adapterhub.cli.options import (
     rslora_option,
     to_option,
 )
-from adapterhub.cli.views import fused, losses, runtime_commands
+from adapterhub.cli.views import fused, losses
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
+
+_FORMATS = (*formats.names(), *formats.MODELS)
 
 
 @command(
     "convert",
     example="""
-    adapterhub convert ./sql sql.gguf --to gguf --base ./Qwen3-0.6B
+    adapterhub convert ./sql sql.gguf --base ./Qwen3-0.6B
     adapterhub convert team/sql:v2 ./sql-mlx --to mlx
     adapterhub convert base.gguf ./base --to hf
-    adapterhub convert ./Qwen3-0.6B qwen3.gguf --to gguf --dtype q8_0""",
+    adapterhub convert ./Qwen3-0.6B qwen3.gguf --dtype q8_0""",
 )
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@to_option((*formats.names(), *formats.MODELS), required=True)
+@to_option(_FORMATS)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
 @loss_options
 @rank_option("an approximation. [default: the adapter's]")
@@ -53,7 +56,7 @@ def convert(
     *,
     source: str,
     target: str,
-    style: str,
+    style: str | None,
     base: str | None,
     dtype: str,
     allow_approx: bool,
@@ -68,7 +71,8 @@ def convert(
 ) -> None:
     """Convert an adapter to another format, and report the loss of every tensor.
 
-    SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. What the
+    SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. A DST that
+    ends with .gguf needs no --to. What the
     format cannot express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights
     as plain LoRA and reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
     magnitudes, copies, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a
@@ -76,6 +80,7 @@ def convert(
     """
     from adapterhub_converters import bases
 
+    style = style or _named_by(target)
     if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
         adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
         adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
@@ -113,6 +118,13 @@ def convert(
             output.say(f"run it: {runs}")
 
     output.emit(document, as_json=settings.as_json, text=text)
+
+
+def _named_by(target: str) -> str:
+    """The format that the name of a file has: other suffixes and folders are those of several."""
+    if target.lower().endswith(".gguf"):
+        return "gguf"
+    raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
 
 
 def _convert_model(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from adapterhub import sharing
 from adapterhub.cli import attachments, output
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command, transfer_options
 from adapterhub.cli.publish import published, pulled
+from adapterhub.sharing import copying
+from adapterhub.sharing.pulling import Pulled
 
 
 @command(
@@ -21,16 +22,18 @@ from adapterhub.cli.publish import published, pulled
 @click.argument("source", metavar="FROM", shell_complete=complete_ref)
 @click.argument("target", metavar="TO", shell_complete=complete_ref)
 @click.option("--referrers", is_flag=True, help="Copy attachments too, between registries and image layouts.")
+@click.option("--signatures", is_flag=True, help="Copy signatures too, from an address to a ref.")
 @transfer_options
 @click.pass_obj
-def copy(settings: Settings, source: str, target: str, *, referrers: bool) -> None:
+def copy(settings: Settings, source: str, target: str, *, referrers: bool, signatures: bool) -> None:
     """Copy a version under the same digest, between any two places.
 
     FROM and TO are each a ref in this registry, a folder, or an address: oci://HOST/NAME[:TAG|@DIGEST] or
     hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. Blobs that TO already has are not sent again.
+    Signatures in this registry are copied with their version to an address that stores attachments.
     """
     if referrers:  # before the version has its tag there
         output.say(f"{output.plural(attachments.carry(source, target), 'attachment')} copied")
-    made = sharing.copy(source, target, workspace(settings))
-    document, text = pulled(made) if isinstance(made, sharing.Pulled) else published(made)
+    made = copying.copy(source, target, workspace(settings), with_signatures=signatures)
+    document, text = pulled(made) if isinstance(made, Pulled) else published(made)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

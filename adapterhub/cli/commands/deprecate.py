@@ -31,13 +31,13 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote:
 
     address = at_remote(ref, remote)
     if is_address(address):
-        raise remotes.lacking(address, "warnings for those who use a version")
+        raise remotes.lacking(address, "deprecation of versions")
     target = Ref.parse(ref)
     if undo and message:
         raise UsageError("--undo", "cannot be combined with MESSAGE")
     with open_registry(settings) as registry:
         number = registry.deprecate(target, message, undo=undo)
-    said = str(Ref(target.name, number=number or None))
+    name = str(Ref(target.name, number=number or None))
     document = {"name": target.name, "number": number or None, "deprecated": None if undo else message}
-    text = f"{said} is {'no longer ' if undo else ''}deprecated"
+    text = f"{name} is {'no longer ' if undo else ''}deprecated"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

@@ -14,9 +14,12 @@ from adapterhub.cli.options import Settings, base_option, command, dry_run_optio
 from adapterhub_converters.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.describing import Change, Described
+    from adapterhub.describing import Described
+    from adapterhub.manifest.changes import Change
 
 _SHOWN = 60  # characters of a value
+_SCHEMA = ("$schema", "schema_version")
+_CONFIG = "base.config."  # new values are counted: what one compares is whether they change
 
 
 @command(
@@ -47,7 +50,7 @@ def describe(
 ) -> None:
     """Write or renew the adapter.json in DIR, in place, and show what changed.
 
-    Digests of edited files are recorded anew; the record of a training or a merge is kept. --base pins the base model, so that
+    Digests of edited files are updated; the record of a training or a merge is kept. --base pins the base model, so that
     `adapterhub validate --base` recognizes it; a base that the adapter does not fit is refused. Weights that changed are
     refused, as the record is not theirs.
     """
@@ -96,9 +99,13 @@ def _text(made: Described) -> None:
         return
     verb = ("wrote" if made.new else "renewed") if made.written else "would write" if made.new else "would renew"
     output.write(f"{verb} {made.path}")
-    for change in made.changes:
-        if not made.new or change.new not in (None, [], {}, ""):
+    shown = [one for one in made.changes if not (made.new and (one.key in _SCHEMA or one.new in (None, [], {}, "")))]
+    config = [one for one in shown if one.key.startswith(_CONFIG) and one.old is None]
+    for change in shown:
+        if change not in config:
             output.write(output.one_line(f"  {change.key}: {_shown(change, made.new)}"))
+    if config:
+        output.write(f"  {_CONFIG[:-1]}: {output.plural(len(config), 'value')}")
 
 
 def _shown(change: Change, new: bool) -> str:

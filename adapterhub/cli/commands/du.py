@@ -131,8 +131,10 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
     if report.unlisted:
         files = output.plural(report.unlisted, "file")
         output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
+    repos = [base.repo for base in report.bases]
     for base in report.bases:
-        for line in output.wrapped(_base_line(base, _whole(base, known)), output.width(), indent=2):
+        more = f" ({base.fingerprint[:_SHORT] if base.fingerprint else 'not pinned'})" if repos.count(base.repo) > 1 else ""
+        for line in output.wrapped(_base_line(base, _whole(base, known), more), output.width(), indent=2):
             output.write(line)
 
 
@@ -141,11 +143,12 @@ def _cells(name: str, usage: Usage) -> list[str]:
     return [name, str(usage.versions), output.size(usage.files), *saved, output.size(usage.stored)]
 
 
-def _base_line(base: BaseUsage, whole: int | None) -> str:
+def _base_line(base: BaseUsage, whole: int | None, more: str) -> str:
+    """The line of a base; `more` tells it from another of the same name."""
     usage = base.usage
     name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
     count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"
-    line = f"{name}: {count} in {output.size(usage.stored)}"
+    line = f"{name}{more if base.repo else ''}: {count} in {output.size(usage.stored)}"
     if whole is None:
         return line
     return f"{line}; as whole models {output.size(whole)}, {whole / max(1, usage.stored):,.0f} times as large"

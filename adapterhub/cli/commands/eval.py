@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     adapterhub eval ./sql --data heldout.jsonl --base ./Qwen3-0.6B --gate 'ppl<12' --gate 'ppl/base<0.9'""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@click.option("--data", "files", metavar="FILE", multiple=True, required=True, help="Held-out data, as in [data] heldout.")
+@click.option("--data", "files", metavar="FILE", multiple=True, required=True, help="Data: held out, as in [data] heldout.")
 @base_option("its folder with the weights, or a GGUF file.", required=True)
+@click.option(
+    "--trained-on",
+    metavar="FILE",
+    multiple=True,
+    help="Data of the training: a note shows what --data has in common with them.",
+)
 @click.option("--gate", "gates", metavar="BOUND", multiple=True, help="Exit 1 unless it holds: 'ppl<12', 'ppl/base<0.9'.")
 @click.option(
     "--name", metavar="NAME", default="eval", show_default=True, help="Name of the result: NAME_perplexity in a search."

@@ -99,8 +99,8 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
 
     kept, lost = [one for one in report.weights if not one.why], [one for one in report.weights if one.why]
     found = ranks(report.weights)
-    said = f"r {found[0]}" if len(found) == 1 else f"r {found[0]} to {found[-1]}" if found else "no low-rank delta"
-    output.write(f"{out}: {output.plural(len(kept), 'weight')}, {said}, {output.number(parameters)} parameters")
+    shown = f"r {found[0]}" if len(found) == 1 else f"r {found[0]} to {found[-1]}" if found else "no low-rank delta"
+    output.write(f"{out}: {output.plural(len(kept), 'weight')}, {shown}, {output.number(parameters)} parameters")
     output.write(f"  relative error over all changes {report.error:.3g}; {report.unchanged} weights unchanged")
     if lost:
         most = max(lost, key=lambda one: one.change)

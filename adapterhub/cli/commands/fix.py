@@ -64,7 +64,7 @@ def _document(where: str, fixed: Fixed) -> dict[str, Any]:
 def _problem(problem: Problem) -> dict[str, Any]:
     from adapterhub.cli.views import reports  # late: the checks import numpy
 
-    fields = {name: value for name, value in asdict(problem).items() if name != "cause"}
+    fields = {name: value for name, value in problem._asdict().items() if name != "cause"}
     return {"severity": problem.severity, **fields, "hint": reports.hint_of(problem)}
 
 

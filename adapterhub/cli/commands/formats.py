@@ -37,17 +37,23 @@ def formats(settings: Settings) -> None:
     """
     from adapterhub_converters import formats as table
     from adapterhub_converters.formats import round_trips
+    from adapterhub_converters.formats.image import tables
 
     rows = round_trips.rows()
     added = {
         name: "a format that an installed package adds" for name in table.names() if name not in {row.name for row in rows}
     }
     others = {**added, **_OTHERS}
-    found = {"formats": [asdict(row) for row in rows], "others": [{"name": n, "what": what} for n, what in others.items()]}
-    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others))
+    families = tables.families()
+    found = {
+        "formats": [asdict(row) for row in rows],
+        "others": [{"name": n, "what": what} for n, what in others.items()],
+        "image_models": families,
+    }
+    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others, families))
 
 
-def _text(rows: list[Row], others: Mapping[str, str]) -> None:
+def _text(rows: list[Row], others: Mapping[str, str], families: list[str]) -> None:
     columns = [output.Column(title) for title in ("FORMAT", "READ", "WRITTEN", "BASE")] + [output.Column("FILES", wrap=True)]
     cells = [
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
@@ -56,6 +62,11 @@ def _text(rows: list[Row], others: Mapping[str, str]) -> None:
     output.write_table(columns, cells)
     output.write()
     output.write_pairs(dict(others))
+    output.write()
+    for line in output.wrapped(
+        f"image and video models in kohya and diffusers: {', '.join(families)}", output.width(), indent=2
+    ):
+        output.write(line)
     output.write()
     titles = ["FROM \\ AND BACK", *(row.name for row in rows)]
     marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in rows)] for row in rows]

@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,16 @@ import click
 from adapterhub.cli import environment, errors, output
 from adapterhub.cli.options import Settings, command
 from adapterhub.version import __version__
+from adapterhub.workspace import project_file
+from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError
 
 # Packages that commands import when they need them, with what needs them.
 _PACKAGES = {
-    "numpy": "all commands", "huggingface_hub": "the Hub", "torch": "train, eval", "transformers": "train, eval",
-    "tokenizers": "train, eval", "safetensors": "train, eval", "bitsandbytes": "train", "matplotlib": "pictures",
+    "numpy": "all commands", "huggingface_hub": "the Hub", "torch": "train, eval, run", "transformers": "train, eval, run",
+    "tokenizers": "train, eval, run", "safetensors": "train, eval, run", "bitsandbytes": "train", "matplotlib": "pictures",
     "keyring": "logins", "obstore": "object stores", "pyarrow": "Parquet",
-    "peft": "comparisons", "llama-cpp-py-sync": "comparisons",
+    "peft": "comparisons", "llama-cpp-py-sync": "run",
 }  # fmt: skip
 _LITTLE = 1 << 30  # bytes of free space below which a transfer or a merge is likely to fail
 
@@ -94,8 +97,10 @@ def _settings_files(problems: list[str]) -> dict[str, Any]:
     from adapterhub.project.policy import Policy
 
     with _noting(problems):
+        found["project"] = _or_null(project_file(Path.cwd()))  # even if it cannot be read
         if project := environment.project():
             found |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
+            environment.validation(project)
     with _noting(problems):
         lock = environment.lock_file()
         found["lock"] = str(lock) if lock.is_file() else None
@@ -138,14 +143,16 @@ def _hub(problems: list[str]) -> dict[str, Any]:
 def _folder(path: Path) -> dict[str, Any]:
     """A folder with the bytes in it and those free on its disk."""
     found: dict[str, Any] = {"path": str(path), "size": 0, "free": None}
-    with suppress(RecursionError):  # folders that nobody nests so deep; their size is not worth more
-        for folder, _, names in os.walk(path):
-            for name in names:
-                with suppress(OSError):
-                    found["size"] += os.lstat(os.path.join(folder, name)).st_size
+    with suppress(OSError):
+        for _, status in walk(path):
+            found["size"] += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     with suppress(OSError):
         found["free"] = shutil.disk_usage(path).free
     return found
+
+
+def _or_null(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _version(package: str) -> str | None:
@@ -162,26 +169,28 @@ def _write(document: dict[str, Any]) -> None:
     token = "with a token" if hub["token"] else "without a token"
     lines = {
         "adapterhub": f"{document['adapterhub']}, Python {document['python']}",
-        "registry": f"{registry['path']} ({registry['chosen_by']})",
+        "registry": f"{registry['path']} ({registry['chosen_by']})" if registry["path"] else "unknown, for the problem below",
         "": f"{contents}, {_space(registry)}" if registry["exists"] else "not there yet; the first push creates it",
         "project": _or_none(files["project"], "has a policy" if files["policy"] else ""),
         "lock file": _or_none(files["lock"]),
         "your settings": _or_none(files["user"]),
-        "remotes": "; ".join(_each(document["remotes"], lambda one: f"{one['name']} {one['url']}")) or "none",
+        "remotes": "; ".join(_with_default(one) for one in document["remotes"]) or "none",
         "logins": f"{', '.join(document['logins']['hosts']) or 'none'} ({document['logins']['file']})",
         "Hub": "offline" if hub["offline"] else f"{hub['endpoint'] or 'unknown'}, {token}",
         "cache": f"{cache['path']}, {_space(cache)}",
         "packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
         "not installed": ", ".join(f"{name} ({_PACKAGES[name]})" for name, version in packages.items() if not version),
     }  # fmt: skip
+    if not registry["path"]:
+        del lines[""]
     output.write_pairs({key: value for key, value in lines.items() if value})
     for problem in document["problems"]:
         for line in output.wrapped(f"problem: {problem}", output.width(), indent=2):
             output.write(line)
 
 
-def _each(remotes: list[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> list[str]:
-    return [text(one) + (" (default)" if one["default"] else "") for one in remotes]
+def _with_default(remote: dict[str, Any]) -> str:
+    return f"{remote['name']} {remote['url']}{' (default)' if remote['default'] else ''}"
 
 
 def _or_none(path: str | None, more: str = "") -> str:

@@ -9,7 +9,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.environment import named_registry, registry_folder
 from adapterhub.cli.options import Settings, command, project_option
-from adapterhub.workspace import PROJECT
+from adapterhub.project import PROJECT
 
 _TEMPLATE = """\
 # Settings of this project for adapterhub. Options and environment variables override them; they override a user's own
@@ -25,7 +25,13 @@ _TEMPLATE = """\
 # allow = ["team/*"]              # names
 # max_rank = 64
 # require_base = true             # the base must be pinned, as `push --base` does
+# require_understood = true       # no kind of adapter that is not known here
 # licenses = ["Apache-2.0", "MIT"]
+# formats = ["peft", "gguf"]
+# max_size = 200_000_000          # bytes
+
+# [policy.metrics]
+# eval_perplexity = { max = 12 }
 
 # [validate]                      # defaults of `adapterhub validate`
 # base = "models/Qwen3-0.6B"      # relative to this file; or an address, or a name

@@ -18,6 +18,7 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import Row
+    from adapterhub.registry.registry import Registry
 
 
 _ELSEWHERE = (
@@ -67,22 +68,23 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
         found = registry.deprecations()
-    for (name, number), message in sorted(found.items()) if rows else ():
-        if any(row.name == name and number in (0, row.number) for row in rows):
-            output.deprecated(f"{name}:v{number}" if number else name, message)
-    document = tree.document(rows, found) if as_tree else {"adapters": [row_document(row, found) for row in rows]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(rows, as_tree=as_tree))
+        for (name, number), message in sorted(found.items()) if rows else ():
+            if any(row.name == name and number in (0, row.number) for row in rows):
+                output.deprecated(f"{name}:v{number}" if number else name, message)
+        document = tree.document(rows, found) if as_tree else {"adapters": [row_document(row, found) for row in rows]}
+        output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, found, as_tree=as_tree))
 
 
-def _list_text(rows: Sequence[Row], *, as_tree: bool) -> None:
+def _list_text(registry: Registry, rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool) -> None:
     if not rows:
-        output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
+        where = f"no adapters yet in {registry.root}"
+        output.say(output.one_line(f"{where}; store one with `adapterhub push SRC namespace/name`"))
         return
     if as_tree:
-        for line in tree.lines(rows, screen=output.width()):
+        for line in tree.lines(rows, registry.holding, screen=output.width()):
             output.write(line)
         return
-    write_rows(rows, Column("PUSHED", drop=6), lambda row: row.time[:10])
+    write_rows(rows, Column("PUSHED", drop=3), lambda row: row.time[:10], deprecated)
 
 
 def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:

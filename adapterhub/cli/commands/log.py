@@ -14,14 +14,16 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
 
+_AUTHOR = 100  # characters; a log of others may have any number
 _LOG = (
     Column("#", right=True),
-    Column("WHEN", drop=2),
+    Column("WHEN", drop=1),
     Column("OP"),
     Column("VERSION"),
     Column("TAGS"),
-    Column("DIGEST", drop=1),
-    Column("WHY", drop=3, wrap=True),
+    Column("DIGEST", drop=2),
+    Column("BY", drop=3),
+    Column("WHY", wrap=True),
 )
 
 
@@ -35,7 +37,7 @@ _LOG = (
 @remote_option
 @click.pass_obj
 def log(settings: Settings, ref: str, *, remote: str | None) -> None:
-    """Show the history of a name's refs, newest first: when, what, which version, which tags.
+    """Show the history of a name's refs, newest first: when, what, which version, which tags, by whom and why.
 
     REF is a name, even a removed one; a tag or a version limits the history to itself. It may be an address of an object store,
     which keeps the same log. Times are UTC.
@@ -53,14 +55,16 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     document = {"name": name, "entries": [_document(entry) for entry in entries]}
 
     def text() -> None:
-        output.write_table(_LOG, [_cells(entry) for entry in entries])
+        cells = [_cells(entry) for entry in entries]
+        columns = _LOG if any(row[-1] != "-" for row in cells) else _LOG[:-1]
+        output.write_table(columns, [row[: len(columns)] for row in cells])
 
     output.emit(document, as_json=settings.as_json, text=text)
 
 
 def _elsewhere(address: str, settings: Settings) -> tuple[str, list[Entry]]:
     """The log of a remote, the newest entry first: all of it, or what is about the tag or the version at the address."""
-    from adapterhub.remotes import references
+    from adapterhub import references
     from adapterhub.remotes.location import parse
 
     place = parse(address)
@@ -83,6 +87,7 @@ def _document(entry: Entry) -> dict[str, Any]:
         "numbers": list(entry.numbers),
         "tags": list(entry.tags),
         "digest": entry.digest or None,
+        "author": entry.author or None,
         "message": entry.message or None,
         "keep": entry.keep if entry.op == "keep" else None,
     }
@@ -104,5 +109,6 @@ def _cells(entry: Entry) -> list[str]:
         " ".join(f"v{number}" for number in numbers) or "-",
         " ".join(entry.tags) or "-",
         output.digest(entry.digest) or "-",
+        output.one_line(entry.author[:_AUTHOR]) or "-",
         output.one_line(why) or "-",
     ]

@@ -13,6 +13,7 @@ from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from adapterhub.remotes.oci.address import Address
     from adapterhub.remotes.oci.credentials import Credentials
 
 _LONGEST = 1 << 16  # characters of a token
@@ -22,6 +23,7 @@ _LONGEST = 1 << 16  # characters of a token
     "login",
     example="""
     adapterhub login registry.example --username ada
+    adapterhub login hub+https://hub.example
     adapterhub login team --username ci --password-stdin < secret""",
 )
 @click.argument("host", metavar="HOST|NAME", shell_complete=environment.complete_remote)
@@ -32,23 +34,53 @@ _LONGEST = 1 << 16  # characters of a token
 def login(settings: Settings, *, host: str, username: str | None, password_stdin: bool, token_stdin: bool) -> None:
     """Log in to a registry, HOST[:PORT] or the NAME of a remote, and store the login once the registry accepts it.
 
+    At a hub, hub+https://HOST[:PORT], you approve the login on a page of the hub, with the code that is shown here; or pass a
+    token with --token-stdin. The token is sent to that hub only.
+
     On a terminal you are asked for the password, which is not shown; no option takes it. It is stored where docker and oras
     store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package keyring
     is installed and has one, else in config.json itself, which only you can read then.
     """
     from adapterhub.remotes.oci import credentials
-    from adapterhub.remotes.oci.host import GIVEN, Host
 
-    address = logins.address_of(host)
-    who = replace(_asked(address.host, username, password=password_stdin, token=token_stdin), source=GIVEN)
-    hint = "Nothing was stored; check the user name and the password"
-    with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
-        server.check_login()
+    address, at_hub = logins.address_of(host), logins.is_hub(host)
+    if at_hub:
+        who = _at_hub(address, username, password=password_stdin, token=token_stdin)
+    else:
+        who = _at_registry(address, _asked(address.host, username, password=password_stdin, token=token_stdin))
     where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
     document = {"host": address.host, "user": who.user, "stored_in": where}
     as_whom = f" as {who.user}" if who.user else ""
     text = f"{address.host}: logged in{as_whom}; stored in {where}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
+
+
+def _at_registry(address: Address, given: Credentials) -> Credentials:
+    """Credentials that a registry accepts."""
+    from adapterhub.remotes.oci.host import GIVEN, Host
+
+    who = replace(given, source=GIVEN)
+    hint = "Nothing was stored; check the user name and the password"
+    with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
+        server.check_login()
+    return who
+
+
+def _at_hub(address: Address, username: str | None, *, password: bool, token: bool) -> Credentials:
+    """A token of a hub, from stdin or for a code that a person approves."""
+    from adapterhub.remotes.hub.login import HubLogin
+    from adapterhub.remotes.oci.credentials import Credentials
+
+    if username or password:
+        raise UsageError("--username", "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
+    hub = HubLogin(address.base, environment.proxy)
+    if token:
+        found = _secret(sys.stdin.read(_LONGEST), "--token-stdin")
+    else:
+        login = hub.begin()
+        output.say(output.one_line(f"open {login.page} and enter the code {login.code}"))
+        found = hub.wait(login)
+    return Credentials(hub.whose(found), found)
 
 
 def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:

@@ -45,7 +45,9 @@ _PARAMETERS = {
     "by": (str, "B", "Direction: all, rows or columns (nuslerp)."),
     "sign": (str, "S", "Election of signs: total or frequency (peft_ties …)."),
 }
-_REQUANTIZE = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")
+# Options that make factors of a result, or show them.
+_OF_ADAPTERS = ("rank", "energy", "rank_budget", "plot")
+_REQUANTIZE = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")
 # Options of a merge into a base.
 _INTO = (
     dtype_option(("bf16", "f16", "f32"), "floats, with --into", default_text="BASE's"),
@@ -53,7 +55,7 @@ _INTO = (
         "--requantize",
         metavar="TYPE",
         type=click.Choice(_REQUANTIZE),
-        help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q4_0, q4_1, q5_0 or q5_1, or the linear "
+        help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q6_k, q5_k, q4_k or the like, or the linear "
         "layers of a Hugging Face folder to nf4, as bitsandbytes does.",
     ),
     click.option("--shard-size", metavar="SIZE", help="With --into: maximum size of a file, like 5GB."),
@@ -99,6 +101,7 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --requantize q8_0 -o qwen3-sql.gguf
     adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both
     adapterhub merge team/sql team/french --method ties --density 0.2 -o team/both:ties
+    adapterhub merge team/sql team/french --into ./Qwen3-0.6B --method ties -o ./qwen3-both
     adapterhub merge --method list""",
 )
 @click.argument("source", metavar="SRC...", nargs=-1)
@@ -139,7 +142,8 @@ def merge(
     """Merge several adapters into one, or adapters into a base model.
 
     Every SRC is a folder, a file or a ref. With --into, each tensor is the base's plus the adapters' deltas, bit for bit like
-    peft's merge_and_unload; memory use does not grow with the model. OUT appears whole or not at all. A folder merged into a
+    peft's merge_and_unload, or with --method plus what the method makes of them, without truncation to a rank; memory use does
+    not grow with the model. OUT appears whole or not at all. A folder merged into a
     .gguf equals llama.cpp's conversion of the merged folder.
     The result records how it was made, so that `adapterhub rebuild` can repeat it.
     """
@@ -150,9 +154,8 @@ def merge(
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
     factors = weights_of(weights, len(source))
-    if base and asked:
-        name = next(iter(asked)).rstrip("_").replace("_", "-")
-        raise UsageError(f"--{name}", "is for a merge of adapters", "Leave it out with --into")
+    if base and (name := next((name for name in _OF_ADAPTERS if name in asked), None)):
+        raise UsageError(f"--{name.replace('_', '-')}", "is for a merge of adapters", "Leave it out with --into")
     if not base:
         first = next((key for key, value in into.items() if value), None)
         if first:
@@ -163,7 +166,7 @@ def merge(
     with ExitStack() as stack:
         if base:
             found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-            merge_into.run(settings, found, factors, (base, out), into, replace=replace)
+            merge_into.run(settings, found, factors, (base, out), into, how=_recipe(asked) if asked else None, replace=replace)
             return
         target = combining.destination(out)
         found = [stack.enter_context(inputs.opened(text, settings)) for text in source]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import locking, sharing
-from adapterhub.cli import environment, inputs, locks, output
+from adapterhub import locking
+from adapterhub.cli import environment, inputs, locks, output, signing
 from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
@@ -21,6 +21,8 @@ from adapterhub.cli.options import (
     transfer_options,
 )
 from adapterhub.cli.publish import converted, pulled
+from adapterhub.sharing import pulling
+from adapterhub.sharing.signatures import Demand
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ _NETWORK = ("http://", "https://", "hf://")
 @click.option("--locked", is_flag=True, help="Pull the digests in adapters.lock: REF, or all of them into OUT.")
 @click.option("--from", "bundled", metavar="SRC", help="Source: a bundle (a .tar or a folder) instead of a registry.")
 @click.option("--offline", is_flag=True, help="Use no network; refused where REF or BASE needs one.")
+@click.option("--require-signature", is_flag=True, help="Refuse a version that no accepted key has signed.")
+@signing.accepted_keys
+@signing.signed_as
+@click.option("--remember", is_flag=True, help="Require the key that has signed it of its whole namespace from now on.")
 @replace_option
 @conversion_options("ollama")
 @model_option
@@ -66,6 +72,10 @@ def pull(
     locked: bool,
     bundled: str | None,
     offline: bool,
+    require_signature: bool,
+    keys: tuple[Path, ...],
+    signed_as: str | None,
+    remember: bool,
     replace: bool,
     conversion: Conversion | None,
     model: str | None,
@@ -76,6 +86,10 @@ def pull(
     have are left untouched. A folder with changes of your own is refused, with the names of the files; --replace discards them.
 
     --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
+    --require-signature refuses, before a file is fetched, what no key has signed under this name: one of --key, or without it
+    those of the project's policy. The signature is written as model.sig. --remember has the key known: then all that comes from
+    the namespace must be signed by it, with no option.
+
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """
     from adapterhub.remotes.location import is_address
@@ -84,6 +98,7 @@ def pull(
         raise UsageError("--model", "is for --to ollama", "Leave it out")
     if locked or ref is None:
         alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
+        alone = alone and not (require_signature or keys or signed_as or remember)
         _all_locked(settings, ref, out, locked=locked, alone=alone, replace=replace)
         return
     address = at_remote(ref, remote)
@@ -98,9 +113,10 @@ def pull(
     elif base is not None and conversion is None:
         raise UsageError("--base", "is for --to", "Leave it out")
     called = None if remote is None else ref
+    demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
     spec = inputs.read_base(base, settings) if base else None
-    with hinting(ref):
-        made = sharing.pull(
+    with hinting(address):
+        made = pulling.pull(
             address,
             out,
             workspace(settings),
@@ -109,6 +125,7 @@ def pull(
             model=_model(conversion, model, spec.where if spec else None),
             name=called.partition("@")[0].partition(":")[0] if called else None,
             replace=replace,
+            demand=demand,
         )
     if lock and made.version is not None:
         locks.keep_version(settings, ref, made.version)
@@ -167,7 +184,7 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
         raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")
     if not alone:
         raise UsageError(
-            "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to and --base"
+            "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to, --base and --key"
         )
     path = environment.lock_file()
     there = lockfile.read(path)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import sharing
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import at_remote, complete_ref, remote_option, workspace
 from adapterhub.cli.options import (
@@ -20,6 +19,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.publish import published
 from adapterhub.manifest.package_files import Selection
+from adapterhub.sharing import pushing
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     example="""
     adapterhub push ./sql team/sql
     adapterhub push ./sql team/sql:prod --base ./Qwen3-0.6B
+    adapterhub push ./sql team/sql -m "twice the data" --metric exact_match=0.71
     adapterhub push ./sql team/sql:prod --expect sha256:5f2c…
     adapterhub push team/sql --remote
     adapterhub push team/sql:v2 oci://registry.example/team/sql:v2""",
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 @force_option("push even if `adapterhub validate` reports errors.")
 @click.option("--include", metavar="GLOB", multiple=True, help="Package only files that match, besides weights and config.")
 @click.option("--exclude", metavar="GLOB", multiple=True, help="Leave out files that match, like `*.png`; repeatable.")
+@click.option("-m", "--message", metavar="TEXT", default="", help="Record a reason, which `adapterhub log` shows.")
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="Point a tag at the version as well; repeatable.")
+@click.option(
+    "--metric", "metrics", metavar="NAME=VALUE", multiple=True, help="Record a result of another program; repeatable."
+)
 @click.option("--private", is_flag=True, help="Create the Hub repository as private.")
 @remote_option
 @conversion_options("image")
@@ -57,6 +63,9 @@ def push(
     force: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    message: str,
+    tags: tuple[str, ...],
+    metrics: tuple[str, ...],
     private: bool,
     remote: str | None,
     conversion: Conversion | None,
@@ -71,21 +80,33 @@ def push(
     pushes a container image.
     """
     ref = ref or _same(source, settings, remote)
-    made = published(
-        sharing.push(
-            source,
-            at_remote(ref, remote),
-            workspace(settings),
-            base=inputs.read_base(base, settings) if base else None,
-            conversion=conversion,
-            expect=expect,
-            force=force,
-            private=private,
-            name=None if remote is None else ref.partition(":")[0],
-            selection=Selection(include, exclude) if include or exclude else None,
-        )
+    stored = pushing.push(
+        source,
+        at_remote(ref, remote),
+        workspace(settings),
+        base=inputs.read_base(base, settings) if base else None,
+        conversion=conversion,
+        expect=expect,
+        force=force,
+        private=private,
+        name=None if remote is None else ref.partition(":")[0],
+        selection=Selection(include, exclude) if include or exclude else None,
+        message=message,
+        tags=tags,
+        metrics=dict(map(_metric, metrics)),
     )
+    if message and not (stored.new or stored.moved):
+        output.say("nothing has changed, so the message is not recorded")
+    made = published(stored)
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
+
+
+def _metric(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError as error:
+        raise UsageError("--metric", f"{text[:80]!r} is not NAME=VALUE", "Write it like exact_match=0.71") from error
 
 
 def _same(source: str, settings: Settings, remote: str | None) -> str:

@@ -12,6 +12,7 @@ from adapterhub import workspace
 from adapterhub.cli import environment, output, remotes
 from adapterhub.cli.options import Group, Settings, force_option, project_option
 from adapterhub.cli.output import Column
+from adapterhub.project import PROJECT
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _file(project: bool) -> Path:
     found = workspace.project_file(Path.cwd())
     if found is not None and environment.project() is None:
         raise UsageError(str(found), "belongs to another user", "Create an adapterhub.toml of your own")
-    return found or Path.cwd() / workspace.PROJECT
+    return found or Path.cwd() / PROJECT
 
 
 def _change(path: Path, changed: Any) -> bool:

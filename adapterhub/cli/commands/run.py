@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
-from adapterhub.cli.options import Settings, base_option, command
+from adapterhub.cli.options import Settings, answer_options, base_option, command
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
 
@@ -21,28 +21,19 @@ _LONGEST = 1 << 20  # bytes of a prompt
     "run",
     example="""
     adapterhub run ./sql --base ./Qwen3-0.6B "List all customers in Berlin"
+    adapterhub run team/sql:prod "List all customers in Berlin"
     adapterhub run team/sql:prod --base hf://Qwen/Qwen3-0.6B "List all customers" --no-base
     adapterhub run ./sql --base smollm2.gguf --prompt-file question.txt --temperature 0.7 --seed 1""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @click.argument("prompt", metavar="[PROMPT]", required=False)
-@base_option("its folder with the weights, a GGUF file, a name in the Hub's cache, or hf://org/model.", required=True)
+@base_option(
+    "its folder with the weights, a GGUF file, a name in the Hub's cache, or hf://org/model. [default: the one SRC records]"
+)
 @click.option("-p", "--prompt-file", "file", metavar="FILE", help="Read the prompt from FILE; - for stdin.")
-@click.option("--system", metavar="TEXT", help="System message before the prompt.")
+@answer_options(hottest=100)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--no-base", is_flag=True, help="Do not show the answer of the base alone.")
-@click.option(
-    "--max-tokens", metavar="N", type=click.IntRange(1), default=256, show_default=True, help="Maximum length of an answer."
-)
-@click.option(
-    "--temperature",
-    metavar="T",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    show_default=True,
-    help="Randomness; with 0 the likeliest token is taken.",
-)
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed.")
 @click.pass_obj
 def run(
     settings: Settings,
@@ -50,7 +41,7 @@ def run(
     *,
     source: str,
     prompt: str | None,
-    base: str,
+    base: str | None,
     file: str | None,
     no_base: bool,
     **asked: Any,
@@ -70,7 +61,13 @@ def run(
         source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **asked
     )
     screen.end()
-    document: dict[str, Any] = {"source": source, "base": base, "engine": made.engine, "prompt": made.prompt, "text": made.text}
+    document: dict[str, Any] = {
+        "source": source,
+        "base": made.base,
+        "engine": made.engine,
+        "prompt": made.prompt,
+        "text": made.text,
+    }
     document |= {"base_text": made.base_text, "tokens": made.tokens}
     output.emit(document, as_json=settings.as_json, text=lambda: None)
 

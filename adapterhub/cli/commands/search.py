@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import output, remotes
+from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry, remote_option, remote_to_ask
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views.versions import row_document, write_rows
+from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.index.search import Found, Query
@@ -54,17 +55,18 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **given: 
         found = finding.search(registry.index, query, facets=facets or settings.as_json)
         deprecated = registry.deprecations()
     document = {"adapters": [row_document(row, deprecated) for row in found.rows], "total": found.total, "facets": found.facets}
-    output.emit(document, as_json=settings.as_json, text=lambda: _search_text(found, facets=facets))
+    output.emit(document, as_json=settings.as_json, text=lambda: _search_text(found, deprecated, facets=facets))
 
 
 def _refuse_elsewhere(words: Sequence[str], remote: str | None) -> None:
     """Refuse a remote, and an address among the words: no remote has an index to search."""
-    from adapterhub.remotes.configured import nobody
     from adapterhub.remotes.location import is_address
 
-    address = nobody(remote_to_ask(remote).url) if remote is not None else next(filter(is_address, words), None)
-    if address:
-        raise remotes.lacking(address, "index to search")
+    what = "has no index to search; this works on the local registry"
+    if remote is not None:
+        raise UsageError(remote_to_ask(remote).url, what, "List its names with `adapterhub list --remote`")
+    if address := next(filter(is_address, words), None):
+        raise UsageError(address, what, f"List its names with `adapterhub list {address}`")
 
 
 def _query(given: Mapping[str, Any]) -> Query:
@@ -89,11 +91,11 @@ def _query(given: Mapping[str, Any]) -> Query:
     )
 
 
-def _search_text(found: Found, *, facets: bool) -> None:
+def _search_text(found: Found, deprecated: Mapping[tuple[str, int], str], *, facets: bool) -> None:
     shown = len(found.rows)
     if shown:
-        last = Column("DESCRIPTION", drop=6, cut=True)
-        write_rows(found.rows, last, lambda row: " ".join((row.description or "-").split()))
+        last = Column("DESCRIPTION", drop=1, cut=True)
+        write_rows(found.rows, last, lambda row: " ".join((row.description or "-").split()), deprecated)
     if not found.total and not shown:
         output.say("no matches")
     elif found.total > shown or found.more:

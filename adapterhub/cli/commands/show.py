@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import inputs, output
+from adapterhub.cli import inputs, output, progress
 from adapterhub.cli.environment import complete_ref, on_remote, open_registry, remote_option
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norms as heat
+from adapterhub.store.store import counter
+from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, UsageError
+
+_SECONDS = 2.0  # of work for norms that were not asked for
+_COUNT = 100_000  # a metric from here on is a count
+_HASHED = 2 * 10**9  # bytes of files: what takes as long to read and hash
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
@@ -30,54 +38,68 @@ if TYPE_CHECKING:
 @base_option("show norms relative to its weights (a Hugging Face folder).")
 @plot_option("the norms, by layer and module")
 @headers_only_option("fast, but without norms.")
+@click.option("--full", is_flag=True, help="Compute norms and digests even if that takes over two seconds.")
 @remote_option
 @click.pass_obj
 def show(
-    settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool, remote: str | None
+    settings: Settings, *, source: str, base: str | None, plot: str | None, headers_only: bool, full: bool, remote: str | None
 ) -> None:
     """Show an adapter: its base, size and shape, how it was made, where it acts, its files and their digests.
 
     SRC is a ref; for a folder, file or address the command shows what a push would store, and under which digest. Where it acts
-    is the norm of its delta in each module, scaling included, by layer: a picture on a terminal, numbers elsewhere.
+    is the norm of its delta in each module, scaling included, by layer: a picture on a terminal, numbers elsewhere. What takes
+    over two seconds, as its shapes and sizes tell, is left out unless --full, --base or --plot asks for it.
     """
-    if headers_only and (base or plot):
-        raise UsageError("--headers-only", "reads no values, and --base and --plot need them", "Leave it out")
+    if headers_only and (base or plot or full):
+        option = next(name for name, given in (("--base", base), ("--plot", plot), ("--full", full)) if given)
+        raise UsageError("--headers-only", f"reads no values, and {option} needs them", "Leave one of them out")
     source = on_remote(source, remote)
     ref = inputs.ref_of(source, settings)
+    asked = _Asked(base, plot, full)
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
         output.deprecated(document["ref"], document["deprecated"])
-        norms = None if headers_only else _norms(source, settings, base=base, plot=plot)
+        norms = None if headers_only else _norms(source, settings, asked)
     else:
         with inputs.opened(source, settings) as found:
             with inputs.as_folder(found) as folder:
-                document = _path(source, folder)
-            norms = None if headers_only else _norms(str(found.path), settings, base=base, plot=plot)
+                document = _path(source, folder, full=full)
+            norms = None if headers_only else _norms(str(found.path), settings, asked)
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(document, norms))
 
 
-def _path(where: str, folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Asked:
+    """The options for which norms are computed however long it takes."""
+
+    base: str | None
+    plot: str | None
+    full: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.base or self.plot or self.full)
+
+
+def _path(where: str, folder: Path, *, full: bool) -> dict[str, Any]:
+    """The document of a folder; without digests if its files are large, unless `full`."""
+    from adapterhub.digest import sha256_bytes
     from adapterhub.manifest import describe, oci_manifest
 
-    made = oci_manifest.build(folder)
-    manifest, _ = describe.settle(folder)
-    described: dict[str, Any] = {
-        "ref": None,
-        "name": None,
-        "number": None,
-        "tags": [],
-        "protected": [],
-        "deprecated": None,
-        "digest": made.digest,
-        "size": made.size,
-        "time": None,
-        "evaluations": [],
-    }
+    sizes = describe.sizes(folder)
+    draft = describe.draft(folder)
+    described: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
+    described |= {"path": where, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
+    if sum(sizes.values()) > _HASHED and not full:
+        entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]
+        return {**described, "manifest": {**draft.manifest().to_dict(), "files": entries}}
+    with progress.bytes_bar("reading") if full else nullcontext() as show:
+        manifest, raw = draft.settle(files := describe.digests(folder, counter(show, sum(sizes.values()))))
+    made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
     packaged = oci_manifest.parse_json(made.raw, where)
-    return {**described, "path": where, "manifest": manifest.to_dict(), "oci_manifest": packaged}
+    return {**described, "digest": made.digest, "size": made.size, "manifest": manifest.to_dict(), "oci_manifest": packaged}
 
 
 def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
@@ -99,26 +121,27 @@ def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, 
     lines = {
         "adapter": document["ref"] or document.get("path"),
         "tags": ", ".join(f"{tag} (protected)" if tag in document["protected"] else tag for tag in document["tags"]),
-        "digest": output.digest(document["digest"]),
+        "digest": output.digest(document["digest"])
+        if document["digest"]
+        else "left out, the files are large; --full computes it",
         "size": output.size(document["size"]),
         "pushed": document["time"],
         "description": manifest.description,
         "license": manifest.license,
         "base": " ".join(part for part in (base.repo, base.revision) if part),
         "architecture": base.architecture,
+        "family": base.model_type if not base.architecture else "",
         "fingerprint": output.digest(base.fingerprint or ""),
         "trained in": base.quantization,
         "method": _method(manifest),
+        "not understood": manifest.reason if manifest.understood is False else "",
         "targets": ", ".join(manifest.targets),
         "weights": f"{output.number(manifest.parameters)} parameters, {manifest.dtype}, {manifest.format}"
         if manifest.format
         else "",
-        "metrics": ", ".join(f"{key} {value:g}" for key, value in _numbers(training.metrics if training else None)),
-        "evaluated": "; ".join(
-            f"{item['name']}: {', '.join(f'{key} {value:g}' for key, value in item['metrics'].items())}"
-            for item in document["evaluations"]
-        ),
-        "data": ", ".join(str(item.name or item.path) for item in data),
+        "metrics": _metrics(training.metrics if training else None),
+        "evaluated": "; ".join(f"{item['name']}: {_metrics(item['metrics'])}" for item in document["evaluations"]),
+        "data": ", ".join(f"{item.name or item.path}{f' ({item.split})' if item.split else ''}" for item in data),
         "parents": ", ".join(parent.ref or parent.digest for parent in manifest.parents),
     }
     return {key: str(value) for key, value in lines.items() if value}
@@ -127,34 +150,54 @@ def _pairs(document: Mapping[str, Any], manifest: AdapterManifest) -> dict[str, 
 def _method(manifest: AdapterManifest) -> str:
     if not manifest.method:
         return ""
-    scale = ", rsLoRA" if manifest.rslora else ""
-    return f"{manifest.method}, r {manifest.r}, alpha {manifest.alpha}{scale}"
+    numbers = (("r", manifest.r), ("alpha", manifest.alpha))
+    found = [manifest.method, *(f"{name} {value}" for name, value in numbers if value is not None)]
+    found += [
+        f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in (manifest.numbers or {}).items()
+    ]
+    return ", ".join([*found, *["rsLoRA"] * manifest.rslora])
 
 
-def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
-    if isinstance(metrics, Mapping):
-        for key, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                yield str(key), float(value)
+def _metrics(metrics: object) -> str:
+    """The numbers among metrics; large ones are counts, such as of parameters or operations."""
+    numbers = metrics.items() if isinstance(metrics, Mapping) else ()
+    found = ((key, value) for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool))
+    return ", ".join(f"{key} {output.number(round(value)) if abs(value) >= _COUNT else f'{value:g}'}" for key, value in found)
 
 
-def _norms(source: str, settings: Settings, *, base: str | None, plot: str | None) -> Heat | str:
-    """The norms of an adapter, also drawn to `plot`; or the reason for their absence, unless an option asked for them."""
-    from adapterhub.analysis import norms as picture
+def _norms(source: str, settings: Settings, asked: _Asked) -> Heat | str:
+    """The norms of an adapter, also drawn to a PNG; or the reason for their absence, unless an option asked for them."""
+    from adapterhub import picture
+    from adapterhub.analysis import norms as analysis
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import convert
 
-    if plot:
-        atomic.check_free(Path(plot), folder=False)
-    spec = inputs.read_base(base, settings) if base else None
+    if asked.plot:
+        picture.check()
+        atomic.check_free(Path(asked.plot), folder=False)
+    spec = inputs.read_base(asked.base, settings) if asked.base else None
+    weights = inputs.weights(asked.base, settings) if asked.base else None
     try:
-        with inputs.opened(source, settings) as found:
-            norms = picture.heat(convert.read(found.path, base=spec), base=inputs.weights(base, settings) if base else None)
+        if not asked and (seconds := _seconds(source, settings)) > _SECONDS:
+            return f"left out, about {seconds:.0f} seconds of work; --full computes them"
+        bar = progress.count_bar("computing norms") if asked else nullcontext()
+        with inputs.opened(source, settings) as found, bar as show:
+            adapter = convert.read(found.path, base=spec, mapped=True)
+            norms = analysis.heat(adapter, base=weights, progress=show)
             where = found.where
     except AdapterhubError as error:
-        if base or plot:
+        if asked.base or asked.plot:
             raise
-        return output.one_line(str(error))
-    if plot:
-        picture.plot(norms, Path(plot), title=where)
+        return output.one_line(f"not available: {error}")
+    if asked.plot:
+        analysis.plot(norms, Path(asked.plot), title=where)
     return norms
+
+
+def _seconds(source: str, settings: Settings) -> float:
+    """The time that the norms take, by the headers of an adapter."""
+    from adapterhub.analysis import norms as picture
+    from adapterhub_converters.formats import convert, peft
+
+    with inputs.in_place(source, settings) as path:
+        return picture.seconds(peft.read_shapes(path) if convert.sniff(path) == "peft" else convert.read(path))

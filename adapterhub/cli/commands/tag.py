@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import sharing
 from adapterhub.cli import output, remotes
 from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.publish import published
 from adapterhub.cli.views.versions import version_document
+from adapterhub.sharing import tagging
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _elsewhere(settings: Settings, address: str, name: str | None, *, expect: st
         raise remotes.lacking(address, "protection of tags, and no log to restore them from")
     if name is None:
         raise UsageError(address, "TAG is missing", f"Write `adapterhub tag {address} TAG`")
-    made = published(sharing.tag(address, name, workspace(settings), expect=expect))
+    made = published(tagging.tag(address, name, workspace(settings), expect=expect))
     output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
 
 

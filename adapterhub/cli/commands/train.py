@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from adapterhub import sharing
 from adapterhub.cli import errors, output
 from adapterhub.cli.environment import shorten_waits_of_torch, workspace
 from adapterhub.cli.options import (
@@ -24,6 +23,7 @@ from adapterhub.cli.options import (
 from adapterhub.cli.publish import published
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
+from adapterhub.sharing import pushing
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 
@@ -73,12 +73,11 @@ def train(
 ) -> int:
     """Train a LoRA adapter on a base in 4 bits (QLoRA), and record how it was made.
 
-    CONFIG is a TOML file: base, data, lora, train, card. The command first shows what is trained and the memory it needs, and
-    refuses what cannot fit (exit 6). --dry-run trains nothing: it reads and checks the data, shows examples, tokens, steps and
-    the least time, and compares the memory with that of other settings. Afterwards the command reports the held-out
-    perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command resumes. A
-    push that fails leaves OUT in place.
-    Needs the extra: pip install 'adapterhub[train]'.
+    CONFIG is a TOML file: base, data, lora, train, preference, card. The command first shows what is trained and the memory
+    it needs, and refuses what cannot fit (exit 6). --dry-run trains nothing: it reads and checks the data, shows examples,
+    tokens, steps and the least time, and compares the memory with that of other settings. Afterwards the command reports the
+    held-out perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command
+    resumes. A push that fails leaves OUT in place. Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub import learning
     from adapterhub.training import read_config
@@ -90,7 +89,7 @@ def train(
     if dry_run:
         return train_plan.show(settings, read, learning.forecast(read, workspace=workspace(settings)), force=force)
     if ref:
-        sharing.check_target(ref, workspace(settings))
+        pushing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(read) as screen:
         result = learning.train(
@@ -108,7 +107,7 @@ def train(
 def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
     """Push what was trained; an error names the folder, which stays."""
     try:
-        return published(sharing.push(folder, ref, workspace(settings))).document
+        return published(pushing.push(folder, ref, workspace(settings))).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")

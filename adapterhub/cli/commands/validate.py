@@ -12,15 +12,13 @@ from adapterhub.cli import environment, inputs
 from adapterhub.cli.environment import on_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import adapters_at
-from adapterhub_converters.errors import AdapterhubError, ParameterError, UsageError
+from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
-    from adapterhub.project.settings import Validation
 
 # Spelled out here so that help and completion need not import the checks (numpy); tests compare.
 _FORMATS = ("text", "json", "sarif", "junit", "github", "markdown")
-_RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 
 
 def _files(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -48,8 +46,8 @@ def _files(_context: click.Context, option: click.Parameter, values: tuple[str, 
     "--for",
     "runtimes",
     multiple=True,
-    type=click.Choice(_RUNTIMES),
-    help="Fail unless this runtime can apply the adapter; repeatable.",
+    type=click.Choice(environment.RUNTIMES),
+    help="Runtime that must apply the adapter, or the check fails; repeatable.",
 )
 @click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
 @click.option(
@@ -87,7 +85,7 @@ def validate(
     SRC is a folder, a file, a ref or an address; a folder of adapters stands for all of them. Without --base the files and
     their consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows
     what each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
-    Exits 0 without errors, else 1. docs/validate.md lists the codes.
+    Exits 0 without errors, else 1. `adapterhub explain CODE` explains a code.
     """
     from adapterhub import api
     from adapterhub.checks import Problem, Report, check_codes
@@ -98,7 +96,7 @@ def validate(
     check_codes(ignore)
     style = "json" if settings.as_json else style
     here, project = workspace(settings), environment.project()
-    rules = _rules(project.validate, str(project.path)) if project else None
+    rules = environment.validation(project) if project else None
     if project and base is None:
         base = here.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
@@ -113,7 +111,7 @@ def validate(
                 headers_only=headers_only,
                 strict=strict if strict is not None else bool(rules and rules.strict),
                 ignore=(*ignore, *(rules.ignore if rules else ())),
-                limit=reports.SHOWN if style == "text" and not files else None,
+                limit=reports.SHOWN,
                 workspace=here,
             )
         except AdapterhubError as error:
@@ -127,6 +125,8 @@ def validate(
         json_file.write_text(Path(path), reports.RENDERERS[written](done) + "\n")
     if style == "text":
         output.write_lines(reports.lines(done, screen=output.width(), verbose=verbose))
+        if output.is_terminal() and any(report.problems for report in done):
+            output.write(output.color("`adapterhub explain CODE` explains a code", "dim"))
     else:
         output.write_document(reports.RENDERERS[style](done))
     return _exit_code(done, failed)
@@ -137,19 +137,6 @@ def _exit_code(done: Sequence[Report], failed: Sequence[AdapterhubError]) -> int
     if sum(not report.ok for report in done) > len(failed):
         return 1
     return failed[0].exit_code if failed else 0
-
-
-def _rules(rules: Validation, where: str) -> Validation:
-    """The rules of a project, whose errors name its file."""
-    from adapterhub.checks import check_codes
-
-    if unknown := [name for name in rules.runtimes if name not in _RUNTIMES]:
-        raise UsageError(f"{where}: validate.runtimes", f"unknown runtime {unknown[0]!r}", f"One of {', '.join(_RUNTIMES)}")
-    try:
-        check_codes(rules.ignore)
-    except ParameterError as error:
-        raise UsageError(f"{where}: validate.ignore", error.what, error.hint) from error
-    return rules
 
 
 def _adapters(given: Iterable[str]) -> list[str]:

@@ -6,43 +6,76 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import inputs
-from adapterhub.cli.environment import complete_ref, open_registry
-from adapterhub.cli.options import Settings, command
-from adapterhub.cli.progress import bytes_bar
+from adapterhub.cli import signing
+from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.views import findings as view
-from adapterhub_converters.errors import IntegrityError
+from adapterhub_converters.errors import UsageError
 
 
 @command(
     "verify",
     example="""
     adapterhub verify team/sql:v2
-    adapterhub verify ./sql""",
+    adapterhub verify ./sql
+    adapterhub verify team/sql:v2 --key team.pub
+    adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@signing.accepted_keys
+@signing.signed_as
+@click.option("--attestations", is_flag=True, help="Verify what the keys attest about a version, rather than a signature.")
+@click.option("--recompute", is_flag=True, help="Compute attestations again from their inputs, and compare.")
+@base_option("that it is attested to fit, or was trained on.")
+@click.option(
+    "--data",
+    metavar="FILE",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Data: a file that it was trained on; repeatable.",
+)
+@signing.parent_keys
 @click.pass_obj
-def verify(settings: Settings, source: str) -> int:
+def verify(
+    settings: Settings,
+    source: str,
+    *,
+    keys: tuple[Path, ...],
+    signed_as: str | None,
+    attestations: bool,
+    recompute: bool,
+    base: str | None,
+    data: tuple[Path, ...],
+    parents: tuple[Path, ...],
+) -> int:
     """Compare bytes with digests: a folder with its adapter.json, a version here or at an address with its manifest.
+
+    With --key, the digests must have been signed by that key: in model.sig of a folder, or in a signature of the version. The
+    signature must be for the name of the version, and for all of its files and no others.
+
+    With --attestations, the key must have attested something about the version; with --recompute, that must be the same when it
+    is computed again.
 
     Exits 0 when every byte matches, else 1.
     """
-    from adapterhub.maintenance import fsck
-    from adapterhub.maintenance.findings import Finding
-    from adapterhub.maintenance.fsck import verify_folder
+    from adapterhub.attesting import Inputs
+    from adapterhub.signing import verify as verified
 
-    ref = inputs.ref_of(source, settings)
-    try:
-        if inputs.is_elsewhere(source):
-            with inputs.opened(source, settings) as found:  # verified as it is fetched
-                findings = verify_folder(found.folder)
-            return view.show(settings, source, findings, good="every byte matches")
-        with bytes_bar("verifying") as progress:
-            if ref is None:
-                findings = verify_folder(Path(source), progress)
-            else:
-                with open_registry(settings) as registry:
-                    findings = fsck.verify(registry, ref, progress)
-    except IntegrityError as error:  # the document with the digests
-        findings = [Finding("unreadable", "error", error.where, error.what, error.hint, error.code)]
-    return view.show(settings, source, findings, good="every byte matches")
+    if signed_as and (attestations or not keys):
+        raise UsageError("--signed-as", "is for the signature of --key", "Leave it out")
+    if recompute and not attestations:
+        raise UsageError("--recompute", "is for --attestations", "Pass that too")
+    if (base or data or parents) and not recompute:
+        raise UsageError("--base", "and --data and --parent-key are for --recompute", "Pass that too")
+    inputs = Inputs(base, parents, data) if recompute else None
+    found = verified(
+        source, keys=keys, name=signed_as, attestations=attestations, recompute=inputs, workspace=workspace(settings)
+    )
+    good = "every byte matches"
+    if (one := found.signature) is not None:
+        good += f", signed as {one.name} by {one.where} ({one.kind} key {one.key[:16]}…)"
+    for each in found.attestations:
+        good += f", {each.kind} attested by {each.key.where}"
+    good += ", computed again" if recompute else ""
+    more = {"attestations": [signing.attested(each) for each in found.attestations]} if attestations else {}
+    return view.show(settings, source, found.findings, good=good, more=more)

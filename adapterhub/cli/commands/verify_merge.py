@@ -85,8 +85,8 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
     output.write(output.one_line(f"{merged}: {output.plural(len(proofs.tensors), 'tensor')}: {summary}"))
     for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True):
-        said = "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
-        output.write(output.one_line(f"  strength of {name}: {said}"))
+        shown = "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
+        output.write(output.one_line(f"  strength of {name}: {shown}"))
     for note in proofs.notes:
         output.write(output.one_line(f"  note: {note}"))
     bad = [one for one in proofs.tensors if not one.good]

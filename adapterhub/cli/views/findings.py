@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from adapterhub.cli import output
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
 
 
-def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: str) -> int:
-    """Print the findings, or their document; 1 when one is an error."""
+def show(
+    settings: Settings, where: str, findings: Sequence[Finding], *, good: str, more: Mapping[str, object] | None = None
+) -> int:
+    """Print the findings, or their document with `more` in it; 1 when one is an error."""
     errors = sum(finding.severity == "error" for finding in findings)
     document = {
         "ok": not errors,
@@ -31,6 +33,7 @@ def show(settings: Settings, where: str, findings: Sequence[Finding], *, good: s
             }
             for finding in findings
         ],
+        **(more or {}),
     }
 
     def text() -> None:

@@ -54,11 +54,15 @@ def text(report: FuseReport) -> None:
     if changes:
         largest = max(change.relative or 0.0 for change in changes.values())
         kept = min(change.kept for change in changes.values() if change.kept is not None)
-        _write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding")
+        more = "; all of it with --dtype f32" if any(one.is_lost and not one.quantized for one in changes.values()) else ""
+        _write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding{more}")
     errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
     if errors:
         original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
-        _write(f"  at most {original:.2%} from the trained function onto the original weights; {trained:.2%} as trained")
+        _write(
+            f"  trained on a base in 4 bits: onto the original weights, what it learned is up to {original:.2%} off; "
+            f"--onto as-trained: {trained:.2%}"
+        )
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):
             output.write(_INDENT + line)

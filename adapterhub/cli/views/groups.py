@@ -1,4 +1,4 @@
-"""Findings of one kind as one line with a count: ten lines for 300,000 bad tensors, and `--json` for all of them."""
+"""Findings of one kind as one line with a count: ten lines for 300,000 bad tensors."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _names(group: Sequence[Item]) -> str:
     """The first names and a count: `weights.safetensors: a, b, c and 7 more: `."""
     places = {item.place for item in group}
     place = f"{group[0].place}: " if len(places) == 1 and group[0].place else ""
-    names = [item.name if place or not item.place else f"{item.place}: {item.name}" for item in group]
+    names = [item.name if place else ": ".join(filter(None, (item.place, item.name))) for item in group]
     if not any(names):
         return place if len(group) == 1 else f"{place}{len(group)} times: "
     more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import picture
+from adapterhub.analysis.layered_layout import Edge, Layout, Point, layout
 from adapterhub.cli import output
-from adapterhub_converters.errors import MissingExtraError, RefusedError
+from adapterhub_converters.errors import RefusedError
 
-from .layered_layout import Edge, Layout, Point, layout
 from .lineage import name_of
 
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Lineage, Node
 
-_BLUE, _ORANGE, _GRAY, _LIGHT = "#3b6fb6", "#d9622b", "#6b7280", "#f3f4f6"
+_LIGHT = "#f3f4f6"  # of what is no adapter
 _MOST = 200  # boxes in one picture
 _MOST_DATA = 4  # data sets of one adapter
 _NAME = 44  # characters of a line
 _PAD = 0.12  # inches between a box and its text
 _MARGIN = 0.25  # inches around the graph
-_DPI = 150
+_HEAD = 0.15  # inches of a straight line for the head of an arrow
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,10 @@ def draw(found: Lineage, path: Path) -> None:
     """Draw the graph into a PNG.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        ImportError: matplotlib is not installed.
         RefusedError: The graph has too many nodes for a picture.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("--plot", "matplotlib is not installed", "Run `pip install 'adapterhub[train]'`") from error
+    picture.check()
     boxes, edges = _graph(found)
     if len(boxes) > _MOST:
         raise _too_large(f"{len(boxes):,} nodes")
@@ -72,16 +69,16 @@ def _graph(found: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
     boxes: dict[str, _Box] = {}
     edges: dict[Edge, str] = {}
     for digest, node in found.nodes.items():
-        color = _ORANGE if digest == found.root else _BLUE if node.manifest else _GRAY
+        color = picture.ORANGE if digest == found.root else picture.BLUE if node.manifest else picture.GRAY
         boxes[digest] = _Box(_lines(name_of(node), _about(node)), color, dashed=node.manifest is None)
         if node.base and not node.parents:
             base = f"base {node.base}"
-            boxes[base] = _Box(_lines(node.base, "base model"), _GRAY, _LIGHT)
+            boxes[base] = _Box(_lines(node.base, "base model"), picture.GRAY, _LIGHT)
             edges[base, digest] = ""
         for data in node.data[:_MOST_DATA]:
             name = f"data {data.digest or data.name or data.path}"
             kind = f"data, {len(node.data) - _MOST_DATA} more" if len(node.data) > _MOST_DATA else "data"
-            boxes[name] = _Box(_lines(data.name or data.path or "data", kind), _GRAY, _LIGHT)
+            boxes[name] = _Box(_lines(data.name or data.path or "data", kind), picture.GRAY, _LIGHT)
             edges[name, digest] = ""
     for digest in found.nodes:
         parents = found.parents(digest)
@@ -89,7 +86,7 @@ def _graph(found: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
         for edge in parents:
             edges[edge.parent, digest] = "" if plain or edge.weight is None else f"{edge.weight:g}"
     for model in found.models:
-        boxes[f"model {model.name}"] = _Box(_lines(model.name, f"model on {model.base}"), _BLUE, _LIGHT)
+        boxes[f"model {model.name}"] = _Box(_lines(model.name, f"model on {model.base}"), picture.BLUE, _LIGHT)
         edges[model.parent, f"model {model.name}"] = "" if model.weight == 1 else f"{model.weight:g}"
     return boxes, edges
 
@@ -105,12 +102,8 @@ def _lines(*texts: str) -> str:
 
 def _size(text: str) -> Point:
     """Width and height of a box around a text, in inches."""
-    from matplotlib.backends.backend_agg import RendererAgg
-    from matplotlib.font_manager import FontProperties
-
-    renderer = RendererAgg(1, 1, _DPI)
-    lines = [renderer.get_text_width_height_descent(line, FontProperties(size=8), ismath=False) for line in text.split("\n")]
-    return max(line[0] for line in lines) / _DPI + 2 * _PAD, sum(line[1] * 1.45 for line in lines) / _DPI + 2 * _PAD
+    width, height = picture.extent(text, size=8)
+    return width + 2 * _PAD, 1.45 * height + 2 * _PAD
 
 
 def _draw_box(axes: Any, center: Point, size: Point, box: _Box) -> None:
@@ -127,19 +120,21 @@ def _draw_edges(axes: Any, placed: Layout, edges: dict[Edge, str]) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Curve
 
-    for edge, points in placed.paths.items():
+    for edge, (*before, (x, tip), end) in placed.paths.items():
+        points = [*before, (x, min(tip, end[1] - _HEAD)), end]
         route, codes = [points[0]], [Curve.MOVETO]
-        for number, ((x, y), (to_x, to_y)) in enumerate(pairwise(points)):
+        for number, (start, to) in enumerate(pairwise(points)):
             if number % 2:
-                route += [(x, (y + to_y) / 2), (to_x, (y + to_y) / 2), (to_x, to_y)]
+                middle = (start[1] + to[1]) / 2
+                route += [(start[0], middle), (to[0], middle), to]
                 codes += [Curve.CURVE4] * 3
-            elif y != to_y or number == len(points) - 2:
-                route.append((to_x, to_y))
+            elif start != to:
+                route.append(to)
                 codes.append(Curve.LINETO)
         arrow = FancyArrowPatch(path=Curve(route, codes), arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0)
-        arrow.set(color=_GRAY, linewidth=1, zorder=1)
+        arrow.set(color=picture.GRAY, linewidth=1, zorder=1)
         axes.add_patch(arrow)
         if edges[edge]:
-            (x, y), (to_x, to_y) = points[-3], points[-2]
-            middle = {"ha": "center", "va": "center", "color": _GRAY, "fontsize": 8, "zorder": 2}
-            axes.text((x + to_x) / 2, (y + to_y) / 2, edges[edge], backgroundcolor="white", **middle)
+            start, to = points[-3], points[-2]
+            style = {"ha": "center", "va": "center", "color": picture.GRAY, "fontsize": 8, "zorder": 2}
+            axes.text((start[0] + to[0]) / 2, (start[1] + to[1]) / 2, edges[edge], backgroundcolor="white", **style)

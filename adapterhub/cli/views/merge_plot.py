@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import picture
-from adapterhub_converters.errors import MissingExtraError
+from adapterhub.cli import output
 
 if TYPE_CHECKING:
     from adapterhub.merging import Merged, MergeReport
 
-_GRAY = "#6b7280"
 _KINDS, _POINTS = 16, 1000  # kinds of modules in a picture, the most frequent; points of each
+_NAMED = 4  # kinds that a note names
 
 
 def _least_cosine(module: Merged) -> float:
@@ -24,18 +24,14 @@ def _least_cosine(module: Merged) -> float:
 # Title, value and start of the scale of each panel; all scales end at 1, so that small differences look small.
 _Panels = Sequence[tuple[str, Callable[["Merged"], float], float]]
 _PANELS: _Panels = (
-    ("least cosine", _least_cosine, -1.0),
-    ("signs apart", lambda module: module.signs if len(module.ranks) > 1 else math.nan, 0.0),
-    ("energy lost", lambda module: module.lost, 0.0),
+    ("cosine of the two deltas least alike: 1 same direction, 0 unrelated, −1 opposite", _least_cosine, -1.0),
+    (
+        "signs apart: share of elements that some adapters raise and others lower",
+        lambda module: module.signs if len(module.ranks) > 1 else math.nan,
+        0.0,
+    ),
+    ("energy lost: share of the sum of squares that truncation left out", lambda module: module.lost, 0.0),
 )
-
-
-def check() -> None:
-    """Raise MissingExtraError without matplotlib, before any work is done."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("--plot", "matplotlib is not installed", "Run `pip install 'adapterhub[train]'`") from error
 
 
 def draw(report: MergeReport, path: Path, *, title: str) -> None:
@@ -46,25 +42,47 @@ def draw(report: MergeReport, path: Path, *, title: str) -> None:
         numbers = [part for part in name.split(".") if part.isdecimal() and len(part) < 10]
         last = name.rpartition(".")[2]
         kinds.setdefault("" if last in numbers[:1] else last, []).append((int(numbers[0]) if numbers else 0, module))
-    with picture.figure(path, 8, 1 + 2 * len(panels)) as figure:
-        figure.suptitle(picture.label(f"{title}: {report.method}"), x=0.02, ha="left", fontsize=13, fontweight="bold")
+    with picture.figure(path, 8, 1.2 + 2 * len(panels)) as figure:
+        figure.suptitle(
+            picture.fitted(f"{title}: {report.method}", 7.6, size=13, bold=True),
+            x=0.02, ha="left", fontsize=13, fontweight="bold",
+        )  # fmt: skip
         _draw(figure, panels, kinds)
 
 
 def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merged]]]) -> None:
+    from matplotlib import colormaps
+
     shown = sorted(sorted(kinds, key=lambda kind: -len(kinds[kind]))[:_KINDS])
+    colors = list(map(tuple, colormaps["tab10" if len(shown) <= 10 else "tab20"](range(len(shown)))))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (label, value, least) in zip(rows, panels, strict=True):
-        for kind in shown:
+    for axes, (title, value, least) in zip(rows, panels, strict=True):
+        for kind, color in zip(shown, colors, strict=True):
             modules = sorted(kinds[kind], key=lambda item: item[0])
             points = [(layer, value(module)) for layer, module in modules[:: -(-len(modules) // _POINTS)]]
-            axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=picture.label(kind))
+            label = picture.fitted(kind, 1.4, size=8)
+            axes.plot(*zip(*points, strict=True), "o", markersize=3.5, alpha=0.8, color=color, label=label)
         axes.set_ylim(least - 0.04, 1.04)
-        axes.set_ylabel(label, color=_GRAY)
-        axes.grid(color="#e5e7eb")
+        axes.set_title(title, loc="left", color=picture.GRAY, fontsize=9)
+        axes.grid(color=picture.LIGHT)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_GRAY, length=0)
-    more = f"; {len(kinds) - _KINDS:,} more kinds of modules" if len(kinds) > _KINDS else ""
-    rows[-1].set_xlabel(f"layer{more}", color=_GRAY)
+        axes.tick_params(colors=picture.GRAY, length=0)
+    rows[-1].set_xlabel("layer", color=picture.GRAY)
     rows[-1].xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*rows[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.supxlabel("\n".join(_notes(kinds, compared=len(panels) > 1)), color=picture.GRAY, fontsize=9, x=0.02, ha="left")
+    legend = {"loc": "outside right center", "fontsize": 8, "frameon": False, "borderaxespad": 1.5}
+    figure.legend(*rows[0].get_legend_handles_labels(), **legend)
+
+
+def _notes(kinds: Mapping[str, list[tuple[int, Merged]]], *, compared: bool) -> list[str]:
+    """What the picture leaves out."""
+    notes = [f"{len(kinds) - _KINDS:,} more kinds of modules are not shown"] if len(kinds) > _KINDS else []
+    alone = {kind: sum(len(module.ranks) < 2 for _, module in modules) for kind, modules in kinds.items()}
+    names = sorted(kind for kind, count in alone.items() if count)
+    if compared and names:
+        listed = ", ".join([*names[:_NAMED], "…"] if len(names) > _NAMED else names)
+        count = output.plural(sum(alone.values()), "module")
+        note = f"no cosine and no signs for {count} that one adapter alone changes: {listed}"
+        notes.append(picture.fitted(note, 7.6, size=9))
+    return notes

@@ -69,12 +69,12 @@ def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[st
 
 _COLUMNS = (
     Column("MODULE"),
-    Column("RANKS", right=True, drop=3),
-    Column("R", right=True, drop=2),
+    Column("RANKS", right=True, drop=4),
+    Column("R", right=True, drop=3),
     Column("COSINE", right=True),
-    Column("SIGNS APART", right=True),
+    Column("SIGNS APART", right=True, drop=1),
     Column("ENERGY LOST", right=True),
-    Column("ERROR", right=True, drop=1),
+    Column("ERROR", right=True, drop=2),
 )
 
 

@@ -29,7 +29,7 @@ def lines(norms: Heat | str | None) -> Iterator[str]:
     if norms is None:
         return
     if isinstance(norms, str):
-        yield from output.wrapped(f"norms: not available: {norms}", output.width(), indent=2)
+        yield from output.wrapped(f"norms: {norms}", output.width(), indent=2)
         return
     from adapterhub.analysis.norms import subtitle
 
@@ -61,7 +61,7 @@ def _picture(norms: Heat) -> Iterator[str]:
         names = [str(number + 1) for number in range(len(names))]
     wide = max(1, min(room, max(4, *map(len, names))))
     per_row = max(1, (screen - label) // (wide + 1))
-    least, greatest = shown.span
+    least, greatest = shown.scale
     for start in range(0, len(names), per_row):
         part = range(start, min(start + per_row, len(names)))
         yield " ".join(["layer".ljust(label), *(names[i].ljust(wide) for i in part)]).rstrip()
@@ -73,6 +73,8 @@ def _picture(norms: Heat) -> Iterator[str]:
     ramp = "".join(output.heat(step / 7, 1) for step in range(8))
     folded = f"; a row is the mean of {-(-len(norms.layers) // _ROWS)} layers" if shown is not norms else ""
     yield f"{least:.3g} {ramp} {greatest:.3g}{folded}"
+    if shown.above:
+        yield from output.wrapped(shown.above, screen, indent=2)
 
 
 def _cell(value: float | None, least: float, greatest: float, wide: int) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from adapterhub.checks import CODES, ERROR, NOTE, WARNING, Problem, Report, Verdict, level_of
+from adapterhub.checks import CODES, ERROR, NOTE, SCAN, WARNING, Problem, Report, Verdict, level_of
 from adapterhub.cli.errors import in_words_of_the_command_line
 from adapterhub.cli.output import Column, color, inert, json_text, number, one_line, plural, table
 from adapterhub.manifest.package_files import shortened
@@ -18,12 +16,13 @@ from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
-SHOWN = 1_000  # problems of one code among which the text report groups; more are only counted there
+SHOWN = 1_000  # problems of one code that a report has; more are only counted
 _REASONS = 2  # reasons of a verdict that the text report shows
 _SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
+_TESTED = tuple(code for code in CODES if code not in SCAN)  # what a check looks for
 # Code of a problem to the option or command that helps.
-_HINTS = {"needs-base": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
+_HINTS = {"needs-base": "Pass --base BASE", "order-unknown": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
 
 
 def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool = False) -> Iterator[str]:
@@ -44,6 +43,12 @@ def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool
         yield from ("", f"{len(reports)} adapters: {found}")
 
 
+def problem_lines(report: Report, screen: int | None) -> Iterator[str]:
+    """The problems of a report, those of a code together."""
+    others = {_kind(code): report.left_out(code) for code in report.counted()}
+    return groups.lines(map(_item, report.problems), screen, others=others)
+
+
 def _row(report: Report) -> list[str]:
     """The line of an adapter in a table of many."""
     refused = ", ".join(verdict.runtime for verdict in report.verdicts.values() if verdict.verdict != APPLIED)
@@ -54,9 +59,7 @@ def _row(report: Report) -> list[str]:
 def _lines(report: Report, screen: int | None, *, all_verdicts: bool) -> Iterator[str]:
     yield from (*_headline(report), "")
     if report.problems:
-        found = Counter(problem.code for problem in report.problems)
-        others = {_kind(code): count - found[code] for code, count in report.counted().items()}
-        yield from (*groups.lines(map(_item, report.problems), screen, others=others), "")
+        yield from (*problem_lines(report, screen), "")
     verdicts = [one for one in report.verdicts.values() if all_verdicts or one.verdict != APPLIED]
     if report.format is not None and verdicts:
         yield from (*_verdict_lines(verdicts, screen), "")
@@ -94,9 +97,9 @@ def _kind(code: str) -> str:
 def hint_of(problem: Problem) -> str:
     """The hint of a problem in the words of the command line."""
     cause = in_words_of_the_command_line(problem.cause)
-    said = cause.hint if cause else problem.hint
+    hint = cause.hint if cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
-    return "; ".join(filter(None, (_HINTS.get(problem.code, said), repair)))
+    return "; ".join(filter(None, (_HINTS.get(problem.code, hint), repair)))
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
@@ -144,19 +147,8 @@ def document(report: Report) -> dict[str, Any]:
         "base_facts": dict(report.base_facts) or None,
         "levels": list(report.levels),
         "facts": dict(report.facts),
-        "problems": [
-            {
-                "code": problem.code,
-                "severity": problem.severity,
-                "file": problem.file,
-                "name": problem.name,
-                "what": problem.what,
-                "expected": problem.expected,
-                "got": problem.got,
-                "hint": hint_of(problem),
-            }
-            for problem in report.problems
-        ],
+        "problems": problems(report),
+        "counts": dict(report.counted()),
         "ignored": dict(report.ignored),
         "runtimes": {
             name: {
@@ -168,6 +160,23 @@ def document(report: Report) -> dict[str, Any]:
             for name, verdict in report.verdicts.items()
         },
     }
+
+
+def problems(report: Report) -> list[dict[str, str]]:
+    """The problems of a report with stable keys."""
+    return [
+        {
+            "code": problem.code,
+            "severity": problem.severity,
+            "file": problem.file,
+            "name": problem.name,
+            "what": problem.what,
+            "expected": problem.expected,
+            "got": problem.got,
+            "hint": hint_of(problem),
+        }
+        for problem in report.problems
+    ]
 
 
 def as_json(reports: Sequence[Report]) -> str:
@@ -229,8 +238,8 @@ def junit(reports: Sequence[Report]) -> str:
     What was not checked, or is ignored, is skipped.
     """
     suites = [_suite(report) for report in reports]
-    tests, failures = len(CODES) * len(reports), sum(len(_failing(report)) for report in reports)
-    skipped = sum(bool(_why_skipped(report, code)) for report in reports for code in CODES)
+    tests, failures = len(_TESTED) * len(reports), sum(len(_failing(report)) for report in reports)
+    skipped = sum(bool(_why_skipped(report, code)) for report in reports for code in _TESTED)
     head = f'tests="{tests}" failures="{failures}" errors="0" skipped="{skipped}"'
     return "\n".join(
         [
@@ -259,7 +268,7 @@ def _suite(report: Report) -> str:
     found: dict[str, list[Problem]] = {}
     for problem in report.problems:
         found.setdefault(problem.code, []).append(problem)
-    cases = [_case(report, code, found.get(code, [])) for code in CODES]
+    cases = [_case(report, code, found.get(code, [])) for code in _TESTED]
     numbers = f'tests="{len(cases)}" failures="{len(_failing(report))}" errors="0"'
     head = f'name={_attribute(report.where)} {numbers} skipped="{sum("<skipped" in case for case in cases)}"'
     return "\n".join([f"  <testsuite {head}>", *cases, "  </testsuite>"])
@@ -271,7 +280,8 @@ def _case(report: Report, code: str, problems: list[Problem]) -> str:
         why = _why_skipped(report, code)
         return f'{head}><skipped message="{why}"/></testcase>' if why else f"{head}/>"
     message = _attribute(_line(problems[0]))
-    body = _element("\n".join(_line(problem) for problem in problems))
+    left = report.left_out(code)
+    body = _element("\n".join([*map(_line, problems), *([f"and {left:,} more"] if left else [])]))
     if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"
@@ -315,16 +325,19 @@ def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
         consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()
         if not consequence:
             found.setdefault((problem.code, problem.file), []).append(problem)
+    files = dict(found.keys())  # the last one with each code
     for problems in found.values():
         first = problems[0]
         if first.code == "runtime":
             yield first, one_line("; ".join(f"{one.name} {one.what}" for one in problems))
-        elif len(problems) == 1:
+        elif len(problems) == 1 and not report.left_out(first.code):
             yield first, _sentence(first)
         else:
             what = first.what if len({one.what for one in problems}) == 1 else CODES[first.code][1]
-            names = shortened([one.name for one in problems if one.name], 3)
-            yield first, _sentence(replace(first, name=names, what=what))
+            # Those that a limit left out may be in any file with this code; nearly always there is one.
+            left = report.left_out(first.code) if first.file == files[first.code] else 0
+            names = shortened([one.name for one in problems if one.name], 3, left=left)
+            yield first, _sentence(first._replace(name=names, what=what))
 
 
 def markdown(reports: Sequence[Report]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
 from adapterhub.cli.progress import bar, has_screen
+from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.display import printable
 
 from . import train_plan
@@ -52,6 +54,7 @@ class Screen:
             "Stepped": self._step,
             "Evaluated": self._evaluated,
             "Saved": lambda e: None,
+            "Noted": lambda e: output.say(output.one_line(f"note: {e.text}")),
             "Untracked": lambda e: output.say(
                 output.one_line(f"note: {e.name} accepts no more metrics ({e.reason}); log.jsonl has all")
             ),
@@ -93,7 +96,10 @@ class Screen:
             output.say(f"step {step.step}/{step.steps}  {text}")
 
     def _evaluated(self, evaluated: Evaluated) -> None:
-        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out perplexity {evaluated.perplexity:.3f}")
+        found = f"perplexity {evaluated.perplexity:.3f}"
+        if evaluated.accuracy is not None:
+            found = f"pairs: {evaluated.accuracy:.1%} preferred, margin {evaluated.margin:.3f}, loss {evaluated.loss:.3f}"
+        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out {found}")
         for prompt, answer in evaluated.samples:
             output.say(f"  {output.one_line(f'{prompt} → {answer}')}")
 
@@ -119,8 +125,8 @@ def _held(config: TrainConfig) -> str:
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [{"path": path.relative_to(folder).as_posix(), "size": path.stat().st_size} for path in paths]
+    files = sorted((path, status.st_size) for path, status in walk(folder) if stat.S_ISREG(status.st_mode))
+    return [{"path": path, "size": size} for path, size in files]
 
 
 def document(result: Result, ready: Ready | None) -> dict[str, Any]:
@@ -132,6 +138,8 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "loss": result.loss,
         "perplexity_before": result.perplexity_before,
         "perplexity_after": result.perplexity_after,
+        "accuracy_before": result.accuracy_before,
+        "accuracy_after": result.accuracy_after,
         "kept": result.kept_step,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
@@ -149,6 +157,10 @@ def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
     if result.perplexity_before is not None and result.perplexity_after is not None:
         best = f", from step {result.kept_step}" if result.kept_step not in (None, result.steps) else ""
         output.write(f"held-out perplexity {result.perplexity_before:.3f} -> {result.perplexity_after:.3f}{best}")
+        if result.perplexity_after > result.perplexity_before:
+            output.say("warning: the held-out data became less likely; see `adapterhub train --explain keep_best`")
+    if result.accuracy_before is not None and result.accuracy_after is not None:
+        output.write(f"held-out pairs preferred {result.accuracy_before:.1%} -> {result.accuracy_after:.1%}")
     output.write_pairs(_took(result.report) if result.report else {})
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
+from adapterhub.manifest.package_files import shortened
 
 from .versions import row_document
 
@@ -31,9 +32,16 @@ def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> 
     }
 
 
-def lines(rows: Sequence[Row], *, screen: int | None) -> Iterator[str]:
-    """Lines of the tree within `screen` columns; None for no limit, and all versions."""
-    refs = {row.digest: str(row.ref) for row in rows}
+def lines(rows: Sequence[Row], holding: Callable[[str], Sequence[Row]], *, screen: int | None) -> Iterator[str]:
+    """Lines of the tree within `screen` columns; None for no limit, and all versions.
+
+    `holding` returns the versions with a digest, for parents that are not among `rows`.
+    """
+    refs: dict[str, list[str]] = {}
+    for row in rows:
+        refs.setdefault(row.digest, []).append(str(row.ref))
+    for parent in {parent for row in rows for parent in row.parents if parent.startswith("sha256:")} - refs.keys():
+        refs[parent] = [str(row.ref) for row in holding(parent)]
     for space, names in _grouped(rows):
         yield output.cut(f"{space}/  {output.plural(len(names), 'name')}", screen)
         for name, versions in names:
@@ -46,7 +54,7 @@ def _grouped(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, list[Row]]]
     return [(space, list(names)) for space, names in groupby(by_name, lambda item: item[0].partition("/")[0])]
 
 
-def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> Iterator[str]:
+def _versions(rows: Sequence[Row], refs: Mapping[str, Sequence[str]], screen: int | None) -> Iterator[str]:
     # A version with a tag is shown, however old.
     shown = [row for n, row in enumerate(rows) if screen is None or n < MOST or row.tags]
     wide = max(len(str(row.number)) for row in shown) + 1
@@ -66,7 +74,12 @@ def _versions(rows: Sequence[Row], refs: dict[str, str], screen: int | None) -> 
         yield f"… {output.plural(len(rows) - len(shown), 'older version')}"
 
 
-def _parents(parents: Sequence[str], refs: dict[str, str], screen: int | None) -> str:
-    shown = [refs.get(parent) or output.digest(parent) for parent in parents]
+def _parents(parents: Sequence[str], refs: Mapping[str, Sequence[str]], screen: int | None) -> str:
+    """The refs of the parents; of one that several names have, as which of them it was used is not known, all of them."""
+    shown = [_known_as(refs.get(parent, ())) or output.digest(parent) for parent in parents]
     more = len(shown) - MOST if screen is not None else 0
     return ", ".join(shown if more <= 0 else [*shown[:MOST], f"{more} more"])
+
+
+def _known_as(refs: Sequence[str]) -> str:
+    return refs[0] + (f" (also {shortened(refs[1:], MOST)})" if refs[1:] else "") if refs else ""

@@ -15,17 +15,24 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     Column("REF"),
-    Column("TAGS", drop=1),
-    Column("BASE", drop=3),
-    Column("METHOD", drop=5),
-    Column("R", right=True, drop=4),
-    Column("SIZE", right=True, drop=2),
+    Column("TAGS", drop=2),
+    Column("BASE", drop=4),
+    Column("METHOD", drop=7),
+    Column("R", right=True, drop=6),
+    Column("SIZE", right=True, drop=5),
 )
+_Deprecations = Mapping[tuple[str, int], str]
+"""What `Registry.deprecations` returns."""
 
 
-def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str]) -> None:
+def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str], deprecated: _Deprecations) -> None:
     """Print a table of versions: ref, tags, base, method, rank, size, and one more column."""
-    output.write_table((*_COLUMNS, last), [[*_cells(row), cell(row)] for row in rows])
+    output.write_table((*_COLUMNS, last), [[*_cells(row, _reason(row, deprecated)), cell(row)] for row in rows])
+
+
+def _reason(row: Row, deprecated: _Deprecations) -> str | None:
+    """Why a version is deprecated; None if it is not."""
+    return deprecated.get((row.name, row.number), deprecated.get((row.name, 0)))
 
 
 def version_document(version: Version) -> dict[str, Any]:
@@ -43,10 +50,11 @@ def version_document(version: Version) -> dict[str, Any]:
     }
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, reason: str | None) -> list[str]:
+    marks = [*row.tags, *(["(deprecated)"] if reason is not None else [])]
     return [
         str(row.ref),
-        ", ".join(row.tags) or "-",
+        ", ".join(marks) or "-",
         (row.base or "-").rpartition("/")[2],
         row.method or "-",
         str(row.r) if row.r is not None else "-",
@@ -54,14 +62,14 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def row_document(row: Row, deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    """The document of a version in a list; `deprecated` comes from `Registry.deprecations`."""
+def row_document(row: Row, deprecated: _Deprecations) -> dict[str, Any]:
+    """The document of a version in a list."""
     return {
         "ref": str(row.ref),
         "name": row.name,
         "number": row.number,
         "tags": list(row.tags),
-        "deprecated": deprecated.get((row.name, row.number), deprecated.get((row.name, 0))),
+        "deprecated": _reason(row, deprecated),
         "digest": row.digest,
         "size": row.size,
         "time": row.time,

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
-from adapterhub.bases.hub_address import MAIN, SCHEME, Place
+from adapterhub.bases.hub_address import MAIN, SCHEME, HubPath
 from adapterhub.digest import Digest, is_hex
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import DeniedError
@@ -32,7 +32,6 @@ from adapterhub_converters.errors import ConflictError, FormatError, IntegrityEr
 COMMIT = 40  # hexadecimal digits
 MAX_ANSWER = 4 << 20  # bytes
 LOGIN = "Set HF_TOKEN, or log in with `hf auth login`"
-_MAX_LISTING = 64_000_000  # bytes
 _MAX_PAGES = 20
 _SCHEMES = {"hf": "", "hub+https": "https", "hub+http": "http"}
 _HOST = linear.Pattern(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
@@ -71,7 +70,7 @@ class HubAddress:
             if not _HOST.fullmatch(host):
                 raise UsageError(text, f"invalid host {host[:80]!r}", f"Write it like {scheme}://hub.example/org/name")
         repo, at, digest = rest.partition("@sha256:")
-        place = Place.parse(SCHEME + repo)
+        place = HubPath.parse(SCHEME + repo)
         if place.path or "/" not in place.repo:
             hint = "Write it like hf://org/name or hf://org/name@revision"
             raise UsageError(text, "an adapter on a hub is a repository, org/name", hint)
@@ -99,6 +98,11 @@ class HubAddress:
     def reference(self) -> str:
         """The digest, else the revision, else `main`."""
         return self.digest or self.tag or MAIN
+
+    @property
+    def login(self) -> str:
+        """What this program can log in at; empty for the user's own hub, whose logins are those of huggingface_hub."""
+        return f"{self.scheme}://{self.host}" if self.endpoint else ""
 
     @property
     def title(self) -> str:
@@ -135,10 +139,32 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A commit and its files by path; no path is checked."""
+    """A commit and its files by path; no path is checked.
+
+    Attributes:
+        ours: The hub is one of adapterhub: a version there is the same as everywhere, so that its files stay as they are.
+    """
 
     commit: str
     files: Mapping[str, Entry]
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a whole repository is held in memory.
+
+    Attributes:
+        listing: Bytes of the answer that lists its files.
+        plain: Bytes of all files that the listing has no digest of, and that must be read to know it.
+    """
+
+    listing: int = 64_000_000
+    plain: int = 256 << 20
+
+
+WIDE = Bounds()
+"""Those of a command, which reads one repository at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,35 +179,45 @@ class HubWire(Client):
     """HTTP to a hub, with the error codes of its API."""
 
     @classmethod
-    def to(cls, endpoint: str, token: str | None, pauses: Sequence[float] = PAUSES, proxy: ProxyOf = no_proxy) -> HubWire:
-        """Open a connection that sends a token to the origin of the hub only."""
+    def to(
+        cls,
+        endpoint: str,
+        token: str | None,
+        pauses: Sequence[float] = PAUSES,
+        proxy: ProxyOf = no_proxy,
+        login_host: str = "",
+    ) -> HubWire:
+        """Open a connection that sends a token to the origin of the hub only; `login_host` as in `Client`."""
         known = {"": f"Bearer {token}"} if token else {}
-        return cls(endpoint, None, LOGIN, lambda: [token] if token else [], pauses, proxy=proxy, known=known)
+        hint, secrets = "" if login_host else LOGIN, [token] if token else []
+        return cls(endpoint, None, hint, lambda: secrets, pauses, proxy=proxy, known=known, login_host=login_host)
 
     def clean(self, text: str) -> str:
         """One printable line of at most 200 characters; empty if it contains the token."""
         line = "".join(char if char.isprintable() else " " for char in text[:200]).rstrip(". ")
-        return "" if any(secret in text for secret in self.secrets()) else line
+        return line if self.unless_secret(text) else ""
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         code = answer.headers.get("x-error-code", "")
         anonymous = not self.known
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
-            hint = f"A private one needs a login. {LOGIN}" if anonymous else ""
+            hint = f"A private one needs a login. {self.login_hint}".rstrip() if anonymous else ""
             return NotFoundError(where, f"no such {kind} on the hub", hint)
         if code == "GatedRepo":
-            hint = f"Request access on its page{f'. {LOGIN}' if anonymous else ''}"
+            hint = f"Request access on its page{f'. {self.login_hint}' if anonymous and self.login_hint else ''}"
             return DeniedError(where, f"HTTP {answer.status}: a gated repository", hint)
         if answer.status == 401 and not anonymous:
-            return DeniedError(where, "HTTP 401: the token was refused, or there is no such repository", LOGIN)
+            return DeniedError(
+                where, "HTTP 401: the token was refused, or there is no such repository", self.login_hint, host=self.login_host
+            )
         if answer.status == 409:
-            return ConflictError(where, f"exists already{self._said(answer)}", "Push again")
+            return ConflictError(where, f"exists already{self._details(answer)}", "Push again")
         if answer.status == 412:
             return ConflictError(where, "somebody else committed in the meantime", "Review their commit, then push again")
         return super()._refusal(answer, where)
 
-    def _said(self, answer: Answer) -> str:
+    def _details(self, answer: Answer) -> str:
         """The error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""
         text = answer.headers.get("x-error-message", "")
         if not text:
@@ -204,16 +240,18 @@ class HubClient:
     token: str | None = field(default=None, repr=False)
     pauses: Sequence[float] = PAUSES
     proxy: ProxyOf = no_proxy
+    login_host: str = ""
+    bounds: Bounds = WIDE
 
     def __post_init__(self) -> None:
-        self.wire = HubWire.to(self.endpoint, self.token, self.pauses, self.proxy)
+        self.wire = HubWire.to(self.endpoint, self.token, self.pauses, self.proxy, self.login_host)
         self.url = f"{self.endpoint}/api/models/{self.repo}"
 
     def listing(self, revision: str) -> Listing:
         """The commit that a revision points at, and its files."""
         where = f"{self.where}@{revision}"
         url = f"{self.url}/revision/{quote(revision, safe='')}?blobs=true"
-        document = self._object(url, where, limit=_MAX_LISTING)
+        document = self._object(url, where, limit=self.bounds.listing)
         commit, siblings = document.get("sha"), document.get("siblings")
         entries: list[Any] = siblings if isinstance(siblings, list) else [None]
         named = all(isinstance(entry, dict) and isinstance(entry.get("rfilename"), str) for entry in entries)
@@ -221,7 +259,7 @@ class HubClient:
             raise self._not_a_hub(where)
         if is_hex(revision, COMMIT) and commit != revision:
             raise IntegrityError(where, f"the hub answers with another commit, {commit}")
-        return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries})
+        return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries}, "adapterhub" in document)
 
     def refs(self) -> Refs:
         """The branches and tags."""

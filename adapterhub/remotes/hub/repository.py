@@ -11,22 +11,19 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.bases.hub_address import MAIN
+from adapterhub.bases.hub_address import MAIN, Hub
 from adapterhub.digest import Digest, is_hex, sha256_bytes
+from adapterhub.http.boundary import is_loopback
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.remotes import references
-from adapterhub.remotes.download import Steady, pass_over, read_blob
+from adapterhub.remotes.download import Steady, read_blob, seek
 from adapterhub.remotes.protocol import Connected, Put, Reader, Source
-from adapterhub_converters import linear
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -35,14 +32,12 @@ from adapterhub_converters.errors import (
     IntegrityError,
     NotFoundError,
     RefusedError,
-    RemoteError,
     UsageError,
 )
 
 from . import files as hub_files
-from .client import COMMIT, HubAddress, HubClient, Listing, Refs
-
-_FROM = linear.Pattern(r"bytes (\d{1,18})-")
+from .client import COMMIT, WIDE, Bounds, HubAddress, HubClient, Listing, Refs
+from .versions import MAX_ADAPTER_JSON, Versions
 
 if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
@@ -51,10 +46,6 @@ if TYPE_CHECKING:
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
 _HELD = 64 << 20  # bytes of small files that are held for the commit
-_MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
-_MAX_PLAIN = 32 << 20  # bytes of a file without a digest in the listing; hubs accept some 10 MB as such
-_MAX_READ = 256 << 20  # bytes of all such files in a repository without adapter.json
-_BRANCHES, _HEADS, _CANDIDATES = 10, 50, 100  # that are searched for a digest
 
 
 def parse(text: str) -> HubAddress:
@@ -63,19 +54,20 @@ def parse(text: str) -> HubAddress:
 
 
 def connect(address: HubAddress, who: Surroundings) -> HubRepository:
-    """Open a repository, with the token of the user if it is on the hub that the token is for."""
+    """Open a repository, with the user's token for its hub: that of HF_TOKEN for that of HF_ENDPOINT, else a stored login."""
+    hub = hub_of(address, who)
+    return HubRepository(address, hub.endpoint, hub.checked_token(), proxy=hub.proxy)
+
+
+def hub_of(address: HubAddress, who: Surroundings) -> Hub:
+    """The hub of an address, with the token for it."""
     hub = who.hub()
     endpoint = address.endpoint or hub.endpoint
     at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
-    return HubRepository(address, endpoint, hub.checked_token() if at_home else None, proxy=hub.proxy)
-
-
-@dataclass(frozen=True)
-class _Version:
-    """A commit: its files on the hub, and the manifest of the adapter in it."""
-
-    listing: Listing
-    made: Manifest
+    if at_home and (hub.token or not address.endpoint):
+        return hub
+    scheme, host, _ = origin(endpoint, address.repository, typed=True)
+    return Hub(endpoint, who.login(address.host, scheme == "http" and not is_loopback(host)), hub.proxy)
 
 
 class HubRepository(Connected):
@@ -95,17 +87,16 @@ class HubRepository(Connected):
         *,
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
+        bounds: Bounds = WIDE,
     ) -> None:
         super().__init__()
         self.address = address
         self.private = False
-        self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy)
+        self._message = ""
+        self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy, address.login, bounds)
         self._pauses = pauses
         self._lock = threading.RLock()  # several blobs are put at once
-        self._versions: dict[str, _Version] = {}
-        self._bytes: dict[Digest, bytes] = {}  # verified bytes, read or to be committed
-        self._large: set[Digest] = set()  # large files that the hub has
-        self._places: dict[Digest, tuple[str, str]] = {}  # commit and path
+        self._versions = Versions(self._client, address, self.notes)
         self._refs: Refs | None = None
         self._looked = False
 
@@ -132,122 +123,26 @@ class HubRepository(Connected):
         """Create the repository as private, if it has to be created."""
         self.private = True
 
+    def annotate(self, message: str) -> None:
+        """Record a message as the description of the commit."""
+        self._message = message
+
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
         """The manifest of a branch, tag, commit, range or digest; without an adapter.json, one of the files as they are."""
-        if reference.startswith("sha256:"):
-            version = self._by_digest(reference)
-        elif references.is_range(reference):
-            version = self._version(self._client.listing(self._in_range(reference)))
-        else:
-            version = self._version(self._client.listing(reference))
+        version = self._versions.find(reference)
         self.commit_id = version.listing.commit
         return version.made
-
-    def _version(self, listing: Listing) -> _Version:
-        found = self._versions.get(listing.commit)
-        if found is None:
-            made = self._made(listing) if ADAPTER_JSON in listing.files else self._imported(listing)
-            found = self._versions[listing.commit] = _Version(listing, made)
-            for layer in made.layers:
-                self._places.setdefault(layer.digest, (listing.commit, layer.path))
-                entry = listing.files.get(layer.path)
-                if entry and entry.digest == layer.digest:
-                    self._large.add(layer.digest)
-            self._bytes[made.config.digest] = made.config_bytes
-        return found
-
-    def _made(self, listing: Listing) -> Manifest:
-        """Build the manifest from adapter.json; IntegrityError if the listing shows that a file is another."""
-        where = self.address.at(listing.commit)
-        raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
-        made = hub_files.assembled(raw, f"{where}: {ADAPTER_JSON}")
-        for layer in made.layers:
-            entry = listing.files.get(layer.path)
-            if entry is None:
-                raise IntegrityError(f"{where}: {layer.path}", f"missing, but {ADAPTER_JSON} lists it", "Push it again")
-            own = layer.path != hub_files.CARD  # the card may have been completed; its bytes are checked when they are read
-            other = (entry.digest or layer.digest) != layer.digest or entry.size not in (None, layer.size)
-            if own and other and layer.path != ADAPTER_JSON:
-                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {ADAPTER_JSON} was written", "Push it again")
-        self._bytes[sha256_bytes(raw)] = raw
-        return made
-
-    def _small(self, listing: Listing, path: str, limit: int) -> bytes:
-        """A whole file, verified against the listing: by its digest, else by git's name of the blob."""
-        data, entry = self._client.small(listing.commit, path, limit), listing.files[path]
-        if (entry.digest or entry.oid) and not hub_files.same(entry, data):
-            raise IntegrityError(f"{self.where}: {path}", "the hub sent other bytes than its commit has", "Try again")
-        return data
-
-    def _imported(self, listing: Listing) -> Manifest:
-        """Build a manifest for a repository without adapter.json; files that do not belong to an adapter are left out."""
-        where = self.address.at(listing.commit)
-        names, left = hub_files.importable(listing, where)
-        files, unread = {}, _MAX_READ
-        for path in names:
-            entry = listing.files[path]
-            digest, size = entry.digest, entry.size
-            if digest is None or size is None:
-                data = self._small(listing, path, min(_MAX_PLAIN, unread))
-                digest, size = sha256_bytes(data), len(data)
-                unread -= size
-                self._bytes[digest] = data
-            files[path] = digest, size
-        self.notes += [f"left out: {path[:200]}" for path in left]
-        return hub_files.bare(files, where)
-
-    def _in_range(self, reference: str) -> str:
-        """The branch or tag that a range selects."""
-        found = references.in_range(reference, self.tags, self._commit_of, self.address.at(reference))
-        if found is None:
-            what = "no branch or tag is in this range"
-            raise NotFoundError(self.address.at(reference), what, code="no-such-tag", repository=self.where)
-        return found
-
-    def _commit_of(self, tag: str) -> str | None:
-        return self.commits.get(tag)
-
-    def _by_digest(self, digest: Digest) -> _Version:
-        """The version with a digest, or whose digest alone begins so."""
-        found: dict[Digest, _Version] = {}
-        for version in self._matching(digest):
-            found[version.made.digest] = version
-            if not references.is_prefix(digest):
-                break
-        chosen = references.begins(digest, found, self.address.at(digest))
-        if chosen is None:
-            what = "no such version in this repository"
-            raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.where)
-        return found[chosen]
-
-    def _matching(self, digest: Digest) -> Iterator[_Version]:
-        yield from [version for version in self._versions.values() if version.made.digest.startswith(digest)]
-        for commit in dict.fromkeys(islice(self._candidates(digest), _CANDIDATES)):
-            with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
-                version = self._version(self._client.listing(commit))
-                if version.made.digest.startswith(digest):
-                    yield version
-                else:
-                    del self._versions[commit]  # a listing may take 64 MB
-
-    def _candidates(self, digest: Digest) -> Iterator[str]:
-        """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""
-        refs = self._client.refs()
-        for branch in sorted(refs.branches, key=lambda name: (name != MAIN, name))[:_BRANCHES]:
-            with contextlib.suppress(NotFoundError):
-                yield from (commit for commit, title in self._client.titles(branch) if digest in title)
-        yield from list(dict.fromkeys([*refs.branches.values(), *refs.tags.values()]))[:_HEADS]
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """The bytes of a file from `start` on; of a completed README, those of the README."""
-        data = self._bytes.get(blob.digest)
+        data = self._versions.content.get(blob.digest)
         if data is None:
-            if blob.digest not in self._places:
+            if blob.digest not in self._versions.places:
                 raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
-            commit, path = self._places[blob.digest]
+            commit, path = self._versions.places[blob.digest]
             if path == hub_files.CARD and blob.size <= hub_files.MAX_CARD:
                 data = self._readme(commit, blob)
         if data is not None or start >= blob.size:
@@ -255,22 +150,14 @@ class HubRepository(Connected):
             return
         where = f"{self.where}: {path}"
         with self._client.file(commit, path, start) as body:
-            left = blob.size - start
-            if body.status == 206:
-                sent = _FROM.match(body.headers.get("content-range", ""))
-                if not start or not sent or int(sent[1]) != start:
-                    raise RemoteError(where, "the hub sends another range than requested")
-            elif start:
-                pass_over(body, start)
-            if body.length is not None and body.length != (left if body.status == 206 else blob.size):
-                raise IntegrityError(where, f"the hub has {body.length} bytes of it, not {left}", "Ask its owner")
+            seek(body, blob, start, where)
             yield body
 
     def _readme(self, commit: str, blob: Descriptor) -> bytes:
         card = self._client.small(commit, hub_files.CARD, 2 * hub_files.MAX_CARD)
         for data in (card, hub_files.original_readme(card)):
             if sha256_bytes(data) == blob.digest:
-                self._bytes[blob.digest] = data
+                self._versions.content[blob.digest] = data
                 return data
         what = f"has changed on the hub since {ADAPTER_JSON} was written"
         hint = "Push the adapter again, or make the same change in it"
@@ -285,7 +172,7 @@ class HubRepository(Connected):
     def find(self, digest: Digest) -> Any:
         """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
         self._look()
-        for version in self._versions.values():
+        for version in self._versions:
             if version.made.digest == digest:
                 return io.BytesIO(version.made.raw)
             for blob in (*version.made.layers, version.made.config):
@@ -303,10 +190,10 @@ class HubRepository(Connected):
                 listing = self._client.listing(reference)
                 for path, entry in listing.files.items():
                     if entry.digest:
-                        self._places[entry.digest] = listing.commit, path
-                        self._large.add(entry.digest)
+                        self._versions.places[entry.digest] = listing.commit, path
+                        self._versions.large.add(entry.digest)
                 if ADAPTER_JSON in listing.files:
-                    self._version(listing)
+                    self._versions.at(listing)
                 return
 
     # ---- writing
@@ -315,9 +202,9 @@ class HubRepository(Connected):
         """Tell whether a blob needs no sending: the hub has it as a large file, or its verified bytes are there or here."""
         with self._lock:
             self._look()
-            if blob.digest in self._large or blob.digest in self._bytes:
+            if blob.digest in self._versions.large or blob.digest in self._versions.content:
                 return True
-            if blob.digest not in self._places or blob.size > _SMALL:
+            if blob.digest not in self._versions.places or blob.size > _SMALL:
                 return False
             try:
                 self._content(blob)
@@ -334,25 +221,25 @@ class HubRepository(Connected):
                 writer = self._writer
         if large:
             sent = writer.upload(blob, source)
-            self._large.add(blob.digest)
+            self._versions.large.add(blob.digest)
             return sent
         data = read_blob(source, blob, self._pauses)
         with self._lock:
-            self._bytes[blob.digest] = data
+            self._versions.content[blob.digest] = data
         return blob.size
 
     def _is_large(self, blob: Descriptor) -> bool:
         if not blob.size:
             return False
-        limit = {ADAPTER_JSON: _MAX_ADAPTER_JSON, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
-        held = sum(map(len, self._bytes.values()))
+        limit = {ADAPTER_JSON: MAX_ADAPTER_JSON, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
+        held = sum(map(len, self._versions.content.values()))
         return is_weights(blob.path) or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
 
     def _content(self, blob: Descriptor) -> bytes:
         """The bytes of a small file."""
-        if blob.digest not in self._bytes:
-            self._bytes[blob.digest] = read_blob(self, blob, self._pauses)
-        return self._bytes[blob.digest]
+        if blob.digest not in self._versions.content:
+            self._versions.content[blob.digest] = read_blob(self, blob, self._pauses)
+        return self._versions.content[blob.digest]
 
     def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Point a branch at a version, with one commit on top of the one that was read; a new branch starts at `main`.
@@ -422,7 +309,7 @@ class HubRepository(Connected):
         return self._refs
 
     def _tagged(self, tag: str, made: Manifest) -> None:
-        version = self._version(self._client.listing(tag))
+        version = self._versions.at(self._client.listing(tag))
         if version.made.digest != made.digest:
             hint = "Push to a branch, or remove the tag on the hub"
             raise RefusedError(self.address.at(tag), "is a tag, which does not move", hint)
@@ -431,7 +318,7 @@ class HubRepository(Connected):
     def _start(self, branch: str, made: Manifest, manifest: AdapterManifest, *, new: bool) -> tuple[Listing, _Changes]:
         """The parent commit and the changes to it. A new branch starts at a commit that has the version already, if any."""
         if new:
-            for version in list(self._versions.values()):
+            for version in self._versions:
                 if version.made.digest == made.digest and not self._changes(version.listing, made, manifest):
                     return version.listing, {}
         start = self._client.listing(MAIN if new else branch)
@@ -442,27 +329,27 @@ class HubRepository(Connected):
         found: _Changes = {}
         for layer in made.layers:
             entry = listing.files.get(layer.path)
-            if layer.digest in self._large:
+            if layer.digest in self._versions.large:
                 if entry is None or entry.digest != layer.digest:
                     found[layer.path] = layer
                 continue
             data = self._content(layer)
-            if layer.path == hub_files.CARD:
+            if layer.path == hub_files.CARD and not listing.ours:
                 data = hub_files.complete_card(data, manifest)
             if not hub_files.same(entry, data):
                 found[layer.path] = data
         paths = {layer.path for layer in made.layers}
-        if hub_files.CARD not in paths:
+        if hub_files.CARD not in paths and not listing.ours:
             card = self._card(listing, manifest)
             if not hub_files.same(listing.files.get(hub_files.CARD), card):
                 found[hub_files.CARD] = card
-        stale = self._listed(listing) & set(listing.files) - paths - {hub_files.CARD}
+        stale = self._listed(listing) & set(listing.files) - paths - (set() if listing.ours else {hub_files.CARD})
         return {**found, **dict.fromkeys(sorted(stale))}
 
     def _card(self, listing: Listing, manifest: AdapterManifest) -> bytes:
         """The card of an adapter without a README: the one that people wrote on the hub, completed, or a new one."""
         if hub_files.CARD in listing.files:
-            there = self._small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
+            there = self._versions.small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
             if not hub_files.is_written_card(there):
                 return hub_files.complete_card(hub_files.original_readme(there), manifest)
         return hub_files.write_card(self.address.title, manifest)
@@ -472,7 +359,7 @@ class HubRepository(Connected):
         if ADAPTER_JSON not in listing.files:
             return set()
         try:
-            raw = self._small(listing, ADAPTER_JSON, _MAX_ADAPTER_JSON)
+            raw = self._versions.small(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
             return set(hub_files.listed(oci_manifest.parse_json(raw, self.where), self.where))
         except FormatError:
             return set()
@@ -480,7 +367,7 @@ class HubRepository(Connected):
     def _committed(self, branch: str, start: Listing, made: Manifest, manifest: AdapterManifest, changes: _Changes) -> str:
         """Commit the changes, and read the commit back."""
         try:
-            commit = self._writer.commit(branch, start.commit, f"Version {made.digest}", changes)
+            commit = self._writer.commit(branch, start.commit, f"Version {made.digest}", changes, self._message)
         except ConflictError:  # perhaps with our own commit, if its answer was lost
             there = self._client.listing(branch)
             if self._changes(there, made, manifest):
@@ -489,7 +376,7 @@ class HubRepository(Connected):
         self.notes += [f"{hub_files.CARD}: {text}" for text in self._writer.warnings]
         listing = self._client.listing(commit)
         wrong = self._changes(listing, made, manifest)
-        if wrong or self._version(listing).made.digest != made.digest:
+        if wrong or self._versions.at(listing).made.digest != made.digest:
             what = f"the hub has other bytes than were sent: {next(iter(wrong), ADAPTER_JSON)}"
             raise IntegrityError(self.address.at(commit), what, "Push it again")
         return commit

@@ -137,7 +137,7 @@ class HubWriter:
             lfs_upload(operation, found[0], token=False, endpoint=self._client.endpoint)
         return blob.size
 
-    def commit(self, branch: str, parent: str, title: str, changes: Changes) -> str:
+    def commit(self, branch: str, parent: str, title: str, changes: Changes, message: str = "") -> str:
         """Commit to a branch that must still be at `parent`; return the id of the commit.
 
         Small files that the hub stores as large ones are uploaded first.
@@ -162,7 +162,12 @@ class HubWriter:
         with _calling(self._wire, self._where), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             made = self._api.create_commit(
-                self._repo, operations.values(), commit_message=title, revision=branch, parent_commit=parent
+                self._repo,
+                operations.values(),
+                commit_message=title,
+                commit_description=message,
+                revision=branch,
+                parent_commit=parent,
             )
         self.warnings += [self._wire.clean(str(one.message)) for one in caught if one.category is UserWarning]
         commit = str(made.oid)
@@ -241,7 +246,7 @@ class _Outgoing(io.BufferedIOBase):
 
 
 class _Piece:
-    """Some bytes of a blob, read anew each time they are sent."""
+    """Some bytes of a blob, read again each time they are sent."""
 
     def __init__(self, file: _Outgoing, start: int, size: int) -> None:
         self._file, self._start, self._size = file, start, size

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.download import received_beside
+from adapterhub.remotes.download import received_concurrently
 from adapterhub.remotes.protocol import Source
 from adapterhub.store.atomic import local_errors, write_all
 from adapterhub_converters.containers.inside import Inside
@@ -84,7 +84,7 @@ class LayoutFolder(Layout):
         """Receive a blob, resuming after a run that was killed."""
         self._make()
         part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
-        with received_beside(source, blob, self._files, part) as (path, file), local_errors(path):
+        with received_concurrently(source, blob, self._files, part) as (path, file), local_errors(path):
             os.fsync(file.fileno())
             self._files.move(path, self._path(blob.digest))
         return blob.size

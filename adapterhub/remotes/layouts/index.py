@@ -6,7 +6,6 @@ Entries stay as they were found, so that a change keeps everything that others w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,4 +132,4 @@ def dump(entries: Sequence[Entry]) -> bytes:
     """The bytes of an index.json, the same for the same entries in any order."""
     ordered = sorted(entries, key=lambda entry: (name_of(entry) or "", entry["digest"]))
     document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": ordered}
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json_file.canonical(document)

@@ -8,11 +8,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
+from adapterhub import references
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes import references
 from adapterhub.remotes.protocol import Connected, Put, Reader
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 

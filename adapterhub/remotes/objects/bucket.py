@@ -6,12 +6,14 @@ them. Its retries of a stream request a range, and trust it; so streams here are
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from adapterhub.digest import CHUNK
@@ -29,6 +31,7 @@ from .address import BUCKETS, ObjectAddress
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload
+_AHEAD = 8 << 20  # bytes of one request of a reader
 _PATIENCE = 180  # seconds without a byte, and for a whole answer's head
 _LONGEST = "10min"  # of a request for a small object, or of one part of a large one
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
@@ -47,7 +50,7 @@ _LOGIN = {
 _ENTRY, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
 _OS_ERROR = linear.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
 _NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
-_SAID = linear.Pattern(
+_DETAILS = linear.Pattern(
     r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
 )
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
@@ -123,6 +126,25 @@ class Bucket:
             left -= n
         yield reader
 
+    def reader(self, key: str) -> BinaryIO:
+        """An object opened for reading in any order, in requests of 8 MiB; NotFoundError without it."""
+        self._check(key)
+        with self._errors(key) as obstore:
+            return _Reader(obstore.open_reader(self._whole(), key, buffer_size=_AHEAD), lambda: self._errors(key))
+
+    def objects(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """The keys and sizes of all objects below a prefix, and when they were written, in no order, as a listing has them."""
+        with self._errors(prefix) as obstore:
+            for page in obstore.list(self._whole(), prefix):
+                yield from ((item["path"], item["size"], item["last_modified"].timestamp()) for item in page)
+
+    def signed(self, key: str, seconds: int) -> str:
+        """An address at which anybody can GET an object for some seconds; empty for a folder, which has none."""
+        if self._scheme == "file":
+            return ""
+        with self._errors(key) as obstore:
+            return str(obstore.sign(self._whole(), "GET", key, timedelta(seconds=seconds)))
+
     def _check(self, key: str) -> None:
         """RefusedError for a pipe or a device in a folder, whose opening may never end."""
         if self._scheme == "file":
@@ -143,11 +165,15 @@ class Bucket:
                     return found, start
         return obstore.get(store, key), 0
 
-    def numbers(self, prefix: str) -> list[int]:
-        """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only."""
+    def numbers(self, prefix: str, most: int) -> list[int]:
+        """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only.
+
+        No more than the first `most` objects are listed, and none whose number is larger.
+        """
         with self._errors(prefix) as obstore:
-            stems = [item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page]
-        return sorted(int(stem[:-5]) for stem in stems if _ENTRY.fullmatch(stem))
+            listed = (item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page)
+            stems = [*islice(listed, most)]
+        return sorted(number for stem in stems if _ENTRY.fullmatch(stem) and (number := int(stem[:-5])) <= most)
 
     # ---- writing
 
@@ -251,8 +277,8 @@ class Bucket:
             return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
         if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
             return _DeniedError(self.where, "no credentials", _LOGIN[self._scheme])
-        said = _SAID.search(text)
-        words = " ".join(word for word in said.groups() if word) if said else ""
+        found = _DETAILS.search(text)
+        words = " ".join(word for word in found.groups() if word) if found else ""
         if kind in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
             return _DeniedError(self.where, f"the store refuses ({words or kind})", _LOGIN[self._scheme])
         if words:
@@ -270,6 +296,32 @@ class Bucket:
 
 class _DeniedError(RemoteError):
     """A refusal that another request would meet as well."""
+
+
+class _Reader(io.RawIOBase, BinaryIO):
+    """An object, as a file that can be read and sought."""
+
+    def __init__(self, file: Any, errors: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._file, self._errors = file, errors
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        with self._errors():
+            found = self._file.read(len(buffer))
+        buffer[: len(found)] = memoryview(found)
+        return len(found)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        with self._errors():
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
 
 
 class _Stream:

@@ -5,19 +5,26 @@ They are read by number, and each contains the digest of the one before. A listi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from adapterhub import references
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.ref import LATEST, Ref
-from adapterhub.remotes import references
 from adapterhub.store.store import REFS, Entry
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
 from .bucket import Bucket
 
 _MAX_ENTRY = 4 << 20
-_AT_ONCE = 8
+# Entries of one name and bytes of them all: a store answers for any number that it is asked for. Further entries are refused,
+# also to our own pushes, after which nobody could read the log.
+MAX_ENTRIES, _MAX_LOG = 100_000, 256 << 20
+_AT_ONCE, _WAITING = 8, 64
+
+K = TypeVar("K")
 
 
 @dataclass
@@ -43,16 +50,16 @@ class State:
         elif entry.op == "restore":
             self.deleted = False
             versions, tags, protected = self._removed
-            self.versions = {number: found for number, found in versions.items() if number in entry.numbers}
+            self.versions = {number: versions[number] for number in sorted(versions.keys() & set(entry.numbers))}
             self.tags = {tag: number for tag, number in tags.items() if number in self.versions}
             self.protected = protected & set(self.tags)
         elif entry.op == "push":
             self.deleted = False
             self.versions[entry.number] = (entry.digest, entry.size)
         elif entry.op == "drop":
-            self.versions = {number: found for number, found in self.versions.items() if number not in entry.numbers}
+            _discard(self.versions, entry.numbers)
         elif entry.op == "untag":
-            self.tags = {tag: number for tag, number in self.tags.items() if tag not in entry.tags}
+            _discard(self.tags, entry.tags)
         elif entry.op == "protect":
             self.protected |= set(entry.tags)
         elif entry.op == "unprotect":
@@ -65,6 +72,12 @@ class State:
         return next((number for number, found in self.versions.items() if found[0] == digest), 0)
 
 
+def _discard(found: dict[K, Any], keys: Iterable[K]) -> None:
+    """Remove keys one by one: a copy without them, for every entry of a long log, would be quadratic."""
+    for key in keys:
+        found.pop(key, None)
+
+
 class Log:
     """The log of one name, up to the entry that was read last."""
 
@@ -74,6 +87,7 @@ class Log:
         self._listed = False
         self.state = State()
         self.entries: list[Entry] = []
+        self._size = 0
 
     def key(self, seq: int) -> str:
         """The key of an entry."""
@@ -93,12 +107,16 @@ class Log:
         return self._bucket.read(self.key(seq), _MAX_ENTRY)
 
     def _read_listed(self) -> None:
-        listed = self._bucket.numbers(self._folder)
+        listed = self._bucket.numbers(self._folder, MAX_ENTRIES)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for raw in pool.map(self.raw, range(1, len(listed) + 1)):
-                if raw is None:
+            for first in range(1, len(listed) + 1, _WAITING):
+                read = [*pool.map(self.raw, range(first, min(first + _WAITING, len(listed) + 1)))]
+                for raw in read:
+                    if raw is None:
+                        break
+                    self._apply(raw)
+                if None in read:
                     break
-                self._apply(raw)
         if listed and listed[-1] > self.state.seq and self.raw(self.state.seq + 1) is None:
             where = f"{self._bucket.where}/{self.key(self.state.seq + 1)}"
             raise IntegrityError(where, f"missing, but entry {listed[-1]} follows it", "Restore it from a backup")
@@ -106,6 +124,8 @@ class Log:
     def _apply(self, raw: bytes) -> None:
         seq = self.state.seq + 1
         where = f"{self._bucket.where}/{self.key(seq)}"
+        self.check_room(seq)
+        self._size += len(raw)
         entry = Entry.parse(raw, where)
         if (entry.name, entry.seq) != (self._name, seq):
             raise FormatError(where, f"belongs to {entry.name[:80]} {entry.seq}, not here")
@@ -114,6 +134,12 @@ class Log:
         self.state.apply(entry)
         self.entries.append(entry)
         self.state.seq, self.state.head = seq, sha256_bytes(raw)
+
+    def check_room(self, seq: int) -> None:
+        """Refuse an entry beyond the limits of a log."""
+        if seq > MAX_ENTRIES or self._size > _MAX_LOG:
+            what = f"the log of this name has more than {MAX_ENTRIES:,} entries or {_MAX_LOG >> 20} MiB"
+            raise RefusedError(f"{self._bucket.where}/{self._name}", what, "Copy its versions to another name")
 
     # ---- references
 

@@ -20,13 +20,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import CHUNK, Digest, copy_hashing, parse_digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
-from adapterhub.registry.registry import ABSENT, latest_tags, now
+from adapterhub.registry.moves import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.protocol import Connected, Put, Reader, Source
 from adapterhub.store.store import FOLDER, Entry
@@ -56,7 +57,7 @@ def parse(text: str) -> ObjectAddress:
 
 def connect(address: ObjectAddress, who: Surroundings) -> Objects:
     """Open a name, with the credentials of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
-    return Objects(address, who.environ)
+    return Objects(address, who.environ, author=who.author)
 
 
 class Objects(Connected):
@@ -77,9 +78,11 @@ class Objects(Connected):
         piece: int = PIECE,
         retries: int = RETRIES,
         verify: bool = False,
+        author: str = "",
     ) -> None:
         super().__init__()
         self.address, self.verify = address, verify
+        self._author, self._message = author, ""
         self._expected: str | None = None
         self._bucket = Bucket(address, environ, retries=retries)
         self._log = Log(self._bucket, address.ref.name)
@@ -100,6 +103,10 @@ class Objects(Connected):
     def expect(self, digest: str) -> None:
         """Write the tag only if it is at this digest, its first digits, or ABSENT."""
         self._expected = digest
+
+    def annotate(self, message: str) -> None:
+        """Record a message in the log."""
+        self._message = message
 
     # ---- reading
 
@@ -157,8 +164,8 @@ class Objects(Connected):
         self._begin()
         where, key = f"{self.where}: {blob.path or blob.digest}", _key(blob.digest)
         piece = max(self._piece, -(-blob.size // _MOST_PIECES))
-        with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(2) as beside:
-            pieces = _pieces(reader, blob, piece, where, beside)
+        with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(2) as workers:
+            pieces = _pieces(reader, blob, piece, where, workers)
             if blob.size <= piece:
                 self._bucket.put(key, b"".join(pieces))
             else:
@@ -253,11 +260,12 @@ class Objects(Connected):
             raise _protected(f"{self.where}:{tag}")
         op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
         of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
-        return Entry(name, state.seq + 1, op, now(), *of)
+        return Entry(name, state.seq + 1, op, now(), *of, message=self._message)
 
     def _appended(self, entry: Entry) -> bool:
         """Commit an entry; False when another writer had that number first."""
-        key, raw = self._log.key(entry.seq), entry.dump()
+        self._log.check_room(entry.seq)
+        key, raw = self._log.key(entry.seq), replace(entry, author=self._author).dump()
         try:
             created = self._bucket.create(key, raw)
         except Unsupported:
@@ -279,7 +287,7 @@ def _key(digest: Digest) -> str:
     return f"blobs/sha256/{parse_digest(digest, 'store').removeprefix('sha256:')}"
 
 
-def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: ThreadPoolExecutor) -> Iterator[bytearray]:
+def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, workers: ThreadPoolExecutor) -> Iterator[bytearray]:
     """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError instead of the last one for a wrong digest.
 
     They are read in another thread: the caller may be obstore at work, which must not be entered again in the same thread.
@@ -287,8 +295,8 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, beside: Thr
     state, done = hashlib.sha256(), 0
     while True:
         piece = bytearray(min(size, blob.size - done))
-        n = beside.submit(_fill, reader, memoryview(piece)).result()
-        hashed = beside.submit(state.update, memoryview(piece)[:n])
+        n = workers.submit(_fill, reader, memoryview(piece)).result()
+        hashed = workers.submit(state.update, memoryview(piece)[:n])
         done += n
         if n < len(piece) or done == blob.size:
             hashed.result()

@@ -7,13 +7,12 @@ machine itself and for `oci+http://`; `oci+https://` is for a registry on this m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from adapterhub import semver
+from adapterhub import references, semver
 from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
 from adapterhub.ref import LATEST, is_tag, parse_prefix
-from adapterhub.remotes import references
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
@@ -92,6 +91,23 @@ class Address:
     def base(self) -> str:
         """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
+
+    @property
+    def root(self) -> str:
+        """The URL of the repository."""
+        return f"{self.base}/v2/{self.name}"
+
+    def manifest_url(self, reference: str) -> str:
+        """The URL of the manifest of a tag or a digest."""
+        return f"{self.root}/manifests/{quote(reference, safe=':')}"
+
+    def blob_url(self, digest: Digest) -> str:
+        """The URL of a blob of the repository."""
+        return f"{self.root}/blobs/{digest}"
+
+    def scope(self, *, write: bool = False) -> str:
+        """The scope of a token to read the repository, or to write it too."""
+        return f"repository:{self.name}:pull{',push' if write else ''}"
 
     @property
     def plain(self) -> bool:

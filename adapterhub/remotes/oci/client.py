@@ -22,6 +22,15 @@ from . import challenges
 from .address import Address
 from .credentials import Credentials
 
+DIGEST_HEADER = "docker-content-digest"
+
+
+def check_digest(answer: Answer, digest: str, where: str) -> None:
+    """Raise IntegrityError if a registry answers that it stored something else than `digest`."""
+    stored = answer.headers.get(DIGEST_HEADER, digest)
+    if stored != digest:
+        raise IntegrityError(where, f"the registry stored {stored[:80]}, not {digest}", "Try again")
+
 
 class RegistryClient(Client):
     """HTTP to one registry, or to its token service."""
@@ -58,12 +67,12 @@ class RegistryClient(Client):
 
     def _refusal(self, answer: Answer, where: str) -> Exception:
         found = super()._refusal(answer, where)
-        if self._said(answer).startswith(": DIGEST_INVALID") and not isinstance(found, AgainError | DeniedError):
+        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(found, AgainError | DeniedError):
             what = f"the registry received other bytes (HTTP {answer.status})"
             return IntegrityError(where, what, "Nothing was stored; try again")
         return found
 
-    def _said(self, answer: Answer) -> str:
+    def _details(self, answer: Answer) -> str:
         try:
             error = json_file.parse(answer.body, where="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
@@ -159,8 +168,8 @@ class Login:
             if not credentials:
                 return client.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
             # Like a POST, a request with a password is not redirected: 3xx is not a good status.
-            said = {"Authorization": credentials.basic()}
-            return client.ask("GET", url, self.where, good=(200,), headers=said, limit=_LARGEST, redirects=False)
+            headers = {"Authorization": credentials.basic()}
+            return client.ask("GET", url, self.where, good=(200,), headers=headers, limit=_LARGEST, redirects=False)
         except DeniedError as error:
             what = "the username and password were refused" if credentials else "login required"
             raise self._denied(f"{error.what.partition(':')[0]}: {what}") from error

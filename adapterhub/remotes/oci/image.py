@@ -11,19 +11,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
+import tempfile
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import CHUNK, Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.download import Steady, pass_over
+from adapterhub.remotes.download import Steady
 from adapterhub.remotes.layouts import tar as archive_tar
 from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.store.store import local_errors
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -126,7 +130,7 @@ def _size(pieces: Sequence[Piece]) -> int:
 
 def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
     labels = {_MANIFEST: original.raw.decode(), _CONFIG: config}
-    config_bytes = _json(
+    config_bytes = json_file.canonical(
         {
             "architecture": "amd64",
             "os": "linux",
@@ -139,7 +143,7 @@ def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
         raise RefusedError(layer.path, f"the image's config has {len(config_bytes)} bytes, over the limit of {MAX_MANIFEST}")
     described = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = {**original.annotations, ORIGINAL: original.digest}
-    raw = _json(
+    raw = json_file.canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -156,10 +160,6 @@ def _assemble(original: Manifest, config: str, layer: Descriptor) -> Manifest:
         }
     )
     return Manifest(sha256_bytes(raw), raw, described, (layer,), annotations, config_bytes)
-
-
-def _json(document: object) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _text(source: Source, blob: Descriptor) -> str:
@@ -226,6 +226,7 @@ class Unpacked:
         self._known: dict[Digest, bytes] = {}
         self._offsets: dict[Digest, int] = {}
         self._layer: Descriptor | None = None
+        self._unzipped: _Unzipped | None = None
 
     @property
     def where(self) -> str:
@@ -264,6 +265,7 @@ class Unpacked:
                 self._offsets.setdefault(piece.digest, at)
             at += _length(piece)
         self._layer, self._known = made.layers[0], {original.config.digest: packaged}
+        self._unzipped = _Unzipped(self._source, self._layer, at) if kinds == [_GZIP] else None
         return original
 
     @contextlib.contextmanager
@@ -273,10 +275,10 @@ class Unpacked:
             yield io.BytesIO(self._known[blob.digest][start:])
         elif self._layer and blob.digest in self._offsets:
             at = self._offsets[blob.digest] + start
-            packed = self._layer.media_type == _GZIP
-            with self._source.open_blob(self._layer, 0 if packed else at) as found:
-                reader = _Gunzipped(found, self.where) if packed else found
-                pass_over(reader, at if packed else 0)
+            if self._unzipped:
+                yield _Bounded(self._unzipped.reader(at), blob.size - start)
+                return
+            with self._source.open_blob(self._layer, at) as reader:
                 yield _Bounded(reader, blob.size - start)
         else:
             with self._source.open_blob(blob, start) as reader:
@@ -304,27 +306,65 @@ class _Bounded:
         return n
 
 
-class _Gunzipped:
-    """The uncompressed bytes of a gzip stream."""
+class _Unzipped:
+    """The bytes of a layer in gzip, which is decompressed once, as far as they are read and in whatever order.
 
-    def __init__(self, reader: Reader, where: str) -> None:
-        self._reader, self._where = reader, where
+    They are kept in a file without a name: to begin again for every file of an adapter would be quadratic.
+
+    Args:
+        source: It has the layer.
+        layer: The compressed one.
+        size: Bytes after decompression; no more of them are kept.
+    """
+
+    def __init__(self, source: Source, layer: Descriptor, size: int) -> None:
+        self._where, self._size = source.where, size
+        self._connection = Steady(source, layer)
+        self._compressed = _Bounded(self._connection, layer.size)
         self._state, self._buffer = zlib.decompressobj(31), memoryview(bytearray(CHUNK))
-        self._waiting = b""
+        self._place = Path(tempfile.gettempdir())
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this object
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def reader(self, at: int) -> _Position:
+        """The bytes from `at` on."""
+        return _Position(self, at)
+
+    def read_at(self, buffer: memoryview, at: int) -> int:
+        """Read up to `len(buffer)` bytes from `at` on; 0 at the end."""
+        with self._lock:
+            while self._done <= at and self._more():
+                pass
+            with local_errors(self._place):
+                self._file.seek(at)
+                return self._file.readinto(buffer[: max(self._done - at, 0)]) or 0
+
+    def _more(self) -> bool:
+        """Decompress the next piece; False at the end."""
+        if self._state.eof or self._done == self._size:
+            self._connection.close()
+            return False
+        waiting = self._state.unconsumed_tail or self._buffer[: self._compressed.readinto(self._buffer)]
+        try:
+            piece = self._state.decompress(waiting, min(CHUNK, self._size - self._done))
+        except zlib.error as error:
+            raise FormatError(self._where, "its layer is not gzip, or is damaged") from error
+        with local_errors(self._place):
+            self._file.seek(self._done)
+            self._file.write(piece)
+        self._done += len(piece)
+        return bool(waiting)
+
+
+class _Position:
+    """A reader of decompressed bytes from a position on."""
+
+    def __init__(self, whole: _Unzipped, at: int) -> None:
+        self._whole, self._at = whole, at
 
     def readinto(self, buffer: Any, /) -> int:
         """Read up to `len(buffer)` bytes; 0 at the end."""
-        while len(buffer) and not self._state.eof:
-            if not self._waiting:
-                self._waiting = bytes(self._buffer[: self._reader.readinto(self._buffer) or 0])
-                if not self._waiting:
-                    break
-            try:
-                data = self._state.decompress(self._waiting, len(buffer))
-            except zlib.error as error:
-                raise FormatError(self._where, "its layer is not gzip, or is damaged") from error
-            self._waiting = self._state.unconsumed_tail
-            if data:
-                buffer[: len(data)] = data
-                return len(data)
-        return 0
+        n = self._whole.read_at(memoryview(buffer), self._at)
+        self._at += n
+        return n

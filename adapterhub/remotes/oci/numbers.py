@@ -3,7 +3,8 @@
 A registry keeps no log: the version that `latest` leaves would be found by its digest alone. So a push lists the tags, puts the
 manifest under the next free number, then under the tag that was asked for, and reads the number back. Of two writers that took
 one number, the one that finds the other's version there takes the next. A registry cannot compare and write in one step, so a
-writer that stalls between looking and writing can still replace a number; the digest of that version stays valid.
+writer that stalls between looking and writing can still replace a number; the digest of that version stays valid. A hub gives
+the number itself.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from adapterhub import references
 from adapterhub.digest import Digest
 from adapterhub.http.errors import DeniedError
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.remotes import references
 from adapterhub.remotes.protocol import Put
 from adapterhub_converters.errors import ConflictError, NotFoundError
 
@@ -38,8 +39,8 @@ class Tagged(Protocol):
     def digest_of(self, reference: str) -> Digest | None:
         """The digest of the manifest that a tag or a digest is at now."""
 
-    def point(self, made: Manifest, reference: str) -> None:
-        """Put a manifest under its digest or a tag."""
+    def point(self, made: Manifest, reference: str) -> int | None:
+        """Put a manifest under its digest or a tag; return the number that a hub gives it, 0 for none; None elsewhere."""
 
 
 def put(place: Tagged, made: Manifest, tag: str | None) -> Put:
@@ -56,8 +57,9 @@ def put(place: Tagged, made: Manifest, tag: str | None) -> Put:
         raise ConflictError(f"{place.where}:{tag}", what, f"Push to {place.where}, which takes the next number")
     new = place.digest_of(made.digest) is None
     number = asked if asked or new or tags is None else _number_of(place, made.digest, tags)
-    place.point(made, made.digest)
-    wanted = tag is not None and tags is not None
+    given = place.point(made, made.digest)
+    number = number if given is None else given or None
+    wanted = tag is not None and tags is not None and given is None
     if not number and wanted:
         number = _taken(place, made, tags or ())
     if tag and (asked or before != made.digest):

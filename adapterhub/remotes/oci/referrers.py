@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,13 @@ from typing import Any
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
+from adapterhub.remotes.copy import read_blob
 from adapterhub.remotes.download import received
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.protocol import Reader, Referring
 from adapterhub.store.store import open_regular
 from adapterhub_converters import linear
-from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 
@@ -85,7 +85,7 @@ def attach(place: Referring, subject: Manifest, artifact_type: str, files: Seque
     check_paths((path.name for path in files), "attachment", RefusedError)
     source = _Files(files)
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
-    raw = _json(
+    raw = json_file.canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -145,10 +145,6 @@ class _Files:
 
     def stop(self, *, on: bool = True) -> None:
         """Do nothing: files are read at once."""
-
-
-def _json(document: object) -> bytes:
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _put(place: Referring, raw: bytes, subject: Digest) -> Referrer:
@@ -244,6 +240,15 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
             done.append(_put(target, raw, about))
             waiting.append(referrer.digest)
     return done
+
+
+def read(place: Referring, referrer: Referrer, about: Digest, limit: int) -> bytes:
+    """The verified bytes of the file of an attachment; FormatError if it is `about` another manifest or over `limit` bytes."""
+    _, document = _document(place, referrer)
+    where = f"{place.where}@{referrer.digest}"
+    if document.subject != about or len(document.layers) != 1 or document.layers[0].size > limit:
+        raise FormatError(where, f"is not one file of at most {limit} bytes about {about}")
+    return read_blob(place, document.layers[0], where)
 
 
 def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:

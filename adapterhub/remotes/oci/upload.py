@@ -1,8 +1,4 @@
-"""Uploads of blobs: notes of unfinished ones, so that a push that was killed can be resumed, and the bytes to send.
-
-A note is a file with the URL that takes the rest, and how many bytes, of which digest, the registry has confirmed. The note of
-a finished upload stays until a manifest names the blob: until then the registry has more than its tags show. Only the user can
-read notes, because the URL of an upload may be enough to write to it.
+"""Uploads of blobs in pieces, so that a broken connection costs one piece: the registry is asked how much it has.
 
 Bytes are hashed in another thread while they are sent. A registry compares the digest only at the end, so nothing has to be
 read before it is sent.
@@ -10,164 +6,230 @@ read before it is sent.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from adapterhub.digest import CHUNK, Digest
+from adapterhub.http.client import Answer
+from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
+from adapterhub.http.urls import resolved
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.parallel import unwatched
 from adapterhub.remotes.protocol import Source
-from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, RefusedError
+from adapterhub_converters import linear
+from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RemoteError
 
-_FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
+from .address import Address
+from .client import RegistryClient, check_digest
+from .upload_notes import Begun, Note, Uploads
 
-
-@dataclass(frozen=True)
-class Begun:
-    """An upload of a blob of `size` bytes, whose `digest` may not be known yet; the `sent` ones have the digest `of`."""
-
-    url: str
-    size: int
-    digest: str = ""
-    sent: int = 0
-    of: str = ""
-
-    def can_be(self, digest: str) -> bool:
-        """Tell whether a blob without a known digest may be that of `digest`."""
-        return not self.digest and bool(self.sent) and bool(digest)
+PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
+# Every piece costs an answer, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
+LARGEST = 128 << 20
+_SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
+_BYTES = {"Content-Type": "application/octet-stream"}
+_RANGE = linear.Pattern(r"(?:bytes=)?0-([0-9]{1,18})")
 
 
-class Uploads:
-    """The notes of uploads to one repository; without a folder for them, there are none."""
+class Uploader:
+    """Uploads of blobs to one repository.
 
-    def __init__(self, folder: Path | None, repository: str) -> None:
-        self._folder = folder / hashlib.sha256(repository.encode()).hexdigest()[:32] if folder else None
+    Attributes:
+        piece, largest: Bytes of the first PATCH of a blob, and of any.
+        notes: How far uploads have come, for the next run.
+    """
 
-    @property
-    def kept(self) -> bool:
-        """Tell whether notes can be stored at all."""
-        return self._folder is not None
+    def __init__(
+        self, client: RegistryClient, address: Address, notes: Uploads, *, piece: int, largest: int, pauses: Sequence[float]
+    ) -> None:
+        self.piece, self.largest, self.notes = piece, max(largest, piece), notes
+        self._client, self._address, self._pauses = client, address, pauses
 
-    def any(self) -> bool:
-        """Tell whether there are notes, also of finished uploads."""
-        return bool(self._files())
+    def has(self, blob: Descriptor, where: str) -> bool:
+        """Tell whether the repository has a blob, by a HEAD."""
+        url = self._address.blob_url(blob.digest)
+        try:
+            answer = self._client.ask("HEAD", url, where, good=(200,), scope=self._address.scope(write=True))
+        except NotFoundError:
+            return False
+        size = answer.number("content-length")
+        return size is None or size == blob.size
 
-    def of(self, size: int, digest: str) -> list[Note]:
-        """The notes that may be of a blob of this size and digest, the most advanced first."""
-        found = [(note, begun) for note in map(Note, self._files()) if (begun := note.read()) and begun.url]
-        found = [pair for pair in found if pair[1].size == size and (pair[1].digest == digest or pair[1].can_be(digest))]
-        return [note for note, _ in sorted(found, key=lambda pair: -pair[1].sent)]
+    def put(self, blob: Descriptor, source: Source, where: str, *, mount: Address | None = None) -> int:
+        """Send a blob, or have the registry mount it from its repository `mount`; return the number of bytes sent.
 
-    def new(self) -> Note:
-        """A note for a new upload."""
-        if self._folder is None:
-            return Note(None)
-        with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Note(self._folder / f"{os.urandom(12).hex()}.json")
+        An upload that an earlier run began is resumed if the registry still has it.
+        """
+        if self._in_pieces(blob.size):
+            for note in self.notes.of(blob.size, blob.digest):
+                sent = self._go_on(blob, source, note, where)
+                if sent is not None:
+                    return sent
 
-    def clear(self) -> None:
-        """Remove all notes, after a manifest names the blobs."""
-        for path in self._files("*"):
-            with Note(path) as note:
-                if note.ours:
-                    note.drop()
-        if self._folder:
-            with contextlib.suppress(OSError):
-                self._folder.rmdir()
+        def once() -> int:
+            mounted, session = self._begin(where, blob, mount)
+            if not mounted:
+                with Sending(source, blob, pauses=self._pauses) as sending, self._note(blob.size) as note:
+                    self._send(sending, session, note, where)
+            return 0 if mounted else blob.size
 
-    def _files(self, kind: str = "*.json") -> list[Path]:
-        if self._folder is None:
-            return []
-        self._sweep(self._folder.parent)
-        return sorted(self._folder.glob(kind))
+        return int(self._client.tried(once, where))
 
-    def _sweep(self, folder: Path) -> None:
-        for old in folder.glob("*/"):
-            with contextlib.suppress(OSError):
-                if old.stat().st_mtime < time.time() - _FORGOTTEN:  # a note is replaced often
-                    shutil.rmtree(old, ignore_errors=True)
+    def put_unnamed(self, size: int, path: str, source: Source, where: str) -> Digest:
+        """Send a blob of `size` bytes, hashed while it is sent; return its digest."""
 
+        def once() -> Digest:
+            session = self._begin(where)[1]
+            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._note(size) as note:
+                self._send(sending, session, note, where)
+                return sending.digest()
 
-class Note:
-    """The file of one upload, locked while it is in use."""
+        return str(self._client.tried(once, where))
 
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._handle = path, -1
-        self.ours = False
+    def _go_on(self, blob: Descriptor, source: Source, note: Note, where: str) -> int | None:
+        """Resume an earlier upload; return how many bytes were sent, None if it cannot be resumed."""
+        with note, Sending(source, blob, pauses=self._pauses) as sending:
+            begun = note.read() if note.ours else None
+            if begun is None:
+                return None
+            sending.pass_to(begun.sent)
+            if begun.sent and sending.digest() != begun.of:
+                return None
+            try:
+                url, there = self._status(begun.url, where)
+                if not begun.sent <= there <= blob.size:
+                    raise AgainError("the registry lost part of this upload")
+                sending.pass_to(there)
+                url = self._pieces(sending, url, there, note, where)
+                self._finish(blob, url, b"", where)
+            except (GivenUpError, DeniedError):
+                raise
+            except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
+                note.drop()
+                return None
+            note.write(replace(begun, url="", digest=blob.digest))
+            return blob.size - there
 
-    def __enter__(self) -> Note:
-        if self._handle >= 0 or self._path is None:
-            return self
-        with contextlib.suppress(OSError):
-            lock = self._path.with_suffix(".lock")
-            self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            # Between the two, the last owner may have dropped the note: what is locked is then a file without a name.
-            self.ours = _locked(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
-        return self
+    def _begin(self, where: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
+        """Begin an upload; return whether the blob was mounted instead, and the answer."""
+        query, scope = "", self._address.scope(write=True)
+        if blob and mount:
+            query = "?" + urlencode({"mount": blob.digest, "from": mount.name})
+            scope += f" {mount.scope()}"
+        url = f"{self._address.root}/blobs/uploads/{query}"
+        answer = self._client.ask("POST", url, where, good=(201, 202), scope=scope)
+        return answer.status == 201 and bool(query), answer
 
-    def __exit__(self, *_: object) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle, self.ours = -1, False
-
-    def read(self) -> Begun | None:
-        """The upload; None without a valid note."""
-        if self._path is None:
-            return None
-        with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
-            with open_regular(self._path, follow=False) as file:
-                document = json_file.parse_object(file.read(1 << 16), str(self._path))
-            begun = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
-            kinds = {key: type(value) for key, value in asdict(begun).items()}
-            if kinds == {"url": str, "size": int, "digest": str, "sent": int, "of": str} and 0 <= begun.sent <= begun.size:
-                return begun
-        return None
-
-    def write(self, begun: Begun) -> None:
-        """Record the progress; if that fails, more is sent again."""
-        if self._path is None or not self.ours:
+    def _send(self, sending: Sending, session: Answer, note: Note, where: str) -> None:
+        """Send a whole blob; one without a digest gets that of its bytes."""
+        blob = sending.blob
+        url = resolved(session.url, session.headers.get("location"), where)
+        least = session.number("oci-chunk-min-length") or 0
+        if not self._in_pieces(blob.size):
+            data = whole(sending)
+            _check(sending, where)
+            self._finish(blob, url, data, where)
             return
-        with contextlib.suppress(OSError):
-            new = self._path.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-                json.dump(asdict(begun), file)
-            os.replace(new, self._path)
+        url = self._pieces(sending, url, 0, note, where, least=min(least, self.largest))
+        _check(sending, where)
+        blob = replace(blob, digest=sending.digest())
+        self._finish(blob, url, b"", where)
+        note.write(Begun("", blob.size, blob.digest))
 
-    def drop(self) -> None:
-        """Remove the note."""
-        if self._path:
-            for suffix in (".json", ".new", ".lock"):
-                self._path.with_suffix(suffix).unlink(missing_ok=True)
+    def _in_pieces(self, size: int) -> bool:
+        return size > min(self.piece, _SMALL)
+
+    def _note(self, size: int) -> Note:
+        """A note for a new upload; one that takes one request needs none."""
+        return self.notes.new() if self._in_pieces(size) else Note(None)
+
+    def _pieces(self, sending: Sending, url: str, at: int, note: Note, where: str, *, least: int = 0) -> str:
+        """Send a blob from `at` on, and record the progress; return the URL to finish it at."""
+        blob, size = sending.blob, max(self.piece, least)
+        note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
+        while at < blob.size:
+            began, n = time.monotonic(), min(size, blob.size - at)
+            url = self._patch(sending, url, at, n, where)
+            at += n
+            note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
+            seconds = time.monotonic() - began
+            size = min(2 * size, self.largest) if seconds < 1 else max(size // 2, self.piece, least) if seconds > 4 else size
+        return url
+
+    def _patch(self, sending: Sending, url: str, start: int, size: int, where: str) -> str:
+        """Send one piece, or the part of it that the registry lacks; return the URL to continue at."""
+        done, failed = 0, 0
+        while True:
+            headers = {**_BYTES, "Content-Range": f"{start + done}-{start + size - 1}"}
+            body = sending.piece(start + done, size - done)
+            try:
+                scope = self._address.scope(write=True)
+                answer = self._client.ask(
+                    "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
+                )
+                if answer.status == 202:
+                    return resolved(answer.url, answer.headers.get("location"), where)
+                raise AgainError("the registry expects another byte")
+            except AgainError as error:
+                if failed == len(self._pauses):
+                    raise self._client.given_up(error, where, failed + 1) from error
+                self._client.pause(error, failed, where)
+                failed += 1
+            url, there = self._status(url, where)
+            if there == start + size:
+                return url
+            if not start <= there < start + size:
+                raise RemoteError(where, "the registry lost part of this upload", "Try again")
+            done = there - start
+
+    def _status(self, url: str, where: str) -> tuple[str, int]:
+        """The URL to continue an upload at, and how many bytes the registry has."""
+        try:
+            answer = self._client.ask("GET", url, where, good=(204,), scope=self._address.scope(write=True))
+        except NotFoundError as error:
+            # docker-registry 2.8 keeps the offset in the address: of an answer that got lost it can only begin again.
+            raise AgainError("the registry has discarded this upload") from error
+        reported = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
+        if not reported:
+            raise RemoteError(where, "the registry does not report how far an upload has come", "Try again")
+        location = answer.headers.get("location")
+        # `0-0` stands for no bytes as well as for one; pieces are larger than that.
+        return resolved(answer.url, location, where) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
+
+    def _finish(self, blob: Descriptor, url: str, data: bytes, where: str) -> None:
+        """Finish an upload. If the answer gets lost, check whether the blob is stored; AgainError if it is not."""
+        final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
+        scope = self._address.scope(write=True)
+        for number in range(len(self._pauses) + 1):
+            try:
+                answer = self._client.ask(
+                    "PUT", final, where, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
+                )
+            except (AgainError, NotFoundError) as error:
+                if self.has(blob, where):
+                    return
+                again = error if isinstance(error, AgainError) else AgainError(error.what)
+                if len(data) or number == len(self._pauses):
+                    raise again from error
+                self._client.pause(again, number, where)
+            else:
+                check_digest(answer, blob.digest, where)
+                return
 
 
-def _locked(handle: int) -> bool:
-    """Lock a file; False if another process has the lock, True on systems without locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+def _check(sending: Sending, where: str) -> None:
+    """Check the bytes that were sent, before an upload is finished."""
+    blob, digest = sending.blob, sending.digest()
+    if (sending.hashed, digest) != (blob.size, blob.digest or digest):
+        what = f"{sending.hashed} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
 
 
 # ---- the bytes
@@ -190,7 +252,7 @@ class Sending:
         self._stack = ExitStack()
         self._reader: Steady | None = None
         self._at = 0
-        self._beside = ThreadPoolExecutor(1) if blob.size > CHUNK else None
+        self._hasher = ThreadPoolExecutor(1) if blob.size > CHUNK else None
         self._buffers = [
             memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(_AHEAD if blob.size > CHUNK else 1)
         ]
@@ -200,8 +262,8 @@ class Sending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._beside:
-            self._beside.shutdown()
+        if self._hasher:
+            self._hasher.shutdown()
         self._stack.close()
 
     def piece(self, start: int, size: int) -> Piece:
@@ -267,8 +329,8 @@ class Sending:
         if not new:
             return
         self.hashed += len(new)
-        if self._beside:
-            self._pending[-1] = self._beside.submit(self._state.update, new)
+        if self._hasher:
+            self._pending[-1] = self._hasher.submit(self._state.update, new)
         else:
             self._state.update(new)
 

@@ -55,3 +55,4 @@ def test_names_in_several_files_have_the_file() -> None:
     assert text(Item("error[x]", "a", "is bad", place="one"), Item("error[x]", "b", "is bad", place="two")) == [
         "error[x] one: a, two: b: is bad"
     ]
+    assert text(Item("error[x]", "one", "is bad"), Item("error[x]", "", "is bad", place="two")) == ["error[x] one, two: is bad"]

@@ -1,11 +1,11 @@
-"""What a reference selects where tags can be listed: ranges, `^1.2`, and the first digits of a digest.
+"""Selection of a version, here and on remotes: by a range of tags such as `^1.2`, or by the first digits of a digest.
 
-A tag comes first: `1.2` is a range only where there is no such tag, and `v3` is never one, as in the local registry.
+A tag comes first: `1.2` is a range only where there is no such tag, and `v3` is never one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from adapterhub import semver
 from adapterhub.digest import Digest
@@ -39,10 +39,10 @@ def in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Call
     Raises:
         RefError: Two spellings of the highest one, `1.2.0` and `v1.2.0`, are at different versions by `version_of`.
     """
-    wanted = None if number(reference) else semver.parse_range(reference)
-    found = semver.highest(list(tags()), wanted) if wanted else []
+    found = [] if number(reference) else semver.highest_in(reference, tags())
     if len(found) > 1 and len({version_of(tag) for tag in found}) > 1:
-        raise RefError(where, f"{' and '.join(found)} are one version number of different versions", "Name one of them")
+        what = f"{' and '.join(found)} are the same version number and point to different versions"
+        raise RefError(where, what, "Name one of them")
     return found[0] if found else None
 
 
@@ -50,5 +50,11 @@ def begins(prefix: str, digests: Iterable[Digest], where: str) -> Digest | None:
     """The digest that begins with `prefix`; None without one, RefError if several do."""
     found = sorted({digest for digest in digests if digest.startswith(prefix)})
     if len(found) > 1:
-        raise RefError(where, f"ambiguous digest prefix: {len(found)} versions", "Use more digits")
+        raise ambiguous(where, found)
     return found[0] if found else None
+
+
+def ambiguous(where: str, versions: Sequence[object]) -> RefError:
+    """The error for the first digits of the digests of several versions."""
+    what = f"ambiguous digest prefix: {len(versions)} versions, such as {versions[0]}, {versions[1]}"
+    return RefError(where, what, "Use more digits")

@@ -1,0 +1,69 @@
+"""`adapterhub attest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import output, signing
+from adapterhub.cli.environment import complete_ref, workspace
+from adapterhub.cli.options import Settings, command
+
+
+@command(
+    "attest",
+    example="""
+    adapterhub attest team/sql:v2 --fits ./Qwen3-0.6B --training --key team.key
+    adapterhub attest team/both:v1 --merge --parent-key team.pub --key ci.key
+    adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
+)
+@click.argument("ref", shell_complete=complete_ref)
+@signing.own_key
+@click.option("--fits", metavar="BASE", help="Attest that it fits this base model, with the verdict of each runtime.")
+@click.option(
+    "--merge", is_flag=True, help="Attest that a rebuild from its parents, each of them signed, gives the same bytes."
+)
+@click.option(
+    "--training", is_flag=True, help="Attest its config, data and base, as adapter.json records them: SLSA provenance."
+)
+@signing.parent_keys
+@click.option("--builder", metavar="URI", help="Builder in the provenance of a training. [default: urn:adapterhub:trainer]")
+@signing.passphrase_options
+@click.pass_obj
+def attest(
+    settings: Settings,
+    *,
+    ref: str,
+    key: Path,
+    fits: str | None,
+    merge: bool,
+    training: bool,
+    parents: tuple[Path, ...],
+    builder: str | None,
+    passphrase: signing.Passphrase,
+) -> None:
+    """Sign in-toto statements about a version that anybody who has the inputs can compute again.
+
+    Each statement is computed first; one that does not hold is refused (exit 6). Statements are stored and attached as
+    signatures are, and a policy can require them. They are about the bytes of the version, whatever its name is.
+    """
+    from adapterhub import attesting
+
+    made = attesting.attest(
+        ref,
+        signing.private_key(key, passphrase),
+        fits=fits,
+        merge=merge,
+        training=training,
+        parents=parents,
+        builder=builder or attesting.BUILDER,
+        workspace=workspace(settings),
+    )
+    document = {"ref": ref, "digest": made[0].attestation.digest, "attestations": [signing.attested(one) for one in made]}
+
+    def text() -> None:
+        for one in made:
+            output.write(output.one_line(f"{ref}: {one.kind} attested by the key {one.key.id[:16]}…"))
+
+    output.emit(document, as_json=settings.as_json, text=text)

@@ -1,0 +1,87 @@
+"""`adapterhub audit`: verify the logs of a registry, and sign checkpoints of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub.cli import output, signing
+from adapterhub.cli.environment import workspace
+from adapterhub.cli.options import Group, Settings, replace_option
+from adapterhub.cli.views import findings as view
+from adapterhub.maintenance.findings import Finding
+from adapterhub_converters.errors import UsageError
+
+
+@click.group(
+    "audit",
+    cls=Group,
+    example="""
+    adapterhub audit checkpoint -o 2026-11-26.json --key audit.key
+    adapterhub audit verify --checkpoint 2026-11-26.json --key audit.pub""",
+)
+def audit() -> None:
+    """Verify the logs of the registry and of its hub, and sign checkpoints of them.
+
+    Every push, tag and removal is an entry of a log, and every change at a hub a row. Each has the digest of the one before it.
+    """
+
+
+@audit.command(
+    "verify",
+    example="""
+    adapterhub audit verify
+    adapterhub audit verify --registry ./copy --checkpoint 2026-11-26.json --key audit.pub""",
+)
+@click.option("--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Compare with an earlier checkpoint.")
+@signing.accepted_keys
+@click.pass_obj
+def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...]) -> int:
+    """Verify that no entry was changed, removed, moved or inserted; offline, on the registry or on a copy of it.
+
+    Entries that were cut off at the end of a log, or a log that was rewritten, only show when compared with a checkpoint, which
+    one of the keys must have signed. The first bad entry of each log is named. Exits 0 if all are as they were written, else 1.
+    """
+    from adapterhub import auditing
+
+    if (checkpoint is None) != (not keys):
+        raise UsageError("--checkpoint", "and --key go together", "Pass both, or neither")
+    found = auditing.audit(workspace(settings).folder(), checkpoint=checkpoint, keys=keys)
+    findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in found.faults]
+    good = f"{_counted(found)} follow each from the one before"
+    if found.checkpoint:
+        good += f", and go on from the checkpoint of {found.checkpoint.time}, signed by {found.signer}"
+    else:
+        good += "; without a checkpoint, nothing shows what is missing at an end"
+    return view.show(settings, found.where, findings, good=good)
+
+
+@audit.command(
+    "checkpoint",
+    example="""
+    adapterhub audit checkpoint -o 2026-11-26.json --key audit.key""",
+)
+@click.option("-o", "--output", "out", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output: file.")
+@signing.own_key
+@replace_option
+@signing.passphrase_options
+@click.pass_obj
+def checkpoint(settings: Settings, *, out: Path, key: Path, replace: bool, passphrase: signing.Passphrase) -> None:
+    """Verify the logs, and write a signed file with the end of each.
+
+    Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
+    """
+    from adapterhub import auditing
+
+    made = auditing.sign_checkpoint(workspace(settings).folder(), out, signing.private_key(key, passphrase), replace=replace)
+    document = {"checkpoint": str(out), "names": made.names, "entries": made.entries, "rows": made.rows}
+    output.emit(
+        document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(made)} signed"))
+    )
+
+
+def _counted(found: Any) -> str:
+    rows = f" and {output.plural(found.rows, 'row')} of the hub" if found.rows else ""
+    return f"{found.entries} {'entry' if found.entries == 1 else 'entries'} of {output.plural(found.names, 'log')}{rows}"

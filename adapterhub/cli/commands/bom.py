@@ -1,0 +1,61 @@
+"""`adapterhub bom`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import inputs, output
+from adapterhub.cli.environment import complete_ref, on_remote, remote_option, workspace
+from adapterhub.cli.options import Settings, base_option, command, output_option, replace_option
+
+
+@command(
+    "bom",
+    example="""
+    adapterhub bom team/sql:v2 -o sql.cdx.json
+    adapterhub bom team/sql:v2 --base ./Qwen3-0.6B --html -o sql.html
+    adapterhub bom ./sql --base-license apache-2.0""",
+)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@output_option("file. [default: stdout]")
+@click.option("--html", is_flag=True, help="Write one page of HTML instead of CycloneDX.")
+@base_option("its model card has the license.")
+@click.option("--base-license", metavar="SPDX", help="License of the base, in place of that of its model card.")
+@replace_option
+@remote_option
+@click.pass_obj
+def bom(
+    settings: Settings,
+    *,
+    source: str,
+    out: str | None,
+    html: bool,
+    base: str | None,
+    base_license: str | None,
+    replace: bool,
+    remote: str | None,
+) -> None:
+    """Write a bill of materials of an adapter: CycloneDX 1.7, or one page for people.
+
+    It lists what adapter.json records, by digest: the base, the parents and their ancestors in the registry, the training data
+    with totals, the files, and the combined license with the reasons. What is not recorded is marked as such.
+    """
+    from adapterhub import bill_of_materials
+    from adapterhub.trust.bill import page
+    from adapterhub_converters.containers import atomic, json_file
+
+    spec = inputs.read_base(base, settings) if base else None
+    found = bill_of_materials.bom(on_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
+    text = page(found) if html else found.dump()
+    if out is None:
+        output.write_document(text.rstrip("\n"))
+        return
+    with atomic.whole(Path(out), folder=False, replace=replace) as file:
+        json_file.write_text(file, text)
+    license_ = found.license
+    missing = f"; without a license: {', '.join(license_.missing)}" if license_.missing else ""
+    line = output.one_line(f"{out}: {license_.expression or 'no license is recorded'}{missing}")
+    document = {"output": out, "license": license_.expression or None, "missing": list(license_.missing)}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(line))

@@ -1,0 +1,247 @@
+"""`adapterhub chat`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import difflib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import engines, errors, output
+from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
+from adapterhub.cli.options import Settings, answer_options, command
+from adapterhub.cli.views.answers import WIDE, OneByOne, SideBySide
+from adapterhub.ref import RefError
+from adapterhub_converters import linear
+from adapterhub_converters.errors import AdapterhubError, UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.serve.conversation import Answered, Conversation
+
+_LONGEST = 1 << 20  # bytes of a line
+_DIGEST = linear.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
+_SAYS = {
+    "/adapter REF": "answer with this version, or a blend of several, from now on",
+    "/base": "answer with the base alone",
+    "/compare NAME": "answer with NAME too, a ref or the base's name; without NAME, no longer",
+    "/system TEXT": "set the system message; without TEXT, none",
+    "/clear": "forget what was said",
+    "/help": "show this",
+    "/quit": "end; so does Ctrl-D. Ctrl-C stops an answer",
+    "//TEXT": "say /TEXT",
+}
+_WORDS = [word.split()[0] for word in _SAYS if not word.startswith("//")]
+
+
+@command(
+    "chat",
+    example="""
+    adapterhub chat smollm2.gguf --adapter team/sql:prod
+    adapterhub chat ./Qwen3-0.6B --engine torch --adapter team/sql:v3 --compare team/sql:v2
+    adapterhub chat ./Qwen3-0.6B --adapter team/sql < questions.txt""",
+)
+@click.argument("base")
+@click.option(
+    "--adapter",
+    metavar="SRC",
+    shell_complete=complete_ref,
+    help="Adapter: a ref of the registry, or a blend of several. [default: the base alone]",
+)
+@click.option(
+    "--compare", metavar="NAME", shell_complete=complete_ref, help="Another ref, or the base's name, that answers as well."
+)
+@answer_options(hottest=2)
+@engines.engine_options
+@click.pass_obj
+def chat(
+    settings: Settings,
+    /,
+    *,
+    base: str,
+    adapter: str | None,
+    compare: str | None,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    **chosen: Any,
+) -> None:
+    """Talk to an adapter on its base, or to two of them side by side.
+
+    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed in the middle of
+    it: the version that answers, the one beside it, the system message. In a pipe, each line is said in turn.
+    """
+    from adapterhub.http_server import logs
+    from adapterhub.serve.conversation import Conversation
+    from adapterhub.serve.gateway.gateway import Gateway
+    from adapterhub.serve.gateway.settings import GatewaySettings
+
+    shorten_waits_of_torch()
+    if settings.debug:
+        logs.to_stderr("adapterhub.serve", as_json=False)
+    logging.getLogger("adapterhub.serve").addHandler(logging.NullHandler())  # what goes wrong is the error of a turn
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with engines.opened(base, settings, **chosen) as found, asyncio.Runner() as runner:
+        named = GatewaySettings(base=found.spec, base_name=found.name, workspace=workspace(settings))
+        gateway = Gateway(named, found.engine)
+        try:
+            runner.run(gateway.start())
+            talk = _Talk(Conversation(gateway, [found.name], system, options), runner, as_json=settings.as_json)
+            talk.use(adapter or found.name, 0)
+            if compare:
+                talk.use(compare, 1)
+            talk.go_on()
+        finally:
+            runner.run(gateway.close())
+    if settings.as_json:
+        output.write_json({"base": found.name, "engine": found.engine.name, "turns": talk.turns})
+
+
+class _Talk:
+    """A conversation at a terminal, or in a pipe.
+
+    Attributes:
+        turns: What was said and answered, for `--json`; else empty.
+    """
+
+    def __init__(self, conversation: Conversation, runner: asyncio.Runner, *, as_json: bool) -> None:
+        self._conversation, self._runner, self._as_json = conversation, runner, as_json
+        self._person = sys.stdin.isatty() and output.is_terminal() and not as_json
+        self.turns: list[dict[str, Any]] = []
+
+    def go_on(self) -> None:
+        """Take lines until there are no more. What goes wrong is said to a person, and ends a pipe."""
+        if self._person:
+            self._note("/help lists the commands; Ctrl-D ends")
+        for line in _typed() if self._person else _piped():
+            try:
+                if not self._take(line):
+                    return
+            except AdapterhubError as error:
+                if not self._person:
+                    raise
+                errors.in_words_of_the_command_line(error)
+                for text in errors.lines(error):
+                    output.say(output.one_line(f"error: {text}"))
+
+    def _take(self, line: str) -> bool:
+        """Do what a line says; False for the end."""
+        if line.startswith("/") and not line.startswith("//"):
+            return self._obey(*line.split(maxsplit=1))
+        if line.strip():
+            self._ask(line.removeprefix("/") if line.startswith("//") else line)
+        return True
+
+    def _obey(self, word: str, rest: str = "") -> bool:
+        rest, conversation = rest.strip(), self._conversation
+        match word:
+            case "/adapter" if rest:
+                self.use(rest, 0)
+            case "/adapter":
+                raise UsageError(word, "needs a name", "Write one like team/sql:v3, or /base")
+            case "/base":
+                self.use(conversation.gateway.settings.base_name, 0)
+            case "/compare" if rest:
+                self.use(rest, 1)
+            case "/compare":
+                del conversation.models[1:]
+                self._note(f"{conversation.models[0]} alone")
+            case "/system":
+                conversation.system = rest or None
+                self._note("the system message is set" if rest else "no system message")
+            case "/clear":
+                conversation.clear()
+                self._note("what was said is forgotten")
+            case "/help":
+                output.write_pairs(_SAYS)
+            case "/quit":
+                return False
+            case _:
+                close = difflib.get_close_matches(word.lower(), _WORDS, 1)
+                raise UsageError(word[:40], "no such command", f"Did you mean {close[0]}?" if close else "See /help")
+        return True
+
+    def use(self, model: str, side: int) -> None:
+        """Have a model answer from now on, first or beside it, and note which version it is."""
+        try:
+            version = self._runner.run(self._conversation.use(model, side))
+        except RefError as error:
+            if not Path(model).exists():
+                raise
+            raise UsageError(model, "is not in the registry", "Push it first, or try it with `adapterhub run`") from error
+        self._note(self._short(version))
+
+    def _ask(self, text: str) -> None:
+        from adapterhub.serve.conversation import STOPPED
+
+        if self._as_json:
+            answers = self._runner.run(self._conversation.ask(text))
+            self.turns.append({"prompt": text, "answers": [dataclasses.asdict(answered) for answered in answers]})
+        else:
+            answers = self._shown(text)
+        if not self._person and any(answered.finish == STOPPED for answered in answers):
+            raise KeyboardInterrupt  # which ends a pipe
+
+    def _shown(self, text: str) -> list[Answered]:
+        """Ask, and show the answers as they come: in columns where a person's terminal has room for two."""
+        models, screen = self._conversation.models, output.width() or 0
+        columns = self._person and len(models) > 1 and screen >= WIDE
+        view = SideBySide(models, screen) if columns else OneByOne(models, self._note)
+        try:
+            asking = self._conversation.ask(text, view.show, lambda side, answered: view.end(side, self._facts(answered)))
+            return self._runner.run(asking)
+        except AdapterhubError:
+            view.close()
+            raise
+
+    def _facts(self, answered: Answered) -> str:
+        """Which version answered, with how many tokens and in what time."""
+        tokens = "" if answered.tokens is None else output.plural(answered.tokens, "token")
+        ended = {"length": "cut at --max-tokens", "stop": ""}.get(answered.finish, answered.finish)
+        facts = (self._short(answered.version or answered.model), tokens, f"{answered.seconds:.1f} s", ended)
+        return ", ".join(fact for fact in facts if fact)
+
+    def _short(self, version: str) -> str:
+        return _DIGEST.sub(r"\1", version) if self._person else version
+
+    def _note(self, text: str) -> None:
+        """Print a line about the conversation: dim on a terminal, on stderr for a pipe."""
+        text = output.one_line(text)
+        if self._person:
+            output.write(output.color(text, "dim"))
+        else:
+            output.say(text)
+
+
+def _typed() -> Iterator[str]:
+    """The lines that a person types, until Ctrl-D or Ctrl-C."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - `input` uses it from then on: editing, and the lines before
+    while True:
+        try:
+            line = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            output.write()
+            return
+        except UnicodeDecodeError:
+            output.say("error: not UTF-8 text")
+            continue
+        yield line.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _piped() -> Iterator[str]:
+    """The lines of stdin."""
+    while line := sys.stdin.buffer.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise UsageError("stdin", f"a line of more than {_LONGEST} bytes, too many for a prompt")
+        try:
+            yield line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UsageError("stdin", "not UTF-8 text") from error

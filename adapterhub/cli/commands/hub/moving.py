@@ -1,0 +1,118 @@
+"""`adapterhub hub migrate` and `recover`: for a hub in a database and a bucket; and `gc`, for any hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import environment, output
+from adapterhub.cli.collecting import emit_swept, sweep_options
+from adapterhub.cli.options import Command, Settings
+from adapterhub.cli.progress import bytes_bar, count_bar
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.hub.settings import HubSettings
+    from adapterhub.hub.storage.postgres import PostgresDatabase
+    from adapterhub.remotes.objects.bucket import Bucket
+
+
+@click.command(
+    "migrate",
+    cls=Command,
+    short_help="Move a hub into a database and a bucket, or back.",
+    example="""
+    adapterhub hub migrate
+    adapterhub --registry NEW hub migrate --back""",
+)
+@click.option("--back", is_flag=True, help="Into a new folder, that of --registry.")
+@click.pass_obj
+def migrate(settings: Settings, *, back: bool) -> None:
+    """Copy the hub of the registry's folder into $ADAPTERHUB_DATABASE, which is empty, and $ADAPTERHUB_BLOBS.
+
+    Stop the hub first. Adapters, accounts and tokens stay as they are, byte for byte; so does what is copied from.
+    """
+    from adapterhub.hub.storage import migration
+
+    chosen = _shared_settings(settings)
+    with _places(chosen) as (database, bucket), bytes_bar("blobs") as show:
+        if back:
+            made = migration.move_out(database, bucket, chosen.registry, show)
+        else:
+            made = migration.move_in(chosen.registry, database, bucket, show)
+    document = {"entries": made.entries, "blobs": made.blobs, "bytes": made.size}
+    text = f"copied {made.entries} moves and {made.blobs} blobs ({output.size(made.size)})"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+@click.command(
+    "recover",
+    cls=Command,
+    short_help="Make a lost database again.",
+    example="""
+    adapterhub hub recover""",
+)
+@click.pass_obj
+def recover(settings: Settings) -> None:
+    """Fill the log in $ADAPTERHUB_DATABASE, which is empty, from its copies in $ADAPTERHUB_BLOBS.
+
+    Every version is back then, with its tags. Accounts and tokens are in the database alone: restore its backup instead if
+    there is one, or create tokens anew.
+    """
+    from adapterhub.hub.storage import migration
+
+    with _places(_shared_settings(settings)) as (database, bucket):
+        entries = migration.recover(database, bucket)
+    output.emit({"entries": entries}, as_json=settings.as_json, text=lambda: output.write(f"recovered {entries} moves"))
+
+
+@click.command(
+    "gc",
+    cls=Command,
+    short_help="Remove unused data of the hub.",
+    example="""
+    adapterhub hub gc --dry-run
+    adapterhub hub gc --keep-last 5""",
+)
+@sweep_options(2)
+@click.pass_obj
+def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:
+    """Remove from $ADAPTERHUB_BLOBS the bytes of removed names and dropped versions, and uploads that became nothing.
+
+    Safe at any time, beside any number of processes that serve, once all of them are of a version that has this command. For a
+    hub in one folder, without the two variables, it is `adapterhub gc`.
+    """
+    from adapterhub.hub.storage.collection import collect
+    from adapterhub.hub.storage.shared import open_shared
+    from adapterhub.maintenance.gc import gc
+
+    chosen, kept = environment.hub_settings(settings), last or (0 if tagged else None)
+    with count_bar("removing") as show:
+        if chosen.database or chosen.blobs:
+            with closing(open_shared(_shared_settings(settings))) as storage:
+                swept = collect(storage, grace=grace, last=kept, dry_run=dry_run, progress=show)
+        else:
+            with environment.open_registry(settings) as registry:
+                swept = gc(registry, grace=grace, last=kept, dry_run=dry_run, progress=show)
+    emit_swept(settings, swept)
+
+
+def _shared_settings(settings: Settings) -> HubSettings:
+    """The settings of a hub in a database and a bucket; UsageError unless both are known."""
+    chosen = environment.hub_settings(settings)
+    if not (chosen.database and chosen.blobs):
+        what = "neither is known" if not (chosen.database or chosen.blobs) else "only one of them is known"
+        raise UsageError("database and bucket", what, f"Set {environment.DATABASE} and {environment.BLOBS}")
+    return chosen
+
+
+@contextmanager
+def _places(chosen: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
+    from adapterhub.hub.storage.postgres import PostgresDatabase
+    from adapterhub.hub.storage.shared import open_bucket
+
+    with closing(PostgresDatabase(chosen.database)) as database, closing(open_bucket(chosen.blobs, chosen.environ)) as bucket:
+        yield database, bucket

@@ -1,0 +1,161 @@
+"""`adapterhub hub audit`, `backup`, `restore` and `doctor`: for who runs a hub."""
+
+from __future__ import annotations
+
+import datetime
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import environment, output, progress
+from adapterhub.cli.options import Command, Settings
+from adapterhub.cli.output import Column
+from adapterhub_converters.errors import IntegrityError
+
+from .tables import hub_database
+
+if TYPE_CHECKING:
+    from adapterhub.hub.operations.health import Check
+    from adapterhub.hub.people.audit import Event
+
+
+@click.command(
+    "audit",
+    cls=Command,
+    short_help="Show who changed what.",
+    example="""
+    adapterhub hub audit
+    adapterhub hub audit team/sql --verify""",
+)
+@click.argument("name", required=False, default="")
+@click.option("--account", metavar="NAME", default="", help="Only what this account did.")
+@click.option("--limit", metavar="N", type=click.IntRange(0), default=50, show_default=True, help="Show at most N.")
+@click.option("--verify", is_flag=True, help="Check first that no row was changed, removed or inserted.")
+@click.pass_obj
+def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bool) -> None:
+    """Show who changed what at the hub and who was refused, of NAME or of a namespace only if it is given.
+
+    Each row has a hash over itself and the one before it. Rows that were cut off at the end leave no trace in the chain: sign
+    checkpoints with `adapterhub audit`. Exits 4 when --verify finds a row that does not fit.
+    """
+    from adapterhub.hub.people import audit as log
+
+    with closing(hub_database(settings)) as database:
+        if verify and (broken := log.follow(database)[1]) is not None:
+            raise IntegrityError(str(database.path), f"row {broken[0]} of the audit log {broken[2]}")
+        found = log.events(database, name=name, account=account, limit=limit)
+    document = {"verified": verify, "events": [asdict(one) for one in found]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(found))
+
+
+_EVENTS = (
+    Column("TIME"),
+    Column("ACCOUNT"),
+    Column("ACTION"),
+    Column("NAME"),
+    Column("DETAIL", drop=2),
+    Column("FROM", drop=1),
+)
+
+
+def _audit_text(found: list[Event]) -> None:
+    if not found:
+        output.say("nothing was recorded")
+        return
+    output.write_table(
+        _EVENTS, [[_moment(one.time), one.account, one.action, one.name, one.detail, one.address] for one in found]
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+# ---- backups
+
+
+@click.command(
+    "backup",
+    cls=Command,
+    short_help="Write the whole hub to one file.",
+    example="""
+    adapterhub hub backup hub-2026-11-26.tar""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def backup(settings: Settings, *, file: Path) -> None:
+    """Write the registry and hub.db, with accounts, tokens' hashes, quotas and the audit log, to a new FILE; the hub may run.
+
+    FILE is an image layout in a tar, and every blob in it was compared with its digest. Keep it as you keep the hub itself: who
+    has it has all adapters, and the secret that signs uploads.
+    """
+    from adapterhub.hub.operations import backup as backups
+
+    root = environment.registry_folder(settings)
+    with progress.bytes_bar("backing up") as bar:
+        size = backups.write(root, file, bar)
+    document = {"file": str(file), "bytes": size, "registry": str(root)}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{file}  {output.size(size)}"))
+
+
+@click.command(
+    "restore",
+    cls=Command,
+    short_help="Make a hub of a backup.",
+    example="""
+    adapterhub hub restore hub-2026-11-26.tar --registry /srv/hub""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def restore(settings: Settings, *, file: Path) -> None:
+    """Make the registry that --registry names, and its hub.db, of a backup. The folder must be new or empty.
+
+    Every blob is compared with its digest, and registry.db is made anew. Tokens are as they were when the backup was made: one
+    that was revoked since is in force again.
+    """
+    from adapterhub.hub.operations import backup as backups
+
+    root = environment.registry_folder(settings)
+    with progress.bytes_bar("restoring") as bar:
+        backups.restore(file, root, bar)
+    document = {"registry": str(root), "file": str(file)}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{root}  restored from {file}"))
+
+
+# ---- whether all is well
+
+
+@click.command(
+    "doctor",
+    cls=Command,
+    short_help="Check the hub's surroundings.",
+    example="""
+    adapterhub hub doctor
+    adapterhub hub doctor --certificate hub.pem""",
+)
+@click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
+@click.pass_obj
+def doctor(settings: Settings, *, certificate: Path | None) -> int:
+    """Check what a hub needs: its database and store, free space, permissions, the clock, tokens, the audit log, a certificate.
+
+    The hub may run meanwhile. Exits 1 when something is wrong; warnings do not count.
+    """
+    from adapterhub.hub.operations import health
+    from adapterhub.registry.registry import Registry
+
+    root = environment.registry_folder(settings)
+    Registry.open(root).close()
+    found = health.diagnosis(root, certificate)
+    document = {"registry": str(root), "checks": [asdict(one) for one in found]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _doctor_text(found))
+    return int(any(one.state == health.ERROR for one in found))
+
+
+_CHECKS = (Column("CHECK"), Column("STATE"), Column("WHAT"))
+
+
+def _doctor_text(found: list[Check]) -> None:
+    output.write_table(_CHECKS, [[one.name, one.state, one.what] for one in found])

@@ -1,0 +1,311 @@
+"""`adapterhub hub user`, `hub member` and `hub namespace`: who is here, and who may do what."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import Command, Group, Settings
+from adapterhub.cli.output import Column
+from adapterhub_converters.errors import UsageError
+
+from .tables import changed_database, emit_once, emit_removed, of_hub
+from .tokens import BEARER, ROLES
+
+if TYPE_CHECKING:
+    from adapterhub.hub.people.accounts import Account, Namespace
+
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+# ---- users
+
+
+@click.group(
+    "user",
+    cls=Group,
+    short_help="Manage accounts.",
+    example="""
+    adapterhub hub user add ada --role write""",
+)
+def user() -> None:
+    """Add, list and remove the accounts of people, on the machine that has the hub's registry."""
+
+
+@user.command(
+    "add",
+    short_help="Add an account.",
+    example="""
+    adapterhub hub user add ada
+    adapterhub hub user add root --role admin""",
+)
+@click.argument("name")
+@click.option("--role", type=click.Choice(ROLES), help="Role: in every namespace. [default: none but in its own]")
+@click.pass_obj
+def add(settings: Settings, *, name: str, role: str | None) -> None:
+    """Add an account and print its first token, which is shown once.
+
+    The token may do what the account may: everything in the namespace of its name, and elsewhere what `adapterhub hub member
+    set` gives it. With it the person can log in at the hub's page /device, or approve the login of another machine.
+    """
+    from adapterhub.hub.people import accounts, tokens
+
+    with changed_database(settings, "user.add", name, role or "") as database:
+        accounts.add(database, name)
+        if role:
+            accounts.set_member(database, accounts.EVERYWHERE, name, role)
+        made = tokens.create(database, name, accounts.ROLES[-1], kind=tokens.PERSONAL)
+    emit_once(settings, {"account": name, "role": role, "token": made}, made, BEARER)
+
+
+_USERS = (Column("ACCOUNT"), Column("ROLES"), Column("SINCE", drop=1))
+
+
+@user.command(
+    "list",
+    short_help="List the accounts.",
+    example="""
+    adapterhub hub user list""",
+)
+@click.pass_obj
+def list_(settings: Settings) -> None:
+    """List the accounts, each with its roles: NAMESPACE=ROLE, where * is every namespace."""
+    from adapterhub.hub.people import accounts
+
+    found = of_hub(settings, accounts.listed)
+    output.emit({"accounts": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _users_text(found))
+
+
+def _users_text(found: list[Account]) -> None:
+    if not found:
+        output.say("no accounts yet; add one with `adapterhub hub user add NAME`")
+        return
+    output.write_table(
+        _USERS, [[one.name, " ".join(f"{space}={role}" for space, role in one.roles.items()), one.created] for one in found]
+    )
+
+
+@user.command(
+    "rm",
+    short_help="Remove an account.",
+    example="""
+    adapterhub hub user rm ada""",
+)
+@click.argument("name")
+@click.pass_obj
+def rm(settings: Settings, *, name: str) -> None:
+    """Remove an account: its tokens are revoked and its roles are gone. What it pushed stays."""
+    from adapterhub.hub.people import accounts
+
+    with changed_database(settings, "user.rm", name) as database:
+        accounts.remove(database, name)
+    emit_removed(settings, "account", name)
+
+
+@user.command(
+    "link",
+    short_help="Let somebody sign in as an account.",
+    example="""
+    adapterhub hub user link ada --issuer https://login.example --subject 8f14e45f""",
+)
+@click.argument("name")
+@click.option("--issuer", metavar="URL", required=True, help="Issuer of their ID tokens, as the claim iss has it.")
+@click.option("--subject", metavar="ID", required=True, help="The person there, as the claim sub has it; a refusal shows it.")
+@click.pass_obj
+def link(settings: Settings, *, name: str, issuer: str, subject: str) -> None:
+    """Let SUBJECT at ISSUER sign in as the account NAME, in place of any other account, whatever the rules say.
+
+    Without it, who signs in for the first time gets a new account.
+    """
+    from adapterhub.hub.people import admissions
+
+    with changed_database(settings, "user.link", name, f"{subject} at {issuer}") as database:
+        admissions.link(database, name, issuer, subject)
+    document = {"account": name, "issuer": issuer, "subject": subject}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{subject} at {issuer} signs in as {name}"))
+
+
+@click.command(
+    "approve",
+    cls=Command,
+    short_help="Approve the login of a program.",
+    example="""
+    adapterhub hub approve BCDF-GHJK --as ada""",
+)
+@click.argument("code")
+@click.option("--as", "account", metavar="ACCOUNT", required=True, help="Account that the program acts for.")
+@click.pass_obj
+def approve(settings: Settings, *, code: str, account: str) -> None:
+    """Approve a login that `hf auth login` or `adapterhub login` has begun, where nobody can open the hub's page /device.
+
+    The program gets a token that may do what the account may, for 30 days, and renews it.
+    """
+    from adapterhub.hub.people import devices
+
+    with changed_database(settings, "approve", "", f"as {account}") as database:
+        found = devices.approve_as(database, code, account)
+    document = {"code": found.code, "account": account, "address": found.address}
+    text = f"{found.code}: a program at {found.address or 'an unknown address'} may act for {account}"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+
+# ---- members
+
+
+@click.group(
+    "member",
+    cls=Group,
+    short_help="Manage the roles of accounts in namespaces.",
+    example="""
+    adapterhub hub member set team ada --role write""",
+)
+def member() -> None:
+    """Give accounts roles in namespaces; `adapterhub hub user list` shows them."""
+
+
+@member.command(
+    "set",
+    short_help="Give an account a role.",
+    example="""
+    adapterhub hub member set team ada --role write""",
+)
+@click.argument("namespace")
+@click.argument("account")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="Role: in the namespace.")
+@click.pass_obj
+def set_(settings: Settings, *, namespace: str, account: str, role: str) -> None:
+    """Give ACCOUNT a role in NAMESPACE, in place of that which it has; a running hub follows within seconds.
+
+    read sees private adapters, write pushes, tags and removes, admin manages the namespace.
+    """
+    from adapterhub.hub.people import accounts
+
+    with changed_database(settings, "member.set", namespace, f"{account} {role}") as database:
+        accounts.set_member(database, namespace, account, role)
+    document = {"namespace": namespace, "account": account, "role": role}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{account}: {role} in {namespace}"))
+
+
+@member.command(
+    "rm",
+    short_help="Take an account's role away.",
+    example="""
+    adapterhub hub member rm team ada""",
+)
+@click.argument("namespace")
+@click.argument("account")
+@click.pass_obj
+def member_rm(settings: Settings, *, namespace: str, account: str) -> None:
+    """Take the role of ACCOUNT in NAMESPACE away."""
+    from adapterhub.hub.people import accounts
+
+    with changed_database(settings, "member.rm", namespace, account) as database:
+        accounts.remove_member(database, namespace, account)
+    emit_removed(settings, "member", account, namespace=namespace)
+
+
+# ---- namespaces
+
+
+@click.group(
+    "namespace",
+    cls=Group,
+    short_help="Manage who reads a namespace, and how much it may hold.",
+    example="""
+    adapterhub hub namespace set team --readers members --max-size 50G""",
+)
+def namespace() -> None:
+    """Settle who can read a namespace, and how much it may hold."""
+
+
+@namespace.command(
+    "set",
+    short_help="Settle what holds in a namespace.",
+    example="""
+    adapterhub hub namespace set team --readers members
+    adapterhub hub namespace set team --max-size 50G --max-files 2000
+    adapterhub hub namespace set team --adapters-only""",
+)
+@click.argument("name")
+@click.option(
+    "--readers",
+    type=click.Choice(("anyone", "accounts", "members")),
+    help="Who can read what is not private: anyone, those with a token, or only those with a role.",
+)
+@click.option("--max-size", metavar="SIZE", help="Bytes of all files, each counted once: 500M, 50G; 0 for no limit.")
+@click.option("--max-files", metavar="N", type=click.IntRange(min=0), help="Number of those files; 0 for no limit.")
+@click.option(
+    "--adapters-only/--any-artifact",
+    default=None,
+    help="Refuse container images and other artifacts that are no adapter; signatures and other attachments may come.",
+)
+@click.pass_obj
+def settle(
+    settings: Settings,
+    *,
+    name: str,
+    readers: str | None,
+    max_size: str | None,
+    max_files: int | None,
+    adapters_only: bool | None,
+) -> None:
+    """Settle what holds in a namespace; what no option names stays."""
+    from adapterhub.hub.people import accounts
+
+    with changed_database(settings, "namespace.set", name) as database:
+        wanted = accounts.namespace(database, name)
+        if readers is not None:
+            wanted = replace(wanted, readers=readers)
+        if max_size is not None:
+            wanted = replace(wanted, max_bytes=_bytes(max_size) or None)
+        if max_files is not None:
+            wanted = replace(wanted, max_files=max_files or None)
+        if adapters_only is not None:
+            wanted = replace(wanted, adapters_only=adapters_only)
+        accounts.settle(database, wanted)
+    output.emit(asdict(wanted), as_json=settings.as_json, text=lambda: _spaces_text([wanted]))
+
+
+def _bytes(text: str) -> int:
+    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in _UNITS else (text, "")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 15:
+        raise UsageError(text[:80], "not a size", "Write it like 500M or 50G")
+    return int(digits) * _UNITS.get(unit, 1)
+
+
+@namespace.command(
+    "list",
+    short_help="List what was settled.",
+    example="""
+    adapterhub hub namespace list""",
+)
+@click.pass_obj
+def list_namespaces(settings: Settings) -> None:
+    """List the namespaces for which something was settled; anyone can read the others, and they have no limits."""
+    from adapterhub.hub.people import accounts
+
+    found = of_hub(settings, accounts.namespaces)
+    output.emit({"namespaces": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _spaces_text(found))
+
+
+_SPACES = (Column("NAMESPACE"), Column("READERS"), Column("SIZE"), Column("FILES"), Column("ARTIFACTS"))
+
+
+def _spaces_text(found: list[Namespace]) -> None:
+    if not found:
+        output.say("nothing was settled: anyone can read, and there are no limits")
+        return
+    cells = [
+        [
+            one.name,
+            one.readers,
+            output.size(one.max_bytes) if one.max_bytes else "",
+            str(one.max_files or ""),
+            "adapters only" if one.adapters_only else "any",
+        ]
+        for one in found
+    ]
+    output.write_table(_SPACES, cells)

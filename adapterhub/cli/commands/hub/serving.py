@@ -1,0 +1,158 @@
+"""`adapterhub hub start`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import environment, output
+from adapterhub.cli.options import Command, Settings
+from adapterhub_converters.errors import UsageError
+
+
+@click.command(
+    "start",
+    cls=Command,
+    short_help="Start the hub.",
+    example="""
+    adapterhub hub start
+    adapterhub hub start --host 0.0.0.0 --behind-proxy --require-login --url https://hub.example
+    adapterhub hub start --url https://hub.example --oidc-issuer https://login.example --oidc-client hub
+    adapterhub hub start --database postgresql://hub@db.example/hub --blobs s3://bucket/hub""",
+)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option(
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port; 0 for a free one."
+)
+@click.option("--url", metavar="URL", default="", help="The hub's address as clients reach it. [default: that of each request]")
+@click.option("--require-login", is_flag=True, help="Ask for a token to read public adapters too.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy that ends TLS is in front; trust its X-Forwarded-Proto.")
+@click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
+@click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
+@click.option("--database", metavar="URL", help="PostgreSQL that several processes share. [default: $ADAPTERHUB_DATABASE]")
+@click.option("--blobs", metavar="URL", help="Bucket that they share, like s3://BUCKET/PREFIX. [default: $ADAPTERHUB_BLOBS]")
+@click.option("--proxy-blobs", is_flag=True, help="Send blobs through the hub, for clients that cannot reach the bucket.")
+@click.option("--cache", metavar="GB", type=click.FloatRange(0), default=10, show_default=True, help="Copies of blobs to keep.")
+@click.option(
+    "--rate-limit",
+    "limits",
+    metavar="CLASS=N/SECONDS",
+    multiple=True,
+    help="Requests to the api, the resolvers (files) or the pages that a token, or an address, may make; repeatable.",
+)
+@click.option("--mirror", metavar="URL", help="Fetch adapters that are not here from hf:// or hub+https://HOST, and keep them.")
+@click.option(
+    "--mirror-age",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    default=3600,
+    show_default=True,
+    help="Look for a new main of what was fetched after so long.",
+)
+@click.option(
+    "--mirror-max-size",
+    metavar="GB",
+    type=click.FloatRange(0),
+    default=20,
+    show_default=True,
+    help="Fetch no larger repository.",
+)
+@click.option("--oidc-issuer", metavar="URL", help="Let people sign in with this OpenID Connect provider.")
+@click.option("--oidc-client", metavar="ID", help="Id of the hub there.")
+@click.option(
+    "--oidc-secret",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File with its secret there. [default: $ADAPTERHUB_OIDC_SECRET]",
+)
+@click.option(
+    "--oidc-scope", metavar="WORDS", default="openid email profile", show_default=True, help="Scopes that are asked for."
+)
+@click.pass_obj
+def start(
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    url: str,
+    require_login: bool,
+    behind_proxy: bool,
+    certificate: Path | None,
+    key: Path | None,
+    database: str | None,
+    blobs: str | None,
+    proxy_blobs: bool,
+    cache: float,
+    limits: tuple[str, ...],
+    mirror: str | None,
+    mirror_age: float,
+    mirror_max_size: float,
+    oidc_issuer: str | None,
+    oidc_client: str | None,
+    oidc_secret: Path | None,
+    oidc_scope: str,
+) -> None:
+    """Serve the registry until the command is stopped; the registry is created if it is missing.
+
+    Without options, only this machine can reach it. Any other address needs TLS, here or in a proxy, and --require-login.
+    Writing always needs a token: see `adapterhub hub token create`.
+
+    With --oidc-issuer people sign in with their account there, once a rule admits them: see `adapterhub hub admission add`.
+
+    With --database and --blobs, any number of processes on any machines serve the same hub. The folder of the registry then
+    has copies only, which are made again without it.
+    """
+    from adapterhub.http_server import logs
+    from adapterhub.hub import server
+    from adapterhub.hub.mirror import upstream
+    from adapterhub.hub.settings import Provider
+
+    if bool(oidc_issuer) != bool(oidc_client):
+        raise UsageError("--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none")
+    provider = None
+    if oidc_issuer and oidc_client:
+        secret = environment.oidc_secret(oidc_secret)
+        provider = Provider(oidc_issuer, oidc_client, secret, oidc_scope, environment.proxy)
+    logs.to_stderr("adapterhub.hub", as_json=settings.as_json)
+    size = int(mirror_max_size * 1e9)
+    of = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
+    chosen = environment.hub_settings(
+        settings,
+        database=database,
+        blobs=blobs,
+        proxy_blobs=proxy_blobs,
+        cache=int(cache * 1e9),
+        host=host,
+        port=port,
+        url=url.rstrip("/"),
+        require_login=require_login,
+        behind_proxy=behind_proxy,
+        certificate=certificate,
+        key=key,
+        policy=environment.policy(),
+        limits=dict(map(_limit, limits)),
+        mirror=of,
+        provider=provider,
+    )
+
+    def ready(address: str) -> None:
+        text = f"{address}  serves {chosen.blobs or chosen.registry}; stop it with Ctrl-C"
+        output.emit(
+            {"url": address, "registry": str(chosen.registry)}, as_json=settings.as_json, text=lambda: output.write(text)
+        )
+
+    server.serve(chosen, ready=ready)
+
+
+def _limit(text: str) -> tuple[str, tuple[int, int]]:
+    """A limit as it is written: api=1000/300."""
+    from adapterhub.hub.settings import CLASSES
+
+    kind, _, rest = text.partition("=")
+    count, _, seconds = rest.partition("/")
+    good = all(number.isascii() and number.isdigit() and 0 < len(number) < 10 for number in (count, seconds))
+    if kind not in CLASSES or not good or int(count) < 1 or int(seconds) < 1:
+        hint = f"Write it like api=1000/300; the classes are {', '.join(CLASSES)}"
+        raise UsageError(f"--rate-limit {text[:80]}", "not a limit", hint)
+    return kind, (int(count), int(seconds))

@@ -1,0 +1,70 @@
+"""What the commands on the tables of the hub share: opening them, and what is printed of a secret and of what was removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from adapterhub.cli import environment, output
+from adapterhub.cli.options import Settings
+from adapterhub_converters.errors import UsageError
+
+if TYPE_CHECKING:
+    from adapterhub.hub.database import HubDatabase
+
+T = TypeVar("T")
+
+
+def hub_database(settings: Settings) -> HubDatabase:
+    """Open the tables of the hub in use: hub.db next to its registry, created if it is missing, or those in PostgreSQL."""
+    from adapterhub.hub.storage.opening import open_database
+
+    return open_database(environment.hub_settings(settings))
+
+
+@contextmanager
+def changed_database(settings: Settings, action: str, name: str, detail: str = "") -> Iterator[HubDatabase]:
+    """Open it for a change, which is recorded in the audit log once it was made."""
+    from adapterhub.hub.people import audit
+    from adapterhub.hub.people.audit import Event
+
+    with closing(hub_database(settings)) as database:
+        yield database
+        audit.record(database, Event(f"cli.{action}", name, detail, environment.author()))
+
+
+def of_hub(settings: Settings, read: Callable[[HubDatabase], T]) -> T:
+    """What a function reads from it."""
+    with closing(hub_database(settings)) as database:
+        return read(database)
+
+
+def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: str) -> None:
+    """Print a secret that cannot be shown again; `use` tells people what it is for."""
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(secret))
+    if not settings.as_json:
+        output.say(f"this is shown once; {use}")
+
+
+def emit_removed(settings: Settings, kind: str, name: str | int, **more: str) -> None:
+    """Print what was removed; `more` is for programs."""
+    document = {"removed": name, "kind": kind, **more}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {name}"))
+
+
+def claims_of(texts: tuple[str, ...]) -> dict[str, str]:
+    """Claims and their values as `--claim NAME=VALUE` has them."""
+    return dict(map(_claim, texts))
+
+
+def _claim(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise UsageError(f"--claim {text[:80]}", "not a claim and its value", "Write it like repository=org/trainer")
+    return name, value
+
+
+def claims_text(claims: Mapping[str, str]) -> str:
+    """Claims as they are written."""
+    return " ".join(f"{name}={value}" for name, value in claims.items())

@@ -1,0 +1,113 @@
+"""`adapterhub hub token`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import Group, Settings
+from adapterhub.cli.output import Column
+
+from .tables import changed_database, emit_once, of_hub
+
+if TYPE_CHECKING:
+    from adapterhub.hub.people.tokens import Token
+
+ROLES = ("read", "write", "admin")
+BEARER = "whoever has it can act as the account"
+
+
+@click.group(
+    "token",
+    cls=Group,
+    short_help="Manage tokens.",
+    example="""
+    adapterhub hub token create ci --role write
+    adapterhub hub token list""",
+)
+def token() -> None:
+    """Create, list and revoke tokens of a hub, on the machine that has its registry."""
+
+
+@token.command(
+    "create",
+    short_help="Create a token.",
+    example="""
+    adapterhub hub token create ci --role write --namespace team
+    adapterhub hub token create root --role admin""",
+)
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice(ROLES), required=True, help="Role: read, write (push, tag, remove) or admin (members too)."
+)
+@click.option(
+    "--namespace", "namespaces", metavar="NAME", multiple=True, help="Namespace: all that the token is good for; repeatable."
+)
+@click.option("--days", metavar="N", type=click.FloatRange(0, min_open=True), help="Days until it expires. [default: never]")
+@click.pass_obj
+def create(settings: Settings, *, name: str, role: str, namespaces: tuple[str, ...], days: float | None) -> None:
+    """Create a token for the account NAME, which is created if it is missing. The token is shown once.
+
+    HF_BEARER takes it; oras, skopeo and docker take it as a password, with any user name.
+    """
+    from adapterhub.hub.people import tokens
+
+    with changed_database(settings, "token.create", name, f"{role} {' '.join(namespaces)}".strip()) as database:
+        made = tokens.create(database, name, role, namespaces=namespaces, lifetime=days * 86400 if days else None)
+    document = {"account": name, "role": role, "namespaces": list(namespaces), "token": made}
+    emit_once(settings, document, made, BEARER)
+
+
+_LIST = (
+    Column("ID"),
+    Column("ACCOUNT"),
+    Column("BEARER"),
+    Column("ROLE"),
+    Column("NAMESPACES", drop=2),
+    Column("KIND", drop=3),
+)
+
+
+@token.command(
+    "list",
+    short_help="List tokens.",
+    example="""
+    adapterhub hub token list""",
+)
+@click.pass_obj
+def list_(settings: Settings) -> None:
+    """List the tokens in force, each by its first characters."""
+    from adapterhub.hub.people import tokens
+
+    found = of_hub(settings, tokens.listed)
+    document = {"tokens": [asdict(one) for one in found]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found))
+
+
+def _list_text(found: list[Token]) -> None:
+    if not found:
+        output.say("no tokens yet; create one with `adapterhub hub token create NAME --role ROLE`")
+        return
+    output.write_table(
+        _LIST, [[str(one.id), one.account, f"{one.prefix}…", one.role, ", ".join(one.namespaces), one.kind] for one in found]
+    )
+
+
+@token.command(
+    "revoke",
+    short_help="Revoke a token.",
+    example="""
+    adapterhub hub token revoke 3""",
+)
+@click.argument("ident", metavar="ID", type=int)
+@click.pass_obj
+def revoke(settings: Settings, *, ident: int) -> None:
+    """Revoke a token; a running hub refuses it within seconds."""
+    from adapterhub.hub.people import tokens
+
+    with changed_database(settings, "token.revoke", "", str(ident)) as database:
+        tokens.revoke(database, ident)
+    output.emit({"revoked": ident}, as_json=settings.as_json, text=lambda: output.write(f"revoked token {ident}"))

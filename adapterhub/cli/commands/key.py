@@ -1,0 +1,52 @@
+"""`adapterhub key`: keys to sign with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import output, signing
+from adapterhub.cli.options import Choice, Group, Settings
+
+_KINDS = ("p256", "p384", "p521", "ed25519")  # as in adapterhub.trust.keys, which needs cryptography
+
+
+@click.group(
+    "key",
+    cls=Group,
+    example="""
+    adapterhub key generate ./team
+    adapterhub sign ./sql --key team.key""",
+)
+def key() -> None:
+    """Make keys to sign adapters with.
+
+    A signature is by a private key and is verified with the public key that belongs to it, which is no secret.
+    """
+
+
+@key.command(
+    "generate",
+    example="""
+    adapterhub key generate ./team
+    adapterhub key generate ./ci --curve p384 --passphrase""",
+)
+@click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
+@click.option("--curve", "kind", type=Choice(_KINDS), default="p256", show_default=True, help="Kind of key.")
+@signing.new_passphrase_options
+@click.pass_obj
+def generate(settings: Settings, *, path: Path, kind: str, passphrase: signing.Passphrase) -> None:
+    """Write a new pair of keys: PATH.key, which only you can read, and PATH.pub, to give to others.
+
+    The kinds p256, p384 and p521 (ECDSA) are those of OpenSSF model signing, so that its program `model_signing` verifies what
+    they sign. It cannot verify signatures by ed25519; adapterhub can.
+    """
+    from adapterhub.trust import keys
+
+    secret, public = keys.generate(path, kind, passphrase.new())
+    if public.kind == keys.ED25519:
+        output.say("model_signing cannot verify signatures by this kind of key; adapterhub can")
+    document = {"private": str(secret), "public": public.where, "type": public.kind, "id": public.id}
+    text = f"{secret}, {public.where}: {public.kind} key {public.id[:16]}…"
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

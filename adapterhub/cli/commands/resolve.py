@@ -1,0 +1,65 @@
+"""`adapterhub resolve`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import environment, inputs, output
+from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
+from adapterhub.cli.options import Settings, base_option, command
+
+if TYPE_CHECKING:
+    from adapterhub.serve.served import Served
+
+
+@command(
+    "resolve",
+    example="""
+    adapterhub resolve team/sql:v2 --for vllm --base ./Qwen3-0.6B
+    adapterhub resolve team/sql@sha256:5fcb0a55 --for sglang --json
+    adapterhub resolve oci://registry.example/team/sql:v2 --for llama.cpp --base hf://Qwen/Qwen3-0.6B""",
+)
+@click.argument("ref", shell_complete=complete_ref)
+@click.option("--for", "runtime", type=click.Choice(environment.RUNTIMES), required=True, help="Runtime that serves it.")
+@base_option("the one that it is served on; whatever does not fit it is refused.")
+@remote_option
+@click.pass_obj
+def resolve(settings: Settings, *, ref: str, runtime: str, base: str | None, remote: str | None) -> None:
+    """Prepare a version for a runtime, and print its path and the options to serve it with.
+
+    The version is pulled, verified, checked, and converted or folded for the runtime, into a folder of the cache that never
+    changes; the second time it is only verified. What the runtime would ignore, scale differently or crash on is refused, with
+    the code of `adapterhub validate`. `adapterhub gc` removes folders that were not resolved for 30 days and that no running
+    server holds.
+    """
+    from adapterhub.serve import resolving
+
+    address = at_remote(ref, remote)
+    spec = inputs.read_base(base, settings) if base else None
+    with hinting(address):
+        served = resolving.resolve(address, runtime=runtime, base=spec, workspace=workspace(settings))
+    output.emit(_document(served), as_json=settings.as_json, text=lambda: _text(served))
+
+
+def _document(served: Served) -> dict[str, Any]:
+    return {
+        "ref": served.ref,
+        "model": served.model,
+        "digest": served.digest,
+        "runtime": served.runtime,
+        "path": str(served.path),
+        "rank": served.rank,
+        "flags": list(served.flags),
+        "notes": list(served.notes),
+    }
+
+
+def _text(served: Served) -> None:
+    for note in served.notes:
+        output.say(output.one_line(f"note: {note}"))
+    output.write(str(served.path))
+    if served.flags:
+        output.write(shlex.join(served.flags))

@@ -1,0 +1,122 @@
+"""`adapterhub serve`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapterhub.cli import engines, environment, output
+from adapterhub.cli.environment import workspace
+from adapterhub.cli.options import Settings, command
+
+
+@command(
+    "serve",
+    example="""
+    adapterhub serve smollm2.gguf --adapters 'team/*'
+    adapterhub serve ./Qwen3-0.6B --engine vllm --adapters 'team/*' --route routes.toml -- --dtype float32
+    adapterhub serve smollm2.gguf --adapters 'team/*' --remote hub
+    adapterhub serve ./Qwen3-0.6B --engine vllm --engine-url http://127.0.0.1:8001""",
+)
+@click.argument("base")
+@click.argument("more", metavar="[-- ENGINE OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@engines.engine_options
+@click.option("--adapters", metavar="PATTERN", multiple=True, help="Names to serve, like team/*; repeatable. [default: all]")
+@click.option(
+    "--remote",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value=environment.DEFAULT,
+    shell_complete=environment.complete_remote,
+    help="REF is looked up on this remote, a name or a URL; without NAME, on the default one.",
+)
+@click.option(
+    "--poll",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 86400),
+    help="Time between two looks at tags, routes and policies. [default: 1, with --remote 5]",
+)
+@click.option("--route", "routes", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of routes and keys.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option(
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for a free one."
+)
+@click.option(
+    "--max-adapters",
+    metavar="N",
+    type=click.IntRange(1, 10_000),
+    default=8,
+    show_default=True,
+    help="Versions to answer with at once.",
+)
+@click.option("--one-process", is_flag=True, help="One llama-server for all versions, for a GPU; allows blends.")
+@click.option("--plugin", is_flag=True, help="The vLLM at --engine-url has adapterhub's plugin, and finds versions itself.")
+@click.option(
+    "--max-requests", metavar="N", type=click.IntRange(1), default=256, show_default=True, help="Requests to answer at once."
+)
+@click.option("--behind-proxy", is_flag=True, help="A proxy that ends TLS is in front; trust its X-Forwarded-Proto.")
+@click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
+@click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
+@click.pass_obj
+def serve(
+    settings: Settings,
+    /,
+    *,
+    base: str,
+    more: tuple[str, ...],
+    adapters: tuple[str, ...],
+    remote: str | None,
+    poll: float | None,
+    routes: Path | None,
+    host: str,
+    port: int,
+    max_adapters: int,
+    one_process: bool,
+    plugin: bool,
+    max_requests: int,
+    behind_proxy: bool,
+    certificate: Path | None,
+    key: Path | None,
+    **chosen: Any,
+) -> None:
+    """Serve a base model with every adapter of the registry, by OpenAI's API.
+
+    `model` is a REF (NAME, NAME:TAG or NAME@sha256:…), a name of the route file, or the base's own. A tag is looked up for each
+    request, at a remote every few seconds; while the remote is down, the last answer is used. The version that answered is in
+    the header x-adapterhub-version. Without options, only this machine can reach it. Any other address needs TLS, here or in a
+    proxy, and a route file with keys. The route file and the policy are read again when they change, and on SIGHUP.
+    """
+    from adapterhub.http_server import logs
+    from adapterhub.serve.gateway import server
+    from adapterhub.serve.gateway.settings import GatewaySettings
+    from adapterhub.serve.names import Allowed
+    from adapterhub.workspace import Workspace
+
+    logs.to_stderr("adapterhub.serve", as_json=settings.as_json)
+    wanted: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
+    with engines.opened(base, settings, **chosen, **wanted) as found:
+        gateway = GatewaySettings(
+            base=found.spec,
+            base_name=found.name,
+            workspace=replace(workspace(settings), policy=Workspace().policy),  # which reads it each time
+            remote="" if remote is None else environment.remote_url(remote),
+            allowed=Allowed.of(adapters),
+            routes=routes,
+            host=host,
+            port=port,
+            poll=poll or (1.0 if remote is None else 5.0),
+            requests=max_requests,
+            certificate=certificate,
+            key=key,
+            behind_proxy=behind_proxy,
+        )
+
+        def ready(address: str) -> None:
+            document = {"url": address, "base": found.name, "engine": found.engine.name}
+            text = f"{address}/v1  serves {found.name} by {found.engine.name}; stop it with Ctrl-C"
+            output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+
+        server.serve(gateway, found.engine, ready=ready)

@@ -1,0 +1,103 @@
+"""The engine that a command asks: its options, and how it is opened on a base."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import environment, inputs, output
+from .environment import workspace
+from .options import Settings, max_rank_option
+
+if TYPE_CHECKING:
+    from adapterhub.serve.engines import Engine
+    from adapterhub_converters.bases import BaseSpec
+
+# Spelled out so that help and completion need not import the engines; a test compares.
+ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
+_OPTIONS = (
+    click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
+    click.option(
+        "--engine-url", "url", metavar="URL", default="", help="An engine that runs already; its key in $ADAPTERHUB_ENGINE_KEY."
+    ),
+    click.option("--program", metavar="PATH", default="", help="Path of llama-server, or of a Python that has the engine."),
+    click.option(
+        "--base-name", "name", metavar="NAME", help="The base's own name in requests. [default: that of its file or folder]"
+    ),
+    max_rank_option("that vLLM, SGLang and torch reserve room for.", default=64, show_default=True),
+    click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),
+)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options by which an engine is chosen: the arguments of `opened`."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An engine that is not started, its base, and the name of the base in requests."""
+
+    engine: Engine
+    spec: BaseSpec
+    name: str
+
+
+@contextmanager
+def opened(
+    base: str,
+    settings: Settings,
+    *,
+    engine: str,
+    url: str,
+    program: str,
+    name: str | None,
+    max_rank: int,
+    nf4: bool,
+    **more: Any,
+) -> Iterator[Opened]:
+    """Open the engine of `engine_options` on a base, and say which one it is; `more` are fields of `Wanted`."""
+    from adapterhub import base_sources
+    from adapterhub.serve.engines import choosing
+
+    spec = inputs.read_base(base, settings)
+    named = name or _name(base, spec)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
+        wanted = choosing.Wanted(
+            engine,
+            spec,
+            named,
+            weights=None if url else base_sources.weights(base, workspace(settings)),
+            folder=Path(folder),
+            url=url.rstrip("/"),
+            url_key=os.environ.get(environment.ENGINE_KEY, ""),
+            program=program,
+            environ=os.environ,
+            rank=max_rank,
+            nf4=nf4,
+            cache=environment.cache_folder(),
+            tell=lambda note: output.say(output.one_line(note)),
+            **more,
+        )
+        found = choosing.opened(wanted)
+        output.say(
+            output.one_line(f"engine: {found.name}" + (" (found here; --engine chooses another)" if engine == "auto" else ""))
+        )
+        yield Opened(found, spec, named)
+
+
+def _name(base: str, spec: BaseSpec) -> str:
+    """The name of a base in requests: that on the Hub, or of its file or folder."""
+    if "://" in base:
+        return spec.repo or base.rpartition("/")[2]
+    path = Path(base)
+    return path.absolute().stem if path.suffix == ".gguf" else path.absolute().name if path.exists() else base

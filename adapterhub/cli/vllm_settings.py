@@ -1,0 +1,68 @@
+"""The settings of the plugin of vLLM, by variables: vLLM calls it without arguments, in each of its processes.
+
+    ADAPTERHUB_VLLM_ALLOW   patterns of names that may be asked for, such as `team/*,other/sql`; without it, nothing happens
+    ADAPTERHUB_VLLM_TAGS    `refuse` (default) or `pin`: what becomes of names that may move
+    ADAPTERHUB_VLLM_BASE    the base model, if the name that vLLM has for it leads nowhere
+    ADAPTERHUB_REMOTE       the URL or the name of the remote that versions are pulled from; without it, the registry has them
+
+The registry, the policy, credentials and caches are those of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from functools import partial
+
+from adapterhub.remotes.configured import below, check_url
+from adapterhub.serve import vllm_plugin
+from adapterhub.serve.names import Allowed
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
+
+from . import environment
+from .options import Settings
+
+ALLOW, TAGS, BASE = "ADAPTERHUB_VLLM_ALLOW", "ADAPTERHUB_VLLM_TAGS", "ADAPTERHUB_VLLM_BASE"
+_TAGS = ("refuse", "pin")
+
+
+def register() -> None:
+    """Serve adapters of a registry by vLLM: the entry point `adapterhub` of the group `vllm.general_plugins`.
+
+    Raises:
+        RuntimeError: The variables contradict each other or vLLM's, so that vLLM must not start.
+    """
+    if found := settings():
+        vllm_plugin.register(found)
+
+
+def settings() -> vllm_plugin.Settings | None:
+    """What the variables say, None where they allow no names; no file is read."""
+    names = os.environ.get(ALLOW, "")
+    if not names.strip(", "):
+        return None
+    allowed = Allowed.of([names])
+    tags = os.environ.get(TAGS) or _TAGS[0]
+    if tags not in _TAGS:
+        raise RuntimeError(f"{TAGS}={tags!r} is not one of {', '.join(_TAGS)}")
+    remote = os.environ.get(environment.REMOTE, "")
+    if "://" in remote:
+        try:
+            check_url(remote)
+        except UsageError as error:
+            raise RuntimeError(f"{environment.REMOTE}: {error}") from None
+    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), os.environ.get(BASE, ""), pin=tags == "pin")
+
+
+def _workspace() -> Workspace:
+    here, plain = environment.workspace(Settings()), Workspace()
+    return replace(here, bar=plain.bar, steps=plain.steps)
+
+
+def _address(remote: str, ref: str) -> str:
+    """The address of a ref on a remote, a URL or a name; the ref itself without one."""
+    try:
+        return below(environment.remote_url(remote), ref) if remote else ref
+    except NotFoundError as error:  # the remote, not the adapter
+        raise LocalIOError(error.where, error.what, error.hint) from error

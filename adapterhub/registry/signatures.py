@@ -1,0 +1,120 @@
+"""Signatures of what is pushed: those that the policy requires of a name, and those that are stored with a version.
+
+Attestations are signatures of statements about a version, and are stored, carried and required as those of its files are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.manifest.package_files import SIGNATURE
+from adapterhub.project.policy import Policy, refused
+from adapterhub.trust import attestation, bundle, statement
+from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.store.store import Store
+    from adapterhub.trust.attestation import Attestation
+    from adapterhub.trust.bundle import Signed
+
+LIMIT = bundle.MAX_BUNDLE + 1
+"""Bytes to read of a signature: one more than a valid one has."""
+
+
+def files_of(made: Manifest) -> dict[str, Digest]:
+    """Path to digest of the files of a version, as they are signed."""
+    return {layer.path: layer.digest for layer in made.layers}
+
+
+def in_folder(folder: Path) -> tuple[bytes, ...]:
+    """The signature in a folder, unverified; none without one."""
+    path = folder / SIGNATURE
+    try:
+        return (Inside(folder).read(path, LIMIT),)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+
+
+def check(
+    policy: Policy | None,
+    made: Manifest,
+    signatures: Callable[[], Sequence[bytes]],
+    *,
+    name: str,
+    where: str,
+    signed_as: str = "",
+) -> Signed | None:
+    """Verify that a version is signed as the policy requires for its name, and that what it requires is attested.
+
+    Args:
+        policy: None where there is none.
+        made: The manifest of the version.
+        signatures: Returns its signatures and attestations; called only if one is required.
+        name: Its name, as the policy knows it.
+        where: Its name in errors.
+        signed_as: What it was signed as, where that is another name than `name`.
+
+    Returns:
+        A signature of its files that is required; None where none is.
+
+    Raises:
+        RefusedError: It is not signed so, or not attested (code `against-policy`).
+    """
+    rules = policy.signed(name) if policy else []
+    if not rules:
+        return None
+    from adapterhub.trust.keys import trusted  # needs cryptography
+
+    signed, there = None, signatures()
+    for rule in rules:
+        keys = trusted(rule.keys)
+        try:
+            if rule.attestation:
+                attestation.accepted(
+                    there, rule.attestation, keys, made.digest, where, check=partial(_check_base, policy, where)
+                )
+            else:
+                signed = bundle.accepted(there, keys, files_of(made), signed_as or name, where)
+        except IntegrityError as error:
+            raise refused(where, rule.where, [f"{rule.rule}: {error.what}"], error.hint) from error
+    return signed
+
+
+def _check_base(policy: Policy | None, where: str, found: Attestation) -> None:
+    """IntegrityError for the attestation that an adapter fits a base which the policy does not allow."""
+    if found.kind == attestation.FITS:
+        base = attestation.base_of(found)
+        if policy and not all(base in bases for bases in policy.base_digests()):
+            raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which is not one of bases")
+
+
+def known(store: Store, made: Manifest, brought: Iterable[bytes]) -> list[bytes]:
+    """Return the signatures of a version that were brought with it, and those that are stored; none is verified."""
+    return [*brought, *store.signatures.read(made.digest, LIMIT)]
+
+
+def keep(store: Store, made: Manifest, signatures: Iterable[bytes]) -> None:
+    """Store the signatures and attestations that are about a version; by whom is for the reader to verify."""
+    for raw in signatures:
+        with suppress(AdapterhubError):  # as where there are too many
+            if is_about(raw, made):
+                store.signatures.add(made.digest, raw)
+
+
+def is_about(raw: bytes, made: Manifest) -> bool:
+    """Tell whether a bundle claims to sign the files of a version and no others, or to attest something about it."""
+    with suppress(AdapterhubError):
+        claimed = bundle.claimed(raw, "")
+        if bundle.predicate_type(raw) == statement.PREDICATE_TYPE:
+            return statement.parse(claimed, "").files == files_of(made)
+        return attestation.parse(claimed, "").digest == made.digest
+    return False

@@ -1,0 +1,128 @@
+"""Logins at a hub: a code that a person approves elsewhere, for a token (RFC 8628).
+
+The answers are a server's: what they name is checked before it is shown or used, and the page for the code must be its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from adapterhub.bases.hub_address import Hub
+from adapterhub.http.client import Answer
+from adapterhub.http.urls import ProxyOf, no_proxy, origin
+from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub_converters.errors import FormatError, RemoteError
+
+from .client import MAX_ANSWER, HubWire
+
+_CLIENT = "adapterhub"
+_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+_LONGEST = 3600  # seconds that a code may be good for
+_SLOWER = 5  # seconds that are added to the interval when the hub asks for it (RFC 8628, 3.5)
+_WHY = {
+    "access_denied": "the login was refused",
+    "expired_token": "the code has expired",
+}
+
+
+@dataclass(frozen=True)
+class Login:
+    """A login that waits: the page and the code for a person, and when it ends by the monotonic clock."""
+
+    page: str
+    code: str
+    device: str
+    interval: float
+    end: float
+
+
+@dataclass
+class HubLogin:
+    """Logins at one hub."""
+
+    endpoint: str
+    proxy: ProxyOf = no_proxy
+    sleep: Callable[[float], object] = time.sleep
+
+    def begin(self) -> Login:
+        """Ask for a code.
+
+        Raises:
+            RemoteError: The hub has no such logins, does not answer, or is another machine without TLS.
+        """
+        Hub(self.endpoint, _CLIENT).checked_token()  # what would be said of the token, before anybody has approved anything
+        answer = self._post("/oauth/device", {"client_id": _CLIENT})
+        if answer.status != 200:
+            raise RemoteError(self.endpoint, "this hub has no logins by a code", code="no-device-login")
+        found = self._parsed(answer)
+        page = str(found.get("verification_uri_complete") or found.get("verification_uri") or "")
+        code, device = str(found.get("user_code") or ""), str(found.get("device_code") or "")
+        if origin(page, self.endpoint) != origin(self.endpoint, self.endpoint) or not code.isprintable() or not device:
+            raise FormatError(self.endpoint, "the hub's answer is not a login")
+        lasts = min(_number(found.get("expires_in"), 900), _LONGEST)
+        return Login(page, code[:40], device, max(_number(found.get("interval"), 5), 1), time.monotonic() + lasts)
+
+    def wait(self, login: Login) -> str:
+        """Wait until the login is approved; return the token.
+
+        Raises:
+            RemoteError: It was refused, or has expired.
+        """
+        interval = login.interval
+        fields = {"grant_type": _GRANT, "device_code": login.device, "client_id": _CLIENT}
+        while time.monotonic() < login.end:
+            found = self._parsed(self._post("/oauth/token", fields))
+            if token := found.get("access_token"):
+                return self._checked(str(token))
+            error = str(found.get("error"))
+            if error not in ("authorization_pending", "slow_down"):
+                raise RemoteError(self.endpoint, _WHY.get(error, f"the hub refuses the login ({error[:80]})"), "Log in again")
+            interval += _SLOWER if error == "slow_down" else 0
+            self.sleep(interval)
+        raise RemoteError(self.endpoint, _WHY["expired_token"], "Log in again")
+
+    def whose(self, token: str) -> str:
+        """The name of the account that a token belongs to.
+
+        Raises:
+            DeniedError: The hub refuses it.
+            RemoteError: The hub is another machine without TLS.
+        """
+        Hub(self.endpoint, token).checked_token()
+        with closing(HubWire.to(self.endpoint, self._checked(token), proxy=self.proxy)) as wire:
+            answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
+        name = str(self._parsed(answer).get("name") or "")
+        if not name.isprintable() or ":" in name:
+            raise FormatError(self.endpoint, "the hub does not tell whose token it is")
+        return name[:200]
+
+    def _checked(self, token: str) -> str:
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise FormatError(self.endpoint, "the hub's token has characters that no token has")
+        return token
+
+    def _post(self, path: str, fields: dict[str, str]) -> Answer:
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        with closing(HubWire.to(self.endpoint, None, proxy=self.proxy)) as wire:
+            return wire.ask(
+                "POST",
+                self.endpoint + path,
+                self.endpoint,
+                good=(200, 400),
+                headers=headers,
+                body=urlencode(fields).encode(),
+                limit=MAX_ANSWER,
+                redirects=False,
+            )
+
+    def _parsed(self, answer: Answer) -> dict[str, Any]:
+        return parse_json(answer.body, self.endpoint)
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else default

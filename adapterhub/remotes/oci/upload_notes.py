@@ -1,0 +1,158 @@
+"""Notes of unfinished uploads of blobs, so that a push that was killed can be resumed.
+
+A note is a file with the URL that takes the rest, and how many bytes, of which digest, the registry has confirmed. The note of
+a finished upload stays until a manifest names the blob: until then the registry has more than its tags show. Only the user can
+read notes, because the URL of an upload may be enough to write to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.open_file import open_regular
+from adapterhub_converters.errors import FormatError, RefusedError
+
+_FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An upload of a blob of `size` bytes, whose `digest` may not be known yet; the `sent` ones have the digest `of`."""
+
+    url: str
+    size: int
+    digest: str = ""
+    sent: int = 0
+    of: str = ""
+
+    def can_be(self, digest: str) -> bool:
+        """Tell whether a blob without a known digest may be that of `digest`."""
+        return not self.digest and bool(self.sent) and bool(digest)
+
+
+class Uploads:
+    """The notes of uploads to one repository; without a folder for them, there are none."""
+
+    def __init__(self, folder: Path | None, repository: str) -> None:
+        self._folder = folder / hashlib.sha256(repository.encode()).hexdigest()[:32] if folder else None
+
+    @property
+    def kept(self) -> bool:
+        """Tell whether notes can be stored at all."""
+        return self._folder is not None
+
+    def any(self) -> bool:
+        """Tell whether there are notes, also of finished uploads."""
+        return bool(self._files())
+
+    def of(self, size: int, digest: str) -> list[Note]:
+        """The notes that may be of a blob of this size and digest, the most advanced first."""
+        found = [(note, begun) for note in map(Note, self._files()) if (begun := note.read()) and begun.url]
+        found = [pair for pair in found if pair[1].size == size and (pair[1].digest == digest or pair[1].can_be(digest))]
+        return [note for note, _ in sorted(found, key=lambda pair: -pair[1].sent)]
+
+    def new(self) -> Note:
+        """A note for a new upload."""
+        if self._folder is None:
+            return Note(None)
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Note(self._folder / f"{os.urandom(12).hex()}.json")
+
+    def clear(self) -> None:
+        """Remove all notes, after a manifest names the blobs."""
+        for path in self._files("*"):
+            with Note(path) as note:
+                if note.ours:
+                    note.drop()
+        if self._folder:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+
+    def _files(self, kind: str = "*.json") -> list[Path]:
+        if self._folder is None:
+            return []
+        self._sweep(self._folder.parent)
+        return sorted(self._folder.glob(kind))
+
+    def _sweep(self, folder: Path) -> None:
+        for old in folder.glob("*/"):
+            with contextlib.suppress(OSError):
+                if old.stat().st_mtime < time.time() - _FORGOTTEN:  # a note is replaced often
+                    shutil.rmtree(old, ignore_errors=True)
+
+
+class Note:
+    """The file of one upload, locked while it is in use."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._handle = path, -1
+        self.ours = False
+
+    def __enter__(self) -> Note:
+        if self._handle >= 0 or self._path is None:
+            return self
+        with contextlib.suppress(OSError):
+            lock = self._path.with_suffix(".lock")
+            self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            # Between the two, the last owner may have dropped the note: what is locked is then a file without a name.
+            self.ours = _locked(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle, self.ours = -1, False
+
+    def read(self) -> Begun | None:
+        """The upload; None without a valid note."""
+        if self._path is None:
+            return None
+        with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
+            with open_regular(self._path, follow=False) as file:
+                document = json_file.parse_object(file.read(1 << 16), str(self._path))
+            begun = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
+            kinds = {key: type(value) for key, value in asdict(begun).items()}
+            if kinds == {"url": str, "size": int, "digest": str, "sent": int, "of": str} and 0 <= begun.sent <= begun.size:
+                return begun
+        return None
+
+    def write(self, begun: Begun) -> None:
+        """Record the progress; if that fails, more is sent again."""
+        if self._path is None or not self.ours:
+            return
+        with contextlib.suppress(OSError):
+            new = self._path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+                json.dump(asdict(begun), file)
+            os.replace(new, self._path)
+
+    def drop(self) -> None:
+        """Remove the note."""
+        if self._path:
+            for suffix in (".json", ".new", ".lock"):
+                self._path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _locked(handle: int) -> bool:
+    """Lock a file; False if another process has the lock, True on systems without locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,167 @@
+"""Pull a version: its files into a folder, or converted into another format, all of them and verified, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub import sources
+from adapterhub.workspace import StrPath, Workspace
+from adapterhub_converters.errors import ParameterError
+
+from . import signatures
+from .policy import check_policy, check_version
+from .signatures import NOTHING, Demand, Named
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.registry import Version
+    from adapterhub_converters.bases import BaseSpec
+
+
+@dataclass(frozen=True, repr=False)
+class Pulled:
+    """An adapter's files, written and verified.
+
+    Attributes:
+        ref: The ref or address of its version.
+        digest: Of its manifest.
+        size: Bytes of its files.
+        path: The folder or file that was written.
+        files: Paths in the folder.
+        new: False where the folder had just these files already.
+        version: The version, of the registry.
+        manifest: The OCI manifest, of an address.
+        commit: On a hub, the commit.
+        loss: Of a conversion: how many tensors came out how (`exact`, `rounded` …).
+        cached: Of a conversion: it was made earlier.
+    """
+
+    ref: str
+    digest: Digest
+    size: int
+    path: Path
+    files: tuple[str, ...] = ()
+    new: bool = True
+    version: Version | None = None
+    manifest: Manifest | None = None
+    commit: str = ""
+    loss: dict[str, int] | None = None
+    cached: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Pulled {self.path}: {self.ref} {self.digest[:19]}, {self.size:,} bytes>"
+
+
+def pull(
+    source: str,
+    out: StrPath | None,
+    workspace: Workspace,
+    *,
+    conversion: Conversion | None = None,
+    base: BaseSpec | None = None,
+    model: str | None = None,
+    name: str | None = None,
+    replace: bool = False,
+    demand: Demand = NOTHING,
+) -> Pulled:
+    """Write a version's files, all of them and verified, or nothing.
+
+    A folder that is another version, unmodified and stored elsewhere, is replaced; files that both have stay what they are.
+
+    Args:
+        source: A ref of the registry, or an address.
+        out: The folder or file to write; None for the name of the adapter.
+        workspace: The registry, the policy, credentials.
+        conversion: Write it in another format, of a version in the registry; conversions are cached there.
+        base: The model it is for, where the conversion needs more than its adapter.json has.
+        model: The name of the base in Ollama, for `ollama`.
+        name: The name of the source on a remote, which the policy is asked for instead of the address.
+        replace: Replace an adapter at `out` that was modified or is stored nowhere else, or a converted one.
+        demand: Who must have signed it. Its signature is written next to the files.
+
+    Raises:
+        OutputExistsError: `out` has something that would be lost.
+        IntegrityError: It is not signed as `demand` has it; nothing is written.
+    """
+    if sources.is_address(source):
+        if conversion is not None:
+            raise ParameterError(
+                "conversion", "only versions in the registry are converted", code="convert-there", address=source
+            )
+        return _pull_from_address(source, out, workspace, name=name, replace=replace, demand=demand)
+    from adapterhub.manifest import present
+    from adapterhub.ref import Ref
+
+    ref = Ref.parse(source)
+    workspace.check_name(ref.name)  # before asking whether there is such a version
+    with workspace.opened() as registry:
+        version = registry.resolve(ref)
+        signed = check_version(registry, version, Named.of(version, source), workspace, demand)
+        pinned = Ref(version.name, digest=version.digest)  # a tag may move meanwhile
+        if conversion is not None:
+            from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
+            from adapterhub_converters import formats
+
+            suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
+            target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
+            ref, rules = pinned if signed else ref, workspace.within(registry).rules()
+            form = conversion_cache.pull(
+                registry, ref, target, conversion, base=base, model=model, policy=rules, replace=replace
+            )
+            workspace.deprecated(form.version.ref, form.version.deprecated)
+            size = form.version.size or 0
+            return Pulled(
+                str(form.version.ref),
+                form.version.digest,
+                size,
+                target,
+                version=form.version,
+                loss=form.loss,
+                cached=form.cached,
+            )
+        target = Path(out) if out else Path(ref.name.rpartition("/")[2])
+        layers = registry.files(version)
+        there = present.look(target)
+        new = there is None or not there.holds(registry.oci_manifest(version))
+        if new:
+            if there is not None:
+                if not replace:
+                    there.check_lost(lambda digest: bool(registry.holding(digest)))
+                workspace.tell(f"replaces {there}")
+            with workspace.bar("writing") as progress:
+                registry.pull(pinned, target, progress, there=there)
+    if signed:
+        signatures.write(target, signed.raw)
+    workspace.deprecated(version.ref, version.deprecated)
+    files = tuple(layer.path for layer in layers)
+    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, new, version=version)
+
+
+def _pull_from_address(
+    source: str,
+    out: StrPath | None,
+    workspace: Workspace,
+    *,
+    name: str | None,
+    replace: bool,
+    demand: Demand,
+) -> Pulled:
+    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.parallel import Settled
+
+    address = parse(source)
+    target = Path(out) if out else Path(address.title)
+    workspace.check_name(name or address.repository)
+    with workspace.connect(address) as remote:
+        settled = Settled(remote)
+        signed = check_policy(settled, address.reference, Named.at(address, name=name), workspace, demand)
+        made, new = sources.downloaded(settled, address.reference, target, address.host, workspace, replace=replace)
+        commit = workspace.tell_notes(remote)
+    if signed:
+        signatures.write(target, signed.raw)
+    files = tuple(layer.path for layer in made.layers)
+    return Pulled(str(address), made.digest, made.size, target, files, new, manifest=made, commit=commit)

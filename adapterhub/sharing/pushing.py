@@ -1,0 +1,337 @@
+"""Push an adapter to the registry or to an address. What is stored anywhere passes `registry.publish`.
+
+A version that is pushed to an address keeps its digest. Its files are checked as those of a folder are: a registry of others
+may contain anything.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub import sources
+from adapterhub.manifest.package_files import SIGNATURE
+from adapterhub.workspace import StrPath, Workspace
+from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
+
+from . import signatures
+from .policy import check_policy, check_version
+from .sent import Sent, sent, target_address
+from .signatures import Named
+from .tagging import tag
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.package_files import Selection
+    from adapterhub.ref import Ref
+    from adapterhub.registry.publish import Package
+    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.registry import Version
+    from adapterhub.remotes.location import Place
+    from adapterhub.remotes.protocol import Connected, Source
+    from adapterhub_converters.bases import BaseSpec
+
+_STALE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
+IMAGE = "image"
+"""The `to` of a conversion that packages an adapter as a container image."""
+
+
+def check_target(target: str, workspace: Workspace) -> None:
+    """Refuse a ref or an address that nothing can be pushed to, or that the policy does not allow, before work is done."""
+    if sources.is_address(target):
+        target_address(target, workspace)
+    else:
+        _ref(target, workspace)
+
+
+def push(
+    source: StrPath,
+    target: str,
+    workspace: Workspace,
+    *,
+    base: BaseSpec | None = None,
+    conversion: Conversion | None = None,
+    expect: Digest | None = None,
+    force: bool = False,
+    private: bool = False,
+    name: str | None = None,
+    selection: Selection | None = None,
+    message: str = "",
+    tags: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Version | Sent:
+    """Check an adapter and store it as a version, in the registry or at an address.
+
+    Args:
+        source: A folder, a file, a ref or an address.
+        target: A ref of the registry, `namespace/name[:tag]`, or an address.
+        workspace: The registry, the policy, credentials.
+        base: The model it was trained on, to pin.
+        conversion: Convert it first, and name the source as its parent.
+        expect: The digest that the target must still have, or `absent`.
+        force: Store an adapter whose check finds errors.
+        private: Create a repository on a hub as private.
+        name: The name of the target on a remote, which the policy is asked for instead of the address.
+        selection: Patterns of files of a folder to package and to leave out.
+        message: Why, for the log of the name, or the commit on a hub.
+        tags: More tags that move to the version.
+        metrics: Results of other programs, for the log of a name in the registry.
+    """
+    from adapterhub.manifest import measurement
+
+    measured = measurement.reported(metrics, target) if metrics else None
+    if sources.is_address(target):
+        if measured:
+            raise ParameterError("metric", "is recorded by the local registry alone", "Leave it out")
+        sent = _push_to_address(
+            source,
+            target,
+            workspace,
+            base=base,
+            conversion=conversion,
+            expect=expect,
+            force=force,
+            private=private,
+            name=name,
+            selection=selection,
+            message=message,
+        )
+        for more in tags:
+            sent = replace(sent, moved=tag(sent.ref, more, workspace).moved or sent.moved)
+        return sent
+    if conversion is not None and conversion.to == IMAGE:
+        raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
+    if private:
+        raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
+    ref = _ref(target, workspace)
+    with (
+        sources.opened(source, workspace) as found,
+        packaged(
+            found,
+            workspace,
+            base=base,
+            conversion=conversion,
+            force=force,
+            name=ref.name,
+            selection=selection,
+            metrics=measured.found_by if measured else None,
+        ) as package,
+        workspace.opened(make=True) as registry,
+        workspace.bar("storing") as progress,
+    ):
+        version = registry.publish(package, ref, expect=expect, progress=progress, message=message, tags=tags)
+        if measured:
+            from adapterhub.registry import measurements
+
+            measurements.record(registry, version.ref, measured)
+        if package.signatures and not registry.store.signatures.read(version.digest, 0):
+            workspace.tell(_STALE)
+        return version
+
+
+def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
+    """Check an adapter that was made in a folder of its own, and store it; errors name the ref."""
+    from adapterhub.registry import publish
+
+    package = publish.package(folder, where=str(ref), policy=workspace.rules())
+    with workspace.opened(make=True) as registry:
+        return registry.publish(package, ref)
+
+
+def _ref(target: str, workspace: Workspace) -> Ref:
+    from adapterhub.ref import Ref
+    from adapterhub.registry.moves import check_pushable
+
+    ref = Ref.parse(target)
+    check_pushable(ref)
+    workspace.check_name(ref.name)
+    return ref
+
+
+@contextmanager
+def packaged(
+    found: sources.Source,
+    workspace: Workspace,
+    *,
+    name: str,
+    base: BaseSpec | None = None,
+    conversion: Conversion | None = None,
+    force: bool = False,
+    hash_below: int = 0,
+    selection: Selection | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Iterator[Package]:
+    """The adapter, checked, or what it was converted to; `name` is the name of a converted file."""
+    from adapterhub.registry import publish, recipe
+
+    if conversion is None:
+        with sources.as_folder(found) as folder:
+            yield publish.package(
+                folder,
+                where=found.where,
+                base=base,
+                policy=workspace.rules(),
+                force=force,
+                hash_below=hash_below,
+                selection=selection,
+                metrics=metrics,
+            )
+        return
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / "adapter"
+        convert = partial(recipe.convert, sources.parent(found), folder, conversion, name=name.rpartition("/")[2], base=base)
+        overridden = publish.check_adapter(found.path, where=found.where, base=base, force=force, forced=convert)
+        convert()
+        made = publish.package(folder, where=found.where, base=base, policy=workspace.rules(), checked=True, metrics=metrics)
+        yield replace(made, overridden=overridden)
+
+
+def _push_to_address(
+    source: StrPath,
+    target: str,
+    workspace: Workspace,
+    *,
+    base: BaseSpec | None,
+    conversion: Conversion | None,
+    expect: Digest | None,
+    force: bool,
+    private: bool,
+    name: str | None,
+    selection: Selection | None,
+    message: str,
+) -> Sent:
+    from adapterhub.ref import LATEST
+    from adapterhub.remotes import copy as copying
+    from adapterhub.remotes.folders import LARGE, AdapterFolder
+    from adapterhub.remotes.location import expecting
+
+    address = target_address(target, workspace, name)
+    as_image = conversion is not None and conversion.to == IMAGE
+    conversion = None if as_image else conversion
+    skipped: tuple[str, ...] = ()
+    ahead: _Ahead | None = None
+    brought: tuple[bytes, ...] = ()
+    with ExitStack() as stack:
+        remote = stack.enter_context(workspace.connect(address))
+        expecting(remote, expect)
+        if private:
+            remote.make_private()
+        if message:
+            remote.annotate(message)
+        if base is None and conversion is None and (there := _version(source, workspace, stack, force=force)):
+            ready, reference, overridden = there
+        else:
+            found = stack.enter_context(sources.opened(source, workspace))
+            large = LARGE if remote.unnamed() and not as_image else sys.maxsize
+            package = stack.enter_context(
+                packaged(
+                    found,
+                    workspace,
+                    name=address.title,
+                    base=base,
+                    conversion=conversion,
+                    force=force,
+                    hash_below=large,
+                    selection=selection,
+                )
+            )
+            ahead = None if as_image else _Ahead(remote, address.host, workspace)  # no file of an image is one of the folder
+            ready, reference = AdapterFolder(package.folder, found.where, ahead, package.draft), LATEST
+            brought = package.signatures
+            skipped, overridden = ready.skipped, tuple(problem.code for problem in package.overridden)
+        if as_image:
+            from adapterhub.remotes.oci.image import Image
+
+            ready, reference = Image(ready, reference), LATEST
+        named = replace(Named.at(address, os.fspath(source), name), origin="")
+        signatures.require(ready, reference, named, workspace, brought=brought)
+        made, kept = ready.manifest(reference), 0
+        with suppress(
+            RemoteError, RefusedError
+        ):  # not every registry takes them before the version, which a policy there may ask
+            kept = signatures.carry(ready, remote, made, brought)
+        with workspace.bar(f"copying to {address.host}") as show:
+            copied = copying.copy(ready, reference, remote, address.reference, show, **workspace.transfer())
+        kept = kept or signatures.carry(ready, remote, made, brought)
+        if brought and not kept and not as_image:
+            workspace.tell(_STALE if remote.referring() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out")
+    return replace(
+        sent(address, copied, remote, workspace),
+        sent=copied.sent + (ahead.sent if ahead else 0),
+        skipped=skipped,
+        overridden=overridden,
+    )
+
+
+def _version(
+    source: StrPath, workspace: Workspace, stack: ExitStack, *, force: bool
+) -> tuple[Source, str, tuple[str, ...]] | None:
+    """A version to copy as it is, checked, with its digest and the errors that `force` accepted; None for a path."""
+    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.location import parse
+
+    if sources.is_address(source):
+        place = parse(os.fspath(source))
+        remote = stack.enter_context(workspace.connect(place))
+        ready, overridden = stack.enter_context(_checked(remote, place, os.fspath(source), workspace, force=force))
+        return ready, place.reference, overridden
+    ref = sources.ref_of(source, workspace)
+    if ref is None:
+        return None
+    registry = stack.enter_context(workspace.opened())
+    version = stack.enter_context(registry.reading(ref))
+    workspace.deprecated(version.ref, version.deprecated)
+    check_version(registry, version, Named.of(version, str(version.ref)), replace(workspace, policy=registry.policy))
+    local = Local(registry, version.name, workspace.rules())
+    return local, version.digest, local.check(local.manifest(version.digest), str(version.ref), force=force)
+
+
+@contextmanager
+def _checked(
+    remote: Connected, place: Place, where: str, workspace: Workspace, *, force: bool
+) -> Iterator[tuple[Source, tuple[str, ...]]]:
+    """A remote whose version was fetched and checked; its blobs come from the disk where no registry can mount them."""
+    from adapterhub.registry import publish
+    from adapterhub.remotes.parallel import Fetched, Settled
+    from adapterhub_converters.adapter_files import adapter_in
+
+    settled = Settled(remote)
+    check_policy(settled, place.reference, Named.at(place, where), workspace)
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / place.title
+        made, _ = sources.downloaded(settled, place.reference, folder, place.host, workspace)
+        with sources.naming(folder, where):
+            errors = publish.check_adapter(adapter_in(folder), where=where, force=force)
+        yield Fetched(settled, folder, made), tuple(problem.code for problem in errors)
+
+
+class _Ahead:
+    """Sends large files while they are hashed, to a remote that takes them so and surely has none of them."""
+
+    def __init__(self, remote: Connected, host: str, workspace: Workspace) -> None:
+        self._remote, self._host, self._workspace = remote.unnamed(), host, workspace
+        self._may: bool | None = None if self._remote else False
+        self.sent = 0
+
+    def __call__(self, path: str, size: int, source: Source) -> Digest | None:
+        """The digest of a file that was sent; None where it has to be hashed first."""
+        from adapterhub.manifest.oci_manifest import Descriptor
+        from adapterhub.remotes.parallel import Move, Pace
+
+        remote = self._remote
+        if remote and self._may is None:
+            self._may = remote.is_new()
+        if not remote or not self._may:
+            return None
+        with self._workspace.bar(f"copying to {self._host}") as show:
+            move = Move([Descriptor("", "", size, path)], show, pace=Pace(self._workspace.rate))
+            digest = remote.put_unnamed(size, path, move.watched(source))
+        self.sent += size
+        return digest

@@ -1,0 +1,46 @@
+"""Set and remove tags at an address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adapterhub.workspace import Workspace
+from adapterhub_converters.errors import RefusedError, UsageError
+
+from .sent import Sent, sent, target_address
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+
+
+def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> Sent:
+    """Point a tag at the version at an address, in the same place; `expect` as in `push`."""
+    from adapterhub.ref import LATEST, parse_tag
+    from adapterhub.remotes import copy as copying
+    from adapterhub.remotes.location import expecting, parse
+
+    place = parse(source)
+    if name == LATEST:
+        raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag")
+    target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
+    with workspace.connect(place) as there, workspace.connect(target) as remote:
+        expecting(remote, expect)
+        copied = copying.copy(there, place.reference, remote, name, **workspace.transfer())
+        return sent(target, copied, remote, workspace)
+
+
+def untag(address: str, workspace: Workspace) -> None:
+    """Remove the tag at an address; its version stays."""
+    from adapterhub import references
+    from adapterhub.ref import LATEST
+    from adapterhub.remotes.location import parse
+
+    place = parse(address)
+    with workspace.connect(place) as remote:
+        if place.digest or references.number(place.tag or ""):
+            raise RefusedError(address, "a version cannot be removed alone", "Name a tag")
+        if place.tag == LATEST:
+            raise RefusedError(address, "is always the newest push", "Name another tag")
+        if not place.tag:
+            raise remote.lacking("removal of names from here", "Remove it with the tools of that place")
+        remote.untag(place.tag)

@@ -1,0 +1,97 @@
+"""A GGUF model whose metadata is missing, zero, of another kind or beyond its tensors: one error, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub_converters.containers import gguf_file
+from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, strings, u32
+from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats.gguf_model import to_folder
+from tests.attacks.test_hostile_servers import one_line
+from tests.conftest import Run
+
+GOOD: dict[str, Value] = {
+    "general.architecture": string("llama"),
+    "general.type": string("model"),
+    "llama.attention.head_count": u32(2),
+    "llama.attention.head_count_kv": u32(2),
+    "llama.attention.key_length": u32(8),
+    "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+    "llama.block_count": u32(1),
+    "llama.context_length": u32(64),
+    "llama.embedding_length": u32(16),
+    "llama.expert_count": u32(0),
+    "llama.feed_forward_length": u32(32),
+    "llama.rope.freq_base": f32(10000.0),
+    "llama.rope.dimension_count": u32(8),
+    "tokenizer.ggml.model": string("gpt2"),
+    "tokenizer.ggml.pre": string("gpt-2"),
+    "tokenizer.ggml.tokens": strings(["<s>", "a", "b", "ab"]),
+    "tokenizer.ggml.token_type": Value("[INT32]", [3, 1, 1, 1]),
+    "tokenizer.ggml.merges": strings(["a b"]),
+    "tokenizer.ggml.bos_token_id": u32(0),
+    "tokenizer.ggml.eos_token_id": u32(0),
+    "tokenizer.ggml.unknown_token_id": u32(0),
+    "tokenizer.ggml.add_bos_token": boolean(True),
+    "tokenizer.chat_template": string("{{ messages }}"),
+}
+OTHERS: dict[str, Value | None] = {
+    "missing": None,
+    "0": u32(0),
+    "huge": u32(2**32 - 1),
+    "negative": Value("INT32", -1),
+    "NaN": f32(float("nan")),
+    "a text": string("\x1b[31mx"),
+    "no text": string(""),
+    "a boolean": boolean(True),
+    "numbers": Value("[UINT32]", [1, 2]),
+    "nothing": Value("[UINT32]", []),
+    "floats": Value("[FLOAT32]", [0.5]),
+    "texts": strings(["a", "a", "b c d", ""]),
+}
+TENSORS = {
+    "token_embd.weight": (4, 16),
+    "output_norm.weight": (16,),
+    "blk.0.attn_q.weight": (16, 16),
+    "blk.0.attn_k.weight": (16, 16),
+}
+
+
+def written(path: Path, metadata: dict[str, Value], tensors: dict[str, tuple[int, ...]] = TENSORS) -> Path:
+    gguf_file.write(path, metadata, {name: np.ones(shape, np.float32) for name, shape in tensors.items()})
+    return path
+
+
+@pytest.mark.parametrize("key", GOOD)
+def test_a_key_of_any_other_kind_is_taken_or_refused(tmp_path: Path, key: str) -> None:
+    to_folder.to_hf(written(tmp_path / "good.gguf", GOOD), tmp_path / "good")
+    for name, value in OTHERS.items():
+        changed: dict[str, Any] = {**GOOD, key: value}
+        path = written(tmp_path / "m.gguf", {key: value for key, value in changed.items() if value is not None})
+        out = tmp_path / name.replace(" ", "-")
+        try:
+            to_folder.to_hf(path, out)
+        except AdapterhubError:
+            assert not out.exists()
+
+
+@pytest.mark.parametrize("shape", [(), (0, 16), (4,), (16, 16, 4), (1, 1)])
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_of_any_other_shape_is_taken_or_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors = {other: old for other, old in TENSORS.items() if other != name} | ({name: shape} if shape else {})
+    path = written(tmp_path / "m.gguf", GOOD, tensors)
+    try:
+        to_folder.to_hf(path, tmp_path / "out")
+    except AdapterhubError:
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["llama.attention.head_count", "llama.embedding_length", "tokenizer.ggml.bos_token_id"])
+def test_a_number_that_cannot_be_is_one_line(run: Run, tmp_path: Path, key: str) -> None:
+    written(tmp_path / "m.gguf", {**GOOD, key: u32(0 if key.startswith("llama") else 4)})
+    one_line(run("convert", "m.gguf", "out", "--to", "hf", code=6), key)

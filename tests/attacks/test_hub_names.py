@@ -1,0 +1,115 @@
+"""What is private stays private while its name is removed, restored or moved, and nobody's commits are lost by that."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from tests.hub.conftest import Running, adapter, hub
+from tests.support.hub_tenants import Tenant
+
+__all__ = ["adapter", "hub"]
+
+
+@pytest.fixture
+def red(hub: Running) -> Tenant:
+    return Tenant(hub, "red")
+
+
+def seen(hub: Running, name: str) -> list[int]:
+    """What somebody without a token gets of a repository, by each protocol."""
+    paths = (f"/api/models/{name}", f"/{name}", f"/{name}.v1", f"/{name}/resolve/main/README.md", f"/v2/{name}/tags/list")
+    return [requests.get(hub.url + path, timeout=10, allow_redirects=False).status_code for path in paths]
+
+
+HIDDEN = [404, 404, 404, 404, 401]
+
+
+def remove(red: Tenant, name: str) -> requests.Response:
+    document = {"name": name, "organization": red.name, "type": "model"}
+    return red.request("DELETE", "/api/repos/delete", json=document)
+
+
+def move(red: Tenant, old: str, new: str) -> requests.Response:
+    return red.post("/api/repos/move", json={"fromRepo": f"red/{old}", "toRepo": f"red/{new}", "type": "model"})
+
+
+def test_a_private_name_that_is_restored_is_private(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:
+    red.create("secret", private=True)
+    assert red.upload("secret", adapter(1)).ok
+    assert remove(red, "secret").ok
+    assert red.get("/api/models/red/secret").status_code == 404
+    assert remove(red, "secret").status_code == 404
+    assert red.post("/api/repos/create", json={"name": "secret", "organization": "red"}).status_code == 400
+    with hub.registry() as registry:
+        registry.restore("red/secret")
+    assert seen(hub, "red/secret") == HIDDEN
+    assert red.get("/api/models/red/secret").json()["private"]
+    assert red.upload("secret", adapter(2)).ok
+
+
+def test_a_name_leads_nobody_to_where_they_may_not_look(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:
+    red.create("open")
+    assert red.upload("open", adapter(1)).ok
+    assert move(red, "open", "elsewhere").ok
+    assert red.request("PUT", "/api/models/red/elsewhere/settings", json={"private": True}).ok
+    assert seen(hub, "red/open")[0] == 404
+    assert red.get("/api/models/red/open").status_code == 307
+
+
+def test_versions_that_move_are_hidden_before_they_are_there(
+    hub: Running, red: Tenant, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red.create("secret", private=True)
+    assert red.upload("secret", adapter(1)).ok
+    looked, admit = [], Registry.admit
+
+    def admitted(*args: object, **more: object) -> object:
+        found = admit(*args, **more)  # type: ignore[arg-type]
+        looked.append(seen(hub, "red/hidden"))
+        return found
+
+    monkeypatch.setattr(Registry, "admit", admitted)
+    assert move(red, "secret", "hidden").ok
+    assert looked == [HIDDEN]
+
+
+def test_a_commit_beside_a_move_is_kept_or_refused(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:
+    folders = [adapter(seed) for seed in range(8)]
+    red.create("a")
+    assert red.upload("a", folders[0]).ok
+    start = threading.Barrier(2)
+
+    def push(folder: Path) -> bool:
+        return red.upload("a", folder).status_code == 200
+
+    def moved() -> bool:
+        start.wait()
+        return move(red, "a", "b").ok
+
+    with ThreadPoolExecutor(4) as pool:
+        moving = pool.submit(moved)
+        start.wait()
+        kept = sum(pool.map(push, folders[1:]))
+    assert moving.result()
+    total = int(red.get("/api/models/red/b/commits/main").headers["x-total-count"])
+    assert total == kept + 1
+
+
+def test_a_move_does_not_take_the_protection_of_a_tag_away(hub: Running, red: Tenant, adapter: Callable[..., Path]) -> None:
+    red.create("kept")
+    assert red.upload("kept", adapter(1)).ok
+    with hub.registry() as registry:
+        registry.tag(Ref("red/kept", tag="latest"), "prod")
+        registry.protect(Ref("red/kept", tag="prod"))
+    answer = move(red, "kept", "loose")
+    assert (answer.status_code, answer.json()["error"]) == (400, "red/kept:prod: is protected. Unprotect it first")
+    assert red.get("/api/models/red/loose").status_code == 404
+    assert red.get("/api/models/red/kept").ok

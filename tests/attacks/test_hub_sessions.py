@@ -1,0 +1,43 @@
+"""Uploads that one tenant begins and leaves cost the others nothing: neither open files nor looks at what was left."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from adapterhub.hub import uploads
+from adapterhub_converters.containers.inside import Inside
+from tests.hub.conftest import Running, hub
+from tests.support.hub_tenants import Tenant
+
+__all__ = ["hub"]
+
+
+def open_uploads() -> int:
+    return sum(os.path.realpath(f"/proc/self/fd/{entry}").endswith(".upload") for entry in os.listdir("/proc/self/fd"))
+
+
+def test_uploads_that_are_left_do_not_keep_files_open(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_OPEN", 5)
+    red = Tenant(hub, "red")
+    places = [red.post("/v2/red/sql/blobs/uploads/").headers["location"] for _ in range(30)]
+    assert open_uploads() <= 6
+    for place in (places[0], places[-1]):  # each of them goes on
+        assert red.request("PATCH", place, data=b"abc").status_code == 202
+        assert red.get(place).headers["range"] == "0-2"
+
+
+def test_what_was_left_is_not_looked_at_for_each_upload(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    red, looks = Tenant(hub, "red"), []
+    listed = Inside.listed
+
+    def counted(files: Inside, path: Any) -> Any:
+        looks.append(path)
+        return listed(files, path)
+
+    monkeypatch.setattr(Inside, "listed", counted)
+    for _ in range(20):
+        assert red.post("/v2/red/sql/blobs/uploads/").status_code == 202
+    assert sum(path.name == "tmp" for path in looks) <= 1

@@ -1,0 +1,444 @@
+"""Signatures of others: what was tampered with, stripped, replayed or confused is refused by name, and nothing is written."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from adapterhub.trust import bundle, keys, signers
+from adapterhub.trust.statement import Statement
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError, UsageError
+from tests.conftest import ROOT, Run
+from tests.support.adapters import Make
+from tests.support.signing import resign
+
+FILES = {"a.txt": "sha256:" + "a" * 64, "b/c.txt": "sha256:" + "b" * 64}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    secret, public = keys.generate(tmp_path_factory.mktemp("keys") / "team")
+    return secret, Path(public.where)
+
+
+@pytest.fixture(scope="module")
+def secret(pair: tuple[Path, Path]) -> keys.PrivateKey:
+    return keys.read_private(pair[0])
+
+
+@pytest.fixture
+def signed(run: Run, make: Make, pair: tuple[Path, Path]) -> Path:
+    folder = make("sql")
+    run("sign", folder, "--key", pair[0])
+    return folder
+
+
+# ---- files
+
+
+def tampered(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / "README.md", 3)
+
+
+def swapped(folder: Path) -> None:
+    (folder / "README.md").rename(folder / "x")
+    (folder / "adapter_config.json").rename(folder / "README.md")
+    (folder / "x").rename(folder / "adapter_config.json")
+
+
+def added(folder: Path) -> None:
+    (folder / "extra.json").write_text("{}")
+
+
+def added_below(folder: Path) -> None:
+    (folder / "more" / ".git").mkdir(parents=True)
+    (folder / "more" / ".git" / "hook.json").write_text("{}")
+
+
+def hidden(folder: Path) -> None:
+    (folder / ".hidden").write_text("x")
+
+
+def removed(folder: Path) -> None:
+    (folder / "README.md").unlink()
+
+
+def renamed(folder: Path) -> None:
+    (folder / "README.md").rename(folder / "readme.md")
+
+
+FOLDERS: dict[Callable[[Path], None], str] = {
+    tampered: "adapter_model.safetensors (changed)",
+    truncated: "README.md (changed)",
+    swapped: "README.md (changed), adapter_config.json (changed)",
+    added: "extra.json (not signed)",
+    added_below: "more/.git/hook.json (not signed)",
+    hidden: ".hidden (not signed)",
+    removed: "README.md (missing)",
+    renamed: "README.md (missing), readme.md (not signed)",
+}
+
+
+@pytest.mark.parametrize("attack", FOLDERS, ids=lambda attack: attack.__name__)
+def test_files_that_are_not_those_that_were_signed_are_named(
+    run: Run, signed: Path, pair: tuple[Path, Path], attack: Callable[[Path], None]
+) -> None:
+    attack(signed)
+    done = run("verify", "sql", "--key", pair[1], "--json", code=1)
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["code"], finding["what"]) == ("signature", f"is not what was signed: {FOLDERS[attack]}")
+
+
+def test_a_link_in_a_signed_folder_is_refused(run: Run, signed: Path, pair: tuple[Path, Path]) -> None:
+    (signed / "link.json").symlink_to("/etc/hostname")
+    assert "a link" in run("verify", "sql", "--key", pair[1], code=6).stderr
+    (signed / "link.json").unlink()
+    (signed / "model.sig").rename(signed.parent / "model.sig")
+    (signed / "model.sig").symlink_to(signed.parent / "model.sig")
+    assert "a link" in run("verify", "sql", "--key", pair[1], code=6).stderr
+
+
+# ---- bundles
+
+
+def _edit(change: Callable[[Any], object]) -> Callable[[bytes], bytes]:
+    def edited(raw: bytes) -> bytes:
+        document = json.loads(raw)
+        change(document)
+        return json.dumps(document).encode()
+
+    edited.__name__ = change.__name__
+    return edited
+
+
+def _in(*path: str | int, value: object) -> Callable[[bytes], bytes]:
+    def change(document: Any) -> None:
+        for name in path[:-1]:
+            document = document[name]
+        document[path[-1]] = value
+
+    return _edit(change)
+
+
+def _twice(document: Any) -> None:
+    document["dsseEnvelope"]["signatures"] *= 2
+
+
+def _as_rekor_would(document: Any) -> None:
+    document["verificationMaterial"]["tlogEntries"] = [{"logIndex": 1}]
+
+
+def _of_its_own_key(document: Any) -> None:
+    document["verificationMaterial"]["publicKey"]["rawBytes"] = "AAAA"
+
+
+def _with_a_certificate(document: Any) -> None:
+    document["verificationMaterial"] = {"certificate": {"rawBytes": "AAAA"}, "tlogEntries": []}
+
+
+def _over_a_blob(document: Any) -> None:
+    document["messageSignature"] = document.pop("dsseEnvelope")
+
+
+def _with_spaces(document: Any) -> None:
+    document["dsseEnvelope"]["payload"] += "\n"
+
+
+def _url_safe(document: Any) -> None:
+    sig = base64.b64decode(document["dsseEnvelope"]["signatures"][0]["sig"])
+    document["dsseEnvelope"]["signatures"][0]["sig"] = base64.urlsafe_b64encode(sig + b"\xff\xff\xff").decode()
+
+
+_ENVELOPE, _SIGNATURE = ("dsseEnvelope",), ("dsseEnvelope", "signatures", 0)
+BUNDLES = {
+    "older": (_in("mediaType", value="application/vnd.dev.sigstore.bundle+json;version=0.2"), "a bundle of the type"),
+    "unsigned": (_in(*_ENVELOPE, "signatures", value=[]), "not exactly one signature"),
+    "signed twice": (_edit(_twice), "not exactly one signature"),
+    "empty signature": (_in(*_SIGNATURE, "sig", value=""), "not base64"),
+    "none": (_in(*_SIGNATURE, "sig", value=None), "not base64"),
+    "key of its own": (_edit(_of_its_own_key), "'rawBytes' has no place"),
+    "key id": (_in(*_SIGNATURE, "keyid", value="other"), "does not name its key"),
+    "no key": (_in("verificationMaterial", "publicKey", "hint", value=""), "does not name its key"),
+    "certificate": (_edit(_with_a_certificate), "'certificate' has no place"),
+    "log": (_edit(_as_rekor_would), "transparency log"),
+    "message": (_edit(_over_a_blob), "'messageSignature' has no place"),
+    "another type": (_in(*_ENVELOPE, "payloadType", value="text/plain"), "a payload of the type 'text/plain'"),
+    "type in capitals": (_in(*_ENVELOPE, "payloadType", value="application/vnd.in-toto+JSON"), "a payload of the type"),
+    "spaces": (_edit(_with_spaces), "not base64"),
+    "another alphabet": (_edit(_url_safe), "not base64"),
+    "algorithm": (_in("verificationMaterial", "keyDetails", value="PKIX_RSA_PKCS1V5"), "'keyDetails' has no place"),
+    "a list": (lambda _: b"[]", "not a JSON object"),
+    "key twice": (lambda raw: raw.replace(b"{", b'{"mediaType":"x",', 1), "duplicate key"),
+    "nothing": (lambda _: b"", ""),
+    "deep": (lambda _: b"[" * 100_000, ""),
+    "large": (lambda raw: raw + b" " * bundle.MAX_BUNDLE, "a signature of over"),
+}
+
+
+@pytest.mark.parametrize("attack", BUNDLES)
+def test_a_bundle_of_another_form_is_refused(secret: keys.PrivateKey, attack: str) -> None:
+    change, expected = BUNDLES[attack]
+    raw = change(bundle.sign(Statement("sql", FILES), secret))
+    with pytest.raises((FormatError, RefusedError)) as error:
+        bundle.verify(raw, [secret.public], "model.sig")
+    assert expected in error.value.what, error.value.what
+
+
+def test_a_payload_that_was_changed_is_refused_before_it_is_parsed(secret: keys.PrivateKey) -> None:
+    raw = _in(*_ENVELOPE, "payload", value=base64.b64encode(b"not JSON").decode())(bundle.sign(Statement("sql", FILES), secret))
+    with pytest.raises(IntegrityError, match="the signature is not by the key"):
+        bundle.verify(raw, [secret.public], "model.sig")
+
+
+def _statement(**changes: object) -> Callable[[Any], object]:
+    return lambda statement: statement.update(changes)
+
+
+def _predicate(**changes: object) -> Callable[[Any], object]:
+    return lambda statement: statement["predicate"].update(changes)
+
+
+def _serialization(**changes: object) -> Callable[[Any], object]:
+    return lambda statement: statement["predicate"]["serialization"].update(changes)
+
+
+def _resource(**changes: object) -> Callable[[Any], object]:
+    return lambda statement: statement["predicate"]["resources"][0].update(changes)
+
+
+STATEMENTS = {
+    "v0.2": (_statement(predicateType="https://model_signing/Digests/v0.1"), "signs 'https://model_signing/Digests/v0.1'"),
+    "provenance": (_statement(predicateType="https://slsa.dev/provenance/v1"), "signs 'https://slsa.dev/provenance/v1'"),
+    "older statement": (_statement(_type="https://in-toto.io/Statement/v0.1"), "signs no https://in-toto.io/Statement/v1"),
+    "no subject": (_statement(subject=[]), "not exactly one subject"),
+    "other root": (lambda s: s["subject"][0].update(digest={"sha256": "0" * 64}), "the digest of its subject"),
+    "two digests": (lambda s: s["subject"][0]["digest"].update(sha1="0"), "the digest of its subject"),
+    "nameless": (lambda s: s["subject"][0].update(name=""), "without a name"),
+    "no files": (_predicate(resources=[]), "signs no files"),
+    "shards": (_serialization(method="shards", shard_size=1), "signs 'shards', not whole files"),
+    "sha1": (_serialization(hash_type="sha1"), "has digests by 'sha1'"),
+    "blake2": (_serialization(hash_type="blake2"), "has digests by 'blake2'"),
+    "other algorithm": (_resource(algorithm="md5"), "not a sha256 digest"),
+    "short digest": (_resource(digest="00"), "not a sha256 digest"),
+    "twice": (lambda s: s["predicate"]["resources"].append(s["predicate"]["resources"][0]), "twice"),
+    "no name": (_resource(name=7), "without a name"),
+}
+
+
+@pytest.mark.parametrize("attack", STATEMENTS)
+def test_a_statement_of_another_form_is_refused_though_the_key_is_trusted(
+    tmp_path: Path, secret: keys.PrivateKey, attack: str
+) -> None:
+    change, expected = STATEMENTS[attack]
+    signature = tmp_path / "model.sig"
+    signature.write_bytes(bundle.sign(Statement("sql", FILES), secret))
+    resign(signature, secret, change)
+    with pytest.raises(FormatError) as error:
+        bundle.verify(signature.read_bytes(), [secret.public], "model.sig")
+    assert expected in error.value.what, error.value.what
+
+
+# ---- keys
+
+
+def test_the_signature_of_another_key_is_refused_whatever_its_hint(tmp_path: Path, secret: keys.PrivateKey) -> None:
+    other = keys.read_private(keys.generate(tmp_path / "other")[0])
+    raw = bundle.sign(Statement("sql", FILES), other)
+    with pytest.raises(IntegrityError, match="which is not accepted"):
+        bundle.verify(raw, [secret.public], "model.sig")
+    forged = _in("verificationMaterial", "publicKey", "hint", value=secret.public.id)(raw)
+    with pytest.raises(IntegrityError, match="the signature is not by the key"):
+        bundle.verify(forged, [secret.public], "model.sig")
+
+
+@pytest.mark.parametrize("kind", keys.KINDS)
+def test_a_signature_by_another_algorithm_is_refused(tmp_path: Path, secret: keys.PrivateKey, kind: str) -> None:
+    """The algorithm is that of the key that is trusted: the same key with another hash is no signature."""
+    trusted = keys.read_private(keys.generate(tmp_path / "trusted", kind)[0])
+    raw = bundle.sign(Statement("sql", FILES), secret)
+    forged = _in("verificationMaterial", "publicKey", "hint", value=trusted.public.id)(raw)
+    with pytest.raises(IntegrityError, match="the signature is not by the key"):
+        bundle.verify(forged, [trusted.public], "model.sig")
+
+
+def test_another_hash_with_the_same_key_is_refused(tmp_path: Path, pair: tuple[Path, Path], secret: keys.PrivateKey) -> None:
+    key = serialization.load_pem_private_key(pair[0].read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    document = json.loads(bundle.sign(Statement("sql", FILES), secret))
+    payload = base64.b64decode(document["dsseEnvelope"]["payload"])
+    kind = document["dsseEnvelope"]["payloadType"].encode()
+    message = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    before_1_0 = f"DSSEV1 {len(kind)} {kind.decode()} {len(payload)} {payload!r}".encode()  # which model_signing still takes
+    for hash_, signed in ((hashes.SHA512(), message), (hashes.SHA256(), payload), (hashes.SHA256(), before_1_0)):
+        sig = base64.b64encode(key.sign(signed, ec.ECDSA(hash_))).decode()
+        with pytest.raises(IntegrityError, match="the signature is not by the key"):
+            bundle.verify(_in(*_SIGNATURE, "sig", value=sig)(json.dumps(document).encode()), [secret.public], "model.sig")
+
+
+def _pem(key: Any) -> bytes:
+    found: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return found
+
+
+KEYS: dict[str, tuple[Callable[[bytes, bytes], bytes], type[AdapterhubError], str]] = {
+    "private": (lambda secret, _: secret, RefusedError, "a private key"),
+    "rsa": (lambda *_: _pem(rsa.generate_private_key(65537, 2048)), RefusedError, "a key of the kind"),
+    "another curve": (lambda *_: _pem(ec.generate_private_key(ec.SECP256K1())), RefusedError, "a key of the kind secp256k1"),
+    "two": (lambda _, public: public * 2, FormatError, "2 keys in PEM"),
+    "none": (lambda *_: b"key", FormatError, "0 keys in PEM"),
+    "damaged": (lambda _, public: public.replace(b"M", b"!"), FormatError, "not a public key in PEM"),
+}
+
+
+@pytest.mark.parametrize("attack", KEYS)
+def test_what_is_no_public_key_of_a_known_kind_is_refused(tmp_path: Path, pair: tuple[Path, Path], attack: str) -> None:
+    made, error, expected = KEYS[attack]
+    (tmp_path / "k.pub").write_bytes(made(pair[0].read_bytes(), pair[1].read_bytes()))
+    with pytest.raises(error) as found:
+        keys.trusted([tmp_path])
+    assert expected in found.value.what
+
+
+# ---- versions
+
+
+def test_a_version_whose_signature_was_stripped_is_not_pulled(
+    run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run("push", make("sql"), "team/sql")
+    done = run("pull", "team/sql", "-o", "out", "--require-signature", "--key", pair[1], code=4)
+    assert done.stderr == "error: team/sql: is not signed\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_signature_of_another_version_is_refused(run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    run("init")
+    run("push", make("sql"), "team/sql")
+    run("push", make("bad", 2), "team/sql")
+    run("sign", "team/sql:v1", "--key", pair[0])
+    store = tmp_path / ".adapterhub" / "signatures" / "sha256"
+    (folder,) = store.iterdir()
+    newest = json.loads(run("show", "team/sql:v2", "--json").stdout)["digest"]
+    folder.rename(store / newest.removeprefix("sha256:"))
+    done = run("pull", "team/sql:v2", "-o", "out", "--require-signature", "--key", pair[1], code=4)
+    assert "is not what was signed: adapter.json (changed), adapter_model.safetensors (changed)" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_signature_for_another_name_is_refused_unless_it_is_asked_for(
+    run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Without it, who may push to one name could replay there what was signed for another."""
+    run("push", make("sql"), "team/sql")
+    run("sign", "team/sql", "--key", pair[0])
+    run("copy", "team/sql", "prod/answers")
+    words = ("pull", "prod/answers", "-o", "out", "--require-signature", "--key", pair[1])
+    done = run(*words, code=4)
+    assert "the signature is for 'team/sql', not for 'prod/answers'" in done.stderr
+    assert "--signed-as team/sql" in done.stderr
+    assert not (tmp_path / "out").exists()
+    run(*words, "--signed-as", "team/sql")
+    run("copy", "team/sql", "team/mysql")  # whose name ends with the same letters
+    run("pull", "team/mysql", "-o", "out2", "--require-signature", "--key", pair[1], code=4)
+
+
+def test_one_good_signature_among_bad_ones_is_enough(run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Anybody who can write to a registry can attach anything there."""
+    run("push", make("sql"), "team/sql")
+    run("copy", "team/sql", "layout://x:team/sql:v1")
+    for number in range(3):
+        (tmp_path / "model.sig").write_text(f"[{number}" if number else "")
+        run("attach", "layout://x:team/sql:v1", "model.sig", "--type", bundle.MEDIA_TYPE)
+    pull = ("pull", "layout://x:team/sql:v1", "-o", "out", "--require-signature", "--key", pair[1])
+    assert "none of its 3 signatures is accepted" in run(*pull, code=4).stderr
+    assert not (tmp_path / "out").exists()
+    run("sign", "layout://x:team/sql:v1", "--key", pair[0])
+    run(*pull)
+    assert (tmp_path / "out" / "model.sig").exists()
+
+
+# ---- secrets
+
+
+def test_a_private_key_is_its_owners_alone_and_in_no_output(started: Run, make: Make, tmp_path: Path) -> None:
+    made = [started("key", "generate", "k", "--json"), started("sign", make("sql"), "--key", "k.key", "--json")]
+    assert stat.S_IMODE((tmp_path / "k.key").stat().st_mode) == 0o600
+    secret = (tmp_path / "k.key").read_text().splitlines()[1]
+    assert all(secret not in done.stdout + done.stderr for done in made)
+    assert "exists" in started("key", "generate", "k", code=2).stderr
+    (tmp_path / "k.key").chmod(0o644)
+    done = started("sign", "sql", "--key", "k.key", code=8)
+    assert "others can read it" in done.stderr
+    assert secret not in done.stderr
+
+
+def test_a_passphrase_comes_from_stdin_or_a_terminal_and_is_checked(run: Run, started: Run, make: Make, tmp_path: Path) -> None:
+    keys.generate(tmp_path / "k", passphrase=b"correct horse")
+    assert "BEGIN ENCRYPTED PRIVATE KEY" in (tmp_path / "k.key").read_text()
+    make("sql")
+
+    def sign(text: str, key: str = "k.key") -> str:
+        words = [sys.executable, "-m", "adapterhub", "sign", "sql", "--key", key, "--passphrase-stdin"]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "converters", "schemas"))}
+        done = subprocess.run(words, input=text, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
+        assert "horse" not in done.stdout + done.stderr
+        return done.stderr
+
+    assert sign("correct horse\n") == ""
+    assert "is not that of k.key" in sign("wrong horse\n")
+    assert "is empty" in sign("\n")
+    keys.generate(tmp_path / "plain")
+    assert "plain.key is not encrypted" in sign("correct horse", "plain.key")
+    assert "there is no terminal to ask on" in started("sign", "sql", "--key", "k.key", code=2).stderr
+    with pytest.raises(AdapterhubError, match="is not that of") as error:
+        keys.read_private(tmp_path / "k.key", b"wrong horse")
+    assert "horse" not in str(error.value)
+    assert keys.read_private(tmp_path / "k.key", b"correct horse").public.kind == "p256"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pkcs11:",
+        "pkcs11:token=team;object=k",
+        "pkcs11:object=k?module-path=/x.so",
+        "pkcs11:token=team?module-path=/x.so",
+        "pkcs11:token=team;token=other;object=k?module-path=/x.so",
+        "pkcs11:token=team;object=k?module-path=/x.so&pin-value=1234",
+        "pkcs11:token=%ff;object=k?module-path=/x.so",
+        "pkcs11:token=team;object?module-path=/x.so",
+    ],
+)
+def test_a_uri_that_names_no_one_key_in_hardware_is_refused_before_a_library_is_loaded(uri: str) -> None:
+    with pytest.raises(UsageError) as error:
+        signers.read(uri, b"1234")
+    assert "1234" not in error.value.what
+
+
+def test_a_policy_cannot_name_the_same_keys_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_MAX_KEYS", 3)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        keys.generate(tmp_path / name / "1", "ed25519")
+        keys.generate(tmp_path / name / "2", "ed25519")
+    assert len(keys.trusted([tmp_path / "a"] * 3)) == 2
+    with pytest.raises(UsageError, match="4 keys, over the limit of 3"):
+        keys.trusted([tmp_path / "a", tmp_path / "b"])

@@ -1,0 +1,270 @@
+"""`adapterhub chat`: a conversation with a tiny model, in a pipe and at a terminal, whose adapter changes on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from adapterhub.cli.views import answers
+from adapterhub.cli.views.answers import OneByOne, SideBySide
+from tests.conftest import ROOT, need_module
+from tests.support import serving
+from tests.support.serving import Models
+
+P = "the quick brown fox "
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    for module in ("torch", "transformers", "peft", "prometheus_client"):
+        need_module(module)
+    found = serving.make_models(tmp_path_factory.mktemp("models"), adapters=2)
+    serving.registry(found.folder / "registry", found, 2).close()
+    return found
+
+
+def words(models: Models, *options: object) -> list[str]:
+    fixed = [sys.executable, "-m", "adapterhub", "chat", models.base, "--registry", models.folder / "registry"]
+    return [str(word) for word in (*fixed, "--engine", "torch", "--max-tokens", 12, *options)]
+
+
+def environment(models: Models, **more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")}
+    kept |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas"))), "OMP_NUM_THREADS": "1"}
+    return kept | {"XDG_CACHE_HOME": str(models.folder / "cache"), "XDG_CONFIG_HOME": str(models.folder / "config"), **more}
+
+
+def piped(models: Models, text: str, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    where = {"env": environment(models), "cwd": models.folder}
+    done = subprocess.run(words(models, *options), input=text, capture_output=True, text=True, check=False, **where)
+    assert done.returncode == code, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    return done
+
+
+# ---- in a pipe
+
+
+def test_lines_are_turns_and_what_was_said_goes_along(models: Models) -> None:
+    """The second turn is asked for with the first one's answer, by another adapter."""
+    done = piped(models, f"{P}\n\n/adapter team/a1\nand?\n", "--adapter", "team/a0:prod", "--json")
+    document = json.loads(done.stdout)
+    first, second = document["turns"]
+    [one], [two] = first["answers"], second["answers"]
+    assert (document["base"], document["engine"], first["prompt"]) == ("base", "torch", P)
+    assert one["version"].startswith("team/a0@sha256:")
+    assert two["version"].startswith("team/a1@sha256:")
+    assert one["text"] == models.answer(CHAT.format(P), 0, ends=True)
+    assert two["text"] == models.answer(CHAT.format(P) + one["text"] + "<|im_end|>\n" + CHAT.format("and?"), 1, ends=True)
+    assert 0 < one["tokens"] <= 12
+
+
+def test_two_answer_one_after_the_other_as_plain_text(models: Models) -> None:
+    done = piped(models, f"{P}\n", "--adapter", "team/a0", "--compare", "base", "--system", "")
+    alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
+    assert done.stdout == f"team/a0:\n{alone}\nbase:\n{base}\n"
+    assert "token" in done.stderr
+    assert done.stderr.count("team/a0@sha256:") == 2  # as it begins, and after its answer
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "code", "said"),
+    [
+        ((), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
+        (("--adapter", "./a0"), "", 2, "./a0: is not in the registry. Push it first"),
+    ],
+)
+def test_what_goes_wrong_ends_a_pipe(models: Models, options: tuple[object, ...], text: str, code: int, said: str) -> None:
+    errors = [line for line in piped(models, text, *options, code=code).stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+# ---- at a terminal
+
+
+class Terminal:
+    """A chat at a terminal, whose screen is what was written so far."""
+
+    def __init__(self, models: Models, *options: object, **variables: str) -> None:
+        self._end, end = pty.openpty()
+        self.screen = bytearray()
+        self._news = threading.Condition()
+        more = {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "", **variables}
+        command, env = words(models, *options), environment(models, **more)
+        self.process = subprocess.Popen(command, env=env, cwd=models.folder, stdin=end, stdout=end, stderr=end)
+        os.close(end)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while piece := os.read(self._end, 65536):
+                with self._news:
+                    self.screen += piece
+                    self._news.notify()
+
+    def says(self, text: str, *, since: int = 0) -> int:
+        """Wait for a text, and return the place behind it."""
+        with self._news:
+            assert self._news.wait_for(lambda: text in self._text(since), 120), self._text(since)
+            return since + self._text(since).index(text) + len(text)
+
+    def _text(self, since: int) -> str:
+        return self.screen.decode(errors="replace")[since:]
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def ends(self) -> tuple[int, str]:
+        code = self.process.wait(60)
+        self._reader.join()
+        os.close(self._end)
+        return code, self.screen.decode().replace("\r\n", "\n")
+
+
+@pytest.fixture
+def terminal(models: Models) -> Iterator[Any]:
+    made: list[Terminal] = []
+
+    def start(*options: object, **variables: str) -> Terminal:
+        made.append(Terminal(models, *options, **variables))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.process.kill()
+
+
+def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Models) -> None:
+    chat = terminal("--adapter", "team/a0:prod", "--compare", "base")
+    at = chat.says("> ", since=chat.says("/help lists"))
+    chat.type(f"{P}\r")
+    at = chat.says("> ", since=chat.says("token", since=at))
+    chat.type("/adaptr team/a1\r")
+    at = chat.says("> ", since=chat.says("Did you mean /adapter?", since=at))
+    chat.type("/adapter \x16\x1b[2J\r")  # after ^V, a character that would have been a key
+    at = chat.says("> ", since=chat.says("error: \\x1b[2J: ", since=at))
+    chat.type("/adapter team/a1\r")
+    at = chat.says("> ", since=chat.says("team/a1@sha256:", since=at))
+    chat.type("/compare\r")
+    at = chat.says("> ", since=chat.says("team/a1 alone", since=at))
+    chat.type("and?\r")
+    at = chat.says("> ", since=chat.says("token", since=at))
+    chat.type("\x04")
+    code, screen = chat.ends()
+    assert code == 0
+    last = [line.rpartition("\r")[2] for line in screen.split("\n")]  # what a line is redrawn to
+    [head] = [line for line in last if "team/a0:prod" in line and " │ " in line]
+    answered = last[last.index(head) + 1]
+    alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
+    assert [cell.strip() for cell in answered.split(" │ ")] == [alone.strip(), base.strip()]
+    [facts] = [line for line in last if "│" in line and "@sha256:" in line]
+    digest = facts.partition("@sha256:")[2].partition(",")[0]
+    assert len(digest) == 12
+    assert all(answers.cells(line) < 100 for line in last if "│" in line and "\x1b" not in line)
+
+
+def test_a_narrow_dumb_terminal_gets_one_after_the_other_without_escapes(terminal: Any, models: Models) -> None:
+    chat = terminal("--adapter", "team/a0", "--compare", "base", TERM="dumb", COLUMNS="60", NO_COLOR="1")
+    chat.says("> ", since=chat.says("/help lists"))
+    chat.type(f"{P}\r")
+    at = chat.says("> ", since=chat.says("base, ", since=chat.says("base:")))
+    chat.type("/help\r")
+    chat.says("> ", since=chat.says("//TEXT", since=at))
+    chat.type("/quit\r")
+    code, screen = chat.ends()
+    assert code == 0
+    assert "\x1b" not in screen
+    lines = screen.split("\n")
+    alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
+    assert lines[lines.index("team/a0:") + 1] == alone
+    assert lines[lines.index("base:") + 1] == base
+    assert all(len(line) <= 60 for line in lines if " " in line.strip())
+
+
+def test_ctrl_c_ends_an_answer_and_then_the_chat(terminal: Any) -> None:
+    chat = terminal("--adapter", "team/a0", "--compare", "base", "--max-tokens", 1900)
+    chat.says("> ", since=chat.says("/help lists"))
+    chat.type("hello\r")
+    chat.says("\r", since=chat.says("│", since=chat.says("│")))  # a row is being drawn
+    chat.process.send_signal(signal.SIGINT)
+    at = chat.says("> ", since=chat.says("stopped"))
+    chat.type("/compare\r")
+    chat.says("> ", since=chat.says("team/a0 alone", since=at))
+    chat.process.send_signal(signal.SIGINT)
+    code, screen = chat.ends()
+    assert code == 0
+    assert "Traceback" not in screen
+
+
+# ---- what is drawn
+
+HOSTILE = "a\x1b[2J\x1b]0;title\x07b\rc\x9bd\u202ee\tf"
+
+
+def test_control_characters_of_a_model_never_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = SideBySide(["\x1b[2J", "b"], 80)
+    for side in (0, 1):
+        columns.show(side, HOSTILE)
+        columns.end(side, HOSTILE)
+    notes: list[str] = []
+    below = OneByOne(["\x1b[2J", "b"], notes.append)
+    for side in (1, 0):
+        below.show(side, HOSTILE)
+        below.end(side, "")
+    out = capsys.readouterr().out
+    assert not {*out} & {"\x1b", "\x07", "\x9b", "\u202e", "\t"}
+    assert "\\x1b[2J" in out
+    assert "b\\rc" in out
+
+
+def test_columns_grow_together_and_the_longer_one_goes_on_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = SideBySide(["left", "right"], 23)  # two columns of 9
+    columns.show(0, "one two three four ")
+    columns.show(1, "eins")
+    columns.show(0, "five\n  six\n")
+    columns.end(1, "done")
+    columns.end(0, "")
+    rows = [line.rpartition("\r")[2].rstrip() for line in capsys.readouterr().out.split("\n")]
+    bar = " │ " if " │ " in rows[0] else " | "
+    assert [tuple(cell.rstrip() for cell in row.split(bar.rstrip(" "))) for row in rows[:5]] == [
+        ("left", " right"),
+        ("one two", " eins"),
+        ("three", " done"),
+        ("four five", ""),
+        ("  six", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", [""]),
+        ("abcdefgh", ["abcdefgh"]),
+        ("abcdefghi", ["abcdefgh", "i"]),
+        ("abcd efgh ij", ["abcd", "efgh ij"]),
+        ("  abcd efgh", ["  abcd", "efgh"]),
+        ("漢字漢字漢", ["漢字漢字", "漢"]),
+        ("e\u0301" * 8, ["e\u0301" * 8]),
+    ],
+)
+def test_lines_are_broken_between_words_by_the_cells_that_characters_take(text: str, lines: list[str]) -> None:
+    assert answers.broken(text, 8) == lines
+
+
+def test_a_long_line_is_broken_in_linear_work() -> None:
+    lines = answers.broken("x" * 300_000, 8)
+    assert len(lines) == 37_500
+    assert {*lines} == {"x" * 8}

@@ -1,0 +1,57 @@
+"""`adapterhub serve` with options that cannot be: one line each, and the address is free again."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from tests.support import folders
+
+NOBODY = "http://127.0.0.1:9"  # the port of the discard protocol, on which nothing listens
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folders.base(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--key", "key.pem"), 2, "key.pem: a certificate and its private key belong together"),
+        (("--certificate", "no.pem", "--key", "no.pem"), 8, "no.pem: No such file"),
+        (("--certificate", "text.pem", "--key", "text.pem"), 8, "text.pem: "),
+        (("--adapters", ""), 2, "patterns of names: there are none"),
+        (("--route", "none.toml"), 3, "none.toml: no such file"),
+        ((), 8, "vllm: does not answer"),
+        (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
+        (("--engine-url", NOBODY, "--engine", "auto"), 2, "cannot be asked which engine it is"),
+    ],
+)
+def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:
+    (tmp_path / "text.pem").write_text("not a certificate\n")
+    done = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, *options, code=code, cwd=tmp_path)
+    assert words in done.stderr
+    assert "bug" not in done.stderr
+
+
+def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path, tmp_path: Path) -> None:
+    folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
+    run("push", tmp_path / "adapter", "team/sql", "--registry", tmp_path / "registry")
+    words = ("serve", base, "--registry", tmp_path / "registry", "--engine", "vllm", "--engine-url", NOBODY, "--port", 0)
+    done = run(*words, "--base-name", "team/sql", code=6)
+    assert "team/sql: is the name of the base and of an adapter. Pass another one as --base-name" in done.stderr
+    for others in (("--base-name", "team/other"), ("--base-name", "team/sql", "--adapters", "other/*")):
+        assert "does not answer" in run(*words, *others, code=8).stderr
+
+
+def test_a_port_in_use(run: Run, base: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", port, code=8)
+    assert f"127.0.0.1:{port}: Address already in use. Choose another port" in done.stderr

@@ -1,0 +1,375 @@
+"""Every command on every kind of output: a pipe, one that nobody reads, a full disk, a narrow or a dumb terminal, and Ctrl-C.
+
+A command that is not in `INVOCATIONS` fails here, so that none is forgotten. Each runs as a process, in a copy of a folder that
+has what it needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from adapterhub.cli import output
+from adapterhub.cli.main import app
+from tests.cli.test_options import commands
+from tests.conftest import CHECKING, _environment
+from tests.support.folders import adapter, base, pairs
+from tests.support.forked import Forked
+
+if sys.platform != "linux":
+    pytest.skip("needs fork, /dev/full and Linux's signals", allow_module_level=True)
+
+LEAVES = [name for name, found in commands(app) if not isinstance(found, click.Group)]
+# What each is run with; those that need torch show what they would do.
+INVOCATIONS = {
+    "run": "--help",
+    "chat": "--help",
+    "serve": "--help",
+    "resolve": "--help",
+    "train": "--init new.toml",
+    "eval": "--help",
+    "merge": "sql other --method ties -o both",
+    "extract": "base merged --rank 2 -o extracted",
+    "convert": "sql sql.gguf --to gguf --base base --dtype f16",
+    "describe": "sql --license Apache-2.0",
+    "materialize": "recipe.json -o materialized",
+    "rebuild": "team/both",
+    "validate": "sql other --base base",
+    "scan": "sql",
+    "fix": "broken",
+    "diff": "sql other",
+    "verify-merge": "--base base --adapter team/sql --merged merged",
+    "formats": "",
+    "explain": "rank-config",
+    "push": "other team/new:prod",
+    "pull": "team/sql -o pulled",
+    "copy": "team/sql layout://copied:team/sql:v1",
+    "bundle": "team/sql -o bundle.tar",
+    "key generate": "signing",
+    "sign": "--help",
+    "attest": "--help",
+    "audit verify": "",
+    "audit checkpoint": "--help",
+    "bom": "team/sql -o sql.cdx.json",
+    "attach": "layout://layout:team/sql:v1 note.txt --type application/x-note",
+    "attached": "layout://layout:team/sql:v1",
+    "lock": "team/sql:prod",
+    "remote add": "there layout://layout",
+    "remote default": "here",
+    "remote list": "",
+    "remote rm": "here",
+    "remote test": "here",
+    "login": "--help",
+    "hub start": "--help",
+    "hub user add": "ada",
+    "hub user list": "",
+    "hub user rm": "--help",
+    "hub user link": "--help",
+    "hub admission add": "--help",
+    "hub admission list": "",
+    "hub admission rm": "--help",
+    "hub approve": "--help",
+    "hub audit": "--verify",
+    "hub backup": "hub.tar",
+    "hub restore": "--help",
+    "hub doctor": "",
+    "hub publisher add": "team --issuer https://ci.example --claim sub=x",
+    "hub publisher list": "",
+    "hub publisher rm": "--help",
+    "hub webhook add": "team https://ci.example/hook",
+    "hub webhook list": "",
+    "hub webhook rm": "--help",
+    "hub member set": "--help",
+    "hub member rm": "--help",
+    "hub namespace set": "team --readers members",
+    "hub namespace list": "",
+    "hub token create": "ci --role write",
+    "hub token list": "",
+    "hub token revoke": "--help",
+    "hub migrate": "--help",
+    "hub recover": "--help",
+    "hub gc": "--help",
+    "logout": "127.0.0.1:5000",
+    "list": "",
+    "show": "team/sql",
+    "search": "sql",
+    "find": "sql",
+    "lineage": "team/both",
+    "log": "team/sql",
+    "info": "",
+    "init": "project",
+    "base add": "tiny base",
+    "base list": "",
+    "base show": "small",
+    "base rm": "small",
+    "tag": "team/sql blessed",
+    "rm": "team/both -y",
+    "restore": "team/gone",
+    "deprecate": "team/sql overfits",
+    "keep": "team/sql --last 1",
+    "gc": "--grace 0",
+    "verify": "team/sql",
+    "fsck": "",
+    "pack": "",
+    "unpack": "",
+    "du": "",
+    "completion": "bash",
+}
+TRANSFERS = {"push", "pull", "copy"}
+COLUMNS = 60
+
+
+def words(name: str) -> list[str]:
+    return [*name.split(), *INVOCATIONS[name].split()]
+
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class World:
+    """A folder with a registry and what is in it, and the commands that run there."""
+
+    def __init__(self, folder: Path, server: Forked) -> None:
+        self.folder, self._server = folder, server
+
+    def environment(self, **more: str) -> dict[str, str]:
+        own = {"COLUMNS": str(COLUMNS), "LINES": "40", "DOCKER_CONFIG": str(self.folder / "docker"), "HF_HUB_OFFLINE": "1"}
+        kept = {key: value for key, value in _environment(self.folder, None).items() if key not in ("NO_COLOR", "TERM")}
+        return {**kept, **own, **more}
+
+    def piped(self, args: list[str], first: str = "") -> subprocess.CompletedProcess[str]:
+        return self._server.run(args, self.folder, self.environment(), first)
+
+    def into(self, args: list[str], out: int, err: int | None = None) -> tuple[int, str]:
+        """The exit code with stdout on that descriptor, and what went to stderr, unless that has one too."""
+        with open(self.folder / "stderr", "w+") as file:
+            streams = out, file.fileno() if err is None else err
+            code = self._server.exit_code(args, self.folder, self.environment(), streams=streams)
+            file.seek(0)
+            return code, file.read()
+
+    def unread(self, args: list[str], *, both: bool = False) -> tuple[int, str]:
+        """`into` a pipe that nobody reads, and stderr as well if `both`."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            return self.into(args, writer, writer if both else None)
+        finally:
+            os.close(writer)
+
+    def terminal(self, args: list[str], **more: str) -> tuple[int, str, str]:
+        """The exit code on a terminal, its stdout and its stderr, which is a terminal of its own."""
+        ends = [pty.openpty() for _ in range(2)]
+        seen = [bytearray(), bytearray()]
+        readers = [threading.Thread(target=_read, args=(end[0], text)) for end, text in zip(ends, seen, strict=True)]
+        for reader in readers:
+            reader.start()
+        code = self._server.exit_code(args, self.folder, self.environment(**more), streams=(ends[0][1], ends[1][1]))
+        for end in ends:
+            os.close(end[1])
+        for reader in readers:
+            reader.join()
+        for end in ends:
+            os.close(end[0])
+        return code, seen[0].decode().replace("\r\n", "\n"), seen[1].decode()
+
+
+def _read(descriptor: int, text: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while piece := os.read(descriptor, 65536):
+            text += piece
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked]) -> World:
+    world = World(tmp_path_factory.mktemp("world"), servers(*CHECKING))
+    folder = world.folder
+    base(folder / "base")
+    adapter(folder / "sql", pairs(2), base_model_name_or_path="base")
+    adapter(folder / "other", pairs(2), lambda _, array: array * 2)
+    adapter(folder / "broken", pairs(2), r=5)
+    (folder / "note.txt").write_text("a note\n")
+    (folder / "docker").mkdir()
+    (folder / "docker/config.json").write_text('{"auths": {"127.0.0.1:5000": {"auth": "YTpi"}}}')
+    for line in (
+        "push sql team/sql:prod --base base",
+        "push other team/sql",
+        "push sql team/gone",
+        "rm team/gone -y",
+        "merge team/sql:v1 team/sql:v2 --method ties -o team/both:latest",
+        "merge team/sql --into base -o merged",
+        "merge team/sql --into base --recipe-only -o recipe.json",
+        "copy team/sql:v1 layout://layout:team/sql:v1",
+        "attach layout://layout:team/sql:v1 note.txt --type application/x-earlier",
+        "remote add here layout://layout",
+        "base add small base",
+        "hub user add grace",
+        "hub namespace set grace --readers members",
+    ):
+        done = world.piped(line.split())
+        assert done.returncode == 0, (line, done.stderr)
+    return world
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> World:
+    shutil.copytree(made.folder, tmp_path / "w")
+    return World(tmp_path / "w", made._server)
+
+
+def test_every_command_is_here() -> None:
+    assert sorted(LEAVES) == sorted(INVOCATIONS)
+
+
+BROKEN = ["--no-such-option", "--json"]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_json_is_one_document_without_color(world: World, name: str) -> None:
+    done = world.piped([*words(name), "--json"])
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "--help" in words(name) or isinstance(json.loads(done.stdout), dict)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_reader_that_is_gone_is_no_error(world: World, name: str) -> None:
+    assert world.unread(words(name)) == (141, "")
+
+
+def test_color_and_long_lines_break_between_words() -> None:
+    assert output._broken("  a word and another", 12) == ["  a word and", "    another"]
+    assert output._broken("\x1b[31merror\x1b[0m in a word", 16) == ["\x1b[31merror\x1b[0m in a word"]
+    assert output._broken("\x1b[31merror\x1b[0m in a word", 12) == ["\x1b[31merror\x1b[0m in a", "  word"]
+    assert output._broken("sha256:0123456789", 8) == ["sha256:0123456789"]
+    assert output._broken("", 8) == [""]
+
+
+def test_an_error_that_nobody_reads_is_one_line_at_most(world: World) -> None:
+    code, complaint = world.unread(["list", *BROKEN])
+    assert (code, complaint.count("\n")) == (141, 1)
+    assert world.unread(["list", *BROKEN], both=True)[0] == 141
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_an_output_that_is_full_is_one_line(world: World, name: str) -> None:
+    with open("/dev/full", "w") as full:
+        code, complaint = world.into(words(name), full.fileno())
+    said = [line for line in complaint.splitlines() if line.startswith("error: ")]
+    assert (code, len(said)) == (8, 1), complaint
+    assert "no space left on device" in said[0]
+    assert "Traceback" not in complaint
+
+
+def test_an_error_on_an_output_that_is_full_is_still_that_error(world: World) -> None:
+    with open("/dev/full", "w") as full:
+        code, complaint = world.into(["list", *BROKEN], full.fileno())
+    assert code == 2
+    assert complaint.startswith("error: --no-such-option") or "No such option" in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_dumb_terminal_gets_no_escapes(world: World, name: str) -> None:
+    code, out, err = world.terminal(words(name), TERM="dumb")
+    assert code == 0, out + err
+    assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_narrow_terminal_without_color_is_enough(world: World, name: str) -> None:
+    """Except for what has no space to break it at, and commands and scripts, which are to be copied."""
+    code, out, err = world.terminal(words(name), TERM="xterm", NO_COLOR="1")
+    assert code == 0, out + err
+    assert "\x1b" not in out
+    if name != "completion":
+        wide = [line for line in out.splitlines() if len(line) > COLUMNS and not line.startswith("  $ ")]
+        assert not [line for line in wide if " " in line.strip()]
+
+
+_INTERRUPT = """
+import os, signal
+from adapterhub.cli import main
+seen, moment, original = 0, {moment}, main.run
+
+def event(name, _):
+    global seen
+    if main.run is original and name.startswith(("open", "os.", "shutil.", "socket.", "sqlite3.", "tempfile.")):
+        seen += 1
+        if seen == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+def run(arguments):
+    main.run = original
+    try:
+        if moment == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(arguments)
+    finally:
+        main.run = None
+        if moment is None:
+            with open("moments", "w") as file:
+                file.write(str(seen))
+
+main.run = run
+import sys
+sys.addaudithook(event)
+"""
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_ctrl_c_is_one_line(world: World, made: World, tmp_path: Path, name: str) -> None:
+    """A third and two thirds of the way through its work with files, sockets and databases."""
+    done = world.piped(words(name), _INTERRUPT.format(moment=None))
+    assert "\x1b" not in done.stdout + done.stderr
+    moments = int((world.folder / "moments").read_text())
+    for third in (1, 2):
+        again = World(shutil.copytree(made.folder, tmp_path / str(third)), made._server)
+        moment = moments * third // 3
+        done = again.piped(words(name), _INTERRUPT.format(moment=moment))
+        assert done.returncode == 130, (done.returncode, done.stderr)
+        if moment:  # else it comes before anything has begun
+            assert done.stderr.startswith("interrupted")
+            assert ("the same command resumes" in done.stderr) == (name in TRANSFERS)
+            assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_a_full_disk_is_one_line(small_disk: Path, made: World, name: str) -> None:
+    """Or no error, where nothing has to be written."""
+    world = World(shutil.copytree(made.folder, small_disk / "w"), made._server)
+    try:
+        with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
+            while filler.write(bytes(1 << 16)):
+                pass
+        done = world.piped(words(name))
+        if name == "info":  # whose result is a list of problems
+            assert "disk is full" in done.stdout
+        elif done.returncode:
+            assert (done.returncode, done.stderr.count("\n")) == (8, 1), done.stderr
+    finally:
+        shutil.rmtree(small_disk / "w")
+        (small_disk / "filler").unlink()

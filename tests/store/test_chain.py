@@ -1,0 +1,221 @@
+"""Logs are chains: what was changed, removed, moved or cut off is named, and what was not is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.people import audit as rows
+from adapterhub.trust import keys
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
+from tests.support.adapters import write_adapter
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with two names, one of four entries, a hub's audit log of four rows, keys, and a checkpoint of three."""
+    place = tmp_path_factory.mktemp("logged")
+    keys.generate(place / "audit", keys.ED25519)
+    with ah.Registry(place / "r") as registry:
+        for seed in (1, 2):
+            registry.push(write_adapter(place / f"a{seed}", seed), "team/sql")
+        registry.push(place / "a1", "team/other")
+        registry.tag("team/sql:v1", "prod")
+        database = HubDatabase(place / "r")
+        for number in range(3):
+            rows.record(database, rows.Event("push", f"team/{number}"))
+        ah.sign_checkpoint(place / "r", place / "checkpoint.json", place / "audit.key")
+        registry.tag("team/sql:v2", "prod")
+        rows.record(database, rows.Event("push", "team/3"))
+        database.close()
+    return place
+
+
+@pytest.fixture
+def copy(logged: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(logged, tmp_path / "copy"))
+
+
+def entry(place: Path, seq: int, name: str = "team/sql") -> Path:
+    return place / "r/.adapterhub/refs" / name / f"{seq:08}.json"
+
+
+def faults(place: Path, *, checkpoint: bool = True) -> list[tuple[str, str]]:
+    noted = {"checkpoint": place / "checkpoint.json", "keys": [place / "audit.pub"]} if checkpoint else {}
+    return [(Path(fault.where).name, fault.kind) for fault in ah.audit(place / "r", **noted).faults]  # type: ignore[arg-type]
+
+
+def test_logs_that_went_on_after_a_checkpoint_are_whole(copy: Path) -> None:
+    found = ah.audit(copy / "r", checkpoint=copy / "checkpoint.json", keys=[copy / "audit.pub"])
+    assert (found.ok, found.names, found.entries, found.rows) == (True, 2, 5, 4)
+    assert found.checkpoint is not None
+    assert found.checkpoint.ends["refs"]["team/sql"][0] == 3
+    assert found.checkpoint.audit is not None
+    assert found.checkpoint.audit[0] == 3
+
+
+def test_registry_db_is_not_needed_and_nothing_is_written(copy: Path) -> None:
+    for path in (copy / "r").glob("registry.db*"):
+        path.unlink()
+    before = sorted((copy / "r").rglob("*"))
+    assert ah.audit(copy / "r").ok
+    assert sorted(path for path in (copy / "r").rglob("*") if "hub.db-" not in path.name) == before
+
+
+def changed(path: Path) -> None:
+    document = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**document, "time": "2020-01-01T00:00:00Z"}))
+
+
+def rewritten(place: Path) -> None:
+    """The log of a name from its second entry on, written anew with right digests."""
+    from adapterhub.digest import sha256_bytes
+
+    before = ""
+    for seq in range(1, 5):
+        document = json.loads(entry(place, seq).read_bytes())
+        document |= {"previous": before, **({"time": "2020-01-01T00:00:00Z"} if seq > 1 else {})}
+        raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        entry(place, seq).write_bytes(raw)
+        before = sha256_bytes(raw)
+
+
+def swapped(place: Path) -> None:
+    one, two = entry(place, 2), entry(place, 3)
+    spare = one.with_suffix(".x")
+    one.rename(spare)
+    two.rename(one)
+    spare.rename(two)
+
+
+# What is done, the fault with a checkpoint of three entries, and without.
+DONE: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]], list[tuple[str, str]]]] = {
+    "first-changed": (lambda p: changed(entry(p, 1)), [("00000001.json", "changed")], [("00000001.json", "changed")]),
+    "middle-changed": (lambda p: changed(entry(p, 2)), [("00000002.json", "changed")], [("00000002.json", "changed")]),
+    "noted-end-changed": (lambda p: changed(entry(p, 3)), [("00000003.json", "changed")], [("00000003.json", "changed")]),
+    "rewritten": (rewritten, [("00000003.json", "changed")], []),
+    "middle-removed": (lambda p: entry(p, 2).unlink(), [("00000002.json", "removed")], [("00000002.json", "removed")]),
+    "first-removed": (lambda p: entry(p, 1).unlink(), [("00000001.json", "removed")], [("00000001.json", "removed")]),
+    "cut-behind-the-checkpoint": (lambda p: entry(p, 4).unlink(), [], []),
+    "cut-before-the-checkpoint": (
+        lambda p: [entry(p, seq).unlink() for seq in (3, 4)], [("00000003.json", "truncated")], []
+    ),
+    "name-removed": (lambda p: shutil.rmtree(entry(p, 1, "team/other").parent), [("00000001.json", "truncated")], []),
+    "reordered": (swapped, [("00000002.json", "reordered")], [("00000002.json", "reordered")]),
+    "of-another-name": (
+        lambda p: shutil.copy(entry(p, 1, "team/other"), entry(p, 1)),
+        [("00000001.json", "reordered")], [("00000001.json", "reordered")],
+    ),
+    "no-entry": (lambda p: entry(p, 2).write_text("{"), [("00000002.json", "unreadable")], [("00000002.json", "unreadable")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("done", DONE)
+def test_the_first_bad_entry_is_named(copy: Path, done: str) -> None:
+    act, noted, alone = DONE[done]
+    act(copy)
+    assert faults(copy) == noted
+    assert faults(copy, checkpoint=False) == alone
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("UPDATE audit SET name = 'x' WHERE id = 2", ("hub.db: audit row 2", "changed")),
+        ("DELETE FROM audit WHERE id = 2", ("hub.db: audit row 2", "removed")),
+        ("DELETE FROM audit WHERE id >= 3", ("hub.db: audit row 3", "truncated")),
+        ("DELETE FROM audit", ("hub.db: audit row 1", "truncated")),
+    ],
+)
+def test_the_first_bad_row_of_a_hub_is_named(copy: Path, statement: str, fault: tuple[str, str]) -> None:
+    database = HubDatabase(copy / "r")
+    database.execute(statement)
+    database.close()
+    assert faults(copy) == [fault]
+
+
+def test_a_row_of_another_type_than_the_hub_writes_is_one_that_was_changed(copy: Path) -> None:
+    with closing(sqlite3.connect(copy / "r/hub.db")) as database:
+        database.execute("ALTER TABLE audit RENAME TO strict")
+        database.execute("CREATE TABLE audit AS SELECT * FROM strict")
+        database.execute("UPDATE audit SET name = x'00' WHERE id = 2")
+        database.commit()
+    assert faults(copy) == [("hub.db: audit row 2", "changed")]
+
+
+def test_rows_of_a_hub_that_were_written_anew_are_not_those_of_the_checkpoint(copy: Path) -> None:
+    database = HubDatabase(copy / "r")
+    database.execute("DELETE FROM audit WHERE id >= 2")
+    for number in range(3):
+        rows.record(database, rows.Event("pull", f"team/{number}"))
+    database.close()
+    assert faults(copy, checkpoint=False) == []
+    assert faults(copy) == [("hub.db: audit row 3", "changed")]
+
+
+def test_a_hub_whose_database_is_gone_is_a_fault(copy: Path) -> None:
+    for path in (copy / "r").glob("hub.db*"):
+        path.unlink()
+    assert faults(copy) == [("hub.db", "removed")]
+
+
+def test_a_key_that_is_encrypted_signs_with_its_passphrase(copy: Path) -> None:
+    secret, public = keys.generate(copy / "locked", passphrase=b"open sesame")
+    ah.sign_checkpoint(copy / "r", copy / "another.json", secret, passphrase=b"open sesame")
+    assert ah.audit(copy / "r", checkpoint=copy / "another.json", keys=public.where).ok
+
+
+def test_a_log_that_was_changed_is_not_signed(copy: Path) -> None:
+    changed(entry(copy, 2))
+    with pytest.raises(IntegrityError, match="00000002.json: changed"):
+        ah.sign_checkpoint(copy / "r", copy / "another.json", copy / "audit.key")
+    assert not (copy / "another.json").exists()
+
+
+def edited(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    document = json.loads(path.read_bytes())
+    edit(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "message"),
+    [
+        (lambda document: document["ends"]["refs"].pop("team/sql"), IntegrityError, "was changed after it was signed"),
+        (lambda document: document.update(time="2020"), IntegrityError, "was changed after it was signed"),
+        (lambda document: document.update(audit=None), IntegrityError, "was changed after it was signed"),
+        (lambda document: document.update(more=1), IntegrityError, "was changed after it was signed"),
+        (lambda document: document.pop("bundle"), FormatError, "not a JSON object"),
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_refused(
+    copy: Path, edit: Callable[[dict[str, object]], object], kind: type[AdapterhubError], message: str
+) -> None:
+    edited(copy / "checkpoint.json", edit)
+    with pytest.raises(kind, match=message):
+        faults(copy)
+
+
+def test_another_key_and_a_signature_of_something_else_are_refused(copy: Path) -> None:
+    keys.generate(copy / "other")
+    with pytest.raises(IntegrityError, match="which is not accepted"):
+        ah.audit(copy / "r", checkpoint=copy / "checkpoint.json", keys=[copy / "other.pub"])
+    from adapterhub.trust import bundle, statement
+
+    secret = keys.read_private(copy / "audit.key")
+    signed = json.loads(bundle.sign(statement.Statement("x", statement.files_in(copy / "a1")), secret))
+    edited(copy / "checkpoint.json", lambda document: document.update(bundle=signed))
+    with pytest.raises(FormatError, match="not urn:adapterhub:checkpoint:1"):
+        faults(copy)
+    with pytest.raises(NotFoundError):
+        ah.audit(copy / "r", checkpoint=copy / "absent.json", keys=[copy / "audit.pub"])
+    with pytest.raises(NotFoundError):
+        ah.audit(copy / "absent")

@@ -1,0 +1,110 @@
+"""Environments for the programs of others: made once, cached in a folder, shared by all workers and runs.
+
+A peer that needs other versions than ours, or several versions of itself, runs as a process of the Python that `environment`
+returns, or of node with what `node_packages` returns. They are in `.venv-peers`, or in the folder that ADAPTERHUB_PEERS names.
+What cannot be installed is a missing peer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import ROOT, missing, need_program
+
+_OUR_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+_COMPLETE = "complete"  # written last: a folder without it was interrupted, and is made anew
+
+
+def environment(*requirements: str, without: tuple[str, ...] = ()) -> Path:
+    """The Python of a virtual environment with these requirements, made if need be.
+
+    Args:
+        without: Packages to leave out even though a requirement depends on them.
+    """
+
+    def make(folder: Path) -> None:
+        _install(sys.executable, "-m", "venv", "--without-pip", folder)
+        _install(*_pip(folder, "install"), "--no-compile", *requirements)
+        if without:
+            _install(*_pip(folder, "uninstall"), "--yes", *without)
+
+    wanted = (*requirements, *(f"without {name}" for name in without))
+    return _made(f"python{sys.version_info[0]}.{sys.version_info[1]}", wanted, make) / "bin/python"
+
+
+def node_packages(*packages: str) -> Path:
+    """The folder whose `node_modules` has these packages of npm, such as `@huggingface/hub@2.17.5`; made if need be."""
+    npm = need_program("npm")
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        _install(
+            npm, "install", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder, *packages
+        )
+
+    return _made("node", packages, make)
+
+
+def unpacked_wheel(requirement: str, *folders: str) -> Path:
+    """A folder with modules of a wheel, those whose paths begin as one of `folders`; for packages that are only read here."""
+
+    def make(folder: Path) -> None:
+        _install(*_OUR_PIP, "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, requirement)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as file:
+            file.extractall(folder, [name for name in file.namelist() if name.startswith(folders) and name.endswith(".py")])
+        wheel.unlink()
+
+    return _made("wheel", (requirement, *folders), make)
+
+
+def installed(python: Path, project: Path, target: Path) -> Path:
+    """Install a project, built by the hatchling of an environment, into a folder for its PYTHONPATH."""
+    words = [*_OUR_PIP, "--python", python, "install", "--no-deps", "--no-build-isolation", "--target", target, project]
+    _install(*words)
+    return target
+
+
+def _made(kind: str, wanted: tuple[str, ...], make: Callable[[Path], None]) -> Path:
+    """The folder of what is wanted. It is made in place, because the scripts of an environment contain its path."""
+    cache = Path(os.environ.get("ADAPTERHUB_PEERS") or ROOT / ".venv-peers").absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(json.dumps([kind, *wanted]).encode()).hexdigest()[:8]
+    folder = cache / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', wanted[0]).strip('-')}-{key}"
+    with open(cache / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / _COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                make(folder)
+            except subprocess.CalledProcessError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                missing(" ".join(wanted), _reason(error.stderr))
+            (folder / _COMPLETE).write_text("\n".join(wanted))
+    return folder
+
+
+def _pip(folder: Path, verb: str) -> list[object]:
+    """pip's verb on an environment that has no pip: by uv, which takes a tenth of the time, or by our own pip."""
+    if uv := shutil.which("uv"):
+        return [uv, "pip", verb, "--quiet", "--python", folder / "bin/python"]
+    return [*_OUR_PIP, "--python", folder / "bin/python", verb]
+
+
+def _reason(said: str) -> str:
+    """The last error in what an installer said, in one line."""
+    return " ".join(re.split("(?i)error: ", said)[-1].split())[-300:]
+
+
+def _install(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)

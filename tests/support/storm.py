@@ -1,0 +1,153 @@
+"""Prompts by adapters, interleaved, while tags move, versions take turns in the engine, and clients hang up.
+
+Every request has to be answered by exactly one version: the one that its header names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from adapterhub.local_registry import Registry
+from tests.support import serving
+from tests.support.serving import Gateway, Models, Reply
+
+# Prompts after which no adapter has two tokens that are almost as likely as each other (0.004 in logits): llama.cpp rounds in
+# other places than transformers.
+PROMPTS = [f"{word} of the day: " for word in ("word", "fox", "jug", "moon", "vow", "zebra", "lazy", "brown")]
+ADAPTERS = 8
+COUNT = 8
+
+
+@dataclass
+class Storm:
+    """A gateway with eight names, each with two versions and a tag that moves between them.
+
+    Attributes:
+        more: What else is in a request.
+        numbers: Of the adapters, by the versions.
+    """
+
+    gateway: Gateway
+    registry: Path
+    models: Models
+    more: dict[str, Any]
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Push versions, `team/s3:v1` is adapter 3, `team/s3:v2` adapter 4, and know all answers before many threads ask."""
+        for prompt in PROMPTS:
+            for known in (None, *range(ADAPTERS)):
+                self._reference(prompt, known)
+        with Registry(self.registry) as registry:
+            for number in range(ADAPTERS):
+                for at in (number, (number + 1) % ADAPTERS):
+                    pushed = registry.push(self.models.adapter(at), f"team/s{number}")
+                    self.numbers[f"{pushed.name}@{pushed.digest}"] = at
+                registry.tag(f"team/s{number}:v1", "live")
+
+    def ask(self, prompt: str, model: str, stream: bool) -> Reply:
+        """The likeliest tokens after a prompt."""
+        body = {"model": model, "prompt": prompt, "max_tokens": COUNT, "temperature": 0, "stream": stream, **self.more}
+        return self.gateway.post("/v1/completions", body)
+
+    def verdict(self, prompt: str, model: str, stream: bool, reply: Reply) -> str:
+        """`right` for the answer of the version in its header, which is one of what was asked for; else what it is instead."""
+        if reply.status != 200:
+            return f"dropped: {reply.status} {reply.body[:200]!r}"
+        if reply.version.partition("@")[0] != model.partition(":")[0]:
+            return f"another: {reply.version} for {model}"
+        text = _streamed(reply.body) if stream else reply.text
+        if text == self._reference(prompt, self.numbers.get(reply.version)):
+            return "right"
+        return f"{'base' if text == self._reference(prompt, None) else 'mixed'}: {text!r} for {reply.version}"
+
+    def _reference(self, prompt: str, number: int | None) -> str:
+        return self.models.answer(prompt, number, COUNT, ends=not self.more)
+
+    def hang_up(self, model: str) -> None:
+        """Begin a long stream, and go."""
+        parts = urlsplit(self.gateway.url)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+        asked = {"model": model, "prompt": PROMPTS[0], "max_tokens": 1000, "stream": True, **self.more}
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", json.dumps(asked))
+            connection.getresponse().read(10)
+
+    def move(self, turn: int) -> None:
+        """Move a tag to the other version."""
+        number = turn % ADAPTERS
+        with Registry(self.registry) as registry:
+            registry.tag(f"team/s{number}:v{2 - turn // ADAPTERS % 2}", "live")
+
+
+def _streamed(body: bytes) -> str:
+    lines = [line[6:] for line in body.decode().split("\n") if line.startswith("data: {")]
+    return "".join(choice["text"] for line in lines for choice in json.loads(line)["choices"])
+
+
+@contextlib.contextmanager
+def storm(models: Models, base: Path, folder: Path, *options: object, more: dict[str, Any]) -> Iterator[Storm]:
+    registry = folder / "registry"
+    Registry(registry).close()
+    with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options) as gateway:
+        found = Storm(gateway, registry, models, more)
+        found.prepare()
+        yield found
+
+
+def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
+    """Eight prompts by eight tags, and the base, in another order each round, while tags move and clients hang up.
+
+    Args:
+        rounds: As many at least, and then more until the seconds are over.
+
+    Returns:
+        How many answers, versions, moves of tags and lost clients there were, and versions that came to the engine and left it.
+    """
+    pairs = [(prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in PROMPTS]
+    done, turns = threading.Event(), 0
+
+    def disturb() -> None:
+        nonlocal turns
+        while not done.is_set():
+            found.move(turns)
+            found.hang_up(f"team/s{turns % ADAPTERS}:live")
+            turns += 1
+
+    def answer(one: tuple[str, str, bool]) -> tuple[str, str]:
+        reply = found.ask(*one)
+        return found.verdict(*one, reply), reply.version
+
+    verdicts: Counter[str] = Counter()
+    versions: set[str] = set()
+    deadline, turn = time.monotonic() + seconds, 0
+    disturbing = ThreadPoolExecutor(1)
+    moving = disturbing.submit(disturb)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            while turn < rounds or time.monotonic() < deadline:
+                order = [pairs[(at * 31 + turn) % len(pairs)] for at in range(len(pairs))]
+                for verdict, version in pool.map(answer, [(*pair, at % 3 == 0) for at, pair in enumerate(order)]):
+                    verdicts[verdict] += 1
+                    versions.add(version)
+                turn += 1
+    finally:
+        done.set()
+        disturbing.shutdown()
+    moving.result()
+    assert [*verdicts] == ["right"], verdicts
+    assert len(versions) > ADAPTERS + 1  # tags did move
+    log = found.gateway.log.read_text()
+    counts = {"loads": log.count(" is ready after"), "unloads": log.count(" left the engine")}
+    return {"answers": verdicts.total(), "versions": len(versions), "moves": turns, "clients lost": turns, **counts}

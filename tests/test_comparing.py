@@ -1,0 +1,109 @@
+"""What changed between two versions: answered from digests where they are equal, from the weights where they are not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from adapterhub.comparing import diff
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub.sharing.pushing import push
+from adapterhub.workspace import Workspace
+from adapterhub_converters.adapter_files import PEFT_WEIGHTS
+from adapterhub_converters.errors import IntegrityError
+from tests.cli.test_commands import document
+from tests.conftest import Run
+from tests.support.folders import adapter, pairs
+
+CARD = "---\nlicense: mit\n---\n# SQL\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.chdir(tmp_path)
+    adapter(tmp_path / "a", pairs(3))
+    shutil.copytree("a", "b")
+    Path("b/README.md").write_text(CARD)
+    adapter(tmp_path / "c", pairs(3), lambda _, array: array * 2, lora_alpha=8)
+    return Workspace(registry=tmp_path / "registry")
+
+
+def pushed(workspace: Workspace, *folders: str) -> list[str]:
+    return [str(push(folder, "team/sql", workspace).ref) for folder in folders]
+
+
+def lose_weights(workspace: Workspace, ref: str) -> None:
+    """Remove the weights from the store, so that whoever reads them fails."""
+    with Registry.open(workspace.folder()) as registry:
+        version = registry.resolve(Ref.parse(ref))
+        (weights,) = (layer.digest for layer in registry.files(version) if layer.path == PEFT_WEIGHTS)
+        registry.store.blob_path(weights).unlink()
+
+
+def test_equal_digests_of_versions_answer_without_their_bytes(here: Workspace) -> None:
+    ref = pushed(here, "a")[0]
+    lose_weights(here, ref)
+    for one, two in ((ref, "team/sql:latest"), ("a", ref)):
+        found = diff(one, two, here)
+        assert (found.same_version, found.identical, found.change, found.files, found.facts) == (True, True, 0.0, (), ())
+
+
+def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) -> None:
+    one, two = pushed(here, "a", "b")
+    lose_weights(here, one)
+    found = diff(one, two, here)
+    assert (found.same_version, found.identical, found.modules) == (False, True, ())
+    assert [(file.path, file.status) for file in found.files] == [("README.md", "added")]
+    assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("license", None, "mit")]
+    assert repr(found) == "<Difference team/sql:v1 -> team/sql:v2: 1 files, 1 facts>"
+
+
+def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) -> None:
+    one, two = pushed(here, "a", "c")
+    found = diff(one, two, here)
+    assert found.count("changed") == 3
+    assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("alpha", 4, 8)]
+    assert [file.path for file in found.files] == ["adapter_config.json", PEFT_WEIGHTS]
+    assert not found.same
+    lose_weights(here, two)
+    with pytest.raises(IntegrityError):
+        diff(one, two, here)
+
+
+def test_a_version_at_an_address_is_the_same_as_in_the_registry(here: Workspace) -> None:
+    ref = pushed(here, "a")[0]
+    address = "layout://sql.tar:v1"
+    push(ref, address, here)
+    assert diff(address, ref, here).same_version
+    assert diff(address, "b", here).identical
+
+
+def test_an_adapter_json_of_other_weights_is_ignored_and_reported(here: Workspace) -> None:
+    ref = pushed(here, "a")[0]
+    with Registry.open(here.folder()) as registry:
+        registry.pull(Ref.parse(ref), Path("d"))
+    shutil.copyfile("c/" + PEFT_WEIGHTS, "d/" + PEFT_WEIGHTS)
+    notes: list[str] = []
+    found = diff(ref, "d", Workspace(registry=here.folder(), tell=notes.append))
+    assert found.count("changed") == 3
+    assert "its adapter.json is not about these files" in notes[0]
+
+
+def test_the_command_lists_files_and_facts_where_the_function_is_the_same(run: Run, here: Workspace) -> None:
+    shown = run("diff", "a", "b", "--exit-code").stdout
+    assert [" ".join(line.split()) for line in shown.splitlines()] == [
+        "a -> b: the same function; 1 file and 1 fact differ",
+        "",
+        "FILE CHANGE A B",
+        "README.md added - 27 B",
+        "",
+        "FACT A B",
+        "license - mit",
+    ]
+    found = document(run, "diff", "a", "b")
+    assert (found["same_version"], found["same"], found["facts"]) == (False, True, [{"key": "license", "a": None, "b": "mit"}])
+    assert (found["files"][0]["path"], found["files"][0]["a"], found["files"][0]["b"]["size"]) == ("README.md", None, 27)
+    assert found["digests"]["a"] != found["digests"]["b"]
