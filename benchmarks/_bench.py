@@ -5,7 +5,7 @@ because that is what a user waits for. Peak memory is the kernel's `ru_maxrss` o
 the parent held (`exec_mmap` in fs/exec.c): so a script imports nothing heavy, and runs a function that does in a process
 of its own (`process`, `call`).
 
-Without options a script measures at the sizes of README.md. Every script takes
+Without options a script measures at the sizes of docs/benchmarks.md. Every script takes
 
     --smoke            the smallest sizes, one round: seconds in all, and figures that mean nothing
     --json FILE        write the tables as JSON too
@@ -20,11 +20,14 @@ the outputs of two programs differ where they must not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import math
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -54,12 +57,12 @@ Figures = dict[str, float]
 """Column to value; the last word of a column is its unit."""
 
 # How a ratio to ours is read: the peer needs so many times more, or is so many times slower.
-COSTS, RATES = {"seconds", "ms", "MB", "%"}, {"MB/s", "GB/s", "tokens/s"}
+COSTS, RATES = {"seconds", "ms", "MB", "%"}, {"MB/s", "GB/s", "tokens/s", "requests/s"}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A command under the name that README.md has for it, and the programs and Python packages that it needs.
+    """A command under the name that docs/benchmarks.md has for it, and the programs and Python packages that it needs.
 
     One that measures `itself` is a `process` of a function that returns its figures.
     """
@@ -138,6 +141,7 @@ class Bench:
     def __init__(self, jobs: Mapping[str, Sequence[str]], options: argparse.Namespace, scratch: Path) -> None:
         self.jobs, self.options, self.scratch = jobs, options, scratch
         self.results: list[dict[str, Any]] = []
+        self.needs: set[str] = set()
         self._columns: list[str] = []
 
     def made(self, function: Callable[..., None], *arguments: object, **options: object) -> Path:
@@ -160,6 +164,7 @@ class Bench:
         words = self.options.against
         chosen = [one for one in programs if one.name == "adapterhub" or not words or any(word in one.name for word in words)]
         lacks = {program.name: lacking(program.needs) for program in chosen}
+        self.needs.update(need for program in chosen for need in program.needs if not lacks[program.name])
         rounds: dict[str, list[Figures]] = {program.name: [] for program in chosen}
         count = self.options.rounds
         for _ in range(count + (count > 1)):
@@ -228,6 +233,27 @@ def _ratios(ours: Figures | str, theirs: Figures, name: str) -> Figures:
     }
 
 
+def machine() -> str:
+    """The processor, how many threads of it there are, and how many processes wanted them just now."""
+    try:
+        names = [
+            line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        ]
+    except OSError:
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{os.cpu_count()} × {name}" + (f" with a load of {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "")
+
+
+def versions(needs: Iterable[str]) -> dict[str, str]:
+    """The versions of the Python packages among what programs need; a program tells its own in no common way."""
+    found = {}
+    for need in sorted(needs):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[need] = importlib.metadata.version(need)
+    return found
+
+
 def main(doc: str | None, jobs: Mapping[str, Sequence[str]], *parts: Callable[[Bench], None], **sizes: tuple[Any, Any]) -> None:
     """The command line of a script: run its parts. `sizes` are its options, each with its usual and its smallest value."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,6 +277,12 @@ def main(doc: str | None, jobs: Mapping[str, Sequence[str]], *parts: Callable[[B
             if not options.only or part.__name__ in options.only:
                 part(bench)
     if options.json:
-        report = {"sizes": {name: getattr(options, name) for name in sizes}, "results": bench.results}
+        report = {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "machine": machine(),
+            "versions": versions(bench.needs),
+            "sizes": {name: getattr(options, name) for name in sizes},
+            "results": bench.results,
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit("\n".join(f"error: {problem}" for problem in bench.problems()) or 0)

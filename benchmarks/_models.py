@@ -130,6 +130,12 @@ def adapter_of(folder: str, mib: int) -> None:
     _peft(folder, shapes, 64, ["q_proj"])
 
 
+def many_tensors(folder: str, count: int) -> None:
+    """A PEFT folder of whole tensors that its config does not name, each of which is worth a warning."""
+    names = [f"base_model.model.model.layers.{n % 60}.mlp.experts.{n // 60}.up_proj.weight" for n in range(count)]
+    _peft(folder, dict.fromkeys(names, (2, 4)), 2, ["q_proj"], values=False)
+
+
 def _peft(folder: str, shapes: Shapes, rank: int, targets: list[str], **numbers: Any) -> None:
     write(Path(folder) / "adapter_model.safetensors", shapes, **numbers)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}

@@ -62,7 +62,8 @@ def cards(count: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def filled(root: str, count: int) -> None:
     """A registry of `count` versions, PER_NAME to a name, put where the store looks for them."""
-    store, folder = Store.create(Path(root) / ".adapterhub"), write_adapter(Path(root) / "tiny")
+    store, folder = Store(Path(root) / ".adapterhub"), write_adapter(Path(root) / "tiny")
+    store.create()
     template = describe.describe(folder)
     shared = {path: (folder / path).read_bytes() for path in ("adapter_config.json", "adapter_model.safetensors")}
     blobs = store.root / "blobs" / "sha256"

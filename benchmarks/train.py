@@ -1,11 +1,12 @@
 """A QLoRA step of ours against transformers, peft and bitsandbytes, trl, and full fine-tuning: time and peak memory.
 
     python benchmarks/train.py [--base 28M|0.66B|1.1B|FOLDER] [--rows 1] [--sequence 256] [--steps 8] [--rounds 3]
-                               [--threads 1] [--checkpointing] [--against trl]
+                               [--threads 1] [--busy] [--checkpointing] [--against trl]
 
 28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes. A program reports
 the medians of its steps in wall and CPU time, the first two not counted. CPU time on one thread is what a busy machine
-disturbs least. All train on the same random rows in the same order at the same rate, from the same base with the same
+disturbs least. With --busy, ours runs also beside a program that keeps one core busy, which with several threads tells what
+their waiting costs. All train on the same random rows in the same order at the same rate, from the same base with the same
 kernels (bitsandbytes) and lora_B zero: their first losses must agree.
 
 peft is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. trl is `SFTTrainer`, given the
@@ -16,18 +17,22 @@ transformers does; of a 1.1B model it takes 19 GB of memory.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from _bench import Bench, Figures, Program, main, medians, process
 from _models import MODELS, base
 
+BUSY = "adapterhub, beside a busy core"
 PEFT, TRL, FULL = "transformers, peft and bitsandbytes", "trl's SFTTrainer", "full fine-tuning in float32"
-JOBS = {"QLoRA step": [PEFT, TRL, FULL]}
-NEEDS = {"adapterhub": [], PEFT: ["peft"], TRL: ["peft", "trl", "datasets"], FULL: []}
+JOBS = {"QLoRA step": [BUSY, PEFT, TRL, FULL]}
+NEEDS = {"adapterhub": [], BUSY: [], PEFT: ["peft"], TRL: ["peft", "trl", "datasets"], FULL: []}
 RATE, R, ALPHA = 1e-3, 16, 32
 WARM = 2  # steps that are not counted
 
@@ -38,10 +43,15 @@ def steps(bench: Bench) -> None:
     told = {**vars(options), "base": folder, "scratch": bench.scratch}
     programs = []
     for name, more in NEEDS.items():
+        if name == BUSY and not options.busy:
+            continue
         needs = ["torch", "transformers", "bitsandbytes", *more]
         # With spinning threads a busy core costs a factor; the command line of ours sets the same.
-        programs.append(Program(name, process(child, name, told), needs, {"GOMP_SPINCOUNT": "10000"}, itself=True))
+        spin = {"GOMP_SPINCOUNT": "0" if name == BUSY else "1000"}
+        programs.append(Program(name, process(child, name, told), needs, spin, itself=True))
     found = bench.turns(*programs)
+    if not options.busy:
+        found[BUSY] = "--busy"
     first = [one["first loss"] for name, one in found.items() if name != FULL and not isinstance(one, str)]
     losses = ", ".join(f"{loss:.4f}" for loss in first)
     claims = {f"first losses agree within 1%: {losses}": max(first) < 1.01 * min(first)} if first else {}
@@ -67,9 +77,12 @@ def child(program: str, told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
     started = time.monotonic()
-    run = {"adapterhub": ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
+    run = {"adapterhub": ours, BUSY: ours, PEFT: peft, TRL: trl, FULL: full}[program](options)
     load = time.monotonic() - started
-    times, losses = run()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) if program == BUSY else nullcontext() as other:
+        times, losses = run()
+        if other:
+            other.kill()
     middle = medians(times[WARM:] or times)
     rate = options.rows * options.sequence / middle["seconds"]
     return {**middle, "tokens/s": rate, "load seconds": load, "first loss": losses[0], "last loss": losses[-1]}
@@ -103,7 +116,7 @@ def ours(options: Namespace) -> Steps:
     import numpy as np
 
     from adapterhub.training import config
-    from adapterhub.training.data import dataset as data
+    from adapterhub.training.data.rows import IGNORED, Rows
     from adapterhub.training.layers import lora
     from adapterhub.training.loop import loop
     from adapterhub.training.loop.state import new_state
@@ -117,8 +130,8 @@ def ours(options: Namespace) -> Steps:
     lora.reset(made.model, 0)
     settings = config.OptimConfig(rows=options.rows, learning_rate=RATE, schedule="constant")
     ids = rows_of(options)
-    labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], data.IGNORED)], axis=1)
-    rows = data.Rows(ids, labels, np.tile(np.arange(options.sequence), (len(ids), 1)))
+    labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], IGNORED)], axis=1)
+    rows = Rows(ids, labels, np.tile(np.arange(options.sequence), (len(ids), 1)))
     state = new_state(made.model, settings)
     state.order = np.arange(len(ids))
     return each(options, lambda _: float(loop.advance(made, rows, state, settings, options.steps)["loss"]))
@@ -217,4 +230,4 @@ def trl(options: Namespace) -> Steps:
 
 if __name__ == "__main__":
     sizes: dict[str, tuple[Any, Any]] = {"base": ("28M", "tiny"), "steps": (8, 3), "rounds": (3, 1), "rows": (1, 1)}
-    main(__doc__, JOBS, steps, **sizes, sequence=(256, 16), threads=(1, 1), checkpointing=(False, False))
+    main(__doc__, JOBS, steps, **sizes, sequence=(256, 16), threads=(1, 1), busy=(False, True), checkpointing=(False, False))

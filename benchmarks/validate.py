@@ -1,6 +1,6 @@
 """Check that an adapter fits a base: `adapterhub validate` against loading both with peft; and scan values, against torch.
 
-    python benchmarks/validate.py [--model Llama-3-70B] [--rank 16] [--mib 1024] [--rounds 5]
+    python benchmarks/validate.py [--model Llama-3-70B] [--rank 16] [--mib 1024] [--tensors 300000] [--rounds 5]
 
 The base has the shape of Llama 3 70B: an index and shards of safetensors whose headers are real and whose weights are
 holes in the file. The adapter is on every linear module. Ours is `adapterhub validate --base … --headers-only` as a user
@@ -9,6 +9,8 @@ finds what does not fit by failing. Both must accept this base and refuse one wi
 
 The scan looks for NaN, infinity and zero in an adapter of random bfloat16 in memory, against `torch.isfinite(t).all()` and,
 as a floor, one maximum over 64-bit words; ours also as a whole process, with everything else that `adapterhub validate` does.
+
+An adapter of very many tensors, each with a problem of its own, has no peer: the figures are what a hostile header costs.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from _bench import ENVIRONMENT, OURS, Bench, Figures, Program, call, lacking, main, process
-from _models import adapter, adapter_of, base
+from _models import adapter, adapter_of, base, many_tensors
 
 PEFT, TORCH, FLOOR = "peft on a model without memory", "torch.isfinite(t).all()", "maximum of 64-bit words"
 JOBS = {
     "check that an adapter fits a base": [PEFT],
     "scan bf16 for NaN and infinity": [TORCH, FLOOR],
     "check an adapter, every value read": [],
+    "count a problem of each of many tensors": [],
 }
 
 
@@ -67,7 +70,7 @@ def refuses(program: Program, words: str) -> bool:
 
 
 def values(bench: Bench) -> None:
-    _, scan, whole = JOBS
+    _, scan, whole, _ = JOBS
     lora = bench.made(adapter_of, bench.options.mib)
     found, agree = call(scans, lora, bench.options.rounds)
     bench.add(scan, f"{bench.options.mib} MiB in memory", found, {"each finds a NaN and an infinity": agree})
@@ -115,5 +118,24 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
     return {name: {"seconds": taken, "scan GB/s": size / taken} for name, taken in found.items()} | missing, agree
 
 
+def many(bench: Bench) -> None:
+    count = bench.options.tensors
+    program = Program("adapterhub", [*OURS, "validate", str(bench.made(many_tensors, count))])
+    output = subprocess.run(program.command, env=ENVIRONMENT, capture_output=True, text=True, check=False).stdout
+    claims = {"each is counted": f" in {count:,} places" in output, "in a few lines": len(output.splitlines()) < 30}
+    bench.add(list(JOBS)[3], f"{count:,} tensors that replace the base's", bench.turns(program), claims)
+
+
 if __name__ == "__main__":
-    main(__doc__, JOBS, fits, values, model=("Llama-3-70B", "tiny"), rank=(16, 4), mib=(1024, 2), rounds=(5, 1))
+    main(
+        __doc__,
+        JOBS,
+        fits,
+        values,
+        many,
+        model=("Llama-3-70B", "tiny"),
+        rank=(16, 4),
+        mib=(1024, 2),
+        tensors=(300_000, 20),
+        rounds=(5, 1),
+    )

@@ -1,0 +1,141 @@
+"""Run the scripts of this folder one after the other, and write what they measured to docs/benchmarks.md.
+
+    python benchmarks/_run.py [SCRIPT…] [-- OPTIONS OF THE SCRIPTS]
+
+Each script's tables are in results/SCRIPT.json with the date, the machine and the versions of the peers. A script that has been
+measured at this commit is not measured again unless it is named, so a run that was interrupted goes on where it was; nor do
+results of other options count. Inputs stay in the temporary folder for the next script. Exit code 1 if a script failed; the
+page then has its earlier results.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs/benchmarks.md"
+BEGIN, END = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
+SCRIPTS = sorted(path.stem for path in HERE.glob("[!_]*.py"))
+_BAR = 12  # characters of a bar for a hundred times
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure what is missing or named, then write the page."""
+    names, options = split(words)
+    if unknown := sorted(set(names) - set(SCRIPTS)):
+        print(f"error: {', '.join(unknown)}: no such script; there are {', '.join(SCRIPTS)}", file=sys.stderr)
+        return 2
+    failed = [name for name in names or SCRIPTS if (names or not is_done(name, options)) and not measure(name, options)]
+    PAGE.write_text(written(PAGE.read_text(), RESULTS))
+    print(f"wrote {PAGE.relative_to(HERE.parent)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return bool(failed)
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The scripts that are named, and what follows `--`."""
+    at = [*words, "--"].index("--")
+    return list(words[:at]), list(words[at + 1 :])
+
+
+def commit() -> str:
+    """The commit of this checkout, or empty outside of git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def is_done(name: str, options: Sequence[str]) -> bool:
+    """Whether there are results of this commit with these options."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return False
+    report = json.loads(path.read_text())
+    return bool(commit()) and (report["commit"], report["options"]) == (commit(), list(options))
+
+
+def measure(name: str, options: Sequence[str]) -> bool:
+    """Run a script, and keep its results if it succeeds."""
+    RESULTS.mkdir(exist_ok=True)
+    print(f"-> {name}", flush=True)
+    inputs = Path(tempfile.gettempdir()) / "adapterhub-bench"
+    partial = RESULTS / f".{name}.json"
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(partial), "--dir", str(inputs), *options]
+    if subprocess.run(command, check=False).returncode:
+        partial.unlink(missing_ok=True)
+        return False
+    report = {"commit": commit(), "options": list(options), **json.loads(partial.read_text())}
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.rename(RESULTS / f"{name}.json")
+    return True
+
+
+def written(page: str, results: Path) -> str:
+    """The page with the results between its marks."""
+    before, found, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (found and end):
+        raise ValueError(f"{PAGE}: the marks are missing")
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("[!.]*.json"))}
+    lines = [line for name, report in reports.items() for line in section(name, report)]
+    return before + BEGIN + "".join(f"{line}\n" for line in lines) + END + after
+
+
+def section(name: str, report: dict[str, Any]) -> Iterator[str]:
+    """The lines of one script."""
+    yield from (f"### {name}", "")
+    options = f" {' '.join(report['options'])}" if report["options"] else ""
+    sizes = ", ".join(
+        f"{key.replace('_', '-')} {value}" for key, value in report["sizes"].items() if value not in (None, False)
+    )
+    yield f"`benchmarks/{name}.py{options}` on {report['date']}, {report['machine']}; {sizes}."
+    if report["versions"]:
+        yield f"With {', '.join(f'{peer} {version}' for peer, version in report['versions'].items())}."
+    if "--smoke" in report["options"]:
+        yield "At the smallest sizes, which only show that the script runs: **the figures mean nothing.**"
+    for result in report["results"]:
+        yield from ("", f"**{result['job']}**: {result['detail']}", "")
+        yield from table(result["programs"])
+        for claim, holds in result["claims"].items():
+            yield from ("", f"{claim[0].upper()}{claim[1:]}: {'yes' if holds else '**no**'}.")
+    yield ""
+
+
+def table(programs: dict[str, Any]) -> Iterator[str]:
+    """A row for each program: its figures, and how many times ours its time is, as a number and a bar."""
+    columns = next((list(one["figures"]) for one in programs.values() if "figures" in one), [])
+    first = next(iter(columns), "")
+    yield f"| program | {' | '.join(columns)} | times | |"
+    yield f"| --- |{' ---: |' * (len(columns) + 1)} --- |"
+    for name, one in programs.items():
+        if "missing" in one:
+            yield f"| {cell(name)} | missing: {cell(one['missing'])} |{' |' * (len(columns) + 1)}"
+            continue
+        ratio = one["ratios"].get(first)
+        figures = " | ".join(figure(one["figures"].get(column)) for column in columns)
+        yield f"| {cell(name)} | {figures} | {'' if ratio is None else f'{ratio:.2g}×'} | {bar(ratio or 1.0)} |"
+
+
+def figure(value: float | None) -> str:
+    """A number with what digits mean something."""
+    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def bar(ratio: float) -> str:
+    """A bar on a logarithmic scale: an eighth at once or less, the whole for a hundred times or more."""
+    from math import log10
+
+    return "▇" * max(1, min(_BAR, round(_BAR * log10(max(ratio, 1.0)) / 2)))
+
+
+def cell(text: str) -> str:
+    """Text that does not end its cell."""
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

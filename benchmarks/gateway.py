@@ -1,0 +1,122 @@
+"""Ask llama-server through `adapterhub serve`, and the same process of it directly, in turn: what the gateway adds.
+
+    python benchmarks/gateway.py [--requests 400] [--rounds 3]
+
+The base is a tiny random Llama, so that the engine takes as little as it can, and an answer has four tokens, of an adapter that
+is loaded already. `ms` is the median until the end of an answer on one connection, `first ms` until the first event of one that
+is streamed. With eight connections both wait for the cores of the machine, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from _bench import Bench, Figures, Program, call, main, process
+
+ENGINE = "llama-server asked directly"
+JOBS = {"answer of four tokens": [ENGINE], "answers on eight connections": [ENGINE]}
+REF = "team/a0:prod"
+
+
+def answers(bench: Bench) -> None:
+    one, eight = JOBS
+    count = bench.options.requests
+    call(make, bench.scratch)
+    with gateway(bench.scratch) as (url, engine, key, section):
+        ours, theirs = (url, REF, ""), (engine, section, key)
+        bench.add(
+            one,
+            f"{count} requests",
+            bench.turns(program("adapterhub", median, *ours, count), program(ENGINE, median, *theirs, count)),
+        )
+        bench.add(
+            eight,
+            f"{count} requests",
+            bench.turns(program("adapterhub", rate, *ours, count), program(ENGINE, rate, *theirs, count)),
+        )
+
+
+def program(name: str, function: Any, *arguments: object) -> Program:
+    return Program(name, process(function, *arguments), itself=True)
+
+
+def make(folder: str) -> None:
+    """A base, and a registry with an adapter of it."""
+    from tests.support import serving
+
+    serving.registry(Path(folder) / "registry", serving.make_models(Path(folder), adapters=1), 1).close()
+
+
+@contextlib.contextmanager
+def gateway(folder: Path) -> Iterator[tuple[str, str, str, str]]:
+    """A running gateway; its address, that of its llama-server with the key, and what that calls the version."""
+    from tests.support import llama_server, serving
+
+    options = ("--program", llama_server.program())
+    with serving.gateway(folder / "base.gguf", folder / "registry", folder / "gateway", *options) as found:
+        version = found.complete(REF, "x").version
+        [engine] = found.children()
+        words = Path(f"/proc/{engine}/cmdline").read_text().split("\0")
+        environ = dict(line.partition("=")[::2] for line in Path(f"/proc/{engine}/environ").read_text().split("\0"))
+        port = words[words.index("--port") + 1]
+        yield found.url, f"http://127.0.0.1:{port}", environ["LLAMA_API_KEY"], version.replace(":", "-")
+
+
+# ---- clients, each in a process of its own
+
+
+def median(url: str, model: str, key: str, count: int) -> Figures:
+    """Ask for answers and for streams in turn on one connection."""
+    connection = connected(url)
+    whole, first = [], []
+    for _ in range(count):
+        start = time.perf_counter()
+        ask(connection, model, key, stream=False).read()
+        whole.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        answer = ask(connection, model, key, stream=True)
+        answer.read(6)
+        first.append(time.perf_counter() - start)
+        answer.read()
+    return {"ms": statistics.median(whole) * 1e3, "first ms": statistics.median(first) * 1e3}
+
+
+def rate(url: str, model: str, key: str, count: int) -> Figures:
+    """Ask on eight connections, on each as soon as the answer before has come."""
+
+    def several(number: int) -> None:
+        connection = connected(url)
+        for _ in range(number):
+            ask(connection, model, key, stream=False).read()
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(several, [max(1, count // 8)] * 8))
+    return {"requests/s": max(8, count // 8 * 8) / (time.perf_counter() - start)}
+
+
+def connected(url: str) -> http.client.HTTPConnection:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return http.client.HTTPConnection(host, int(port))
+
+
+def ask(connection: http.client.HTTPConnection, model: str, key: str, *, stream: bool) -> http.client.HTTPResponse:
+    body = {"model": model, "prompt": "the quick ", "max_tokens": 4, "temperature": 0, "ignore_eos": True, "stream": stream}
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(answer.read().decode())
+    return answer
+
+
+if __name__ == "__main__":
+    main(__doc__, JOBS, answers, requests=(400, 4), rounds=(3, 1))

@@ -1,0 +1,69 @@
+"""`make bench`: what was measured is kept, a peer that is missing is listed so, and the page has nothing else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.support import pages
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import _run
+
+OURS = {"figures": {"seconds": 0.5, "peak MB": 49.0}, "ratios": {}}
+THEIRS = {"figures": {"seconds": 8.0, "peak MB": 354.0}, "ratios": {"seconds": 16.0, "peak MB": 7.2}}
+REPORT: dict[str, Any] = {
+    "commit": "c0ffee", "options": [], "date": "2026-11-26", "machine": "2 × EPYC", "versions": {"torch": "2.13.0"},
+    "sizes": {"rank": 16, "full": False},
+    "results": [
+        {
+            "job": "convert", "detail": "r = 16", "claims": {"the tensors are equal": True},
+            "programs": {"adapterhub": OURS, "theirs | slow": THEIRS, "oras": {"missing": "oras"}},
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(_run, "RESULTS", tmp_path)
+    monkeypatch.setattr(_run, "commit", lambda: "c0ffee")
+    return tmp_path
+
+
+def test_the_page_has_figures_ratios_and_what_is_missing(results: Path) -> None:
+    (results / "convert.json").write_text(json.dumps(REPORT))
+    page = _run.written(f"# Before\n{_run.BEGIN}old\n{_run.END}after\n", results)
+    assert page.startswith(f"# Before\n{_run.BEGIN}### convert\n")
+    assert page.endswith(f"{_run.END}after\n")
+    assert "on 2026-11-26, 2 × EPYC; rank 16.\nWith torch 2.13.0." in page
+    assert "| theirs \\| slow | 8 | 354 | 16× | ▇▇▇▇▇▇▇ |" in page
+    assert "| oras | missing: oras | | | |" in page
+    assert "The tensors are equal: yes." in page
+    assert "old" not in page
+    assert _run.written(page, results) == page
+
+
+def test_only_what_this_commit_has_not_measured_with_these_options_is_measured(results: Path) -> None:
+    (results / "convert.json").write_text(json.dumps(REPORT))
+    assert _run.is_done("convert", [])
+    assert not _run.is_done("convert", ["--smoke"])
+    assert not _run.is_done("merge", [])
+    (results / "convert.json").write_text(json.dumps({**REPORT, "commit": "another"}))
+    assert not _run.is_done("convert", [])
+
+
+def test_a_script_that_is_named_is_measured_again_and_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run.split(["convert", "--", "--smoke"]) == (["convert"], ["--smoke"])
+    assert _run.main(["convrt"]) == 2
+    assert "convrt: no such script; there are convert, " in capsys.readouterr().err
+
+
+def test_the_page_of_this_repository_is_that_of_its_results() -> None:
+    page = pages.page("benchmarks.md")
+    assert _run.written(page, ROOT / "benchmarks/results") == page
