@@ -5,18 +5,22 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test fuzz lint ruff mypy imports spelling clean
+.PHONY: help demo test test-peers fuzz lint ruff mypy imports spelling docs man bench clean
 help:
-	@echo "make demo   environment, then the whole life of an adapter on a real model (about five minutes)"
-	@echo "make test   environment, then the tests"
-	@echo "make lint   ruff, mypy, import-linter, American spelling"
-	@echo "make fuzz   mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
-	@echo "make clean  remove the environment and what the demo made"
+	@echo "make demo        environment, then the whole life of an adapter on a real model (about five minutes)"
+	@echo "make test        environment, then the tests"
+	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
+	@echo "make lint        ruff, mypy, import-linter, American spelling, links of the docs"
+	@echo "make fuzz        mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
+	@echo "make docs        the documentation as a site, in site/; links are checked, and nothing is loaded from other hosts"
+	@echo "make man         a man page for each command, in build/man"
+	@echo "make bench       every benchmark against its peers, into docs/benchmarks.md: hours; ONLY=convert for one script"
+	@echo "make clean       remove the environments and what the demo made"
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.
 define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "error: Python 3.11 or newer is needed; say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	    { echo "error: Python 3.11 or newer is needed; run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "-> environment: $(VENV), with $(2)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(1)]'
@@ -35,10 +39,17 @@ $(DONE)-dev: pyproject.toml
 demo: $(DONE)-demo
 	@$(BIN)/python examples/demo.py
 
-# A thread for each of two workers: with more, those of OpenMP wait for each other in a spin, which takes three times as long.
+# A thread for each worker: with more, those of OpenMP wait for each other in a spin, which takes three times as long. Three
+# workers for two cores: many tests wait for a process, a server or a kill.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations 25 --durations-min 4
 test: $(DONE)-dev
 	@echo "-> tests"
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(PYTEST)
+
+# Their environments are in ADAPTERHUB_PEERS, or in .venv-peers: made by the first run, 3.4 GB.
+test-peers: $(DONE)-dev
+	@echo "-> tests with peers in environments of their own"
+	@$(PYTEST) tests/peers
 
 # Another SEED makes other mutations; the same makes the same.
 SEED ?= 0
@@ -46,8 +57,8 @@ fuzz: $(DONE)-dev
 	@echo "-> fuzz, seed $(SEED)"
 	@$(BIN)/python tests/fuzz/fuzz_parsers.py --plain 100000 --seed $(SEED)
 
-# Of their own, so that `make --jobs 2 lint` has the slow one beside the others.
-lint: ruff mypy imports spelling
+# Of their own, so that `make --jobs 2 lint` runs the slow one along with the others.
+lint: ruff mypy imports spelling docs
 ruff: $(DONE)-dev
 	@echo "-> ruff"
 	@$(BIN)/ruff check .
@@ -66,5 +77,19 @@ spelling: $(DONE)-dev
 	    --builtin en-GB_to_en-US --dictionary - --dictionary .codespell-en-us.txt --regex '[A-Z]?[a-z]+|[A-Z]+' \
 	    --ignore-multiline-regex 'codespell:ignore-begin[\s\S]*?codespell:ignore-end'
 
+# Strict: a link or an anchor that leads nowhere fails. No network is used.
+docs: $(DONE)-dev
+	@echo "-> docs"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir site
+
+# A second `make bench` goes on with what this commit has no results of. ARGS=--smoke shows in a minute that a script runs.
+ONLY ?=
+ARGS ?=
+bench: $(DONE)-dev
+	@$(BIN)/python benchmarks/_run.py $(ONLY) -- $(ARGS)
+
+man: $(DONE)-demo
+	@$(BIN)/python docs/reference.py build/man/man1
+
 clean:
-	rm -rf $(VENV) demo registry.db registry.db-wal registry.db-shm .adapterhub
+	rm -rf $(VENV) .venv-peers demo site build registry.db registry.db-wal registry.db-shm .adapterhub

@@ -1,0 +1,174 @@
+"""What a gc removes from the bucket of a hub, and all that it must not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.hub.storage.blobs import blob_key
+from adapterhub.hub.storage.collection import collect
+from adapterhub.hub.storage.shared import SharedStorage
+from adapterhub.ref import Ref
+from adapterhub.registry.registry import Registry
+from adapterhub_converters.errors import RefusedError, UsageError
+from tests.conftest import Run
+from tests.hub.conftest import serving
+from tests.hub.sending import WEIGHTS, Sending, lines_of
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.peer
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a grace period of zero, as if all that is unneeded had been so for a day."""
+    monkeypatch.setattr("adapterhub.hub.storage.collection.LEAST", 0)
+
+
+@pytest.fixture
+def storage(opened: Callable[..., SharedStorage]) -> SharedStorage:
+    """That of a process which also collects."""
+    return opened()
+
+
+@pytest.fixture
+def registry(storage: SharedStorage) -> Iterator[Registry]:
+    with storage.registry() as found:
+        yield found
+
+
+def there(storage: SharedStorage) -> set[str]:
+    return {f"sha256:{key.rpartition('/')[2]}" for key, *_ in storage.bucket.objects("blobs/sha256")}
+
+
+def forget(storage: SharedStorage) -> None:
+    """Have an hour pass for a process, in which it may have relied on what it noted."""
+    storage._blobs.noted.clear()
+    storage._blobs.relied.clear()
+
+
+def test_what_no_version_needs_any_more_goes_and_comes_back_when_it_is_pushed_again(
+    storage: SharedStorage, registry: Registry, adapter: Callable[..., Path]
+) -> None:
+    registry.push(adapter(1), Ref("team/sql"))
+    kept = there(storage)
+    registry.push(adapter(2), Ref("team/other"))
+    both = there(storage)
+    registry.rm(Ref("team/other"))
+    planned = collect(storage, grace=0, dry_run=True)
+    assert there(storage) == both
+    swept = collect(storage, grace=0)
+    assert there(storage) == kept
+    assert planned.blobs == swept.blobs == len(both - kept)
+    assert planned.size == swept.size > 0
+    assert collect(storage, grace=0).blobs == 0
+    forget(storage)
+    registry.push(adapter(2), Ref("team/again"))
+    assert there(storage) == both
+
+
+def test_what_was_stored_noted_or_let_go_within_the_grace_period_stays(
+    storage: SharedStorage, registry: Registry, adapter: Callable[..., Path]
+) -> None:
+    registry.push(adapter(1), Ref("team/sql"))
+    registry.rm(Ref("team/sql"))
+    assert collect(storage, grace=24).waiting == len(there(storage)) > 0
+    noted = min(there(storage))
+    storage.database.execute("UPDATE held SET time = 'infinity' WHERE digest = ?", noted)
+    collect(storage, grace=0)
+    assert there(storage) == {noted}
+
+
+def test_parts_of_uploads_go_once_no_client_can_go_on_with_them(
+    storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.keep("a.xorb", bytes(10))
+    assert collect(storage, grace=0).leftovers == 0
+    monkeypatch.setattr("adapterhub.hub.storage.collection._PARTS", -60)
+    assert collect(storage, grace=0, dry_run=True).leftover_size == 10
+    assert [key.rpartition("/")[2] for key, *_ in storage.bucket.objects("tmp")] == ["a.xorb"]
+    assert collect(storage, grace=0).leftovers == 1
+    assert list(storage.bucket.objects("tmp")) == []
+
+
+def test_versions_that_need_not_be_kept_go_with_their_blobs(
+    storage: SharedStorage, registry: Registry, adapter: Callable[..., Path]
+) -> None:
+    for seed in range(3):
+        registry.push(adapter(seed), Ref("team/sql"))
+    swept = collect(storage, grace=0, last=1)
+    assert [str(ref) for ref in swept.dropped] == ["team/sql:v1", "team/sql:v2"]
+    version = registry.resolve(Ref("team/sql"))
+    manifest = registry.oci_manifest(version)
+    assert there(storage) == {version.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
+
+
+def test_uploads_and_commits_of_a_hub_that_serves_stay(
+    storage: SharedStorage, places: dict[str, Any], adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    with serving(tmp_path / "hub", **places) as hub:
+        client, note = Sending(hub.url, hub.token), b"# Not an adapter yet\n"
+        client.ask("POST", "/api/repos/create", {"name": "team/notes"})
+        assert client.commit("team/notes", lines_of({"README.md": note})).status == 200
+        weights = (adapter(1) / WEIGHTS).read_bytes()
+        client.ask("POST", "/api/repos/create", {"name": "team/sql"})
+        assert client.send("team/sql", weights).status == 200  # type: ignore[union-attr]
+        collect(storage, grace=0)
+        assert f"sha256:{hashlib.sha256(weights).hexdigest()}" in there(storage)
+        assert client.push("team/sql", adapter(1)).status == 200
+        assert client.ask("GET", "/team/notes/resolve/main/README.md").data == note
+        client.ask("DELETE", "/api/repos/delete", {"name": "team/sql"})
+        storage.database.execute("DELETE FROM uploaded")  # a day later
+        assert collect(storage, grace=0).blobs > 0
+        assert client.ask("GET", "/team/notes/resolve/main/README.md").data == note
+        assert client.ask("GET", f"/team/sql/resolve/main/{WEIGHTS}").status == 404
+
+
+def test_who_stores_a_blob_that_is_being_removed_waits_and_stores_it(storage: SharedStorage, postgres: Postgres) -> None:
+    data = b"stored twice"
+    digest, _ = storage.store().put_bytes(data)
+    forget(storage)
+    with ThreadPoolExecutor(1) as pool:
+        with storage.database.let_go([digest], 0) as gone:
+            assert gone == [digest]
+            storing = pool.submit(storage.store().put_bytes, data)
+            while postgres.sql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == "0":
+                assert not storing.done()
+            storage.bucket.remove(blob_key(digest))
+        storing.result()
+    assert there(storage) == {digest}
+    with storage.database.let_go([digest], 1) as gone:
+        assert gone == []
+
+
+def test_a_new_database_in_place_of_a_lost_one_removes_nothing(
+    opened: Callable[..., SharedStorage], registry: Registry, postgres: Postgres, adapter: Callable[..., Path]
+) -> None:
+    registry.push(adapter(1), Ref("team/sql"))
+    new = opened("new", database=postgres.database())
+    before = there(new)
+    with pytest.raises(RefusedError, match="which the database lacks"):
+        collect(new, grace=0)
+    assert there(new) == before
+
+
+def test_the_command_says_what_it_removed(
+    storage: SharedStorage, registry: Registry, places: dict[str, Any], adapter: Callable[..., Path], run: Run
+) -> None:
+    registry.push(adapter(1), Ref("team/sql"))
+    registry.rm(Ref("team/sql"))
+    env = {**places["environ"], "ADAPTERHUB_DATABASE": places["database"], "ADAPTERHUB_BLOBS": places["blobs"]}
+    told = json.loads(run("--registry", "copies", "hub", "gc", "--json", env=env).stdout)
+    assert (told["blobs"], told["waiting"]) == (0, len(there(storage)))
+
+
+def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapterhub.hub.storage.collection.LEAST", 2)
+    with pytest.raises(UsageError, match="at least 2"):
+        collect(storage, grace=1)

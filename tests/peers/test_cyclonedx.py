@@ -1,0 +1,43 @@
+"""Bills of materials are valid by CycloneDX's own strict schema of version 1.7."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import adapterhub as ah
+from adapterhub.trust.bill import Ancestor, bill
+from tests.support.adapters import write_adapter
+from tests.support.bills import trained
+from tests.support.environments import environment
+
+pytestmark = pytest.mark.peer
+_CODE = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+for path in sys.argv[1:]:
+    error = JsonStrictValidator(SchemaVersion.V1_7).validate_str(open(path, encoding="utf-8").read())
+    if error:
+        sys.exit(f"{path}: {error}")
+"""
+
+
+def test_bills_are_valid_by_the_official_schema(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "sql")
+    manifest = ah.load(folder).manifest
+    known, unknown = Ancestor(f"sha256:{'2' * 64}", "team/a:v1", manifest), Ancestor(f"sha256:{'3' * 64}", "team/b:v1")
+    bills = [
+        ah.bom(folder, base_license="llama3.1"),
+        ah.bom(write_adapter(tmp_path / "bare")),
+        bill("team/sql", f"sha256:{'4' * 64}", manifest, ancestors=[known, unknown], base_license="mit or apache-2.0"),
+    ]
+    paths = []
+    for number, found in enumerate(bills):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(found.dump())
+    python = environment("cyclonedx-python-lib[json-validation]==11.12.0")
+    done = subprocess.run([str(python), "-c", _CODE, *map(str, paths)], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,68 @@
+"""buildah builds with the images that we push, and cosign signs what we push."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, need_program
+from tests.support.adapters import Make
+
+pytestmark = pytest.mark.peer
+
+
+def call(*command: object, cwd: Path) -> str:
+    words = [str(word) for word in command]
+    # The password of the key of a test, which cosign would ask for.
+    env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(cwd), "COSIGN_PASSWORD": ""}
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_image_comes_back_from_buildah_as_the_adapter_it_is(make: Make, run: Run, host: str, tmp_path: Path) -> None:
+    buildah, image = _buildah(tmp_path), f"{host}/images/buildah:v1"
+    run("push", make(), f"oci://{image}", "--to", "image")
+    pulled = json.loads(run("pull", f"oci://{image}", "-o", "ours", "--json").stdout)
+    call(*buildah, "pull", "--tls-verify=false", f"docker://{image}", cwd=tmp_path)
+    call(*buildah, "push", image, "oci-archive:back.tar:v1", cwd=tmp_path)
+    assert json.loads(run("pull", "oci-archive:back.tar:v1", "-o", "back", "--json").stdout)["digest"] == pulled["digest"]
+
+
+def test_a_containerfile_copies_the_adapter_out_of_its_image(make: Make, run: Run, host: str, tmp_path: Path) -> None:
+    buildah, image, source = _buildah(tmp_path), f"{host}/images/stage:v1", make()
+    run("push", source, f"oci://{image}", "--to", "image")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/Containerfile").write_text(f"FROM scratch\nCOPY --from={image} /models /adapter\n")
+    call(*buildah, "build", "--isolation=chroot", "--tls-verify=false", "--tag=built", "context", cwd=tmp_path)
+    call(*buildah, "push", "--disable-compression", "built", "dir:built", cwd=tmp_path)
+    manifest = json.loads((tmp_path / "built/manifest.json").read_text())
+    (layer,) = (tmp_path / "built" / entry["digest"].partition(":")[2] for entry in manifest["layers"])
+    with tarfile.open(layer) as tar:
+        tar.extractall(tmp_path / "layer", filter="data")
+    built = {path.name: path.read_bytes() for path in (tmp_path / "layer/adapter").iterdir()}
+    assert {path.name: path.read_bytes() for path in source.iterdir()}.items() <= built.items()
+
+
+def test_cosign_signs_and_verifies_a_version_and_its_signature_is_no_version(
+    make: Make, run: Run, host: str, tmp_path: Path
+) -> None:
+    cosign, insecure = need_program("cosign"), ("--allow-insecure-registry", "--allow-http-registry")
+    pushed = json.loads(run("push", make(), f"oci://{host}/signed/sql:v1", "--json").stdout)["digest"]
+    call(cosign, "generate-key-pair", cwd=tmp_path)
+    version = f"{host}/signed/sql@{pushed}"
+    call(cosign, "sign", "--key=cosign.key", "--tlog-upload=false", "--yes", *insecure, version, cwd=tmp_path)
+    said = call(cosign, "verify", "--key=cosign.pub", "--insecure-ignore-tlog=true", *insecure, version, cwd=tmp_path)
+    assert json.loads(said)[0]["critical"]["image"]["docker-manifest-digest"] == pushed
+    listed = json.loads(run("list", f"oci://{host}/signed/sql", "--json").stdout)["versions"]
+    assert [one["digest"] for one in listed] == [pushed]
+    assert json.loads(run("pull", f"oci://{host}/signed/sql:v1", "-o", "out", "--json").stdout)["digest"] == pushed
+
+
+def _buildah(folder: Path) -> list[object]:
+    """buildah with a storage of its own that needs neither a kernel's help nor a daemon."""
+    return [need_program("buildah"), "--storage-driver=vfs", f"--root={folder / 'root'}", f"--runroot={folder / 'run'}"]

@@ -1,0 +1,133 @@
+"""The hub's pages in a real browser: axe finds nothing wrong with any, dark or light, wide or narrow; none runs a script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from adapterhub import api
+from adapterhub.ref import Ref
+from adapterhub.workspace import Workspace
+from tests.hub.conftest import Running, serving
+from tests.support.adapters import write_adapter
+from tests.support.browser import Browser
+
+pytestmark = pytest.mark.peer
+
+PATHS = [
+    *("/", "/?q=nothing-has-this", "/?rank=many", "/?license=MIT", "/-/bases", "/-/bases?name=org/base", "/team", "/-/sign-in"),
+    *("/team/sql", "/team/sql/v1", "/team/sql/versions", "/team/sql/compare", "/team/sql/v2/tensors", "/team/sql/v2/norms"),
+    *("/team/both/v1/lineage", "/team/none", "/-/admin", "/device"),
+]
+CARD = "# A card\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\n```python\nprint(1)\n```\n\n> quoted\n\n![loss](loss.png)\n"
+TOML = "description = 'Writes SQL.'\nlicense = 'MIT'\n[training]\nseed = 7\n[training.metrics]\neval_loss = 0.5\n" + "".join(
+    f"[[training.curve]]\nstep = {step}\nloss = {2 / (step + 1)}\nheldout_loss = {3 / (step + 1)}\n" for step in range(9)
+)
+# Signs in, opens every page on a wide screen and on a narrow one, and says of each what is wrong with it.
+_TOUR = """
+found = {}
+page.goto(URL + "/-/sign-in")
+page.fill("#token", TOKEN)
+page.keyboard.press("Enter")
+page.wait_for_url(URL + "/")
+cookies = page.context.cookies()
+for width in (1280, 390):
+    context = page.context.browser.new_context(color_scheme=SCHEME, viewport={"width": width, "height": 844})
+    context.add_cookies(cookies)
+    one = context.new_page()
+    said, asked = [], []
+    one.on("console", lambda message: said.append(message.text))
+    one.on("pageerror", lambda error: said.append(str(error)))
+    one.on("request", lambda request: asked.append(request.url))
+    for path in PATHS:
+        answer = one.goto(URL + path)
+        wrong = [f"{rule['id']}: {node['html']}" for rule in axe.run(one).response["violations"] for node in rule["nodes"]]
+        wrong += [text for text in said if not (answer.status >= 400 and "Failed to load resource" in text)]
+        wrong += [f"asked for {url}" for url in asked if not url.startswith(URL + "/")]
+        if one.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            wrong.append("wider than the screen")
+        if wrong:
+            found[f"{path} {width}"] = wrong
+        said.clear()
+        asked.clear()
+    context.close()
+result = found
+"""
+# Goes through a page by the Tab key; what has the focus without showing it.
+_TABS = """
+page.goto(URL + "/team/sql")
+names, hidden = [], []
+for _ in range(60):
+    page.keyboard.press("Tab")
+    focus = page.evaluate('''() => {
+        const one = document.activeElement, style = getComputedStyle(one), box = one.getBoundingClientRect();
+        return [one.tagName + " " + one.textContent.trim().slice(0, 20), style.outlineStyle, box.width > 0 && box.height > 0];
+    }''')
+    names.append(focus[0])
+    if focus[0].startswith("BODY"):
+        break
+    if focus[1] == "none" or not focus[2]:
+        hidden.append(focus)
+page.goto(URL + "/team/sql")
+page.keyboard.press("Tab")
+page.keyboard.press("Enter")
+result = {"names": names, "hidden": hidden, "skipped": page.evaluate("document.activeElement.id")}
+"""
+_RUNS = """
+page.goto(URL + "/team/evil")
+page.wait_for_load_state("networkidle")
+result = {"title": page.title(), "ran": page.evaluate("window.ran === undefined"), "pictures": page.evaluate(
+    "[...document.images].map(one => one.naturalWidth > 0 || one.loading === 'lazy')")}
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A hub with some of everything."""
+    root = tmp_path_factory.mktemp("pages")
+    with serving(root / "hub") as running:
+        with running.registry() as registry:
+            for seed in (1, 2):
+                folder = write_adapter(root / f"sql{seed}", seed)
+                (folder / "README.md").write_text(CARD)
+                (folder / "adapter.toml").write_text(TOML)
+                registry.push(folder, Ref("team/sql", tag=f"{seed}.0.0"))
+            registry.deprecate(Ref("team/sql", number=1), "too old")
+            registry.push(write_adapter(root / "tone", 3), Ref("team/tone"))
+            evil = write_adapter(root / "evil", 4)
+            (evil / "README.md").write_text(
+                "<script>window.ran = 1</script>\n\n![x](x onerror=window.ran=1) [y](javascript:window.ran=1)"
+            )
+            registry.push(evil, Ref("team/evil"))
+        api.merge(["team/sql", "team/tone"], "team/both", weights=[0.7, 0.5], workspace=Workspace(registry=running.folder))
+        yield running
+
+
+def visit(chromium: Browser, hub: Running, body: str, scheme: str = "light") -> Any:
+    token = hub.make_token("root", "admin")
+    names = f"URL, TOKEN, PATHS, SCHEME = {hub.url!r}, {token!r}, {json.dumps(PATHS)}, {scheme!r}\n"
+    return chromium.visit(hub.url, names + body)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_accessible_quiet_and_fits(chromium: Browser, hub: Running, scheme: str) -> None:
+    found = visit(chromium, hub, _TOUR, scheme)
+    assert found == {}, json.dumps(found, indent=1)
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(chromium: Browser, hub: Running) -> None:
+    found = visit(chromium, hub, _TABS)
+    assert found["hidden"] == []
+    assert found["names"][0] == "A Skip to the content"
+    assert any(name.startswith("SUMMARY vLLM") for name in found["names"])
+    assert found["skipped"] == "content"
+
+
+def test_the_card_of_a_stranger_runs_nothing(chromium: Browser, hub: Running) -> None:
+    found = visit(chromium, hub, _RUNS)
+    assert found["title"].startswith("team/evil:v1")
+    assert found["ran"] is True
+    assert all(found["pictures"])
