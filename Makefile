@@ -42,14 +42,15 @@ demo: $(DONE)-demo
 # A thread for each worker: with more, those of OpenMP wait for each other in a spin, which takes three times as long. Three
 # workers for two cores: many tests wait for a process, a server or a kill.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations 25 --durations-min 4
+ARGS ?=
 test: $(DONE)-dev
 	@echo "-> tests"
-	@$(PYTEST)
+	@$(PYTEST) $(ARGS)
 
 # Their environments are in ADAPTERHUB_PEERS, or in .venv-peers: made by the first run, 3.4 GB.
 test-peers: $(DONE)-dev
 	@echo "-> tests with peers in environments of their own"
-	@$(PYTEST) tests/peers
+	@$(PYTEST) tests/peers $(ARGS)
 
 # Another SEED makes other mutations; the same makes the same.
 SEED ?= 0
@@ -84,7 +85,6 @@ docs: $(DONE)-dev
 
 # A second `make bench` goes on with what this commit has no results of. ARGS=--smoke shows in a minute that a script runs.
 ONLY ?=
-ARGS ?=
 bench: $(DONE)-dev
 	@$(BIN)/python benchmarks/_run.py $(ONLY) -- $(ARGS)
 
