@@ -14,8 +14,9 @@ from adapterhub_converters.errors import AdapterhubError
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
-# Code -> severity and meaning. Codes are stable: scripts and CI match on them. docs/validate.md has this table.
-CODES: dict[str, tuple[str, str]] = {
+_Codes = dict[str, tuple[str, str]]  # code -> severity and meaning
+
+_FILES: _Codes = {
     # Are the files well-formed?
     "no-adapter": (ERROR, "there is no adapter at a path, a ref or an address"),
     "malformed": (ERROR, "a file is truncated, malformed or hostile; nothing of it was used"),
@@ -58,7 +59,10 @@ CODES: dict[str, tuple[str, str]] = {
     "scale-large": (NOTE, "alpha / r is above 64, which is rarely meant"),
     "local-base-name": (NOTE, "base_model_name_or_path is a path on the disk of the machine that trained it"),
     "image-model": (NOTE, "the family of image models that the adapter is for, and the program that saved it"),
-    # Does it fit the base?
+}  # fmt: skip
+
+# Does it fit the base?
+_BASE: _Codes = {
     "base-without-weights": (NOTE, "the base has no weight files here: shapes are derived from its config, or not compared"),
     "base-incomplete": (NOTE, "a part of the base could not be read and was not compared"),
     "shape-unknown": (NOTE, "the base stores a module in a quantization whose logical shape is unknown"),
@@ -76,17 +80,26 @@ CODES: dict[str, tuple[str, str]] = {
     "row-outside": (ERROR, "a replaced token row is outside the base's vocabulary"),
     "tied-weights": (WARNING, "only one of two tied tables is changed; runtimes disagree on what that means"),
     "does-not-fit": (ERROR, "the adapter cannot be read for this base"),
-    # Is it the base that was trained on?
+}  # fmt: skip
+
+# Is it the base that was trained on?
+_IDENTITY: _Codes = {
     "unpinned": (NOTE, "adapter.json does not pin the base that the adapter was trained on"),
     "base-differs": (ERROR, "names and shapes of the base differ from those pinned in adapter.json"),
     "numerics-differ": (ERROR, "a number that changes the function (rope, norm, heads) differs from adapter.json"),
     "base-name-differs": (WARNING, "the base has a different name than the one the adapter was trained on"),
     "tokenizer-differs": (WARNING, "tokenizer.json differs from the one the adapter was trained with"),
     "template-differs": (WARNING, "the chat template differs from the one the adapter was trained with"),
-    # Does it meet the requirements of this check?
+}  # fmt: skip
+
+# Does it meet the requirements of this check?
+_REQUIREMENTS: _Codes = {
     "rank-above-max": (ERROR, "the rank of a module is above the largest rank allowed"),
     "runtime": (ERROR, "a required runtime would not apply the adapter as it was trained"),
-    # Could a file run code, or mislead who reads it? (`scan`, which also reports codes of the first group.)
+}  # fmt: skip
+
+# Could a file run code, or mislead who reads it? (`scan`, which also reports codes of the first group.)
+_SCAN: _Codes = {
     "archive": (ERROR, "an archive, or compressed bytes, whatever the name"),
     "program": (ERROR, "a program, a script or a library"),
     "disguised": (ERROR, "the contents of a file are not what its name promises"),
@@ -105,18 +118,18 @@ CODES: dict[str, tuple[str, str]] = {
     "not-scanned": (WARNING, "a file, or a part of one, that scan did not look into"),
 }  # fmt: skip
 
-_ORDER = list(CODES)
-SCAN = frozenset(_ORDER[_ORDER.index("archive") :])
+CODES = _FILES | _BASE | _IDENTITY | _REQUIREMENTS | _SCAN
+"""Severity and meaning of each code. Codes are stable: scripts and CI match on them. docs/validate.md has this table."""
+SCAN = frozenset(_SCAN)
 """The codes that only a scan reports."""
-FIT = frozenset(_ORDER[_ORDER.index("base-without-weights") : _ORDER.index("rank-above-max")])
+FIT = frozenset(_BASE | _IDENTITY)
 """The codes about an adapter on a base."""
 UNREAD = frozenset({"no-adapter", "malformed", "missing-file", "pickle", "whole-model", "needs-base"})
 """The codes with which nothing was checked, so that they cannot be ignored."""
 _LEVELS = {
+    **dict.fromkeys(_BASE, "base"), **dict.fromkeys(_IDENTITY, "identity"), **dict.fromkeys(_SCAN, "scan"),
     "non-finite": "values", "files-changed": "values", "files-edited": "values", "not-packaged": "package",
     "left-out": "package", "rank-above-max": "max-rank", "runtime": "runtimes",
-    **dict.fromkeys(SCAN, "scan"),
-    **{code: "identity" if _ORDER.index(code) >= _ORDER.index("unpinned") else "base" for code in FIT},
 }  # fmt: skip
 
 
