@@ -16,6 +16,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 _setup_privateuseone_for_python_backend("pretend")
 THERE = torch.device("pretend", 0)
 _COPIES = ("aten._to_copy", "aten.copy_", "aten._copy_from")
+_WAITS = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.equal", "aten.is_nonzero")
+waits: list[str] = []
+"""What has made the host wait for numbers from there, as a GPU would: one after the other."""
 
 
 class There(torch.Tensor):
@@ -49,6 +52,9 @@ def dispatch(func: Any, args: Any, kwargs: Any) -> Any:
     there = [item for item in tensors if isinstance(item, There)]
     name = str(func).rpartition(".")[0]
     device = kwargs.get("device")
+    leaves = name in _COPIES and device is not None and torch.device(device).type != THERE.type
+    if there and (name in _WAITS or leaves or (name == "aten.copy_" and not isinstance(args[0], There))):
+        waits.append(name)
     if there and name not in _COPIES:
         for place, item in enumerate(tensors):
             # A single number of the CPU may be read, not written.

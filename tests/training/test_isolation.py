@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,8 +13,9 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
-from adapterhub.training.layers import attention  # noqa: E402
-from adapterhub.training.model.base import Base, isolates_documents  # noqa: E402
+from adapterhub.training.layers import attention, varlen  # noqa: E402
+from adapterhub.training.model.base import Base, by_documents, isolates_documents  # noqa: E402
+from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.support import tiny  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs" / "train-models.md"
@@ -63,9 +65,60 @@ def families() -> list[tuple[str, bool]]:
     return found
 
 
+def made(family: str, **words: Any) -> Any:
+    """A tiny model of the family, with the attention of trainings where it takes one."""
+    model = tiny.model(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family], vocab_size=259, **CONFIGS.get(family, {}), **words)
+    if model._supports_attention_backend:
+        model.set_attn_implementation(attention.register())
+    return model
+
+
 @pytest.mark.parametrize(("family", "share"), families())
 def test_documents_share_the_rows_of_the_families_that_the_docs_list(family: str, share: bool) -> None:
-    made = tiny.model(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family], vocab_size=259, **CONFIGS.get(family, {})).to(torch.bfloat16)
-    if made._supports_attention_backend:
-        made.set_attn_implementation(attention.register())
-    assert isolates_documents(Base(made, None, ())) is share
+    assert isolates_documents(Base(made(family).to(torch.bfloat16), None, ())) is share
+
+
+# Of the families that share rows: with windows, several kinds of layers, experts, fused projections; those that need a mask are
+# gemma2 (soft caps), gpt2 (dropout of the attention) and nemotron (an attention of its own).
+@pytest.mark.parametrize("family", [
+    "llama", "mistral", "cohere2", "exaone4", "gemma3_text", "gemma4_text", "phi3", "glm4_moe", "deepseek_v3",
+    "gemma2", "gpt2", "nemotron",
+])  # fmt: skip
+def test_attention_by_documents_computes_what_masks_do(family: str) -> None:
+    window = {"sliding_window": 4} if family in ("mistral", "cohere2", "exaone4", "gemma3_text", "gemma4_text") else {}
+    masked = Base(made(family, **window), None, ())
+    base = by_documents(masked)
+    assert base.by_documents is (family not in ("gemma2", "gpt2", "nemotron"))
+    positions = np.stack([np.concatenate([np.arange(20), np.arange(9), np.arange(11)]), np.arange(40)])
+    ids = torch.randint(0, 259, positions.shape, generator=torch.Generator().manual_seed(2))
+    base.model.eval()
+    with torch.no_grad():
+        expected = masked.states(ids, torch.from_numpy(positions))
+        found = base.states(ids, torch.from_numpy(positions), base.documents(positions))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_documents_begin_where_positions_do_and_padding_is_one() -> None:
+    positions = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    found = varlen.documents_at(positions, torch.device("cpu"))
+    assert found.edges == (0, 3, 5, 6, 12)
+    assert found.bounds.tolist() == [0, 3, 5, 6, 12]
+    assert found.bounds.dtype == torch.int32
+    assert found.longest == 6
+
+
+def test_torchs_kernel_takes_what_it_is_given_and_has_a_gradient() -> None:
+    """On torch's device without memory: the numbers of a GPU are compared with those of a CPU in test_devices.py."""
+    q, k, v = (torch.zeros(2, heads, 40, 16, device="meta", requires_grad=True) for heads in (4, 2, 2))
+    documents = varlen.documents_at(np.tile(np.arange(20), (2, 2)), torch.device("meta"))
+    output = varlen.attend_with_flash(q, k, v, documents, window=8, factor=0.25)
+    assert output.shape == (2, 40, 4, 16)
+    gradients = torch.autograd.grad(output.sum(), (q, k, v))
+    assert [gradient.shape for gradient in gradients] == [part.shape for part in (q, k, v)]
+
+
+def test_a_model_that_does_not_pass_on_where_documents_begin_is_not_trained_without_a_mask() -> None:
+    model = made("llama")
+    ids, positions = torch.zeros(1, 4, dtype=torch.long), torch.arange(4)[None]
+    with pytest.raises(RefusedError, match="LlamaAttention: needs an attention mask"):
+        model.base_model(input_ids=ids, position_ids=positions, attention_mask=varlen.empty_mask(ids.device), use_cache=False)

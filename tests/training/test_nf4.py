@@ -77,3 +77,21 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
     bad[1, 3] = float("nan")
     with pytest.raises(RefusedError, match="q_proj: contains a value that is not finite"):
         nf4.quantize(bad, "q_proj")
+
+
+def test_the_expression_that_a_gpu_compiles_to_one_kernel_gives_the_same_bits() -> None:
+    """All of it but the kernel itself, which takes a compiler a minute: one graph, for all shapes of a dtype."""
+    graphs = []
+
+    def backend(graph: object, _: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    fused = nf4.fused(backend)  # type: ignore[arg-type]
+    for shape in [(192, 576), (520, 1024), (2048, 640), (3, 16_384)]:
+        matrix = nf4.quantize(weight(shape, torch.bfloat16))
+        assert nf4.fits_fused(matrix)
+        for dtype in (torch.float32, torch.bfloat16):
+            assert torch.equal(fused(matrix, dtype), nf4.dequantize_reference(matrix, dtype))
+    assert len(graphs) == 2
+    assert not nf4.fits_fused(nf4.quantize(weight((3, 22), torch.bfloat16)))

@@ -1,7 +1,8 @@
-"""Attention on a CPU, registered with transformers under a name of its own.
+"""Attention, registered with transformers under a name of its own.
 
-torch's flash attention for CPUs recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes
-a mask over every pair, multiplies all of them, and works in float32. Here everything is a batched matrix product in the
+On CUDA, documents that share rows are attended to by `varlen`, without a mask, and all else is torch's. On a CPU,
+torch's flash attention recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes
+a mask over every pair, multiplies all of them, and works in float32. So there everything is a batched matrix product in the
 compute dtype. Rows of up to LONGEST tokens keep their probabilities; longer ones are attended to block by block and computed
 again in the backward pass. A module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of
 its own file.
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub_converters.errors import RefusedError
+
+from . import varlen
 
 NAME = "adapterhub_short_rows"
 LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer take too much memory
@@ -38,13 +41,25 @@ def register() -> str:
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attend by transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`)."""
-    if any(kwargs.get(key) is not None for key in _MORE):
+    """Attend by transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`).
+
+    Raises:
+        RefusedError: There is no mask (`varlen.empty_mask`), and the module needs one.
+    """
+    documents = kwargs.pop("documents", None)
+    more = any(kwargs.get(key) is not None for key in _MORE)
+    if varlen.is_empty(attention_mask):
+        causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
+        if documents is None or more or not causal or kwargs.get("dropout") or key.shape[2] != query.shape[2]:
+            raise RefusedError(type(module).__name__, "needs an attention mask")
+        factor, window = kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.get("sliding_window")
+        return varlen.attend(query, key, value, documents, window=window, factor=factor, reference=_attend), None
+    if more:
         return _eager(module, query, key, value, attention_mask, **kwargs)
     tokens = query.shape[2]
     causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
     biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
-    if not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
+    if query.device.type != "cpu" or not causal or biased or key.shape[2] != tokens or kwargs.get("dropout"):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -52,12 +67,14 @@ def attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    factor = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if tokens > LONGEST:
-        output = attend_blockwise(query, key, value, attention_mask, factor)
-    else:
-        output = _ShortRows.apply(query, key, value, _bias(attention_mask, query, key), factor)
+    output = _attend(query, key, value, attention_mask, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    if query.shape[2] > LONGEST:
+        return attend_blockwise(query, key, value, mask, factor)
+    return _ShortRows.apply(query, key, value, _bias(mask, query, key), factor)
 
 
 def _eager(

@@ -2,8 +2,8 @@
 
 A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
 two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in
-blocks of 256. That is 4.127 bits a weight. The reference is torch alone and works everywhere; `dequantize` uses
-bitsandbytes' kernel where it is installed, which gives the same numbers faster.
+blocks of 256. That is 4.127 bits a weight. The reference is torch alone and works everywhere; `dequantize` uses what gives the
+same numbers faster: on CUDA one kernel that torch compiles, elsewhere that of bitsandbytes where it is installed.
 
 Of several processes each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
 afterwards.
@@ -165,7 +165,9 @@ def magnitudes(matrix: NF4) -> Tensor:
 
 
 def dequantize(matrix: NF4, dtype: torch.dtype) -> Tensor:
-    """Return the matrix in `dtype` (bfloat16, float16 or float32), through bitsandbytes' kernel where there is one."""
+    """Return the matrix in `dtype` (bfloat16, float16 or float32), through a kernel where there is one."""
+    if matrix.device.type == "cuda" and fits_fused(matrix) and (fused := _fused(matrix.device)):
+        return fused(matrix, dtype)
     kernel = _kernel()
     # Where a block lies in two rows, its kernel for CPUs (0.50.2) multiplies by other blocks' magnitudes.
     if kernel is None or matrix.shape[-1] % BLOCK:
@@ -200,6 +202,57 @@ def _pairs() -> Tensor:
 def _on(table: Callable[[], Tensor], device: torch.device) -> Tensor:
     """Return a table of constants, copied once to each device."""
     return table().to(device)
+
+
+def fits_fused(matrix: NF4) -> bool:
+    """Return whether a matrix is what `fused` computes: doubly quantized, of whole blocks."""
+    return matrix.nested is not None and len(matrix.absmax) * BLOCK == math.prod(matrix.shape)
+
+
+def fused(backend: str = "inductor") -> Callable[[NF4, Any], Tensor]:
+    """Return `dequantize_reference` as one graph for all shapes, which torch compiles to one kernel.
+
+    In eager torch there are seven, and most read and write all of the matrix.
+    """
+    # By default kernels fuse a product and a sum, which rounds once where the reference rounds twice.
+    options = {"emulate_precision_casts": True} if backend == "inductor" else None
+    compiled = torch.compile(_expand, dynamic=True, fullgraph=True, backend=backend, options=options)
+
+    def call(matrix: NF4, dtype: torch.dtype) -> Tensor:
+        tables = _on(_code, matrix.device), _on(dynamic_map, matrix.device), _on(_shifts, matrix.device)
+        parts = matrix.packed, matrix.absmax, matrix.nested, matrix.offset
+        return compiled(*parts, *tables, dtype).view(matrix.shape)
+
+    return call
+
+
+def _expand(*given: Any) -> Tensor:
+    packed, absmax, nested, offset, code, values, shifts, dtype = given
+    scales = values[absmax.int()] * nested[:, None].expand(-1, NESTED_BLOCK).reshape(-1)[: len(absmax)] + offset
+    blocks = code[((packed[:, None] >> shifts) & 15).int()].view(-1, BLOCK)
+    return (blocks * scales[:, None]).to(dtype)
+
+
+def _code() -> Tensor:
+    return CODE
+
+
+def _shifts() -> Tensor:
+    return torch.tensor([4, 0], dtype=torch.uint8)
+
+
+@cache
+def _fused(device: torch.device) -> Callable[[NF4, Any], Tensor] | None:
+    """Return `fused` if it compiles here and gives the reference's numbers, bit for bit; else the usual kernel is used."""
+    sample = quantize(torch.randn(96, 256, generator=torch.Generator().manual_seed(0))).to(device)
+    try:
+        made = fused()
+        dtypes = torch.float32, torch.bfloat16
+        same = all(torch.equal(made(sample, dtype), dequantize_reference(sample, dtype)) for dtype in dtypes)
+    except Exception as error:  # noqa: BLE001 - whatever torch, Triton or a C compiler raises
+        logging.getLogger(__name__).info("NF4 is not compiled for %s: %s", device, error)
+        return None
+    return made if same else None
 
 
 @cache

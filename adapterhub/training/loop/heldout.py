@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from adapterhub.training import distributed
 from adapterhub.training.config import OptimConfig, PreferenceConfig
 from adapterhub.training.data import chat_template
 from adapterhub.training.data.examples import start_of
@@ -18,7 +17,7 @@ from adapterhub.training.layers.embeddings import token_rows
 from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError
 
-from .loss import logprobs, passes, trimmed
+from .loss import logprobs, passes, total, trimmed
 from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
@@ -27,13 +26,13 @@ _LARGEST = 700.0  # nats: beyond, the perplexity overflows
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
     """Return the mean loss, in nats a token, of all rows, `size` at a time."""
-    total = 0.0
+    sums = []
     base.model.eval()
     with torch.no_grad():
         for _, part in passes(rows, size):
-            total -= float(logprobs(base, trimmed(part)).sum())
+            sums.append(logprobs(base, trimmed(part)).sum())
     base.model.train()
-    return distributed.total(total) / max(1, rows.label_tokens)
+    return -total(sums) / max(1, rows.label_tokens)
 
 
 def log_evaluation(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapterhub.training import devices, distributed
 from adapterhub.training.config import OptimConfig, PreferenceConfig
@@ -24,7 +24,7 @@ from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError, StoppedError
 
 from .heldout import evaluate, log_evaluation
-from .loss import Loss, logprobs, mean_loss, passes, trimmed
+from .loss import Loss, logprobs, mean_loss, passes, total, trimmed
 from .optimizer import learning_rate
 from .preference import count, preference_loss
 from .state import State, out_of_patience, restore_trained
@@ -117,7 +117,7 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
     Raises:
         RefusedError: The loss is not finite.
     """
-    value = 0.0
+    shares: list[Tensor] = []
     for start, part in passes(rows, config.micro_rows or config.rows):
         with torch.random.fork_rng(devices=[]), noise(base.model, config.neftune):
             torch.manual_seed(draw_seed(config.seed, state.step, state.rows + start))
@@ -125,8 +125,8 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
             share = loss(logprobs(base, some), some)
             if share.requires_grad:
                 (share * state.scale.factor if state.scale.needed else share).backward()
-        value += float(share.detach())
-    value = distributed.total(value)
+        shares.append(share.detach())
+    value = total(shares)
     if not math.isfinite(value):
         raise RefusedError("train", f"the loss is {value} at step {state.step + 1}", "Lower learning_rate, or raise warmup")
     state.rows += len(rows)

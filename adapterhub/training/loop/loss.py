@@ -6,7 +6,8 @@ chunk in the forward pass, where the logits are available, and the backward pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,21 @@ def trimmed(rows: Rows) -> Rows:
 
 def logprobs(base: Base, rows: Rows) -> Tensor:
     """Return the log-probability of each label, in nats, float32 `(rows, tokens)` with a gradient; 0 where there is none."""
-    ids, positions, labels = (torch.from_numpy(part).to(base.device) for part in (rows.ids, rows.positions, rows.labels))
-    hidden = base.states(ids, positions)
+    ids, positions = (torch.from_numpy(part).to(base.device, non_blocking=True) for part in (rows.ids, rows.positions))
+    hidden = base.states(ids, positions, base.documents(rows.positions))
     trained_rows = base.head_rows
     extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return -cross_entropy(hidden, base.head, labels, bias=base.head_bias, shape=base.logits, **extra)
+    return -cross_entropy(hidden, base.head, torch.from_numpy(rows.labels), bias=base.head_bias, shape=base.logits, **extra)
 
 
 def mean_loss(label_tokens: int) -> Loss:
     """Return the negative log-likelihood of rows whose step has so many labels: rows with few count by their labels."""
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
+
+
+def total(parts: Sequence[Tensor]) -> float:
+    """Return the sum of scalars of all passes and processes, read at once: each reading makes a process wait for its device."""
+    return distributed.total(math.fsum(torch.stack([part.detach() for part in parts]).cpu().tolist()))
 
 
 # ---- Cross-entropy
@@ -140,7 +146,7 @@ def cross_entropy(
     Args:
         hidden: `(rows, sequence, d)`.
         head: `(vocab, d)`, frozen.
-        labels: int64 `(rows, sequence)`.
+        labels: int64 `(rows, sequence)`, on the CPU, which so need not wait for a device to find those that count.
         ids: Trained rows of the head, int64.
         rows: Their values, `(len(ids), d)` float32.
         bias: The output layer's, `(vocab,)`, frozen.
@@ -148,7 +154,9 @@ def cross_entropy(
     """
     flat = labels.reshape(-1)
     labeled = (flat != IGNORED).nonzero().view(-1)
+    chosen = flat[labeled].to(hidden.device, non_blocking=True)
+    labeled = labeled.to(hidden.device, non_blocking=True)
     # Mamba's last norm leaves its states in float32.
     states = hidden.reshape(-1, hidden.shape[-1])[labeled].to(head.dtype)
-    losses = _CrossEntropy.apply(states, head, flat[labeled], ids, rows, bias, shape or Logits())
+    losses = _CrossEntropy.apply(states, head, chosen, ids, rows, bias, shape or Logits())
     return losses.new_zeros(flat.shape).index_put((labeled,), losses).view(labels.shape)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adapterhub.training import distributed
 from adapterhub.training.config import PreferenceConfig
 from adapterhub.training.data.rows import IGNORED, Rows
 from adapterhub.training.layers.lora import without_delta
 from adapterhub.training.model.base import Base
 
-from .loss import Loss, logprobs, passes, trimmed
+from .loss import Loss, logprobs, passes, total, trimmed
 
 _SURE = -1e-6  # the largest mean log-probability whose odds are computed
 
@@ -77,16 +76,15 @@ def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
 
 def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
     """Return the mean loss of the pairs of all rows, the share with a margin above 0, and the mean margin."""
-    totals = [0.0, 0.0, 0.0]
+    sums: list[tuple[Tensor, Tensor, Tensor]] = []
     base.model.eval()
     with torch.no_grad():
         for _, part in passes(rows, size):
             some = trimmed(part)
             losses, margins = _losses(base, config, logprobs(base, some), some)
-            for number, values in enumerate((losses, margins > 0, margins)):
-                totals[number] += float(values.sum())
+            sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
-    loss, accuracy, margin = (distributed.total(total) / max(1, count(rows)) for total in totals)
+    loss, accuracy, margin = (total(parts) / max(1, count(rows)) for parts in zip(*sums, strict=True))
     return loss, accuracy, margin
 
 
@@ -98,22 +96,22 @@ def count(rows: Rows) -> int:
 
 def _losses(base: Base, config: PreferenceConfig, found: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Return losses and margins `(pairs,)` of rows, of which `found` are the log-probabilities."""
-    labels = torch.from_numpy(rows.labels != IGNORED).to(found.device, found.dtype)
-    answers, lengths = _by_side(found, rows), _by_side(labels, rows)
+    answers, lengths = _by_side(found, rows), _by_side(torch.from_numpy(rows.labels != IGNORED).to(found.dtype), rows)
     reference = None
     if config.method == "dpo":
         with without_delta(base.model):
             reference = _by_side(logprobs(base, rows), rows)
-    pairs = (lengths > 0).all(dim=1)  # padding has no labels
-    sums = Sums(answers[pairs], lengths[pairs], None if reference is None else reference[pairs])
+    pairs = (lengths > 0).all(dim=1).nonzero().view(-1)  # padding has no labels
+    there, counts = (part.to(found.device, non_blocking=True) for part in (pairs, lengths[pairs]))
+    sums = Sums(answers[there], counts, None if reference is None else reference[there])
     return METHODS[config.method](sums, config.strength, config.gamma)
 
 
 def _by_side(values: Tensor, rows: Rows) -> Tensor:
     """Return the sums of `values` `(rows, tokens)` over each document, two a pair: `(pairs, 2)`."""
-    documents = torch.from_numpy(_documents(rows)).to(values.device)
-    width = 2 * (int(documents.max()) // 2 + 1)
-    return values.new_zeros(len(values), width).scatter_add(1, documents, values).view(-1, 2)
+    documents = _documents(rows)
+    places, width = torch.from_numpy(documents).to(values.device, non_blocking=True), 2 * (int(documents.max()) // 2 + 1)
+    return values.new_zeros(len(values), width).scatter_add(1, places, values).view(-1, 2)
 
 
 def _documents(rows: Rows) -> np.ndarray:

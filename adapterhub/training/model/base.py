@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from adapterhub.training.data.rows import IGNORED, Packed, Rows
-from adapterhub.training.layers import embeddings
+from adapterhub.training.layers import embeddings, varlen
 from adapterhub_converters.errors import RefusedError
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 _PROBED = 4  # tokens whose logits are compared
 _SPREAD = 20.0  # of these logits: far enough for a bound to show
 _FIRST, _SECOND = 7, 9  # tokens of the two documents that are made up
+_ROUNDING = 0.05  # of the norm of all states: what 16 bits and many layers leave equal
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class Logits:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A model with frozen linear layers and with LoRA on its targets, and its tokenizer; `notes` are for the user."""
+    """A model with frozen linear layers and with LoRA on its targets, and its tokenizer; `notes` are for the user.
+
+    `by_documents`: its attention gets where documents begin, in place of a mask (`layers.varlen`).
+    """
 
     model: nn.Module
     tokenizer: Any
     targets: tuple[str, ...]
     logits: Logits = field(default_factory=Logits)
     notes: tuple[str, ...] = ()
+    by_documents: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -72,14 +77,21 @@ class Base:
         rows = embeddings.token_rows(self.model)
         return rows if rows is not None and rows.weight is self.head else None
 
-    def states(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def documents(self, positions: np.ndarray) -> varlen.Documents | None:
+        """Return the documents of rows for `states`; None where the model reads them from the positions."""
+        return varlen.documents_at(positions, self.device) if self.by_documents else None
+
+    def states(self, ids: Tensor, positions: Tensor, documents: varlen.Documents | None = None) -> Tensor:
         """Return the last hidden states `(rows, tokens, hidden)` of int64 `(rows, tokens)`."""
         model, numbers = decoder(self.model), self.model.config.get_text_config()
         if "mrope_section" in (getattr(numbers, "rope_parameters", None) or {}):
             # Of the text, by which documents are told apart, and of time, height and width, which are the same for text.
             positions = positions.expand(4, *positions.shape)
         takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-        options = {"position_ids": positions} if takes_positions else {}
+        options: dict[str, Any] = {"position_ids": positions} if takes_positions else {}
+        if documents is not None:
+            # transformers makes masks from positions, all pairs of tokens, unless it gets one.
+            options |= {"attention_mask": varlen.empty_mask(ids.device), "documents": documents}
         return model(input_ids=ids, use_cache=False, **options).last_hidden_state
 
 
@@ -182,9 +194,8 @@ def isolates_documents(base: Base) -> bool:
     mask hides has weight 0, and so has its gradient, in every dtype. Comparing states would need a tolerance, since experts
     round differently with other tokens beside them, and in 16 bits one that hides the leak of most recurrent layers.
     """
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, len(base.head), (1, _FIRST + _SECOND), generator=generator).to(base.device)
-    positions = torch.cat([torch.arange(_FIRST), torch.arange(_SECOND)])[None].to(base.device)
+    ids, positions = _two_documents(base)
+    documents = base.documents(positions.numpy())
     embedded: list[Tensor] = []
 
     def watch(_: nn.Module, __: Any, output: Tensor) -> Tensor:
@@ -194,10 +205,41 @@ def isolates_documents(base: Base) -> bool:
     handle = base.model.get_input_embeddings().register_forward_hook(watch)
     base.model.eval()
     try:
-        states = base.states(ids, positions)[:, _FIRST:]
-        upstream = torch.randn(states.shape, generator=generator).to(states)
+        states = base.states(ids, positions.to(base.device), documents)[:, _FIRST:]
+        upstream = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states)
         (gradient,) = torch.autograd.grad(states, embedded, upstream)
     finally:
         handle.remove()
         base.model.train()
     return bool(gradient[:, _FIRST:].any()) and not gradient[:, :_FIRST].any()
+
+
+def _two_documents(base: Base) -> tuple[Tensor, Tensor]:
+    """Return random ids on the model's device, and positions on the CPU, of two documents in a row."""
+    ids = torch.randint(0, len(base.head), (1, _FIRST + _SECOND), generator=torch.Generator().manual_seed(0))
+    return ids.to(base.device), torch.cat([torch.arange(_FIRST), torch.arange(_SECOND)])[None]
+
+
+def by_documents(base: Base) -> Base:
+    """Return the base with attention by documents where its model computes the same with it as with masks; else `base`.
+
+    transformers marks models whose attention is right without a mask, for flash attention. Whether this one passes on what its
+    attention needs, and needs no more, is found by running it on two documents.
+    """
+    if not getattr(base.model, "_supports_flash_attn", False):
+        return base
+    ids, positions = _two_documents(base)
+    changed = replace(base, by_documents=True)
+    documents, on_device = changed.documents(positions.numpy()), positions.to(base.device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            base.model.train()
+            changed.states(ids, on_device, documents)  # with dropout, which it would refuse
+            base.model.eval()
+            own, masked = changed.states(ids, on_device, documents).float(), base.states(ids, on_device).float()
+        same = bool((own - masked).norm() <= _ROUNDING * masked.norm()) and isolates_documents(changed)
+    except (RefusedError, RuntimeError, TypeError, ValueError):
+        return base
+    finally:
+        base.model.train()
+    return changed if same else base

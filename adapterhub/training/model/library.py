@@ -90,8 +90,8 @@ def _giving_up(where: str) -> Iterator[None]:
         raise FormatError(where, f"its tokenizer gives up on a text ({str(error)[:200]})", "Use another base") from error
 
 
-def empty(config: Any, dtype: torch.dtype, device: torch.device, *, where: str) -> Any:
-    """Build the causal model of `config` without weights; on a CPU with the attention of `layers.attention` where possible.
+def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
+    """Build the causal model of `config` without weights, with the attention of `layers.attention` where possible.
 
     A vision-language model is built as peft users load it, and then without what it sees images with.
     """
@@ -101,8 +101,7 @@ def empty(config: Any, dtype: torch.dtype, device: torch.device, *, where: str) 
         causal, seeing = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
         auto = causal if type(config) in causal._model_mapping else seeing
         family = auto._model_mapping[type(config)]
-        own = device.type == "cpu" and family._supports_attention_backend
-        options = {"attn_implementation": attention.register()} if own else {}
+        options = {"attn_implementation": attention.register()} if family._supports_attention_backend else {}
         with torch.device("meta"):
             model = auto.from_config(config, dtype=dtype, trust_remote_code=False, **options)
     name = experts.register()

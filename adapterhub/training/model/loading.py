@@ -17,14 +17,14 @@ from torch import nn
 
 from adapterhub.training import distributed
 from adapterhub.training.config import BaseConfig, LoRAConfig
-from adapterhub.training.layers import embeddings, experts, lora, nf4, variants
+from adapterhub.training.layers import embeddings, experts, lora, nf4, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import families, library, quantized_cache
-from .base import Base, logits_of, remove_vision
+from .base import Base, by_documents, logits_of, remove_vision
 from .base_files import BaseFiles
 from .weights import Weights
 
@@ -81,7 +81,7 @@ def _build(
     progress: Progress | None,
     device: torch.device,
 ) -> Base:
-    model, tokenizer = _empty(files, base, device)
+    model, tokenizer = _empty(files, base)
     weights.bind(model, without=remove_vision(model))
     linears, stacks = lora.linears(model), experts.stacks(model)
     targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks)) if adapter else []
@@ -110,15 +110,16 @@ def _build(
     for _, parameter in lora.trained_parameters(model):
         parameter.requires_grad_()
     notes = tuple(families.notes(model, targets))
-    return Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
+    made = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
+    return by_documents(made) if varlen.supported(device, getattr(torch, base.dtype)) else made
 
 
-def _empty(files: BaseFiles, base: BaseConfig, device: torch.device) -> tuple[Any, Any]:
+def _empty(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
     """Build model and tokenizer with transformers."""
     where = str(files.path)
     document = json_file.parse_object(files.config_text, f"{where}: config.json")
     config, tokenizer = library.config_and_tokenizer(files.folder, document, where=where)
-    model = library.empty(config, getattr(torch, base.dtype), device, where=where)
+    model = library.empty(config, getattr(torch, base.dtype), where=where)
     families.check(model, where)
     return model, tokenizer
 
