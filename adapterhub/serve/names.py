@@ -72,7 +72,12 @@ def _part(text: str, model: str, namespace: str) -> Part:
 
 def is_moving(ref: Ref) -> bool:
     """Whether a ref may mean another version later: a tag, a range, the newest. A version number or a digest never does."""
-    return ref.number is None and not is_hex((ref.digest or "").removeprefix("sha256:"))
+    return ref.number is None and not is_whole(ref.digest)
+
+
+def is_whole(digest: str | None) -> bool:
+    """Whether a digest has all its digits, and so means one version."""
+    return is_hex((digest or "").removeprefix("sha256:"))
 
 
 @dataclass(frozen=True, slots=True)
