@@ -6,10 +6,10 @@ import functools
 import os
 import string
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.configured import Remote
     from adapterhub.remotes.known_hosts import KnownHosts
 
+F = TypeVar("F", bound=Callable[..., Any])
 # Spelled out so that help and completion need not import the checks (numpy); tests compare.
 RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
@@ -414,11 +415,11 @@ def remote_to_ask(name: str) -> Remote:
     return found
 
 
-def remote_url(text: str) -> str:
-    """The URL of a remote, to send requests to, by its name or by itself; empty for the default remote."""
-    from adapterhub.remotes.configured import check_url
+def remote_at(text: str) -> Remote:
+    """A remote by its name or its URL, to send requests to; the default one for an empty text. One by its URL has no name."""
+    from adapterhub.remotes.configured import Remote, check_url
 
-    return check_url(text) if "://" in text else remote_to_ask(text).url
+    return Remote("", check_url(text), Path()) if "://" in text else remote_to_ask(text)
 
 
 def at_remote(ref: str, name: str | None) -> str:
@@ -453,15 +454,26 @@ def _its_name(_context: click.Context, _option: click.Parameter, value: str | No
     return value
 
 
-remote_option = click.option(
-    "--remote",
-    metavar="[NAME]",
-    is_flag=False,
-    flag_value=DEFAULT,
-    is_eager=True,
-    callback=_its_name,
-    shell_complete=complete_remote,
-    help="REF is on this remote; without NAME, on the default one.",
+def _its_name_or_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return value if value and "://" in value else _its_name(context, option, value)
+
+
+def _remote_option(what: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]) -> Callable[[F], F]:
+    return click.option(
+        "--remote",
+        metavar="[NAME]",
+        is_flag=False,
+        flag_value=DEFAULT,
+        is_eager=True,
+        callback=check,
+        shell_complete=complete_remote,
+        help=what,
+    )
+
+
+remote_option = _remote_option("REF is on this remote; without NAME, on the default one.", _its_name)
+served_remote_option = _remote_option(
+    "REF is looked up on this remote, a name or a URL; without NAME, on the default one.", _its_name_or_url
 )
 
 

@@ -52,7 +52,9 @@ def settings() -> vllm_plugin.Settings | None:
             check_url(remote)
         except UsageError as error:
             raise RuntimeError(f"{environment.REMOTE}: {error}") from None
-    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), os.environ.get(BASE, ""), pin=tags == "pin")
+    named = "" if "://" in remote else remote
+    base = os.environ.get(BASE, "")
+    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), named, base, pin=tags == "pin")
 
 
 def _workspace() -> Workspace:
@@ -63,6 +65,6 @@ def _workspace() -> Workspace:
 def _address(remote: str, ref: str) -> str:
     """The address of a ref on a remote, a URL or a name; the ref itself without one."""
     try:
-        return below(environment.remote_url(remote), ref) if remote else ref
+        return below(environment.remote_at(remote).url, ref) if remote else ref
     except NotFoundError as error:  # the remote, not the adapter
         raise LocalIOError(error.where, error.what, error.hint) from error

@@ -1,7 +1,8 @@
 """What a request may write as its `model`: a version of an adapter, a blend of several, or the base.
 
-A version is `name`, `name:tag` or `name@sha256:…`; a blend is `legal:v1*0.7+tone:v3*0.3`. The characters `*` and `+` occur in
-no ref, and commas in no name: vLLM's gauge of running adapters separates names by them.
+A version is `name`, `name:tag` or `name@sha256:…`; the name of the remote where it is looked up may precede it. A blend is
+`legal:v1*0.7+tone:v3*0.3`. The characters `*` and `+` occur in no ref, and commas in no name: vLLM's gauge of running adapters
+separates names by them.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class Part:
     weight: float = 1.0
 
 
-def parse(model: str, *, namespace: str = "") -> tuple[Part, ...]:
+def parse(model: str, *, namespace: str = "", remote: str = "") -> tuple[Part, ...]:
     """Parse a `model` that is not the base's own name.
 
     Args:
         model: The text of the request.
         namespace: That of names without one, such as `legal:v1`; empty to require one.
+        remote: The name of the remote where names are looked up, which may precede them: `hub/team/legal:v1`; empty for none.
 
     Raises:
         RefError: It is malformed, or too long.
@@ -48,15 +50,19 @@ def parse(model: str, *, namespace: str = "") -> tuple[Part, ...]:
     texts = model.split("+")
     if len(texts) > PARTS:
         raise RefError(model[:80], f"a blend of {len(texts)} versions; at most {PARTS} are supported")
-    return tuple(_part(text.strip(" ") if len(texts) > 1 else text, model, namespace) for text in texts)
+    return tuple(_part(text.strip(" ") if len(texts) > 1 else text, model, namespace, remote) for text in texts)
 
 
-def _part(text: str, model: str, namespace: str) -> Part:
+def _part(text: str, model: str, namespace: str, remote: str) -> Part:
     name, star, factor = text.partition("*")
     name = name.rstrip(" ") if star else name
     bare = name.partition("@")[0].partition(":")[0]
     if namespace and bare and "/" not in bare:
         name = f"{namespace}/{name}"
+    if bare.count("/") == 2:
+        first, _, name = name.partition("/")
+        if first != remote:
+            raise RefError(model[:80], f"{first[:40]!r} is not the remote that is served here", f"Write {name[:80]}")
     ref = Ref.parse(name)
     if not star:
         return Part(ref)
@@ -72,7 +78,12 @@ def _part(text: str, model: str, namespace: str) -> Part:
 
 def is_moving(ref: Ref) -> bool:
     """Whether a ref may mean another version later: a tag, a range, the newest. A version number or a digest never does."""
-    return ref.number is None and not is_hex((ref.digest or "").removeprefix("sha256:"))
+    return ref.number is None and not is_whole(ref.digest)
+
+
+def is_whole(digest: str | None) -> bool:
+    """Whether a digest has all its digits, and so means one version."""
+    return is_hex((digest or "").removeprefix("sha256:"))
 
 
 @dataclass(frozen=True, slots=True)

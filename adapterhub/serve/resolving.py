@@ -9,13 +9,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub import base_sources, runtime_commands, sources
-from adapterhub.digest import is_hex
 from adapterhub.ref import Ref, RefError
 from adapterhub.sharing import policy, pulling
 from adapterhub.sharing.signatures import Named, wanted
@@ -23,11 +23,14 @@ from adapterhub.version import __version__
 from adapterhub.workspace import StrPath, Workspace, user_folder
 from adapterhub_converters.errors import AdapterhubError, ConflictError, ParameterError, RefusedError, UsageError
 
+from .names import is_whole
 from .served import Made, Served, ServedFolder
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
     from adapterhub.digest import Digest
+    from adapterhub.remotes.location import Place
+    from adapterhub.remotes.protocol import Connected
     from adapterhub_converters.bases import BaseSpec
 
 NOT_APPLIED = "runtime"
@@ -121,14 +124,13 @@ def _at_address(address: str, workspace: Workspace) -> _Version:
     place = parse(address)
     workspace.check_name(place.repository)
     named, rules = Named.at(place, address), workspace.rules()
-    asked = bool(rules and rules.needs_manifest) or wanted(named, workspace)
-    if is_hex((place.digest or "").removeprefix("sha256:")) and not asked:
-        digest = str(place.digest)  # whole, so that what is here already is found without asking
-    else:
+    if (rules and rules.needs_manifest) or wanted(named, workspace):
         with workspace.connect(place) as remote:
             settled = Settled(remote)
             policy.check_policy(settled, place.reference, named, workspace)
             digest = settled.manifest(place.reference).digest
+    else:
+        digest = digest_at(place, workspace)
 
     def write(out: Path) -> None:
         if pulling.pull(address, out, workspace).digest != digest:
@@ -136,6 +138,29 @@ def _at_address(address: str, workspace: Workspace) -> _Version:
 
     name = place.repository.partition("://")[2].removeprefix(f"{place.host}/")
     return _Version(str(place), name, digest, write)
+
+
+def digest_at(
+    place: Place, workspace: Workspace, connect: Callable[[Place], AbstractContextManager[Connected]] | None = None
+) -> Digest:
+    """The digest of the version at an address.
+
+    A remote is asked for a whole digest as well, but once: it may have the version under another name, which is not for
+    everybody who may read this one.
+
+    Args:
+        connect: Opens the remote; by default that of the workspace.
+
+    Raises:
+        NotFoundError: There is no such version under this name.
+    """
+    folder, name = served_folder(workspace), f"{place.owner} {place.repository}"
+    if is_whole(place.digest) and folder.is_confirmed(name, str(place.digest)):
+        return str(place.digest)
+    with (connect or workspace.connect)(place) as remote:
+        digest = remote.manifest(place.reference).digest
+    folder.confirm(name, digest)
+    return digest
 
 
 def _key(runtime: str, base: BaseSpec | None) -> str:

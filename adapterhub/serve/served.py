@@ -2,15 +2,20 @@
 
     <root>/sha256-<digits of the version>/<runtime>-<key>/     the files that the runtime reads, and served.json
     <root>/leases/                                             what running servers hold (`store.leases`)
+    <root>/names/<digits>                                      an empty file: a remote has this version under this name
 
 An engine reads a folder again whenever it has evicted the adapter, and caches what it computed under the path: it would mix in
 bytes that changed there, and a folder that is gone ends the engine of vLLM. So a folder appears whole, is read-only, and is
 never written again; a damaged one is left where it is and made anew under another name. A process that has told an engine of a
 folder holds a lease on it, which ends with the process.
+
+A digest has one folder, whatever the names of its version. So that nobody gets by the digest and a name of their own what was
+pulled under another name, the names that a remote has confirmed are recorded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -28,11 +33,12 @@ from adapterhub.store.atomic import local_errors
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.containers.open_file import walk
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, OutputExistsError
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, OutputExistsError, RefusedError
 
 UNUSED = 30 * 24.0
 """Hours after which a gc removes a folder that no process holds, since it was last resolved."""
 _RECORD = "served.json"
+_NAMES = "names"
 _ABANDONED = 24 * 3600.0  # seconds after which hidden folders are those of killed processes
 
 
@@ -162,6 +168,24 @@ class ServedFolder:
         """Whether there is a folder of this name below."""
         return self._files.exists(self.root / name)
 
+    def is_confirmed(self, name: str, digest: Digest) -> bool:
+        """Whether `confirm` was called with a name of a remote and a digest; it counts as used."""
+        with suppress(OSError, RefusedError):
+            self._files.touch(self._confirmed(name, digest))
+            return True
+        return False
+
+    def confirm(self, name: str, digest: Digest) -> None:
+        """Record that a remote has a version under a name; where nothing can be written, it will be asked again."""
+        path = self._confirmed(name, digest)
+        with suppress(OSError, RefusedError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._files.make_dir(path.parent)
+            self._files.create(path).close()
+
+    def _confirmed(self, name: str, digest: Digest) -> Path:
+        return self.root / _NAMES / hashlib.sha256(f"{name}@{digest}".encode()).hexdigest()
+
     def sweep(self, *, unused: float = UNUSED, dry_run: bool = False) -> Removed:
         """Remove what nobody holds and was not resolved for `unused` hours, and what killed processes left."""
         removed = Removed()
@@ -174,7 +198,16 @@ class ServedFolder:
             for parent in self._files.folders(self.root):
                 if parent.name.startswith("sha256-"):
                     self._sweep(parent, unused * 3600, removed, dry_run=dry_run)
+            if not dry_run:
+                self._sweep_names(time.time() - unused * 3600)
         return removed
+
+    def _sweep_names(self, before: float) -> None:
+        names = self.root / _NAMES
+        for path in self._files.listed(names) if self._files.exists(names) else ():
+            with suppress(FileNotFoundError):  # another gc was first
+                if self._files.status(path).st_mtime < before:
+                    self._files.remove(path)
 
     def _sweep(self, parent: Path, unused: float, removed: Removed, *, dry_run: bool) -> None:
         names = self._files.folders(parent)

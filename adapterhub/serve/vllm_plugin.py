@@ -60,6 +60,7 @@ class Settings:
         allowed: The names that may be asked for.
         workspace: Returns the surroundings; called in a thread when the first name is asked for.
         address: The address of a ref, where versions are pulled from a remote; by default the ref itself, in the registry.
+        remote: The name of that remote, which names may begin with; empty for one without a name.
         base: The base model, where the name that vLLM has for it does not lead to its config; empty for vLLM's name.
         pin: Serve names that may move, as what they mean first, until the process ends.
         patience: Seconds that a request waits for its adapter; the work goes on for those that ask again.
@@ -68,6 +69,7 @@ class Settings:
     allowed: Allowed
     workspace: Callable[[], Workspace] = Workspace
     address: Callable[[str], str] = _itself
+    remote: str = ""
     base: str = ""
     pin: bool = False
     patience: float = 60.0
@@ -154,7 +156,7 @@ class Versions:
         if found := self._known.get(model):  # and unloaded since
             return found
         try:
-            parts = names.parse(model, namespace=self.settings.allowed.namespace)
+            parts = names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
         except RefError:
             return None
         if len(parts) > 1 or parts[0].weight != 1:

@@ -74,6 +74,7 @@ def test_a_remote_is_a_url_or_a_name(remote: str, address: str, tmp_path: Path, 
     found = vllm_settings.settings()
     assert found is not None
     assert found.address("team/sql:v2") == address
+    assert found.remote == ("prod" if remote == "prod" else "")
 
 
 @pytest.mark.usefixtures("allowed")

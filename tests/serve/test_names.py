@@ -51,6 +51,22 @@ def test_what_is_neither_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_name_of_the_remote_may_come_first() -> None:
+    refs = ("team/sql", "team/sql:prod", f"team/sql@{DIGEST}")
+    for ref in refs:
+        assert names.parse(f"hub/{ref}", namespace="other", remote="hub") == names.parse(ref)
+    assert names.parse("hub/team/a*0.5 + team/b", remote="hub") == names.parse("team/a*0.5+team/b")
+    assert names.parse("hub/sql:v1", remote="hub") == (Part(Ref.parse("hub/sql:v1")),)  # two parts: a namespace
+
+
+@pytest.mark.parametrize("remote", ["", "mirror"])
+def test_the_name_of_another_remote_is_refused_with_the_name_to_write(remote: str) -> None:
+    with pytest.raises(RefError, match=r"'hub' is not the remote that is served here\. Write team/sql:prod"):
+        names.parse("hub/team/sql:prod", remote=remote)
+    with pytest.raises(RefError):
+        names.parse("hub/hub/team/sql", remote="hub")
+
+
 def test_a_name_is_one_line_itself() -> None:
     with pytest.raises(RefError):
         names.parse("team/sql:v1\n")

@@ -187,3 +187,28 @@ def test_a_link_in_the_place_of_a_version_is_refused_and_not_followed(folder: Se
         with pytest.raises(AdapterhubError, match="a link"):
             act()
     assert (tmp_path / "elsewhere/vllm-1").exists()
+
+
+def test_a_name_that_a_remote_has_for_a_version_is_known_until_nobody_asks_for_it(folder: ServedFolder) -> None:
+    assert not folder.is_confirmed("team/sql", DIGEST)
+    for _ in range(2):
+        folder.confirm("team/sql", DIGEST)
+    assert folder.is_confirmed("team/sql", DIGEST)
+    assert not folder.is_confirmed("team/other", DIGEST)
+    assert not folder.is_confirmed("team/sql", "sha256:" + "00" * 32)
+    (note,) = (folder.root / "names").iterdir()
+    aged(note)
+    assert folder.is_confirmed("team/sql", DIGEST)  # which counts as used
+    folder.sweep()
+    assert note.exists()
+    aged(note)
+    folder.sweep(dry_run=True)
+    assert note.exists()
+    folder.sweep()
+    assert not folder.is_confirmed("team/sql", DIGEST)
+
+
+def test_where_nothing_can_be_written_names_are_asked_for_again(folder: ServedFolder) -> None:
+    folder.root.write_text("a file in its place")
+    folder.confirm("team/sql", DIGEST)
+    assert not folder.is_confirmed("team/sql", DIGEST)

@@ -19,6 +19,7 @@ from adapterhub.serve.resolving import served_folder
 from adapterhub.serve.served import Served
 from adapterhub.serve.vllm_plugin import Settings, Versions
 from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, RemoteError
+from tests.support import registry
 from tests.support.folders import Shapes, adapter, base, pairs
 
 Q: Shapes = pairs(2)
@@ -181,10 +182,24 @@ def test_versions_of_a_remote_are_pulled_once(start: Callable[..., Server], host
     assert asked == ["team/sql:v1"]
     with pytest.raises(NotFoundError, match="v9"):
         server.find("team/sql:v9")
-    gone = start(address=lambda ref: f"oci://127.0.0.1:9/{ref}")
-    assert gone.find(f"team/sql@{digest}") != [None]  # by its digest, nothing is asked for what is there
-    with pytest.raises(RemoteError):
-        gone.find("team/sql:v1")
+
+
+def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
+    with registry.running(tmp_path) as host:
+        there = {"address": f"oci://{host}/{{}}".format}
+        server = start(**there)
+        digest = server.push("team/secret")
+        ah.push("team/secret", f"oci://{host}/team/secret:v1", workspace=server.workspace)
+        assert server.find(f"team/secret@{digest}") != [None]
+        with pytest.raises(NotFoundError):
+            server.find(f"team/open@{digest}")
+    # It was asked once: the answer counts while the remote is away, also after a restart.
+    assert start(**there).find(f"team/secret@{digest}") != [None]
+    for model in (f"team/open@{digest}", "team/secret:v1"):
+        with pytest.raises(RemoteError):
+            start(**there).find(model)
 
 
 def test_a_misfit_is_refused_by_the_name_of_its_module(start: Callable[..., Server]) -> None:

@@ -25,14 +25,7 @@ from adapterhub.cli.options import Settings, command
 @click.argument("more", metavar="[-- ENGINE OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @engines.engine_options
 @click.option("--adapters", metavar="PATTERN", multiple=True, help="Names to serve, like team/*; repeatable. [default: all]")
-@click.option(
-    "--remote",
-    metavar="[NAME]",
-    is_flag=False,
-    flag_value=environment.DEFAULT,
-    shell_complete=environment.complete_remote,
-    help="REF is looked up on this remote, a name or a URL; without NAME, on the default one.",
-)
+@environment.served_remote_option
 @click.option(
     "--poll",
     metavar="SECONDS",
@@ -97,17 +90,19 @@ def serve(
 
     logs.to_stderr("adapterhub.serve", as_json=settings.as_json)
     wanted: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
+    names_at = None if remote is None else environment.remote_at(remote)
     with engines.opened(base, settings, **chosen, **wanted) as found:
         gateway = GatewaySettings(
             base=found.spec,
             base_name=found.name,
             workspace=replace(workspace(settings), policy=Workspace().policy),  # which reads it each time
-            remote="" if remote is None else environment.remote_url(remote),
+            remote=names_at.url if names_at else "",
+            remote_name=names_at.name if names_at else "",
             allowed=Allowed.of(adapters),
             routes=routes,
             host=host,
             port=port,
-            poll=poll or (1.0 if remote is None else 5.0),
+            poll=poll or (5.0 if names_at else 1.0),
             requests=max_requests,
             certificate=certificate,
             key=key,

@@ -107,11 +107,11 @@ class Gateway:
     async def _check_base_name(self) -> None:
         """RefusedError for a base with the name of an adapter, for which it would answer."""
         with suppress(UsageError, NotFoundError):  # no name of an adapter
-            ref = Ref.parse(self.settings.base_name)
-            await self._lookup.find(ref)
-            if ref.name in self.settings.allowed:
-                what = "is the name of the base and of an adapter"
-                raise RefusedError(str(ref), what, "Give the base another one", code="name-of-base-and-adapter")
+            for part in self._parsed(self.settings.base_name):
+                await self._lookup.find(part.ref)
+                if part.ref.name in self.settings.allowed:
+                    where, what = self.settings.base_name, "is the name of the base and of an adapter"
+                    raise RefusedError(where, what, "Give the base another one", code="name-of-base-and-adapter")
 
     async def close(self) -> None:
         """End the engine."""
@@ -248,7 +248,7 @@ class Gateway:
             self._check_allowed(key, model, model)
             parsed = names.parse(route.chosen(asked.headers, user, key.name if key else ""))
         else:
-            parsed = names.parse(model, namespace=self.settings.allowed.namespace)
+            parsed = self._parsed(model)
             for part in parsed:
                 self._check_allowed(key, part.ref.name, model)
                 self.settings.allowed.check(part.ref)
@@ -261,8 +261,11 @@ class Gateway:
     def _check_allowed(self, key: Key | None, name: str, model: str) -> None:
         if key is not None and name not in key.allowed:
             # What is not a ref gets the same error as where no adapter has the name.
-            names.parse(model, namespace=self.settings.allowed.namespace)
+            self._parsed(model)
             raise missing(model)
+
+    def _parsed(self, model: str) -> tuple[names.Part, ...]:
+        return names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
 
     async def _find(self, ref: Ref) -> Found:
         found = await self._lookup.find(ref)

@@ -10,8 +10,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,8 +20,10 @@ from adapterhub.digest import Digest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import configured, location
+from adapterhub.remotes.location import Place
 from adapterhub.remotes.protocol import Connected
-from adapterhub.serve.names import Allowed
+from adapterhub.serve import resolving
+from adapterhub.serve.names import Allowed, is_whole
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
@@ -172,7 +175,6 @@ class RemoteLookup:
         self.is_up = True
         self._workspace, self._url, self._poll, self._clock = workspace, url, poll, clock
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._there: OrderedDict[Found, None] = OrderedDict()  # a version stays what it is: not asked for again
         self._threads = ThreadPoolExecutor(_AT_ONCE, "lookup")
         self._open: set[Connected] = set()
 
@@ -184,18 +186,13 @@ class RemoteLookup:
         return configured.below(self._url, version.model)
 
     async def find(self, ref: Ref) -> Found:
-        """Return the version that the remote named last; where it does not answer, RemoteError for a ref that it never did.
-
-        A whole digest is asked for once, under its name: what is here of another name, whose version may have it, is not for
-        everybody who may read this one.
-        """
-        if ref.digest and (whole := Found(ref.name, ref.digest)) in self._there:
-            return whole
+        """Return the version that the remote named last; where it does not answer, RemoteError for a ref that it never did."""
         known = self._known.setdefault(str(ref), _Known())
         self._known.move_to_end(str(ref))
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        if known.asking is None and self._clock() - known.when >= self._poll:
+        is_fixed = known.version is not None and is_whole(ref.digest)
+        if known.asking is None and not is_fixed and self._clock() - known.when >= self._poll:
             known.asking = asyncio.create_task(self._ask(ref, known))
         if known.asking is not None:
             _, late = await asyncio.wait([known.asking], timeout=_PATIENCE if known.version else _FIRST_PATIENCE)
@@ -209,7 +206,7 @@ class RemoteLookup:
 
     async def _ask(self, ref: Ref, known: _Known) -> None:
         try:
-            digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
+            digest, was_asked = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
         except (NotFoundError, UsageError) as error:  # an answer
             known.version, known.error = None, error
             self._tell(None)
@@ -218,21 +215,27 @@ class RemoteLookup:
             self._tell(error)
         else:
             known.version, known.error = Found(ref.name, digest), None
-            self._there[known.version] = None
-            if len(self._there) > _REMEMBERED:
-                self._there.popitem(last=False)
-            self._tell(None)
+            if was_asked:
+                self._tell(None)
         finally:
             known.when, known.asking = self._clock(), None
 
-    def _digest(self, ref: Ref) -> Digest:
+    def _digest(self, ref: Ref) -> tuple[Digest, bool]:
+        """The digest of the version, and whether the remote was asked for it."""
+        opened: list[Connected] = []
+
+        @contextmanager
+        def connect(place: Place) -> Iterator[Connected]:
+            with self._workspace.connect(place) as remote:
+                opened.append(remote)
+                self._open.add(remote)
+                try:
+                    yield remote
+                finally:
+                    self._open.discard(remote)
+
         place = location.parse(configured.below(self._url, str(ref)))
-        with self._workspace.connect(place) as remote:
-            self._open.add(remote)
-            try:
-                return remote.manifest(place.reference).digest
-            finally:
-                self._open.discard(remote)
+        return resolving.digest_at(place, self._workspace, connect), bool(opened)
 
     def _tell(self, error: AdapterhubError | None) -> None:
         """Log that the remote is away, or back, once."""

@@ -19,6 +19,7 @@ class GatewaySettings:
         base_name: The name under which the base itself is asked for.
         workspace: Where names are looked up.
         remote: The URL of the remote where names are looked up instead; empty for the registry of the workspace.
+        remote_name: Its name, which names may begin with: `hub/team/sql`; empty for one without a name.
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
         host: The address to bind.
@@ -36,6 +37,7 @@ class GatewaySettings:
     base_name: str
     workspace: Workspace = field(repr=False)
     remote: str = ""
+    remote_name: str = ""
     allowed: Allowed = field(default_factory=Allowed)
     routes: Path | None = None
     host: str = "127.0.0.1"

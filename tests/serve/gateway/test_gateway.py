@@ -115,6 +115,7 @@ def test_the_list_has_what_may_be_asked_for(gateway: Gateway, registry: Path) ->
         (b'{"model":"team/a0","lora":[{"id":0,"scale":1}]}', 400, "`lora`"),
         (b'{"model":"team/a0","cache_prompt":true}', 400, "`cache_prompt`"),
         (b'{"model":"team/a0*0.5+base/x","prompt":"x"}', 404, "does not exist"),
+        (b'{"model":"hub/team/a0:prod","prompt":"x"}', 404, "'hub' is not the remote that is served here. Write team/a0:prod"),
         (b'{"model":"team/a0*0.5+team/a1","prompt":"x"}', 400, "not with a blend"),
         (b'{"model":"team/a0","prompt":{"no":"prompt"}}', 400, ""),
         (b"[" * 100_000, 400, "JSON"),

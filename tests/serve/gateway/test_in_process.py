@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adapterhub.serve import resolving
 from adapterhub.serve.gateway import versions
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
+from adapterhub.serve.names import Allowed
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders
@@ -103,6 +105,18 @@ def test_the_policy_is_read_again_when_its_file_changes(settings: GatewaySetting
         assert len(engine.held) == 1
 
     in_loop(settings, test)
+
+
+@pytest.mark.parametrize("name", ["team/sql", "hub/team/sql", "sql"])
+def test_a_base_under_a_name_of_an_adapter_is_refused(settings: GatewaySettings, name: str) -> None:
+    named = replace(settings, base_name=name, remote_name="hub", allowed=Allowed(("team/*",)), routes=None)
+
+    async def test(_gateway: Gateway, _engine: Holder) -> None:
+        raise AssertionError
+
+    with pytest.raises(RefusedError, match="is the name of the base and of an adapter") as caught:
+        in_loop(named, test)
+    assert caught.value.code == "name-of-base-and-adapter"
 
 
 def test_so_is_that_of_the_registry(settings: GatewaySettings) -> None:

@@ -86,8 +86,12 @@ def test_what_is_known_stays_while_the_remote_is_away(remote: Remote, caplog: py
         assert remote.find("team/sql:prod") == one
     assert remote.find(f"team/sql@{two}") == two
     assert not remote.lookup.is_up
-    with pytest.raises(RemoteError):
-        remote.find("team/other")
+    for ref in ("team/other", f"team/other@{one}"):
+        with pytest.raises(RemoteError):
+            remote.find(ref)
+    remote.lookup._known.clear()
+    assert remote.find(f"team/sql@{two}") == two  # the remote confirmed it once, as it would have been after a restart
+    assert not remote.lookup.is_up
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "what is known of its tags stays" in caplog.text
 

@@ -24,11 +24,17 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
         url = f"oci://{away.enter_context(registry.running(tmp_path))}/adapters"
         digests = [str(ah.push(models.adapter(number), f"{url}/team/sql").digest) for number in (0, 1)]
         tagging.tag(f"{url}/team/sql:v1", "prod", Workspace())
-        options = ("--program", llama_server.program(), "--adapters", "team/*", "--remote", url, "--poll", 0.2)
+        config = tmp_path / "gateway/config/adapterhub/config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text(f'[remotes.hub]\nurl = "{url}"\n')
+        options = ("--program", llama_server.program(), "--adapters", "team/*", "--remote", "hub", "--poll", 0.2)
         with serving.gateway(models.gguf, tmp_path / "none", tmp_path / "gateway", *options) as gateway:
             first = gateway.complete("team/sql:prod", P)
             assert (first.text, first.version) == (models.answer(P, 0), f"team/sql@{digests[0]}")
-            assert gateway.complete("team/none", P).status == 404
+            by_remote = gateway.complete("hub/team/sql:prod", P)
+            assert (by_remote.text, by_remote.version) == (first.text, first.version)
+            for unknown in ("team/none", "hub/team/none", "mirror/team/sql:prod"):
+                assert gateway.complete(unknown, P).status == 404
             names = [model["id"] for model in gateway.get("/v1/models").document["data"]]
             assert names == ["base", "team/sql:prod"]
 
