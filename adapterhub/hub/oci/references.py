@@ -73,6 +73,8 @@ def check_open(desk: Desk, name: str) -> View | None:
         raise OciError(400, "NAME_INVALID", f"{name}: this name was removed. Have it restored, or choose another name")
     if of and of.repository and of.repository.moved_to:
         raise OciError(400, "NAME_INVALID", f"{name}: was moved to {of.repository.moved_to}. Push to that")
+    if of and of.repository and of.repository.moved_from:
+        raise OciError(400, "NAME_INVALID", f"{name}: {of.repository.moved_from} is being moved here. Try again in a minute")
     return of
 
 
