@@ -23,8 +23,11 @@ from adapterhub.registry.registry import Registry
 from adapterhub.registry.repositories import Repository
 from adapterhub.store.ref_log import in_force
 
-from . import asking, commits, origins
+from . import asking, commits, origins, publishing
+from .commits import View
 from .database import HubDatabase
+from .people.accounts import Namespace
+from .uploads import stored
 from .workers import Desk
 
 
@@ -32,6 +35,14 @@ def begun(desk: Desk, *names: str) -> list[tuple[str, str]]:
     """The old and the new names of moves that have begun and not ended; all, or those from or to some names."""
     rows = desk.database.select("SELECT old, new FROM moves ORDER BY new")
     return [(old, new) for old, new in rows if not names or not {old, new}.isdisjoint(names)]
+
+
+def check_attached(desk: Desk, of: View, new: str, settled: Namespace) -> None:
+    """Refuse to move manifests that are no adapters to a namespace that would not take them (`publishing.check_attached`)."""
+    manifests = of.repository.manifests if of.repository else {}
+    there = {row.digest for row in queries.versions(desk.registry.index, name=of.name)} | manifests.keys()
+    for digest, one in manifests.items():
+        publishing.check_attached(settled, f"{new}@{digest}", attached=stored(desk.database, one.subject) in there)
 
 
 def begin(desk: Desk, old: str, new: str) -> None:

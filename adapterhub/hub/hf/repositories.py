@@ -142,6 +142,7 @@ def _check_move(desk: Desk, hub: Hub, of: View, new: str) -> None:
         raise RefusedError(new, "this name was removed", "Have it restored, or choose another name")
     check_protected(desk.registry.ledger, old, *queries.marks(desk.registry.index, "protect", old))
     if old.partition("/")[0] != new.partition("/")[0]:
+        moving.check_attached(desk, of, new, hub.access.settled(new.partition("/")[0]))
         hub.quotas.check(desk, new, quotas.files(desk, old), take=True)
     for row in queries.versions(desk.registry.index, name=old):
         attached = partial(publishing.attached_signatures, desk, old, row.digest)
