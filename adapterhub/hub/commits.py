@@ -91,7 +91,7 @@ def view(desk: Desk, name: str, may_read: MayRead = lambda _name, _repository: T
     state = desk.registry.ledger.current(name if seen else f"{name.partition('/')[0]}/{_NONE}")
     if state.deleted and repository and repository.is_bare:
         repository = None  # it only says how private the name was
-    there = state.seq > 0 and not state.deleted and state.number > 0
+    there = state.seq > 0 and not state.deleted and state.number > 0 and not (repository and repository.moved_to)
     if not seen or not (repository or there):
         alias = aliases.parse(name)
         return _frozen(desk, name, alias, may_read) if alias else None
@@ -104,6 +104,14 @@ def view(desk: Desk, name: str, may_read: MayRead = lambda _name, _repository: T
             desk.views.clear()
         desk.views[name] = state, known
     return known
+
+
+def is_arriving(desk: Desk, name: str, repository: Repository | None) -> bool:
+    """Whether a repository is being moved here, and is still under its old name for all who read."""
+    if repository is None or not repository.moved_from:
+        return False
+    old = desk.repositories.get(repository.moved_from)
+    return old is None or old.moved_to != name
 
 
 def _frozen(desk: Desk, name: str, alias: Alias, may_read: MayRead) -> View | None:

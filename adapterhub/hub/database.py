@@ -119,6 +119,7 @@ MIGRATIONS = (
         STRICT, WITHOUT ROWID;
     CREATE INDEX arriving_name ON arriving (name)
     """,
+    "CREATE TABLE moves (new TEXT PRIMARY KEY, old TEXT NOT NULL, account TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 
 

@@ -23,13 +23,14 @@ from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repositories import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases
+from . import aliases, moving
 from .access import Access
 from .aliases import Alias
 from .blobs import BlobResponse
-from .commits import MayRead, View, frozen, view
+from .commits import MayRead, View, frozen, is_arriving, view
 from .forms import Forms
 from .git import GitNames
+from .jobs import Jobs
 from .mirror import Mirror
 from .people import accounts
 from .people.accounts import READERS
@@ -90,6 +91,7 @@ class Hub:
         self.secret = self._secret()
         self._closed: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
         self._released: set[tuple[str, Digest]] = set()
+        self._jobs = Jobs(self.database)
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         of = settings.mirror
         self.mirror = Mirror(of, settings, workers=self.workers, access=self.access, quotas=self.quotas) if of else None
@@ -104,9 +106,19 @@ class Hub:
         while True:
             try:
                 await self.workers.run(self._tend)
+                await self.finish_moves()
             except AdapterhubError as error:  # as of a full disk: later
                 _log.warning("what has lasted its time stays for longer: %s", error)
             await asyncio.sleep(_TENDED)
+
+    async def finish_moves(self) -> None:
+        """Take moves of repositories to their end whose processes were killed, or could not go on."""
+        for old, new in await self.workers.run(moving.begun):
+            try:
+                async with self.moving(old, new):
+                    await self.workers.run(moving.finish, old, new)
+            except AdapterhubError as error:
+                _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
     def _tend(self, desk: Desk) -> None:
         self.webhooks.catch_up(queries.names(desk.registry.index))
@@ -149,8 +161,12 @@ class Hub:
 
     def visible(self, desk: Desk, who: Identity | None, name: str) -> View | None:
         """A repository that exists and that `who` may see; else None."""
-        may_read = partial(self.access.may_read, who)
+        may_read = partial(self.may_read, desk, who)
         return view(desk, name, may_read) or self._form(desk, name, may_read)
+
+    def may_read(self, desk: Desk, who: Identity | None, name: str, repository: Repository | None) -> bool:
+        """Whether `who` may see a repository, by its state: `Access.may_read`, and it is not still under the name it had."""
+        return not is_arriving(desk, name, repository) and self.access.may_read(who, name, repository)
 
     def _form(self, desk: Desk, name: str, may_read: MayRead) -> View | None:
         """What a name with the ending of a form stands for, once that has been made."""
@@ -174,13 +190,15 @@ class Hub:
         if hidden is None:
             if len(found) >= _MOST:
                 found.clear()
-            hidden = found[key] = tuple(name for name, state in names.items() if not self.access.may_read(who, name, state))
+            hidden = found[key] = tuple(name for name, state in names.items() if not self.may_read(desk, who, name, state))
         return hidden
 
     def _not_for_all(self, desk: Desk) -> dict[str, Repository | None]:
         """The repositories that not everybody may see: private ones, and all in a namespace with readers of its own."""
         states = ((name, desk.repositories.get(name)) for name in desk.repositories.names())
-        found: dict[str, Repository | None] = {name: state for name, state in states if state and state.private}
+        found: dict[str, Repository | None] = {
+            name: state for name, state in states if state and (state.private or state.moved_from)
+        }
         spaces = {one.name for one in accounts.namespaces(self.database) if one.readers != READERS[0]}
         if spaces:
             names = (one.name for one in queries.names(desk.registry.index))
@@ -231,6 +249,14 @@ class Hub:
                 self._turns[name] = lock, waiting - 1
             else:
                 del self._turns[name]
+
+    @asynccontextmanager
+    async def moving(self, old: str, new: str) -> AsyncIterator[None]:
+        """Wait until no process of the hub moves a repository from or to these names, and no request here changes it."""
+        first, second = sorted((old, new))
+        claimed = self._jobs.claimed(f"move {first}"), self._jobs.claimed(f"move {second}")
+        async with claimed[0], claimed[1], self.turn(first), self.turn(second):
+            yield
 
     # ---- blobs
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adapterhub.digest import Digest, sha256_bytes
+from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.workers import Desk
 from adapterhub.index.queries import Row
 from adapterhub.manifest import oci_manifest
@@ -68,6 +69,13 @@ def check_contents(store: Store, files: Files, where: str) -> None:
     for path, (digest, _) in files.items():
         with store.open_blob(digest) as blob:
             check_file(path, blob.read(HEAD), where)
+
+
+def check_attached(settled: Namespace, where: str, *, attached: bool) -> None:
+    """Refuse a manifest that is no adapter in a namespace for adapters only, unless it is attached to one of its repository."""
+    if settled.adapters_only and not attached:
+        what = f"the namespace {settled.name} is for adapters only, and this manifest has no adapter_config.json and weights"
+        raise RefusedError(where, what, "Push it to another namespace, or attach it to an adapter here")
 
 
 def attached_signatures(desk: Desk, name: str, digest: Digest) -> list[bytes]:

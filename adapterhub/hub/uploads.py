@@ -23,6 +23,7 @@ from adapterhub.store.leases import hold
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
+from .database import HubDatabase
 from .workers import Workers
 
 _SUFFIX = ".upload"
@@ -36,6 +37,14 @@ USABLE = 24 * 3600.0
 """Seconds that an upload can be used by a commit or a manifest."""
 HELD = USABLE + 3600
 """Seconds that a gc leaves alone what was uploaded, at least; at most twice as many."""
+
+
+def stored(database: HubDatabase, digest: str) -> Digest:
+    """The sha256 of a digest; empty for a sha512 that nothing was sent under."""
+    if not digest.startswith(SHA512):
+        return digest
+    rows = database.select("SELECT sha256 FROM sha512 WHERE digest = ?", digest)
+    return str(rows[0][0]) if rows else ""
 
 
 class TooLargeError(Exception):

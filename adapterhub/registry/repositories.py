@@ -66,6 +66,7 @@ class Repository:
         manifests: Manifests that are no versions, by digest.
         tags: Tags of those, to the digest that each was given with, by sha256 or sha512.
         moved_to: The name that it was moved to.
+        moved_from: The name that it is being moved from: until that leads here, nobody sees it; empty otherwise.
     """
 
     private: bool = False
@@ -75,6 +76,7 @@ class Repository:
     manifests: Mapping[Digest, OtherManifest] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     moved_to: str = ""
+    moved_from: str = ""
 
     @property
     def is_bare(self) -> bool:
@@ -103,6 +105,7 @@ class Repository:
                 manifests={parse_digest(key, where): _manifest(one, where) for key, one in document["manifests"].items()},
                 tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
                 moved_to=str(document["moved_to"]),
+                moved_from=str(document.get("moved_from", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(where, f"not the document of a repository ({error})") from error
@@ -300,6 +303,8 @@ def _commit_id(text: Any, where: str) -> str:
 
 def _dump(value: Repository | CommitRecord) -> bytes:
     document = {"version": _VERSION, **asdict(value)}
+    if not document.get("moved_from", "-"):
+        del document["moved_from"]  # as in documents that were written before there was such a field
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 

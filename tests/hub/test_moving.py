@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapterhub.hub import origins
+import pytest
+
+from adapterhub.hub import moving, origins
 from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import publishers
+from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
 from adapterhub.registry import measurements
-from tests.hub.conftest import Running
+from adapterhub.registry.repositories import Repository
+from tests.hub.conftest import Running, serving
+from tests.hub.sending import Sending
+from tests.registry.forks import finished, fork
 
 ISSUER = "https://gitlab.example"
 
@@ -58,3 +69,153 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         assert origins.names(database, "team") == {"team/sql"}  # the upstream has no team/new
         hf.move_repo("team/new", "other/sql")
         assert [one.scope for one in publishers.listed(database)] == ["team/new"]  # other is not its operator's
+
+
+# ---- processes that are killed
+
+
+@pytest.fixture
+def settings(tmp_path: Path, adapter: Callable[..., Path]) -> HubSettings:
+    """A hub in a folder, which has team/sql with two versions, the first one tagged, and a branch."""
+    return filled(HubSettings(registry=tmp_path / "hub"), adapter)
+
+
+WHOLE = [(2, ("latest",)), (1, ("prod",))]
+
+
+def filled(settings: HubSettings, adapter: Callable[..., Path]) -> HubSettings:
+    """The settings of a hub, which then has team/sql: two versions, the first one tagged and deprecated, and a publisher."""
+    with closing(Hub(settings)) as hub:
+        desk = hub.workers.desk()
+        for seed in range(2):
+            desk.registry.push(adapter(seed), Ref("team/sql"))
+        desk.registry.tag(Ref("team/sql", number=1), "prod")
+        desk.registry.deprecate(Ref("team/sql", number=1), "Use v2.")
+        desk.repositories.change("team/sql", lambda state: replace(state, created="2026-01-01T00:00:00Z"))
+        publishers.add(hub.database, "team/sql", ISSUER, {"sub": "ci"}, "ci")
+    return settings
+
+
+def move_until(settings: HubSettings, old: str, new: str, steps: int) -> None:
+    """Move a repository, and be killed before the write to a log or to a table that has this number."""
+    hub = Hub(settings)
+    desk, left = hub.workers.desk(), steps
+
+    def counted(write: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*words: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*words, **more)
+
+        return counting
+
+    desk.registry.store.log.append = counted(desk.registry.store.log.append)  # type: ignore[method-assign]
+    desk.database.execute = counted(desk.database.execute)  # type: ignore[method-assign]
+    moving.begin(desk, old, new)
+    moving.finish(desk, old, new)
+    hub.close()
+
+
+def forked(*words: Any) -> int:
+    """The exit code of a process that calls `move_until`."""
+    return finished([fork(lambda: move_until(*words))])[0]
+
+
+def seen(hub: Hub, *names: str) -> list[tuple[str, list[tuple[int, tuple[str, ...]]]]]:
+    """Those of some names under which everybody sees versions, with numbers and tags."""
+    desk = hub.workers.desk()
+    found = [name for name in names if (of := hub.visible(desk, None, name)) and of.newest]
+    return [(name, [(row.number, row.tags) for row in queries.versions(desk.registry.index, name=name)]) for name in found]
+
+
+def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, stride: int = 2) -> None:
+    """Kill processes that move a repository, each some steps later, until one is not killed: all of it is under one name."""
+    name, steps, killed_before, killed_after = "team/sql", 0, 0, 0
+    while True:
+        old, new, steps = name, f"team/new-{steps}", steps + stride
+        code = run(settings, old, new, steps)
+        with closing(Hub(settings)) as hub:
+            ((name, versions),) = seen(hub, old, new)
+            assert versions == WHOLE
+            killed_before, killed_after = killed_before + (name == old), killed_after + (name == new)
+            asyncio.run(hub.finish_moves())
+            ((name, versions),) = seen(hub, old, new)
+            assert versions == WHOLE
+            desk = hub.workers.desk()
+            assert moving.begun(desk) == []
+            assert desk.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
+            assert queries.marks(desk.registry.index, "deprecate", name) == {"1": "Use v2."}
+            assert [one.scope for one in publishers.listed(hub.database)] == [name]
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert min(killed_before, killed_after) * stride > 5
+
+
+def test_a_move_whose_process_is_killed_at_any_step_is_under_one_name_and_the_next_process_ends_it(
+    settings: HubSettings,
+) -> None:
+    check_every_step(settings)
+
+
+def ask_to_move(hub: Running, old: str, new: str) -> tuple[int, str]:
+    """The status and the words of the answer to a client that asks for a move."""
+    answer = Sending(hub.url, hub.token).ask("POST", "/api/repos/move", {"fromRepo": old, "toRepo": new})
+    return answer.status, answer.data.decode()
+
+
+def test_a_move_that_is_sent_again_after_its_process_was_killed_ends_and_so_does_one_that_was_done(
+    settings: HubSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "finish_moves", unmoved)
+    assert forked(settings, "team/sql", "team/new", 5) == -signal.SIGKILL
+    with serving(settings.registry) as hub:
+        assert [ask_to_move(hub, "team/sql", "team/new")[0] for _ in range(2)] == [200, 200]
+        with closing(Hub(settings)) as opened:
+            assert seen(opened, "team/sql", "team/new") == [("team/new", WHOLE)]
+        status, words = ask_to_move(hub, "team/sql", "team/other")
+        assert (status, "team/sql: was moved to team/new" in words) == (409, True)
+
+
+def test_a_name_to_which_a_repository_is_being_moved_is_taken_and_nobody_sees_it(
+    settings: HubSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "finish_moves", unmoved)
+    assert forked(settings, "team/sql", "team/new", 5) == -signal.SIGKILL
+    with serving(settings.registry) as hub:
+        client = Sending(hub.url, hub.token)
+        push = client.ask("POST", "/v2/team/new/blobs/uploads/")
+        assert (push.status, "is being moved here" in push.data.decode()) == (400, True)
+        assert client.ask("POST", "/api/repos/create", {"name": "team/new"}).status == 409
+        for path in ("/api/models/team/new", "/v2/team/new/tags/list", "/team/new", "/api/models/team/new.v1"):
+            assert client.ask("GET", path).status == 404, path
+        assert [one["id"] for one in client.ask("GET", "/api/models?author=team").json()] == ["team/sql"]
+        assert client.ask("GET", "/v2/_catalog").json() == {"repositories": ["team/sql"]}
+
+
+async def unmoved(_: Hub) -> None:
+    """Leave moves that have begun to what the test asks for."""
+
+
+def test_a_repository_that_is_removed_before_its_move_goes_on_is_at_neither_name(settings: HubSettings) -> None:
+    assert forked(settings, "team/sql", "team/new", 5) == -signal.SIGKILL
+    with closing(Hub(settings)) as hub:
+        desk = hub.workers.desk()
+        desk.registry.rm(Ref("team/sql"))
+        desk.repositories.remove("team/sql")
+        asyncio.run(hub.finish_moves())
+        assert seen(hub, "team/sql", "team/new") == []
+        assert moving.begun(desk) == []
+
+
+def test_a_name_that_was_removed_is_refused_before_anything_moves(hub: Running, adapter: Callable[..., Path]) -> None:
+    with hub.registry() as registry:
+        for seed, name in enumerate(("team/sql", "team/gone")):
+            registry.push(adapter(seed), Ref(name))
+        registry.rm(Ref("team/gone"))
+        status, words = ask_to_move(hub, "team/sql", "team/gone")
+        assert (status, "this name was removed" in words) == (400, True)
+        registry.ledger.current("team/gone")
+        assert [row.name for row in registry.list()] == ["team/sql"]

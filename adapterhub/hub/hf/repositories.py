@@ -14,6 +14,7 @@ from adapterhub.hub import commits, moving, publishing, quotas
 from adapterhub.hub.access import NoTokenError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.workers import Desk
 from adapterhub.index import queries
 from adapterhub.manifest import card as cards
@@ -24,7 +25,7 @@ from adapterhub.registry.repositories import MAIN, Repository, with_head, withou
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
-from .answers import AnswerError, no_such_repository
+from .answers import AnswerError, MovedError, no_such_repository
 from .reading import at, body, found, name_of, part
 
 _MAX_BODY = 2 << 20  # bytes
@@ -100,41 +101,52 @@ async def delete(hub: Hub, request: Request) -> Response:
 
 
 async def move(hub: Hub, request: Request) -> Response:
-    """POST /api/repos/move: every version under another name; the old one leads there."""
+    """POST /api/repos/move: every version under another name; the old one leads there. Sent again, it finds itself done."""
     who, fields = hub.identify(request), await document(request)
     old, new = (parse_name(str(fields.get(key, "")).lower(), key) for key in ("fromRepo", "toRepo"))
-
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, old)
-        hub.access.check_write(who, old)
-        hub.access.check_write(who, new)
-        if hub.settings.policy is not None:
-            hub.settings.policy.check_name(new)
-        if commits.view(desk, new) is not None:
-            raise ConflictError(new, "exists already", "Choose another name")
-        # Before anything moves, and as the new name would not have it.
-        check_protected(desk.registry.ledger, old, *queries.marks(desk.registry.index, "protect", old))
-        if old.partition("/")[0] != new.partition("/")[0]:
-            hub.quotas.check(desk, new, quotas.files(desk, old), take=True)
-        rows = queries.versions(desk.registry.index, name=old)
-        for row in rows:
-            attached = partial(publishing.attached_signatures, desk, old, row.digest)
-            signatures.check(hub.settings.policy, desk.manifest(row), attached, name=new, where=f"{old}:v{row.number}")
-        state = of.repository or Repository(created=now())
-        with desk.registry.store.lease("move"):
-            desk.repositories.change(new, lambda _: state)  # before its versions, which it may hide
-            moving.push_versions(desk, old, new)
-        moving.move_rows(desk.database, old, new)
-        if rows:
-            desk.registry.rm(Ref(old), force=True)
-        desk.repositories.change(old, lambda _: Repository(private=state.private, created=state.created, moved_to=new))
-
-    first, second = sorted((old, new))
     if old == new:
         raise ConflictError(new, "exists already", "Choose another name")
-    async with hub.turn(first), hub.turn(second):
-        await hub.workers.run(work)
+    async with hub.moving(old, new):
+        await hub.workers.run(_move, hub, who, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
+
+
+def _move(desk: Desk, hub: Hub, who: Identity | None, old: str, new: str) -> None:
+    try:
+        of = found(hub, desk, who, old)
+    except MovedError as moved:
+        if moved.new == new:
+            return
+        raise ConflictError(old, f"was moved to {moved.new}", "Move that") from moved
+    for name in (old, new):
+        hub.access.check_write(who, name)
+    begun = moving.begun(desk, old, new)  # by a process that was killed
+    for names in begun:
+        moving.finish(desk, *names)
+    if begun:
+        _move(desk, hub, who, old, new)
+        return
+    _check_move(desk, hub, of, new)
+    moving.begin(desk, old, new)
+    moving.finish(desk, old, new)
+
+
+def _check_move(desk: Desk, hub: Hub, of: View, new: str) -> None:
+    """Refuse a move before anything moves: to a name that is taken, or of what the new name would not have."""
+    old, policy = of.name, hub.settings.policy
+    if policy is not None:
+        policy.check_name(new)
+    if commits.view(desk, new) is not None:
+        raise ConflictError(new, "exists already", "Choose another name")
+    if desk.registry.ledger.current(new).deleted:
+        raise RefusedError(new, "this name was removed", "Have it restored, or choose another name")
+    check_protected(desk.registry.ledger, old, *queries.marks(desk.registry.index, "protect", old))
+    if old.partition("/")[0] != new.partition("/")[0]:
+        moving.check_attached(desk, of, new, hub.access.settled(new.partition("/")[0]))
+        hub.quotas.check(desk, new, quotas.files(desk, old), take=True)
+    for row in queries.versions(desk.registry.index, name=old):
+        attached = partial(publishing.attached_signatures, desk, old, row.digest)
+        signatures.check(policy, desk.manifest(row), attached, name=new, where=f"{old}:v{row.number}")
 
 
 async def settings(hub: Hub, request: Request) -> Response:

@@ -10,6 +10,7 @@ import hashlib
 from starlette.requests import Request
 
 from adapterhub.digest import Digest, is_hex, sha256_bytes
+from adapterhub.hub import uploads
 from adapterhub.hub.access import NoTokenError
 from adapterhub.hub.commits import View, view
 from adapterhub.hub.hub import Hub
@@ -73,6 +74,8 @@ def check_open(desk: Desk, name: str) -> View | None:
         raise OciError(400, "NAME_INVALID", f"{name}: this name was removed. Have it restored, or choose another name")
     if of and of.repository and of.repository.moved_to:
         raise OciError(400, "NAME_INVALID", f"{name}: was moved to {of.repository.moved_to}. Push to that")
+    if of and of.repository and of.repository.moved_from:
+        raise OciError(400, "NAME_INVALID", f"{name}: {of.repository.moved_from} is being moved here. Try again in a minute")
     return of
 
 
@@ -101,10 +104,7 @@ def digest_of(data: bytes, like: str = "") -> str:
 
 def stored(hub: Hub, digest: str) -> Digest:
     """The sha256 of a digest; empty for a sha512 that nothing was sent under."""
-    if not digest.startswith(SHA512):
-        return digest
-    rows = hub.database.select("SELECT sha256 FROM sha512 WHERE digest = ?", digest)
-    return str(rows[0][0]) if rows else ""
+    return uploads.stored(hub.database, digest)
 
 
 def remember(hub: Hub, digest: str, of: Digest) -> None:

@@ -105,7 +105,8 @@ def _put(desk: Desk, hub: Hub, name: str, push: _Push) -> Version | None:
     # A manifest about another one is an attachment to it, whatever files it has.
     if not push.document.subject and publishing.is_adapter(desk.registry.store, files):
         return _publish(desk, hub, of, name, push)
-    _check_attached(desk, hub, of, name, push.document)
+    settled = hub.access.settled(name.partition("/")[0])
+    publishing.check_attached(settled, name, attached=_is_attached(desk, hub, of, push.document))
     _keep(desk, of, name, push, blobs)
     return None
 
@@ -173,20 +174,12 @@ def _follow(desk: Desk, name: str, version: Version, tags: Sequence[str]) -> Non
 # ---- other manifests
 
 
-def _check_attached(desk: Desk, hub: Hub, of: View | None, name: str, document: Document) -> None:
-    """Refuse what is no adapter in a namespace for adapters only, unless it is about a manifest of the same repository."""
-    namespace = name.partition("/")[0]
-    if not hub.access.settled(namespace).adapters_only:
-        return
-    if document.subject and of:
-        try:
-            manifest(hub, desk, of, document.subject)
-        except OciError:
-            pass
-        else:
-            return
-    what = f"the namespace {namespace} is for adapters only, and this manifest has no adapter_config.json and weights"
-    raise OciError(400, "MANIFEST_INVALID", f"{name}: {what}. Push it to another namespace, or attach it to an adapter here")
+def _is_attached(desk: Desk, hub: Hub, of: View | None, document: Document) -> bool:
+    """Whether a manifest is about one of the same repository."""
+    try:
+        return bool(document.subject and of and manifest(hub, desk, of, document.subject))
+    except OciError:
+        return False
 
 
 def _keep(desk: Desk, of: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:

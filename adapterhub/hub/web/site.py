@@ -126,7 +126,7 @@ class Asked:
 
     def may_read(self, desk: Desk, name: str) -> bool:
         """Whether they may see a repository that exists."""
-        return self.hub.access.may_read(self.who, name, desk.repositories.get(name))
+        return self.hub.may_read(desk, self.who, name, desk.repositories.get(name))
 
     def repository(self, desk: Desk) -> View:
         """The repository of the path; NotFoundError for one that does not exist or may not be seen."""

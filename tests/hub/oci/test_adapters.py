@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.people import accounts
+from adapterhub.hub.people.accounts import Namespace
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.project.policy import Policy
@@ -18,7 +22,7 @@ from adapterhub_converters.formats import convert
 from tests.conftest import Run
 from tests.converters import trained
 from tests.hub.conftest import Running, serving
-from tests.hub.oci.conftest import EMPTY, Registry, digest_of, image
+from tests.hub.oci.conftest import EMPTY, Answer, Registry, digest_of, image
 
 
 @pytest.fixture
@@ -231,3 +235,26 @@ def test_a_namespace_for_adapters_takes_nothing_else_but_what_is_about_them(
     registry.put_image("of-the-signature", subject={**about, "digest": signature})
     assert registry.put(image(subject={**about, "digest": made.config.digest})).status == 400
     Registry(hub.url, hub.token, "other/any").put_image("image")
+
+
+def test_images_are_not_moved_to_a_namespace_for_adapters_and_what_is_about_an_adapter_is(
+    hub: Running, registry: Registry, adapter: Callable[..., Path]
+) -> None:
+    with closing(HubDatabase(hub.folder)) as database:
+        accounts.settle(database, Namespace("adapters", adapters_only=True))
+    pictures = Registry(hub.url, hub.token, "free/picture")
+
+    def moved(old: str, new: str) -> Answer:
+        body = json.dumps({"fromRepo": old, "toRepo": new}).encode()
+        return registry.ask("POST", "/api/repos/move", body, Content_Type="application/json")
+
+    pictures.put_image("latest")
+    refused = moved("free/picture", "adapters/picture")
+    assert (refused.status, "the namespace adapters is for adapters only" in refused.json["error"]) == (400, True)
+    assert moved("free/picture", "free/other").status == 200
+    made = whole(registry, adapter(1))
+    registry.put(made.raw, "prod")
+    registry.put_image(subject={"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)})
+    assert moved("team/sql", "adapters/sql").status == 200
+    listed = Registry(hub.url, hub.token, "adapters/sql").ask("GET", f"referrers/{made.digest}").json["manifests"]
+    assert len(listed) == 1
