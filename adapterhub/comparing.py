@@ -126,7 +126,8 @@ def _of_files(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _
 
     with sources.opened(source, workspace) as found, sources.as_folder(found) as folder:
         kind = convert.sniff(found.path)
-        seen = None if base is None or kind == "peft" else (kind, convert.read(found.path, base=base))
+        alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base
+        seen = None if alone else (kind, convert.read(found.path, base=base))
         draft = describe.draft(folder, seen=seen)
         with workspace.bar("reading") as show:
             files = describe.digests(folder, counter(show, sum(describe.sizes(folder).values())))

@@ -189,9 +189,10 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress |
 
 
 def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
-    """Both adapters; two of which rows are in llama.cpp's order may be compared in it."""
+    """Both adapters, experts in stacks where the base has them; two of which rows are in llama.cpp's order may be compared
+    in it."""
     try:
-        return [convert.read(path, base=base, mapped=True) for path in (a, b)]
+        return [peft.stacked(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
     except RefusedError as error:
         if error.code != "base-required":
             raise

@@ -227,12 +227,13 @@ def _not_applied(verdict: Verdict) -> Problem:
 
 def _summary(contents: Contents) -> dict[str, object]:
     kinds = contents.kinds()
+    repeated = contents.adapter.meta.parameters if contents.adapter else None
     return {
         "r": sorted(set(contents.ranks.values())),
         "modules": len(contents.targets),
         "targets": sorted({target.rpartition(".")[2] for target in contents.targets}),
         "dtypes": sorted({kind.dtype for kind in kinds}),
-        "parameters": sum(math.prod(kind.shape) * count for kind, count in kinds.items()),
+        "parameters": repeated or sum(math.prod(kind.shape) * count for kind, count in kinds.items()),
     }
 
 

@@ -512,10 +512,10 @@ def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
 
 
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
-    from adapterhub_converters.formats import convert, mlx
+    from adapterhub_converters.formats import convert, find
 
     adapter, ordered = convert.read_unordered(path, base=base)
-    contents = Contents(path, kind, mlx.WEIGHTS if kind == "mlx" else path.name, adapter=adapter, notes=adapter.notes)
+    contents = Contents(path, kind, (path.name, *find(kind).files)[-1], adapter=adapter, notes=adapter.notes)
     contents.ordered = ordered
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
     for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():

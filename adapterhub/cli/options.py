@@ -353,7 +353,7 @@ def conversion_options(*more: str) -> Decorator:
         ) -> Any:
             return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
 
-        return to_option((*formats.FORMATS, *more))(loss_options(call))
+        return to_option((*formats.WRITTEN, *more))(loss_options(call))
 
     return decorate
 

@@ -37,10 +37,10 @@ def opened(
     Raises:
         RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
     """
-    found = adapters.read(adapter)
-    if not found.pairs:
-        raise RefusedError(found.where, "has no low-rank delta, and others cannot be run")
     with BaseFiles(base, cache) as files:
+        found = adapters.read(adapter, files.spec)
+        if not found.pairs:
+            raise RefusedError(found.where, "has no low-rank delta, and others cannot be run")
         adapters.check_base(found, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))

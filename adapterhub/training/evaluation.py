@@ -35,11 +35,11 @@ def evaluate(
     cache: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate in this process; arguments, result and errors are those of `adapterhub.training.evaluate`."""
-    found = adapters.read(adapter)
-    settings = _settings(options, found)
-    config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
     with devices.threads(options.threads):
         with BaseFiles(base, cache) as base_files:
+            found = adapters.read(adapter, base_files.spec)
+            settings = _settings(options, found)
+            config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
             adapters.check_base(found, base_files.spec, None)
             if not found.pairs:
                 raise RefusedError(found.where, "has no low-rank delta to evaluate")

@@ -87,7 +87,7 @@ class Trainer:
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             self._spec = spec = files.spec
             self._settled = settled = _settled(config, spec, device, force=force)
-            initial = adapters.read(start) if start else None
+            initial = adapters.read(start, spec) if start else None
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
             self.base = base = _loaded(settled, files, device, self._on_event)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adapterhub as ah
 from adapterhub.checks.repair import fix
 from adapterhub_converters import bases
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats import peft as format_peft
-from tests.conftest import need_module
+from tests.conftest import Run, need_module
 from tests.support import tiny
 
 R, ALPHA = 2, 6.0
@@ -98,9 +99,61 @@ def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
     merged = peft.PeftModel.from_pretrained(tiny.model(name), str(tmp_path / "b")).merge_and_unload().state_dict()
     for key, array in archive.wanted.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
-    assert (
-        convert.read(source, base=base).deltas.keys() == convert.read(tmp_path / "b", base=base).deltas.keys() or "Moe" in name
-    )
+    convert.convert(source, tmp_path / "a.gguf", to="gguf", base=base)
+    for number, given in enumerate([source, tmp_path / "a.gguf"]):
+        ah.merge(given, tmp_path / f"m{number}", into=tmp_path / "base")
+        merged = type(model).from_pretrained(tmp_path / f"m{number}", dtype="float32").state_dict()
+        for key, array in archive.wanted.items():
+            np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["Qwen3MoeForCausalLM", "GptOssForCausalLM"])
+def test_every_command_takes_an_archive_as_it_is(name: str, run: Run, tmp_path: Path) -> None:
+    model, archive = made(name)
+    model.save_pretrained(tmp_path / "base")
+    archive.save(tmp_path / "a")
+    numbers = sum(array.size for array in archive.tensors.values())
+    shown = json.loads(run("show", "a", "--json").stdout)["manifest"]
+    assert (shown["format"], shown["method"], shown["parameters"]) == ("tinker", "lora", numbers)
+    report = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)
+    assert (report["ok"], report["format"], report["facts"]["parameters"]) == (True, "tinker", numbers)
+    run("init")
+    run("push", "a", "team/a:one", "--base", "base")
+    run("pull", "team/a:one", "--output", "back")
+    for file in (format_peft.CONFIG, format_peft.WEIGHTS):
+        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+    run("convert", "a", "b", "--to", "peft", "--base", "base")
+    difference = json.loads(run("diff", "team/a:one", "b", "--base", "base", "--json").stdout)
+    assert difference["same"]
+    run("merge", "a", "team/a:one", "-o", "both", "--method", "cat")
+    assert "can be read, but not written" in ah_error(tmp_path)
+
+
+def ah_error(folder: Path) -> str:
+    with pytest.raises(AdapterhubError) as caught:
+        convert.convert(folder / "b", folder / "c", to="tinker")
+    return str(caught.value)
+
+
+def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from adapterhub.generation import torch_engine
+    from adapterhub.training.events import InitialAdapter
+    from tests.training.conftest import write_tokenizer
+
+    model, archive = made("Qwen3MoeForCausalLM")
+    model.save_pretrained(tmp_path / "base")
+    write_tokenizer(tmp_path / "base")
+    del archive.wanted["lm_head.weight"]  # torch runs none on the output layer
+    archive.tensors = {name: array for name, array in archive.tensors.items() if "unembed" not in name}
+    source = archive.save(tmp_path / "a")
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in archive.wanted.items()}, strict=False)
+    ids = [5, 80, 90, 100]
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
+    given = InitialAdapter(source, source, "sha256:" + "0" * 64, str(source))
+    with torch_engine.opened(given, tmp_path / "base") as engine, engine.started(adapted=True, room=8) as logits_after:
+        np.testing.assert_allclose(logits_after(ids), wanted, rtol=0, atol=2e-3)
 
 
 LAYER = f"{P}0.mlp.up_proj"
@@ -137,14 +190,13 @@ def test_a_malformed_archive_is_refused_in_one_line(
     assert not (tmp_path / "b").exists()
 
 
-def test_elsewhere_an_archive_is_named_and_a_config_without_its_kind_is_none(tmp_path: Path) -> None:
+def test_an_archive_is_recognized_and_a_config_without_its_kind_is_none(tmp_path: Path) -> None:
     archive = Archive({})
     archive.tensors = MARK
+    assert convert.sniff(archive.save(tmp_path / "a")) == "tinker"
     with pytest.raises(RefusedError, match="an archive of Tinker") as caught:
-        convert.sniff(archive.save(tmp_path / "a"))
-    assert caught.value.code == "convert-to-peft"
-    with pytest.raises(RefusedError, match="an archive of Tinker"):
         fix(tmp_path / "a", tmp_path / "f")
+    assert caught.value.code == "convert-to-peft"
     assert set(convert.read(tmp_path / "a").deltas) == {"lm_head"}
     archive.tensors = PAIR
     with pytest.raises(AdapterhubError, match="peft_type"):

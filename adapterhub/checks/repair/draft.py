@@ -21,8 +21,6 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft, pickles, raw
-from adapterhub_converters.formats.candidate import Candidate
-from adapterhub_converters.formats.peft import tinker
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +133,7 @@ def _check_kind(path: Path) -> None:
         raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and FORMATS["mlx"].sniff(path):
         raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
-    if tinker.is_archive(Candidate(path)):
+    if FORMATS["tinker"].sniff(path):
         raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))

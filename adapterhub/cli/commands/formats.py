@@ -68,8 +68,9 @@ def _text(rows: list[Row], others: Mapping[str, str], families: list[str]) -> No
     ):
         output.write(line)
     output.write()
-    titles = ["FROM \\ AND BACK", *(row.name for row in rows)]
-    marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in rows)] for row in rows]
+    written = [row for row in rows if row.writes]
+    titles = ["FROM \\ AND BACK", *(row.name for row in written)]
+    marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in written)] for row in written]
     for line in output.table([output.Column(title) for title in titles], marks):
         output.write(line)
     output.write()

@@ -159,7 +159,7 @@ def read(folder: Path, model: Model, *, rank: int) -> Factors:
     Raises:
         RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
     """
-    found = trained.read(InitialAdapter(folder, folder, "", str(folder)))
+    found = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
     trained.check_base(found, model.spec, None)
     _check_parts(found)
     for name, array in found.adapter.copies.items():

@@ -39,7 +39,7 @@ from adapterhub_converters.adapter import (
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats import convert
+from adapterhub_converters.formats import convert, peft
 
 from .base import Base
 from .weights import as_numpy
@@ -97,13 +97,13 @@ class Factors:
         )  # fmt: skip
 
 
-def read(initial: InitialAdapter) -> Factors:
-    """Read an adapter.
+def read(initial: InitialAdapter, spec: BaseSpec) -> Factors:
+    """Read an adapter for a base, whose experts are in stacks in memory.
 
     Raises:
         RefusedError: It is not low-rank deltas of one kind and rows of at most one table.
     """
-    adapter = convert.read(initial.path)
+    adapter = peft.stacked(convert.read(initial.path, base=spec), spec)
     try:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:

@@ -67,6 +67,8 @@ class Meta:
     """The name of a tuner that is not LoRA (`Tuner.method`); empty for all others."""
     numbers: Mapping[str, object] = field(default_factory=dict)
     """That tuner's own numbers, by the keys of its config."""
+    parameters: int | None = None
+    """The number of elements in the source, where each delta here has a copy of what several share there; else None."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,8 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all tensors."""
-        return sum(tensor.size for _, tensor in self.tensors())
+        """The number of elements of all tensors, each of them once."""
+        return self.meta.parameters or sum(tensor.size for _, tensor in self.tensors())
 
 
 def factor_pairs(adapter: Adapter) -> dict[str, FactorPair]:

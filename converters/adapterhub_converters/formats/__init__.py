@@ -43,7 +43,7 @@ class Format:
     Attributes:
         name: The format as the option `--to` spells it.
         module: The module with `sniff(candidate) -> bool`, `read(path, *, base) -> Adapter` and
-            `write(adapter, path, *, base) -> LossReport`; imported when one of them is called.
+            `write(adapter, path, *, base) -> LossReport`; imported when one of them is called. Without `write` if not `writes`.
         suffix: The suffix of a format that is one file.
         files: The names of the files of a format that is a folder.
         deltas: The deltas it can express: `all` that PEFT can, plain pairs and those that are `factored` (LoHa, LoKr), or plain
@@ -52,6 +52,7 @@ class Format:
         rslora: `read` takes `rslora`: whether the scale is alpha / sqrt(r).
         self_contained: Its files can be read without any others next to them.
         dtypes: The types it can store numbers as; `write` takes one of them as `dtype` where there are several.
+        writes: It can be written, not only read.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Format:
     rslora: bool = False
     self_contained: bool = True
     dtypes: tuple[str, ...] = ("source",)
+    writes: bool = True
 
     @property
     def folder(self) -> bool:
@@ -100,6 +102,9 @@ FORMATS = {
     row.name: row
     for row in (
         Format("peft", f"{__name__}.peft", files=("adapter_config.json", "adapter_model.safetensors"), deltas="all"),
+        Format(
+            "tinker", f"{__name__}.peft.tinker", files=("adapter_config.json", "adapter_model.safetensors"), writes=False
+        ),
         Format("gguf", f"{__name__}.gguf", ".gguf", dtypes=DTYPES),
         Format("mlx", f"{__name__}.mlx", files=("adapter_config.json", "adapters.safetensors")),
         Format("kohya", f"{__name__}.image.kohya", ".safetensors", deltas="factored"),
@@ -111,6 +116,8 @@ FORMATS = {
     )
 }  # fmt: skip
 """The formats of adapters that come with this package, which are those that a registry stores."""
+WRITTEN = tuple(name for name, row in FORMATS.items() if row.writes)
+"""Those of them that can be written."""
 PACKAGES = {"ollama": "gguf"}
 """A folder with an adapter and files that another program needs: its name, and the format of the adapter in it."""
 MODELS = ("hf",)
@@ -127,7 +134,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 def names() -> tuple[str, ...]:
     """Everything that an adapter can be converted to, by name; loads no format."""
-    return (*FORMATS, *_entry_points(), *PACKAGES)
+    return (*WRITTEN, *_entry_points(), *PACKAGES)
 
 
 def find(name: str) -> Format:

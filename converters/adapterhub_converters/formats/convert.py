@@ -30,11 +30,10 @@ from adapterhub_converters.errors import (
     refused,
 )
 
-from . import FORMATS, PACKAGES, Format, base_weights, find, gguf, in_order, lossy, ollama, peft, pickles, placed, unread
+from . import FORMATS, PACKAGES, Format, base_weights, find, gguf, in_order, lossy, names, ollama, peft, pickles, placed, unread
 from .candidate import Candidate
 from .image import pipeline
 from .lossy import Allowed
-from .peft import tinker
 
 NOTHING = Allowed()
 
@@ -58,8 +57,6 @@ def sniff(path: Path | Candidate) -> str:
     pickles.refuse(path)
     if candidate.is_whole_model:
         raise whole_model(path)
-    if tinker.is_archive(candidate):
-        raise RefusedError(str(path), "an archive of Tinker", "Convert it to PEFT", code="convert-to-peft")
     what = "not an adapter of a known format: PEFT and MLX folders have an adapter_config.json, GGUF adapters a general.type"
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
@@ -87,8 +84,6 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
     pickles.refuse(path)
     path = adapter_in(path)
     candidate = Candidate(path)
-    if tinker.is_archive(candidate):
-        return tinker.read(path, base=base or base_from_manifest(path))
     kind = sniff(candidate)
     if kind == "peft":
         return peft.read(path, base=base, mapped=mapped)
@@ -171,6 +166,8 @@ def convert(
     if model is not None:
         raise ParameterError("model", f"{to} does not name a base", "Leave it out")
     row = find(to)
+    if not row.writes:
+        raise ParameterError("to", f"{to} can be read, but not written", f"One of {', '.join(names())}")
     if dtype not in row.dtypes:
         what = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
         raise ParameterError("dtype", what, f"One of {', '.join(row.dtypes)}")
@@ -196,13 +193,8 @@ def convert(
 
 @contextlib.contextmanager
 def _opened(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
-    """`src` or, where it is a pickle that may be loaded, the tensors in it, or the PEFT folder of an archive of Tinker."""
+    """`src` or, where it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
-    if tinker.is_archive(candidate):
-        with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
-            peft.write(placed.checked(tinker.read(src, base=base), base, str(src)), Path(folder), base=base)
-            yield Candidate(Path(folder))
-        return
     # A file with a valid header is not a pickle, and need not be opened again to find out.
     pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
@@ -276,10 +268,17 @@ def _rewritten(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) 
 def _on_base(adapter: Adapter, row: Format, base: BaseSpec | None, where: str) -> Adapter:
     """The adapter, whose targets a base that was given must have; for PEFT under the names that its modules have in memory."""
     if row.name == "gguf":  # whose writer compares shapes as well
-        return adapter
+        return peft.stacked(adapter, base) if _has_stacks_alone(base) else adapter
     renamed = placed.checked(adapter, base, where)
     own = adapter.source is not None and adapter.source.format == "peft"
     return renamed if row.deltas == "all" and not own else adapter
+
+
+def _has_stacks_alone(base: BaseSpec | None) -> bool:
+    """Whether the architecture of a base has no experts one by one, not in its checkpoints either."""
+    with contextlib.suppress(RefusedError):
+        return base is not None and (found := base.mapped()).experts is not None and not found.listed
+    return False
 
 
 Write = Callable[[Adapter, Path], LossReport]

@@ -12,9 +12,10 @@ import numpy as np
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import adapter_in
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import FORMATS, PACKAGES, convert, peft
+from . import FORMATS, PACKAGES, WRITTEN, convert, peft
 from .round_trips import BYTES, FUNCTION, NAME, NO, Row
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ _LLAMA = {
     "model.layers.0.self_attn.q_proj": (8, 8),
     "model.layers.0.self_attn.k_proj": (4, 8),
     "model.layers.0.mlp.down_proj": (8, 12),
+    "lm_head": (16, 8),
 }
 _FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.net.2": (8, 32)}
 _OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
@@ -59,17 +61,22 @@ class _Probe:
         for name, shapes in (("llama", _LLAMA), ("flux", _FLUX)):
             (folder / name).mkdir()
             peft.write(_adapter(shapes), folder / name)
-        self._names = (*FORMATS, *PACKAGES)
+        (folder / "tinker").mkdir()
+        tensors = {name.replace("lm_head", "model.unembed_tokens"): array for name, array in _tensors(folder / "llama")}
+        safetensors_file.write(folder / "tinker" / peft.WEIGHTS, tensors)
+        json_file.write_text(folder / "tinker" / peft.CONFIG, '{"r": 2, "lora_alpha": 4}')
+        self._names = (*WRITTEN, *PACKAGES)
 
     def rows(self) -> list[Row]:
-        return [self._row(name) for name in self._names]
+        return [self._row(name) for name in (*FORMATS, *PACKAGES)]
 
     def _row(self, name: str) -> Row:
-        path = self._made(name)
+        written = name in self._names
+        path = self._made(name) if written else self._folder / name
         files = () if path is None else (f"{NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
         reads = path is not None and _or_none(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
-        back = {other: self._back(name, other) for other in self._names if other != name}
-        return Row(name, files, reads, path is not None, self._needs_base(name), back)
+        back = {other: self._back(name, other) for other in self._names if other != name and written}
+        return Row(name, files, reads, written and path is not None, written and self._needs_base(name), back)
 
     def _made(self, name: str, *others: str) -> Path | None:
         """A file of this format with an adapter that the others can express too."""
@@ -100,6 +107,11 @@ class _Probe:
         model = "a-tiny-llama" if to in PACKAGES else None
         convert.convert(source, target, to=to, base=base, model=model)
         return target
+
+
+def _tensors(folder: Path) -> list[tuple[str, np.ndarray]]:
+    with safetensors_file.SafetensorsFile(folder / peft.WEIGHTS) as file:
+        return [(name, file.tensor(name)) for name in file.tensors]
 
 
 def _contents(path: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import FORMATS, PACKAGES
+from . import FORMATS, PACKAGES, WRITTEN
 
 BYTES, FUNCTION, NO = "bytes", "function", "no"
 """What is recovered of a file after conversion to another format and back: its bytes, its function, or nothing."""
@@ -25,7 +25,8 @@ class Row:
         reads: Whether it can be read.
         writes: Whether it can be written.
         base: Whether writing needs a base.
-        back: Every other format to what is recovered of a file of this one after conversion to it and back.
+        back: Every other format that can be written to what is recovered of a file of this one after conversion to it and
+            back; empty for one that can only be read.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Row:
     back: dict[str, str]
 
 
-_NAMES = (*FORMATS, *PACKAGES)
+_NAMES = (*WRITTEN, *PACKAGES)
 _WITH_BASE = ("gguf", "kohya", "torchtune", "litgpt", "megatron", "ollama")
 # A line for each format: what is recovered after the way to each of them and back, in the order of the table.
 _BACK = """
@@ -55,10 +56,12 @@ _BACK = """
 
 def rows() -> list[Row]:
     """A row for each format, in the order of the table."""
-    return [_row(name, line[::2].ljust(len(_NAMES))) for name, line in zip(_NAMES, _BACK.splitlines()[1:], strict=True)]
+    lines = dict(zip(_NAMES, _BACK.splitlines()[1:], strict=True))
+    return [_row(name, lines.get(name, "")) for name in (*FORMATS, *PACKAGES)]
 
 
-def _row(name: str, marks: str) -> Row:
-    back = {other: MARKS[mark] for other, mark in zip(_NAMES, marks, strict=True) if other != name}
+def _row(name: str, line: str) -> Row:
+    marks = zip(_NAMES, line[::2].ljust(len(_NAMES)), strict=True) if line else ()
+    back = {other: MARKS[mark] for other, mark in marks if other != name}
     files = FORMATS[name].files or (f"{NAME}{FORMATS[name].suffix}",) if name in FORMATS else ("Modelfile", f"{NAME}.gguf")
-    return Row(name, files, reads=True, writes=True, base=name in _WITH_BASE, back=back)
+    return Row(name, files, reads=True, writes=bool(line), base=name in _WITH_BASE, back=back)

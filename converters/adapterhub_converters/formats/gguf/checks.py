@@ -149,4 +149,10 @@ def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Arch
         if turned is None:  # how the base stores it is unknown: either orientation may fit
             turned = swapped == delta.shape
         return swapped if turned else found.shape
-    return None
+    module, _, parameter = target.rpartition(".")  # a parameter whose experts transformers saves one by one
+    parts = [base.text_tensor(f"{module}.0.{part}.weight") for part in _PARTS.get(parameter, ())]
+    shapes = [part.shape for part in parts if part is not None]
+    return (sum(shape[0] for shape in shapes), shapes[0][1]) if parts and len(shapes) == len(parts) else None
+
+
+_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

@@ -34,7 +34,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 Pairs = dict[str, Pair]
 
 
-def is_archive(candidate: Candidate) -> bool:
+def sniff(candidate: Candidate) -> bool:
     """Whether a folder is an archive of Tinker, by its config and the names of its tensors."""
     text = candidate.config
     if '"peft_type"' in text or '"lora_alpha"' not in text or '"r"' not in text:
@@ -75,7 +75,11 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     if base is not None and base.model_type == "gpt_oss":
         deltas = _interleaved(deltas)
     named = config.get("base_model_name_or_path")
-    meta = Meta(base_model=named if isinstance(named, str) and named else None, task_type="CAUSAL_LM")
+    meta = Meta(
+        base_model=named if isinstance(named, str) and named else None,
+        task_type="CAUSAL_LM",
+        parameters=sum(half.size for pair in pairs.values() for half in pair),
+    )
     return Adapter(deltas, meta=meta, notes=("an archive of Tinker, read under the names of transformers",))
 
 
