@@ -45,10 +45,15 @@ def memory_to_read(path: Path) -> tuple[int, str]:
     """The bytes by which reading a header raises the peak of a process, and what was said."""
     program = """
 import os, resource, sys
+from pathlib import Path
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss would include what the parent had at its peak.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 file = open(sys.argv[1], "rb")
 read = gguf_file.read_header if sys.argv[1].endswith("gguf") else safetensors_file.read_header
 def read_at(offset, n):
