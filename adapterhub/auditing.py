@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
-from .workspace import StrPath, listed
+from .workspace import StrPath
 
 if TYPE_CHECKING:
+    from .identity import Identity
     from .store.chain import Chains, Fault
     from .trust.checkpoint import Checkpoint
-    from .trust.keys import PublicKey, Signer
+    from .trust.keys import Signer, TrustedSigner
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Audit:
         entries: The number of entries that follow each from the one before it.
         rows: The number of rows of the hub's audit log; 0 without a hub.
         checkpoint: The checkpoint that they were compared with; None without one, when nothing shows what is missing at an end.
-        signer: The file of the key that signed it; empty without one.
+        signer: The file of the key, or the identity, that signed it; empty without one.
     """
 
     where: str
@@ -52,13 +53,15 @@ class Audit:
         return not self.faults
 
 
-def audit(registry: StrPath, *, checkpoint: StrPath | None = None, keys: StrPath | Sequence[StrPath] = ()) -> Audit:
+def audit(
+    registry: StrPath, *, checkpoint: StrPath | None = None, keys: StrPath | Identity | Sequence[StrPath | Identity] = ()
+) -> Audit:
     """Verify the logs of a registry, and of the hub that serves it: each entry has the digest of the one before it.
 
     Args:
         registry: The folder of the registry.
         checkpoint: A file that `sign_checkpoint` wrote, whose entries must still be there.
-        keys: Public keys in PEM, or folders of them, one of which must have signed it.
+        keys: Public keys in PEM, folders of them, and identities, one of which must have signed it.
 
     Raises:
         NotFoundError: There is no registry, or no checkpoint.
@@ -73,7 +76,7 @@ def audit(registry: StrPath, *, checkpoint: StrPath | None = None, keys: StrPath
     """
     from .trust.keys import trusted
 
-    known, signer = _read(Path(checkpoint), trusted(listed(keys))) if checkpoint is not None else (None, None)
+    known, signer = _read(Path(checkpoint), trusted(keys)) if checkpoint is not None else (None, None)
     chains, row = _follow(Path(registry), known)
     return _audit(registry, chains, row, known, signer)
 
@@ -109,7 +112,7 @@ def sign_checkpoint(
 
 
 def _audit(
-    registry: StrPath, chains: Chains, row: tuple[int, str] | None, checkpoint: Checkpoint | None, signer: PublicKey | None
+    registry: StrPath, chains: Chains, row: tuple[int, str] | None, checkpoint: Checkpoint | None, signer: TrustedSigner | None
 ) -> Audit:
     names, rows = sum(map(len, chains.ends.values())), row[0] if row else 0
     return Audit(str(registry), chains.faults, names, chains.entries, rows, checkpoint, signer.where if signer else "")
@@ -142,7 +145,7 @@ def _follow(registry: Path, known: Checkpoint | None) -> tuple[Chains, tuple[int
     return dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
 
-def _read(path: Path, keys: Iterable[PublicKey]) -> tuple[Checkpoint, PublicKey]:
+def _read(path: Path, keys: Iterable[TrustedSigner]) -> tuple[Checkpoint, TrustedSigner]:
     from .trust import checkpoint
 
     raw = json_file.read_text(path, checkpoint.MAX_CHECKPOINT).encode()

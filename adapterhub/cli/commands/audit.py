@@ -11,6 +11,7 @@ from adapterhub.cli import output, signing
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Group, Settings, replace_option
 from adapterhub.cli.views import findings as view
+from adapterhub.identity import Identity
 from adapterhub.maintenance.findings import Finding
 from adapterhub_converters.errors import UsageError
 
@@ -36,9 +37,9 @@ def audit() -> None:
     adapterhub audit verify --registry ./copy --checkpoint 2026-11-26.json --key audit.pub""",
 )
 @click.option("--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Compare with an earlier checkpoint.")
-@signing.accepted_keys
+@signing.accepted_signers
 @click.pass_obj
-def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...]) -> int:
+def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Identity, ...]) -> int:
     """Verify that no entry was changed, removed, moved or inserted; offline, on the registry or on a copy of it.
 
     Entries that were cut off at the end of a log, or a log that was rewritten, only show when compared with a checkpoint, which
@@ -64,18 +65,17 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...
     adapterhub audit checkpoint -o 2026-11-26.json --key audit.key""",
 )
 @click.option("-o", "--output", "out", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output: file.")
-@signing.own_key
+@signing.own_signer
 @replace_option
-@signing.passphrase_options
 @click.pass_obj
-def checkpoint(settings: Settings, *, out: Path, key: Path, replace: bool, passphrase: signing.Passphrase) -> None:
+def checkpoint(settings: Settings, *, out: Path, own: signing.Own, replace: bool) -> None:
     """Verify the logs, and write a signed file with the end of each.
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
     """
     from adapterhub import auditing
 
-    made = auditing.sign_checkpoint(workspace(settings).folder(), out, signing.private_key(key, passphrase), replace=replace)
+    made = auditing.sign_checkpoint(workspace(settings).folder(), out, own.read(), replace=replace)
     document = {"checkpoint": str(out), "names": made.names, "entries": made.entries, "rows": made.rows}
     output.emit(
         document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(made)} signed"))
