@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.checks.report import Problem, Report
     from adapterhub.combining import Combined
     from adapterhub.generation import Generated
+    from adapterhub.identity import Identity
     from adapterhub.learning import evaluate, open_trainer, train
     from adapterhub.local_registry import Registry, Versions
     from adapterhub.project.policy import Policy
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter", "AdapterhubError", "Attested", "Audit", "Bill", "Combined", "ConvertedModel", "Difference", "Generated",
-    "Inputs", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Scan", "Sent", "Served", "Signature",
-    "Verified", "Version", "Versions", "Workspace", "attest", "audit", "bom", "check", "convert", "convert_model", "describe",
-    "diff", "evaluate", "generate", "load", "merge", "open_trainer", "pull", "push", "read_base", "resolve", "scan", "sign",
-    "sign_checkpoint", "train", "verify",
+    "Identity", "Inputs", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Scan", "Sent", "Served",
+    "Signature", "Verified", "Version", "Versions", "Workspace", "attest", "audit", "bom", "check", "convert",
+    "convert_model", "describe", "diff", "evaluate", "generate", "load", "merge", "open_trainer", "pull", "push", "read_base",
+    "resolve", "scan", "sign", "sign_checkpoint", "train", "verify",
 ]  # fmt: skip
 
 _MODULES = {
@@ -57,6 +58,7 @@ _MODULES = {
     "adapterhub.checks.report": ("Problem", "Report"),
     "adapterhub.combining": ("Combined",),
     "adapterhub.generation": ("Generated",),
+    "adapterhub.identity": ("Identity",),
     "adapterhub.learning": ("evaluate", "open_trainer", "train"),
     "adapterhub.local_registry": ("Registry", "Versions"),
     "adapterhub.project.policy": ("Policy",),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
     from adapterhub.registry.registry import Registry
     from adapterhub.sharing.signatures import Signable
-    from adapterhub.trust.keys import PublicKey, Signer
+    from adapterhub.trust.keys import Signer, TrustedSigner
     from adapterhub_converters.bases import BaseSpec
 
 BUILDER = "urn:adapterhub:trainer"
@@ -119,7 +119,7 @@ def attest(
 
 
 def verify(
-    source: StrPath, keys: Sequence[PublicKey], workspace: Workspace, *, inputs: Inputs | None = None
+    source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace, *, inputs: Inputs | None = None
 ) -> tuple[Signable, list[Attested], list[Finding]]:
     """Verify the attestations of a version and, with `inputs`, compute them again.
 
@@ -139,7 +139,7 @@ def verify(
 
 
 def _accepted(
-    source: StrPath, keys: Sequence[PublicKey], workspace: Workspace
+    source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace
 ) -> tuple[Signable, list[Attested], list[Finding]]:
     from adapterhub.maintenance.findings import Finding
 
@@ -167,7 +167,7 @@ def _compared(
     known: Attestation,
     found: Signable,
     inputs: Inputs,
-    keys: Sequence[PublicKey],
+    keys: Sequence[TrustedSigner],
     workspace: Workspace,
     *,
     others: Sequence[Attested],
@@ -224,7 +224,9 @@ def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 # ---- predicates
 
 
-def _attestation(kind: str, found: Signable, inputs: Inputs, signers: Sequence[PublicKey], workspace: Workspace) -> Attestation:
+def _attestation(
+    kind: str, found: Signable, inputs: Inputs, signers: Sequence[TrustedSigner], workspace: Workspace
+) -> Attestation:
     if kind == MERGE:
         predicate = _merge(found, signers, workspace)
     else:
@@ -260,7 +262,7 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
     }
 
 
-def _merge(found: Signable, signers: Sequence[PublicKey], workspace: Workspace) -> dict[str, Any]:
+def _merge(found: Signable, signers: Sequence[TrustedSigner], workspace: Workspace) -> dict[str, Any]:
     """The recipe, and the parents with their signers; RefusedError if a rebuild gives other bytes."""
     if sources.is_address(found.pinned):
         raise RefusedError(
@@ -282,13 +284,13 @@ def _merge(found: Signable, signers: Sequence[PublicKey], workspace: Workspace) 
     }
 
 
-def _signer(registry: Registry, digest: Digest, signers: Sequence[PublicKey]) -> str:
-    """The id of the key that signed a parent; IntegrityError if none of `signers` did."""
+def _signer(registry: Registry, digest: Digest, signers: Sequence[TrustedSigner]) -> str:
+    """The id of the signer of a parent; IntegrityError if it is none of `signers`."""
     held = registry.holding(digest)
     where = str(held[0].ref) if held else digest
     made = oci_manifest.parse(registry.store.read_document(digest), where)
     bundles = registry.store.signatures.read(digest, LIMIT)
-    return bundle.accepted(bundles, signers, files_of(made), None, where).key.id
+    return bundle.accepted(bundles, signers, files_of(made), None, where).signer.id
 
 
 def _training(source: sources.Source, builder: str) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from adapterhub_converters.errors import IntegrityError, ParameterError
 
 from . import attesting, sources
 from .sharing import signatures
-from .workspace import Progress, StrPath, Workspace, listed
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.attesting import Inputs
     from adapterhub.digest import Digest
+    from adapterhub.identity import Identity
     from adapterhub.maintenance.findings import Finding, Findings
     from adapterhub.sharing.signatures import Signable
     from adapterhub.trust.attestation import Attested
-    from adapterhub.trust.keys import PublicKey, Signer
+    from adapterhub.trust.keys import Signer, TrustedSigner
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,21 +33,17 @@ class Signature:
         name: What it is signed as.
         digest: Of the version's manifest; None for a folder.
         files: Paths of the files that are signed, sorted.
-        key: The id of the key, the sha256 of its public PEM in hexadecimal digits.
-        kind: The kind of key, such as `p256`.
-        where: The file of the key.
+        signer: The key, or the identity; `title` describes it, and the `id` of a key is the sha256 of its public PEM.
     """
 
     ref: str
     name: str
     digest: Digest | None
     files: tuple[str, ...]
-    key: str
-    kind: str
-    where: str
+    signer: TrustedSigner
 
     def __repr__(self) -> str:
-        return f"<Signature {self.ref}: {len(self.files)} files, as {self.name} by the {self.kind} key {self.key[:16]}…>"
+        return f"<Signature {self.ref}: {len(self.files)} files, as {self.name} by {self.signer.title}>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,7 +86,8 @@ def sign(
 
     Args:
         source: A folder, a ref or an address.
-        key: Your private key, in PEM; `pkcs11:…`, the URI of one in hardware; or one that was read.
+        key: Your private key, in PEM; `pkcs11:…`, the URI of one in hardware; or a signer, such as one by
+            `adapterhub.trust.keyless`, which signs by an identity.
         name: What to sign it as; by default the name of the ref, at the address, or of the folder.
         passphrase: That of the key, if it is encrypted; the PIN of its hardware.
         workspace: The registry, the credentials.
@@ -112,7 +110,7 @@ def sign(
 def verify(
     source: StrPath,
     *,
-    keys: StrPath | Sequence[StrPath] = (),
+    keys: StrPath | Identity | Sequence[StrPath | Identity] = (),
     name: str | None = None,
     attestations: bool = False,
     recompute: Inputs | None = None,
@@ -126,7 +124,7 @@ def verify(
 
     Args:
         source: A folder, a ref or an address.
-        keys: Public keys in PEM, or folders of them.
+        keys: Public keys in PEM, folders of them, and identities.
         name: The name that it must have been signed as; by default its own. A folder may have any.
         attestations: Verify the attestations of a version.
         recompute: Compute them again from these inputs, and compare.
@@ -145,8 +143,7 @@ def verify(
     from adapterhub.trust.keys import trusted
 
     here = (workspace or Workspace()).showing(progress)
-    accepted = listed(keys)
-    if not accepted and (name or attestations):
+    if not keys and (name or attestations):
         parameter = "name" if name else "attestations"
         raise ParameterError(parameter, "is for a signature, and no key is given to verify one with", code="keys-required")
     signature: Signature | None = None
@@ -155,19 +152,19 @@ def verify(
         exact: StrPath = source
         findings: Findings = []
         if attestations:
-            found, attested, findings = attesting.verify(source, trusted(accepted), here, inputs=recompute)
+            found, attested, findings = attesting.verify(source, trusted(keys), here, inputs=recompute)
             exact = found.pinned  # what was signed, wherever its tag is now
-        elif accepted:
-            found, signed = signatures.verify(source, trusted(accepted), here, name=name)
-            exact, signature = found.pinned, _signature(found, signed.statement.name, signed.key)
+        elif keys:
+            found, signed = signatures.verify(source, trusted(keys), here, name=name)
+            exact, signature = found.pinned, _signature(found, signed.statement.name, signed.signer)
         findings = [*findings, *(_compared(exact, here) if exact else ())]  # all files of a folder are signed
     except IntegrityError as error:  # the document with the digests, or the signature
         findings = [_finding(error)]
     return Verified(os.fspath(source), tuple(findings), signature, tuple(attested))
 
 
-def _signature(found: Signable, name: str, key: PublicKey) -> Signature:
-    return Signature(found.where, name, found.digest or None, tuple(sorted(found.files)), key.id, key.kind, key.where)
+def _signature(found: Signable, name: str, signer: TrustedSigner) -> Signature:
+    return Signature(found.where, name, found.digest or None, tuple(sorted(found.files)), signer)
 
 
 def _finding(error: IntegrityError) -> Finding:

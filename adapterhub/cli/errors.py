@@ -51,7 +51,7 @@ HINTS: dict[str, str] = {
     "gguf-type-for-folder": "Merge into a .gguf, or choose --requantize nf4 or --dtype",
     "has-children": "--force removes it all the same",
     "hub-needs-login": "Add --require-login",
-    "keys-required": "Pass --key, or set policy.signers in adapterhub.toml",
+    "keys-required": "Pass --key or --identity, or set policy.signers in adapterhub.toml",
     "image-here": "Name one like layout://x.tar:v1",
     "image-repacked": "Copy it with `skopeo copy --preserve-digests`, or copy the adapter that it contains",
     "link-in-project": "Remove it, or name the folder to write to: `adapterhub pull --locked -o FOLDER`",

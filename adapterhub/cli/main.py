@@ -37,7 +37,7 @@ _EXTRAS = {
     "bitsandbytes": "demo", "jinja2": "train", "obstore": "objectstore", "peft": "dev",
     "starlette": "hub", "uvicorn": "hub", "httpx2": "serve", "nh3": "hub", "lz4": "hub", "prometheus_client": "hub",
     "psycopg": "postgres", "psycopg_pool": "postgres",
-    "cryptography": "sign", "pkcs11": "pkcs11",
+    "cryptography": "sign", "pkcs11": "pkcs11", "sigstore": "sigstore",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Keys and passphrases of the commands that sign and verify."""
+"""Signers, keys and passphrases of the commands that sign and verify."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.identity import Identity
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ParameterError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.trust.attestation import Attested
-    from adapterhub.trust.keys import Signer
+    from adapterhub.trust.keys import Signer, TrustedSigner
 
 _LONGEST = 1024  # bytes of a passphrase; OpenSSL takes no more
+_LONGEST_TOKEN = 64 << 10  # bytes of an identity token
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,45 @@ def _line(text: str) -> bytes:
     return secret
 
 
-def private_key(path: Path, passphrase: Passphrase) -> Signer:
-    """Read a private key, or find one in hardware; a person is asked for the passphrase or the PIN that it needs."""
-    from adapterhub.trust import signers
+@dataclass(frozen=True)
+class Own:
+    """The signer that the options of a command name.
 
-    try:
-        return signers.read(path, passphrase.existing())
-    except ParameterError as error:
-        if error.code != "passphrase-required":
-            raise
-    return signers.read(path, passphrase.asked())
+    Attributes:
+        key: The path of a private key, or the URI of one in hardware; None to sign by an identity.
+        token_file: That of an identity token, `-` for stdin; None for that of the machine.
+    """
+
+    key: Path | None
+    passphrase: Passphrase
+    token_file: str | None = None
+    trust_config: Path | None = None
+
+    def read(self) -> Signer:
+        """Read the key; a person is asked for the passphrase or the PIN that it needs. Or get the token of the identity."""
+        from adapterhub.trust import signers
+
+        if self.key is None:
+            return self._keyless()
+        try:
+            return signers.read(self.key, self.passphrase.existing())
+        except ParameterError as error:
+            if error.code != "passphrase-required":
+                raise
+        return signers.read(self.key, self.passphrase.asked())
+
+    def _keyless(self) -> Signer:
+        from adapterhub.trust import keyless
+
+        source = self.token_file
+        if source is None:
+            token = keyless.ambient_token() or ""
+        else:
+            token = sys.stdin.read(_LONGEST_TOKEN) if source == "-" else json_file.read_text(Path(source), _LONGEST_TOKEN)
+        if not token.strip():
+            what = "is missing, and this machine gives its jobs none"
+            raise UsageError("identity token", what, "Pass its file as --identity-token, or run it in a job that has one")
+        return keyless.KeylessSigner(token.strip(), self.trust_config)
 
 
 def attested(one: Attested) -> dict[str, object]:
@@ -73,9 +105,14 @@ def attested(one: Attested) -> dict[str, object]:
     return {
         "kind": one.kind or None,
         "type": one.attestation.type,
-        "key": one.key.id,
         "predicate": one.predicate,
+        "signer": one.signer.document(),
     }
+
+
+def told(signer: TrustedSigner) -> str:
+    """A signer in a line: a key with its file, or an identity."""
+    return signer.title if isinstance(signer, Identity) else f"{signer.where} ({signer.kind} key {signer.id[:16]}…)"
 
 
 _OPTIONS = (
@@ -104,21 +141,87 @@ def new_passphrase_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _OPTIONS[0](passphrase_options(function))
 
 
-own_key = click.option(
-    "--key",
-    metavar="PEM",
-    required=True,
+_trust_config = click.option(
+    "--trust-config",
+    metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Key, in PEM: your private one, or the pkcs11: URI of one in hardware.",
+    help="Trust config, in JSON, of a private Sigstore. [default: the public one]",
 )
-accepted_keys = click.option(
-    "--key",
-    "keys",
-    metavar="PEM",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Key, in PEM: a public one that must have signed it, or a folder of them; repeatable.",
+_OWN = (
+    click.option(
+        "--key",
+        metavar="PEM",
+        type=click.Path(path_type=Path),
+        help="Key, in PEM: your private one, or the pkcs11: URI of one in hardware.",
+    ),
+    click.option("--keyless", is_flag=True, help="Sign by your identity, which Sigstore certifies and its log publishes."),
+    click.option(
+        "--identity-token",
+        "token",
+        metavar="FILE",
+        help="Identity token of --keyless: a file, or - for stdin. [default: that of the machine, as CI systems have it]",
+    ),
+    _trust_config,
+    passphrase_options,
 )
+
+
+def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the signer, as the argument `own`."""
+
+    @functools.wraps(function)
+    def call(
+        *args: Any,
+        key: Path | None,
+        keyless: bool,
+        token: str | None,
+        trust_config: Path | None,
+        passphrase: Passphrase,
+        **kwargs: Any,
+    ) -> Any:
+        if (key is None) != keyless:
+            raise UsageError("--key", "or --keyless names the signer", "Pass one of them")
+        if (token or trust_config) and not keyless:
+            raise UsageError("--identity-token", "and --trust-config are for --keyless", "Pass that too")
+        return function(*args, own=Own(key, passphrase, token, trust_config), **kwargs)
+
+    return functools.reduce(lambda made, option: option(made), reversed(_OWN), call)
+
+
+_ACCEPTED = (
+    click.option(
+        "--key",
+        "keys",
+        metavar="PEM",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Key, in PEM: a public one that must have signed it, or a folder of them; repeatable.",
+    ),
+    click.option(
+        "--identity", metavar="WHO", help="Identity that must have signed it: an email address or a URI, as Sigstore has it."
+    ),
+    click.option("--issuer", metavar="URL", help="Issuer of the tokens of --identity."),
+    _trust_config,
+)
+
+
+def accepted_signers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for those who may have signed, as the argument `keys`: paths and an identity."""
+
+    @functools.wraps(function)
+    def call(
+        *args: Any, keys: tuple[Path, ...], identity: str | None, issuer: str | None, trust_config: Path | None, **kwargs: Any
+    ) -> Any:
+        if (identity is None) != (issuer is None):
+            raise UsageError("--identity", "and --issuer go together", "Pass both, or neither")
+        if trust_config and identity is None:
+            raise UsageError("--trust-config", "is for --identity", "Pass that too")
+        named = (Identity(identity, issuer, trust_config),) if identity is not None and issuer is not None else ()
+        return function(*args, keys=(*keys, *named), **kwargs)
+
+    return functools.reduce(lambda made, option: option(made), reversed(_ACCEPTED), call)
+
+
 parent_keys = click.option(
     "--parent-key",
     "parents",

@@ -128,10 +128,15 @@ class ConstraintError(Exception):
 
 
 class HubDatabase:
-    """An open hub.db, created if it is missing."""
+    """An open hub.db, created if it is missing.
+
+    Attributes:
+        where: Its path, or the address of another database, for errors.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
+        self.where = str(self.path)
         self._local = threading.local()
         self._open: list[sqlite3.Connection] = []
         with self._errors():

@@ -17,6 +17,7 @@ from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.identity import Identity
     from adapterhub.manifest.document import AdapterManifest
 
 CODE = "against-policy"
@@ -49,13 +50,13 @@ class Signed:
 
     Attributes:
         pattern: Of names of refs, or of whole addresses.
-        keys: Files or folders of public keys.
+        keys: Files or folders of public keys, and identities.
         attestation: The kind of attestation, of `ATTESTATIONS`; empty for the files themselves.
         where: The file that has the rule.
     """
 
     pattern: str
-    keys: tuple[Path, ...]
+    keys: tuple[Path | Identity, ...]
     attestation: str = ""
     where: str = ""
 
@@ -76,8 +77,8 @@ class Policy:
         licenses: The SPDX identifiers that are allowed, in any case.
         allow: Patterns (`fnmatch`) of names of refs, or of whole addresses.
         require_understood: The kind of adapter must be one that can be checked.
-        signers: Patterns as those of `allow`, each with files or folders of public keys: an adapter must have been signed by
-            one of the keys of each pattern that its name matches.
+        signers: Patterns as those of `allow`, each with files or folders of public keys, and identities: an adapter must have
+            been signed by one of those of each pattern that its name matches.
         bases: The base models that are allowed, each by its fingerprint, or by the digests of all its weight files.
         formats: The formats that are allowed.
         max_size: The largest number of bytes of its files, without adapter.json.
@@ -98,7 +99,7 @@ class Policy:
     licenses: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
     require_understood: bool = False
-    signers: tuple[tuple[str, tuple[Path, ...]], ...] = ()
+    signers: tuple[tuple[str, tuple[Path | Identity, ...]], ...] = ()
     bases: tuple[Digest, ...] = ()
     formats: tuple[str, ...] = ()
     max_size: int | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 from adapterhub import user_files
 from adapterhub.digest import is_hex
+from adapterhub.identity import LONGEST, Identity
 from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS
 from adapterhub_converters import linear
 from adapterhub_converters.containers import toml_file
@@ -118,7 +119,7 @@ def _policy(document: _Checked, path: Path) -> Policy:
         licenses=document.texts(table, "licenses"),
         allow=document.texts(table, "allow"),
         require_understood=document.switch(table, "require_understood"),
-        signers=tuple((pattern, document.paths(signers, pattern, path)) for pattern in document.patterns(signers)),
+        signers=tuple((pattern, document.signers(signers, pattern, path)) for pattern in document.patterns(signers)),
         bases=bases,
         formats=formats,
         max_size=document.count(table, "max_size"),
@@ -144,7 +145,7 @@ def _attestations(document: _Checked, path: Path) -> Iterator[Signed]:
         document.check(kinds, table[:-1], pattern, "names no kind of attestation", f"Kinds: {', '.join(ATTESTATIONS)}")
         document.known(table, ATTESTATIONS)
         for kind in kinds:
-            yield Signed(pattern, document.paths(table, kind, path), kind, str(path))
+            yield Signed(pattern, document.signers(table, kind, path), kind, str(path))
 
 
 def _validation(document: _Checked) -> Validation:
@@ -206,11 +207,23 @@ class _Checked:
         self.check(short, table, key, limits)
         return tuple(value)
 
-    def paths(self, table: Table, key: str, file: Path) -> tuple[Path, ...]:
-        """A list of paths from the folder of the file, made absolute."""
-        paths = self.texts(table, key)
-        self.check(all(map(str.isprintable, paths)), table, key, "is not a list of paths")
-        return tuple(file.absolute().parent / os.path.expanduser(path) for path in paths)
+    def signers(self, table: Table, key: str, file: Path) -> tuple[Path | Identity, ...]:
+        """A list of keys, by their paths from the folder of the file, made absolute, and of identities, which are tables."""
+        rules = self.table(*_parts(table))
+        value = rules.get(key)
+        right = isinstance(value, list) and 0 < len(value) <= MAX_PATTERNS and all(map(_is_signer, value))
+        hint = 'Write it like ["keys/team.pub", { identity = "name@example.com", issuer = "https://accounts.example.com" }]'
+        self.check(right, table, key, f"is not a list of at most {MAX_PATTERNS} paths of keys, and identities", hint)
+        folder = file.absolute().parent
+        found: list[Path | Identity] = []
+        for one in value or ():
+            if isinstance(one, str):
+                found.append(folder / os.path.expanduser(one))
+            else:
+                config = one.get("trust_config")
+                path = folder / os.path.expanduser(config) if config else None
+                found.append(Identity(one["identity"], one["issuer"], path))
+        return tuple(found)
 
     def count(self, table: Table, key: str) -> int | None:
         value = self.table(*_parts(table)).get(key)
@@ -228,6 +241,14 @@ class _Checked:
             line = toml_file.line_of(self._text, inside, key)
             name = f"{inside}.{key}" if inside else key
             raise UsageError(f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint)
+
+
+def _is_signer(value: object) -> bool:
+    """Tell whether a value is a path, or an identity with its issuer."""
+    if not isinstance(value, dict):
+        return isinstance(value, str) and bool(value) and len(value) <= MAX_PATTERN and value.isprintable()
+    known = {"identity", "issuer"} <= value.keys() <= {"identity", "issuer", "trust_config"}
+    return known and all(isinstance(one, str) and 0 < len(one) <= LONGEST and one.isprintable() for one in value.values())
 
 
 def _parts(table: Table) -> tuple[str, ...]:

@@ -25,12 +25,13 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.identity import Identity
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.registry import Version
     from adapterhub.remotes.location import Place
     from adapterhub.remotes.protocol import Connected, Source
     from adapterhub.trust.bundle import Signed
-    from adapterhub.trust.keys import PublicKey, Signer
+    from adapterhub.trust.keys import Signer, TrustedSigner
 
 
 _ATTESTATION = "attestation.sigstore.json"
@@ -134,7 +135,7 @@ def sign(source: StrPath, key: Signer, workspace: Workspace, *, name: str | None
 
 
 def verify(
-    source: StrPath, keys: Sequence[PublicKey], workspace: Workspace, *, name: str | None = None
+    source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace, *, name: str | None = None
 ) -> tuple[Signable, Signed]:
     """Return what a folder, a ref or an address names, and its signature by one of `keys`.
 
@@ -193,13 +194,13 @@ class Demand:
     """What a user requires of the signatures of a version.
 
     Attributes:
-        keys: Files or folders of keys, one of which must have signed it; empty for those of the policy and those that are known
-            for its namespace, None to require no more than these do.
+        keys: Files or folders of keys, and identities, one of which must have signed it; empty for those of the policy and
+            those that are known for its namespace, None to require no more than these do.
         signed_as: The name that it must have been signed as, if not its own; the policy does not accept another.
         remember: Have the key known for the namespace from now on.
     """
 
-    keys: Sequence[StrPath] | None = None
+    keys: Sequence[StrPath | Identity] | None = None
     signed_as: str = ""
     remember: bool = False
 
@@ -247,7 +248,7 @@ def require(
     signed = check(workspace.rules(), made, lambda: there, name=named.name, where=named.where, signed_as=named.signed_as)
     name = demand.signed_as or named.own_name or named.name
 
-    def accepted(keys: Sequence[PublicKey]) -> Signed:
+    def accepted(keys: Sequence[TrustedSigner]) -> Signed:
         return bundle.accepted(there, keys, files_of(made), name, named.where)
 
     if known := _known(named.origin, workspace):
@@ -259,15 +260,13 @@ def require(
     if signed and demand.remember and named.origin and workspace.known_signers is not None:
         from adapterhub.trust.known_signers import KnownSigners
 
-        if KnownSigners(Path(workspace.known_signers)).keep(named.origin, signed.key):
-            workspace.tell(
-                f"{named.origin}: from now on, what comes from there must be signed by the key {signed.key.id[:16]}…"
-            )
+        if KnownSigners(Path(workspace.known_signers)).keep(named.origin, signed.signer):
+            workspace.tell(f"{named.origin}: from now on, what comes from there must be signed by {signed.signer.title}")
     return signed
 
 
-def _known(origin: str, workspace: Workspace) -> Sequence[PublicKey]:
-    """The keys that the user has accepted for a namespace."""
+def _known(origin: str, workspace: Workspace) -> Sequence[TrustedSigner]:
+    """The signers that the user has accepted for a namespace."""
     if not origin or workspace.known_signers is None or not Path(workspace.known_signers).exists():
         return ()
     from adapterhub.trust.known_signers import KnownSigners  # needs cryptography
@@ -276,13 +275,13 @@ def _known(origin: str, workspace: Workspace) -> Sequence[PublicKey]:
 
 
 def _by_known(
-    accepted: Callable[[Sequence[PublicKey]], Signed], known: Sequence[PublicKey], named: Named, workspace: Workspace
+    accepted: Callable[[Sequence[TrustedSigner]], Signed], known: Sequence[TrustedSigner], named: Named, workspace: Workspace
 ) -> Signed:
     try:
         return accepted(known)
     except IntegrityError as error:
-        what = f"{error.what}; {named.origin} is known to sign with the key {known[0].id[:16]}…"
-        hint = f"If its owner says that the key has changed, remove the line from {workspace.known_signers}"
+        what = f"{error.what}; {named.origin} is known to be signed by {known[0].title}"
+        hint = f"If its owner says that the signer has changed, remove the line from {workspace.known_signers}"
         raise RefusedError(named.where, what, hint, code="known-signer") from error
 
 

@@ -6,13 +6,14 @@ entry on, only show against an end that was recorded before (`adapterhub.trust.c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from adapterhub.digest import Digest
 from adapterhub_converters.errors import AdapterhubError
 
-from .ref_log import BASES, HUB, MERGES, REFS, RefLog
+from .ref_log import BASES, HUB, MERGES, REFS, Entry
 
 LOGS = (REFS, BASES, MERGES, HUB)
 CHANGED, REMOVED, REORDERED, TRUNCATED, UNREADABLE = "changed", "removed", "reordered", "truncated", "unreadable"
@@ -23,12 +24,31 @@ Ends = Mapping[str, Mapping[str, End]]
 """Log to name to the end of its log."""
 
 
+class Log(Protocol):
+    """Logs that can be followed: those of a store (`RefLog`), and those in the database of a hub."""
+
+    def names(self, log: str) -> Sequence[str]:
+        """List every adapter name."""
+
+    def document_names(self, log: str) -> Sequence[str]:
+        """List every name of another log."""
+
+    def entry(self, name: str, seq: int, *, log: str) -> tuple[Entry, Digest] | None:
+        """Read an entry and the digest of its bytes; None past the end."""
+
+    def has_entry_after(self, name: str, seq: int, *, log: str) -> bool:
+        """Return True if there is an entry with a number above `seq`."""
+
+    def where(self, name: str, seq: int, *, log: str) -> str:
+        """Return the place of an entry, for people."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """The first entry of a name's log that is not as it was written.
 
     Attributes:
-        where: The path of the entry below the store's folder.
+        where: The path of the entry below the store's folder, or the row.
         kind: CHANGED, REMOVED, REORDERED, TRUNCATED or UNREADABLE.
     """
 
@@ -46,7 +66,7 @@ class Chains:
     entries: int
 
 
-def follow(log: RefLog, known: Ends | None = None) -> Chains:
+def follow(log: Log, known: Ends | None = None) -> Chains:
     """Read every entry of every log, and compare it with the one before it and with ends that were recorded before.
 
     Args:
@@ -59,7 +79,7 @@ def follow(log: RefLog, known: Ends | None = None) -> Chains:
     entries = 0
     for kind in LOGS:
         noted, ends[kind] = known.get(kind, {}), {}
-        names = log.names() if kind == REFS else log.document_names(kind)
+        names = log.names(REFS) if kind == REFS else log.document_names(kind)
         for name in sorted({*names, *noted}):
             end, fault = _follow(log, kind, name, noted.get(name, (0, "")))
             ends[kind][name] = end
@@ -68,11 +88,11 @@ def follow(log: RefLog, known: Ends | None = None) -> Chains:
     return Chains(ends, tuple(faults), entries)
 
 
-def _follow(log: RefLog, kind: str, name: str, noted: End) -> tuple[End, Fault | None]:
+def _follow(log: Log, kind: str, name: str, noted: End) -> tuple[End, Fault | None]:
     seq, before = 0, ""
 
     def fault(number: int, how: str, what: str) -> tuple[End, Fault]:
-        return (seq, before), Fault(log.path(name, number, log=kind).relative_to(log.root).as_posix(), how, what)
+        return (seq, before), Fault(log.where(name, number, log=kind), how, what)
 
     while True:
         try:

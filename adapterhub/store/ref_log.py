@@ -110,6 +110,17 @@ class Entry:
         return cls(**{**document, "tags": tags})
 
 
+def placed(raw: bytes, name: str, seq: int, where: str) -> tuple[Entry, Digest]:
+    """Parse the bytes that entry `seq` of a name's log has, and return their digest too; errors as those of `Entry.parse`.
+
+    One of another name or number is a FormatError of the code `misplaced`.
+    """
+    entry = Entry.parse(raw, where)
+    if (entry.name, entry.seq) != (name, seq):
+        raise FormatError(where, f"is entry {entry.seq} of {entry.name[:80]}", code="misplaced")
+    return entry, sha256_bytes(raw)
+
+
 def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
     kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
@@ -167,6 +178,10 @@ class RefLog:
         """Return the path of an entry's file."""
         return self.root / log / name / f"{seq:08}.json"
 
+    def where(self, name: str, seq: int, *, log: str = REFS) -> str:
+        """Return the path of an entry's file below the root, for people."""
+        return self.path(name, seq, log=log).relative_to(self.root).as_posix()
+
     def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
         """Read entry `seq` (from 1) of a name's log and the digest of its bytes; None past the end of the log."""
         if self.ends_at(name, seq - 1, log=log):
@@ -178,10 +193,7 @@ class RefLog:
             return None
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
-        entry = Entry.parse(raw, str(path))
-        if (entry.name, entry.seq) != (name, seq):
-            raise FormatError(str(path), f"is entry {entry.seq} of {entry.name[:80]}", code="misplaced")
-        return entry, sha256_bytes(raw)
+        return placed(raw, name, seq, str(path))
 
     def ends_at(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is no entry after `seq`.

@@ -18,7 +18,7 @@ from . import bundle
 from .statement import PREDICATE_TYPE, STATEMENT_TYPE
 
 if TYPE_CHECKING:
-    from .keys import PublicKey, Signer
+    from .keys import Signer, TrustedSigner
 
 FITS, MERGE, TRAINING = "fits", "merge", "training"
 TYPES: Mapping[str, str] = {
@@ -79,10 +79,10 @@ class Attestation:
 
 @dataclass(frozen=True, repr=False)
 class Attested:
-    """An attestation whose signature was verified, and the trusted key that signed it."""
+    """An attestation whose signature was verified, and the trusted signer of it."""
 
     attestation: Attestation
-    key: PublicKey
+    signer: TrustedSigner
 
     @property
     def kind(self) -> str:
@@ -95,7 +95,7 @@ class Attested:
         return self.attestation.predicate
 
     def __repr__(self) -> str:
-        return f"<Attested {self.attestation.digest[:19]}: {self.kind} by the {self.key.kind} key {self.key.id[:16]}…>"
+        return f"<Attested {self.attestation.digest[:19]}: {self.kind} by {self.signer.title}>"
 
 
 def parse(raw: bytes, where: str) -> Attestation:
@@ -115,10 +115,10 @@ def parse(raw: bytes, where: str) -> Attestation:
     return Attestation(type_, name if isinstance(name, str) else "", f"sha256:{sha256}", predicate)
 
 
-def verify(raw: bytes, keys: Iterable[PublicKey], where: str) -> Attested:
-    """Return what a bundle attests, if one of `keys` signed it; errors as those of `bundle.unseal`."""
-    payload, key = bundle.unseal(raw, keys, where)
-    return Attested(parse(payload, where), key)
+def verify(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> Attested:
+    """Return what a bundle attests, if one of `signers` signed it; errors as those of `bundle.unseal`."""
+    payload, signer = bundle.unseal(raw, signers, where)
+    return Attested(parse(payload, where), signer)
 
 
 def base_of(found: Attestation) -> str:
@@ -136,13 +136,13 @@ def among(bundles: Iterable[bytes]) -> list[bytes]:
 def accepted(
     bundles: Sequence[bytes],
     kind: str,
-    keys: Sequence[PublicKey],
+    signers: Sequence[TrustedSigner],
     digest: Digest,
     where: str,
     *,
     check: Callable[[Attestation], object] = lambda _: None,
 ) -> Attested:
-    """Return the first attestation of a kind that is signed by one of `keys`, about this manifest, and passes `check`.
+    """Return the first attestation of a kind that is signed by one of `signers`, about this manifest, and passes `check`.
 
     Raises:
         IntegrityError: There is none; with the reason for each.
@@ -150,7 +150,7 @@ def accepted(
     found, reasons = among(bundles), []
     for raw in found:
         try:
-            attested = verify(raw, keys, where)
+            attested = verify(raw, signers, where)
             attested.attestation.check(kind, digest, where)
             check(attested.attestation)
         except AdapterhubError as error:

@@ -1,8 +1,8 @@
-"""The bundle that carries a signed statement: Sigstore's v0.3 with a DSSE envelope, by one key and without a certificate.
+"""The bundle that carries a signed statement: Sigstore's v0.3 with a DSSE envelope, by a key or by an identity (`keyless`).
 
-It signs the files of an adapter (`statement`), or something else about it (`attestation`). Only the one form that model_signing
-writes is read. Anything that could mean something else is refused, not ignored: a second signature, a certificate or a key in
-the bundle, another type of payload, another spelling of the same bytes.
+It signs the files of an adapter (`statement`), or something else about it (`attestation`). Only the two forms that
+model_signing writes are read. Anything that could mean something else is refused, not ignored: a second signature, a key and a
+certificate, a key in the bundle, another type of payload, another spelling of the same bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.digest import Digest
+from adapterhub.identity import Identity
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 
@@ -22,54 +23,66 @@ from . import statement
 from .statement import Statement
 
 if TYPE_CHECKING:
-    from .keys import PublicKey, Signer
+    from .keys import KeySigner, Signer, TrustedSigner
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits a manifest of that size fits a bundle
-_KEY = "publicKey"
+_KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
 _SHOWN = 5  # reasons in an error
 
 
 @dataclass(frozen=True)
 class Signed:
-    """What a bundle signs, the trusted key that signed it, and the bundle."""
+    """What a bundle signs, the trusted signer of it, and the bundle."""
 
     statement: Statement
-    key: PublicKey
+    signer: TrustedSigner
     raw: bytes
 
 
 def seal(payload: bytes, key: Signer, where: str) -> bytes:
     """Return a bundle with the signature of an in-toto statement; RefusedError for one that is too large to be read."""
-    envelope = {
-        "payload": _encoded(payload),
-        "payloadType": PAYLOAD_TYPE,
-        "signatures": [{"sig": _encoded(key.sign(_pre_authentication(payload))), "keyid": ""}],
-    }
-    material = {_KEY: {"hint": key.public.id}, "tlogEntries": []}
-    document = {"mediaType": MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
-    raw = json.dumps(document, separators=(",", ":")).encode()
+    from .keyless import KeylessSigner  # needs cryptography
+
+    raw = key.seal(payload, where) if isinstance(key, KeylessSigner) else _sealed(payload, key)
     if len(raw) > MAX_BUNDLE:
         raise RefusedError(where, f"a signature of over {MAX_BUNDLE} bytes", "Sign fewer files")
     return raw
 
 
-def unseal(raw: bytes, keys: Iterable[PublicKey], where: str) -> tuple[bytes, PublicKey]:
-    """Return the statement in a bundle, and the one of `keys` that signed it; nothing of the statement is parsed.
+def _sealed(payload: bytes, key: KeySigner) -> bytes:
+    envelope = {
+        "payload": _encoded(payload),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"sig": _encoded(key.sign(_pre_authentication(payload))), "keyid": ""}],
+    }
+    material = {_KEY: {"hint": key.public.id}, _LOG: []}
+    document = {"mediaType": MEDIA_TYPE, "verificationMaterial": material, "dsseEnvelope": envelope}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def unseal(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[bytes, TrustedSigner]:
+    """Return the statement in a bundle, and the one of `signers` that signed it; nothing of the statement is parsed.
 
     Raises:
-        FormatError: It is not a bundle of the one form that is read.
-        IntegrityError: The signature is by none of the keys, or of other bytes.
+        FormatError: It is not a bundle of the forms that are read.
+        IntegrityError: The signature is by none of them, or of other bytes.
+        MissingExtraError: It may be by one of the identities, and `sigstore` is not installed.
     """
-    signer, payload, signature = _parts(raw, where)
-    known = {key.id: key for key in keys}
-    key = known.get(signer)
+    parts, signers = _parts(raw, where), list(signers)
+    if parts.certificate:
+        from . import keyless  # needs cryptography
+
+        identities = [one for one in signers if isinstance(one, Identity)]
+        return parts.payload, keyless.verify(raw, parts.payload, parts.certificate, identities, where)
+    known = {one.id: one for one in signers if not isinstance(one, Identity)}
+    key = known.get(parts.key)
     if key is None:
-        raise IntegrityError(where, f"is signed by the key {signer[:16]}…, which is not accepted", code="signature")
-    if not key.verifies(signature, _pre_authentication(payload)):
+        raise IntegrityError(where, f"is signed by the key {parts.key[:16]}…, which is not accepted", code="signature")
+    if not key.verifies(parts.signature, _pre_authentication(parts.payload)):
         raise IntegrityError(where, f"the signature is not by the key {key.where}", code="signature")
-    return payload, key
+    return parts.payload, key
 
 
 def sign(signed: Statement, key: Signer) -> bytes:
@@ -77,16 +90,16 @@ def sign(signed: Statement, key: Signer) -> bytes:
     return seal(signed.dump(), key, signed.name)
 
 
-def verify(raw: bytes, keys: Iterable[PublicKey], where: str) -> Signed:
-    """Return the files that a bundle signs, if one of `keys` signed it; errors as those of `unseal`."""
-    payload, key = unseal(raw, keys, where)
-    return Signed(statement.parse(payload, where), key, raw)
+def verify(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> Signed:
+    """Return the files that a bundle signs, if one of `signers` signed it; errors as those of `unseal`."""
+    payload, signer = unseal(raw, signers, where)
+    return Signed(statement.parse(payload, where), signer, raw)
 
 
 def accepted(
-    signatures: Sequence[bytes], keys: Sequence[PublicKey], files: Mapping[str, Digest], name: str | None, where: str
+    signatures: Sequence[bytes], signers: Sequence[TrustedSigner], files: Mapping[str, Digest], name: str | None, where: str
 ) -> Signed:
-    """Return what the first bundle signs that is by one of `keys`, about just these files and, unless None, for this name.
+    """Return what the first bundle signs that is by one of `signers`, about just these files and, unless None, for this name.
 
     Statements about something else than files are passed over.
 
@@ -97,7 +110,7 @@ def accepted(
     reasons: dict[str, AdapterhubError] = {}
     for raw in signatures:
         try:
-            signed = verify(raw, keys, where)
+            signed = verify(raw, signers, where)
             signed.statement.check_files(files, where)
             if name is not None:
                 signed.statement.check_name(name, where)
@@ -115,7 +128,7 @@ def accepted(
 
 def claimed(raw: bytes, where: str) -> bytes:
     """Return the statement in a bundle; nothing is verified."""
-    return _parts(raw, where)[1]
+    return _parts(raw, where).payload
 
 
 def predicate_type(raw: bytes) -> str:
@@ -126,18 +139,24 @@ def predicate_type(raw: bytes) -> str:
         return ""
 
 
-def _parts(raw: bytes, where: str) -> tuple[str, bytes, bytes]:
-    """The id of the key, the payload and the signature in a bundle."""
+@dataclass(frozen=True)
+class _Parts:
+    """What is in a bundle: the statement, and its signature with the id of a key or with a certificate in DER."""
+
+    payload: bytes
+    signature: bytes
+    key: str
+    certificate: bytes
+
+
+def _parts(raw: bytes, where: str) -> _Parts:
     if len(raw) > MAX_BUNDLE:
         raise FormatError(where, f"a signature of over {MAX_BUNDLE} bytes")
     document = json_file.parse_object(raw, where)
     if (kind := document.get("mediaType")) != MEDIA_TYPE:
         raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}")
     _only(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), where)
-    material = _only(document["verificationMaterial"], (_KEY, "tlogEntries"), where)
-    if material["tlogEntries"] != []:
-        raise RefusedError(where, "has entries of a transparency log, and is read as signed by a key", "Use model_signing")
-    hint = _only(material[_KEY], ("hint",), where)["hint"]
+    key, certificate = _signer(document["verificationMaterial"], where)
     envelope = _only(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), where)
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise FormatError(where, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}")
@@ -145,17 +164,34 @@ def _parts(raw: bytes, where: str) -> tuple[str, bytes, bytes]:
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise FormatError(where, "not exactly one signature")
     entry = _only({"keyid": "", **_object(signatures[0], where)}, ("sig", "keyid"), where)
-    if entry["keyid"] != "" or not isinstance(hint, str) or not hint:
+    if entry["keyid"] != "":
         raise FormatError(where, "does not name its key as model_signing does")
-    return hint, _decoded(envelope["payload"], where), _decoded(entry["sig"], where)
+    return _Parts(_decoded(envelope["payload"], where), _decoded(entry["sig"], where), key, certificate)
 
 
-def _only(value: object, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    """An object with just these members."""
+def _signer(value: object, where: str) -> tuple[str, bytes]:
+    """The id of the key, or else the certificate, in the verification material."""
+    material = _object(value, where)
+    if _CERTIFICATE in material:
+        _only(material, (_CERTIFICATE, _LOG), where, also=(_TIMES,))
+        if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
+            raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log")
+        return "", _decoded(_only(material[_CERTIFICATE], ("rawBytes",), where)["rawBytes"], where)
+    _only(material, (_KEY, _LOG), where)
+    if material[_LOG] != []:
+        raise RefusedError(where, "has entries of a transparency log, and is signed by a key", "Use model_signing")
+    hint = _only(material[_KEY], ("hint",), where)["hint"]
+    if not isinstance(hint, str) or not hint:
+        raise FormatError(where, "does not name its key as model_signing does")
+    return hint, b""
+
+
+def _only(value: object, names: tuple[str, ...], where: str, *, also: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An object with these members, and `also` others."""
     found = _object(value, where)
     for name in found:
-        if name not in names:
-            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that is signed by a key")
+        if name not in names + also:
+            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes")
     for name in names:
         if name not in found:
             raise FormatError(where, f"a bundle without {name!r}")

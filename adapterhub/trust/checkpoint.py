@@ -19,7 +19,7 @@ from .statement import STATEMENT_TYPE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .keys import PublicKey, Signer
+    from .keys import Signer, TrustedSigner
 
 PREDICATE_TYPE = "urn:adapterhub:checkpoint:1"
 MAX_CHECKPOINT = 64 << 20  # bytes; a name takes some hundred
@@ -56,21 +56,21 @@ class Checkpoint:
         return {"time": self.time, "ends": self.ends, "audit": self.audit}
 
 
-def read(raw: bytes, keys: Iterable[PublicKey], where: str) -> tuple[Checkpoint, PublicKey]:
-    """Return the checkpoint in a document, and the one of `keys` that signed it.
+def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Checkpoint, TrustedSigner]:
+    """Return the checkpoint in a document, and the one of `signers` that signed it.
 
     Raises:
         FormatError: It is no checkpoint.
-        IntegrityError: The signature is by none of the keys, or of another checkpoint.
+        IntegrityError: The signature is by none of them, or of another checkpoint.
     """
     document = json_file.parse_object(raw, where)
-    payload, key = bundle.unseal(json_file.canonical(document.pop(_BUNDLE, None)), keys, where)
+    payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE, None)), signers, where)
     statement = json_file.parse_object(payload, where)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}")
     if statement.get("subject") != _subject(document):
         raise IntegrityError(where, "was changed after it was signed", code="signature")
-    return _parsed(document, where), key
+    return _parsed(document, where), signer
 
 
 def _subject(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Union
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from adapterhub import user_files
+from adapterhub.identity import Identity
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
     FormatError,
@@ -27,6 +28,9 @@ from adapterhub_converters.errors import (
     RefusedError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from .keyless import KeylessSigner
 
 _CURVES: dict[str, tuple[type[ec.EllipticCurve], type[hashes.HashAlgorithm]]] = {
     "p256": (ec.SECP256R1, hashes.SHA256),
@@ -71,6 +75,15 @@ class PublicKey:
         """The sha256 of the PEM in hexadecimal digits, by which a bundle names its key."""
         return hashlib.sha256(self.pem).hexdigest()
 
+    @property
+    def title(self) -> str:
+        """The words for it in a sentence."""
+        return f"the {self.kind} key {self.id[:16]}…"
+
+    def document(self) -> dict[str, str | None]:
+        """The signer as JSON."""
+        return {"key": self.id, "type": self.kind}
+
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """Tell whether a signature of a message is by this key."""
         try:
@@ -83,7 +96,11 @@ class PublicKey:
         return True
 
 
-class Signer(Protocol):
+TrustedSigner = PublicKey | Identity
+"""Who may have signed: the owner of a key, or somebody whom Sigstore certifies."""
+
+
+class KeySigner(Protocol):
     """What signs: a private key, wherever it is."""
 
     @property
@@ -111,6 +128,10 @@ class PrivateKey:
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
         return self._key.sign(message, ec.ECDSA(_CURVES[self.public.kind][1]()))
+
+
+Signer = Union[KeySigner, "KeylessSigner"]
+"""What signs: a private key, or an identity."""
 
 
 def _kind(key: object, where: str) -> str:
@@ -213,9 +234,14 @@ def _one_pem(text: str, where: str) -> str:
     return text
 
 
-def trusted(paths: Iterable[str | os.PathLike[str]]) -> Sequence[PublicKey]:
-    """Read the public keys in files and folders, of a folder those whose names end in .pub or .pem."""
-    files = {file: None for path in dict.fromkeys(map(Path, paths)) for file in _files(path)}
+_Named = str | os.PathLike[str] | Identity
+
+
+def trusted(signers: _Named | Iterable[_Named]) -> Sequence[TrustedSigner]:
+    """Read the public keys in files, and in folders those whose names end in .pub or .pem; identities stay as they are."""
+    several = [signers] if isinstance(signers, str | os.PathLike | Identity) else signers
+    named = list(dict.fromkeys(one if isinstance(one, Identity) else Path(one) for one in several))
+    files = {file: None for path in named if isinstance(path, Path) for file in _files(path)}
     if len(files) > _MAX_KEYS:
         raise UsageError(
             str(next(iter(files))), f"{len(files)} keys, over the limit of {_MAX_KEYS}", "Name fewer folders of keys"
@@ -223,7 +249,7 @@ def trusted(paths: Iterable[str | os.PathLike[str]]) -> Sequence[PublicKey]:
     found: dict[str, PublicKey] = {}
     for key in map(read_public, files):
         found.setdefault(key.id, key)
-    return list(found.values())
+    return [*found.values(), *(one for one in named if isinstance(one, Identity))]
 
 
 def _files(path: Path) -> list[Path]:

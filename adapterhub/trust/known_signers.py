@@ -1,7 +1,8 @@
 """Keys that a user has accepted for a namespace: once one is known there, what comes from there must be signed by one of them.
 
 A file of lines `SCOPE KIND KEY`, as ssh keeps the keys of hosts: the namespace, and the key without the first and last line of
-its PEM. A namespace that was free again after its owner left, and that somebody else has taken, is refused by it.
+its PEM; of an identity the name, the issuer and, of a private Sigstore, the path of its trust config, each URL-encoded. A
+namespace that was free again after its owner left, and that somebody else has taken, is refused by it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import binascii
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
-from adapterhub import user_files
-from adapterhub_converters.errors import UsageError
+from adapterhub import identity, user_files
+from adapterhub.identity import Identity
+from adapterhub_converters.errors import ParameterError, UsageError
 
-from .keys import PublicKey, parse_public
+from .keys import TrustedSigner, parse_public
 
 _HEAD = "# Who signs what comes from where, one key a line. Remove a line to forget it.\n"
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----\n", "\n-----END PUBLIC KEY-----\n"
@@ -21,24 +24,37 @@ _BEGIN, _END = "-----BEGIN PUBLIC KEY-----\n", "\n-----END PUBLIC KEY-----\n"
 
 @dataclass(frozen=True)
 class KnownSigners:
-    """The keys in a file, which need not be there."""
+    """The signers in a file, which need not be there."""
 
     path: Path
 
-    def of(self, scope: str) -> list[PublicKey]:
-        """Return the keys that are known for a namespace."""
+    def of(self, scope: str) -> list[TrustedSigner]:
+        """Return the signers that are known for a namespace."""
         return [_parsed(line, self.path) for line in user_files.read(self.path).splitlines() if line.split(" ")[0] == scope]
 
-    def keep(self, scope: str, key: PublicKey) -> bool:
-        """Remember a key of a namespace; return False if it was known."""
-        line = f"{scope} {key.kind} {''.join(key.pem.decode().splitlines()[1:-1])}\n"
+    def keep(self, scope: str, signer: TrustedSigner) -> bool:
+        """Remember a signer of a namespace; return False if it was known."""
+        line = f"{scope} {signer.kind} {_written(signer)}\n"
         return user_files.change(self.path, lambda text: None if line in text else (text or _HEAD) + line)
 
 
-def _parsed(line: str, path: Path) -> PublicKey:
+def _written(signer: TrustedSigner) -> str:
+    if not isinstance(signer, Identity):
+        return "".join(signer.pem.decode().splitlines()[1:-1])
+    config = [str(signer.trust_config.absolute())] if signer.trust_config else []
+    return " ".join(quote(part, safe="/:@") for part in (signer.name, signer.issuer, *config))
+
+
+def _parsed(line: str, path: Path) -> TrustedSigner:
     try:
-        _scope, _kind, key = line.split(" ")
+        _scope, kind, *parts = line.split(" ")
+        if kind == identity.KIND:
+            name, issuer, *config = map(unquote, parts)
+            if len(config) > 1:
+                raise ValueError(config)
+            return Identity(name, issuer, Path(config[0]) if config else None)
+        (key,) = parts
         binascii.a2b_base64(key, strict_mode=True)
-    except ValueError as error:  # a line that says nothing would let anything through
+    except (ValueError, ParameterError) as error:  # a line that is skipped would let anything through
         raise UsageError(str(path), f"{line[:80]!r} is not a namespace, a kind and a key", "Remove the line") from error
     return parse_public(f"{_BEGIN}{key}{_END}", str(path))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from cryptography.hazmat.primitives import serialization
@@ -24,7 +24,10 @@ from cryptography.hazmat.primitives.asymmetric import utils
 from adapterhub_converters.errors import LocalIOError, NotFoundError, ParameterError, UsageError
 
 from . import keys
-from .keys import PublicKey, Signer
+from .keys import PublicKey
+
+if TYPE_CHECKING:
+    from .keys import Signer
 
 SCHEME = "pkcs11:"
 _PATH, _QUERY = ("token", "serial", "object", "id"), ("module-path",)

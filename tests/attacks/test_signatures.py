@@ -177,7 +177,7 @@ BUNDLES = {
     "key of its own": (_edit(_of_its_own_key), "'rawBytes' has no place"),
     "key id": (_in(*_SIGNATURE, "keyid", value="other"), "does not name its key"),
     "no key": (_in("verificationMaterial", "publicKey", "hint", value=""), "does not name its key"),
-    "certificate": (_edit(_with_a_certificate), "'certificate' has no place"),
+    "certificate": (_edit(_with_a_certificate), "has not exactly one entry of a transparency log"),
     "log": (_edit(_as_rekor_would), "transparency log"),
     "message": (_edit(_over_a_blob), "'messageSignature' has no place"),
     "another type": (_in(*_ENVELOPE, "payloadType", value="text/plain"), "a payload of the type 'text/plain'"),

@@ -57,7 +57,7 @@ def uri(key: str, token: str = "token=team", library: str = LIBRARY) -> str:
 def test_what_hardware_signs_is_verified_with_its_public_key(token: Path, make: Make, kind: str) -> None:
     folder = make("sql")
     made = ah.sign(folder, uri(f"object={kind}"), passphrase=PIN)
-    assert (made.kind, made.key) == (kind, keys.read_public(token / f"{kind}.pub").id)
+    assert (made.signer.kind, made.signer.id) == (kind, keys.read_public(token / f"{kind}.pub").id)
     assert ah.verify(folder, keys=token / f"{kind}.pub").ok
     assert model_signing("verify", token / f"{kind}.pub", folder) == ""
 
@@ -66,7 +66,7 @@ def test_a_key_is_named_by_its_id_too_and_attests(token: Path) -> None:
     key = signers.read(uri("id=%01"), PIN)
     trusted = [keys.read_public(token / "p256.pub")]
     raw = Attestation(TYPES["fits"], "team/sql", DIGEST, {}).sign(key)
-    assert attestation.accepted([raw], "fits", trusted, DIGEST, "x").key.id == key.public.id
+    assert attestation.accepted([raw], "fits", trusted, DIGEST, "x").signer.id == key.public.id
     assert bundle.verify(bundle.sign(Statement("sql", {"a": DIGEST}), key), trusted, "x").statement.name == "sql"
 
 

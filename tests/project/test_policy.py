@@ -134,7 +134,7 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
         ("metrics.loss = { max = nan }", "not valid TOML"),
         ('attestations."*" = {}', "'policy.attestations.*' names no kind of attestation"),
         ('attestations."*".safe = ["k"]', "'policy.attestations.*.safe' is unknown"),
-        ('attestations."*".fits = []', "'policy.attestations.*.fits' is not a list of strings"),
+        ('attestations."*".fits = []', "'policy.attestations.*.fits' is not a list of at most 256 paths"),
         ('attestations."*" = ["k"]', "'policy.attestations.*' is not a table"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: P
         ("[validate]\nruntimes = 'vllm'", 2, "not a list of strings"),
         ("remotes = 3", 1, "'remotes' is not a table"),
         ("registry = 3", 1, "not a string of one line"),
-        ("[policy.signers]\n'*' = [\"a\\u0000b\"]", 2, "not a list of paths"),
+        ("[policy.signers]\n'*' = [\"a\\u0000b\"]", 2, "paths of keys"),
         ("remote = ", None, "not valid TOML"),
         ("a = " + "[" * 5000, None, "not valid TOML"),
     ],

@@ -105,7 +105,7 @@ def test_a_merge_is_attested_if_a_rebuild_gives_its_bytes_and_its_parents_are_si
         ah.attest("team/both", "ci.key", merge=True, workspace=here)
     (made,) = ah.attest("team/both", "ci.key", merge=True, parents="team.pub", workspace=here)
     assert made.predicate["recipe"]["method"] == "linear"
-    assert [one["signer"] for one in made.predicate["parents"]] == [one.key for one in signed]
+    assert [one["signer"] for one in made.predicate["parents"]] == [one.signer.id for one in signed]
     assert predicate(run, "team/both", "--recompute", "--parent-key", "team.pub") == json.loads(json.dumps(made.predicate))
     run("verify", "team/both", "--attestations", *PUBLIC, "--recompute", "--parent-key", "other.pub", code=1)
     with pytest.raises(RefusedError, match="no recipe to make it from"):

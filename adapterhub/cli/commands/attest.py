@@ -19,7 +19,7 @@ from adapterhub.cli.options import Settings, command
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@signing.own_key
+@signing.own_signer
 @click.option("--fits", metavar="BASE", help="Attest that it fits this base model, with the verdict of each runtime.")
 @click.option(
     "--merge", is_flag=True, help="Attest that a rebuild from its parents, each of them signed, gives the same bytes."
@@ -29,19 +29,17 @@ from adapterhub.cli.options import Settings, command
 )
 @signing.parent_keys
 @click.option("--builder", metavar="URI", help="Builder in the provenance of a training. [default: urn:adapterhub:trainer]")
-@signing.passphrase_options
 @click.pass_obj
 def attest(
     settings: Settings,
     *,
     ref: str,
-    key: Path,
+    own: signing.Own,
     fits: str | None,
     merge: bool,
     training: bool,
     parents: tuple[Path, ...],
     builder: str | None,
-    passphrase: signing.Passphrase,
 ) -> None:
     """Sign in-toto statements about a version that anybody who has the inputs can compute again.
 
@@ -52,7 +50,7 @@ def attest(
 
     made = attesting.attest(
         ref,
-        signing.private_key(key, passphrase),
+        own.read(),
         fits=fits,
         merge=merge,
         training=training,
@@ -64,6 +62,6 @@ def attest(
 
     def text() -> None:
         for one in made:
-            output.write(output.one_line(f"{ref}: {one.kind} attested by the key {one.key.id[:16]}…"))
+            output.write(output.one_line(f"{ref}: {one.kind} attested by {one.signer.title}"))
 
     output.emit(document, as_json=settings.as_json, text=text)

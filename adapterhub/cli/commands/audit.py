@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from adapterhub.cli import output, signing
+from adapterhub.cli import environment, output, signing
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Group, Settings, replace_option
 from adapterhub.cli.views import findings as view
+from adapterhub.identity import Identity
 from adapterhub.maintenance.findings import Finding
+from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import UsageError
 
 
@@ -26,6 +29,7 @@ def audit() -> None:
     """Verify the logs of the registry and of its hub, and sign checkpoints of them.
 
     Every push, tag and removal is an entry of a log, and every change at a hub a row. Each has the digest of the one before it.
+    Of a hub in PostgreSQL, set ADAPTERHUB_DATABASE as for `hub start`: its database is read, and not changed.
     """
 
 
@@ -36,9 +40,9 @@ def audit() -> None:
     adapterhub audit verify --registry ./copy --checkpoint 2026-11-26.json --key audit.pub""",
 )
 @click.option("--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Compare with an earlier checkpoint.")
-@signing.accepted_keys
+@signing.accepted_signers
 @click.pass_obj
-def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...]) -> int:
+def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Identity, ...]) -> int:
     """Verify that no entry was changed, removed, moved or inserted; offline, on the registry or on a copy of it.
 
     Entries that were cut off at the end of a log, or a log that was rewritten, only show when compared with a checkpoint, which
@@ -48,7 +52,7 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...
 
     if (checkpoint is None) != (not keys):
         raise UsageError("--checkpoint", "and --key go together", "Pass both, or neither")
-    found = auditing.audit(workspace(settings).folder(), checkpoint=checkpoint, keys=keys)
+    found = auditing.audit(_audited(settings), checkpoint=checkpoint, keys=keys)
     findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in found.faults]
     good = f"{_counted(found)} follow each from the one before"
     if found.checkpoint:
@@ -64,22 +68,29 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path, ...
     adapterhub audit checkpoint -o 2026-11-26.json --key audit.key""",
 )
 @click.option("-o", "--output", "out", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output: file.")
-@signing.own_key
+@signing.own_signer
 @replace_option
-@signing.passphrase_options
 @click.pass_obj
-def checkpoint(settings: Settings, *, out: Path, key: Path, replace: bool, passphrase: signing.Passphrase) -> None:
+def checkpoint(settings: Settings, *, out: Path, own: signing.Own, replace: bool) -> None:
     """Verify the logs, and write a signed file with the end of each.
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
     """
     from adapterhub import auditing
 
-    made = auditing.sign_checkpoint(workspace(settings).folder(), out, signing.private_key(key, passphrase), replace=replace)
+    made = auditing.sign_checkpoint(_audited(settings), out, own.read(), replace=replace)
     document = {"checkpoint": str(out), "names": made.names, "entries": made.entries, "rows": made.rows}
     output.emit(
         document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(made)} signed"))
     )
+
+
+def _audited(settings: Settings) -> str | Path:
+    """The folder of the registry in use; or the database of the hub, unless a folder is named that has a registry."""
+    database = os.environ.get(environment.DATABASE, "")
+    folder = workspace(settings).folder()
+    has_registry = settings.registry is not None and (folder / FOLDER).exists()
+    return database if database and not has_registry else folder
 
 
 def _counted(found: Any) -> str:

@@ -21,6 +21,7 @@ from adapterhub.cli.options import (
     transfer_options,
 )
 from adapterhub.cli.publish import converted, pulled
+from adapterhub.identity import Identity
 from adapterhub.sharing import pulling
 from adapterhub.sharing.signatures import Demand
 from adapterhub_converters.errors import UsageError
@@ -52,10 +53,10 @@ _NETWORK = ("http://", "https://", "hf://")
 @click.option("--locked", is_flag=True, help="Pull the digests in adapters.lock: REF, or all of them into OUT.")
 @click.option("--from", "bundled", metavar="SRC", help="Source: a bundle (a .tar or a folder) instead of a registry.")
 @click.option("--offline", is_flag=True, help="Use no network; refused where REF or BASE needs one.")
-@click.option("--require-signature", is_flag=True, help="Refuse a version that no accepted key has signed.")
-@signing.accepted_keys
+@click.option("--require-signature", is_flag=True, help="Refuse a version that no accepted signer has signed.")
+@signing.accepted_signers
 @signing.signed_as
-@click.option("--remember", is_flag=True, help="Require the key that has signed it of its whole namespace from now on.")
+@click.option("--remember", is_flag=True, help="Require who has signed it of its whole namespace from now on.")
 @replace_option
 @conversion_options("ollama")
 @model_option
@@ -73,7 +74,7 @@ def pull(
     bundled: str | None,
     offline: bool,
     require_signature: bool,
-    keys: tuple[Path, ...],
+    keys: tuple[Path | Identity, ...],
     signed_as: str | None,
     remember: bool,
     replace: bool,
@@ -86,9 +87,9 @@ def pull(
     have are left untouched. A folder with changes of your own is refused, with the names of the files; --replace discards them.
 
     --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
-    --require-signature refuses, before a file is fetched, what no key has signed under this name: one of --key, or without it
-    those of the project's policy. The signature is written as model.sig. --remember has the key known: then all that comes from
-    the namespace must be signed by it, with no option.
+    --require-signature refuses, before a file is fetched, what nobody has signed under this name who is named by --key or by
+    --identity, or else by the project's policy. The signature is written as model.sig. --remember has the signer known: then
+    all that comes from the namespace must be signed by it, with no option.
 
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from adapterhub.cli import output, signing
@@ -17,33 +15,35 @@ from adapterhub.manifest.package_files import SIGNATURE
     example="""
     adapterhub sign ./sql --key team.key
     adapterhub sign team/sql:v2 --key team.key
-    adapterhub sign oci://registry.example/team/sql:v2 --key team.key""",
+    adapterhub sign oci://registry.example/team/sql:v2 --key team.key
+    adapterhub sign team/sql:v2 --keyless""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@signing.own_key
+@signing.own_signer
 @click.option(
     "--name", metavar="NAME", help="Name of the adapter that is signed. [default: that of the ref, the address or the folder]"
 )
-@signing.passphrase_options
 @click.pass_obj
-def sign(settings: Settings, *, source: str, key: Path, name: str | None, passphrase: signing.Passphrase) -> None:
+def sign(settings: Settings, *, source: str, own: signing.Own, name: str | None) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature of a folder is written to model.sig in it, that of a version here is stored with the registry, and that of a
     version in an OCI registry or an image layout is attached to it. The version and its digest do not change.
+
+    With --keyless, Sigstore certifies who you are for ten minutes, by an identity token, and records the signature in its log:
+    with the public Sigstore, your identity and the digest of what you sign are public, for good.
     """
     from adapterhub.signing import sign as signed
 
-    made = signed(source, signing.private_key(key, passphrase), name=name, workspace=workspace(settings))
+    made = signed(source, own.read(), name=name, workspace=workspace(settings))
     document = {
         "ref": made.ref,
         "name": made.name,
         "digest": made.digest,
         "files": list(made.files),
-        "key": made.key,
-        "type": made.kind,
+        **made.signer.document(),
     }
     many = output.plural(len(made.files), "file")
     where = made.ref if made.digest else f"{made.ref}/{SIGNATURE}"
-    text = f"{where}: {many} signed as {made.name} by the key {made.key[:16]}…"
+    text = f"{where}: {many} signed as {made.name} by {made.signer.title}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

@@ -10,6 +10,7 @@ from adapterhub.cli import signing
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.views import findings as view
+from adapterhub.identity import Identity
 from adapterhub_converters.errors import UsageError
 
 
@@ -19,10 +20,11 @@ from adapterhub_converters.errors import UsageError
     adapterhub verify team/sql:v2
     adapterhub verify ./sql
     adapterhub verify team/sql:v2 --key team.pub
+    adapterhub verify team/sql:v2 --identity release@example.com --issuer https://accounts.example.com
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@signing.accepted_keys
+@signing.accepted_signers
 @signing.signed_as
 @click.option("--attestations", is_flag=True, help="Verify what the keys attest about a version, rather than a signature.")
 @click.option("--recompute", is_flag=True, help="Compute attestations again from their inputs, and compare.")
@@ -40,7 +42,7 @@ def verify(
     settings: Settings,
     source: str,
     *,
-    keys: tuple[Path, ...],
+    keys: tuple[Path | Identity, ...],
     signed_as: str | None,
     attestations: bool,
     recompute: bool,
@@ -50,8 +52,9 @@ def verify(
 ) -> int:
     """Compare bytes with digests: a folder with its adapter.json, a version here or at an address with its manifest.
 
-    With --key, the digests must have been signed by that key: in model.sig of a folder, or in a signature of the version. The
-    signature must be for the name of the version, and for all of its files and no others.
+    With --key, the digests must have been signed by that key, with --identity by somebody whom Sigstore certifies as that: in
+    model.sig of a folder, or in a signature of the version. The signature must be for the name of the version, and for all of
+    its files and no others.
 
     With --attestations, the key must have attested something about the version; with --recompute, that must be the same when it
     is computed again.
@@ -73,9 +76,9 @@ def verify(
     )
     good = "every byte matches"
     if (one := found.signature) is not None:
-        good += f", signed as {one.name} by {one.where} ({one.kind} key {one.key[:16]}…)"
+        good += f", signed as {one.name} by {signing.told(one.signer)}"
     for each in found.attestations:
-        good += f", {each.kind} attested by {each.key.where}"
+        good += f", {each.kind} attested by {each.signer.where}"
     good += ", computed again" if recompute else ""
     more = {"attestations": [signing.attested(each) for each in found.attestations]} if attestations else {}
     return view.show(settings, source, found.findings, good=good, more=more)

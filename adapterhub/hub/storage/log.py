@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from adapterhub.digest import Digest
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.store.atomic import Files
 from adapterhub.store.oci_index import IndexFile, Line
-from adapterhub.store.ref_log import REFS, Entry, RefLog
+from adapterhub.store.ref_log import REFS, Entry, RefLog, placed
 from adapterhub.store.store import DOCUMENTS
 from adapterhub_converters import linear
 from adapterhub_converters.errors import AdapterhubError, FormatError
@@ -94,6 +95,40 @@ class SharedLog(RefLog):
         else:
             self._shared.mirror(database.of_name(log, entry.name, entry.seq))
         return won
+
+
+class DatabaseLog:
+    """The log as it is in the database, read to be verified; no mirror is brought up to it."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+        self._name: tuple[str, str] | None = None
+        self._rows: dict[int, bytes] = {}
+
+    def names(self, log: str = REFS) -> list[str]:
+        """List every name in a log."""
+        return self._database.names(log)
+
+    document_names = names
+
+    def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
+        """Read entry `seq` (from 1) of a name's log and the digest of its bytes; None if it is missing."""
+        raw = self._of(log, name).get(seq)
+        return None if raw is None else placed(raw, name, seq, self.where(name, seq, log=log))
+
+    def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
+        """Return True if there is an entry with a number above `seq`."""
+        return any(number > seq for number in self._of(log, name))
+
+    def where(self, name: str, seq: int, *, log: str = REFS) -> str:
+        """Return the key of an entry's copy."""
+        return copy_key(log, name, seq)
+
+    def _of(self, log: str, name: str) -> dict[int, bytes]:
+        """The entries of a name by their numbers, all as of one moment; those of the last name that was asked for stay."""
+        if self._name != (log, name):
+            self._name, self._rows = (log, name), {row.seq: row.raw for row in self._database.of_name(log, name, 1)}
+        return self._rows
 
 
 class NoIndexFile(IndexFile):

@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 from adapterhub.digest import Digest
 from adapterhub.hub.database import MIGRATIONS, ConstraintError, HubDatabase
 from adapterhub_converters import linear
-from adapterhub_converters.errors import RefusedError, RemoteError, UsageError
+from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError, UsageError
 
 _log = logging.getLogger("adapterhub.hub")
 _CONNECTIONS = 16
 _PATIENCE = 10  # seconds for a connection
 _RECONNECT = 5  # seconds of one attempt to connect again; the next request begins another one, so that no pause gets long
 _SETTINGS = "-c statement_timeout=60s -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
+_READ_ONLY = " -c default_transaction_read_only=on"
 # Keys of advisory locks: who holds the first changes several tables in one step, who holds the second adds to the log, and
 # who holds the third removes blobs.
 _CHANGES, _APPENDS, _COLLECTS = 0x41644862_01, 0x41644862_02, 0x41644862_03
@@ -61,25 +62,30 @@ class PostgresDatabase(HubDatabase):
 
     Args:
         url: `postgresql://user@host/name`, with what libpq takes; errors do not repeat it.
+        as_it_is: Only read it, whichever version made it; NotFoundError without tables of a hub.
 
     Attributes:
         where: Host and name, for errors.
         identity: Tells this database from any other one.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, as_it_is: bool = False) -> None:
         from psycopg_pool import ConnectionPool
 
         self.where = _shown(url)
         self._local = threading.local()
-        more = {"autocommit": True, "connect_timeout": _PATIENCE, "options": _SETTINGS, "application_name": "adapterhub"}
+        options = _SETTINGS + (_READ_ONLY if as_it_is else "")
+        more = {"autocommit": True, "connect_timeout": _PATIENCE, "options": options, "application_name": "adapterhub"}
         self._pool = ConnectionPool(
             url, min_size=1, max_size=_CONNECTIONS, kwargs=more, timeout=_PATIENCE, reconnect_timeout=_RECONNECT, open=False
         )
         try:
             with self._errors():
                 self._pool.open(wait=True, timeout=_PATIENCE)
-            self._migrate()
+            if not as_it_is:
+                self._migrate()
+            elif not self.has_table("hub"):
+                raise NotFoundError(self.where, "has no tables of a hub", "Name the database that the hub is started with")
             self.identity = str(self.select("SELECT identity FROM hub")[0][0])
         except BaseException:
             self._pool.close()
@@ -118,6 +124,10 @@ class PostgresDatabase(HubDatabase):
                 yield
             finally:
                 self._local.connection = None
+
+    def has_table(self, name: str) -> bool:
+        """Return True if there is a table of this name."""
+        return bool(self.select("SELECT to_regclass(?) IS NOT NULL", name)[0][0])
 
     def _run(self, sql: str, values: Sequence[object]) -> Any:
         with self._connected() as connection, self._errors():
@@ -187,6 +197,10 @@ class PostgresDatabase(HubDatabase):
         """The entries of a name from `seq` on."""
         sql = "SELECT id, log, name, seq, entry FROM entries WHERE log = ? AND name = ? AND seq >= ? ORDER BY seq"
         return [LogRow(*row) for row in self.select(sql, log, name, seq)]
+
+    def names(self, log: str) -> list[str]:
+        """The names that have entries, sorted."""
+        return [name for (name,) in self.select("SELECT DISTINCT name FROM entries WHERE log = ? ORDER BY name", log)]
 
     def uncopied(self, most: int) -> list[LogRow]:
         """Entries that have no copy in the bucket."""

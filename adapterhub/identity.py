@@ -1,0 +1,63 @@
+"""Who a signer is to Sigstore: a name, and the OpenID Connect issuer that vouches for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapterhub_converters.errors import ParameterError
+
+LONGEST = 2048
+"""Characters of a name or an issuer."""
+
+KIND = "sigstore"
+"""The kind of a signer who is known by an identity; of others it is the kind of their key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A signer who is known by name: signatures without a key that anybody keeps, which Sigstore calls keyless.
+
+    Attributes:
+        name: An email address, or a URI such as that of a workflow; compared with the certificate as it is.
+        issuer: The URL of the issuer of the name's tokens. The same name of another issuer is somebody else.
+        trust_config: The client trust config or the trusted root of a private Sigstore, in JSON; None for the public one.
+
+    Example:
+        >>> ah.Identity("release@example.com", "https://accounts.example.com").title
+        'release@example.com of https://accounts.example.com'
+    """
+
+    name: str
+    issuer: str
+    trust_config: Path | None = None
+
+    def __post_init__(self) -> None:
+        for parameter, value in (("identity", self.name), ("issuer", self.issuer)):
+            if not value or not value.isprintable() or len(value) > LONGEST:
+                what = f"is not one line of at most {LONGEST} characters"
+                raise ParameterError(parameter, what, "Write it as the certificates of the signer have it")
+
+    @property
+    def kind(self) -> str:
+        """The kind of signer."""
+        return KIND
+
+    @property
+    def id(self) -> str:
+        """The issuer and the name."""
+        return f"{self.issuer} {self.name}"
+
+    @property
+    def title(self) -> str:
+        """The words for it in a sentence."""
+        return f"{self.name} of {self.issuer}"
+
+    @property
+    def where(self) -> str:
+        """The name; of a key the file that it was read from."""
+        return self.name
+
+    def document(self) -> dict[str, str | None]:
+        """The signer as JSON; `key` is None, as there is none to keep."""
+        return {"key": None, "type": KIND, "identity": self.name, "issuer": self.issuer}
