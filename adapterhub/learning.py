@@ -105,12 +105,19 @@ def open_trainer(
         yield stack.enter_context(opened(_located(read, here), target, on_event=on_event, force=force, **more))  # type: ignore[arg-type]
 
 
-def forecast(config: TrainConfig, *, workspace: Workspace | None = None) -> Forecast:
-    """Predict what a training will need, from the headers of its base; nothing is downloaded."""
+def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Workspace | None = None) -> Forecast:
+    """Predict what a training will need, from the headers of its base; nothing is downloaded.
+
+    Args:
+        memory: Bytes of a device to plan for, a CUDA device if the config names one; None for the device that trains here.
+    """
+    from adapterhub.training import card_memory
     from adapterhub.training.cost.budget import forecast as predicted
 
     path = config.base_path
-    return predicted(config, base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace()))
+    spec = base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace())
+    card = card_memory(config) if memory is None else memory if config.base.device == "cuda" else None
+    return predicted(config, spec, memory=memory, card=card)
 
 
 def _located(config: TrainConfig, workspace: Workspace) -> TrainConfig:

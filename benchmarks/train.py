@@ -1,13 +1,21 @@
 """A QLoRA step of ours against transformers, peft and bitsandbytes, trl, and full fine-tuning: time and peak memory.
 
     python benchmarks/train.py [--base 28M|0.66B|1.1B|FOLDER] [--rows 1] [--sequence 256] [--steps 8] [--rounds 3]
-                               [--threads 1] [--busy] [--checkpointing] [--against trl]
+                               [--threads 1] [--busy] [--checkpointing] [--against trl] [--device cuda [--plan]]
 
 28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes. A program reports
 the medians of its steps in wall and CPU time, the first two not counted. CPU time on one thread is what a busy machine
 disturbs least. With --busy, ours runs also beside a program that keeps one core busy, which with several threads tells what
 their waiting costs. All train on the same random rows in the same order at the same rate, from the same base with the same
 kernels (bitsandbytes) and lora_B zero: their first losses must agree.
+
+On a graphics card, all that is to be known of it is one run, with and without --checkpointing:
+
+    python benchmarks/train.py --device cuda --base Llama-3-8B --rows 2 --sequence 2048 --checkpointing
+
+It adds the memory of the card and, where its data sheet is known, the share of that rate (MFU). Full fine-tuning is left out.
+--plan needs no card, no weights and no peer: it prints the memory and the operations of a step, and the tokens a second that no
+program can exceed.
 
 peft is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. trl is `SFTTrainer`, given the
 quantized base and peft's config. Full fine-tuning trains every parameter in float32 with AdamW and checkpointing, as
@@ -17,6 +25,7 @@ transformers does; of a 1.1B model it takes 19 GB of memory.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -39,11 +48,14 @@ WARM = 2  # steps that are not counted
 
 def steps(bench: Bench) -> None:
     options = bench.options
+    if options.plan:
+        planned(bench)
+        return
     folder = bench.made(with_tokenizer, options.base) if options.base in MODELS else options.base
     told = {**vars(options), "base": folder, "scratch": bench.scratch}
     programs = []
     for name, more in NEEDS.items():
-        if name == BUSY and not options.busy:
+        if (name == BUSY and not options.busy) or (name == FULL and options.device != "cpu"):
             continue
         needs = ["torch", "transformers", "bitsandbytes", *more]
         # With spinning threads a busy core costs a factor; the command line of ours sets the same.
@@ -52,12 +64,70 @@ def steps(bench: Bench) -> None:
     found = bench.turns(*programs)
     if not options.busy:
         found[BUSY] = "--busy"
+    if options.device != "cpu":
+        found[FULL] = "--device cpu"
     first = [one["first loss"] for name, one in found.items() if name != FULL and not isinstance(one, str)]
     losses = ", ".join(f"{loss:.4f}" for loss in first)
     claims = {f"first losses agree within 1%: {losses}": max(first) < 1.01 * min(first)} if first else {}
     detail = f"{options.base}, r = {R} on all linear layers, {options.rows} x {options.sequence} tokens"
     how = ", checkpointing" if options.checkpointing else ""
-    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}", found, claims)
+    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}", found, claims)
+
+
+def planned(bench: Bench) -> None:
+    """What a step needs at the least, by the headers of the base."""
+    options = bench.options
+    folder = bench.made(base, options.base, values=False) if options.base in MODELS else Path(options.base)
+    figures = plan_of(folder, vars(options))
+    bench.jobs = {"QLoRA step": []}
+    bench.add("QLoRA step", f"{options.base}, {options.rows} x {options.sequence} tokens, planned", {"adapterhub": figures})
+
+
+def plan_of(folder: Path, told: dict[str, Any]) -> Figures:
+    from adapterhub.training.cost import memory, peaks
+
+    config, spec = config_of(folder, told)
+    card = int(told["memory"] * 1e9) if told["device"] == "cuda" else None
+    plan, operations = memory.plan(config, spec, card=card), step_operations(folder, told)
+    figures = {f"{part} MB": size / 1e6 for part, size in plan.parts().items() if size} | {"planned MB": plan.total / 1e6}
+    figures["TFLOP"] = operations / 1e12
+    for name in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3") if card else ():
+        rate = peaks.peak_rate(name, "bfloat16") or math.nan
+        figures[f"at most, {name.split()[1].partition('-')[0]} tokens/s"] = told["rows"] * told["sequence"] * rate / operations
+    return figures
+
+
+def config_of(folder: Path, told: dict[str, Any]) -> tuple[Any, Any]:
+    """The config of ours, and the base by its headers."""
+    from adapterhub.training import config_file
+    from adapterhub_converters.bases import read_base
+
+    text = f"""
+[base]
+path = {json.dumps(str(folder))}
+device = {json.dumps(told["device"])}
+hold = "quantized"
+[data]
+train = ["none"]
+sequence = {told["sequence"]}
+[lora]
+r = {R}
+alpha = {ALPHA}
+[train]
+rows = {told["rows"]}
+checkpointing = {json.dumps(told["checkpointing"])}
+"""
+    return config_file.parse(text, folder=Path(), where="benchmark"), read_base(folder)
+
+
+def step_operations(folder: Path, told: dict[str, Any]) -> int:
+    """The operations of a step by the model's arithmetic."""
+    from adapterhub.training.cost import memory
+
+    config, spec = config_of(folder, told)
+    trained, tokens = memory.parameters(config, spec)[1], told["rows"] * told["sequence"]
+    labels = tokens - told["rows"]
+    return memory.flops(config, spec, tokens=tokens, label_tokens=labels, trained=trained, context=told["sequence"])
 
 
 def with_tokenizer(folder: str, model: str) -> None:
@@ -85,7 +155,19 @@ def child(program: str, told: dict[str, Any]) -> Figures:
             other.kill()
     middle = medians(times[WARM:] or times)
     rate = options.rows * options.sequence / middle["seconds"]
-    return {**middle, "tokens/s": rate, "load seconds": load, "first loss": losses[0], "last loss": losses[-1]}
+    card = of_card(options, middle["seconds"]) if options.device == "cuda" else {}
+    return {**middle, "tokens/s": rate, **card, "load seconds": load, "first loss": losses[0], "last loss": losses[-1]}
+
+
+def of_card(options: Namespace, seconds: float) -> Figures:
+    """The memory that this program has held of the card, and the share of its rate."""
+    import torch
+
+    from adapterhub.training.cost.peaks import peak_rate
+
+    known = peak_rate(torch.cuda.get_device_name(), "bfloat16")
+    share = {"MFU": step_operations(Path(options.base), vars(options)) / seconds / known} if known else {}
+    return {"card MB": torch.cuda.max_memory_allocated() / 1e6, **share}
 
 
 Steps = Callable[[], tuple[list[Figures], list[float]]]
@@ -115,7 +197,7 @@ def rows_of(options: Namespace) -> Any:
 def ours(options: Namespace) -> Steps:
     import numpy as np
 
-    from adapterhub.training import config
+    from adapterhub.training import config, devices
     from adapterhub.training.data.rows import IGNORED, Rows
     from adapterhub.training.layers import lora
     from adapterhub.training.loop import loop
@@ -124,7 +206,8 @@ def ours(options: Namespace) -> Steps:
     from adapterhub.training.model.loading import load
 
     with BaseFiles(Path(options.base)) as files:
-        made = load(files, config.BaseConfig(options.base), config.LoRAConfig(r=R, alpha=ALPHA), where="")
+        device, adapter = devices.chosen(options.device), config.LoRAConfig(r=R, alpha=ALPHA)
+        made = load(files, config.BaseConfig(options.base), adapter, where="", device=device)
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)
@@ -147,7 +230,7 @@ def quantized(options: Namespace) -> tuple[Any, Any]:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        options.base, quantization_config=words, dtype=torch.bfloat16, device_map="cpu"
+        options.base, quantization_config=words, dtype=torch.bfloat16, device_map={"": options.device}
     )
     torch.manual_seed(0)
     return model, LoraConfig(r=R, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -176,14 +259,14 @@ def usual(options: Namespace, model: Any, *, autocast: Any) -> Steps:
     """The loop that everybody writes."""
     import torch
 
-    ids = torch.from_numpy(rows_of(options))
+    ids = torch.from_numpy(rows_of(options)).to(options.device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     model.train()
 
     def step(number: int) -> float:
         chosen = ids[number * options.rows : (number + 1) * options.rows]
-        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+        with torch.autocast(options.device, autocast, enabled=autocast is not None):
             loss = model(input_ids=chosen, labels=chosen, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -210,9 +293,10 @@ def trl(options: Namespace) -> Steps:
 
     config = library.SFTConfig(
         output_dir=options.scratch, max_steps=options.steps, per_device_train_batch_size=options.rows, learning_rate=RATE,
-        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, train_sampling_strategy="sequential", use_cpu=True,
-        bf16=True, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, max_length=options.sequence,
-        gradient_checkpointing=options.checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, train_sampling_strategy="sequential",
+        use_cpu=options.device == "cpu", bf16=True, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+        max_length=options.sequence, gradient_checkpointing=options.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
     dataset = datasets.Dataset.from_dict({"input_ids": rows_of(options).tolist()})
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.base)
@@ -230,4 +314,5 @@ def trl(options: Namespace) -> Steps:
 
 if __name__ == "__main__":
     sizes: dict[str, tuple[Any, Any]] = {"base": ("28M", "tiny"), "steps": (8, 3), "rounds": (3, 1), "rows": (1, 1)}
-    main(__doc__, JOBS, steps, **sizes, sequence=(256, 16), threads=(1, 1), busy=(False, True), checkpointing=(False, False))
+    sizes |= {"sequence": (256, 16), "threads": (1, 1), "busy": (False, True), "checkpointing": (False, False)}
+    main(__doc__, JOBS, steps, **sizes, device=("cpu", "cpu"), plan=(False, False), memory=(80.0, 80.0))

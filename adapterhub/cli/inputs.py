@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from adapterhub import base_sources, sources
 from adapterhub.sources import Source, as_folder, existing, given, here, naming, parent, place
+from adapterhub_converters import linear
+from adapterhub_converters.errors import UsageError
 
 from . import output
 from .environment import workspace
@@ -18,11 +20,21 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 __all__ = [
-    "Source", "as_folder", "base_name", "existing", "given", "here", "in_place", "is_elsewhere", "naming", "opened", "parent",
-    "place", "read_base", "ref_of", "resolve", "weights",
+    "Source", "as_folder", "base_name", "byte_count", "existing", "given", "here", "in_place", "is_elsewhere", "naming",
+    "opened", "parent", "place", "read_base", "ref_of", "resolve", "weights",
 ]  # fmt: skip
 
 is_elsewhere = sources.is_address
+_SIZE = linear.Pattern(r"(?i)(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(i?))?B?")
+
+
+def byte_count(text: str, option: str) -> int:
+    """Return the bytes of a size like 5GB, 500M or 24GiB; UsageError for others, and for none."""
+    match = _SIZE.fullmatch(text.strip())
+    power = " KMGT".index(match[2].upper()) if match and match[2] else 0
+    if not match or not (count := int(float(match[1]) * (1024 if match[3] else 1000) ** power)):
+        raise UsageError(option, f"{text[:80]!r} is not a size", "Write it like 5GB, 500MB or 24GiB")
+    return count
 
 
 def opened(text: str, settings: Settings) -> AbstractContextManager[Source]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub import combining, sources
-from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
@@ -18,8 +17,6 @@ from .views import fused, recipes
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import Recipe
-
-_SIZE = linear.Pattern(r"(?i)(\d+(?:\.\d+)?) ?([KMGT]?B?)")
 
 
 def weights_of(text: str | None, count: int) -> list[float]:
@@ -33,9 +30,6 @@ def weights_of(text: str | None, count: int) -> list[float]:
     if len(weights) != count:
         raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
     return weights
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def run(
@@ -57,7 +51,7 @@ def run(
     asked = Options(
         dtype=into["dtype"],
         requantize=into["requantize"],
-        shard_size=_bytes(size) if size else None,
+        shard_size=inputs.byte_count(size, "--shard-size") if size else None,
         dequantize=into["dequantize"],
         as_trained=into["onto"] == "as-trained",
         force=into["force"],
@@ -91,12 +85,3 @@ def run(
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress, replace=replace)
     output.emit(fused.document(report), as_json=settings.as_json, text=lambda: fused.text(report))
-
-
-def _bytes(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    unit = match[2].upper() if match else ""
-    unit += "B" if unit in ("K", "M", "G", "T") else ""
-    if not match or not (count := int(float(match[1]) * _UNITS[unit])):
-        raise UsageError("--shard-size", f"{text!r} is not a size", "Write it like 5GB or 500MB")
-    return count

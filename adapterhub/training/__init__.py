@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "Noted",
-    "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "evaluate",
-    "open_trainer", "plan", "preview", "read_config", "run",
+    "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "card_memory",
+    "evaluate", "open_trainer", "plan", "preview", "read_config", "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
@@ -144,11 +144,22 @@ def evaluate(
     return evaluate_here(adapter, base, files, options, progress=progress, cache=cache)
 
 
-def preview(config: TrainConfig) -> Preview:
+def card_memory(config: TrainConfig) -> int | None:
+    """Return the bytes of memory of the CUDA device that would train; None where a CPU would, or torch is not installed."""
+    if config.base.device == "cpu" or _missing() is not None:
+        return None
+    import torch
+
+    from . import devices
+
+    return devices.memory(devices.chosen(config.base.device)) if torch.cuda.is_available() else None
+
+
+def preview(config: TrainConfig, *, here: bool = True) -> Preview:
     """Return what a training will read and do: its data are read and checked, and nothing is trained.
 
     Of large data a part is encoded, evenly from all documents. Tokens, steps and time need the libraries of the extra; without
-    them the data are read all the same.
+    them the data are read all the same. The time is that of this machine, and unknown unless it is the one that trains, `here`.
 
     Raises:
         AdapterhubError: Whatever the training would refuse of its data; `problems` has all of a file at once.
@@ -158,7 +169,7 @@ def preview(config: TrainConfig) -> Preview:
     """
     from .outlook import preview as preview_here
 
-    return preview_here(config, can_train=_missing() is None)
+    return preview_here(config, can_train=_missing() is None, here=here)
 
 
 def _missing() -> str | None:

@@ -172,6 +172,8 @@ class OptimConfig:
     save_every: int = 0
     """Steps between checkpoints; 0: only when stopped."""
     seed: int = 0
+    deterministic: bool = True
+    """On CUDA, only kernels that give the same bytes each time."""
     threads: int | None = None
 
 

@@ -29,6 +29,36 @@ def chosen(wanted: str) -> Any:
     return device
 
 
+@contextlib.contextmanager
+def deterministic(wanted: str) -> Iterator[None]:
+    """Have CUDA use only kernels that give the same bytes each time within the block; a CPU's do.
+
+    Args:
+        wanted: The device, as of `chosen`.
+
+    Raises:
+        RefusedError: An operation has no such kernel.
+    """
+    if wanted == "cpu" or not torch.cuda.is_available():
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each new tensor, and nothing reads one
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        what = str(error).partition("\n")[0].partition(", but you set")[0][:200]
+        # cuBLAS reads it when it starts; the command line sets it.
+        hint = "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts" if "CUBLAS" in str(error) else "Set it to false"
+        raise RefusedError("[train] deterministic", what, hint) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
 def name(device: torch.device) -> str | None:
     """Return the name of a CUDA device; None for the CPU."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
@@ -37,6 +67,11 @@ def name(device: torch.device) -> str | None:
 def free(device: torch.device) -> int | None:
     """Return the bytes that a CUDA device has free; None for the CPU."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def memory(device: torch.device) -> int | None:
+    """Return the bytes that a CUDA device has; None for the CPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def held(device: torch.device) -> int:

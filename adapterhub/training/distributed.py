@@ -7,12 +7,15 @@ changes no loss. All then do the same step; the first writes files and reports e
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
+
+_LONGEST_WAIT = datetime.timedelta(hours=6)  # for one another: the first quantizes, or evaluates, while the others wait
 
 
 def count() -> int:
@@ -37,7 +40,8 @@ def joined() -> Iterator[None]:
         yield
         return
     # Single numbers are summed on the CPU, tensors on the model's device.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    kind = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(kind, timeout=_LONGEST_WAIT)
     try:
         yield
     finally:
@@ -75,6 +79,15 @@ def sum_gradients(parameters: Sequence[Any]) -> None:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
-    if count() > 1:
-        distributed.barrier()
+    """Wait until all processes have come here: not by NCCL, which gives up before a large base is quantized."""
+    total(0.0)
+
+
+@contextlib.contextmanager
+def in_turn(*, when: bool) -> Iterator[None]:
+    """Run the block in the first process, then in all others; at once in each unless `when`, which is the same for all."""
+    if when and not first():
+        wait()
+    yield
+    if when and first():
+        wait()

@@ -247,6 +247,8 @@ class Report:
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
         matmul: Floating-point operations a second of a matrix product on this machine, at best.
         utilization: The share of that which the steps reached.
+        card: The name of the graphics card; None for a CPU.
+        peak_rate: Floating-point operations a second of its data sheet; None where unknown.
         checkpointing: Whether activations were computed again in the backward pass.
     """
 
@@ -261,6 +263,13 @@ class Report:
     matmul: float
     utilization: float
     checkpointing: bool = False
+    card: str | None = None
+    peak_rate: float | None = None
+
+    @property
+    def mfu(self) -> float | None:
+        """The share of the data sheet's rate that the steps reached (MFU); None where that is unknown."""
+        return self.flops / self.seconds / self.peak_rate if self.peak_rate and self.seconds else None
 
     @property
     def share(self) -> float:

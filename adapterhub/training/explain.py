@@ -206,6 +206,10 @@ _WHY: dict[str, dict[str, str]] = {
             "Steps between checkpoints; 0 writes one only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
         ),
         "seed": "The seed of everything random. The same seed, machine and versions give the same bytes.",
+        "deterministic": (
+            "On CUDA the same run gives the same bytes, by kernels that add up in one order, some of which are slower; an "
+            "operation that has none is refused. false lets CUDA choose. A CPU computes the same in either case."
+        ),
         "threads": "Threads to compute with; two runs give the same bytes only with the same number.",
     },
     "preference": {

@@ -19,7 +19,8 @@ class Preview:
     """The data of a training, and the time of its steps.
 
     Attributes:
-        matmul: Floating-point operations a second of a matrix product on this machine, measured now; None without torch.
+        matmul: Floating-point operations a second of a matrix product on this machine, measured now; None without
+            torch, and for another machine.
         seconds: Of the steps' arithmetic at that rate: the least that they can take, without loading and evaluations.
     """
 
@@ -28,7 +29,7 @@ class Preview:
     seconds: float | None = None
 
 
-def preview(config: TrainConfig, *, can_train: bool) -> Preview:
+def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
     """Look ahead, as `adapterhub.training.preview` does; `can_train` tells whether torch and the others are installed."""
     if not can_train or not config.base_path.exists():  # a base that the training will download
         return Preview(survey(config, None))
@@ -40,8 +41,8 @@ def preview(config: TrainConfig, *, can_train: bool) -> Preview:
         chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.where)
     chat_template.give(tokenizer, config.data.template_options, config.data.date)
     found = survey(config, tokenizer)
-    rate = _matmul_rate(config)
-    return Preview(found, rate, _operations(config, spec, found.count) / rate if found.count else None)
+    rate = _matmul_rate(config) if here else None
+    return Preview(found, rate, _operations(config, spec, found.count) / rate if found.count and rate else None)
 
 
 def _tokenizer(files: Any) -> Any:

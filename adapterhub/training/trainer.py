@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def opened(
     """
     atomic.check_free(out, replace=replace)
     finish.check_place(out)
-    with devices.threads(config.train.threads) as thread_count:
+    fixed = devices.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
+    with fixed, devices.threads(config.train.threads) as thread_count:
         yield Trainer(config, out, on_event, force=force, start=start, cache=cache, replace=replace, thread_count=thread_count)
 
 
@@ -223,15 +225,16 @@ class Trainer:
 
 def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with `auto` resolved, once it is known to fit into memory; unless `force`."""
-    free, held = devices.free(device), memory.plan(config, spec).runtime
+    free, card = devices.free(device), devices.memory(device)
+    held = memory.plan(config, spec, card=card).runtime
     if free is None:
         free, held = budget.free_memory(), devices.held(device)
-    settled = budget.settled(config, spec, free=free, held=held)
+    settled = budget.settled(config, spec, free=free, held=held, card=card)
     # The same in all processes: each has to make the same exchanges.
     checkpointing = distributed.total(float(settled.train.checkpointing is True)) > 0
     settled = dataclasses.replace(settled, train=dataclasses.replace(settled.train, checkpointing=checkpointing))
     if not force:
-        budget.check(settled, spec, free=free, held=held)
+        budget.check(settled, spec, free=free, held=held, card=card)
     return settled
 
 
@@ -289,7 +292,7 @@ def _ready(
         tokens=train_set.tokens,
         rows=len(train_set.packed),
         steps=steps,
-        memory=memory.plan(config, spec),
+        memory=memory.plan(config, spec, card=devices.memory(base.device)),
         notes=notes,
         checkpointing=config.train.checkpointing is True,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.cli.environment import shorten_waits_of_torch
+from adapterhub.cli.environment import prepare_torch
 from tests.cli.test_commands import terminal
 from tests.conftest import Run, need_module
 from tests.support.hub_models import publish
@@ -139,6 +139,18 @@ def test_a_plan_reports_the_memory_needed_and_trains_nothing(run: Run, config: P
     assert not (tmp_path / "letters").exists()
 
 
+def test_a_plan_is_made_for_a_card_that_is_not_here(run: Run, config: Path) -> None:
+    card = ("train", "letters.toml", "--dry-run", "--set", "base.device=cuda", "--json")
+    plan = json.loads(run(*card, "--memory", "24GiB").stdout)
+    assert (plan["fits"], plan["free"], plan["memory"]["data"]) == (True, 24 * 2**30, 0)
+    assert plan["data"]["steps"] == 3
+    assert plan["data"]["seconds_at_least"] is None  # of another machine
+    assert json.loads(run(*card, "--memory", "1MB", code=6).stdout)["fits"] is False
+    done = run("train", "letters.toml", "--memory", "24GiB", code=2)
+    assert "--memory: plans for a device, and nothing is trained on it. Add --dry-run" in done.stderr
+    assert "'much' is not a size. Write it like" in run(*card, "--memory", "much", code=2).stderr
+
+
 def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n' * 8)
     shown = run("train", "letters.toml", "--dry-run").stdout
@@ -262,8 +274,17 @@ def test_defaults_are_explained_one_or_all(run: Run) -> None:
 
 def test_threads_of_torch_wait_shortly_unless_the_user_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    shorten_waits_of_torch()
+    prepare_torch()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    shorten_waits_of_torch()
+    prepare_torch()
     assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")
+
+
+def test_cuda_is_told_before_it_starts_to_give_the_same_bytes_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    prepare_torch()
+    assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], os.environ["PYTORCH_CUDA_ALLOC_CONF"]) == (
+        ":4096:8", "expandable_segments:True",
+    )  # fmt: skip

@@ -91,3 +91,13 @@ def test_the_page_quotes_what_a_script_reports(monkeypatch: pytest.MonkeyPatch) 
         assert job in jobs
         for peer in peers.split("; "):
             assert peer in jobs[job], job
+
+
+def test_a_plan_for_a_graphics_card_needs_none_and_no_weights(smoke: Any) -> None:
+    card = ("--device", "cuda", "--plan", "--base", "Llama-3-8B", "--sequence", "2048", "--checkpointing")
+    report, output = smoke("train", *card)
+    (result,) = report["results"]
+    figures = result["programs"]["adapterhub"]["figures"]
+    assert 6_000 < figures["base MB"] + figures["activations MB"] < figures["planned MB"] < 12_000
+    assert figures["TFLOP"] == pytest.approx(4 * 2048 * 7.5e9 / 1e12, rel=0.15)  # an output layer of its own, LoRA, attention
+    assert "Llama-3-8B, 1 x 2048 tokens, planned" in output

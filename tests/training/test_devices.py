@@ -104,6 +104,19 @@ def test_a_device_that_is_not_there_is_refused() -> None:
             devices.chosen("cuda")
 
 
+def test_cuda_uses_only_kernels_that_give_the_same_bytes_and_an_operation_without_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    values, places = torch.nn.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2, return_indices=True)
+    with devices.deterministic("cpu"):
+        torch.nn.functional.max_unpool2d(values, places, 2)
+    says = r"^\[train\] deterministic: max_unpool\w+ does not have a deterministic implementation. Set it to false"
+    with pytest.raises(RefusedError, match=says), devices.deterministic("auto"):
+        torch.nn.functional.max_unpool2d(values, places, 2)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base: Path) -> None:

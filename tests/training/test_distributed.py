@@ -81,6 +81,41 @@ def test_two_ranks_have_the_losses_of_one(
     assert not list(tmp_path.glob("*.checkpoint.safetensors"))
 
 
+TURNS = """
+import os, sys
+from pathlib import Path
+os.environ["RANK"] = "1" if os.fork() else "0"
+from adapterhub.training import config, distributed
+from adapterhub.training.layers import nf4
+from adapterhub.training.model import quantized_cache
+from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.loading import load
+quantized, quantize = [], nf4.quantize
+nf4.quantize = lambda *given: quantized.append(1) or quantize(*given)
+base, adapter = config.BaseConfig(sys.argv[1]), config.LoRAConfig(r=2)
+with distributed.joined(), BaseFiles(Path(sys.argv[1]), Path("cache")) as files:
+    entry = quantized_cache.entry_of(files, base, adapter)
+    for _ in range(2):
+        made = load(files, base, adapter, where="c.toml", entry=entry)
+    counts = [distributed.total(len(quantized) * (distributed.process() == number)) for number in range(2)]
+assert counts == [14, 0], counts
+if os.environ["RANK"] == "1":
+    assert os.wait()[1] == 0
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
+def test_one_of_two_processes_quantizes_the_base_and_the_other_reads_what_it_has_written(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    (tmp_path / "turns.py").write_text(TURNS)
+    done = subprocess.run(
+        [sys.executable, "turns.py", str(tiny_base)],
+        cwd=tmp_path, env=of_ours(tmp_path) | of_two(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 HALVES = """
 import os, sys
 import torch

@@ -249,3 +249,17 @@ def test_cores_are_busy_where_threads_wait_for_them(tmp_path: Path) -> None:
         lines = f"some avg10={share} avg60=99.00 avg300=0.00 total=1\nfull avg10=99.00 avg60=0.00 avg300=0.00 total=0\n"
         (tmp_path / "proc/pressure/cpu").write_text(lines)
         assert budget.cores_are_busy(tmp_path) is busy
+
+
+def test_a_card_holds_more_logits_at_once_neither_data_nor_masks_and_no_interpreter(tmp_path: Path, tiny_base: Path) -> None:
+    sizes = [memory.logits_at_once(128_256, 2, card) for card in (None, 8 << 30, 24 << 30, 80 << 30, 192 << 30)]
+    assert sizes == [128, 128, 512, 1024, 1024]
+    config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
+    here, there = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
+    assert (there.base, there.adapter, there.optimizer, there.data) == (here.base, here.adapter, here.optimizer, 0)
+    assert there.logits == 8 * here.logits
+    long, twice = (
+        memory.plan(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence=tokens)), spec, card=80 << 30)
+        for tokens in (32_768, 65_536)
+    )
+    assert twice.activations / long.activations == pytest.approx(2, rel=0.01)  # not the square of a row's length

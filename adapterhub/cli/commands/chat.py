@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import engines, errors, output
-from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
+from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, answer_options, command
 from adapterhub.cli.views.answers import WIDE, OneByOne, SideBySide
 from adapterhub.ref import RefError
@@ -83,7 +83,7 @@ def chat(
     from adapterhub.serve.gateway.gateway import Gateway
     from adapterhub.serve.gateway.settings import GatewaySettings
 
-    shorten_waits_of_torch()
+    prepare_torch()
     if settings.debug:
         logs.to_stderr("adapterhub.serve", as_json=False)
     logging.getLogger("adapterhub.serve").addHandler(logging.NullHandler())  # what goes wrong is the error of a turn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
+from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, base_option, command, dtype_option
 from adapterhub.cli.output import Column
 
@@ -71,7 +71,7 @@ def eval(  # noqa: A001 - the command's name
     from adapterhub.manifest.measurement import Evaluation, check_name
     from adapterhub.registry.measurements import parse_gate
 
-    shorten_waits_of_torch()
+    prepare_torch()
     passing = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     record = None if no_record else name

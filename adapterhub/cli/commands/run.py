@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import complete_ref, shorten_waits_of_torch, workspace
+from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, answer_options, base_option, command
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
@@ -54,7 +54,7 @@ def run(
     """
     from adapterhub import running
 
-    shorten_waits_of_torch()
+    prepare_torch()
     text = _prompt(prompt, file)
     screen = _Screen(compare=not no_base, shown=not settings.as_json)
     made = running.generate(

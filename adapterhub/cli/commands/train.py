@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from adapterhub.cli import errors, output
-from adapterhub.cli.environment import shorten_waits_of_torch, workspace
+from adapterhub.cli.environment import prepare_torch, workspace
+from adapterhub.cli.inputs import byte_count
 from adapterhub.cli.options import (
     Settings,
     command,
@@ -34,6 +35,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     adapterhub train --explain learning_rate
     adapterhub train sql.toml -o ./sql
     adapterhub train sql.toml --dry-run
+    adapterhub train sql.toml --dry-run --set base.device=cuda --memory 24GiB
     adapterhub train sql.toml --set train.steps=10
     adapterhub train more.toml --from team/sql:prod --push team/sql""",
 )
@@ -53,6 +55,12 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     multiple=True,
     help="Set a value: one of CONFIG, like train.steps=10 or base.quantize=none; repeatable.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="With --dry-run: plan for a device with SIZE of memory, like 24GiB, that need not be here; for a graphics card, "
+    "with --set base.device=cuda.",
+)
 @click.option("--from", "start", metavar="SRC", help="Source: an adapter to continue training, which must fit CONFIG.")
 @click.option("--push", "ref", metavar="REF", help="Push the result to REF, like `adapterhub push`.")
 @click.pass_obj
@@ -68,6 +76,7 @@ def train(
     new: str | None,
     about: str | None,
     changes: tuple[str, ...],
+    memory: str | None,
     start: str | None,
     ref: str | None,
 ) -> int:
@@ -84,10 +93,14 @@ def train(
 
     if new is not None or about is not None or config is None:
         return _aside(settings, config, new, about)
-    shorten_waits_of_torch()
+    prepare_torch()
+    if memory and not dry_run:
+        raise UsageError("--memory", "plans for a device, and nothing is trained on it", "Add --dry-run")
     read = read_config(Path(config), changes)
     if dry_run:
-        return train_plan.show(settings, read, learning.forecast(read, workspace=workspace(settings)), force=force)
+        planned = byte_count(memory, "--memory") if memory else None
+        found = learning.forecast(read, memory=planned, workspace=workspace(settings))
+        return train_plan.show(settings, read, found, force=force, here=planned is None)
     if ref:
         pushing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)

@@ -22,11 +22,11 @@ _PARTS = {
 }  # fmt: skip
 
 
-def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: bool) -> int:
-    """Print the plan; exit as the training would where it cannot fit, unless forced."""
+def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: bool, here: bool) -> int:
+    """Print the plan; exit as the training would where it cannot fit, unless forced. `here`: it is for this machine."""
     from adapterhub.training import preview
 
-    ahead = preview(config)
+    ahead = preview(config, here=here)
     checkpoints = found.config.train.checkpointing is True
     document = {
         "fits": None if found.free is None else found.misfit is None,
@@ -58,7 +58,8 @@ def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: boo
         output.write()
         output.write(f"full fine-tuning in float32 needs at least {output.size(found.full_fine_tuning)}")
         if found.free is not None:
-            output.write(f"{output.size(found.free)} free")
+            where = "" if here else " on the device that is planned for"
+            output.write(f"{output.size(found.free)} free{where}")
 
     output.emit(document, as_json=settings.as_json, text=text)
     if found.misfit is None or force:

@@ -143,9 +143,13 @@ def document(result: Result, ready: Ready | None) -> dict[str, Any]:
         "kept": result.kept_step,
         "parameters": ready.parameters if ready else None,
         "memory": train_plan.memory_document(ready.memory) if ready else None,
-        "report": {**dataclasses.asdict(result.report), "share": result.report.share} if result.report else None,
+        "report": _report(result.report) if result.report else None,
         "files": _files(result.folder),
     }
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return {**dataclasses.asdict(report), "share": report.share, "mfu": report.mfu}
 
 
 def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
@@ -178,4 +182,11 @@ def _took(report: Report) -> dict[str, str]:
         "memory": peak if report.peak else f"{output.size(report.predicted)} predicted, not measured here",
         "speed": f"{report.tokens_per_second:.0f} tokens/s read over {report.seconds:.1f} s of steps, without padding",
         "arithmetic": f"{report.utilization:.1%} of the {report.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine",
+        **({"MFU": _mfu(report)} if report.card else {}),
     }
+
+
+def _mfu(report: Report) -> str:
+    if report.mfu is None or report.peak_rate is None:
+        return f"unknown, since {report.card} is not among the cards whose data sheets are known"
+    return f"{report.mfu:.1%} of the {report.peak_rate / 1e12:.0f} TFLOP/s of the data sheet of {report.card}"

@@ -40,6 +40,7 @@ class Forecast:
         memory: At the peak.
         parameters: How many are trained, besides `base_parameters` that are not.
         free: The free memory; None if unknown.
+        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
         full_fine_tuning: The least memory of training every parameter in float32.
         alternatives: The same with one setting changed at a time.
         misfit: The error of a training that does not fit; None where it does.
@@ -53,32 +54,39 @@ class Forecast:
     full_fine_tuning: int
     alternatives: tuple[Alternative, ...]
     misfit: RefusedError | None
+    card: int | None = None
 
     def fits(self, plan: MemoryPlan) -> bool | None:
         """Return True if a plan fits into the free memory; None if that is unknown."""
         return None if self.free is None else plan.total <= self.free
 
 
-def forecast(config: TrainConfig, spec: BaseSpec) -> Forecast:
-    """Return what a training on `spec` will need, from its headers alone."""
-    free = free_memory()
-    config = settled(config, spec, free=free)
+def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, card: int | None = None) -> Forecast:
+    """Return what a training on `spec` will need, from its headers alone.
+
+    Args:
+        memory: Bytes that are free; None for those of this machine's CPU, or all of the card's.
+        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
+    """
+    free = memory if memory is not None else card if card is not None else free_memory()
+    config = settled(config, spec, free=free, card=card)
     base, trained = parameters(config, spec)
     return Forecast(
         config=config,
-        memory=plan(config, spec),
+        memory=plan(config, spec, card=card),
         parameters=trained,
         base_parameters=base,
         free=free,
-        full_fine_tuning=full_fine_tuning(config, spec),
-        alternatives=tuple(alternatives(config, spec)),
-        misfit=misfit(config, spec, free=free),
+        full_fine_tuning=full_fine_tuning(config, spec, card=card),
+        alternatives=tuple(alternatives(config, spec, card=card)),
+        misfit=misfit(config, spec, free=free, card=card),
+        card=card,
     )
 
 
-def alternatives(config: TrainConfig, spec: BaseSpec) -> list[Alternative]:
+def alternatives(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> list[Alternative]:
     """Return plans with one setting changed at a time: rows at once, the sequence, checkpointing, the quantization."""
-    return [Alternative(text, plan(changed, spec)) for text, changed in _changes(config)]
+    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _changes(config)]
 
 
 def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
@@ -99,15 +107,15 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> TrainConfig:
+def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> TrainConfig:
     """Return the config with each `auto` replaced.
 
     `checkpointing` is on only where the training does not fit without it, which costs more time than `hold` saves; what is held
-    is dense where the training then still fits. `free` and `held` as for `check`.
+    is dense where the training then still fits. `free`, `held` and `card` as for `check`.
     """
 
     def fits(changed: TrainConfig) -> bool:
-        return free is None or plan(changed, spec).total <= free + held
+        return free is None or plan(changed, spec, card=card).total <= free + held
 
     if config.train.checkpointing == "auto":
         without = _with(config, "train", checkpointing=False)
@@ -119,26 +127,30 @@ def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int 
     return config
 
 
-def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> None:
+def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> None:
     """Refuse a training that does not fit into memory.
 
     Args:
         free: Bytes that are free; None if unknown, which passes.
         held: Bytes of the training that this process already holds.
+        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
 
     Raises:
         RefusedError: With the code `training-memory`, and the field `change`: the least change that makes it fit.
     """
-    if error := misfit(config, spec, free=free, held=held):
+    if error := misfit(config, spec, free=free, held=held, card=card):
         raise error
 
 
-def misfit(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0) -> RefusedError | None:
+def misfit(
+    config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None
+) -> RefusedError | None:
     """Return the error of `check`; None where the training fits."""
-    needed = plan(config, spec).total
+    needed = plan(config, spec, card=card).total
     if free is None or needed <= free + held:
         return None
-    fitting = next((text for text, changed in _remedies(config) if plan(changed, spec).total <= free + held), None)
+    room = free + held
+    fitting = next((text for text, changed in _remedies(config) if plan(changed, spec, card=card).total <= room), None)
     change = f"Set {fitting}" if fitting else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
     what = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + held)} are free"
     return RefusedError(config.where, what, change, code="training-memory", change=change)

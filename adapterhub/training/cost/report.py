@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from adapterhub.training import devices
 from adapterhub.training.config import TrainConfig
@@ -15,10 +16,12 @@ from adapterhub.training.events import Event, OnEvent, Ready, Report, Resumed, S
 from adapterhub_converters.bases import BaseSpec
 
 from .memory import flops, full_fine_tuning, plan
+from .peaks import peak_rate
 
 _TRIES = 5
 _SECONDS = 0.5  # for all of them
 _TOKENS, _SIZE = 512, 2048  # a matmul as a training's are: tokens times a square weight
+_LARGE = 8192  # both, on CUDA
 
 
 class Meter:
@@ -54,27 +57,47 @@ class Meter:
         return Report(
             parameters=self._parameters,
             base_parameters=self._base,
-            predicted=plan(config, spec).total,
+            predicted=plan(config, spec, card=devices.memory(device)).total,
             peak=devices.peak(device),
-            full_fine_tuning=full_fine_tuning(config, spec),
+            full_fine_tuning=full_fine_tuning(config, spec, card=devices.memory(device)),
             seconds=self.seconds,
             tokens_per_second=self.read / self.seconds if self.seconds else 0.0,
             flops=operations,
             matmul=rate,
             utilization=operations / self.seconds / rate if self.seconds and rate else 0.0,
             checkpointing=config.train.checkpointing is True,
+            card=devices.name(device),
+            peak_rate=peak_rate(devices.name(device), config.base.dtype),
         )
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the floating-point operations a second of the best of a few matrix products in `dtype`, with torch's threads."""
-    x, weight = (torch.ones(size, _SIZE, dtype=dtype, device=device) for size in (_TOKENS, _SIZE))
+    """Return the floating-point operations a second of the best of a few matrix products in `dtype`, with torch's threads.
+
+    On CUDA a product is large enough that nothing waits for its start, and its time is that of the device's own clock.
+    """
+    tokens, size = (_LARGE, _LARGE) if device.type == "cuda" else (_TOKENS, _SIZE)
+    x, weight = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (tokens, size))
+    seconds = _seconds_on_cuda if device.type == "cuda" else _seconds
     best, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
         for done in range(_TRIES):
             if done and time.monotonic() > end:
                 break
-            start = time.perf_counter()
-            torch.mm(x, weight)[0, 0].item()  # which waits for the device
-            best = min(best, time.perf_counter() - start)
-    return 2 * _TOKENS * _SIZE**2 / max(best, 1e-9)
+            best = min(best, seconds(x, weight))
+    return 2 * tokens * size**2 / max(best, 1e-9)
+
+
+def _seconds(x: Tensor, weight: Tensor) -> float:
+    start = time.perf_counter()
+    torch.mm(x, weight)
+    return time.perf_counter() - start
+
+
+def _seconds_on_cuda(x: Tensor, weight: Tensor) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    torch.mm(x, weight)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000

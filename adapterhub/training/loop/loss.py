@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapterhub.training import distributed
+from adapterhub.training import devices, distributed
+from adapterhub.training.cost.memory import logits_at_once
 from adapterhub.training.data.rows import IGNORED, Rows, lengths
 from adapterhub.training.model.base import Base, Logits
-
-CHUNK = 128  # tokens whose logits exist at once
-
 
 Loss = Callable[[Tensor, Rows], Tensor]
 """The part of a loss that some rows have, a scalar: of the log-probabilities `(rows, tokens)` of their labels, 0 where there is
@@ -78,22 +76,23 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows, bias, shape = inputs
+        at_once = logits_at_once(len(head), head.element_size(), devices.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None  # of the rows' logits
         # One buffer for all chunks: fresh memory of this size costs more than the arithmetic in it.
-        size = min(CHUNK, len(hidden))
+        size = min(at_once, len(hidden))
         narrow, wide = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
         trains = gradient is not None or d_rows is not None
         slope = torch.empty_like(wide) if trains and shape.cap is not None else None
-        for start in range(0, len(hidden), CHUNK):
-            h, label = hidden[start : start + CHUNK], labels[start : start + CHUNK, None]
+        for start in range(0, len(hidden), at_once):
+            h, label = hidden[start : start + at_once], labels[start : start + at_once, None]
             logits = wide[: len(h)].copy_(torch.mm(h, head.t(), out=narrow[: len(h)]))
             to_logits(logits, bias, shape, slope)
             logits -= logits.amax(dim=1, keepdim=True)
             label_logits = logits.gather(1, label)
             sums = logits.exp_().sum(dim=1, keepdim=True)
-            losses[start : start + CHUNK] = (sums.log() - label_logits).view(-1)
+            losses[start : start + at_once] = (sums.log() - label_logits).view(-1)
             if not trains:
                 continue
             changes = logits.div_(sums)
@@ -103,9 +102,9 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             if shape.scale != 1.0:
                 changes.mul_(shape.scale)
             if gradient is not None:
-                torch.mm(narrow[: len(h)].copy_(changes), head, out=gradient[start : start + CHUNK])
+                torch.mm(narrow[: len(h)].copy_(changes), head, out=gradient[start : start + at_once])
             if d_rows is not None:
-                d_rows[start : start + CHUNK] = changes[:, ids]
+                d_rows[start : start + at_once] = changes[:, ids]
         ctx.gradient, ctx.d_rows = gradient, d_rows
         ctx.hidden = None if d_rows is None else hidden
         return losses

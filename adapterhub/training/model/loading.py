@@ -55,6 +55,14 @@ def load(
     if entry is None:
         with files.weights() as weights:
             return build(weights)
+    # Of several processes the first quantizes, and the others read what it wrote. Parts of a base are made by all at once.
+    missing = distributed.total(float(not entry.exists)) > 0
+    with distributed.in_turn(when=missing and not base.shard):
+        return _cached(build, files, base, entry)
+
+
+def _cached(build: Callable[[Weights], Base], files: BaseFiles, base: BaseConfig, entry: quantized_cache.Entry) -> Base:
+    """Build the model from the entry of the cache, which is written where it does not exist or is damaged."""
     notes: list[str] = []
     if entry.exists:
         try:
