@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "attention", "moe"], "num_hidden_layers": 3, "n_routed_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 48,
     },
+    "qwen3vlmoe": {"moe_intermediate_size": 24},  # transformers takes a square matrix for one that is not transposed
     "gemma4-moe": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
 }  # fmt: skip
 NOT_RUN = {"nemotron_h": "the conversion takes every Nemotron-H for one with experts under transformers 5"}

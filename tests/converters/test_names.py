@@ -96,7 +96,7 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 
 def table() -> str:
     """What docs/formats.md says of every architecture, from the data."""
-    lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on |", "| --- | --- | --- | --- |"]
+    lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on | models |", "| --- | --- | --- | --- | --- |"]
     for one in ADAPTERS:
         said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
         said += ["weights stored (in, out)"] * one.transposed
@@ -107,7 +107,9 @@ def table() -> str:
         said += ["value heads tiled"] * bool(one.tiled)
         unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
         classes = ", ".join(f"`{name}`" for name in (*one.classes, *one.wrapped))
-        lines.append(f"| `{one.gguf}` | {classes} | {'; '.join(said) or 'renamed'} | {', '.join(unseen) or '—'} |")
+        models = ", ".join(["from a folder"] * one.folder + ["merged into"] * one.whole) or "—"
+        modules = "; ".join(said) or "renamed"
+        lines.append(f"| `{one.gguf}` | {classes} | {modules} | {', '.join(unseen) or '—'} | {models} |")
     return "\n".join(lines)
 
 

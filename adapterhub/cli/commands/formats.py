@@ -36,6 +36,7 @@ def formats(settings: Settings) -> None:
     byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter.
     """
     from adapterhub_converters import formats as table
+    from adapterhub_converters.architectures import names
     from adapterhub_converters.formats import round_trips
     from adapterhub_converters.formats.image import tables
 
@@ -45,15 +46,22 @@ def formats(settings: Settings) -> None:
     }
     others = {**added, **_OTHERS}
     families = tables.families()
+    models = [
+        {"gguf": one.gguf, "classes": [*one.classes, *one.wrapped], "folders": one.folder, "merged_into": one.whole}
+        for one in names.ADAPTERS
+    ]
     found = {
         "formats": [asdict(row) for row in rows],
         "others": [{"name": n, "what": what} for n, what in others.items()],
         "image_models": families,
+        "gguf_models": models,
     }
-    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others, families))
+    whole = sorted({one.gguf for one in names.ADAPTERS if one.folder})
+    lines = {"image and video models in kohya and diffusers": families, "whole models from a folder to gguf": whole}
+    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others, lines))
 
 
-def _text(rows: list[Row], others: Mapping[str, str], families: list[str]) -> None:
+def _text(rows: list[Row], others: Mapping[str, str], lists: Mapping[str, list[str]]) -> None:
     columns = [output.Column(title) for title in ("FORMAT", "READ", "WRITTEN", "BASE")] + [output.Column("FILES", wrap=True)]
     cells = [
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
@@ -63,10 +71,9 @@ def _text(rows: list[Row], others: Mapping[str, str], families: list[str]) -> No
     output.write()
     output.write_pairs(dict(others))
     output.write()
-    for line in output.wrapped(
-        f"image and video models in kohya and diffusers: {', '.join(families)}", output.width(), indent=2
-    ):
-        output.write(line)
+    for what, of in lists.items():
+        for line in output.wrapped(f"{what}: {', '.join(of)}", output.width(), indent=2):
+            output.write(line)
     output.write()
     written = [row for row in rows if row.writes]
     titles = ["FROM \\ AND BACK", *(row.name for row in written)]

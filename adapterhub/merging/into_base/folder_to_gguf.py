@@ -21,7 +21,7 @@ from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import gguf_file, json_file
 from adapterhub_converters.containers.gguf_file import Value
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged, rope_tensors
+from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged, decayed, rope_tensors
 from adapterhub_converters.formats.gguf_model.checks import check_complete, check_computed
 from adapterhub_converters.formats.gguf_model.configured import configured
 from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, stored
@@ -31,7 +31,7 @@ from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
 from .read_base import Folder, Weight
-from .tensor_files import Buffer, Opened, Stored, TensorSource
+from .tensor_files import Buffer, Opened, Stored, TensorSource, fresh
 from .tensor_types import Kind, fitting, floats, writable
 from .write_folder import Written
 from .write_gguf import LINEAGE, NEVER_QUANTIZED
@@ -88,14 +88,14 @@ class _Tensor:
         if plan.constant is not None:
             return [Text(plan.constant.tobytes(), at)]
         copies = [_copied(piece, self.kind) for piece in self.pieces]
-        if not plan.shift and all(copies):
+        if not plan.shift and not plan.decay and all(copies):
             made: list[Part] = []
             for copy in copies:
                 if copy:
                     made.append(replace(copy, at=at))
                     at += copy.size
             return made
-        source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift)
+        source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift, plan.decay)
         return [Made(plan.name, source, self.kind, at, ())]
 
 
@@ -118,10 +118,12 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
             raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
-    architecture = names.by_class(folder.spec.architecture, where, whole=True)
+    architecture = names.by_class(folder.spec.architecture, where, folder=True)
     config = configured(folder.config, where)
     weights = {**folder.weights, **what.added}
     plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
+    if lost := next((name for name, edits in what.edits.items() if edits and name not in plan.sources), None):
+        raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
     check_complete(architecture, {one.name: one.shape for one in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
     otherwise = check_computed(config)
@@ -137,6 +139,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     shapes = {one.plan.name: one.plan.shape for one in tensors}
     metadata = _general(folder, architecture, shapes)
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
+    metadata |= {key: _listed([sources[name] for name in of], folder) for key, of in plan.numbers.items()}
     metadata |= stored(wanted) | tokens
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
@@ -151,6 +154,14 @@ def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tu
     generation = json_file.read_object(path) if path.is_file() else {}
     name = (folder.spec.repo or "").rpartition("/")[2] or folder.path.resolve().name
     return general(architecture.gguf, name, shapes, generation)
+
+
+def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
+    """An array of the numbers of tensors with one each."""
+    out = np.empty((len(sources), 1), np.float32)
+    for at, source in enumerate(sources):
+        source.read(folder.opened, 0, 1, out[at : at + 1], fresh)
+    return Value("[FLOAT32]", out[:, 0].tolist())
 
 
 def _wanted(folder: Folder, options: Options) -> str:
@@ -299,12 +310,13 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class LaidOut:
-    """Pieces stacked from top to bottom, with `shift` added to every number."""
+    """Pieces stacked from top to bottom, with `shift` added to every number, or with `decay` -exp of it."""
 
     pieces: Sequence[Piece]
     rows: int
     columns: int
     shift: float = 0.0
+    decay: bool = False
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows `start` to `stop` of the stack."""
@@ -316,3 +328,5 @@ class LaidOut:
             at += piece.rows
         if self.shift:
             out += np.float32(self.shift)
+        if self.decay:
+            np.copyto(out, decayed(out))

@@ -17,7 +17,7 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged
+from adapterhub_converters.formats.gguf_model.arrangement import Arranged, Arrangement, SourcePart, arranged, decayed
 from adapterhub_converters.formats.gguf_model.configured import configured
 
 from .read_base import Folder, Weight, read_folder
@@ -32,6 +32,7 @@ class Model(AbstractContextManager["Model"], Protocol):
 
     where: str
     names: set[str]
+    without: frozenset[str]
 
     def dtype(self, name: str) -> str:
         """The type of a stored tensor: `BF16`, `Q4_K` …"""
@@ -75,12 +76,14 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
     if not _is_gguf(path):
         return open_model(path)
     try:
-        architecture = names.by_class(folder.spec.architecture, str(folder.path), whole=True)
+        architecture = names.by_class(folder.spec.architecture, str(folder.path), folder=True)
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
         plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
     except RefusedError:
         return GgufModel(path)
-    return GgufModel(path, plan.tensors, shapes)
+    weights = {**folder.weights, **added}
+    decays = {part.source: weights[part.source] for one in plan.tensors if one.decay for part in one.parts}
+    return GgufModel(path, plan, shapes, decays)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -105,6 +108,7 @@ class FolderModel:
         self._method = folder.method
         self._opened = folder.opened
         self.names = set(self._weights)
+        self.without: frozenset[str] = frozenset()
 
     def dtype(self, name: str) -> str:
         """The type as named in safetensors, or the quantization."""
@@ -146,9 +150,19 @@ class GgufModel:
 
     Args:
         plan: How a folder with tensors of these `shapes` becomes this GGUF; then its parts have the folder's names.
+        decays: The folder's tensors whose numbers x become -exp(x), from which x can be told only if it is known.
+
+    Attributes:
+        without: Tensors of the folder that this GGUF does not contain, as those of a vision model.
     """
 
-    def __init__(self, path: Path, plan: Sequence[Arranged] = (), shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        plan: Arrangement | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        decays: Mapping[str, Weight] | None = None,
+    ) -> None:
         self.where = str(path)
         spec = base_model.read_base(path)
         self.config: Mapping[str, Any] = spec.config
@@ -161,11 +175,14 @@ class GgufModel:
             self._file.__exit__(None, None, None)
             raise
         self._of = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
-        self._parts = self._laid_out(plan)
-        self._shapes = shapes or {}
+        self._shapes, self._decays = shapes or {}, decays or {}
+        self._parts = self._laid_out(plan.tensors if plan else ())
+        self._numbers = self._listed(plan.numbers if plan else {})
+        left = {name for name in self._shapes if not name.endswith("lm_head.weight")}
+        self.without = frozenset(left - plan.sources) if plan else frozenset()
         elsewhere = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
         self._of = {name: own for name, own in self._of.items() if own not in elsewhere}
-        self.names = set(self._of) | set(self._parts)
+        self.names = set(self._of) | set(self._parts) | set(self._numbers)
         self._opened, self._path = Opened(), path
         self._held: tuple[str, F32Array] | None = None
 
@@ -183,17 +200,34 @@ class GgufModel:
             name: parts
             for name, parts in found.items()
             if all(there.get(tensor.name) == tensor.shape for tensor, _, _ in parts)
-            and (len(parts) > 1 or parts[0][2].transposed or self._of.get(name) != parts[0][0].name)
+            and (len(parts) > 1 or self._is_rearranged(name, *parts[0]))
         }
+
+    def _is_rearranged(self, name: str, tensor: Arranged, _: int, part: SourcePart) -> bool:
+        """Whether a tensor differs from the one of the folder that it is made of by more than a shift."""
+        ordered = part.transposed or part.picks is not None or part.columns is not None
+        return ordered or tensor.decay or self._of.get(name) != tensor.name or self._shapes[name] != tensor.shape
+
+    def _listed(self, numbers: Mapping[str, Sequence[str]]) -> dict[str, F32Array]:
+        """The tensors of the folder whose numbers are in the metadata."""
+        found: dict[str, F32Array] = {}
+        for key, of in numbers.items():
+            values = self._file.header.metadata.get(key)
+            if isinstance(values, list | np.ndarray) and len(values) == len(of):
+                found |= {name: np.array([[value]], np.float32) for name, value in zip(of, values, strict=True)}
+        return found
 
     def dtype(self, name: str) -> str:
         """The type as named in GGUF."""
+        if name in self._numbers:
+            return "F32"
         own = self._parts[name][0][0].name if name in self._parts else self._of[name]
         return self._file.tensors[own].type_name
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape in numpy's order."""
-        return self._shapes[name] if name in self._parts else self._file.tensors[self._of[name]].shape
+        known = name in self._parts or name in self._numbers
+        return self._shapes[name] if known else self._file.tensors[self._of[name]].shape
 
     def _gathered(self, name: str) -> F32Array:
         """A tensor of the folder, put together from its parts."""
@@ -208,11 +242,22 @@ class GgufModel:
             slab = whole[part.first : part.first + part.height]
             slab = slab.T if part.transposed else slab
             picks = slice(None) if part.picks is None else part.picks
-            slab[picks, part.columns or slice(None)] = rows - np.float32(tensor.shift)
+            columns = slice(None) if part.columns is None else part.columns
+            slab[picks, columns] = self._undecayed(part, rows) if tensor.decay else rows - np.float32(tensor.shift)
         return whole
+
+    def _undecayed(self, part: SourcePart, rows: F32Array) -> F32Array:
+        """The numbers x of `rows` of -exp(x): the folder's own where they become these."""
+        known = self._decays[part.source]
+        own = np.empty((known.rows, known.columns), np.float32)
+        known.source().read(self._opened, 0, known.rows, own, fresh)
+        own = own if part.picks is None else own[part.picks]
+        return np.where(decayed(own) == rows, own, np.log(-rows))
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
         """Rows of a tensor, which is dequantized as a whole and cached."""
+        if name in self._numbers:
+            return self._numbers[name][start:stop]
         if name in self._parts and (self._held is None or self._held[0] != name):
             self._held = name, self._gathered(name)
         if self._held is None or self._held[0] != name:
@@ -224,8 +269,7 @@ class GgufModel:
 
     def shift(self, name: str) -> float:
         """1 for the norms of Gemma and Nemotron, else 0."""
-        module, _, part = name.rpartition(".")
-        return float(self._architecture.shifted and part == "weight" and self._architecture.is_norm(module))
+        return self._architecture.shift(name)
 
     def done(self, name: str) -> None:
         """Release the cached tensor."""

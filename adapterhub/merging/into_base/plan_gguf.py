@@ -225,8 +225,8 @@ class _Planner:
             self.made.untied = True
         if self._architecture.transposed and values.ndim == 2 and names.layer_of(module) is not None:
             values = values.T
-        if self._architecture.shifted and self._architecture.is_norm(module) and part == "weight":
-            values = values.astype(np.float32) + 1
+        if shift := self._architecture.shift(parameter):
+            values = values.astype(np.float32) + np.float32(shift)
         values = names.permuted(values, self._order(module, len(values)))
         self._expect(parameter, name, values.shape)
         matrix = values.reshape(1, -1) if values.ndim < 2 else values

@@ -121,9 +121,10 @@ def prove(
         owners = _owners(adapters, folder, steps)
         seen = as_trained(folder, options) if options and options.as_trained else {}
         with FolderModel(folder, steps.added, seen) as have, open_like(merged, folder, steps.added) as made:
+            left = made.without - set(steps.edits)
             called = renamed(have.names, made.names)
             found = []
-            for number, name in enumerate(sorted(have.names), 1):
+            for number, name in enumerate(sorted(have.names - left), 1):
                 edits, other = steps.edits.get(name, ()), called.get(name)
                 if other is None:
                     found.append(_lacking(name, have, touched=bool(edits)))
@@ -133,7 +134,8 @@ def prove(
                     progress(number, len(have.names))
             extra = sorted(made.names - set(called.values()))
     found += [Proof(name, "unknown", note="the base has no such tensor") for name in extra if not _is_derived(name)]
-    return Proofs(tuple(found), steps.notes)
+    apart = (f"{len(left)} tensors that no GGUF of a text model contains were not compared",) if left else ()
+    return Proofs(tuple(found), (*steps.notes, *apart))
 
 
 def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:

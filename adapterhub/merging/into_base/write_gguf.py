@@ -20,7 +20,10 @@ from .tensor_files import Stored
 from .tensor_types import fitting, kind, writable
 
 # Read by llama.cpp in float32, whatever the type of the others (src/llama-quant.cpp, `tensor_allows_quantization`).
-NEVER_QUANTIZED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d")
+NEVER_QUANTIZED = (
+    "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "_norm.weight", "ssm_conv1d.weight",
+    "shortconv.conv.weight",
+)  # fmt: skip
 LINEAGE = "adapterhub.merged"
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
 _IN_EVERY_PART = ("general.architecture", "general.alignment")

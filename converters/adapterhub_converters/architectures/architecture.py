@@ -94,8 +94,10 @@ class Architecture:
         text: Path of the text model in such a class.
         tiled: Modules of linear attention whose value heads llama.cpp reorders.
         across: Those of them whose columns, not rows, are the heads.
-        whole: Whether the tables know everything of a model, so that models, too, are converted; otherwise adapters alone are.
+        whole: Whether a GGUF of it has the names and shapes of the checkpoint, so that adapters are merged into it.
+        folder: Whether the tables know everything of a Hugging Face folder, so that whole models are converted.
         aside: Parameters of a layer that do not support LoRA, to their tensors.
+        numbers: Parameters of a layer with one number, to the keys in the metadata that list those of all layers.
         shifted: Whether 1 is added to the weights of its norms, which in Hugging Face the model adds.
     """
 
@@ -112,6 +114,7 @@ class Architecture:
     experts: Experts | None = None
     unseen: Mapping[str, str] = field(default_factory=dict)
     aside: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
     shifted: bool = False
     wrapped: Mapping[str, str] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
@@ -119,6 +122,7 @@ class Architecture:
     tiled: frozenset[str] = frozenset()
     across: frozenset[str] = frozenset()
     whole: bool = True
+    folder: bool = True
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -231,6 +235,12 @@ class Architecture:
         inner = self._in_layer(module)
         return self.top.get(text_name(module), "").endswith("_norm") or bool(inner and inner[1] in self.norms)
 
+    def shift(self, parameter: str) -> float:
+        """What llama.cpp's conversion adds to a parameter: 1 for the norms whose models add it themselves, else 0."""
+        module, _, kind = parameter.rpartition(".")
+        added = self.shifted and kind == "weight" and self.is_norm(module) and not module.endswith("linear_attn.norm")
+        return float(added)
+
     def why_unseen(self, module: str) -> str | None:
         """The reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
         inner = self._in_layer(module)
@@ -264,7 +274,7 @@ class Architecture:
         if not self.is_reordered(module):
             return 0
         if (inner := self._in_layer(module)) and inner[1] in self.tiled:
-            return _tiles(inner[1], *(_count(module, config, where, f"linear_{key}") for key in _LINEAR))
+            return self.tiles(inner[1], config, where)
         n_head = _count(module, config, where, "num_attention_heads")
         if self.grouped:
             groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, where)
@@ -274,6 +284,10 @@ class Architecture:
         if module.endswith("q_proj") or config.get("num_key_value_heads") is None:
             return n_head
         return _count(module, config, where, "num_key_value_heads")
+
+    def tiles(self, path: str, config: Mapping[str, Any], where: str) -> Order:
+        """The order of the value heads of a module or parameter of linear attention."""
+        return _tiles(path, *(_count(path, config, where, f"linear_{key}") for key in _LINEAR))
 
 
 def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
@@ -291,8 +305,8 @@ def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> O
     # llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
     if keys == values:
         return 0
-    first = 2 * keys * key_dim if path.endswith("in_proj_qkv") else 0
-    return first, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b")) else value_dim
+    first = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
+    return first, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
 
 
 def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:

@@ -1,15 +1,17 @@
-"""Architectures of which adapters alone are converted: one row each, with names by rule.
+"""Architectures in one row each, with names by rule, of which adapters and, unless a row says otherwise, folders are converted.
 
 `STEMS` is gguf-py's name of each linear module, which hardly depends on the architecture; a row selects those that a layer has,
-and adds what is permuted, stacked, tiled, or passed by. Each is admitted by its linearity: llama.cpp's own conversion of a
-model, applied to the model with the adapter merged, differs by what is written (tests/converters/test_gguf_by_rule.py).
+and adds its norms and what is permuted, stacked, tiled, or passed by. Each is admitted by its linearity: llama.cpp's own
+conversion of a model, applied to the model with the adapter merged, differs by what is written
+(tests/converters/test_gguf_by_rule.py); and its folders by the bytes of llama.cpp's own conversion
+(tests/merging/into_base/test_folder_by_rule.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .architecture import ATTENTION, MLP, Architecture, Experts
+from .architecture import ATTENTION, MLP, NORMS, TOP, Architecture, Experts
 
 STEMS = {
     **ATTENTION,
@@ -49,10 +51,19 @@ STEMS = {
     **{f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
 }
 """Linear module of a layer to the stem of its tensor."""
-_TOP = {"model.embed_tokens": "token_embd", "lm_head": "output"}
+_QK = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_POST = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+_AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_HYBRID = {
+    f"linear_attn.{name}": stem
+    for name, stem in (("conv1d.weight", "ssm_conv1d.weight"), ("dt_bias", "ssm_dt.bias"), ("A_log", "ssm_a"))
+}
 _VISION = "model.language_model"
 _SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))
 _SHARED_EXPERTS = tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down"))
+_GEMMA4_TOP = {
+    "model.embed_tokens": "token_embd", "lm_head": "output", "model.per_layer_model_projection": "per_layer_model_proj",
+}  # fmt: skip
 _NEMOTRON_TOP = {"model.embeddings": "token_embd", "lm_head": "output"}
 _MIXER = {path: stem for path, stem in STEMS.items() if path.startswith("mixer.")}
 _TILED = frozenset(f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"))
@@ -66,7 +77,7 @@ def _modules(*paths: str) -> dict[str, str]:
 def _row(gguf: str, classes: dict[str, str], *more: str, linear: dict[str, str] | None = None, **rest: Any) -> Architecture:
     """A row: attention and a gated MLP, or what `linear` has, and `more` modules."""
     linear = (ATTENTION | MLP if linear is None else linear) | _modules(*more)
-    return Architecture(gguf, classes, linear=linear, norms={}, **{"top": _TOP, **rest}, whole=False)
+    return Architecture(gguf, classes, linear=linear, **{"norms": NORMS, "top": TOP, **rest}, whole=False)
 
 
 BY_RULE = (
@@ -75,6 +86,9 @@ BY_RULE = (
         {"Qwen3_5ForCausalLM": "qwen3_5_text"},
         *_TILED,
         wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5"},
+        norms=_POST | _QK | {"linear_attn.norm": "ssm_norm"},
+        aside=_HYBRID,
+        shifted=True,
         tiled=_TILED,
         across=_ACROSS,
     ),
@@ -87,16 +101,20 @@ BY_RULE = (
         "mlp.shared_expert_gate",
         linear=ATTENTION,
         wrapped={"Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe"},
+        norms=_POST | _QK | {"linear_attn.norm": "ssm_norm"},
+        aside=_HYBRID,
+        shifted=True,
         tiled=_TILED,
         across=_ACROSS,
         experts=Experts(None),
     ),
-    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, text=_VISION),
+    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, norms=NORMS | _QK, text=_VISION),
     _row(
         "qwen3vlmoe",
         {"Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe"},
         "mlp.gate",
         linear=ATTENTION,
+        norms=NORMS | _QK,
         text=_VISION,
         experts=Experts(None, transposed=True),
     ),
@@ -105,7 +123,7 @@ BY_RULE = (
         {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen2VLForConditionalGeneration": "qwen2_vl"},
         text=_VISION,
     ),
-    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}),
+    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}, norms=_QK | _AFTER),
     _row(
         "lfm2",
         {"Lfm2ForCausalLM": "lfm2"},
@@ -120,8 +138,24 @@ BY_RULE = (
             "conv.in_proj",
             "conv.out_proj",
         ),
+        norms={
+            "operator_norm": "attn_norm",
+            "ffn_norm": "ffn_norm",
+            "self_attn.q_layernorm": "attn_q_norm",
+            "self_attn.k_layernorm": "attn_k_norm",
+        },
+        top={"model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output"},
+        aside={"conv.conv.weight": "shortconv.conv.weight"},
     ),
-    _row("glm4moe", {"Glm4MoeForCausalLM": "glm4_moe"}, "mlp.gate", *_SHARED_EXPERTS, experts=Experts()),
+    _row(
+        "glm4moe",
+        {"Glm4MoeForCausalLM": "glm4_moe"},
+        "mlp.gate",
+        *_SHARED_EXPERTS,
+        norms=_POST | _QK,
+        aside={"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"},
+        experts=Experts(),
+    ),
     _row(
         "granitemoe",
         {"GraniteMoeForCausalLM": "granitemoe"},
@@ -137,7 +171,11 @@ BY_RULE = (
             },
         ),
     ),
-    _row("hunyuan-dense", {"HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense"}),
+    _row(
+        "hunyuan-dense",
+        {"HunYuanDenseV1ForCausalLM": "hunyuan_v1_dense"},
+        norms=NORMS | {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
+    ),
     _row(
         "mistral3",
         {"Ministral3ForCausalLM": "ministral3"},
@@ -145,23 +183,42 @@ BY_RULE = (
         texts=("mistral",),
         permuted=True,
     ),
-    _row("ernie4_5-moe", {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"}, "mlp.gate", *_SHARED_EXPERTS, experts=Experts()),
-    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}),
-    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, experts=Experts()),
+    _row(
+        "ernie4_5-moe",
+        {"Ernie4_5_MoeForCausalLM": "ernie4_5_moe"},
+        "mlp.gate",
+        *_SHARED_EXPERTS,
+        aside={"mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
+        experts=Experts(),
+    ),
+    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}, norms=_QK | _AFTER),
+    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, norms=NORMS | _QK, experts=Experts()),
     _row(
         "phi2",
         {"PhiForCausalLM": "phi"},
         linear=_modules("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+        norms={"input_layernorm": "attn_norm"},
+        top={"model.embed_tokens": "token_embd", "model.final_layernorm": "output_norm", "lm_head": "output"},
     ),
-    _row("nemotron_h", {"NemotronHForCausalLM": "nemotron_h"}, linear=_MIXER, top=_NEMOTRON_TOP, permuted=True),
+    _row(
+        "nemotron_h",
+        {"NemotronHForCausalLM": "nemotron_h"},
+        linear=_MIXER,
+        norms={},
+        top=_NEMOTRON_TOP,
+        permuted=True,
+        folder=False,
+    ),
     _row(
         "nemotron_h_moe",
         {"NemotronHForCausalLM": "nemotron_h"},
         linear=_MIXER
         | {"mixer.gate": "ffn_gate_inp"}
         | {f"mixer.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("up", "down")},
+        norms={},
         top=_NEMOTRON_TOP,
         permuted=True,
+        folder=False,
         experts=Experts(
             "mixer.experts",
             {"up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"},
@@ -174,12 +231,19 @@ BY_RULE = (
         "block_sparse_moe.gate",
         "mlp.gate",
         linear=ATTENTION,
+        norms=NORMS | _QK,
+        aside={
+            "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
+            "mlp.e_score_correction_bias": "exp_probs_b.bias",
+        },
         experts=Experts("block_sparse_moe.experts", {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps"}),
     ),
     _row(
         "apertus",
         {"ApertusForCausalLM": "apertus"},
         linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
+        norms={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"} | _QK,
+        numbers={f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
     ),
     _row(
         "gemma4",
@@ -187,7 +251,9 @@ BY_RULE = (
         "per_layer_input_gate",
         "per_layer_projection",
         "router.proj",
-        top={**_TOP, "model.per_layer_model_projection": "per_layer_model_proj"},
+        norms={},
+        top=_GEMMA4_TOP,
+        folder=False,
         unseen={
             "experts.down_proj": "llama.cpp adds LoRA here without the scale of the expert (src/llama-graph.cpp)",
             "model.per_layer_model_projection": "llama.cpp bypasses the adapter here (src/models/gemma4.cpp)",

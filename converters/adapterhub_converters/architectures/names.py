@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 ADAPTERS = (*ARCHITECTURES, *BY_RULE)
-"""Architectures of which adapters are converted; `ARCHITECTURES` are those of which models are, too."""
+"""Architectures of which adapters are converted; `ARCHITECTURES` are those into whose GGUF adapters are merged, too."""
 EMBEDDINGS = (
     "model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
     "model.language_model.embed_tokens", "language_model.model.embed_tokens",
@@ -39,14 +39,18 @@ EMBEDDINGS = (
 """Names of the table of token embeddings."""
 
 
-def by_class(name: str, where: str, *, whole: bool = False, experts: bool = False) -> Architecture:
-    """The architecture of a Hugging Face class, with or without experts if that decides; with `whole`, only one of which whole
-    models are known.
+def by_class(name: str, where: str, *, whole: bool = False, folder: bool = False, experts: bool = False) -> Architecture:
+    """The architecture of a Hugging Face class, with or without experts if that decides.
+
+    Args:
+        whole: Find only one into whose GGUF adapters are merged.
+        folder: Find only one whose folders are converted as a whole.
 
     Raises RefusedError for an unlisted class.
     """
-    known = ARCHITECTURES if whole else ADAPTERS
-    found = [one for one in known if name in one.classes or (not whole and _with_head(name) in one.classes)]
+    known = tuple(one for one in ADAPTERS if (one.whole or not whole) and (one.folder or not folder))
+    models = whole or folder
+    found = [one for one in known if name in one.classes or (not models and _with_head(name) in one.classes)]
     if found:
         return next((one for one in found if (one.experts is not None) == experts), found[0])
     for architecture in known:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.architecture import Architecture, layer_of
+from adapterhub_converters.architectures.architecture import Architecture, in_layer, layer_of, text_name
+from adapterhub_converters.bases.canonical_names import in_memory
 from adapterhub_converters.containers.gguf_file import Value, f32
 from adapterhub_converters.errors import RefusedError
 
@@ -28,6 +29,17 @@ from .metadata import head_size, rotated
 Shape = tuple[int, ...]
 _UNUSED = linear.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
 """Buffers in old checkpoints."""
+_UNTIED_ALONE = ("deepseek2", "hunyuan-dense")
+"""Architectures whose conversion leaves out a tied output layer that the folder has nevertheless."""
+_AHEAD = ("deepseek2", "glm4moe")
+_AHEAD_NAMES = ("mtp.", "model.mtp.", "model.mtp_")
+"""Layers that predict several tokens: architectures that number them after the others, and names of those apart."""
+_OTHER_MODALITIES = tuple(
+    f"{prefix}{name}"
+    for prefix in ("", "model.")
+    for name in ("vision_tower.", "visual.", "multi_modal_projector.", "audio_tower.", "vision_model.", "image_newline")
+)
+"""Tensors of vision and audio models, and of what joins them to the text model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +52,7 @@ class SourcePart:
         height: Number of rows of the slab.
         transposed: Whether the slab is transposed first.
         picks: Rows of the slab to take, in order; None for all, in place.
-        columns: Columns to take; None for all.
+        columns: Columns to take, in order; None for all.
     """
 
     source: str
@@ -48,17 +60,23 @@ class SourcePart:
     height: int
     transposed: bool = False
     picks: NDArray[np.int64] | None = None
-    columns: slice | None = None
+    columns: slice | NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Arranged:
-    """A tensor of a GGUF model: its parts stacked, or a computed `constant`; `shift` is added to every number."""
+    """A tensor of a GGUF model: its parts stacked, or a computed `constant`.
+
+    Attributes:
+        shift: Added to every number.
+        decay: Whether a number x becomes -exp(x), as those of `A_log` do.
+    """
 
     name: str
     shape: Shape
     parts: tuple[SourcePart, ...]
     shift: float = 0.0
+    decay: bool = False
     constant: NDArray[np.float32] | None = None
 
     @property
@@ -72,12 +90,28 @@ class Arranged:
         return math.prod(self.shape) // max(1, self.columns)
 
 
+def decayed(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-exp of numbers, rounded once (llama.cpp, conversion/qwen.py, of `A_log`)."""
+    return -np.exp(numbers, dtype=np.float64).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Arrangement:
-    """All tensors, in the order of the Hugging Face ones, and a note for each tensor left out."""
+    """All tensors, in the order of the Hugging Face ones, and a note for each tensor left out.
+
+    Attributes:
+        numbers: Key of the metadata to the tensors of one number whose values it lists, in the order of the layers.
+    """
 
     tensors: tuple[Arranged, ...]
     notes: tuple[str, ...] = ()
+    numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The Hugging Face tensors that are used."""
+        listed = (name for names in self.numbers.values() for name in names)
+        return frozenset((*listed, *(part.source for tensor in self.tensors for part in tensor.parts)))
 
 
 def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
@@ -89,7 +123,15 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
         if count > 1:
             raise RefusedError(config.where, f"more than one tensor for llama.cpp's {name}")
     work.check()
-    return Arrangement(tuple(made), tuple(work.notes))
+    return Arrangement(tuple(made), tuple(work.notes), work.numbers())
+
+
+def _one_by_one(architecture: Architecture) -> Architecture:
+    """The architecture with its experts in a list of modules, as transformers 5 saves those that other files stack."""
+    experts = architecture.experts
+    if not experts or experts.listed or experts.interleaved:
+        return architecture
+    return replace(architecture, experts=replace(experts, listed="mlp.experts"))
 
 
 class _Work:
@@ -98,6 +140,8 @@ class _Work:
     def __init__(self, architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> None:
         self._architecture, self._config, self._where = architecture, config, config.where
         self._experts: dict[str, dict[int, tuple[str, Shape]]] = {}
+        self._numbers: dict[str, dict[int, str]] = {}
+        self._listed = _one_by_one(architecture)
         self._shapes = shapes
         self._layers = config.count("num_hidden_layers")
         self._prefix = next(iter(architecture.top)).partition(".")[0] + "."
@@ -109,33 +153,42 @@ class _Work:
             return
         own = self._own_name(name)
         module, _, kind = own.rpartition(".")
-        if known.expert(module) is not None and kind == "weight":
-            self._experts.setdefault(str(known.stem(module)), {})[int(str(known.expert(module)))] = name, shape
+        layer, inner = layer_of(own), in_layer(own)
+        if layer is not None and inner and inner in known.numbers and layer < self._layers and math.prod(shape) == 1:
+            self._numbers.setdefault(known.numbers[inner], {})[layer] = name
+        elif (expert := self._listed.expert(module)) is not None and kind == "weight":
+            self._experts.setdefault(str(self._listed.stem(module)), {})[expert] = name, shape
         elif known.is_stacked(own) or known.is_stacked(own.removesuffix("_bias")):
             yield from self._stacked(own, name, shape)
-        elif (layer_of(own) is not None) and own.endswith(".self_attn.kv_b_proj.weight") and known.gguf == "deepseek2":
+        elif layer is not None and own.endswith(".self_attn.kv_b_proj.weight") and known.gguf == "deepseek2":
             yield from self._latent(own, name, shape)
         else:
             yield self._plain(own, name, shape)
 
     def _own_name(self, name: str) -> str:
-        """Add the prefix that old checkpoints of GPT-2 and Bloom lack."""
+        """The name in the text model alone, with the prefix that old checkpoints of GPT-2 and Bloom lack, and that of the
+        module in memory if only this is known."""
         if self._prefix != "model." and not name.startswith((self._prefix, "lm_head.")):
             return self._prefix + name
-        return name
+        own = text_name(name)
+        module = own.rpartition(".")[0]
+        renamed = own if self._architecture.stem(module) else in_memory(own, self._config.model_type)
+        return renamed if self._architecture.is_stacked(renamed) else own
 
     def _left_out(self, name: str) -> bool:
-        head = name == "lm_head.weight" and not self._architecture.head
-        tied = name == "lm_head.weight" and self._architecture.gguf == "deepseek2" and self._config.get("tie_word_embeddings")
+        known, own = self._architecture, text_name(name)
+        head = own == "lm_head.weight" and not known.head
+        tied = own == "lm_head.weight" and known.gguf in _UNTIED_ALONE and self._config.get("tie_word_embeddings")
         layer = layer_of(name)
-        ahead = layer is not None and layer >= self._layers and self._architecture.gguf == "deepseek2"
+        ahead = (layer is not None and layer >= self._layers and known.gguf in _AHEAD) or name.startswith(_AHEAD_NAMES)
+        elsewhere = (known.wrapped or known.text != "model") and name.startswith(_OTHER_MODALITIES)
         if head or tied:
             self.notes.append("lm_head.weight was left out: llama.cpp uses the embedding table")
         if ahead:
-            self.notes.append(
-                "the layers for multi-token prediction were left out: llama.cpp does not support them for this model"
-            )
-        return bool(head or tied or ahead)
+            self.notes.append("the layers for multi-token prediction were left out")
+        if elsewhere:
+            self.notes.append("the vision or audio model was left out: llama.cpp reads it from a file of its own, mmproj")
+        return bool(head or tied or ahead or elsewhere)
 
     def _plain(self, own: str, name: str, shape: Shape) -> Arranged:
         known = self._architecture
@@ -143,17 +196,30 @@ class _Work:
         target = self._target(own, module, kind)
         if target is None:
             raise RefusedError(self._where, f"{name} {shape}: no known tensor of llama.cpp's {known.gguf} corresponds to it")
-        order = known.order(module, self._config.values, self._where)
+        order = self._order(own, module)
         if order and known.gguf == "olmo" and kind == "bias":
             raise RefusedError(self._where, f"{name}: llama.cpp does not permute the rows of this bias")
         turned = known.transposed and len(shape) == 2 and layer_of(own) is not None
-        rows = shape[-1] if turned else shape[0] if shape else 1
+        rows = shape[-1] if turned or known.is_across(module) else shape[0] if shape else 1
         if not names.divides(order, rows):
             raise RefusedError(self._where, f"{name}: {rows} rows do not match {order} heads")
-        picks = names.permuted(np.arange(rows), order) if order else None
         height = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
-        shift = 1.0 if known.shifted and own.endswith("norm.weight") else 0.0
-        return Arranged(target, shape[::-1] if turned else shape, (SourcePart(name, 0, height, turned, picks),), shift)
+        if target.endswith(("conv1d.weight", "shortconv.conv.weight")):  # (channels, 1, width)
+            shape = (height, shape[-1])
+        picks = names.permuted(np.arange(rows), order) if order else None
+        if order and known.is_across(module):
+            part = SourcePart(name, 0, height, columns=picks)
+        else:
+            part = SourcePart(name, 0, height, turned, picks)
+        decay = own.endswith(".A_log")
+        return Arranged(target, shape[::-1] if turned else shape, (part,), known.shift(own), decay)
+
+    def _order(self, own: str, module: str) -> names.Order:
+        """The order of the rows of a parameter, or of its columns."""
+        inner = in_layer(own)
+        if inner in self._architecture.aside and inner and inner.startswith("linear_attn."):
+            return self._architecture.tiles(inner, self._config.values, self._where)
+        return self._architecture.order(module, self._config.values, self._where)
 
     def _target(self, own: str, module: str, kind: str) -> str | None:
         known, layer = self._architecture, layer_of(own)
@@ -210,6 +276,13 @@ class _Work:
             parts = tuple(SourcePart(found[number][0], 0, shape[0]) for number in range(len(found)))
             yield Arranged(f"{stem}.weight", (len(found), *shape), parts)
 
+    def numbers(self) -> dict[str, tuple[str, ...]]:
+        """The tensors of one number each; RefusedError if a layer lacks one."""
+        for key in self._architecture.numbers.values():
+            if sorted(self._numbers.get(key, {})) != list(range(self._layers)):
+                raise RefusedError(self._where, f"a layer without the number for llama.cpp's {key}")
+        return {key: tuple(found[layer] for layer in range(self._layers)) for key, found in self._numbers.items()}
+
     def check(self) -> None:
         """Raise RefusedError if the output layer of the model would be lost."""
         if (
@@ -239,10 +312,15 @@ def _constant(name: str, numbers: np.ndarray) -> Arranged:
 
 def _llama3(config: Config) -> np.ndarray:
     size = head_size(config)
-    # In float32, as llama.cpp computes it in torch.
-    powers = np.float32(config.rope_number("rope_theta")) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
-    frequencies = np.float32(1.0) / powers.astype(np.float32)
-    usual = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192.0}
+    # In float32, as llama.cpp computes it in torch, whose powers are the nearest numbers more often than numpy's in float32.
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    frequencies = np.float32(1.0) / np.power(config.rope_number("rope_theta"), exponents, dtype=np.float64).astype(np.float32)
+    usual = {
+        "factor": 16.0 if config.model_type == "exaone4" else 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192.0,
+    }
     factor, low, high, original = (config.rope_number(key, default) for key, default in usual.items())
     if low == high or not low or not high or not factor:
         raise RefusedError(
@@ -250,13 +328,13 @@ def _llama3(config: Config) -> np.ndarray:
         )
     factors = []
     for frequency in frequencies:
-        wave = np.float32(2 * math.pi) / frequency
+        wave = np.float32(1) / frequency * np.float32(2 * math.pi)  # torch divides a number by the reciprocal
         if wave < original / high:
             factors.append(np.float32(1))
         elif wave > original / low:
             factors.append(np.float32(factor))
         else:
-            smooth = (np.float32(original) / wave - np.float32(low)) / np.float32(high - low)
+            smooth = (np.float32(1) / wave * np.float32(original) - np.float32(low)) / np.float32(high - low)
             factors.append(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth))
     return np.array(factors, np.float32)
 

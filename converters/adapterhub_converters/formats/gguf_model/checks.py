@@ -20,14 +20,16 @@ _BIASES = ("attn_q.", "attn_k.", "attn_v.", "attn_qkv.", "attn_output.", "ffn_")
 _UNBIASED = dict.fromkeys(
     (
         "smollm3", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "olmo2", "command-r", "cohere2", "arcee", "ernie4_5",
-        "falcon",
+        "falcon", "exaone4", "olmoe", "minimax-m2", "ernie4_5-moe", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "apertus",
+        "lfm2", "hunyuan-dense", "glm4moe",
     ),
     _BIASES,
 ) | {"seed_oss": ("attn_output.", "ffn_"), "deepseek2": ("ffn_",)}  # fmt: skip
+_UNBIASED["glm4moe"] = ("attn_output.", "ffn_")
 """Biases that llama.cpp does not support (`src/models/*.cpp`): it does not load a file with them."""
 _BIASED = {"starcoder2": ("attn_output.", "ffn_down.", "ffn_up."), "gpt-oss": ("attn_q.", "attn_k.", "attn_v.", "attn_output.")}
 """Biases without which it does not load a file."""
-_UNTIED = ("qwen2moe", "olmo2", "stablelm", "gpt-oss", "nemotron")
+_UNTIED = ("qwen2moe", "olmo2", "stablelm", "gpt-oss", "nemotron", "olmoe", "phi2", "minimax-m2", "apertus")
 """Architectures that it does not load without an output layer."""
 
 
@@ -64,7 +66,7 @@ def _check_biases(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
 
 def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> None:
     count = config.count("num_hidden_layers")
-    dense = min(config.count("first_k_dense_replace"), count) if gguf == "deepseek2" else 0
+    kinds = _kinds(gguf, config, count)
     layers: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         if name.startswith("blk."):
@@ -73,11 +75,29 @@ def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
     if len(layers) != count:
         raise RefusedError(config.where, f"config.json: num_hidden_layers is {count}, but there are {len(layers)}")
     for layer, found in layers.items():
-        like = layers["0" if int(layer) < dense else str(dense)]
+        like = layers[str(kinds.index(kinds[int(layer)]))]
         other = next((inner for inner in sorted({*found, *like}) if found.get(inner) != like.get(inner)), None)
         if other:
             what = f"layer {layer} has {found.get(other, 'no tensor')} for {other}, but others have {like.get(other, 'none')}"
             raise RefusedError(config.where, what)
+
+
+def _kinds(gguf: str, config: Config, count: int) -> list[object]:
+    """The kind of each layer; those of one kind have the same tensors."""
+    if key := _DENSE_FIRST.get(gguf):
+        return [layer >= config.count(key) for layer in range(count)]
+    stated = config.get("layer_types")
+    if gguf in _HYBRID and isinstance(stated, list) and len(stated) == count:
+        return list(stated)
+    return [None] * count
+
+
+_DENSE_FIRST = {
+    "deepseek2": "first_k_dense_replace", "glm4moe": "first_k_dense_replace", "ernie4_5-moe": "moe_layer_start_index",
+}  # fmt: skip
+"""Architectures whose first layers have no experts, to the key with their number."""
+_HYBRID = ("lfm2", "qwen35", "qwen35moe")
+"""Architectures with several kinds of layers."""
 
 
 # ---- The computation
@@ -90,15 +110,21 @@ _FIXED: dict[str, dict[str, tuple[Any, Any]]] = {
     "gpt_oss": {"swiglu_limit": (7.0, 7.0)},
     "deepseek_v2": {"norm_topk_prob": (False, False)},
     "deepseek_v3": {"rope_interleave": (True, True), "scoring_func": (None, "sigmoid")},
+    "ernie4_5_moe": {"moe_layer_interval": (1, 1)},
+    "olmoe": {"norm_topk_prob": (False, False), "clip_qkv": (None, None)},
+    "phi": {"qk_layernorm": (False, False)},
+    "minimax_m2": {"scoring_func": (None, "sigmoid")},
+    "qwen3_vl_moe_text": {"norm_topk_prob": (True, True)},
+    "lfm2": {"conv_bias": (False, False)},
 }
 """Key to transformers' default, and the value that llama.cpp always uses."""
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
 """Period of the layers that attend to the whole text: the last of so many."""
-_WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None}
+_WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None, "ministral3": None}
 """Model types with a window on all layers, and transformers' default for it."""
 _SQUARE = (
     "qwen2", "qwen2_moe", "olmo", "olmo2", "phi3", "starcoder2", "stablelm", "cohere", "cohere2", "nemotron", "gpt2", "falcon",
-    "bloom",
+    "bloom", "olmo3", "olmoe", "phi", "qwen2_vl", "qwen2_5_vl", "qwen2_vl_text", "qwen2_5_vl_text", "exaone4", "lfm2",
 )  # fmt: skip
 """Model types whose heads together are as wide as the model."""
 _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
@@ -186,6 +212,12 @@ def _deepseek2(config: Config) -> None:
         _refuse(config, "the rotary embedding is linear", "another scale for it")
 
 
+def _ernie4_5_moe(config: Config) -> None:
+    last = config.count("num_hidden_layers") - 1
+    if config.get("moe_layer_end_index") not in (None, -1) and config.count("moe_layer_end_index") < last:
+        _refuse(config, f"moe_layer_end_index is {config.get('moe_layer_end_index')}", "experts up to the last layer")
+
+
 def _nemotron(config: Config) -> None:
     if config.rope["rope_type"] == "yarn":
         _refuse(config, "the rotary embedding is yarn", "a linear one")
@@ -193,7 +225,8 @@ def _nemotron(config: Config) -> None:
 
 _OWN: dict[str, Callable[[Config], None]] = {
     "cohere": _cohere, "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2,
-    "deepseek_v3": _deepseek2, "nemotron": _nemotron,
+    "deepseek_v3": _deepseek2, "nemotron": _nemotron, "granitemoe": _granite, "glm4_moe": _deepseek2,
+    "ernie4_5_moe": _ernie4_5_moe,
 }  # fmt: skip
 
 
@@ -209,7 +242,7 @@ def _rope(config: Config) -> tuple[str, ...]:
         if rope.get(key) not in (None, known):
             _refuse(config, f"{key} of the rotary embedding is {str(rope[key])[:40]}", f"{known:g}")
     scaled = rope.get("mscale"), rope.get("mscale_all_dim")
-    if config.model_type.startswith("deepseek"):
+    if config.model_type.startswith("deepseek") or config.model_type == "ministral3":
         if not scaled[0] or scaled[0] != scaled[1]:
             _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "one number for both")
     elif all(scaled) and rope.get("attention_factor") is None:

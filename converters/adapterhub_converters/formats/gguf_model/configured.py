@@ -8,10 +8,13 @@ from typing import Any
 
 from adapterhub_converters.errors import RefusedError
 
-_DIVIDED = ("llama", "mistral", "arcee", "nemotron", "cohere2", "seed_oss", "ernie4_5")
+_DIVIDED = (
+    "llama", "mistral", "arcee", "nemotron", "cohere2", "seed_oss", "ernie4_5", "ministral3",
+)  # fmt: skip
 """Model types whose null `head_dim` means the hidden size divided by the number of heads."""
 _MULTI_HEAD = (
-    "llama", "granite", "olmo", "olmo2", "phi3", "cohere", "cohere2", "arcee", "nemotron", "deepseek_v2",
+    "llama", "granite", "olmo", "olmo2", "phi3", "cohere", "cohere2", "arcee", "nemotron", "deepseek_v2", "olmo3",
+    "granitemoe", "olmoe", "phi", "apertus",
 )  # fmt: skip
 """Model types with a key head for every query head by default."""
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -60,6 +63,43 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "n_routed_experts": 256,
     },
     "olmo": {},
+    "olmo3": {"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
+    "glm4_moe": {
+        "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "n_routed_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1408, "n_shared_experts": 1, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "norm_topk_prob": True,
+    },
+    "granitemoe": {
+        "rms_norm_eps": 1e-6, "attention_multiplier": 1.0, "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+        "logits_scaling": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5, "eod_token_id": 3},
+    "ministral3": {"rms_norm_eps": 1e-5},
+    "ernie4_5_moe": {
+        "rms_norm_eps": 1e-5, "rope_theta": 5e5, "moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536,
+        "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_interval": 1, "moe_layer_end_index": -1,
+    },
+    "exaone4": {"rms_norm_eps": 1e-5, "sliding_window": 4096},
+    "olmoe": {"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
+    "phi": {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "hidden_act": "gelu_new"},
+    "minimax_m2": {
+        "rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 5e6, "num_local_experts": 256, "num_experts_per_tok": 8,
+    },
+    "apertus": {"rms_norm_eps": 1e-5, "rope_theta": 12e6, "hidden_act": "xielu"},
+    "lfm2": {
+        "norm_eps": 1e-5, "rope_theta": 1e6, "conv_L_cache": 3, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True,
+    },
+    "qwen2_vl": {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "qwen2_5_vl": {"rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "qwen3_vl": {"rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 5e5},
+    "qwen3_vl_moe": {
+        "rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 5e5, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+    },
+    "qwen3_5": {
+        "rms_norm_eps": 1e-6, "head_dim": 256, "partial_rotary_factor": 0.25, "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+    },
     "seed_oss": {"rms_norm_eps": 1e-6, "head_dim": 128},
     "nemotron": {"norm_eps": 1e-5, "partial_rotary_factor": 0.5, "hidden_act": "relu2"},
     "cohere2": {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "sliding_window": 4096},
@@ -67,6 +107,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "arcee": {"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
 }  # fmt: skip
 """Defaults of the classes of transformers 5.24, as far as a GGUF contains them."""
+_DEFAULTS["qwen3_5_moe"] = _DEFAULTS["qwen3_5"] | {
+    "num_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
+}  # fmt: skip
+_DEFAULTS |= {
+    f"{kind}_text": _DEFAULTS[kind] for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+}
 _OWN_NAMES = {"gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}}
 _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
@@ -121,7 +167,9 @@ class Config:
 
 
 def configured(config: Mapping[str, Any], where: str) -> Config:
-    """Complete the config of a text model with the defaults of its class."""
+    """Complete the config of a model, or of the text model in it, with the defaults of its class."""
+    if isinstance(config.get("text_config"), dict):
+        config = {**config, **config["text_config"]}
     model_type = str(config.get("model_type"))
     if model_type not in _DEFAULTS:
         raise RefusedError(where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF")
@@ -161,7 +209,14 @@ def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], d
         }
         local = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", 10000.0)}
         return _typed(full, values), local | nested.get("sliding_attention", {})
+    if model_type == "olmo3":
+        usual = {"rope_type": "default", "rope_theta": theta}
+        own = values.get("rope_parameters") or {}
+        kinds = [own[kind] if isinstance(own.get(kind), dict) else {} for kind in ("full_attention", "sliding_attention")]
+        return _typed({**usual, **kinds[0], **(values.get("rope_scaling") or {})}, values), usual | kinds[1]
     rope = {"rope_theta": theta, **given}
+    if rope.get("rope_type", rope.get("type")) == "mrope":  # Qwen2-VL's name of the default in sections
+        rope["rope_type"] = "default"
     if values.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
     return _typed(rope, values), {}

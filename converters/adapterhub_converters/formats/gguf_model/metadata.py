@@ -238,6 +238,174 @@ def _deepseek2(config: Config) -> Numbers:
     return made
 
 
+def _pattern(config: Config, period: int) -> Value:
+    """Whether each layer has a window; by default all but the last of so many."""
+    count, kinds = config.count("num_hidden_layers"), config.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != count:
+        kinds = ["full_attention" if layer % period == period - 1 else "sliding_attention" for layer in range(count)]
+    return Value("[BOOL]", [kind == "sliding_attention" for kind in kinds])
+
+
+def _olmo2(config: Config) -> Numbers:
+    if config.model_type != "olmo3":
+        return {}
+    return _window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)}
+
+
+def _exaone4(config: Config) -> Numbers:
+    # llama.cpp has a window in the model of 64 layers alone (src/models/exaone4.cpp).
+    wide = config.count("num_hidden_layers") == 64
+    if (config.get("sliding_window") is not None) != wide:
+        what = "a sliding_window" if not wide else "no sliding_window"
+        raise RefusedError(config.where, f"config.json: {what}, but llama.cpp's exaone4 has one with 64 layers only")
+    made = _vocabulary(config)
+    return made | _window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)} if wide else made
+
+
+def _glm4moe(config: Config) -> Numbers:
+    return {
+        "rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.5))),
+        "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "expert_shared_count": u32(config.count("n_shared_experts")),
+        "leading_dense_block_count": u32(config.count("first_k_dense_replace")),
+        "expert_gating_func": u32(_GATING["sigmoid"]),
+        "expert_weights_scale": f32(config.number("routed_scaling_factor")),
+        "expert_weights_norm": boolean(bool(config.get("norm_topk_prob"))),
+    }
+
+
+def _hunyuan(config: Config) -> Numbers:
+    if config.rope["rope_type"] != "dynamic":
+        return {}
+    alpha, base, size = config.rope_number("alpha", 50), config.rope_number("rope_theta"), config.count("head_dim")
+    longest = config.count("max_position_embeddings")
+    if base != 10000.0 or longest not in (32 << 10, 256 << 10) or alpha <= 0 or size <= 2:
+        raise RefusedError(config.where, "config.json: a dynamic rotary embedding with numbers that llama.cpp does not know")
+    return {
+        "rope.freq_base": f32(base * alpha ** (size / (size - 2))),
+        "rope.scaling.type": string("none"),
+        "rope.scaling.factor": f32(1.0),
+        "rope.scaling.original_context_length": u32(256 << 10),
+        "context_length": u32(256 << 10),
+    }
+
+
+def _mistral3(config: Config) -> Numbers:
+    made = _llama(config)
+    if config.model_type != "ministral3":
+        return made
+    if config.rope["rope_type"] != "yarn":
+        raise RefusedError(config.where, "config.json: the rotary embedding of a ministral3 is not yarn")
+    return made | {
+        "rope.scaling.yarn_log_multiplier": f32(config.rope_number("mscale_all_dim")),
+        "attention.temperature_scale": f32(config.rope_number("llama_4_scaling_beta")),
+    }
+
+
+def _ernie4_5_moe(config: Config) -> Numbers:
+    shared = config.count("moe_num_shared_experts")
+    made = {
+        "expert_count": u32(config.count("moe_num_experts")),
+        "expert_used_count": u32(config.count("moe_k")),
+        "interleave_moe_layer_step": u32(config.count("moe_layer_interval")),
+        "leading_dense_block_count": u32(config.count("moe_layer_start_index")),
+        "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "expert_shared_count": u32(shared),
+    }
+    if shared:
+        # Its conversion divides so, which is right for the published models (conversion/ernie.py).
+        wide = config.count("intermediate_size") // max(1, config.count("num_key_value_heads"))
+        if wide != shared * config.count("moe_intermediate_size"):
+            raise RefusedError(
+                config.where, f"config.json: shared experts, which llama.cpp's conversion takes to be {wide} wide"
+            )
+        made["expert_shared_feed_forward_length"] = u32(wide)
+    return made
+
+
+def _olmoe(config: Config) -> Numbers:
+    # Its conversion writes this number whatever the config has (conversion/olmo.py).
+    _only(config, {"rms_norm_eps": 1e-5, "num_key_value_heads": config.count("num_attention_heads")}, "olmoe")
+    return {}
+
+
+def _phi2(config: Config) -> Numbers:
+    _check_theta(config, "phi2")
+    hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    _only(config, {"intermediate_size": 4 * hidden, "num_key_value_heads": heads}, "phi2")
+    return {
+        "context_length": u32(config.count("max_position_embeddings")),
+        "embedding_length": u32(hidden),
+        "feed_forward_length": u32(4 * hidden),
+        "attention.head_count": u32(heads),
+        "attention.head_count_kv": u32(heads),
+        "rope.dimension_count": u32(rotated(config)),
+    } | _some(config, _NORM)
+
+
+def _minimax_m2(config: Config) -> Numbers:
+    return {
+        "expert_feed_forward_length": u32(config.count("intermediate_size")),
+        "rope.dimension_count": u32(config.count("rotary_dim")),
+    }
+
+
+def _lfm2(config: Config) -> Numbers:
+    kinds, wide = config.get("layer_types"), config.count("intermediate_size")
+    if not isinstance(kinds, list) or len(kinds) != config.count("num_hidden_layers"):
+        raise RefusedError(config.where, "config.json: no layer_types for every layer")
+    if config.get("block_auto_adjust_ff_dim"):
+        wide, of = int(2 * wide / 3), config.count("block_multiple_of")
+        if config.get("block_ffn_dim_multiplier") is not None:
+            wide = int(config.number("block_ffn_dim_multiplier") * wide)
+        wide = of * ((wide + of - 1) // max(1, of))
+    heads = config.count("num_key_value_heads")
+    return _vocabulary(config) | {
+        "attention.head_count_kv": Value("[INT32]", [0 if kind == "conv" else heads for kind in kinds]),
+        "shortconv.l_cache": u32(config.count("conv_L_cache")),
+        "feed_forward_length": u32(wide),
+    }
+
+
+def _sections(config: Config) -> Numbers:
+    sections = config.rope.get("mrope_section")
+    if not isinstance(sections, list) or not 1 <= len(sections) <= 4 or not all(isinstance(one, int) for one in sections):
+        raise RefusedError(config.where, "config.json: no mrope_section, without which llama.cpp does not load the model")
+    return {"rope.dimension_sections": Value("[INT32]", [*sections, 0, 0, 0][:4])}
+
+
+def _qwen3vl(config: Config) -> Numbers:
+    vision = config.get("vision_config")
+    layers = vision.get("deepstack_visual_indexes", [8, 16, 24]) if isinstance(vision, dict) else []
+    if not isinstance(layers, list):
+        raise RefusedError(config.where, "config.json: deepstack_visual_indexes is not a list")
+    return _sections(config) | _qwen2_moe(config) | {"n_deepstack_layers": u32(len(layers))}
+
+
+def _qwen35(config: Config) -> Numbers:
+    kinds, count = config.get("layer_types"), config.count("num_hidden_layers")
+    if not isinstance(kinds, list):
+        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        kinds = ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
+    if len(kinds) != count:
+        raise RefusedError(config.where, f"config.json: {len(kinds)} layer_types for {count} layers")
+    sections = _sections(config) if "mrope_section" in config.rope else {}
+    values = config.count("linear_num_value_heads")
+    return {
+        "rope.dimension_sections": Value("[INT32]", [11, 11, 10, 0]),
+        **sections,
+        **_qwen2_moe(config),
+        "ssm.conv_kernel": u32(config.count("linear_conv_kernel_dim")),
+        "ssm.state_size": u32(config.count("linear_key_head_dim")),
+        "ssm.group_count": u32(config.count("linear_num_key_heads")),
+        "ssm.time_step_rank": u32(values),
+        "ssm.inner_size": u32(config.count("linear_value_head_dim") * values),
+        "attention.recurrent_layers": Value("[BOOL]", [kind == "linear_attention" for kind in kinds]),
+        "full_attention_interval": u32(config.count("full_attention_interval") if config.get("full_attention_interval") else 4),
+        "rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.25))),
+    }
+
+
 def _olmo(config: Config) -> Numbers:
     made = {"attention.layer_norm_epsilon": f32(1e-5)}
     return made | ({"attention.clamp_kqv": f32(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {})
@@ -261,7 +429,10 @@ def _nemotron(config: Config) -> Numbers:
 _MORE: dict[str, Callable[[Config], Numbers]] = {
     "llama": _llama, "arcee": _llama, "smollm3": _llama, "granite": _granite, "qwen2moe": _qwen2_moe, "qwen3moe": _qwen2_moe,
     "gemma3": _gemma3, "command-r": _cohere, "cohere2": _cohere2, "glm4": _glm4, "gpt-oss": _gpt_oss, "deepseek2": _deepseek2,
-    "olmo": _olmo, "nemotron": _nemotron,
+    "olmo": _olmo, "nemotron": _nemotron, "olmo2": _olmo2, "exaone4": _exaone4, "glm4moe": _glm4moe, "granitemoe": _granite,
+    "hunyuan-dense": _hunyuan, "mistral3": _mistral3, "ernie4_5-moe": _ernie4_5_moe, "olmoe": _olmoe, "minimax-m2": _minimax_m2,
+    "apertus": _llama, "lfm2": _lfm2, "qwen2vl": _sections, "qwen3vl": _qwen3vl, "qwen3vlmoe": _qwen3vl, "qwen35": _qwen35,
+    "qwen35moe": _qwen35,
 }  # fmt: skip
 """Keys that an architecture adds to, or changes in, the shared ones."""
 
@@ -362,7 +533,7 @@ def _stablelm(config: Config) -> Numbers:
 
 _OWN: dict[str, Callable[[Config], Numbers]] = {
     "gemma": _gemma, "gemma2": _gemma2, "phi3": _phi3, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2,
-    "stablelm": _stablelm,
+    "stablelm": _stablelm, "phi2": _phi2,
 }  # fmt: skip
 """Architectures with their own list of keys."""
 
@@ -373,11 +544,16 @@ _OWN: dict[str, Callable[[Config], Numbers]] = {
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _ACTIVATIONS = {
     "gemma": _GELU, "gemma2": _GELU, "gemma3": _GELU, "starcoder2": _GELU, "gpt2": _GELU, "falcon": _GELU, "bloom": _GELU,
-    "nemotron": ("relu2",), "arcee": ("relu2",),
+    "nemotron": ("relu2",), "arcee": ("relu2",), "phi2": _GELU, "apertus": ("xielu",),
 }  # fmt: skip
 """The activations that llama.cpp computes (`src/models/*.cpp`); silu for all others. Its gelu is the tanh approximation."""
 _SCALED = {
-    **dict.fromkeys(("llama", "granite", "smollm3", "arcee"), ("default", "linear", "yarn", "llama3")),
+    **dict.fromkeys(
+        ("llama", "granite", "smollm3", "arcee", "granitemoe", "mistral3", "apertus", "exaone4"),
+        ("default", "linear", "yarn", "llama3"),
+    ),
+    "hunyuan-dense": ("default", "linear", "yarn", "dynamic"),
+    **dict.fromkeys(("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"), ("default", "yarn")),
     "phi3": ("default", "longrope", "su"),
     **dict.fromkeys(("command-r", "cohere2"), ("default",)),
 }
@@ -389,7 +565,7 @@ def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
     _check(architecture, config)
     special = _OWN.get(architecture.gguf)
     made = special(config) if special else _shared(config) | _MORE.get(architecture.gguf, _nothing)(config)
-    if architecture.gguf == "granite":  # llama.cpp has no head_dim for it
+    if architecture.gguf in ("granite", "granitemoe"):  # llama.cpp has no head_dim for them
         made = {key: value for key, value in made.items() if key not in ("attention.key_length", "attention.value_length")}
     return {"block_count": u32(config.count("num_hidden_layers"))} | made
 

@@ -16,6 +16,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 SPECIAL = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask", "eot": "eot",
+    "eom": "eom",
 }  # fmt: skip
 """transformers' name of a special token to GGUF's (gguf-py, `constants.py`, `Keys.Tokenizer`)."""
 
@@ -135,8 +136,12 @@ def special_tokens(tokenizer: Tokenizer, count: int | None, more: Mapping[str, i
         kinds += _processed(tokenizer, found)
     if tokenizer.config:
         _configured(tokenizer, found, kinds, count)
+    text = tokenizer.model.get("text_config")
     for kind in kinds:
-        found.set(kind, tokenizer.model.get(f"{kind}_token_id"), count)
+        number = tokenizer.model.get(f"{kind}_token_id")
+        if number is None and isinstance(text, dict):
+            number = text.get(f"{kind}_token_id")
+        found.set(kind, number, count)
     for kind, number in (more or {}).items():
         found.set(kind, number, None)
     made = {id_key(kind): u32(number) for kind, number in found.ids.items()}

@@ -7,15 +7,18 @@ that llama.cpp runs on token ids only, with a note.
 from __future__ import annotations
 
 from adapterhub_converters.architectures.architecture import Architecture
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import Value, boolean, string, u32
 from adapterhub_converters.errors import RefusedError
 
 from . import byte_level, sentencepiece
 from .special_tokens import Tokenizer, special_tokens
 
-_LLAMA = ("llama", "arcee", "smollm3", "granite")
-_PIECES_ONLY = ("gemma", "gemma2", "nemotron", "ernie4_5")
-_EITHER = (*_LLAMA, "qwen2", "qwen3", "gemma3", "phi3")
+_LLAMA = ("llama", "arcee", "smollm3", "granite", "granitemoe", "mistral3", "apertus")
+_PIECES_ONLY = ("gemma", "gemma2", "nemotron", "ernie4_5", "ernie4_5-moe")
+_EITHER = (
+    *_LLAMA, "qwen2", "qwen3", "gemma3", "phi3", "qwen2vl", "qwen3vl",
+)  # fmt: skip
 _NO_SPACE = ("gemma", "gemma2", "gemma3")
 _CODE_LLAMA, _SMALL_CODE = 32016, 49152  # rows of embeddings by which llama.cpp recognizes models
 NOTHING = "the folder has no tokenizer: llama.cpp can run the model on token ids, but not on text"
@@ -23,7 +26,14 @@ NOTHING = "the folder has no tokenizer: llama.cpp can run the model on token ids
 
 def vocabulary(architecture: Architecture, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
     """The keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
-    gguf, folder = architecture.gguf, tokenizer.folder
+    made, notes = _vocabulary(architecture.gguf, tokenizer, size)
+    if architecture.gguf == "phi2":
+        made["tokenizer.ggml.add_bos_token"] = boolean(False)
+    return made, notes
+
+
+def _vocabulary(gguf: str, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
+    folder = tokenizer.folder
     pieces = (folder / sentencepiece.NAME).is_file()
     if not pieces and not tokenizer.json:
         others = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
@@ -64,15 +74,38 @@ def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
         if not {"<|endoftext|>", "<|user|>"} <= set(added):
             raise RefusedError(tokenizer.where, "a GLM-4 without the tokens <|endoftext|> and <|user|>")
         more = dict.fromkeys(("eos", "unk", "bos"), added["<|endoftext|>"]) | {"eot": added["<|user|>"]}
+    elif gguf == "glm4moe":
+        more = _glm4moe(tokenizer)
     made = byte_level.vocabulary(tokenizer, gguf, size) | special_tokens(tokenizer, None, more)
-    return made | _spaced(gguf, tokenizer) | _llama(gguf, tokenizer, size)
+    made |= _spaced(gguf, tokenizer) | _llama(gguf, tokenizer, size)
+    return made | (_hunyuan(tokenizer) if gguf == "hunyuan-dense" else {})
+
+
+def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
+    added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
+    named = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+    if missing := next((text for text in named.values() if text not in added), None):
+        raise RefusedError(tokenizer.where, f"a GLM-4.5 without the token {missing}")
+    return {kind: added[text] for kind, text in named.items()}
+
+
+def _hunyuan(tokenizer: Tokenizer) -> dict[str, Value]:
+    """The ends of texts and turns that its conversion takes from the configs (conversion/hunyuan.py)."""
+    made = {}
+    end, path = tokenizer.model.get("eod_token_id", 3), tokenizer.folder / "generation_config.json"
+    if isinstance(end, int) and 0 <= end < 1 << 32:
+        made["tokenizer.ggml.eos_token_id"] = u32(end)
+    ends = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
+    if isinstance(ends, list) and len(ends) > 1 and isinstance(ends[0], int) and 0 <= ends[0] < 1 << 32:
+        made["tokenizer.ggml.eot_token_id"] = u32(ends[0])
+    return made
 
 
 def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
     """The key for a space before a text, for classes of llama.cpp's conversion that write it."""
     if gguf in _NO_SPACE:
         return {"tokenizer.ggml.add_space_prefix": boolean(False)}
-    prefix = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5") else None
+    prefix = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5", "ernie4_5-moe") else None
     return {"tokenizer.ggml.add_space_prefix": boolean(bool(prefix))} if prefix is not None else {}
 
 

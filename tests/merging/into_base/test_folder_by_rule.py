@@ -1,0 +1,131 @@
+"""Folders of every architecture whose row has more than adapters, written as GGUF: llama.cpp's own conversion is the oracle.
+
+The classes are those of the table, so that a new row is tested without a line here.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.merging import fuse
+from adapterhub.merging.into_base import verify
+from adapterhub_converters.adapter import Adapter, LowRank
+from adapterhub_converters.architectures import names
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.formats.gguf_model.arrangement import rope_tensors
+from adapterhub_converters.formats.gguf_model.configured import configured
+from tests.conftest import need_module
+from tests.converters.test_gguf_architectures import TOKENS, deltas
+from tests.converters.test_gguf_by_rule import saved
+from tests.merging.into_base.test_folder_to_gguf import assert_converted, changed, written
+from tests.support import llama_cpp
+from tests.support.llama_cpp_scripts import Converter
+
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("llama.cpp")]
+VARIANTS = {"exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2}}
+"""Changes of config.json: llama.cpp has a window in Exaone 4 with 64 layers only."""
+CLASSES = [
+    (one.gguf, name) for one in names.ADAPTERS if one.folder for name in (*one.wrapped, *(() if one.whole else one.classes))
+]
+
+
+def made(name: str, kind: str, folder: Path) -> Path:
+    """A model as it is published."""
+    saved(name, kind, folder)
+    changed(folder, **VARIANTS.get(kind, {}))
+    return folder
+
+
+def logits_of(folder: Path, name: str) -> np.ndarray:
+    """Logits by the class of a text, vision or audio model."""
+    import torch
+    import transformers
+
+    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        found: np.ndarray = model(input_ids=torch.tensor([TOKENS])).logits[0].float().numpy()
+    return found
+
+
+@pytest.mark.parametrize(("kind", "name"), CLASSES)
+def test_the_file_is_llama_cpp_s_conversion_and_computes_what_transformers_does(
+    tmp_path: Path, converted: Converter, kind: str, name: str
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder = made(name, kind, tmp_path / "hf")
+    wanted = [converted(folder, tmp_path / f"{kind}.gguf", kind) for kind in ("ALL_F32", "MOSTLY_Q8_0")]
+    if name.startswith("Gemma3"):  # its conversion needs a vocabulary, to which it cuts the table of embeddings
+        (folder / "tokenizer.json").unlink()
+    ours = written(folder, tmp_path / "ours.gguf")
+    assert_converted(ours, wanted[0])
+    assert_converted(written(folder, tmp_path / "small.gguf", requantize="q8_0"), wanted[1])
+    expected = logits_of(folder, name)
+    off = np.abs(llama_cpp.logits(ours, TOKENS) - expected).max()
+    print(f"{name}: logits off by {off:.2g} of {np.abs(expected).max():.2g}")
+    assert off < 5e-3 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("kind", "name"), CLASSES)
+def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be_it(
+    tmp_path: Path, converted: Converter, kind: str, name: str
+) -> None:
+    folder = made(name, kind, tmp_path / "hf")
+    base = read_base(folder)
+    adapter = Adapter(dict(deltas(base, base.mapped())))
+    fuse([(adapter, 1.0)], folder, tmp_path / "merged")
+    wanted = converted(tmp_path / "merged", tmp_path / "theirs.gguf")
+    if name.startswith("Gemma3"):
+        (folder / "tokenizer.json").unlink()
+    report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    assert_converted(tmp_path / "merged.gguf", wanted)
+    assert len(report.touched) == len(adapter.deltas)
+    found = verify.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    assert found.good, [one for one in found.tensors if not one.good]
+    other = bool(found.notes)
+    assert other == name.endswith("ForConditionalGeneration")
+
+
+def test_a_change_of_what_the_file_would_not_contain_is_refused(tmp_path: Path) -> None:
+    folder = made("Qwen3VLForConditionalGeneration", "qwen3vl", tmp_path / "hf")
+    zeros = np.zeros((2, 64), np.float32)
+    adapter = Adapter({"model.visual.blocks.0.attn.proj": LowRank(zeros, zeros.T.copy(), 2.0)})
+    with pytest.raises(RefusedError, match="a GGUF of the text model does not contain it"):
+        fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def theirs(theta: float, size: int, factor: float) -> Any:
+    """The factors of Llama 3's rotary embedding as torch computes them (llama.cpp, conversion/llama.py)."""
+    import torch
+
+    frequencies = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    made = []
+    for frequency in frequencies:
+        wave = 2 * math.pi / frequency
+        if wave < 8192 / 4.0:
+            made.append(1)
+        elif wave > 8192 / 1.0:
+            made.append(factor)
+        else:
+            smooth = (8192 / wave - 1.0) / (4.0 - 1.0)
+            made.append(1 / ((1 - smooth) / factor + smooth))
+    return torch.tensor(made, dtype=torch.float32).numpy()
+
+
+@pytest.mark.parametrize(("theta", "size", "factor"), [(5e5, 64, 32.0), (5e5, 128, 8.0), (12e6, 128, 8.0), (2e6, 128, 16.0)])
+def test_the_factors_of_published_models_are_those_of_torch(theta: float, size: int, factor: float) -> None:
+    need_module("torch")
+    rope = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    numbers = {"num_attention_heads": 4, "hidden_size": 4 * size, "head_dim": size}
+    config = configured(
+        {"model_type": "llama", **numbers, "rope_parameters": {**rope, "original_max_position_embeddings": 8192}}, "x"
+    )
+    (tensor,), _ = rope_tensors("llama", config)
+    assert tensor.constant is not None
+    assert np.array_equal(tensor.constant, theirs(theta, size, factor))
