@@ -22,7 +22,7 @@ from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Tuned, plain_pairs, tuner_of
+from adapterhub_converters.adapter import FULL, Adapter, Delta, LowRank, LowRankEmbedding, Tuned, plain_pairs, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, adapter_in, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
@@ -100,6 +100,11 @@ class Contents:
     def is_tuned(self) -> bool:
         """Whether it is by one of PEFT's tuners that are not LoRA."""
         return self.unread is None and tuner_of(self.config.get("peft_type")) is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is whole parameters alone, of a model that was tuned without a delta."""
+        return self.adapter is not None and self.adapter.meta.method == FULL
 
     @property
     def targets(self) -> list[str]:

@@ -8,7 +8,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import base_weights, mlx_names, peft
+from adapterhub_converters.formats import base_weights, peft
 from adapterhub_converters.formats.image import naming
 from adapterhub_converters.runtimes import APPLIED, REFUSED, RUNTIMES, UNKNOWN, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
@@ -99,6 +99,8 @@ def _verdict(
         found.append(
             ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
         )
+    if contents is not None and contents.is_whole and contents.format != runtime.reads:
+        found.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
     if contents is not None and not contents.ordered and contents.format != runtime.reads:
         found.append(("refused", "its conversion needs the base model", "order-unknown"))
     origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
@@ -134,6 +136,8 @@ def _reason(rule: Rule, about: str) -> str:
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    if contents.is_whole:
+        return
     config = contents.config
     for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
         if any(part in parts for parts, _ in contents.alike()):
@@ -257,14 +261,21 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     yield from _old_names(contents, base)
     if contents.format != "gguf":
         yield from _unmapped(contents, base)
-    if contents.format != "mlx" and (refused := mlx_names.refused((*contents.pairs, *contents.others), base)):
-        yield "not-in-mlx", refused
+    if contents.format != "mlx":
+        yield from _not_in_mlx(contents, base)
     if base.tied:
         for target, parts in contents.pairs.items():
             if "embedding_A" in parts:
                 yield "tied-embedding", ""
             elif target.rpartition(".")[2] == "lm_head":
                 yield "tied-lm-head", ""
+
+
+def _not_in_mlx(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    from adapterhub_converters.formats.mlx import names  # late, like readers
+
+    if refused := names.refused((*contents.pairs, *contents.others), base):
+        yield "not-in-mlx", refused
 
 
 def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:

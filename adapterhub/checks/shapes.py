@@ -135,7 +135,8 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
 
 
 def _unmatched(contents: Contents, base: BaseSpec) -> list[str]:
-    return [target for target in contents.pairs if weight_of(base, target) is None]
+    changed = contents.pairs or dict.fromkeys(name.rpartition(".")[0] for name in contents.replaced)
+    return [target for target in changed if weight_of(base, target) is None]
 
 
 def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:

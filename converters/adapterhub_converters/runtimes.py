@@ -43,7 +43,7 @@ _SGLANG_POOL = "sglang/srt/lora/mem_pool.py, load_lora_weight_to_buffer"
 _PEFT = "peft/utils/save_and_load.py, set_peft_model_state_dict"
 _PEFT_EXPERTS = "peft/utils/transformers_weight_conversion.py; peft/tuners/lora/layer.py, ParamWrapper"
 _MLX = "mlx_lm/tuner/utils.py, load_adapters"
-_MLX_NAMES = "adapterhub_converters/formats/mlx_names.py, ROWS"
+_MLX_NAMES = "adapterhub_converters/formats/mlx/names.py, ROWS"
 _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"

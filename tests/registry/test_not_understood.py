@@ -64,8 +64,8 @@ KEPT: dict[str, tuple[Callable[[Path], Path], tuple[str, str, int | None]]] = {
         ("lora", "peft", 2),
     ),
     "another program's config": (lambda at: config_of(peft(at), {"tool": "next"}), ("other", "other", None)),
-    "a whole model tuned by mlx-lm": (
-        lambda at: config_of(peft(at), {"fine_tune_type": "full", "model": "org/base"}), ("full", "mlx", None),
+    "a kind of mlx-lm to come": (
+        lambda at: config_of(peft(at), {"fine_tune_type": "next", "model": "org/base"}), ("next", "mlx", None),
     ),
     "VeRA without its projections": (
         lambda at: peft(at, {f"{Q}.vera_lambda_b": (8,), f"{Q}.vera_lambda_d": (2,)}, peft_type="VERA", save_projection=False),

@@ -128,6 +128,9 @@ def combine(
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
+        if adapter.meta.method:
+            what = f"an adapter by {adapter.meta.method} is no sum of deltas"
+            raise RefusedError(next(iter(adapter.replaced), "adapter"), what, "Merge it into its base")
     unmerged.check_unmerged(adapters, how)
     plain = [factored_out(adapter) for adapter in adapters]
     meta, notes = _meta(plain)

@@ -1,6 +1,7 @@
 """The canonical form that every format reads to and writes from."""
 
 from .adapter import (
+    FULL,
     Adapter,
     Delta,
     FactorPair,
@@ -26,7 +27,7 @@ from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowR
 from .tuned import TUNERS, Tuned, Tuner, tuner_of
 
 __all__ = [
-    "MAX_EXPERTS", "TUNERS", "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard", "Kronecker",
+    "FULL", "MAX_EXPERTS", "TUNERS", "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard", "Kronecker",
     "Loss", "LossReport", "LowRank", "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank", "Rows", "Source",
     "StackedLowRank", "TensorLoss", "Tuned", "Tuner", "Vera", "as_pairs", "beyond_deltas", "factor_pairs", "factored_out",
     "pair_numbers", "plain_pairs", "refuse_conditions", "refuse_differences", "refuse_tuned", "scaling", "tuner_of",

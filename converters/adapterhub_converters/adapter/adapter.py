@@ -24,6 +24,9 @@ from .tuned import Tuned
 # The names in `Adapter.tensors` of parts that a delta calls otherwise.
 _LABELS = {"bias": "lora_B.bias"}
 
+FULL = "full"
+"""`Meta.method` of whole parameters and no delta, of a model that was tuned without one."""
+
 Pair = LowRank | LowRankEmbedding
 FactorPair = Pair | StackedLowRank
 Delta = FactorPair | LowRankConv | Factored
@@ -64,7 +67,7 @@ class Meta:
     dora: bool = False
     """PEFT's `use_dora`: modules without a magnitude use the norms of the base's rows, which no file here contains."""
     method: str = ""
-    """The name of a tuner that is not LoRA (`Tuner.method`); empty for all others."""
+    """The name of a tuner that is not LoRA (`Tuner.method`), or FULL; empty for all others."""
     numbers: Mapping[str, object] = field(default_factory=dict)
     """That tuner's own numbers, by the keys of its config."""
     parameters: int | None = None

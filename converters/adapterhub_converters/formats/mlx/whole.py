@@ -1,0 +1,84 @@
+"""Layers that mlx-lm tuned as a whole (`fine_tune_type: full`): the parameters of a model, and no delta.
+
+The file has every parameter of the layers that were trained, under mlx-lm's names and in its form (mlx-lm, `lora.py`,
+`tuner/trainer.py`). For the model types in `SAME` both are those of the model's own files, except that experts are stacked;
+others have transposed convolutions, 1 added to norms, or matrices that are products of several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adapterhub_converters import dtypes
+from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Meta
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .names import VERSION, experts_of
+
+SAME = frozenset({
+    "apertus", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm",
+    "glm4", "glm4_moe", "granite", "helium", "hunyuan_v1_dense", "llama", "llava", "minimax_m2", "ministral3", "mistral",
+    "mistral3", "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_5_vl", "qwen2_moe",
+    "qwen2_vl", "qwen3", "qwen3_moe", "qwen3_vl", "seed_oss", "smollm3", "stablelm", "starcoder2",
+})  # fmt: skip
+"""Model types whose parameters mlx-lm loads as they are; a test compares each with the model that it makes of a checkpoint."""
+_TEXT = "language_model."
+
+
+def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str, base: BaseSpec | None) -> Adapter:
+    """The whole parameters, by their names in the model's files.
+
+    Args:
+        config: The folder's config.
+        tensors: The parameters by mlx-lm's names.
+        where: The file, in errors.
+        base: The base model; without one, the parameters are those of a model that the caller only describes.
+
+    Raises:
+        RefusedError: The model was quantized, or mlx-lm has parameters of the base in another form.
+        FormatError: A tensor is no parameter.
+    """
+    if base is not None and base.model_type and base.model_type not in SAME:
+        what = f"mlx-lm {VERSION} is not known to have the parameters of {base.model_type} in the form of its files"
+        raise RefusedError(where, what, "Fuse it with mlx-lm, and use the model")
+    replaced: dict[str, np.ndarray] = {}
+    for name, array in sorted(tensors.items()):
+        _check(name, array, where)
+        replaced |= _of_files(name if base is None else _in_base(name, base), array)
+    if not replaced:
+        raise FormatError(where, "there is no parameter in it")
+    table = next((name for name in replaced if name.endswith("embed_tokens.weight")), None)
+    if base is not None and base.tied and table:  # mlx-lm computes the output with the table
+        replaced["lm_head.weight"] = replaced[table]
+    model = config.get("model")
+    meta = Meta(base_model=model if isinstance(model, str) and model else None, method=FULL)
+    return Adapter({}, replaced=replaced, meta=meta)
+
+
+def _check(name: str, array: np.ndarray, where: str) -> None:
+    kind, part = dtypes.name_of(array.dtype), name.rpartition(".")[2]
+    if part in ("lora_a", "lora_b", "m"):
+        raise FormatError(where, f"tensor {name!r} is of a LoRA, and its config has whole parameters")
+    if kind not in dtypes.FLOATS or part in ("scales", "biases"):
+        raise RefusedError(where, f"tensor {name!r} is {kind}, of a quantized model", "Train the model in 16 bits")
+    if 0 in array.shape or (array.ndim == 3 and experts_of(name.rpartition(".")[0]) and len(array) > MAX_EXPERTS):
+        raise FormatError(where, f"tensor {name!r} has the shape {array.shape}")
+
+
+def _in_base(name: str, base: BaseSpec) -> str:
+    """A parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
+    if not name.startswith(_TEXT) or name in base.tensors:
+        return name
+    inner = name.removeprefix(_TEXT)
+    return f"model.{_TEXT}{inner.removeprefix('model.')}" if inner.startswith("model.") else inner
+
+
+def _of_files(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """A parameter by its name in the model's files, which have experts one by one."""
+    module, _, part = name.rpartition(".")
+    found = experts_of(module) if array.ndim == 3 and part == "weight" else None
+    return {f"{found[0]}.{e}.{found[1]}.weight": one for e, one in enumerate(array)} if found else {name: array}
