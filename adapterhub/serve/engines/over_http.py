@@ -39,22 +39,19 @@ class Client:
     """Requests to one server, with its key if it has one."""
 
     def __init__(self, url: str, key: str = "") -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.url, self._headers = url, {"authorization": f"Bearer {key}"} if key else {}
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE)
-        timeout = httpx2.Timeout(None, connect=_CONNECT)  # an answer takes as long as it takes
-        self.url = url
-        # No proxy of the environment: this is our own server.
-        self._client = httpx2.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout, trust_env=False)
+        # Not httpx2's client, whose cookies, redirects and logins each request would wait for, and no proxy of the environment:
+        # this is our own server.
+        self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
         """Send a document, and return the answer as soon as it begins."""
-        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        request = self._client.build_request("POST", path, content=content, headers={"content-type": "application/json"})
-        response = await self._sent(request)
+        response = await self._sent("POST", path, body)
         kind = response.headers.get("content-type", "application/json")
         return Answer(response.status_code, kind, _pieces(response), response.aclose)
 
@@ -64,7 +61,7 @@ class Client:
         Raises:
             EngineDownError: No answer.
         """
-        response = await self._sent(self._client.build_request(method, path, json=body, timeout=_MANAGING))
+        response = await self._sent(method, path, body, _MANAGING)
         raw = b""
         async with contextlib.aclosing(_pieces(response)) as pieces:
             async for piece in pieces:
@@ -76,14 +73,20 @@ class Client:
         except FormatError:
             return response.status_code, raw.decode(errors="replace")
 
-    async def _sent(self, request: httpx2.Request) -> httpx2.Response:
-        """What is answered to a request, as soon as it begins."""
+    async def _sent(
+        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float | None = None
+    ) -> httpx2.Response:
+        """What is answered to a request, as soon as it begins; by default an answer takes as long as it takes."""
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        timeout = httpx2.Timeout(seconds, connect=_CONNECT).as_dict()
+        request = httpx2.Request(method, self.url + path, headers=headers, content=content, extensions={"timeout": timeout})
         try:
             try:
-                return await self._client.send(request, stream=True)
+                return await self._transport.handle_async_request(request)
             except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
                 # The server has closed a connection that nobody used for a while, just when it was used again.
-                return await self._client.send(request, stream=True)
+                return await self._transport.handle_async_request(request)
         except httpx2.HTTPError as error:
             raise EngineDownError(_reason(error)) from error
 

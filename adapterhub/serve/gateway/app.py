@@ -158,10 +158,11 @@ class _Generation:
             async with gateway.answered(asked, usage.asking()) as answer:
                 usage.begun = answer.status == 200
                 if usage.begun and answer.media_type.startswith("text/event-stream"):
-                    await reply.begin(asked.version)
                     async for piece in rewriting.events(answer.body, asked.version, usage):
+                        if not reply.status:  # now, so that the head and the first event are sent as one
+                            await reply.begin(asked.version)
                         await reply.more(piece)
-                    await reply.end()
+                    await (reply.end() if reply.status else reply.whole(200, answer.media_type, asked.version, b""))
                     return
                 whole = await rewriting.whole(answer.body)
             if answer.status != 200:

@@ -47,12 +47,12 @@ class _Part:
     """Neighboring slots that a pass uses.
 
     Attributes:
-        slots: Those.
+        slots: The first of them, and the one behind the last.
         hidden: bool `(rows, slots * rank)`, True where a row does not use a slot; None where all use all of them.
         weights: `(rows or 1, slots * rank)` in the dtype of the model; None where all are 1.
     """
 
-    slots: slice
+    slots: tuple[int, int]
     hidden: Tensor | None = None
     weights: Tensor | None = None
 
@@ -133,7 +133,7 @@ class Slots:
 
     def _of_one(self, use: Use) -> list[_Part]:
         return [
-            _Part(slice(slot, slot + 1), weights=None if weight == 1.0 else self._on_device(torch.full((1, 1), weight)))
+            _Part((slot, slot + 1), weights=None if weight == 1.0 else self._on_device(torch.full((1, 1), weight)))
             for slot, weight in use
         ]
 
@@ -155,7 +155,7 @@ class Slots:
                         weights[row, slot - slots[0]] = weight
             plain = bool(((weights == 0) | (weights == 1)).all())
             wide = self._on_device(weights.repeat_interleave(self.rank, dim=1))
-            yield _Part(slice(slots[0], slots[-1] + 1), wide == 0, None if plain else wide)
+            yield _Part((slots[0], slots[-1] + 1), wide == 0, None if plain else wide)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self.dtype)
@@ -170,26 +170,34 @@ class _Input:
 
     Attributes:
         members: The layers that some adapter has targeted.
-        lora_A: `(members, slots, rank, in)`.
+        lora_A: `(slots, members, rank, in)`, so that those of neighboring slots are one matrix.
     """
 
     def __init__(self, stack: Slots) -> None:
         self.stack = stack
         self.members: list[_SlotLinear] = []
         self.lora_A: Tensor | None = None
+        self._views: dict[tuple[int, int], Tensor] = {}  # of lora_A: a pass has thousands of small steps
         self._x: Tensor | None = None
-        self._products: list[Tensor] = []
+        self._products: list[Sequence[Tensor]] = []
 
-    def products(self, x: Tensor) -> list[Tensor]:
-        """`(…, in)` to `(members, tokens, slots * rank)` for each part of the pass."""
+    def products(self, x: Tensor) -> list[Sequence[Tensor]]:
+        """`(…, in)` to `(tokens, slots * rank)` for each part of the pass and each member."""
         if x is not self._x:
-            rows = x.reshape(1, -1, x.shape[-1]).expand(len(self.members), -1, -1)
-            self._products = [
-                part.masked(torch.bmm(rows, self.lora_A[:, part.slots].flatten(1, 2).transpose(1, 2)))  # type: ignore[index]
-                for part in self.stack.parts
-            ]
+            rows = x.reshape(-1, x.shape[-1])
+            self._products = [part.masked(self._product(rows, part.slots)).unbind() for part in self.stack.parts]
             self._x = x
         return self._products
+
+    def _product(self, rows: Tensor, slots: tuple[int, int]) -> Tensor:
+        """`(tokens, in)` to `(members, tokens, slots * rank)`."""
+        A = self._views.get(slots)
+        if A is None:
+            A = self._views[slots] = self.lora_A[slice(*slots)].flatten(0, 2)  # type: ignore[index]
+        found, count, members = nn.functional.linear(rows, A), slots[1] - slots[0], len(self.members)
+        if count == 1 or members == 1:
+            return found.view(len(rows), members, -1).transpose(0, 1)
+        return found.view(len(rows), count, members, -1).permute(2, 0, 1, 3).reshape(members, len(rows), -1)
 
     def forget(self) -> None:
         """Free what was computed."""
@@ -208,24 +216,23 @@ class _Input:
             return
         first, count, rank = self.members[0], self.stack.count, self.stack.rank
         options = {"dtype": self.stack.dtype, "device": first.device}
-        before, self.lora_A = self.lora_A, torch.zeros(len(self.members), count, rank, first.shape[1], **options)
+        before, self.lora_A = self.lora_A, torch.zeros(count, len(self.members), rank, first.shape[1], **options)
         if before is not None:
-            self.lora_A[: len(before), :, : before.shape[2]] = before
+            self.lora_A[:, : before.shape[1], : before.shape[2]] = before
+        self._views = {}
         for layer in self.members:
-            old, layer.lora_B = layer.lora_B, torch.zeros(count, rank, layer.shape[0], **options)
-            if old is not None:
-                layer.lora_B[:, : old.shape[1]] = old
+            layer.allocate(count, rank, options)
 
     def clear(self, slot: int) -> None:
         """Remove what is in a slot. Zeros in A suffice: what is left in B is finite."""
         if self.lora_A is not None:
-            self.lora_A[:, slot] = 0
+            self.lora_A[slot] = 0
 
     def free(self) -> None:
         """Forget all members."""
         for layer in self.members:
-            layer.lora_B, layer.place = None, None
-        self.members, self.lora_A = [], None
+            layer.free()
+        self.members, self.lora_A, self._views = [], None, {}
 
 
 class _SlotLinear(Frozen):
@@ -241,6 +248,7 @@ class _SlotLinear(Frozen):
         self.transposed, self._shared = layer.transposed, shared
         self.lora_B: Any = None
         self.place: int | None = None
+        self._views: dict[tuple[int, int], Tensor] = {}  # of lora_B
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -257,16 +265,30 @@ class _SlotLinear(Frozen):
         if self.place is None:
             self.place = self._shared.join(self)
 
+    def allocate(self, count: int, rank: int, options: Mapping[str, Any]) -> None:
+        """Make room for the rank in all slots, and keep what is in them."""
+        old, self.lora_B = self.lora_B, torch.zeros(count, rank, self.shape[0], **options)
+        if old is not None:
+            self.lora_B[:, : old.shape[1]] = old
+        self._views = {}
+
+    def free(self) -> None:
+        """Leave the stack."""
+        self.lora_B, self.place, self._views = None, None, {}
+
     def fill(self, slot: int, A: Tensor, B: Tensor) -> None:
         """Copy factors `(r, in)` and `(r, out)` into a slot that was cleared."""
-        self._shared.lora_A[self.place, slot, : len(A)] = A  # type: ignore[index]
+        self._shared.lora_A[slot, self.place, : len(A)] = A  # type: ignore[index]
         self.lora_B[slot, : len(B)] = B
 
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` to `(…, out)`."""
         y = nn.functional.linear(x, dense(self.base, x.dtype), self.bias)
-        if self.lora_B is not None and self._shared.stack.parts:
+        if self.place is not None and self._shared.stack.parts:
             flat = y.view(-1, y.shape[-1])
             for part, products in zip(self._shared.stack.parts, self._shared.products(x), strict=True):
-                flat.addmm_(products[self.place], self.lora_B[part.slots].flatten(0, 1))
+                B = self._views.get(part.slots)
+                if B is None:
+                    B = self._views[part.slots] = self.lora_B[slice(*part.slots)].flatten(0, 1)
+                flat.addmm_(products[self.place], B)
         return y

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import httpx2
 import pytest
+from starlette.applications import Starlette
 
 from adapterhub.local_registry import Registry
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
+from adapterhub.serve.engines import Answer, EngineDownError
 from adapterhub.serve.gateway import versions
+from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
 from adapterhub.serve.names import Allowed
@@ -167,3 +172,42 @@ def test_routes_are_read_again_when_their_file_changes(settings: GatewaySettings
         await until(lambda: [*gateway.routes.routes] == ["sql"])
 
     in_loop(settings, test)
+
+
+class Streaming(Holder):
+    """An engine that streams these events, and then fails."""
+
+    def __init__(self, *events: bytes) -> None:
+        super().__init__()
+        self.events = events
+
+    async def ask(self, path: str, body: Any, blend: Any) -> Answer:
+        async def pieces() -> AsyncIterator[bytes]:
+            for event in self.events:
+                yield event
+            raise EngineDownError("it has ended")
+
+        return Answer(200, "text/event-stream", pieces())
+
+
+@pytest.mark.parametrize(("events", "status"), [((), 503), ((b'data: {"choices": []}\n\n',), 200)])
+def test_an_engine_that_fails_before_its_first_event_is_an_error_with_its_status(
+    settings: GatewaySettings, events: tuple[bytes, ...], status: int
+) -> None:
+    app = cast(Starlette, create_app(gateway := Gateway(replace(settings, routes=None), Streaming(*events))))
+
+    async def main() -> httpx2.Response:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            await until(lambda: gateway.ready)
+            return await client.post("/v1/completions", json={"model": "team/sql", "prompt": "x", "stream": True})
+
+    reply = asyncio.run(main())
+    assert reply.status_code == status
+    *before, last = reply.text.strip().split("\n\n")
+    assert len(before) == len(events)
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "service_unavailable"
+    assert reply.headers["x-adapterhub-version"].startswith("team/sql@sha256:")
