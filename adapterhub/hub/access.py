@@ -152,6 +152,11 @@ class Access:
         return who
 
 
+def writes(who: Identity | None, name: str) -> bool:
+    """Whether somebody may write to a repository."""
+    return who is not None and who.may("write", name.partition("/")[0])
+
+
 def _network(address: str) -> str:
     """The addresses that one client has: with IPv6, 2^64 of them."""
     try:

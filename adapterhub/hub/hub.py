@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -36,8 +36,8 @@ from .people import accounts
 from .people.accounts import READERS
 from .people.id_tokens import Issuers
 from .people.tokens import Identity
-from .publishing import check_released
 from .quotas import Quotas
+from .releases import Releases
 from .settings import HubSettings
 from .storage.opening import open_storage
 from .uploads import USABLE, Held, Uploads
@@ -46,7 +46,6 @@ from .workers import Desk, Workers
 
 _log = logging.getLogger("adapterhub.hub")
 _TENDED = 600.0  # seconds between two looks at what has lasted its time
-_RELEASED = 100_000  # versions that were compared with the policy
 _CLOSED, _MOST = 5.0, 100  # seconds that the list of what not everybody may see is used; tokens for which it is kept
 
 
@@ -68,6 +67,7 @@ class Hub:
         uploads: Bodies that are arriving.
         git: The names that git would give to files.
         forms: Versions in other formats.
+        releases: What is given out by the policy.
         mirror: Of another hub; None without one.
         secret: Signs the places of uploads.
     """
@@ -86,11 +86,11 @@ class Hub:
         self.uploads = Uploads(self.store, self.workers, limit=settings.max_file, room=self._room, ended=self.quotas.close)
         self.git = GitNames(self.store)
         self.forms = Forms(self.storage, settings.policy)
+        self.releases = Releases(settings.policy, self._with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
         self.sign_ins = Workers(self.storage, 4)
         self.secret = self._secret()
         self._closed: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
-        self._released: set[tuple[str, Digest]] = set()
         self._jobs = Jobs(self.database)
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         of = settings.mirror
@@ -260,20 +260,6 @@ class Hub:
 
     # ---- blobs
 
-    def check_released(self, desk: Desk, who: Identity | None, row: Row | None) -> None:
-        """Refuse to give out a version that the policy does not allow, perhaps by now; what is no version is not compared.
-
-        Those who may write to its namespace get it, to sign or attest what is missing.
-        """
-        if self.settings.policy is None or row is None or (row.name, row.digest) in self._released:
-            return
-        if who is not None and who.may("write", row.name.partition("/")[0]):
-            return
-        check_released(desk, self.settings.policy, row)
-        if len(self._released) >= _RELEASED:
-            self._released.clear()
-        self._released.add((row.name, row.digest))
-
     def blob(self, digest: Digest, size: int, headers: dict[str, str], wanted: str | None) -> BlobResponse:
         """The answer with a blob of the store, for whom may read it."""
         opened, address = partial(self.storage.opened, digest), partial(self.storage.address, digest, size)
@@ -281,6 +267,10 @@ class Hub:
 
     def _room(self, name: str, upload: str, size: int, more: int, lifetime: float) -> int | None:
         return self.quotas.open(self.workers.desk(), name, upload, size, more=more, lifetime=lifetime)
+
+    def _with_file(self, desk: Desk, who: Identity | None, digest: Digest) -> Iterator[View]:
+        names = queries.names_with(desk.registry.index, digest, without=self.hidden(desk, who))
+        yield from filter(None, (self.visible(desk, who, name) for name in names))
 
     def uploaded(self, name: str, digests: Iterable[Digest], ended: Collection[str] = ()) -> None:
         """Record that blobs were uploaded for a repository, which may use them for a day before a manifest names them.

@@ -17,9 +17,13 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub import commits
+from adapterhub.hub.access import writes
+from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.workers import Desk
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import RefusedError, UsageError
 
 from .answers import AnswerError, error
 from .reading import found, name_of
@@ -38,26 +42,35 @@ async def batch(hub: Hub, request: Request) -> Response:
     uploading = operation == UPLOAD
     objects = [_object(one) for one in _listed(fields.get("objects"))]
 
-    def work(desk: Desk) -> list[int | None]:
+    def work(desk: Desk) -> list[tuple[int | None, str]]:
         of = found(hub, desk, who, name)
         if uploading:
             hub.access.check_write(who, name)
             hub.quotas.check(desk, name, dict(objects), but=[name])
-        writes = who is not None and who.may("write", name.partition("/")[0])
-        sizes = [hub.has_blob(desk, of, name, digest, uploads=writes) for digest, _ in objects]
+        sizes = [hub.has_blob(desk, of, name, digest, uploads=writes(who, name)) for digest, _ in objects]
         hub.uploaded(
             name, [digest for (digest, size), there in zip(objects, sizes, strict=True) if uploading and there == size]
         )
-        return sizes
+        return [(size, _refusal(hub, desk, who, of, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
 
     there = await hub.workers.run(work)
     url = hub.url(request)
     answers = []
-    for (digest, size), has in zip(objects, there, strict=True):
+    for (digest, size), (has, refused) in zip(objects, there, strict=True):
         href = f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?{urlencode(_signed(hub, operation, name, digest, size))}"
-        answers.append(_answer(digest, size, href, there=has == size, uploading=uploading, limit=hub.settings.max_file))
+        limit = hub.settings.max_file
+        answers.append(_answer(digest, size, href, there=has == size, uploading=uploading, limit=limit, refused=refused))
     answer = {"transfer": "basic", "objects": answers, "hash_algo": "sha256"}
     return JSONResponse(answer, media_type=MEDIA_TYPE)
+
+
+def _refusal(hub: Hub, desk: Desk, who: Identity | None, of: View, digest: Digest) -> str:
+    """Why the policy does not let a file out; empty if it does."""
+    try:
+        hub.releases.check_blob(desk, who, of, digest)
+    except RefusedError as refused:
+        return str(refused)
+    return ""
 
 
 def _listed(value: Any) -> list[Any]:
@@ -73,12 +86,14 @@ def _object(one: Any) -> tuple[Digest, int]:
     return f"sha256:{oid}", size
 
 
-def _answer(digest: Digest, size: int, href: str, *, there: bool, uploading: bool, limit: int) -> dict[str, Any]:
+def _answer(digest: Digest, size: int, href: str, *, there: bool, uploading: bool, limit: int, refused: str) -> dict[str, Any]:
     found: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
     if size > limit:
         found["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}
     elif uploading and not there:
         found["actions"] = {"upload": {"href": href}, "verify": {"href": href}}
+    elif not uploading and there and refused:
+        found["error"] = {"code": 403, "message": printable(refused)[:2000]}
     elif not uploading and there:
         found["actions"] = {"download": {"href": href}}
     elif not uploading:

@@ -349,8 +349,12 @@ async def resolve(hub: Hub, request: Request) -> Any:
         commit = at(desk, of, revision)
         if path not in commit.files:
             raise AnswerError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
-        hub.check_released(desk, who, commit.row)
-        return commit, hub.git.file(path, *commit.files[path])
+        file = hub.git.file(path, *commit.files[path])
+        if commit.row:
+            hub.releases.check(desk, who, commit.row)
+        else:
+            hub.releases.check_blob(desk, who, of, file.digest)
+        return commit, file
 
     commit, file = await hub.workers.run(work)
     headers = {

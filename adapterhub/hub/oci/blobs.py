@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
+from adapterhub.hub.access import writes
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import BusyError, Upload
@@ -22,7 +23,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 
 from .answers import DIGEST, VERSION, OciError
-from .reading import check_readable, writes
+from .reading import check_readable
 from .references import check_open, parse_digest, remember, stored, writer_of
 
 _RANGE = linear.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
-from adapterhub.hub.access import NoTokenError
+from adapterhub.hub.access import NoTokenError, writes
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
@@ -24,7 +24,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.registry.repositories import Repository
 from adapterhub.registry.versions import deprecation
 from adapterhub.remotes.layouts.index import INDEX_TYPE
-from adapterhub_converters.errors import NotFoundError
+from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .answers import DIGEST, VERSION, OciError
 from .references import found, known_as, name_of, parse_digest, stored
@@ -54,7 +54,7 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
 
     def work(desk: Desk) -> Found:
         one = manifest(hub, desk, found(hub, desk, who, name), reference)
-        hub.check_released(desk, who, one.row)
+        hub.releases.check(desk, who, one.row)
         return one
 
     one = await hub.workers.run(work)
@@ -114,14 +114,15 @@ def readable(hub: Hub, desk: Desk, who: Identity | None, name: str, digest: Dige
     """The bytes of a blob that somebody may read through a repository; None without it.
 
     Who may write sees what was uploaded too, even before there is a repository.
+
+    Raises:
+        RefusedError: The policy allows no version that has it.
     """
     of = _seen(hub, desk, who, name)
-    return hub.has_blob(desk, of, of.name if of else name, digest, uploads=writes(who, name))
-
-
-def writes(who: Identity | None, name: str) -> bool:
-    """Whether somebody may write to a repository."""
-    return who is not None and who.may("write", name.partition("/")[0])
+    size = hub.has_blob(desk, of, of.name if of else name, digest, uploads=writes(who, name))
+    if of and size is not None:
+        hub.releases.check_blob(desk, who, of, digest)
+    return size
 
 
 def _seen(hub: Hub, desk: Desk, who: Identity | None, name: str) -> View | None:
@@ -205,8 +206,8 @@ async def referrers(hub: Hub, request: Request) -> Response:
 
 
 def check_readable(hub: Hub, desk: Desk, who: Identity | None, name: str, digest: Digest) -> int | None:
-    """As `readable`, for a mount: None also from a repository that is not there, or that `who` may not see."""
+    """As `readable`, for a mount: None also from a repository that is not there, or whose blob `who` may not have."""
     try:
         return readable(hub, desk, who, name, digest)
-    except (OciError, NoTokenError):
+    except (OciError, NoTokenError, RefusedError):
         return None
