@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Meta, StackedLowRank
+from adapterhub_converters.adapter import Meta, StackedLowRank, layers_of_classifier
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
@@ -45,6 +45,30 @@ def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
         yield from _of_each((name, wrong[kind]) for name, kind in contents.tensors())
     if contents.format == "peft" and contents.unread is None:
         yield from _config(contents)
+        if contents.config.get("peft_type") == "XLORA":
+            yield from _classifier(contents)
+
+
+def _classifier(contents: Contents) -> Iterator[Problem]:
+    """Problems of X-LoRA's classifier: peft 0.21 saves none of its layers whose number is the name of an adapter."""
+    layers, whole = layers_of_classifier(contents.config), bool(contents.config.get("layerwise_scalings"))
+    if not layers:
+        yield Problem("classifier", peft.CONFIG, "", "the config does not have the sizes of the classifier")
+    for place, (out, into) in layers.items():
+        name = f"internal_xlora_classifier.layers.{place}"
+        change = contents.tuned.get(name)
+        shapes = {part: tensor.shape for part, tensor in change.parts()} if change else {}
+        weight, bias = shapes.get("weight", ()), shapes.get("bias", ())
+        rows = weight[0] if whole and place == max(layers) and len(weight) == 2 and not weight[0] % out else out
+        if not change:
+            hint = "Save it again with every layer of the classifier: this is a defect of peft 0.21"
+            yield Problem("classifier", contents.weights, name, "is missing: peft would draw it at random", hint)
+        elif (weight, bias) != ((rows, into), (rows,)):
+            what = f"weight {weight} and bias {bias}, by the config {(out, into)}"
+            yield Problem("classifier", contents.weights, name, what, "", str((out, into)), str(weight))
+    odd = set(contents.tuned) - {f"internal_xlora_classifier.layers.{place}" for place in layers}
+    for name in sorted(odd) if layers else ():
+        yield Problem("unknown-tensor", contents.weights, name, "a layer that the classifier of the config does not have")
 
 
 def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Problem]:

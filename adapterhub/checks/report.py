@@ -46,6 +46,7 @@ _FILES: _Codes = {
     "no-magnitude": (ERROR, "use_dora is true, but a module has no magnitude vector"),
     "magnitude-flag": (ERROR, "there are magnitude vectors, but use_dora is not true; peft would skip them"),
     "bias-flag": (ERROR, "there is a lora_B.bias, but lora_bias is not true; peft would skip it"),
+    "classifier": (ERROR, "X-LoRA: a layer of the classifier is missing, which peft draws anew, or has another shape"),
     "no-bias": (WARNING, "lora_bias is true, but a module has no lora_B.bias"),
     "token-rows": (ERROR, "trainable_token_indices and the saved rows differ in number"),
     "overwrites-base": (WARNING, "a whole tensor replaces the base's own, but modules_to_save does not name its module"),

@@ -219,6 +219,9 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
 
 def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Changes by tuners that are not LoRA."""
+    if contents.config.get("peft_type") == "XLORA":
+        yield from _mixture(contents, base)
+        return
     for target, change in contents.tuned.items():
         if not change.acts_on_weight:
             yield from _prompts(contents, base, change)
@@ -248,6 +251,14 @@ def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Prob
     if width is not None and tensor.shape[-1] != width:
         what = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
         yield Problem("shape-mismatch", contents.weights, part, what, "", str(width), str(tensor.shape[-1]))
+
+
+def _mixture(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """A disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
+    width, own = base.config.get("hidden_size"), contents.config.get("hidden_size")
+    if width is not None and own != width:
+        what = f"the classifier reads {own} numbers for each token, the base has {width}"
+        yield Problem("shape-mismatch", peft.CONFIG, "hidden_size", what, "", str(width), str(own))
 
 
 # The parameter that transformers 5 stacks to the modules that it stacks, as a list of experts names them.

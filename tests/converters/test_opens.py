@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from adapterhub_converters.formats import FORMATS, convert, peft
+from adapterhub_converters.formats import FORMATS, WRITTEN, convert, peft
 from tests.converters import trained
 from tests.converters.trained import LLAMA
 from tests.support.opens import opens
 
-LANGUAGE = [name for name in FORMATS if name not in ("kohya", "diffusers")]
+LANGUAGE = [name for name in WRITTEN if name not in ("kohya", "diffusers")]
 
 
 @pytest.mark.parametrize("own", LANGUAGE)

@@ -261,8 +261,6 @@ class _Planner:
 
     def _tuned(self, target: str, change: Tuned, weight: float, found: TensorNames) -> None:
         """The change by a tuner that is not LoRA: the pair that it equals, or a function of the whole weight."""
-        if not change.acts_on_weight:
-            raise RefusedError(target, f"{change.tuner.method} adds tokens to the input, which no weight can express")
         name = self._untied(found.parameter(f"{target}.weight"), target)
         shape = self.shapes.get(name, self._weight(name).shape)
         if not change.fits(shape):

@@ -24,12 +24,12 @@ from .adapter import (
 )
 from .deltas import MAX_EXPERTS, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
 from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera, as_pairs, pair_numbers
-from .tuned import TUNERS, Tuned, Tuner, tuner_of
+from .tuned import TUNERS, Tuned, Tuner, layers_of_classifier, tuner_of
 
 __all__ = [
-    "FULL", "MAX_EXPERTS", "TUNERS", "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard", "Kronecker",
-    "Loss", "LossReport", "LowRank", "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank", "Rows", "Source",
-    "StackedLowRank", "TensorLoss", "Tuned", "Tuner", "Vera", "as_pairs", "beyond_deltas", "factor_pairs", "factored_out",
-    "pair_numbers", "plain_pairs", "refuse_conditions", "refuse_differences", "refuse_tuned", "scaling", "tuner_of",
-    "unconditional", "unmeasured",
+    "FULL", "MAX_EXPERTS", "TUNERS", "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard",
+    "Kronecker", "Loss", "LossReport", "LowRank", "LowRankConv", "LowRankEmbedding", "Meta", "Pair", "PooledLowRank",
+    "Rows", "Source", "StackedLowRank", "TensorLoss", "Tuned", "Tuner", "Vera", "as_pairs", "beyond_deltas",
+    "factor_pairs", "factored_out", "layers_of_classifier", "pair_numbers", "plain_pairs", "refuse_conditions",
+    "refuse_differences", "refuse_tuned", "scaling", "tuner_of", "unconditional", "unmeasured",
 ]  # fmt: skip

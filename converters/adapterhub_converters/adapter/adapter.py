@@ -19,7 +19,7 @@ from adapterhub_converters.errors import RefusedError, refused
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored import Factored, Vera, as_pairs
-from .tuned import Tuned
+from .tuned import TUNERS, Tuned
 
 # The names in `Adapter.tensors` of parts that a delta calls otherwise.
 _LABELS = {"bias": "lora_B.bias"}
@@ -194,6 +194,8 @@ def unmeasured(adapter: Adapter) -> list[str]:
 
 def refuse_tuned(adapter: Adapter) -> None:
     """RefusedError for an adapter by a tuner that is not LoRA."""
+    if why := next((row.unmerged for row in TUNERS.values() if row.method == adapter.meta.method), ""):
+        raise RefusedError("adapter", f"{adapter.meta.method} {why}")
     if adapter.tuned:
         raise RefusedError(next(iter(adapter.tuned)), f"its change is by {adapter.meta.method}, which is no low-rank delta")
 

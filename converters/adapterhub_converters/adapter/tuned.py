@@ -39,6 +39,7 @@ class Tuner:
         variants: Other sets of names that `parts` may be.
         bias: Whether the bias of the module changes as a column of its weight does.
         integers: The parts that are indices.
+        unmerged: Why no weight can express it, after its name; empty where it changes one.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Tuner:
     variants: tuple[tuple[str, ...], ...] = ()
     bias: bool = False
     integers: frozenset[str] = frozenset()
+    unmerged: str = ""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -413,7 +415,8 @@ _OF_PROMPTS = frozenset({
 def _prompt(method: str, others: frozenset[str] = frozenset(), **numbers: object) -> Tuner:
     """A tuner of tokens that are put before the input."""
     known = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
-    return Tuner(method, known, _OF_PROMPTS | others, parts=("prompt_embeddings",))
+    why = "adds tokens to the input, which no weight can express"
+    return Tuner(method, known, _OF_PROMPTS | others, parts=("prompt_embeddings",), unmerged=why)
 
 
 TUNERS: dict[str, Tuner] = {
@@ -467,8 +470,34 @@ TUNERS: dict[str, Tuner] = {
     "PROMPT_TUNING": _prompt("prompt_tuning"),
     "PREFIX_TUNING": _prompt("prefix_tuning", prefix_projection=False, encoder_hidden_size=None),
     "P_TUNING": _prompt("p_tuning", encoder_hidden_size=None),
+    "XLORA": Tuner(
+        "xlora",
+        {"hidden_size": 4096, "xlora_depth": 1, "xlora_size": 2048, "layerwise_scalings": False, "enable_softmax": True,
+         "enable_softmax_topk": False, "softmax_temperature": 1.0, "top_k_lora": None, "scaling_pass_value": 0.0,
+         "global_scaling_weight": 1.0},
+        frozenset({"adapters", "use_trainable_adapters", "xlora_dropout_p"}), ("weight", "bias"),
+        unmerged="mixes LoRA adapters anew for each token, by a classifier of the input, which no weight can express",
+    ),
 }  # fmt: skip
 """peft_type to its row."""
+
+
+def layers_of_classifier(config: Numbers) -> dict[int, Shape]:
+    """The linear layers of X-LoRA's classifier (arXiv 2402.07148) by their numbers, `(out, in)`; peft, `xlora/classifier.py`.
+
+    The rows of the last are a multiple of those given, one for each adapter, where it has some for each layer of the model.
+    """
+    numbers = {**TUNERS["XLORA"].numbers, "xlora_dropout_p": 0.2, **config}
+    sizes: list[int] = [n for key in ("hidden_size", "xlora_size", "xlora_depth") if type(n := numbers[key]) is int]
+    adapters = numbers.get("adapters")
+    if len(sizes) < 3 or not all(0 < n < 2**20 for n in sizes) or not isinstance(adapters, dict) or not adapters:
+        return {}
+    hidden, size, depth = sizes
+    if depth > 1000:
+        return {}
+    step = 3 if numbers["xlora_dropout_p"] else 2  # an activation follows each, and a dropout
+    widths = [hidden, *[size] * (depth - 1), len(adapters)]
+    return {step * n: (widths[n + 1], widths[n]) for n in range(depth)}
 
 
 def tuner_of(peft_type: object) -> Tuner | None:

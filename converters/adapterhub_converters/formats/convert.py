@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import collector
-from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out
+from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out, refuse_tuned
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name, whole_model
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
@@ -179,6 +179,8 @@ def convert(
             if own == row and dtype == "source":
                 return _copied(row, source.path, temporary, read_own, base)
             adapter = _on_base(read_own(source.path), row, base, str(source.path))
+            if own != row:
+                refuse_tuned(adapter)
             options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
 
             def write(given: Adapter, path: Path) -> LossReport:

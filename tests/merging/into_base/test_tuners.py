@@ -19,7 +19,7 @@ from adapterhub_converters.adapter import TUNERS
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import FORMATS, convert
+from adapterhub_converters.formats import FORMATS, WRITTEN, convert
 from adapterhub_converters.formats import peft as peft_format
 from adapterhub_converters.formats.peft.config import INERT, KINDS, READ
 from tests.conftest import need_module
@@ -133,7 +133,7 @@ def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["ia3", "oft", "miss", "vblora", "ln_tuning", "prompt_tuning"])
-@pytest.mark.parametrize("to", [name for name in FORMATS if name != "peft"])
+@pytest.mark.parametrize("to", [name for name in WRITTEN if name != "peft"])
 def test_no_other_format_takes_it_for_lora(name: str, to: str, tmp_path: Path) -> None:
     need_module("peft")
     folder = made(name, tmp_path)

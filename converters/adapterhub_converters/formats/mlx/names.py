@@ -20,9 +20,10 @@ _LAYER = linear.Pattern(
     r"(?:model\.layers|transformer\.h|gpt_neox\.layers|backbone\.layers)\.(0|[1-9][0-9]{0,5})\.([A-Za-z0-9_.]+)"
 )
 _EXPERT = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
-_STACK = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(gate_up_proj|down_proj)")
-_OF_FILE = linear.Pattern(r"(.+\.)(?:switch_mlp|switch_glu|experts)\.(gate_proj|up_proj|down_proj)")
+_STACK = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(gate_up_proj|up_proj|down_proj)")
+_OF_FILE = linear.Pattern(r"(.+\.)(?:switch_mlp|switch_glu|experts)\.(gate_proj|up_proj|down_proj|fc1|fc2)")
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_UNGATED = {"up_proj": "fc1", "down_proj": "fc2"}  # of experts without a gate
 _PROJECTIONS = {**_MIXTRAL, **{name: name for name in _MIXTRAL.values()}}
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 
@@ -36,6 +37,8 @@ class Row:
         experts: The path of stacked experts within a layer; empty if no adapter is written for them.
         layers: The list of layers.
         table: The table of embeddings; `head` the output layer.
+        gated: Whether the experts have a gate.
+        alternating: Whether the rows of gate and up alternate in transformers' stack of both.
     """
 
     types: str
@@ -44,6 +47,8 @@ class Row:
     layers: str = "model.layers"
     table: str = "model.embed_tokens"
     head: str = "lm_head"
+    gated: bool = True
+    alternating: bool = False
 
 
 def _in(parent: str, names: str) -> tuple[str, ...]:
@@ -108,7 +113,7 @@ ROWS = (
     Row("dots1", _LLAMA + _SHARED, "mlp.experts"),
     Row("afmoe", _LLAMA + _in("self_attn", "gate_proj") + _in("mlp.router", "gate") + _SHARED, "mlp.experts"),
     Row("laguna", (*_LLAMA, "self_attn.g_proj", "mlp.gate.proj", *_in("mlp.shared_expert", _GATED)), _SWITCH),
-    Row("gpt_oss", _ATTENTION + _in("mlp", "router")),
+    Row("gpt_oss", _ATTENTION + _in("mlp", "router"), "mlp.experts", alternating=True),
     Row("deepseek_v2", _MLA + _in("self_attn", "kv_b_proj") + _SHARED, _SWITCH),
     Row("deepseek_v3 glm4_moe_lite", _MLA + _SHARED, _SWITCH),
     Row("deepseek_v32 glm_moe_dsa", _in("self_attn", _COMPRESSED) + _MLP + _SHARED + _INDEXER, _SWITCH),
@@ -144,7 +149,7 @@ ROWS = (
             *_in("mixer", "in_proj out_proj q_proj k_proj v_proj o_proj up_proj down_proj"),
             *_in("mixer.shared_experts", "up_proj down_proj"),
         ),
-        layers="backbone.layers", table="backbone.embeddings",
+        "mixer.switch_mlp", layers="backbone.layers", table="backbone.embeddings", gated=False,
     ),
     Row(
         "exaone", _in("attn.attention", "q_proj k_proj v_proj out_proj") + _in("mlp", "c_fc_0 c_fc_1 c_proj"),
@@ -167,6 +172,7 @@ ROWS = (
     _of_text(
         "llama4",
         _ATTENTION + _FEED + _in("feed_forward", "router") + _in("feed_forward.shared_expert", _GATED),
+        "feed_forward.experts",
     ),
 )  # fmt: skip
 """A test compares every row with the model that mlx-lm makes of a small config."""
@@ -185,7 +191,18 @@ class Names:
         self._type = base.model_type if base is not None else ""
         self._row = rows().get(self._type)
         self.table, self.head = (self._row.table, self._row.head) if self._row else (_TABLE, _HEAD)
+        self._parts = _PROJECTIONS if self._row is None or self._row.gated else _UNGATED
         self._paths = {self._in_memory(path): path for path in self._row.paths} if self._row else {}
+
+    @property
+    def known(self) -> bool:
+        """Whether the model type is known."""
+        return self._row is not None
+
+    @property
+    def alternating(self) -> bool:
+        """Whether the rows of gate and up alternate in transformers' stack of both."""
+        return self._row is not None and self._row.alternating
 
     @property
     def unknown(self) -> str:
@@ -213,15 +230,19 @@ class Names:
         number, path = _layer(target)
         found = _EXPERT.fullmatch(path)
         stack = self._stack(number, found[1]) if found else ""
-        return (f"{stack}.{_PROJECTIONS[found[3]]}", int(found[2])) if stack and found and found[3] in _PROJECTIONS else None
+        part = self._parts.get(found[3]) if found else None
+        return (f"{stack}.{part}", int(found[2])) if stack and found and part else None
 
     def parameter(self, target: str) -> tuple[str, ...]:
         """The modules that a parameter with all experts of a layer becomes; empty for another name."""
         number, path = _layer(target)
         found = _STACK.fullmatch(path)
         stack = self._stack(number, found[1]) if found else ""
-        parts = ("gate_proj", "up_proj") if found and found[2] == "gate_up_proj" else ("down_proj",)
-        return tuple(f"{stack}.{part}" for part in parts) if stack else ()
+        own = ("gate_up_proj", "down_proj") if self._parts is _PROJECTIONS else ("up_proj", "down_proj")
+        if not stack or not found or found[2] not in own:
+            return ()
+        sides = ("gate_proj", "up_proj") if found[2] == "gate_up_proj" else (found[2],)
+        return tuple(f"{stack}.{self._parts[side]}" for side in sides)
 
     def _stack(self, number: str, experts: str) -> str:
         if not number:
@@ -240,6 +261,8 @@ def experts_of(name: str) -> tuple[str, str] | None:
     if not found:
         return None
     place, part = found[1].removesuffix("experts."), found[2]
+    if part in _UNGATED.values():
+        return f"{place}experts", next(name for name, own in _UNGATED.items() if own == part)
     old = {value: key for key, value in _MIXTRAL.items()}
     return f"{place}experts", old[part] if place.endswith("block_sparse_moe.") else part
 

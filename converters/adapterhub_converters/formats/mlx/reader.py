@@ -16,7 +16,7 @@ from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Delta, Low
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError
-from adapterhub_converters.formats import source_config
+from adapterhub_converters.formats import peft, source_config
 
 from . import whole
 from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
@@ -57,7 +57,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
     notes = [source_config.IGNORED] if source_config.is_there(metadata) else []
     notes += [_VLM_SCALE] if by_vlm else []
-    return Adapter(deltas, meta=meta, notes=tuple(notes))
+    return peft.in_stacks(Adapter(deltas, meta=meta, notes=tuple(notes)), base)
 
 
 def _of_vlm(config: dict[str, Any], where: str) -> tuple[dict[str, Any], bool]:

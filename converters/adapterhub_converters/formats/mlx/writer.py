@@ -99,8 +99,8 @@ def _one(target: str, delta: Delta, names: Names, *, dora: bool) -> Iterator[str
     if isinstance(delta, StackedLowRank):
         if not names.parameter(target):
             yield "a delta of stacked experts that mlx-lm is not known to have under this name"
-        elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or delta.transposed_base):
-            yield "experts that interleave gate and up are not supported"
+        elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or (delta.transposed_base and not names.known)):
+            yield "the base decides whether gate and up alternate in experts that are stored (in, out): name it"
         if dora:
             yield "mlx-lm has no DoRA for experts"
     elif isinstance(delta, LowRank | LowRankEmbedding):
@@ -206,7 +206,7 @@ def _all_written(
         text = text_name(target)
         switch, name = names.expert(text), names.module(text)
         if isinstance(delta, StackedLowRank):
-            yield from _stacked(target, delta, plan.factors[target], rank, names.parameter(text))
+            yield from _stacked(target, delta, plan.factors[target], rank, names)
         elif switch and isinstance(delta, LowRank):
             groups.setdefault(switch[0], {})[switch[1]] = (target, delta)
         elif name and isinstance(delta, LowRank | LowRankEmbedding):
@@ -255,13 +255,15 @@ def _stack(arrays: list[np.ndarray | None]) -> np.ndarray:
     return stacked
 
 
-def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int, names: tuple[str, ...]) -> Iterator[_Written]:
+def _stacked(target: str, delta: StackedLowRank, factor: float, rank: int, known: Names) -> Iterator[_Written]:
+    names = known.parameter(text_name(target))
     folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
     lora_a, lora_b = file_alpha.padded(delta.lora_A, rank, 1), file_alpha.padded(folded.lora_B, rank, 2)
     rows = lora_b.shape[1] // len(names)
     losses = (TensorLoss(f"{target}.lora_A", Loss.REWRITTEN, f"as {' and '.join(names)}"), folded.loss)
     for n, name in enumerate(names):
-        part = np.ascontiguousarray(lora_b[:, n * rows : (n + 1) * rows])
+        own = slice(n, None, len(names)) if known.alternating else slice(n * rows, (n + 1) * rows)
+        part = np.ascontiguousarray(lora_b[:, own])
         yield _Written(name, lora_a, part, (), losses if n == 0 else ())
 
 

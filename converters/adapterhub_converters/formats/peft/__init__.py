@@ -7,11 +7,12 @@ from .keys import classify, state_dict
 from .one_scale import folded
 from .quirks import alpha_is_rank
 from .reader import nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
-from .stacks import place_of, stacked
+from .stacks import in_stacks, place_of, stacked
 from .writer import config_text, saved_modules, write
 
 __all__ = [
     "CONFIG", "INDEX", "INERT", "READ", "UNKNOWN_KEY", "WEIGHTS", "Outdated", "alpha_is_rank", "brought_forward",
-    "check_config", "classify", "config_text", "folded", "nested", "outdated", "parse", "parse_shapes", "place_of", "read",
-    "read_shapes", "residual_init", "saved_modules", "sniff", "stacked", "state_dict", "unknown_keys", "weight_files", "write",
+    "check_config", "classify", "config_text", "folded", "in_stacks", "nested", "outdated", "parse", "parse_shapes",
+    "place_of", "read", "read_shapes", "residual_init", "saved_modules", "sniff", "stacked", "state_dict",
+    "unknown_keys", "weight_files", "write",
 ]  # fmt: skip

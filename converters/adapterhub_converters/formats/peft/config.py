@@ -50,7 +50,6 @@ KINDS = {
 _UNSUPPORTED = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 UNKNOWN_KEY = "is not a key of peft 0.21.2, which ignores it with a warning"
 _REASONS = {
-    "XLORA": "it mixes several LoRA adapters anew for each token, which no weight can express",
     "POLY": "it mixes several LoRA adapters by task, which no weight can express",
 }
 # Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).

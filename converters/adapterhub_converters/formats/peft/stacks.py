@@ -28,6 +28,11 @@ STACKING = frozenset({
     "qwen3_vl_moe_text", "solar_open",
 })  # fmt: skip
 """Model types with `experts.gate_up_proj` `(experts, 2 * inner, outer)` and `experts.down_proj` (transformers 5.24)."""
+ALTERNATING = frozenset({"gpt_oss"})
+"""Model types in whose `gate_up_proj` the rows of gate and up alternate."""
+_ACROSS = frozenset({"gpt_oss", "llama4", "llama4_text"})  # with stacks (experts, in, out)
+_UNGATED = frozenset({"nemotron_h"})  # with up_proj and down_proj alone
+_STACKED = STACKING | _ACROSS | _UNGATED
 _EXPERT = linear.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
 # Last names of modules that peft would take for those of experts, and of routers, which are no linear layers.
@@ -42,7 +47,7 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     Raises:
         RefusedError: An expert has more than a pair, which a stack cannot have.
     """
-    if base is None or base.model_type not in STACKING:
+    if base is None or base.model_type not in _STACKED:
         return adapter
     deltas: dict[str, Delta] = {}
     layers: dict[str, dict[str, dict[int, LowRank]]] = {}
@@ -60,12 +65,27 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
         return adapter
     for module, parts in layers.items():
         number = count(module, base, max(max(experts) for experts in parts.values()) + 1)
-        if "gate" in parts or "up" in parts:
-            sides = [_stack(parts[side], number) if side in parts else None for side in ("gate", "up")]
-            deltas[f"{module}.gate_up_proj"] = _joined(sides)
-        if "down" in parts:
-            deltas[f"{module}.down_proj"] = _stack(parts["down"], number)
+        deltas |= _of_layer(module, parts, number, base.model_type)
     return dataclasses.replace(adapter, deltas=deltas, source=None)
+
+
+def _of_layer(module: str, parts: Mapping[str, Experts], number: int, kind: str) -> dict[str, Delta]:
+    """The stacks of one layer with `number` experts, in the form that a model type has."""
+    stacks = {part: _stack(experts, number, across=kind in _ACROSS) for part, experts in parts.items()}
+    if kind in _UNGATED:
+        if "gate" in stacks:
+            raise RefusedError(module, f"the experts of {kind} have no gate")
+        return {f"{module}.{part}_proj": stack for part, stack in stacks.items()}
+    found: dict[str, Delta] = {f"{module}.down_proj": stacks["down"]} if "down" in stacks else {}
+    if "gate" in stacks or "up" in stacks:
+        sides = [stacks.get(side) for side in ("gate", "up")]
+        found[f"{module}.gate_up_proj"] = _joined(sides, alternating=kind in ALTERNATING)
+    return found
+
+
+def in_stacks(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+    """As `stacked`, for bases alone whose files, too, have the experts in stacks of a form of their own."""
+    return stacked(adapter, base) if base is not None and base.model_type in _ACROSS else adapter
 
 
 def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
@@ -102,7 +122,7 @@ def count(module: str, base: BaseSpec, least: int) -> int:
     return int(known)
 
 
-def _stack(experts: Experts, count: int) -> StackedLowRank:
+def _stack(experts: Experts, count: int, *, across: bool) -> StackedLowRank:
     """One delta of all experts: those that differ in rank are padded with zeros, in scale the factor goes into `lora_B`."""
     r = max(delta.r for delta in experts.values())
     first = next(iter(experts.values()))
@@ -115,16 +135,17 @@ def _stack(experts: Experts, count: int) -> StackedLowRank:
         lora_A[number, : delta.r] = delta.lora_A
         factor = delta.scaling / scale if scale else 1.0
         lora_B[number, :, : delta.r] = delta.lora_B if factor == 1 else delta.lora_B.astype(np.float32) * np.float32(factor)
-    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora)
+    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=across)
 
 
-def _of_scale(lora_A: np.ndarray, lora_B: np.ndarray, scale: float, *, rslora: bool) -> StackedLowRank:
+def _of_scale(lora_A: np.ndarray, lora_B: np.ndarray, scale: float, *, rslora: bool, across: bool) -> StackedLowRank:
     r = lora_A.shape[1]
-    return StackedLowRank(lora_A, lora_B, scale * (r**0.5 if rslora else r), rslora, transposed_base=False)
+    return StackedLowRank(lora_A, lora_B, scale * (r**0.5 if rslora else r), rslora, transposed_base=across)
 
 
-def _joined(sides: Sequence[StackedLowRank | None]) -> StackedLowRank:
-    """`gate_up_proj`: the rows of gate above those of up, each with its own ranks unless the two share `lora_A`."""
+def _joined(sides: Sequence[StackedLowRank | None], *, alternating: bool) -> StackedLowRank:
+    """`gate_up_proj`: the rows of gate above those of up, or `alternating`, each with its own ranks unless the two share
+    `lora_A`."""
     there = [side for side in sides if side is not None]
     first = there[0]
     count, out, _ = first.lora_B.shape
@@ -135,9 +156,10 @@ def _joined(sides: Sequence[StackedLowRank | None]) -> StackedLowRank:
     lora_B = np.zeros((count, 2 * out, r), np.result_type(*(side.lora_B for side in there)))
     start = 0
     for side, factor in zip(there, factors, strict=True):
-        row = out * next(i for i, one in enumerate(sides) if one is side)
+        number = next(i for i, one in enumerate(sides) if one is side)
+        rows = slice(number, None, 2) if alternating else slice(out * number, out * number + out)
         scaled = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
-        lora_B[:, row : row + out, start : start + side.r] = scaled
+        lora_B[:, rows, start : start + side.r] = scaled
         start += 0 if shared else side.r
     lora_A = first.lora_A if shared else np.concatenate([side.lora_A for side in there], axis=1)
-    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora)
+    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=bool(first.transposed_base))

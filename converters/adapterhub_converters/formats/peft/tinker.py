@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import linear
-from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, StackedLowRank, factored
+from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, factored
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
@@ -23,6 +23,7 @@ from adapterhub_converters.formats.candidate import Candidate
 
 from .config import CONFIG, WEIGHTS
 from .keys import PREFIX
+from .stacks import in_stacks
 
 _EXPERTS = linear.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
 _ATTENTION = linear.Pattern(r"(.+)\.attn\.([qkvo]_proj)")
@@ -72,15 +73,14 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
             raise FormatError(where, f"{target}: lora_A {lora_A.shape} is not a matrix, and not of experts")
         else:
             deltas[name] = LowRank(lora_A, lora_B, scale * len(lora_A))
-    if base is not None and base.model_type == "gpt_oss":
-        deltas = _interleaved(deltas)
     named = config.get("base_model_name_or_path")
     meta = Meta(
         base_model=named if isinstance(named, str) and named else None,
         task_type="CAUSAL_LM",
         parameters=sum(half.size for pair in pairs.values() for half in pair),
     )
-    return Adapter(deltas, meta=meta, notes=("an archive of Tinker, read under the names of transformers",))
+    notes = ("an archive of Tinker, read under the names of transformers",)
+    return in_stacks(Adapter(deltas, meta=meta, notes=notes), base)
 
 
 def _number(config: Mapping[str, Any], key: str, where: str) -> float:
@@ -166,25 +166,5 @@ def _experts(module: str, part: str, pair: Pair, scale: float, base: BaseSpec | 
         raise FormatError(module, f"{part}: {len(lora_A)} and {len(lora_B)} experts")
     lora_A, lora_B = (np.ascontiguousarray(np.broadcast_to(one, (count, *one.shape[1:]))) for one in (lora_A, lora_B))
     alpha = scale * lora_A.shape[1]
-    if base is not None and base.model_type == "gpt_oss":
-        return {f"{module}.{_PARTS[part]}": StackedLowRank(lora_A, lora_B, alpha, transposed_base=True)}
     names = {"w1": "up_proj", "w2": "down_proj"} if base is not None and base.model_type == "nemotron_h" else _PARTS
     return {f"{module}.{e}.{names[part]}": LowRank(lora_A[e], lora_B[e], alpha) for e in range(count)}
-
-
-def _interleaved(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
-    """gpt-oss's experts, in which the columns of gate and up alternate."""
-    found = dict(deltas)
-    for target in [target for target in deltas if target.endswith(".experts.gate_proj")]:
-        module = target.removesuffix(".gate_proj")
-        gate, up = found.pop(target), found.pop(f"{module}.up_proj", None)
-        if not isinstance(gate, StackedLowRank) or not isinstance(up, StackedLowRank) or gate.lora_B.shape != up.lora_B.shape:
-            raise RefusedError(module, "w1 and w3 do not have the same shape")
-        lora_A, lora_B = _diagonal([(gate.lora_A, gate.lora_B), (up.lora_A, up.lora_B)], module)
-        rows = gate.lora_B.shape[1]
-        alternating = np.ascontiguousarray(lora_B.reshape(len(lora_B), 2, rows, -1).swapaxes(1, 2).reshape(lora_B.shape))
-        scale = gate.scaling
-        found[f"{module}.gate_up_proj"] = StackedLowRank(lora_A, alternating, scale * lora_A.shape[1], transposed_base=True)
-    if odd := [target for target in found if target.endswith(".experts.up_proj")]:
-        raise RefusedError(odd[0], "w3 has a delta and w1 has none")
-    return found

@@ -19,6 +19,7 @@ from .config import meta as meta_of
 from .keys import PREFIX
 
 PROMPTS = "prompt_embeddings"
+_CLASSIFIER = "base_model.internal_xlora_classifier.layers."  # X-LoRA's, which is no part of the model
 _ROWS, _NORMS = ".trainable_tokens_delta", ".ln_tuning_layers"
 
 
@@ -52,7 +53,7 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
     if unknown:
         raise refused(at, unknown)
     tuned = {target: _change(target, {**shared, **parts}, config, at) for target, parts in modules.items()}
-    if not tuned and not replaced and not rows:
+    if not tuned and not replaced and not rows and tuner.method != "xlora":  # of whose classifier peft 0.21 saves a part
         raise FormatError(at, f"there are no tensors of {config['peft_type']}")
     plain = meta_of(config)
     numbers = {key: value for key, value in _numbers(config).items() if isinstance(value, str | int | float)}
@@ -65,9 +66,9 @@ def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
     name, last = key.removeprefix(PREFIX), key.rpartition(".")[2]
     if last in tuner.shared:  # RandLora saves it with each module as well
         return "shared", last, ""
-    if key == PROMPTS and PROMPTS in tuner.parts:
-        return "part", PROMPTS, PROMPTS
-    if not key.startswith(PREFIX):
+    if beside := _beside_model(key, last, tuner):
+        return beside
+    if not key.startswith(PREFIX) or tuner.method == "xlora":
         return "unknown", key, ""
     parts = {*tuner.parts, *(part for variant in tuner.variants for part in variant)} - {PROMPTS}
     if part := next((part for part in parts if name.endswith(f".{part}")), ""):
@@ -77,6 +78,15 @@ def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
             return kind, name.replace(mark, ""), ""
     saved = name.endswith((".weight", ".bias")) and "lora_" not in name  # by modules_to_save
     return "replaced" if saved else "unknown", name, ""
+
+
+def _beside_model(key: str, last: str, tuner: Tuner) -> tuple[str, str, str] | None:
+    """As `_classify`, of a tensor that is of no module of the model."""
+    if key == PROMPTS and PROMPTS in tuner.parts:
+        return "part", PROMPTS, PROMPTS
+    if key.startswith(_CLASSIFIER) and tuner.method == "xlora" and last in tuner.parts:
+        return "part", key.removeprefix("base_model.").rpartition(".")[0], last
+    return None
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
