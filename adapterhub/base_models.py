@@ -58,6 +58,7 @@ def convert_model(
     *,
     to: Literal["gguf", "hf"],
     dtype: str = "source",
+    imatrix: StrPath | None = None,
     replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
@@ -68,7 +69,9 @@ def convert_model(
         source: The model's folder or file.
         target: The file or folder to write, whole or not at all.
         to: `gguf` or `hf`.
-        dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0`, `q4_0` …; a folder has bf16.
+        dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0`, `q4_k` …, or a mixture of types, `q4_k_m`,
+            `q4_k_s`, `q5_k_m` or `q5_k_s`; a folder has bf16.
+        imatrix: An importance matrix of llama-imatrix, for the quantization to a GGUF.
         replace: Replace a model at `target`; else it must not exist.
         progress: Called with bytes done and bytes in all.
         workspace: Where progress is reported to, if not to `progress`.
@@ -97,7 +100,13 @@ def convert_model(
     atomic.check_free(out, folder=False, replace=replace)
     floats = dtype if dtype in ("f32", "f16", "bf16") else None
     blocks = None if floats or dtype == "source" else dtype
-    model = prepared([], path, Options(dtype=floats, requantize=blocks, dequantize=True), gguf=True)
+    importance = None
+    if imatrix is not None:
+        from adapterhub_converters.formats.gguf_model.importance import read_importance
+
+        importance = read_importance(Path(imatrix))
+    options = Options(dtype=floats, requantize=blocks, dequantize=True, importance=importance)
+    model = prepared([], path, options, gguf=True)
     with (workspace or Workspace()).showing(progress).bar("converting") as show:
         report = model.write(out, show, replace=replace)
     return ConvertedModel(out, (out.name,), out.stat().st_size, report)

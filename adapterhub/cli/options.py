@@ -324,18 +324,34 @@ def to_option(names: Sequence[str], **settings: Any) -> Decorator:
     return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **settings)
 
 
+QUANTIZED = (
+    "q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s",
+)  # fmt: skip
+"""Quantized types of a whole model in GGUF, and mixtures of them."""
+MODEL_DTYPES = tuple(dict.fromkeys((*formats.DTYPES, *QUANTIZED)))
+"""Types of a whole model in GGUF."""
 _LOSSES = (
-    dtype_option(formats.DTYPES, "a GGUF file", default="source"),
     click.option("--allow-approx", is_flag=True, help="Approximate what the format cannot express by low-rank deltas."),
     click.option("--allow-drop", metavar="WHAT", multiple=True, help="Leave out norms, biases, weights, rows, … or names."),
 )
 
 
 def loss_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that allow a conversion to lose something: `dtype`, `allow_approx`, `allow_drop`."""
-    for option in reversed(_LOSSES):
-        function = option(function)
-    return function
+    """Add the options that allow a conversion of an adapter to lose something: `dtype`, `allow_approx`, `allow_drop`."""
+    return losses_of(formats.DTYPES)(function)
+
+
+def losses_of(dtypes: Sequence[str]) -> Decorator:
+    """`loss_options` with these choices of `dtype`."""
+
+    dtype = dtype_option(dtypes, "a GGUF file", default="source")
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(_LOSSES):
+            function = option(function)
+        return dtype(function)
+
+    return decorate
 
 
 def dropped(given: Sequence[str]) -> tuple[str, ...]:

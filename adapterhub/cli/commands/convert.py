@@ -11,12 +11,13 @@ from adapterhub import runtime_commands
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
+    MODEL_DTYPES,
     Settings,
     alpha_option,
     base_option,
     command,
     dropped,
-    loss_options,
+    losses_of,
     model_option,
     rank_option,
     replace_option,
@@ -42,10 +43,11 @@ _FORMATS = (*formats.names(), *formats.MODELS)
 @click.argument("target", metavar="DST")
 @to_option(_FORMATS)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
-@loss_options
+@losses_of(MODEL_DTYPES)
 @rank_option("an approximation. [default: the adapter's]")
 @alpha_option
 @rslora_option
+@click.option("--imatrix", metavar="FILE", help="Quantize a whole model by an importance matrix of llama-imatrix.")
 @click.option("--unsafe-pickle", is_flag=True, help="Load a pickle, in a separate process with limits (needs torch).")
 @model_option
 @replace_option
@@ -64,6 +66,7 @@ def convert(
     rank: int | None,
     alpha: float | None,
     rslora: bool,
+    imatrix: str | None,
     unsafe_pickle: bool,
     model: str | None,
     replace: bool,
@@ -76,7 +79,8 @@ def convert(
     format cannot express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights
     as plain LoRA and reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
     magnitudes, copies, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a
-    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF.
+    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to one type such as
+    q4_k, or to a mixture such as q4_k_m, both as llama-quantize does.
     """
     from adapterhub_converters import bases
 
@@ -87,8 +91,13 @@ def convert(
         given = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
         if given:
             raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
-        _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype, replace=replace)
+        if style == "hf" and imatrix:
+            raise UsageError("--imatrix", "is for a quantized GGUF, and the result is a folder", "Leave it out")
+        _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype, imatrix=imatrix, replace=replace)
         return
+    if imatrix or dtype not in formats.DTYPES:
+        name = "--imatrix" if imatrix else f"--dtype {dtype}"
+        raise UsageError(name, "is for whole models, and SRC is an adapter", "Leave it out")
     from adapterhub import api
 
     spec = inputs.read_base(base, settings) if base else None
@@ -128,11 +137,18 @@ def _named_by(target: str) -> str:
 
 
 def _convert_model(
-    settings: Settings, source: str, target: str, style: Literal["gguf", "hf"], dtype: str, *, replace: bool
+    settings: Settings,
+    source: str,
+    target: str,
+    style: Literal["gguf", "hf"],
+    dtype: str,
+    *,
+    imatrix: str | None,
+    replace: bool,
 ) -> None:
     from adapterhub.base_models import convert_model
 
-    made = convert_model(source, target, to=style, dtype=dtype, replace=replace, workspace=workspace(settings))
+    made = convert_model(source, target, to=style, dtype=dtype, imatrix=imatrix, replace=replace, workspace=workspace(settings))
     runs = runtime_commands.of_model(style, Path(target))
     document: dict[str, object] = {"source": source, "target": target, "format": style, "run": runs}
     report = made.report

@@ -13,6 +13,7 @@ from adapterhub import combining
 from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
+    QUANTIZED,
     Settings,
     command,
     dry_run_option,
@@ -47,7 +48,7 @@ _PARAMETERS = {
 }
 # Options that make factors of a result, or show them.
 _OF_ADAPTERS = ("rank", "energy", "rank_budget", "plot")
-_REQUANTIZE = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q4_1", "q5_0", "q5_1", "nf4")
+_REQUANTIZE = (*QUANTIZED, "nf4")
 # Options of a merge into a base.
 _INTO = (
     dtype_option(("bf16", "f16", "f32"), "floats, with --into", default_text="BASE's"),
@@ -55,8 +56,8 @@ _INTO = (
         "--requantize",
         metavar="TYPE",
         type=click.Choice(_REQUANTIZE),
-        help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q6_k, q5_k, q4_k or the like, or the linear "
-        "layers of a Hugging Face folder to nf4, as bitsandbytes does.",
+        help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q6_k, q5_k, q4_k or the like, a Hugging Face "
+        "folder to a GGUF in a mixture such as q4_k_m, or its linear layers to nf4, as bitsandbytes does.",
     ),
     click.option("--shard-size", metavar="SIZE", help="With --into: maximum size of a file, like 5GB."),
     onto_option,

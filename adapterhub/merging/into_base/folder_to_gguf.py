@@ -24,15 +24,18 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged, decayed, rope_tensors
 from adapterhub_converters.formats.gguf_model.checks import check_complete, check_computed
 from adapterhub_converters.formats.gguf_model.configured import configured
+from adapterhub_converters.formats.gguf_model.importance import Importance
 from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, stored
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
+from .k_quants import WEIGHTED
+from .mixtures import MIXTURES, TABLES, mixed
 from .options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
 from .read_base import Folder, Weight
 from .tensor_files import Buffer, Opened, Stored, TensorSource, fresh
-from .tensor_types import Kind, fitting, floats, writable
+from .tensor_types import Blocks, Kind, fitting, floats, writable
 from .write_folder import Written
 from .write_gguf import LINEAGE, NEVER_QUANTIZED
 
@@ -135,12 +138,19 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
     wanted = _wanted(folder, options)
     sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
-    tensors = [_tensor(one, wanted, options, sources) for one in (*computed, *plan.tensors)]
-    shapes = {one.plan.name: one.plan.shape for one in tensors}
+    planned = (*computed, *plan.tensors)
+    shapes = {one.name: one.shape for one in planned}
+    types = {one.name: _type(one, wanted) for one in planned}
+    if options.requantize in MIXTURES:
+        types |= mixed(options.requantize, architecture.gguf, shapes, numbers)
+    tensors = [_tensor(one, types[one.name], options, sources) for one in planned]
     metadata = _general(folder, architecture, shapes)
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
     metadata |= {key: _listed([sources[name] for name in of], folder) for key, of in plan.numbers.items()}
-    metadata |= stored(wanted) | tokens
+    metadata |= stored(options.requantize if options.requantize in MIXTURES else wanted) | tokens
+    if options.importance:
+        metadata |= options.importance.metadata()
+        notes = (*_unweighted(tensors, options.importance), *notes)
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
     changed = _changed(tensors, what)
@@ -167,7 +177,7 @@ def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
 def _wanted(folder: Folder, options: Options) -> str:
     """The type of most matrices."""
     if options.requantize:
-        return REQUANTIZE[options.requantize]
+        return MIXTURES[options.requantize] if options.requantize in MIXTURES else REQUANTIZE[options.requantize]
     if options.dtype:
         return DTYPES[options.dtype]
     sizes = Counter[str]()
@@ -187,9 +197,35 @@ def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> 
     return Merged(Made(weight.name, own, wide, 0, edits, stepwise=not new_type))
 
 
-def _tensor(plan: Arranged, wanted: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
+def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
     pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
-    return _Tensor(plan, writable(_type(plan, wanted), plan.columns, plan.name), pieces)
+    kind = writable(type_name, plan.columns, plan.name)
+    if options.importance and isinstance(kind, Blocks) and kind.name in WEIGHTED:
+        kind = _by_importance(plan, kind, options.importance)
+    return _Tensor(plan, kind, pieces)
+
+
+def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Blocks:
+    """The type by the importance of a tensor's columns, if the matrix has it."""
+    values, experts = importance.values.get(plan.name), plan.shape[0] if len(plan.shape) > 2 else 1
+    if values is None:
+        return kind
+    if values.size != experts * plan.columns:
+        if plan.name in TABLES:  # whose rows are looked up, not multiplied
+            return kind
+        what = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
+        raise RefusedError(importance.where, what, "Is this the matrix of another model?")
+    return replace(kind, importance=values.reshape(experts, plan.columns), per=plan.rows // experts)
+
+
+def _unweighted(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
+    """A note if the matrix lacks tensors that are quantized."""
+    kinds = {one.plan.name: one.kind for one in tensors}
+    lacking = [name for name, kind in kinds.items() if kind.name in WEIGHTED and name not in importance.values]
+    lacking = [name for name in lacking if name not in (*TABLES, "output.weight")]
+    if not any(isinstance(kind, Blocks) and kind.importance is not None for kind in kinds.values()):
+        raise RefusedError(importance.where, "an importance matrix of no tensor that is quantized", "Choose a K-quant")
+    return (f"{len(lacking)} tensors are not in the importance matrix: {lacking[0]}",) if lacking else ()
 
 
 def _type(plan: Arranged, wanted: str) -> str:

@@ -23,6 +23,7 @@ from . import resume
 from .folder_to_gguf import gguf_model
 from .joined import Join
 from .loss_estimate import Change, as_trained, estimate_all, warnings
+from .mixtures import MIXTURES
 from .nf4_writer import to_nf4
 from .options import NF4, Options
 from .output_files import Copy, Made, OutFile, Part, Progress, Run, Text
@@ -169,6 +170,9 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join 
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
     if options.requantize == NF4:
         raise RefusedError(NF4, "is a type of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
+    if options.requantize in MIXTURES:
+        what = "is a mixture, which is made of a Hugging Face folder, and the base is a GGUF file"
+        raise RefusedError(options.requantize, what, "Choose one type, such as q4_k")
     _refuse_two_types(options)
     steps = plan_gguf(adapters, base) if join is None else plan_gguf_joined(adapters, base, join)
     files = gguf_files(steps, Path("out.gguf"), options)

@@ -1,14 +1,14 @@
-"""Quantization to GGUF's Q4_K, Q5_K and Q6_K, byte for byte as ggml's reference quantizers without an importance matrix.
+"""Quantization to GGUF's Q4_K, Q5_K and Q6_K, and by an importance matrix, byte for byte as ggml's quantizers.
 
-Follows `quantize_row_q4_K_ref`, `quantize_row_q5_K_ref`, `quantize_row_q6_K_ref` and what they call (ggml, `ggml-quants.c`;
-llama.cpp of llama-cpp-python 0.3.36), which the gguf package lacks. A block of 256 numbers has sub-blocks of 32 (Q6_K: 16), and
-for each a scale is searched; here for all sub-blocks at once. The order of every sum is theirs: one number after another, in
-float32.
+Follows `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl` and the like for the other types, and what they call (ggml,
+`ggml-quants.c`; llama.cpp of llama-cpp-python 0.3.36), which the gguf package lacks. A block of 256 numbers has sub-blocks of
+32 (Q6_K: 16), and for each a scale is searched; here for all sub-blocks at once. The order of every sum is theirs: one number
+after another, in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ Bytes = NDArray[np.uint8]
 
 K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
 """The types that `quantize` writes."""
+WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_QUANTS)
+"""The types that `quantize_weighted` writes; an importance matrix changes no others."""
 BLOCK = 256
 _LANES = 2**14  # sub-blocks at once: about 2 MB for each array of the search
 _F = np.float32
@@ -42,6 +44,42 @@ def quantize(wide: F32Array, name: str) -> Bytes:
     return np.concatenate(packed).reshape(len(wide), -1)
 
 
+def quantize_weighted(wide: F32Array, name: str, importance: F32Array) -> Bytes:
+    """The bytes of rows of numbers whose errors count by the importance of their column.
+
+    Args:
+        wide: `(rows, columns)`, columns a multiple of the type's block, finite.
+        name: One of WEIGHTED.
+        importance: `(columns,)`, not negative.
+
+    Returns:
+        `(rows, bytes)`.
+    """
+    wide = np.ascontiguousarray(wide, np.float32)
+    rows, block = len(wide), BLOCK if name in K_QUANTS else 32
+    per = wide.shape[1] // block
+    step = max(1, _LANES // (16 if name == "Q6_K" else 8) // max(1, per))
+    weights = importance.astype(np.float32).reshape(1, per, block)
+    with np.errstate(all="ignore"):
+        packed = [_weighted(wide[at : at + step], name, weights, block) for at in range(0, rows, step)]
+    return np.concatenate(packed).reshape(rows, -1)
+
+
+def _weighted(wide: F32Array, name: str, importance: F32Array, block: int) -> Bytes:
+    """The bytes of some rows, block by block; `importance` is `(1, blocks in a row, block)`."""
+    blocks = wide.reshape(-1, block)
+    by_number = np.broadcast_to(importance, (len(wide), *importance.shape[1:])).reshape(-1, block)
+    if name == "Q6_K":
+        return _of_signs(blocks, by_number)
+    if name in K_QUANTS:
+        square = _sum((column * column for column in blocks.T), blocks[:, 0])
+        weights = by_number * np.sqrt((_F(2) * square / _F(BLOCK))[:, None] + blocks * blocks)
+        return _of_minimum_weighted(blocks, weights, 4 if name == "Q4_K" else 5)
+    square = _sum((column * column for column in wide.T), wide[:, 0]) / _F(wide.shape[1])
+    sigma = np.repeat(square, importance.shape[1])[:, None]
+    return _of_32(blocks, by_number * np.sqrt(sigma + blocks * blocks), name)
+
+
 def _sum(terms: Iterable[F32Array], like: F32Array) -> F32Array:
     """The sum of terms, one after another, beginning with 0."""
     total = np.zeros_like(like)
@@ -62,11 +100,30 @@ def _first(largest: F32Array, values: F32Array) -> F32Array:
     return found
 
 
-def _with_minimum(x: F32Array, levels: int, start: float, steps: int) -> tuple[F32Array, F32Array, F32Array]:
-    """Scale, minimum and levels `(32, n)` of sub-blocks `(32, n)`, by ggml's `make_qkx2_quants` and its weights."""
-    zero = x[0]
-    weights = np.sqrt(_sum((row * row for row in x), zero) / _F(32)) + np.abs(x)
-    low, high = np.minimum(x.min(axis=0), _F(0)), x.max(axis=0)
+def _lowest(x: F32Array) -> F32Array:
+    """The minimum of each column, or 0 if it is greater; of zeros the first, whose sign Q4_1 and Q5_1 keep."""
+    low = x.min(axis=0)
+    if not low.all():
+        low = np.take_along_axis(x, np.argmax(x == low, axis=0)[None], axis=0)[0]
+    found: F32Array = np.where(low > 0, _F(0), low)
+    return found
+
+
+def _usual_weights(x: F32Array) -> F32Array:
+    """The weights of the errors of sub-blocks `(32, n)` without an importance matrix."""
+    found: F32Array = np.sqrt(_sum((row * row for row in x), x[0]) / _F(32)) + np.abs(x)
+    return found
+
+
+_Search = tuple[float, float, int]
+"""How inverse scales are tried: the first difference from the number of levels, its steps, and their number."""
+_BY_IMPORTANCE: _Search = (-0.9, 0.05, 36)
+
+
+def _with_minimum(x: F32Array, weights: F32Array, levels: int, search: _Search) -> tuple[F32Array, F32Array, F32Array]:
+    """Scale, minimum and levels `(32, n)` of sub-blocks `(32, n)`, by ggml's `make_qkx2_quants` and `make_qkx3_quants`."""
+    zero, (start, delta, steps) = x[0], search
+    low, high = _lowest(x), x.max(axis=0)
     flat = high == low
     sum_w, sum_x = _sum(weights, zero), _sum((w * row for w, row in zip(weights, x, strict=True)), zero)
     inverse = _F(levels) / (high - low)
@@ -74,7 +131,7 @@ def _with_minimum(x: F32Array, levels: int, start: float, steps: int) -> tuple[F
     found = _nearest(inverse * (x - low), 0, levels)
     best = _error(x, weights, found, scale, low)
     for n in range(steps + 1):
-        inverse = (_F(start) + _F(0.1) * _F(n) + _F(levels)) / (high - low)
+        inverse = (_F(start) + _F(delta) * _F(n) + _F(levels)) / (high - low)
         tried = _nearest(inverse * (x - low), 0, levels)
         weighted = weights * tried
         sum_l = _sum(weighted, zero)
@@ -84,7 +141,7 @@ def _with_minimum(x: F32Array, levels: int, start: float, steps: int) -> tuple[F
         free_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         free_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         own_scale: F32Array = np.where(free_low > 0, sum_xl / sum_l2, free_scale)
-        own_low: F32Array = np.minimum(free_low, _F(0))
+        own_low: F32Array = np.where(free_low > 0, _F(0), free_low)
         error = _error(x, weights, tried, own_scale, own_low)
         better = (determinant > 0) & (error < best)
         found = np.where(better, tried, found)
@@ -97,15 +154,15 @@ def _error(x: F32Array, weights: F32Array, levels: F32Array, scale: F32Array, lo
     return _sum((w * (one * one) for w, one in zip(weights, differences, strict=True)), scale)
 
 
-def _with_signs(x: F32Array) -> tuple[F32Array, F32Array]:
-    """Scale and levels from 0 to 63 `(16, n)` of sub-blocks `(16, n)`, by ggml's `make_qx_quants`."""
+def _with_signs(x: F32Array, squares: F32Array, half: int) -> tuple[F32Array, F32Array]:
+    """Scale and levels from 0 to 2 `half` - 1 of sub-blocks `(size, n)`, by ggml's `make_qx_quants`, with the weights
+    `squares`, which usually are those of the numbers."""
     largest = np.abs(x).max(axis=0)
     top = _first(largest, x)
-    squares = x * x
     cubes = squares * x
     scale, found, best = np.zeros_like(top), np.zeros_like(x), np.zeros_like(top)
     for n in (0, *range(-9, 0), *range(1, 10)):
-        tried = _nearest(-(_F(32) + _F(0.1) * _F(n)) / top * x, -32, 31)
+        tried = _nearest(-(_F(half) + _F(0.1) * _F(n)) / top * x, -half, half - 1)
         sum_xl = _sum((one * level for one, level in zip(cubes, tried, strict=True)), top)
         sum_l2 = _sum((one * level * level for one, level in zip(squares, tried, strict=True)), top)
         if n == 0:
@@ -117,14 +174,94 @@ def _with_signs(x: F32Array) -> tuple[F32Array, F32Array]:
         scale = np.where(better, sum_xl / sum_l2, scale)
         best = np.where(better, scale * sum_xl, best)
     nothing = largest < _NOTHING
-    return np.where(nothing, _F(0), scale), np.where(nothing, _F(0), found + _F(32))
+    return np.where(nothing, _F(0), scale), np.where(nothing, _F(0), found + _F(half))
+
+
+def _with_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array, Ints]:
+    """Scale, and levels as bytes `(8, n)`, of numbers `(8, n)` that are seldom negative, by ggml's `make_qp_quants`."""
+    top = np.maximum(x.max(axis=0), _F(0))
+    inverse = _F(levels) / top
+
+    def tried(inverse: F32Array) -> Ints:
+        return np.minimum(_integers(inverse * x), levels)
+
+    def error(inverse: F32Array, found: Ints) -> F32Array:
+        differences = x - _F(1) / inverse * found.astype(np.float32)
+        return _sum((w * one * one for w, one in zip(weights, differences, strict=True)), top)
+
+    best = error(inverse, _integers(inverse * x) & 255)
+    for n in (*range(-4, 0), *range(1, 5)):
+        other = (_F(0.1) * _F(n) + _F(levels)) / top
+        found = error(other, tried(other))
+        better = found < best
+        best, inverse = np.where(better, found, best), np.where(better, other, inverse)
+    level = tried(inverse)
+    sum_lx = _sum((w * row * one for w, row, one in zip(weights, x, level.astype(np.float32), strict=True)), top)
+    sum_l2 = _sum((w * one * one for w, one in zip(weights, level.astype(np.float32), strict=True)), top)
+    level &= 255
+    for _ in range(5):
+        for i, (w, row) in enumerate(zip(weights, x, strict=True)):
+            own = level[i].astype(np.float32)
+            lx, l2 = sum_lx - w * row * own, sum_l2 - w * own * own
+            new = np.minimum(_integers(row * l2 / lx), levels)
+            wide = new.astype(np.float32)
+            new_lx, new_l2 = lx + w * row * wide, l2 + w * wide * wide
+            better = (lx > 0) & (l2 > 0) & (new != level[i]) & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+            level[i] = np.where(better, new & 255, level[i])
+            sum_lx, sum_l2 = np.where(better, new_lx, sum_lx), np.where(better, new_l2, sum_l2)
+    nothing = top < _NOTHING
+    return np.where(nothing | ~(sum_l2 > 0), _F(0), sum_lx / sum_l2), np.where(nothing, 0, level)
+
+
+def _integers(values: F32Array) -> Ints:
+    """ggml's `nearest_int`, also of numbers that are too large for it."""
+    bits = (values + _F(12582912)).view(np.int32)
+    found: Ints = (bits & 0x007FFFFF) - 0x00400000
+    return found
+
+
+def _of_minimum_weighted(blocks: F32Array, weights: F32Array, bits: int) -> Bytes:
+    """Q4_K and Q5_K by the weights of their numbers."""
+    count, levels = len(blocks), 2**bits - 1
+    x, w = (np.ascontiguousarray(one.reshape(-1, 32).T) for one in (blocks, weights))
+    scale, low, found = _with_minimum(x, w, levels, _BY_IMPORTANCE)
+    sums = np.ascontiguousarray(_sum(w, x[0]).reshape(count, 8).T)
+    parts = [_with_positive(np.ascontiguousarray(one.reshape(count, 8).T), sums, 63) for one in (scale, low)]
+    codes = [level.T if bits == 4 else np.minimum(level.T, 63) for _, level in parts]
+    packed = _packed_scales(codes[0], codes[1])
+    first, second, third = (packed[:, at : at + 4].astype(np.int32) for at in (0, 4, 8))
+    stored = (
+        np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1),
+        np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1),
+    )
+    halves = [one.astype(np.float16)[:, None] for one, _ in parts]
+    return _filled(x, found, (halves, stored, packed), bits)
+
+
+def _of_32(blocks: F32Array, weights: F32Array, name: str) -> Bytes:
+    """Q4_0, Q4_1, Q5_0 and Q5_1 by the weights of their numbers: blocks of 32."""
+    x, w = np.ascontiguousarray(blocks.T), np.ascontiguousarray(weights.T)
+    levels = 16 if name.startswith("Q4") else 32
+    if name.endswith("0"):
+        scale, found = _with_signs(x, w, levels // 2)
+        heads = [scale]
+    else:
+        scale, low, found = _with_minimum(x, w, levels - 1, _BY_IMPORTANCE)
+        heads = [scale, -low]
+    quants = np.ascontiguousarray(found.T).astype(np.uint8)
+    low_bits = quants[:, :16] & 15 | (quants[:, 16:] & 15) << 4
+    high = np.zeros((len(blocks), 0), np.uint8)
+    if levels == 32:
+        high = np.packbits(quants >> 4, axis=1, bitorder="little")
+    return np.concatenate([*(one.astype(np.float16).view(np.uint8).reshape(-1, 2) for one in heads), high, low_bits], axis=1)
 
 
 def _of_minimum(blocks: F32Array, bits: int) -> Bytes:
     """Q4_K and Q5_K: scales and minima of 6 bits, of 8 sub-blocks each."""
     count, levels = len(blocks), 2**bits - 1
     x = np.ascontiguousarray(blocks.reshape(-1, 32).T)
-    scale, low, found = _with_minimum(x, levels, *((-1.0, 20) if bits == 4 else (-0.5, 15)))
+    search = (-1.0, 0.1, 20) if bits == 4 else (-0.5, 0.1, 15)
+    scale, low, found = _with_minimum(x, _usual_weights(x), levels, search)
     scales, lows = scale.reshape(count, 8), low.reshape(count, 8)
     largest = [np.maximum(one.max(axis=1, keepdims=True), _F(0)) for one in (scales, lows)]
     codes = [
@@ -132,6 +269,17 @@ def _of_minimum(blocks: F32Array, bits: int) -> Bytes:
         for one, top in zip((scales, lows), largest, strict=True)
     ]
     halves = [(top / _F(63)).astype(np.float16) for top in largest]
+    return _filled(x, found, (halves, codes, _packed_scales(*codes)), bits)
+
+
+_Scales = tuple[Sequence[NDArray[np.float16]], Sequence[Ints], Bytes]
+"""Of blocks: scale and minimum, their codes for each sub-block, and these packed."""
+
+
+def _filled(x: F32Array, found: F32Array, scales: _Scales, bits: int) -> Bytes:
+    """The blocks of Q4_K and Q5_K with their levels: those of the rounded scales, `found` where the scale is 0."""
+    halves, codes, packed = scales
+    count, levels = len(packed), 2**bits - 1
     d, dm = ((half.astype(np.float32) * code).reshape(-1) for half, code in zip(halves, codes, strict=True))
     found = np.where(d != 0, _nearest((x + dm) / d, 0, levels), found)
     quants = np.ascontiguousarray(found.T).astype(np.uint8).reshape(count, 4, 2, 32)
@@ -141,7 +289,7 @@ def _of_minimum(blocks: F32Array, bits: int) -> Bytes:
         high = np.bitwise_or.reduce((quants >> 4) << shifts, axis=(1, 2))
         quants &= np.uint8(15)
     low_bits = (quants[:, :, 0] | quants[:, :, 1] << 4).reshape(count, 128)
-    return np.concatenate([*(half.view(np.uint8) for half in halves), _packed_scales(*codes), high, low_bits], axis=1)
+    return np.concatenate([*(half.view(np.uint8) for half in halves), packed, high, low_bits], axis=1)
 
 
 def _packed_scales(scales: Ints, lows: Ints) -> Bytes:
@@ -152,11 +300,12 @@ def _packed_scales(scales: Ints, lows: Ints) -> Bytes:
     return np.concatenate([first, second, third], axis=1).astype(np.uint8)
 
 
-def _of_signs(blocks: F32Array) -> Bytes:
+def _of_signs(blocks: F32Array, weights: F32Array | None = None) -> Bytes:
     """Q6_K: scales of 8 bits, of 16 sub-blocks."""
     count = len(blocks)
     x = np.ascontiguousarray(blocks.reshape(-1, 16).T)
-    scale, found = _with_signs(x)
+    w = x * x if weights is None else np.ascontiguousarray(weights.reshape(-1, 16).T)
+    scale, found = _with_signs(x, w, 32)
     scales = scale.reshape(count, 16)
     largest = np.abs(scales).max(axis=1)
     nothing = largest < _NOTHING
@@ -176,7 +325,7 @@ def _of_signs(blocks: F32Array) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-_SEARCHES = {
+_SEARCHES: dict[str, Callable[[F32Array], Bytes]] = {
     "Q4_K": lambda blocks: _of_minimum(blocks, 4),
     "Q5_K": lambda blocks: _of_minimum(blocks, 5),
     "Q6_K": _of_signs,

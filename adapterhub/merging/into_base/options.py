@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_converters.formats.gguf_model.importance import Importance
+
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 """Values of `dtype`, and the names of these types in files."""
 REQUANTIZE = {
@@ -23,11 +25,12 @@ class Options:
 
     Attributes:
         dtype: The type of floats to write, `bf16`, `f16` or `f32`; None for that of the base.
-        requantize: A quantized type to write, of `REQUANTIZE` or `NF4`.
+        requantize: A quantized type to write, of `REQUANTIZE`, `mixtures.MIXTURES` or `NF4`.
         shard_size: The largest number of bytes of tensors in a file; None to keep the base's files.
         dequantize: Allow a quantized Hugging Face base to become a model in floats.
         as_trained: First round the weights as training saw them.
         trained_in: The quantization that training saw, `nf4`; None without one, or if none is recorded.
+        importance: How much the columns of each tensor count when it is quantized; for a folder that becomes a GGUF.
         force: Allow a quantized result to lose most of the adapter.
         lineage: What the result is made of, a JSON object; written into it.
     """
@@ -38,5 +41,6 @@ class Options:
     dequantize: bool = False
     as_trained: bool = False
     trained_in: str | None = None
+    importance: Importance | None = None
     force: bool = False
     lineage: Mapping[str, Any] = field(default_factory=dict)

@@ -146,9 +146,9 @@ class Ready:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
             if self.made.stepwise or number == len(some) - 1:
-                self._encode(wide, raw)
+                self._encode(wide, raw, start)
         if not some:
-            self._encode(wide, raw)
+            self._encode(wide, raw, start)
 
     @property
     def takes_two_passes(self) -> bool:
@@ -160,7 +160,7 @@ class Ready:
 
         def between(tile: F32Array) -> None:
             if self.made.stepwise:
-                self._encode(tile, raw)
+                self._encode(tile, raw, start)
                 self.made.kind.decode(raw, tile)
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -174,10 +174,10 @@ class Ready:
             if span is None or (span[0] < stop and start < span[1])
         ]
 
-    def _encode(self, wide: F32Array, raw: Bytes) -> None:
+    def _encode(self, wide: F32Array, raw: Bytes, start: int) -> None:
         if not self.made.kind.fits(wide):
             raise UnfitError(self.made.name)
-        self.made.kind.encode(wide, raw)
+        self.made.kind.encode(wide, raw, start)
 
 
 class UnfitError(Exception):

@@ -8,7 +8,7 @@ K-quants by `k_quants`; IQ types are read only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from adapterhub_converters.containers.gguf_file import TYPES
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
 from . import k_quants
-from .k_quants import K_QUANTS
+from .k_quants import K_QUANTS, WEIGHTED
 
 F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -58,8 +58,8 @@ class Kind(Protocol):
     def decode(self, raw: Bytes, out: F32Array) -> None:
         """Write the numbers in `raw` `(rows, row_size)` to `out` `(rows, columns)`."""
 
-    def encode(self, wide: F32Array, raw: Bytes) -> None:
-        """Write `wide` `(rows, columns)` to `raw`, rounded."""
+    def encode(self, wide: F32Array, raw: Bytes, first: int = 0) -> None:
+        """Write `wide` `(rows, columns)`, whose first row is the tensor's row `first`, to `raw`, rounded."""
 
     def fits(self, wide: F32Array) -> bool:
         """Whether every number stays finite; False for a NaN."""
@@ -86,7 +86,7 @@ class Floats:
         """Widen; exact."""
         np.copyto(out, raw.view(self.dtype), casting="safe")
 
-    def encode(self, wide: F32Array, raw: Bytes) -> None:
+    def encode(self, wide: F32Array, raw: Bytes, first: int = 0) -> None:
         """Round to nearest, ties to even."""
         np.copyto(raw.view(self.dtype), wide, casting="unsafe")
 
@@ -98,11 +98,18 @@ class Floats:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A quantized type of GGUF."""
+    """A quantized type of GGUF.
+
+    Attributes:
+        importance: How much the columns count, `(experts, columns)`, one row for a tensor without experts.
+        per: Rows of an expert.
+    """
 
     name: str
     quantized: bool = True
     largest: float = _LARGEST_SCALE
+    importance: F32Array | None = field(default=None, compare=False)
+    per: int = 0
 
     def row_size(self, columns: int) -> int:
         """Bytes of a row."""
@@ -115,9 +122,16 @@ class Blocks:
             dequantize, _, kinds = _quantizers(self.name)
             np.copyto(out, dequantize(raw, kinds[self.name]))
 
-    def encode(self, wide: F32Array, raw: Bytes) -> None:
-        """Quantize as ggml's reference quantizers do."""
-        if wide.size and self.name in K_QUANTS:
+    def encode(self, wide: F32Array, raw: Bytes, first: int = 0) -> None:
+        """Quantize as ggml's reference quantizers do, or as those by importance."""
+        if wide.size and self.importance is not None and self.name in WEIGHTED:
+            at = 0
+            while at < len(wide):
+                expert = (first + at) // self.per
+                stop = min(len(wide), (expert + 1) * self.per - first)
+                np.copyto(raw[at:stop], k_quants.quantize_weighted(wide[at:stop], self.name, self.importance[expert]))
+                at = stop
+        elif wide.size and self.name in K_QUANTS:
             np.copyto(raw, k_quants.quantize(wide, self.name))
         elif wide.size:
             _, quantize, kinds = _quantizers(self.name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
-from adapterhub.merging.into_base.k_quants import K_QUANTS, quantize
+from adapterhub.merging.into_base.k_quants import K_QUANTS, WEIGHTED, quantize, quantize_weighted
 from adapterhub.merging.into_base.tensor_types import Blocks
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file
@@ -33,15 +33,16 @@ ROWS = {
 }
 
 
-def by_ggml(rows: np.ndarray, name: str) -> np.ndarray:
+def by_ggml(rows: np.ndarray, name: str, importance: np.ndarray | None = None) -> np.ndarray:
     import llama_cpp_py_sync
 
     ggml = ctypes.CDLL(str(Path(llama_cpp_py_sync.__file__).parent / "libggml-base.so.0"))
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     found = np.zeros((len(rows), Blocks(name).row_size(rows.shape[1])), np.uint8)
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (rows, found))
+    weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)
     sizes = (ctypes.c_int64(n) for n in (0, *rows.shape))
-    assert ggml.ggml_quantize_chunk(gguf_file.TYPES[name][0], *pointers, *sizes, None) == found.nbytes
+    assert ggml.ggml_quantize_chunk(gguf_file.TYPES[name][0], *pointers, *sizes, weights) == found.nbytes
     return found
 
 
@@ -52,6 +53,26 @@ def test_the_bytes_are_ggmls(name: str) -> None:
     for what, rows in ROWS.items():
         wide = np.ascontiguousarray(rows, np.float32)
         assert quantize(wide, name).tobytes() == by_ggml(wide, name).tobytes(), what
+
+
+IMPORTANCE = {
+    "squares": lambda n: RNG.normal(size=n) ** 2,
+    "far apart": lambda n: 10.0 ** RNG.uniform(-6, 4, n),
+    "some zero": lambda n: RNG.random(n) * (RNG.random(n) < 0.5),
+    "ones": np.ones,
+}
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_the_bytes_by_an_importance_matrix_are_ggmls(name: str) -> None:
+    need_module("llama_cpp_py_sync")
+    for what, rows in ROWS.items():
+        wide = np.ascontiguousarray(rows[:16], np.float32)
+        for how, made in IMPORTANCE.items():
+            importance = np.ascontiguousarray(made(wide.shape[1]), np.float32)
+            wanted = by_ggml(wide, name, importance).tobytes()
+            assert quantize_weighted(wide, name, importance).tobytes() == wanted, (what, how)
 
 
 @pytest.mark.parametrize(("name", "most"), zip(K_QUANTS, (0.09, 0.045, 0.025), strict=True))
