@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from adapterhub.training import config_file
 from adapterhub.training.config import TrainConfig
-from adapterhub.training.data import dataset, token_cache
+from adapterhub.training.data import dataset, rows, token_cache, tokens
+from adapterhub.training.data.examples import Example
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 RECORDS = [{"prompt": "p" * size, "completion": "c" * size} for size in range(1, 20)] + [{"text": "x y " * 20}]
@@ -90,6 +93,47 @@ def test_a_damaged_entry_is_made_again(name: str, config: TrainConfig, tmp_path:
     (entry / name).write_bytes(whole[:-3] + b"\0\0\0")
     assert same(plain, dataset.datasets(config, tokenizer, tmp_path / "cache"))
     assert (entry / name).read_bytes() == whole
+
+
+def test_the_memory_of_a_first_start_does_not_grow_with_the_tokens(tmp_path: Path) -> None:
+    """They are written in pieces of a mebibyte, and then mapped."""
+    ids = np.arange(5000)
+    example = Example(ids, ids % 2 == 1, joint=True)
+    peaks, found = [], []
+    for out in (None, tmp_path / "tokens.npy"):
+        tracemalloc.start()
+        found.append(tokens.collected(((example, bytes(8)) for _ in range(1000)), set(), out))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert found[0].marked.nbytes == 20_000_000
+    assert peaks[0] > 20_000_000
+    assert peaks[1] < 2_000_000
+    assert isinstance(found[1].marked, np.memmap)
+    assert (found[1].marked == found[0].marked).all()
+    assert (found[1].documents == found[0].documents).all()
+
+
+def test_the_mean_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Example(np.arange(40), np.ones(40, bool), joint=False)
+    packed = rows.pack(tokens.collected([(example, bytes(8))], set()), 16)
+    first = packed.mean_context
+    monkeypatch.delattr(rows.Packed, "take")  # which fills rows
+    assert packed.mean_context == first == (16**2 * 2 + 8**2) / 40
+
+
+def test_a_disk_that_fills_up_while_tokens_are_written_costs_nothing_but_the_entry(
+    config: TrainConfig, tmp_path: Path, tokenizer: Any
+) -> None:
+    resource = pytest.importorskip("resource")
+    plain = dataset.datasets(config, tokenizer)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        assert same(plain, dataset.datasets(config, tokenizer, tmp_path / "cache"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not entries(tmp_path)
 
 
 def test_a_full_disk_costs_nothing_but_the_entry(config: TrainConfig, tmp_path: Path, tokenizer: Any) -> None:

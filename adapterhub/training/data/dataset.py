@@ -7,6 +7,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,10 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     """
     data = config.data
     key = token_cache.key_of(config, tokenizer) if cache is not None else None
-    corpus = token_cache.read(cache, key) if cache is not None and key is not None else None
-    if corpus is None:
-        corpus, digests = _corpus(config, tokenizer)
-        if cache is not None and key is not None and digests == key.digests:  # else a file has just changed
-            corpus = token_cache.kept(cache, key, corpus)
+    if cache is None or key is None:
+        corpus, _ = _corpus(config, tokenizer)
+    else:
+        corpus = token_cache.read(cache, key) or token_cache.kept(cache, key, partial(_corpus, config, tokenizer))
     same: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
     train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **same)
     if corpus.heldout is None:
@@ -76,12 +76,14 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
 
-def _corpus(config: TrainConfig, tokenizer: Any) -> tuple[Corpus, tuple[str, ...]]:
-    """Read and encode all files; also returns their digests."""
+def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> tuple[Corpus, tuple[str, ...]]:
+    """Read and encode all files, their tokens into files of `folder` if there is one; also returns the digests of all files."""
     train, heldout = files(config)
     loss = config.data.loss
     shared = shared_passages(train, heldout) if heldout else 0.0
-    corpus = Corpus(encoded(train, tokenizer, loss=loss), encoded(heldout, tokenizer, loss=loss) if heldout else None, shared)
+    out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
+    found = encoded(train, tokenizer, loss=loss, out=out["train"])
+    corpus = Corpus(found, encoded(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
     apart = [] if config.data.heldout_share else heldout
     return corpus, tuple(file.digest for file in (*train, *apart))
 
@@ -141,14 +143,14 @@ def build(
     return arranged(found, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
 
 
-def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str) -> Encoded:
-    """Encode the documents of files; `loss` is `all` or `completion`.
+def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> Encoded:
+    """Encode the documents of files; `loss` is `all` or `completion`, `out` a file for their tokens as in `collected`.
 
     Raises:
         FormatError: The chat template refuses conversations.
     """
     examples = itertools.chain.from_iterable(encode_all(file.documents, tokenizer, loss=loss) for file in files)
-    tokens = collected(examples, stop_tokens(tokenizer))
+    tokens = collected(examples, stop_tokens(tokenizer), out)
     used, start = [], 0
     for file in files:
         end = start + len(file.documents) * (2 if shapes.PAIRS in file.shapes else 1)

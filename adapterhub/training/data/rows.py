@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -107,9 +108,9 @@ class Packed:
         """The tokens of each row, `lengths` of its labels."""
         return np.concatenate([part.sizes for part in self.parts()])
 
-    @property
+    @cached_property
     def mean_context(self) -> float:
-        """The length of the document of a token, on average over all tokens."""
+        """The length of the document of a token, on average over all tokens; all rows are filled for it, once."""
         return mean_context(np.concatenate([document_lengths(part) for part in self.parts()]))
 
 

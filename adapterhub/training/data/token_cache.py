@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,15 +22,16 @@ import numpy as np
 
 from adapterhub.training import cache_folder
 from adapterhub.training.config import TrainConfig
-from adapterhub_converters.containers import atomic, json_file, safetensors_file
-from adapterhub_converters.errors import AdapterhubError, FormatError
+from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, OutputExistsError
 
 from . import documents
 from .tokens import Corpus, Encoded, File, Tokens
 
-FORMAT = 1
+FORMAT = 2
 WORTH = 4 << 20  # bytes of text, a million tokens: less is encoded in seconds, and not cached
 _META = "corpus.json"
+_PIECE = 1 << 20  # bytes that are read at a time
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,39 @@ def read(cache: Path, key: Key) -> Corpus | None:
     return corpus
 
 
-def kept(cache: Path, key: Key, corpus: Corpus) -> Corpus:
-    """Write an entry and return its data mapped; the same data where that fails, as on a full disk."""
+Encode = Callable[[Path | None], tuple[Corpus, tuple[str, ...]]]
+"""Encodes all data, their tokens into `file_of` a folder or into memory; also returns the digests of the files that it read."""
+
+
+def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
+    """Write an entry and return its data mapped: tokens are not in memory, except where it fails, as on a full disk.
+
+    What `encode` raises about the data is raised.
+    """
     folder = _folder(cache, key)
-    with contextlib.suppress(AdapterhubError, OSError):
+    with contextlib.suppress(LocalIOError, OutputExistsError, OSError, _ChangedError):
         cache_folder.remove_unused(folder.parent)
         with atomic.whole(folder) as new:
-            splits = {"train": corpus.train, "heldout": corpus.heldout}
-            meta: dict[str, Any] = {split: found and _written(new, split, found) for split, found in splits.items()}
-            json_file.write_text(new / _META, json.dumps({**meta, "shared": corpus.shared}))
-    return read(cache, key) or corpus
+            _write(new, key, encode)
+    return read(cache, key) or encode(None)[0]
+
+
+class _ChangedError(Exception):
+    """A file has changed since its digest became that of the entry."""
+
+
+def _write(folder: Path, key: Key, encode: Encode) -> None:
+    corpus, digests = encode(folder)
+    if digests != key.digests:
+        raise _ChangedError
+    splits = {"train": corpus.train, "heldout": corpus.heldout}
+    meta: dict[str, Any] = {split: found and _written(folder, split, found) for split, found in splits.items()}
+    json_file.write_text(folder / _META, json.dumps({**meta, "shared": corpus.shared}))
+
+
+def file_of(folder: Path, split: str) -> Path:
+    """Return the file of the tokens of `train` or `heldout`."""
+    return folder / f"{split}-tokens.npy"
 
 
 def _folder(cache: Path, key: Key) -> Path:
@@ -109,25 +134,29 @@ def _folder(cache: Path, key: Key) -> Path:
 
 
 def _written(folder: Path, split: str, found: Encoded) -> dict[str, Any]:
-    arrays = {"tokens": found.tokens.marked, "documents": found.tokens.documents}
-    for name, array in arrays.items():
-        np.save(folder / f"{split}-{name}.npy", array)
+    np.save(folder / f"{split}-documents.npy", found.tokens.documents)
     return {
         "files": [asdict(file) for file in found.files],
         "notes": list(found.notes),
-        "checksums": {name: _checksum(array) for name, array in arrays.items()},
+        "checksums": {name: _checksum(folder / f"{split}-{name}.npy") for name in ("tokens", "documents")},
     }
 
 
 def _mapped(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
     arrays = {}
     for name, checksum in meta["checksums"].items():
-        arrays[name] = np.load(folder / f"{split}-{name}.npy", mmap_mode="r")
-        if _checksum(arrays[name]) != checksum:
+        path = folder / f"{split}-{name}.npy"
+        if _checksum(path) != checksum:
             raise FormatError(str(folder), "differs from what was written")
+        arrays[name] = np.load(path, mmap_mode="r")
     tokens = Tokens(arrays["tokens"], arrays["documents"])
     return Encoded(tuple(File(**file) for file in meta["files"]), tokens, tuple(meta["notes"]))
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(safetensors_file.byte_view(array))
+def _checksum(path: Path) -> int:
+    """Return the CRC-32 of a file, of which a piece at a time is in memory."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum

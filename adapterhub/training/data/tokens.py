@@ -7,12 +7,15 @@ themselves are read when a step needs them.
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from adapterhub_converters.errors import LocalIOError
 
 from .examples import Example
 
@@ -22,6 +25,8 @@ _COLUMNS = np.dtype([
     ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
     ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
+_HEADER = 128  # bytes of numpy's header of an array of one dimension, which is written when its length is known
+_PIECE = 1 << 20  # bytes that are written at a time
 _LAST = 3  # tokens at the end of an answer among which its stop token is
 
 
@@ -60,21 +65,39 @@ def ids_of(marked: np.ndarray) -> np.ndarray:
     return (marked & ~TRAINED).astype(np.int64)
 
 
-def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int]) -> Tokens:
-    """Return examples, each with the digest of its document, as tokens; `stops` are those that may end an answer."""
+def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: Path | None = None) -> Tokens:
+    """Return examples, each with the digest of its document, as tokens.
+
+    Args:
+        stops: Those that may end an answer.
+        out: A file that gets the tokens as they come, an array that is then mapped: memory does not grow with them.
+    """
     marked = array.array("I")
+    if out is None:
+        documents = np.fromiter(_lines(examples, stops, marked.frombytes), _COLUMNS)
+        return Tokens(np.frombuffer(marked, np.uint32), documents)
+    with open(out, "wb", buffering=_PIECE) as file:
+        file.write(bytes(_HEADER))
+        documents = np.fromiter(_lines(examples, stops, file.write), _COLUMNS)
+        count = (file.tell() - _HEADER) // np.dtype(np.uint32).itemsize
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (count,)})
+        if file.tell() != _HEADER:
+            raise LocalIOError(str(out), f"numpy's header has {file.tell()} bytes, and not {_HEADER}")
+    return Tokens(np.load(out, mmap_mode="r") if count else np.zeros(0, np.uint32), documents)
 
-    def lines() -> Iterator[tuple[Any, ...]]:
-        for example, digest in examples:
-            marked.frombytes((example.ids.astype(np.uint32) | example.trained * TRAINED).tobytes())
-            answer, behind = example.ids[example.trained], np.flatnonzero(example.trained[1:])
-            first = behind[0] + 1 if len(behind) else len(example.ids)
-            stopped = not stops.isdisjoint(answer[-_LAST:].tolist())
-            counts = len(example.ids), len(answer), first, example.answers, example.unwritten
-            yield int.from_bytes(digest[:8], "big"), *counts, example.joint, example.thoughtless, stopped
 
-    documents = np.fromiter(lines(), _COLUMNS)
-    return Tokens(np.frombuffer(marked, np.uint32), documents)
+def _lines(
+    examples: Iterable[tuple[Example, bytes]], stops: Set[int], write: Callable[[bytes], object]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the line of each example in `Tokens.documents`, and write its tokens."""
+    for example, digest in examples:
+        write((example.ids.astype("<u4") | example.trained * TRAINED).tobytes())
+        answer, behind = example.ids[example.trained], np.flatnonzero(example.trained[1:])
+        first = behind[0] + 1 if len(behind) else len(example.ids)
+        stopped = not stops.isdisjoint(answer[-_LAST:].tolist())
+        counts = len(example.ids), len(answer), first, example.answers, example.unwritten
+        yield int.from_bytes(digest[:8], "big"), *counts, example.joint, example.thoughtless, stopped
 
 
 def stop_tokens(tokenizer: Any) -> set[int]:
