@@ -151,10 +151,11 @@ def test_alone_it_answers_for_the_base_with_adapters(models: Models, tmp_path: P
             assert any(any(map(is_wrong, pairs, pool.map(alone, pairs))) for _ in range(20))
 
         own = ("--engine", "vllm", "--engine-url", server.url)
-        with (
-            serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *own) as gateway,
-            ThreadPoolExecutor(8) as pool,
-        ):
-            replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
-            for (prompt, number), reply in zip(pairs, replies, strict=True):
-                check(models, reply, prompt, number)
+        for _ in range(2):  # the second one finds what the first has told vLLM
+            with (
+                serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *own) as gateway,
+                ThreadPoolExecutor(8) as pool,
+            ):
+                replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
+                for (prompt, number), reply in zip(pairs, replies, strict=True):
+                    check(models, reply, prompt, number)

@@ -39,6 +39,7 @@ def test_an_adapter_that_both_can_run_answers_the_same(
     serving_base: tuple[Answering, Path], models: Models, temperature: float, seed: int, raw: bool
 ) -> None:
     from adapterhub.serve.host import openai
+    from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS
 
     host, base = serving_base
     prompt, system = "the quick brown fox ", None if raw else "be brief"
@@ -47,9 +48,9 @@ def test_an_adapter_that_both_can_run_answers_the_same(
     )
     asked: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_tokens": 24}
     if raw:
-        path, asked["prompt"] = openai.COMPLETIONS, prompt
+        path, asked["prompt"] = COMPLETIONS, prompt
     else:
-        path = openai.CHAT
+        path = CHAT
         asked["messages"] = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
     found: list[str] = []
     for blend in ((("a0", 1.0),), ()):

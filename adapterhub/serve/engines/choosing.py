@@ -48,7 +48,7 @@ class Wanted:
         rank: The largest rank of them.
         one_process: One llama-server for all versions, not one for each.
         nf4: The reference host holds the base in NF4.
-        cache: For quantized bases; None for none.
+        cache: For quantized bases, and what somebody's own server goes on reading; None for none.
         resolves: Somebody's own vLLM has adapterhub's plugin.
         tell: Called with what the user should know of the choice.
         more: Further words of its command line.
@@ -125,9 +125,8 @@ def opened(wanted: Wanted) -> Engine:
             from . import vllm
 
             client, process = _server(wanted, VLLM, partial(command_lines.vllm, rank=wanted.rank, most=wanted.most))
-            return vllm.Vllm(
-                client, process, base=wanted.base, folder=wanted.folder, slots=wanted.most, resolves=wanted.resolves
-            )
+            folder = (wanted.cache or wanted.folder) / "zeros"
+            return vllm.Vllm(client, process, base=wanted.base, folder=folder, slots=wanted.most, resolves=wanted.resolves)
         case "sglang":
             from . import sglang
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from adapterhub.serve.host import openai
 from adapterhub.serve.host.openai import ApiError, Completion
+from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS
 from adapterhub.serve.host.streams import Answering
 from adapterhub.serve.served import Served
 
@@ -34,7 +35,7 @@ class InProcess:
 
     blends = True
     keeps = False
-    paths = frozenset({openai.COMPLETIONS, openai.CHAT})
+    paths = frozenset({COMPLETIONS, CHAT})
     own: frozenset[str] = frozenset()
 
     def __init__(

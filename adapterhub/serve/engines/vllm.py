@@ -9,13 +9,15 @@ base is asked for by an adapter of zeros.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.serve.served import Served
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import OutputExistsError, RefusedError
 
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, words_of
 from .over_http import Client, Process, Server, base_name
@@ -23,7 +25,6 @@ from .over_http import Client, Process, Server, base_name
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-_ZERO = "adapterhub-zero"
 _RIGHT = (0, 33)  # the version from which on the base is the base in any batch
 
 
@@ -33,7 +34,8 @@ class Vllm(Server):
     Args:
         process: Started and ended with the engine; None for somebody's own server.
         slots: Versions in a batch.
-        base: For the adapter of zeros; its folder is `folder`.
+        base: For the adapter of zeros.
+        folder: Where that is; it has to stay as long as any vLLM that was told of it.
         resolves: Its plugin `adapterhub.serve.vllm_plugin` finds versions by itself; for a server without our folders.
     """
 
@@ -50,7 +52,8 @@ class Vllm(Server):
         super().__init__(client, process)
         self._resolves, self.slots = resolves, slots
         self._spec, self._folder = base, folder
-        self._base, self._zeros = "", False
+        self._base = ""
+        self._zeros: Path | None = None
         self._known: set[str] = set()
         self._loading = asyncio.Lock()
         if process is not None:
@@ -60,10 +63,14 @@ class Vllm(Server):
         """Start it, and find out how its base is asked for."""
         await super().start()
         self._base = await base_name(self.client, "a vLLM server")
-        if self._spec.kind == "hf" and await self._mixes_base():
-            self._zeros = True
-            await asyncio.to_thread(write_zeros, self._spec, self._folder / _ZERO)
-            await self._load(_ZERO, self._folder / _ZERO)
+        if await self._mixes_base():
+            self._zeros = await asyncio.to_thread(zeros, self._spec, self._folder)
+            try:
+                await self._load(self._zeros.name, self._zeros)
+            except RefusedError as error:
+                what = "is older than 0.33, so it answers for the base with adapters of the same batch, and it cannot load the "
+                hint = "Use vLLM 0.33 or later, or one that sees the files here"
+                raise RefusedError(self.client.url, f"{what}adapter of zeros against it: {error.what}", hint) from error
 
     async def _mixes_base(self) -> bool:
         """Whether it is older than the version that keeps the base apart; an unknown version is not."""
@@ -101,21 +108,21 @@ class Vllm(Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
         """Ask by the immutable name."""
         self.check()
-        if self._zeros and _ZERO not in self._known:  # it was started anew
-            await self._load(_ZERO, self._folder / _ZERO)
-        base = _ZERO if self._zeros else self._base
+        base = self._zeros.name if self._zeros else self._base
+        if self._zeros and base not in self._known:  # it was started anew
+            await self._load(base, self._zeros)
         return await self.client.ask(path, {**body, "model": blend[0][0].model if blend else base})
 
 
-def write_zeros(base: BaseSpec, folder: Path) -> None:
-    """Write a PEFT folder whose adapter changes nothing, on a projection of attention.
+def zeros(base: BaseSpec, folder: Path) -> Path:
+    """A PEFT folder, made if need be, whose adapter changes nothing, on a projection of attention; named for what it has.
 
     Raises:
         RefusedError: The base has no such layer.
     """
     import numpy as np
 
-    from adapterhub_converters.containers import safetensors_file
+    from adapterhub_converters.containers import atomic, safetensors_file
     from adapterhub_converters.formats import peft
 
     modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith((".q_proj.weight", ".o_proj.weight"))]
@@ -123,9 +130,14 @@ def write_zeros(base: BaseSpec, folder: Path) -> None:
         raise RefusedError(base.where, "has no layer for an adapter of zeros", "Use vLLM 0.33 or later")
     module = min(modules)
     out, into = base.tensors[f"{module}.weight"].shape
-    folder.mkdir(parents=True, exist_ok=True)
-    zeros = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, into), np.float32)}
-    zeros |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out, 1), np.float32)}
-    safetensors_file.write(folder / peft.WEIGHTS, zeros, {"format": "pt"})
+    place = folder / f"adapterhub-zero-{hashlib.sha256(f'{module} {out} {into}'.encode()).hexdigest()[:12]}"
+    if place.is_dir():
+        return place
+    arrays = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, into), np.float32)}
+    arrays |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out, 1), np.float32)}
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [module.rpartition(".")[2]]}
-    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OutputExistsError), atomic.whole(place) as made:  # another gateway may be faster
+        safetensors_file.write(made / peft.WEIGHTS, arrays, {"format": "pt"})
+        (made / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    return place

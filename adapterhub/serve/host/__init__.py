@@ -4,8 +4,9 @@ Written to be read. `slots` is the arithmetic: the factors of the active adapter
 different adapters needs two more matrix products than the base. `attention` gives each request its own keys and values.
 `model` puts both into transformers' model and tests what it promises; `adapters` keeps versions in memory, `prefixes` what was
 computed for the beginnings of prompts, `schedule` decides who is next, `answer` turns logits into text, `streams` carries it to
-those who asked, `host` is the loop over all of it, `openai` speaks OpenAI's objects. `libllama` is another loop, without torch
-and for GGUF files: a context of llama.cpp for each request. Importing this package imports no torch.
+those who asked, `host` is the loop over all of it. `openai_request` reads documents of OpenAI's API, and `openai` writes the
+answers. `libllama` is another loop, without torch and for GGUF files: a context of llama.cpp for each request. Importing this
+package imports no torch.
 """
 
 from __future__ import annotations

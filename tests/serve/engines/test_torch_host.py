@@ -105,20 +105,20 @@ def test_more_than_fits_is_refused_before_it_is_held(gateway: Gateway, more: dic
 
 def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Models) -> None:
     from adapterhub.serve.engines.in_process import torch_host
-    from adapterhub.serve.host import openai
+    from adapterhub.serve.host.openai_request import COMPLETIONS
 
     async def test() -> None:
         engine = torch_host(models.base, slots=2)
         await engine.start()
         try:
             asking = asyncio.create_task(
-                engine.ask(openai.COMPLETIONS, {"prompt": ["the quick "] * 128, "max_tokens": 1500, "temperature": 1}, ())
+                engine.ask(COMPLETIONS, {"prompt": ["the quick "] * 128, "max_tokens": 1500, "temperature": 1}, ())
             )
             await asyncio.sleep(0)  # its thread is reading the prompts
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):  # codespell:ignore
                 await asking
-            done = await engine.ask(openai.COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
+            done = await engine.ask(COMPLETIONS, {"prompt": "the quick ", "max_tokens": 1, "temperature": 0}, ())
             assert done.status == 200
             while (figures := engine._running().figures()).rows or figures.waiting:
                 assert figures.answer_tokens < 128 * 20

@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 from adapterhub.serve.host import Blend, Request, opened  # noqa: E402
 from adapterhub.serve.host.host import Host  # noqa: E402
-from adapterhub.serve.host.openai import CHAT, COMPLETIONS, ApiError, ask  # noqa: E402
+from adapterhub.serve.host.openai import ApiError, ask  # noqa: E402
+from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.serve.host.conftest import Peers, with_adapters  # noqa: E402
 

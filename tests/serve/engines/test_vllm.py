@@ -1,0 +1,108 @@
+"""A vLLM of somebody's own before 0.33, by its answers: what keeps the base apart there, or a refusal. tests/peers has vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import adapterhub as ah
+from adapterhub.serve.engines.over_http import Client
+from adapterhub.serve.engines.vllm import Vllm
+from adapterhub_converters.adapter import LowRank
+from adapterhub_converters.bases import read_base
+from adapterhub_converters.errors import RefusedError
+from tests.support.folders import base
+
+
+class Server:
+    """The paths of vLLM that say what it has, and the one that loads; it sees the files here, or it does not."""
+
+    def __init__(self, version: str, *, sees: bool = True) -> None:
+        self.version, self.sees = version, sees
+        self.known: dict[str, str] = {}
+        self.asked: list[str] = []
+
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+        match path:
+            case "/version":
+                return 200, {"version": self.version}
+            case "/v1/models":
+                own = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
+                return 200, {"data": [{"id": "base"}, *own]}
+            case "/v1/load_lora_adapter" if not self.sees:  # vLLM 0.32: entrypoints/openai/models/serving.py
+                what = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
+                return 404, {"error": {"message": what, "type": "NotFoundError", "param": None, "code": 404}}
+            case "/v1/load_lora_adapter" if body["lora_name"] in self.known:
+                return 400, {"error": {"message": f"The lora adapter '{body['lora_name']}' has already been loaded."}}
+            case "/v1/load_lora_adapter":
+                self.known[body["lora_name"]] = body["lora_path"]
+                return 200, "Success"
+        self.asked.append(body["model"])
+        return 200, {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = next((int(line[16:]) for line in head.split("\r\n") if line.startswith("content-length: ")), 0)
+            status, document = self.answer(head.split(" ")[1], json.loads(await reader.readexactly(length) or b"{}"))
+            body = json.dumps(document).encode()
+            writer.write(b"HTTP/1.1 %d X\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def ask_base(server: Server, folder: Path, *, resolves: bool = False) -> list[str]:
+    """By which names the base was asked for, with a gateway that starts now."""
+    spec = base(folder / "base") if not (folder / "base").exists() else read_base(folder / "base")
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=folder / "zeros", slots=4, resolves=resolves)
+            try:
+                await engine.start()
+                await engine.ask("/v1/completions", {"prompt": "x"}, ())
+            finally:
+                await engine.close()
+
+    asyncio.run(main())
+    return server.asked
+
+
+@pytest.mark.parametrize("resolves", [False, True])
+def test_before_0_33_the_base_is_asked_for_by_zeros_that_stay_for_gateways_to_come(tmp_path: Path, resolves: bool) -> None:
+    server = Server("0.32.0")
+    for _ in range(2):
+        names = ask_base(server, tmp_path, resolves=resolves)
+    assert len(names) == 2
+    assert {*names} == server.known.keys()
+    [(name, root)] = server.known.items()
+    assert name.startswith("adapterhub-zero-")
+    [(target, delta)] = ah.load(root).deltas.items()
+    assert isinstance(delta, LowRank)
+    assert not np.concatenate([delta.lora_A.ravel(), delta.lora_B.ravel()]).any()
+    assert delta.shape == read_base(tmp_path / "base").tensors[f"{target}.weight"].shape
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.40.1.dev3", "unknown"])
+def test_later_ones_are_asked_for_the_base_itself(tmp_path: Path, version: str) -> None:
+    assert ask_base(Server(version, sees=False), tmp_path) == ["base"]
+
+
+@pytest.mark.parametrize("resolves", [False, True])
+def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, resolves: bool) -> None:
+    server = Server("0.32.0", sees=False)
+    with pytest.raises(RefusedError, match=r"is older than 0\.33, .*No adapter found.* Use vLLM 0\.33 or later, or one that"):
+        ask_base(server, tmp_path, resolves=resolves)
+    assert server.asked == []
