@@ -1,10 +1,16 @@
-"""Connections of a server: no more than leave files for its work."""
+"""Connections of a server: no more than leave files for its work, and large bodies whole in both directions."""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import os
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,24 +32,127 @@ def _answer(client: socket.socket) -> bytes:
         return b""
 
 
-def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def _serving(app: Any, **more: Any) -> Iterator[tuple[tuple[str, int], Any]]:
+    """The address of a server of an application, and the server."""
     sock = binding.listening("127.0.0.1", 0)
-    server = connections.make_server(_app, certificate=None, key=None, drain=1)
-    monkeypatch.setattr(connections.Connection, "most", 3)
+    server = connections.make_server(app, certificate=None, key=None, drain=1, **more)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
-        clients = [socket.create_connection(sock.getsockname()) for _ in range(5)]
+        yield sock.getsockname(), server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _serving(_app) as (address, server):
+        monkeypatch.setattr(connections.Connection, "most", 3)
+        clients = [socket.create_connection(address) for _ in range(5)]
         assert [_answer(client) for client in clients] == [b"HTTP/1.1 204"] * 3 + [b""] * 2
         for client in clients:
             client.close()
         while server.server_state.connections:
             time.sleep(0.01)
-        with socket.create_connection(sock.getsockname()) as client:
+        with socket.create_connection(address) as client:
             assert _answer(client) == b"HTTP/1.1 204"
-    finally:
-        server.should_exit = True
-        thread.join()
+
+
+# ---- files that the system sends
+
+SIZE = (3 << 20) + 7
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[int]:
+    """A file of SIZE random bytes, open."""
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(SIZE))
+    with open(path, "rb") as opened:
+        yield opened.fileno()
+
+
+def _of(file: int, announced: int = SIZE) -> Callable[..., Any]:
+    """An application that answers with the whole of a file after a piece in memory."""
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            assert connections.ZERO_COPY in scope["extensions"]
+            headers = [(b"content-length", str(5 + announced).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"first", "more_body": True})
+            await send({"type": connections.ZERO_COPY, "file": file, "offset": 0, "count": announced})
+
+    return app
+
+
+def test_a_file_follows_what_was_sent_before_it_also_in_several_answers_on_one_connection(file: int) -> None:
+    with _serving(_of(file)) as (address, _):
+        wanted = b"first" + os.pread(file, SIZE, 0)
+        with socket.create_connection(address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 3)  # pipelined
+            stream = client.makefile("rb")
+            for _ in range(3):
+                while stream.readline() != b"\r\n":
+                    pass
+                assert stream.read(len(wanted)) == wanted
+
+
+def test_a_file_that_is_shorter_than_announced_ends_the_connection(file: int) -> None:
+    with _serving(_of(file, SIZE + 1)) as (address, _):
+        client = http.client.HTTPConnection(*address, timeout=60)
+        client.request("GET", "/")
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            client.getresponse().read()
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_file_leaves_nothing_open(file: int) -> None:
+    def leave() -> int:
+        """Ask for the file and leave, and return the number of files that are open once the server has noticed."""
+        with socket.create_connection(address) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.recv(1000)
+        while server.server_state.connections or server.server_state.tasks:
+            time.sleep(0.01)
+        return len(os.listdir("/proc/self/fd"))
+
+    with _serving(_of(file)) as (address, server):
+        first = leave()  # what the server has opened once, it keeps
+        assert max(leave() for _ in range(5)) < first + 5
+
+
+# ---- bodies
+
+
+async def _hashed(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with the SHA-256 of the body, and the number of its pieces."""
+    if scope["type"] != "http":
+        return
+    state, count, more = hashlib.sha256(), 0, True
+    while more:
+        message = await receive()
+        assert type(message["body"]) is bytes
+        state.update(message["body"])
+        count, more = count + 1, message["more_body"]
+    body = f"{state.hexdigest()} {count}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 65536, SIZE])
+def test_a_body_arrives_as_it_was_sent(size: int, chunked: bool) -> None:
+    data = os.urandom(size)
+    with _serving(_hashed) as (address, _):
+        client = http.client.HTTPConnection(*address, timeout=60)
+        for _ in range(2):  # on one connection
+            body = iter([data[: size // 3], data[size // 3 :]]) if chunked else data
+            client.request("POST", "/", body, encode_chunked=chunked)
+            digest, count = client.getresponse().read().split()
+            assert digest.decode() == hashlib.sha256(data).hexdigest()
+            assert int(count) < 100
 
 
 def test_files_are_left_for_the_work_itself() -> None:

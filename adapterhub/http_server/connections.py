@@ -2,18 +2,26 @@
 
 uvicorn keeps headers of any length, as many as come, and waits for their end as long as it takes. A proxy in front has limits
 of its own; a server without one needs these.
+
+Large bodies cost less here than uvicorn's own connection takes for them. What arrives is read in pieces of up to 1 MiB, not 256
+KiB, and is copied once, not four times; and an application can have the system send a file (`ZERO_COPY`, of the ASGI
+specification), whose bytes then never come into this process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from adapterhub_converters.errors import LocalIOError, UsageError
 
@@ -24,6 +32,12 @@ HEAD_SECONDS = 30.0
 SILENT_SECONDS = 120.0
 """Without a byte of a body that is arriving, or without one read of an answer."""
 CHECK_SECONDS = 10.0
+ZERO_COPY = "http.response.zerocopysend"
+"""The extension and the message by which an application sends a part of a file: `file`, a descriptor, `offset` and `count`."""
+_READ, _READ_OF_HEAD = 1 << 20, 1 << 16  # bytes that are read at a time
+_SENT = 16 << 20  # bytes of a file that are sent before another one has its turn
+_PATIENCE = 5  # milliseconds that a thread waits for a client before it does something else
+_FLUSH_SECONDS = 0.01  # between two looks whether the headers of a file are sent
 _FILES = 65536  # that a server may have open, if the system lets it
 _KEPT = 256  # of them, for other things than connections
 
@@ -41,6 +55,28 @@ def most_connections() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             soft = most
     return max(most if soft == resource.RLIM_INFINITY else soft - _KEPT, _KEPT)
+
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+class _Pieces:
+    """The pieces of a body that wait for the application, in place of a bytearray, to and from which they would be copied."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, piece: bytes) -> _Pieces:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 class Connection(HttpToolsProtocol):
@@ -68,27 +104,37 @@ class Connection(HttpToolsProtocol):
         self._timer.cancel()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Take what arrives, up to the limit for what is not of a body."""
         self._heard = self.loop.time()
         self._unused += len(data)
-        super().data_received(data)
+        super().data_received(data)  # type: ignore[arg-type]
         if self._unused > MAX_HEAD + len(data) and not self.transport.is_closing():
             self.send_400_response("The headers are too large.")
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether a body is arriving."""
+        return not self._in_head and self.cycle is not None and self.cycle.more_body
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         self._begun, self._in_head = self.loop.time(), True
         super().on_message_begin()
+        if self.scheme == "http" and hasattr(os, "sendfile"):  # a file cannot be sent through TLS
+            self.scope["extensions"] = {ZERO_COPY: {}}
 
     def on_headers_complete(self) -> None:
         """Begin its body."""
         self._unused, self._in_head = 0, False
         super().on_headers_complete()
+        self.cycle.send = partial(self._send, self.cycle, self.cycle.send)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._unused = 0
+        if not self.cycle.body:
+            self.cycle.body = _Pieces()  # type: ignore[assignment]
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -113,6 +159,92 @@ class Connection(HttpToolsProtocol):
         else:
             self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
 
+    # ---- files
+
+    async def _send(self, cycle: RequestResponseCycle, send: Send, message: Mapping[str, Any]) -> None:
+        """Send a message of the application: of a file here, any other one as uvicorn does."""
+        if message["type"] != ZERO_COPY:
+            await send(message)
+            return
+        sent = await self._send_file(cycle, message["file"], message["offset"], message["count"])
+        if sent < message["count"]:
+            cycle.disconnected = True  # the client is gone, or the file is shorter than the headers said: the client sees that
+            self.transport.abort()
+        cycle.expected_content_length -= sent
+        await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
+
+    async def _send_file(self, cycle: RequestResponseCycle, file: int, offset: int, count: int) -> int:
+        """Have the system send a part of a file after what was written before; return the bytes that were sent."""
+        while self.transport.get_write_buffer_size() and not cycle.disconnected:
+            await asyncio.sleep(_FLUSH_SECONDS)
+        if cycle.disconnected or self.transport.is_closing():
+            return 0
+        # Of another number than the transport's: the loop tells when it can be written to, and a closed one is not used again.
+        to, sent = os.dup(self.transport.get_extra_info("socket").fileno()), 0
+        try:
+            while sent < count and not cycle.disconnected:
+                most = min(count - sent, _SENT)
+                done, ended = await self.loop.run_in_executor(None, _sent_now, to, file, offset + sent, most)
+                sent += done
+                if ended:
+                    break
+                if done < most:
+                    await self._until_writable(to)
+        except OSError:  # the client is gone, or was silent for too long
+            pass
+        finally:
+            os.close(to)
+        return sent
+
+    async def _until_writable(self, to: int) -> None:
+        """Wait until a socket takes more; TimeoutError, which is an OSError, if its client reads nothing for too long."""
+        writable = asyncio.Event()
+        self.loop.add_writer(to, writable.set)
+        try:
+            await asyncio.wait_for(writable.wait(), SILENT_SECONDS)
+        finally:
+            self.loop.remove_writer(to)
+
+
+def _sent_now(to: int, file: int, offset: int, count: int) -> tuple[int, bool]:
+    """Send a part of a file as long as its client reads fast: the bytes that were sent, and whether the file ended there.
+
+    For a client that reads as it is sent to, the thread waits itself: to go back to the event loop each time would take longer.
+    """
+    sent, writable = 0, select.poll()
+    writable.register(to, select.POLLOUT)
+    while sent < count:
+        try:
+            done = os.sendfile(to, file, offset + sent, count - sent)
+        except BlockingIOError:
+            if not writable.poll(_PATIENCE):
+                break
+            continue
+        if not done:
+            return sent, True
+        sent += done
+    return sent, False
+
+
+_BUFFER = memoryview(bytearray(_READ))
+
+
+class _Reader(asyncio.BufferedProtocol):
+    """Reads what arrives on a connection into the one buffer of all, from which the parser takes it at once."""
+
+    def __init__(self, **more: Any) -> None:
+        self._connection = Connection(**more)
+        for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing", "eof_received"):
+            setattr(self, name, getattr(self._connection, name))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: of a body more than of headers, which the parser keeps."""
+        return _BUFFER if self._connection.is_receiving else _BUFFER[:_READ_OF_HEAD]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take them from there."""
+        self._connection.data_received(_BUFFER[:nbytes])
+
 
 def make_server(app: Any, *, certificate: Path | None, key: Path | None, drain: int) -> uvicorn.Server:
     """A server of an ASGI application with these connections, not started.
@@ -131,7 +263,7 @@ def make_server(app: Any, *, certificate: Path | None, key: Path | None, drain: 
     Connection.most = most_connections()
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=_Reader,  # type: ignore[arg-type]
         ws="none",
         log_config=None,
         access_log=False,

@@ -1,21 +1,25 @@
-"""A blob as an answer: whole or a range, read in pieces of 1 MiB in a thread, one piece ahead of the network.
+"""A blob as an answer: whole or a range, which the system sends, where the server and the blob allow that.
 
-Starlette's own FileResponse reads 64 KiB at a time and moves a third of the bytes a second.
+Else it is read in pieces of 1 MiB in a thread, one piece ahead of the network. Starlette's own FileResponse reads 64 KiB at a
+time and moves a third of the bytes a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
 from starlette.types import Receive, Scope, Send
 
+from adapterhub.http_server.connections import ZERO_COPY
 from adapterhub_converters import linear
 
 from .workers import Workers
 
 _PIECE = 1 << 20  # bytes
+_LARGE = 256 << 10  # bytes from which it takes less time not to read a file
 _RANGE = linear.Pattern(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -83,7 +87,8 @@ class BlobResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer; of a HEAD request the headers only."""
         body = scope["method"] != "HEAD" and self._length > 0
-        address, file, piece = await self._workers.read(self._begin) if body else ("", None, b"")
+        whole = self._length >= _LARGE and ZERO_COPY in scope.get("extensions", {})
+        address, file, piece = await self._workers.read(self._begin, unread=whole) if body else ("", None, b"")
         if address:
             self._headers |= {"location": address, "content-length": "0"}
             self._headers.pop("content-range", "")
@@ -97,15 +102,20 @@ class BlobResponse:
             return
         try:
             await send({"type": "http.response.start", "status": self._status, "headers": headers})
-            await self._body(file, piece, send)
+            if piece is None:
+                await send({"type": ZERO_COPY, "file": file.fileno(), "offset": self._start, "count": self._length})
+            else:
+                await self._body(file, piece, send)
         finally:
             await asyncio.shield(self._workers.read(file.close))
 
-    def _begin(self) -> tuple[str, BinaryIO | None, bytes]:
-        """Where a client gets the bytes; or the first of them, and the file that has more."""
+    def _begin(self, *, unread: bool) -> tuple[str, BinaryIO | None, bytes | None]:
+        """Where a client gets the bytes; or the first of them, and the file that has more; None of a file that stays unread."""
         if address := self._address():
             return address, None, b""
         file = self._opened()
+        if unread and isinstance(file, io.FileIO):
+            return "", file, None
         try:
             _go_to(file, self._start)
             piece = file.read(min(_PIECE, self._length))

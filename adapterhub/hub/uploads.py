@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from adapterhub.digest import CHUNK, Digest, is_hex
-from adapterhub.store.atomic import local_errors, write_all
+from adapterhub.store.atomic import local_errors, start_flush, write_all
 from adapterhub.store.leases import hold
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
@@ -267,11 +267,13 @@ class Uploads:
                 upload.busy, upload.used = False, time.monotonic()
 
     def _write(self, upload: Upload, pieces: list[bytes]) -> None:
+        start = upload.size
         with local_errors(upload.path):
             for piece in pieces:
                 write_all(upload.file, piece)
                 upload.state.update(piece)
                 upload.size += len(piece)
+            start_flush(upload.file, start, upload.size - start)
 
     async def finish(self, upload: Upload, digest: str, size: int | None = None) -> Digest:
         """Store what has arrived as a blob, and return its sha256; the session ends in any case.

@@ -7,9 +7,11 @@ removes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,10 @@ from .leases import ABANDONED, Lease
 
 # The error of a file system without hard links (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
+
+
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
 class Files(Inside):
@@ -106,6 +112,15 @@ def write_all(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def start_flush(file: BinaryIO, start: int, count: int) -> None:
+    """Have the system begin to write a part of a file to the disk, so that less is left for a flush; nothing on other systems.
+
+    Linux, sync_file_range(2).
+    """
+    if _sync_file_range and count:
+        _sync_file_range(file.fileno(), ctypes.c_int64(start), ctypes.c_int64(count), _WRITE)
 
 
 def random_name() -> str:

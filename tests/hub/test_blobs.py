@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import ssl
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ import pytest
 
 from adapterhub.maintenance import compress
 from adapterhub.ref import Ref
-from tests.hub.conftest import Running
+from tests.hub.conftest import Running, serving
 from tests.hub.oci.conftest import Registry
+from tests.hub.sending import WEIGHTS
+from tests.support.adapters import write_large_adapter
+from tests.support.certificates import write_certificate
 
 
 def test_a_compressed_version_is_served_as_any_other(
@@ -42,3 +47,16 @@ def test_a_blob_of_several_pieces_is_sent_whole_and_in_part(hub: Running) -> Non
     assert registry.ask("GET", f"blobs/{digest}").body == data
     for first, last in ((0, 0), (0, (1 << 20) - 1), (0, 1 << 20), (1, len(data) - 1), ((2 << 20) - 1, 2 << 20)):
         assert registry.ask("GET", f"blobs/{digest}", Range=f"bytes={first}-{last}").body == data[first : last + 1]
+
+
+def test_a_blob_is_the_same_through_tls(tmp_path: Path) -> None:
+    secret = tmp_path / "key.pem"
+    certificate = write_certificate(tmp_path / "hub.pem", days=1, secret=secret)
+    folder = write_large_adapter(tmp_path / "sql", 1)
+    with serving(tmp_path / "hub", certificate=certificate, key=secret) as hub:
+        with hub.registry() as registry:
+            registry.push(folder, Ref("team/sql"))
+        unverified = ssl._create_unverified_context()
+        url = f"https{hub.url.removeprefix('http')}/team/sql/resolve/main/{WEIGHTS}"
+        with urllib.request.urlopen(url, context=unverified) as answer:
+            assert answer.read() == (folder / WEIGHTS).read_bytes()
