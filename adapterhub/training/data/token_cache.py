@@ -23,6 +23,7 @@ import numpy as np
 from adapterhub.training import cache_folder
 from adapterhub.training.config import TrainConfig
 from adapterhub_converters.containers import atomic, json_file
+from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, OutputExistsError
 
 from . import documents
@@ -156,7 +157,7 @@ def _mapped(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
 def _checksum(path: Path) -> int:
     """Return the CRC-32 of a file, of which a piece at a time is in memory."""
     checksum = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(_PIECE):
             checksum = zlib.crc32(piece, checksum)
     return checksum
