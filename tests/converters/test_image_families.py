@@ -20,7 +20,7 @@ from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.image import table, tables, video_transformers
+from adapterhub_converters.formats.image import naming, table, tables, video_transformers
 from adapterhub_converters.formats.lossy import Allowed
 from tests.conftest import need_module
 from tests.support.images import Numbers, dense, kohya_file, pair, peft_folder
@@ -230,6 +230,7 @@ FAMILIES: dict[str, Family] = {
     "MiniMax-H3": Family(
         "MiniMaxH3Transformer3DModel", {"num_layers": 1, "num_refiner_layers": 1}, LORA + "minimax_h3_lora_to_diffusers",
     ),
+    "ACE-Step": Family("AceStepTransformer1DModel", {"num_hidden_layers": 1}, LORA + "ace_step_lora_to_diffusers"),
 }  # fmt: skip
 # Under other names of the same model, or its modules in other pieces.
 OTHER_NAMES = {"FLUX.1 by XLabs", "FLUX.2 by SimpleTuner", "Z-Image by ComfyUI"}
@@ -322,6 +323,25 @@ def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_p
     assert set(found) == {f"transformer.{target}" for target in wanted}
     for target, delta in wanted.items():
         np.testing.assert_allclose(dense(found[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
+
+
+def test_names_of_language_models_alone_are_of_no_image_model() -> None:
+    names = ["layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj", "layers.0.cross_attn.o_proj"]
+    assert not naming.of_images(names)
+    assert not any(map(tables.is_foreign, names))
+
+
+def test_hidream_o1_which_diffusers_does_not_have_is_kept_and_refused_by_name(tmp_path: Path) -> None:
+    import diffusers
+
+    assert not any(name.startswith("HiDreamO1") for name in dir(diffusers))
+    stem = "diffusion_model.language_model.layers.0.self_attn.q_proj"
+    tensors = {f"{stem}.lora_{half}.weight": np.ones(shape, np.float32) for half, shape in (("A", (2, 8)), ("B", (8, 2)))}
+    safetensors_file.write(tmp_path / "o1.safetensors", tensors, {"modelspec.architecture": "hidream-o1"})
+    with pytest.raises(RefusedError, match="language_model.layers.0.self_attn.q_proj': not a known module"):
+        formats.convert(tmp_path / "o1.safetensors", tmp_path / "out", to="peft")
+    report = adapterhub.check(tmp_path / "o1.safetensors")
+    assert (report.ok, [problem.code for problem in report.problems]) == (True, ["not-understood"])
 
 
 # Each a few numbers wide, by the class in diffusers.

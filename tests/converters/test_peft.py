@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.adapter import factored_out, plain_pairs
+from adapterhub_converters.adapter import LowRank, PooledLowRank, factored_out, plain_pairs
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -278,6 +278,15 @@ def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weig
         RefusedError, match="the number of its columns that a module uses depends on the base.*Name its base model"
     ):
         factored_out(peft.read(source, base=base))
+
+
+def test_qalora_on_a_base_that_is_not_gptq_is_plain_lora_as_in_peft(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", PAIR, use_qalora=True, qalora_group_size=4)
+    pooled = peft.read(source).deltas
+    assert all(isinstance(delta, PooledLowRank) for delta in pooled.values())
+    shapes = {f"{target}.weight": (delta.lora_B.shape[0], delta.lora_A.shape[1]) for target, delta in pooled.items()}
+    base = BaseSpec("base", "hf", "", "llama", {}, tensors={name: BaseTensor(shape, "F32") for name, shape in shapes.items()})
+    assert all(isinstance(delta, LowRank) for delta in peft.read(source, base=base).deltas.values())
 
 
 def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adapterhub
 from adapterhub_converters import bases
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
@@ -34,6 +35,16 @@ def base(folder: Path, kind: str, *modules: str, **config: Any) -> bases.BaseSpe
     safetensors_file.write(folder / "model.safetensors", {name: np.zeros((8, 8), np.float32) for name in names})
     (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [kind], "hidden_size": 8, **config}))
     return bases.read_hf(folder)
+
+
+@pytest.mark.parametrize(("kind", "in_files"), [("gemma3", OLD), ("qwen3_5", NEW), ("qwen3_vl", NEW)])
+def test_an_adapter_of_mlx_lm_is_merged_into_a_vision_model(kind: str, in_files: str, tmp_path: Path) -> None:
+    spec = base(tmp_path / "base", kind, in_files)
+    source = mlx(tmp_path / "a", OLD)
+    assert adapterhub.check(source, base=spec).ok
+    adapterhub.merge(source, tmp_path / "merged", into=tmp_path / "base")
+    with safetensors_file.SafetensorsFile(tmp_path / "merged/model.safetensors") as file:
+        np.testing.assert_array_equal(file.tensor(f"{in_files}.weight"), np.full((8, 8), 4.0, np.float32))
 
 
 @pytest.mark.parametrize(("kind", "in_files"), [("gemma3", OLD), ("qwen3_5", NEW), ("qwen3_vl", NEW)])

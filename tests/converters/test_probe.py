@@ -9,8 +9,10 @@ import click
 import pytest
 
 from adapterhub.cli.commands import convert
+from adapterhub_converters.adapter import TUNERS
 from adapterhub_converters.formats import FORMATS, PACKAGES, probe, round_trips
 from adapterhub_converters.formats import convert as formats
+from adapterhub_converters.formats.mlx import whole
 from adapterhub_converters.formats.round_trips import Row
 from tests.conftest import ROOT, Run
 from tests.converters import trained
@@ -44,6 +46,14 @@ def test_every_format_is_read_and_all_but_tinkers_are_written(rows: list[Row]) -
     assert {row.name for row in rows if not row.writes} == {"tinker"}
 
 
+def test_the_page_names_every_tuner_and_counts_the_models_that_mlx_lm_tunes_as_a_whole() -> None:
+    page = " ".join((ROOT / "docs/formats.md").read_text().split())
+    words = page.lower().replace("-", "").replace("_", "").replace(" ", "")
+    assert all(row.method.replace("_", "") in words for row in TUNERS.values())
+    assert f"parameters of {len(whole.SAME)} model types" in page
+    assert "the format `tinker`, which is read and not written" in page
+
+
 def test_convert_offers_every_format(rows: list[Row]) -> None:
     (option,) = (option for option in convert.convert.params if option.name == "style")
     assert isinstance(option.type, click.Choice)
@@ -65,7 +75,12 @@ def test_the_command_reports_the_same(run: Run, rows: list[Row]) -> None:
     assert {row["name"]: row["back"] for row in document} == {row.name: row.back for row in rows}
     families = json.loads(run("formats", "--json").stdout)["image_models"]
     assert {"SDXL", "FLUX.1", "Qwen-Image", "Wan", "Krea 2"} <= set(families)
+    found = json.loads(run("formats", "--json").stdout)
+    assert {"method": "xlora", "merges": False} in found["tuners"]
+    assert {"method": "ia3", "merges": True} in found["tuners"]
+    assert {"llama", "qwen3_moe"} <= set(found["mlx_full"])
     text = run("formats").stdout
+    assert all(name in " ".join(text.split()) for name in (*(row["method"] for row in found["tuners"]), *found["mlx_full"]))
     assert all(family in " ".join(text.split()) for family in families)
     assert all(name in text for name in (*(row.name for row in rows), "hf", "image"))
     assert "=  the same file" in text

@@ -36,9 +36,11 @@ def formats(settings: Settings) -> None:
     byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter.
     """
     from adapterhub_converters import formats as table
+    from adapterhub_converters.adapter import TUNERS
     from adapterhub_converters.architectures import names
     from adapterhub_converters.formats import round_trips
     from adapterhub_converters.formats.image import tables
+    from adapterhub_converters.formats.mlx import whole
 
     rows = round_trips.rows()
     added = {
@@ -55,9 +57,16 @@ def formats(settings: Settings) -> None:
         "others": [{"name": n, "what": what} for n, what in others.items()],
         "image_models": families,
         "gguf_models": models,
+        "tuners": [{"method": row.method, "merges": not row.unmerged} for row in TUNERS.values()],
+        "mlx_full": sorted(whole.SAME),
     }
-    whole = sorted({one.gguf for one in names.ADAPTERS if one.folder})
-    lines = {"image and video models in kohya and diffusers": families, "whole models from a folder to gguf": whole}
+    lines = {
+        "image and video models in kohya and diffusers": families,
+        "whole models from a folder to gguf": sorted({one.gguf for one in names.ADAPTERS if one.folder}),
+        "peft's tuners that are no low-rank deltas, merged into a base": [r.method for r in TUNERS.values() if not r.unmerged],
+        "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
+        "models that mlx-lm tuned as a whole (full), merged into a base": sorted(whole.SAME),
+    }
     output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others, lines))
 
 

@@ -8,6 +8,7 @@ Several adapters are merged one after another, with a rounding after each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -164,17 +165,41 @@ class AddVector:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddConvolution:
-    """Add the delta of a convolution, which is whole in memory while its tensor is written."""
+    """Add the delta of a convolution, which is whole in memory while its tensor is written.
+
+    With a magnitude, the sum W becomes `m / ||W|| * W`, with a norm for each output (peft, `_DoraConvNdLayer`). They are
+    summed in float64 here, as in `AddDora`.
+    """
 
     delta: LowRankConv
     scale: float
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum."""
+        """The sum; with a magnitude it takes two passes, as a tile may have some of an output's rows."""
         lora_A, lora_B = (
             factor.astype(np.float32).reshape(len(factor), -1) for factor in (self.delta.lora_A, self.delta.lora_B)
         )
-        return Add((lora_B @ lora_A).reshape(self.delta.shape), self.scale).ready(dtype)
+        add = Add((lora_B @ lora_A).reshape(self.delta.shape), self.scale).ready(dtype)
+        if self.delta.magnitude is None:
+            return add
+        magnitude = self.delta.magnitude.astype(np.float32).reshape(-1)
+        height = math.prod(self.delta.shape[1:-1])  # rows of one output
+        squares = np.zeros(magnitude.size, np.float64)
+
+        def look(tile: F32Array, start: int, scratch: F32Array) -> None:
+            if not start:
+                squares[:] = 0
+            add(tile, start, scratch)
+            rows = np.sum(np.square(tile, dtype=np.float64), axis=1)
+            np.add.at(squares, np.arange(start, start + len(tile)) // height, rows)
+
+        def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
+            add(tile, start, scratch)
+            norms: F32Array = np.sqrt(squares).astype(np.float32)
+            factor: F32Array = (magnitude / norms).reshape(-1, 1)
+            tile *= factor[np.arange(start, start + len(tile)) // height]
+
+        return TwoPasses(look, apply)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

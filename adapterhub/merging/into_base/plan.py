@@ -171,10 +171,8 @@ class _Planner:
                 self._low_rank(target, found.parameter(f"{target}.weight"), delta, weight, found)
             elif isinstance(delta, LowRankEmbedding):
                 self._embedding(target, found.parameter(f"{target}.weight"), delta, weight)
-            elif isinstance(delta, LowRankConv) and delta.magnitude is None:
-                name = found.parameter(f"{target}.weight")
-                self._expect(target, name, delta.shape)
-                self._put(name, AddConvolution(delta, delta.scaling * weight), target)
+            elif isinstance(delta, LowRankConv):
+                self._convolution(target, found.parameter(f"{target}.weight"), delta, weight)
                 self._bias(target, delta, weight, found)
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
@@ -277,10 +275,19 @@ class _Planner:
         if bias in self.tensors and change.fits_bias:
             self._put(bias, Change(change), target, alone=True)
 
-    def _dora(self, target: str, name: str, edit: AddDora, weight: float) -> None:
+    def _convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
+        self._expect(target, name, delta.shape)
+        edit = AddConvolution(delta, delta.scaling * weight)
+        if delta.magnitude is None:
+            self._put(name, edit, target)
+        else:
+            self._dora(target, name, edit, weight)
+
+    def _dora(self, target: str, name: str, edit: AddDora | AddConvolution, weight: float) -> None:
         features = edit.delta.lora_B.shape[0]
-        if edit.magnitude.size != features:
-            raise RefusedError(target, f"a DoRA magnitude of {edit.magnitude.size} numbers for {features} outputs")
+        magnitude = edit.magnitude if isinstance(edit, AddDora) else edit.delta.magnitude
+        if magnitude is not None and magnitude.size != features:
+            raise RefusedError(target, f"a DoRA magnitude of {magnitude.size} numbers for {features} outputs")
         if weight != 1:
             raise RefusedError(target, "DoRA is no sum: it can be merged alone and with weight 1 only")
         self._put(name, edit, target, alone=True)

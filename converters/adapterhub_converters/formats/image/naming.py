@@ -111,7 +111,7 @@ def _prefix(stem: str, where: str) -> tuple[str, str]:
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
     # Beside modules of blocks there are others, whose names alone would not tell that the file is a trainer's.
-    if any(table.read(stem) for table in tables.TRANSFORMERS):
+    if any(table.read(stem) for table in tables.TRANSFORMERS if not table.prefixed):
         return "", stem
     if bare := _bare(stem):
         return "", bare

@@ -68,6 +68,7 @@ class Table:
         variant: Whether a table is preferred that is no variant and has the same modules, unless the base or the source's names
             determine this one.
         shared: Whether other families have modules of the same names, so that names alone do not determine the family.
+        prefixed: Whether its names, without a prefix, are those of language models.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Table:
     writes: bool = True
     variant: bool = False
     shared: bool = False
+    prefixed: bool = False
 
     def read(self, stem: str) -> Reading | None:
         """The module that `stem` names, in which dots may be underscores; None if it is not in the table."""

@@ -75,6 +75,7 @@ FIRST = frozenset(target.partition(".")[0] for table in TABLES for r in table.mo
 _FOREIGN = frozenset(
     shape
     for table in TRANSFORMERS
+    if not table.prefixed
     for shape, several in table.shapes().items()
     if any("N" in path.split(".") and reading.targets != (path,) for path, reading in several)
 ) - {shape_of(numbered(target)) for table in TABLES for r in table.modules.values() for target in r.targets}

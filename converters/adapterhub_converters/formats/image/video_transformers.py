@@ -116,6 +116,16 @@ def _minimax() -> Iterator[tuple[str, Reading]]:
     ]).items()  # fmt: skip
 
 
+def _ace_step() -> Iterator[tuple[str, str]]:
+    """Modules of ACE-Step 1.5, which makes music: its makers' names of attention are those of language models."""
+    ends = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
+    for name in ("self_attn", "cross_attn"):
+        yield from ((f"layers.N.{name}.{theirs}", f"layers.N.{name}.{ours}") for theirs, ours in ends.items())
+    same = [*joined("layers.N.mlp", "gate_proj up_proj down_proj"), "condition_embedder"]
+    same += [path for name in ("time_embed", "time_embed_r") for path in joined(name, "linear_1 linear_2 time_proj")]
+    yield from ((path, path) for path in same)
+
+
 WAN = Table("Wan", "transformer", dict(_wan()), headers="wan", classes="Wan|SkyReels|Helios")
 HUNYUAN = Table(
     "HunyuanVideo", "transformer", dict(_hunyuan()), prefix=DIFFUSION_MODEL, headers="hunyuan[-_]video($|[^-_]|[-_][^1])",
@@ -137,6 +147,10 @@ MINIMAX = Table(
     variant=True,
 )  # fmt: skip
 MINIMAX_MUSUBI = dataclasses.replace(MINIMAX, name="MiniMax-H3 by musubi-tuner", prefix="lora_unet_", classes="")
+ACE_STEP = Table(
+    "ACE-Step", "transformer", renamed(_ace_step()), prefix=DIFFUSION_MODEL, headers="ace[-_]?step", classes="AceStep",
+    variant=True, prefixed=True,
+)  # fmt: skip
 
-TABLES = (WAN, HUNYUAN, HUNYUAN_MUSUBI, HUNYUAN_15, LTX, KANDINSKY, MINIMAX, MINIMAX_MUSUBI)
+TABLES = (WAN, HUNYUAN, HUNYUAN_MUSUBI, HUNYUAN_15, LTX, KANDINSKY, MINIMAX, MINIMAX_MUSUBI, ACE_STEP)
 """In the order in which they are compared."""

@@ -22,6 +22,7 @@ _LAYER = linear.Pattern(
 _EXPERT = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
 _STACK = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(gate_up_proj|up_proj|down_proj)")
 _OF_FILE = linear.Pattern(r"(.+\.)(?:switch_mlp|switch_glu|experts)\.(gate_proj|up_proj|down_proj|fc1|fc2)")
+_TEXT = "language_model."
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _UNGATED = {"up_proj": "fc1", "down_proj": "fc2"}  # of experts without a gate
 _PROJECTIONS = {**_MIXTRAL, **{name: name for name in _MIXTRAL.values()}}
@@ -265,6 +266,14 @@ def experts_of(name: str) -> tuple[str, str] | None:
         return f"{place}experts", next(name for name, own in _UNGATED.items() if own == part)
     old = {value: key for key, value in _MIXTRAL.items()}
     return f"{place}experts", old[part] if place.endswith("block_sparse_moe.") else part
+
+
+def in_base(name: str, base: BaseSpec | None) -> str:
+    """A module or parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
+    if base is None or not name.startswith(_TEXT) or name in base.tensors or f"{name}.weight" in base.tensors:
+        return name
+    inner = name.removeprefix(_TEXT)
+    return f"model.{_TEXT}{inner.removeprefix('model.')}" if inner.startswith("model.") else inner
 
 
 def number_of(target: str) -> int:

@@ -20,7 +20,7 @@ from adapterhub_converters.formats import peft, source_config
 
 from . import whole
 from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
-from .names import experts_of, number_of
+from .names import experts_of, in_base, number_of
 
 _HEAD = "lm_head"
 _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"
@@ -57,6 +57,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
     notes = [source_config.IGNORED] if source_config.is_there(metadata) else []
     notes += [_VLM_SCALE] if by_vlm else []
+    deltas = {in_base(target, base): delta for target, delta in deltas.items()}
     return peft.in_stacks(Adapter(deltas, meta=meta, notes=tuple(notes)), base)
 
 

@@ -17,7 +17,7 @@ from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Meta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .names import VERSION, experts_of
+from .names import VERSION, experts_of, in_base
 
 SAME = frozenset({
     "apertus", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm",
@@ -26,7 +26,6 @@ SAME = frozenset({
     "qwen2_vl", "qwen3", "qwen3_moe", "qwen3_vl", "seed_oss", "smollm3", "stablelm", "starcoder2",
 })  # fmt: skip
 """Model types whose parameters mlx-lm loads as they are; a test compares each with the model that it makes of a checkpoint."""
-_TEXT = "language_model."
 
 
 def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str, base: BaseSpec | None) -> Adapter:
@@ -48,7 +47,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: st
     replaced: dict[str, np.ndarray] = {}
     for name, array in sorted(tensors.items()):
         _check(name, array, where)
-        replaced |= _of_files(name if base is None else _in_base(name, base), array)
+        replaced |= _of_files(in_base(name, base), array)
     if not replaced:
         raise FormatError(where, "there is no parameter in it")
     table = next((name for name in replaced if name.endswith("embed_tokens.weight")), None)
@@ -67,14 +66,6 @@ def _check(name: str, array: np.ndarray, where: str) -> None:
         raise RefusedError(where, f"tensor {name!r} is {kind}, of a quantized model", "Train the model in 16 bits")
     if 0 in array.shape or (array.ndim == 3 and experts_of(name.rpartition(".")[0]) and len(array) > MAX_EXPERTS):
         raise FormatError(where, f"tensor {name!r} has the shape {array.shape}")
-
-
-def _in_base(name: str, base: BaseSpec) -> str:
-    """A parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
-    if not name.startswith(_TEXT) or name in base.tensors:
-        return name
-    inner = name.removeprefix(_TEXT)
-    return f"model.{_TEXT}{inner.removeprefix('model.')}" if inner.startswith("model.") else inner
 
 
 def _of_files(name: str, array: np.ndarray) -> dict[str, np.ndarray]:

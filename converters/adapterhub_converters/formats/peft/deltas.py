@@ -123,11 +123,16 @@ class DeltaReader:
             return LowRankEmbedding(lora_A, lora_B, alpha, rslora, magnitude)
         if lora_A.ndim > 2:
             return LowRankConv(lora_A, lora_B, alpha, rslora, magnitude, bias)
-        if self._config.get("use_qalora"):
+        if self._config.get("use_qalora") and not self._is_whole(target, lora_A):
             if magnitude is not None or bias is not None:
                 raise RefusedError(self._where, f"{target}: QALoRA with DoRA or a bias is not supported")
             return PooledLowRank(lora_A, lora_B, alpha, int(self._config.get("qalora_group_size") or 16), rslora)
         return LowRank(lora_A, lora_B, alpha, rslora, magnitude, bias, self._transposed)
+
+    def _is_whole(self, target: str, lora_A: np.ndarray) -> bool:
+        """Whether a module, by its shape, takes its inputs unpooled, as all but GPTQ's do (peft, `tuners/lora/gptq.py`)."""
+        weight = self._base.tensor(f"{target}.weight") if self._base is not None else None
+        return weight is not None and weight.shape[-1:] == lora_A.shape[-1:]
 
     def _need(self, target: str, part: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
         for name, tensor_name in names.items():
