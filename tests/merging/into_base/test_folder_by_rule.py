@@ -24,7 +24,7 @@ from tests.conftest import need_module
 from tests.converters.test_gguf_architectures import TOKENS, deltas
 from tests.converters.test_gguf_by_rule import saved
 from tests.merging.into_base.test_folder_to_gguf import assert_converted, changed, written
-from tests.support import llama_cpp
+from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
 pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("llama.cpp")]
@@ -69,6 +69,79 @@ def test_the_file_is_llama_cpp_s_conversion_and_computes_what_transformers_does(
     off = np.abs(llama_cpp.logits(ours, TOKENS) - expected).max()
     print(f"{name}: logits off by {off:.2g} of {np.abs(expected).max():.2g}")
     assert off < 5e-3 * max(1, np.abs(expected).max())
+
+
+YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "rope_theta": 5e5,
+    "original_max_position_embeddings": 32,
+    "attention_factor": 1.2079441541679836,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        (
+            "Olmo3ForCausalLM",
+            {"rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 5e5}},
+             "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        (
+            "HunYuanDenseV1ForCausalLM",
+            {"rope_parameters": {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 1e4},
+             "max_position_embeddings": 32768},
+        ),
+        ("Lfm2ForCausalLM", {"block_auto_adjust_ff_dim": True}),
+        ("Glm4MoeForCausalLM", {"attention_bias": True, "use_qk_norm": False}),
+        ("Exaone4ForCausalLM", {"num_hidden_layers": 64, "sliding_window": 64}),
+        ("GraniteMoeForCausalLM", {"attention_multiplier": 0.25, "logits_scaling": 2.0, "tie_word_embeddings": True}),
+    ],
+)  # fmt: skip
+def test_other_settings_are_llama_cpp_s_and_transformers_too(
+    tmp_path: Path, converted: Converter, name: str, config: dict[str, Any]
+) -> None:
+    need_module("llama_cpp_py_sync")
+    folder = tmp_path / "hf"
+    tiny.model(name, **config).save_pretrained(folder)
+    ours = written(folder, tmp_path / "ours.gguf")
+    assert_converted(ours, converted(folder, tmp_path / "theirs.gguf"))
+    expected = logits_of(folder, name)
+    assert np.abs(llama_cpp.logits(ours, TOKENS) - expected).max() < 5e-3 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("Exaone4ForCausalLM", {}, "a sliding_window, but llama.cpp's exaone4 has one with 64 layers only"),
+        ("OlmoeForCausalLM", {"norm_topk_prob": True}, "norm_topk_prob is True"),
+        ("OlmoeForCausalLM", {"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06, but llama.cpp's olmoe uses 1e-05"),
+        ("PhiForCausalLM", {"qk_layernorm": True}, "corresponds to it"),
+        ("PhiForCausalLM", {"intermediate_size": 128}, "intermediate_size is 128, but llama.cpp's phi2 uses 256"),
+        ("MiniMaxM2ForCausalLM", {"scoring_func": None}, "scoring_func is None"),
+        (
+            "Ernie4_5_MoeForCausalLM",
+            {"intermediate_size": 96},
+            "llama.cpp's conversion takes to be 48 wide",
+        ),
+        ("Ernie4_5_MoeForCausalLM", {"use_bias": True}, "a bias blk.0.ffn_down.bias"),
+        (
+            "Qwen3VLForConditionalGeneration",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            "no mrope_section",
+        ),
+        ("Gemma4ForCausalLM", {}, "only adapters of Gemma4ForCausalLM are converted, not whole models"),
+    ],
+)
+def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], message: str
+) -> None:
+    tiny.model(name, **config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(RefusedError) as caught:
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+    assert message in str(caught.value)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize(("kind", "name"), CLASSES)

@@ -315,6 +315,7 @@ CONFIG = {
     [
         "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
         "Gemma3ForCausalLM", "Phi3ForCausalLM", "NemotronForCausalLM", "Ernie4_5ForCausalLM", "GraniteForCausalLM",
+        "Ernie4_5_MoeForCausalLM", "Ministral3ForCausalLM", "ApertusForCausalLM", "Qwen2VLForConditionalGeneration",
     ],
 )  # fmt: skip
 def test_a_vocabulary_of_pieces_is_llama_cpp_s(
@@ -409,6 +410,36 @@ def test_llama_cpp_splits_a_text_as_the_tokenizer_does(tmp_path: Path, folder_of
         assert run.tokens(TEXT, raw=True) == Tokenizer.from_str(json.dumps(document)).encode(TEXT).ids
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "wanted"),
+    [
+        (
+            "Glm4MoeForCausalLM",
+            {},
+            {"pre": "glm4", "bos_token_id": 402, "eot_token_id": 1, "unknown_token_id": 0, "eom_token_id": 403},
+        ),
+        ("HunYuanDenseV1ForCausalLM", {"eod_token_id": 9}, {"pre": "llama-bpe", "eos_token_id": 9, "eot_token_id": 7}),
+        ("PhiForCausalLM", {}, {"pre": "llama-bpe", "add_bos_token": False}),
+        ("Lfm2ForCausalLM", {}, {"pre": "lfm2"}),
+    ],
+)
+def test_the_tokens_that_a_family_has_of_its_own_are_written(
+    tmp_path: Path, name: str, more: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    need_module("tokenizers")
+    folder = tmp_path / "hf"
+    tiny.model(name, vocab_size=408).save_pretrained(folder)
+    changed(folder, **more)
+    document = of_bytes(next(split for split in byte_level.SPLITS if split.name == "llama-bpe"))
+    named = {"[gMASK]": 402, "<|observation|>": 403}
+    document["added_tokens"] += [{"id": number, "content": text, "special": True} for text, number in named.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    keys, _ = contents(written(folder, tmp_path / "out.gguf"))
+    assert {key: keys[f"tokenizer.ggml.{key}"][1] for key in wanted} == wanted
+
+
 def template(*single: Any, pair: Any = ()) -> dict[str, Any]:
     def part(token: str) -> dict[str, Any]:
         return {"Sequence": {"id": token, "type_id": 0}} if token in "AB" else {"SpecialToken": {"id": token, "type_id": 0}}
@@ -447,7 +478,8 @@ for folder in sys.argv[1:]:
 def test_special_tokens_are_those_of_gguf_py(tmp_path: Path, converted: Converter) -> None:
     scripts = llama_cpp_scripts.found()
     assert scripts
-    added, model = [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}], {"eos_token_id": 2, "pad_token_id": 0}
+    added = [{"id": 1, "content": "<s>"}, {"id": 2, "content": "</s>"}]
+    model = {"eos_token_id": 2, "pad_token_id": None, "text_config": {"eos_token_id": 3, "pad_token_id": 0}}
     folders = [tmp_path / str(number) for number in range(len(PROCESSED))]
     for folder, (processor, config) in zip(folders, PROCESSED, strict=True):
         folder.mkdir()

@@ -49,16 +49,21 @@ _DEEPSEEK = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_MARKED = (  # Qwen2's, with the marks of letters
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3 = _WORDS + r"\p{N}{1,3}|" + _REST
 SPLITS = (
     Split(("digit", "words"), False, "smollm", {"starcoder2": "starcoder", "command-r": "command-r", "granite": "refact"}),
-    Split(("words",), False, "gpt-2", {"olmo": "olmo"}),
-    Split((_LLAMA3,), True, "llama-bpe", {"glm4": "glm4"}, adds=True),
+    Split(("words",), False, "gpt-2", {"olmo": "olmo", "phi2": "phi-2", "exaone4": "exaone4"}),
+    Split((_LLAMA3,), True, "llama-bpe", {"glm4": "glm4", "glm4moe": "glm4", "lfm2": "lfm2"}, adds=True),
     Split((_LLAMA3,), False, "dbrx", {"llama": "smaug-bpe", "glm4": "chatglm-bpe"}),
     Split((_WORDS + r"\p{N}|" + _REST,), False, "qwen2", {"stablelm": "stablelm2"}),
+    Split((_MARKED,), False, "qwen35", {}),
     Split((_CASES % ("", "") + r"\p{N}|" + _SLASHED,), True, "tekken", {}, adds=True),
-    Split((_CASES % (_CONTRACTED, _CONTRACTED) + r"\p{N}{1,3}|" + _SLASHED,), False, "gpt-4o", {}),
-    Split((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK), False, "deepseek-v3", {}),
+    Split((_CASES % (_CONTRACTED, _CONTRACTED) + r"\p{N}{1,3}|" + _SLASHED,), False, "gpt-4o", {"minimax-m2": "minimax-m2"}),
+    Split((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK), False, "deepseek-v3", {"hunyuan-dense": "hunyuan-dense"}),
     Split((" ?[^(\\s|[.,!?…。，、।۔،])]+",), False, "bloom", {}),
 )
 
