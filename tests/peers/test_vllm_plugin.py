@@ -21,6 +21,7 @@ from tests.conftest import Run, need_module
 from tests.support import environments, tiny, vllm
 
 pytestmark = pytest.mark.peer
+LONG = 100  # tokens
 PROMPT, COUNT = [*range(1, 9)], 8
 
 
@@ -116,6 +117,16 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
             400,
             "blend: team/sql:v1*0.5+team/sql:v2*0.5: a blend, and vLLM applies one adapter to a request",
         )
+
+        # A long answer of one version, while others take its place in memory again and again.
+        long = server.generated(one, PROMPT, LONG)
+        assert long[:COUNT] == answers["one"]
+        with ThreadPoolExecutor(3) as pool:
+            running = [pool.submit(server.generated, one, PROMPT, LONG) for _ in range(2)]
+            for _ in range(4):
+                assert [answer(model) for model in (two, "team/sql:v3")] == [answers["two"], answers["three"]]
+            assert [found.result() for found in running] == [long, long]
+        assert server.is_healthy()
 
         # Folders that the server reads again after an eviction stay, though they are old and it is told to forget them.
         served = cache / "adapterhub/served"

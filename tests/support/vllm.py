@@ -43,6 +43,10 @@ class Vllm:
                 return error.code, json.loads(error.read())["error"]["message"]
         return 200, ""
 
+    def is_healthy(self) -> bool:
+        """Whether its engine is alive."""
+        return _healthy(f"{self.url}/health")
+
     def post(self, path: str, document: object) -> Any:
         """What the server answers to a document, by way of JSON."""
         headers = {"Content-Type": "application/json"}

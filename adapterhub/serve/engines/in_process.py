@@ -45,6 +45,7 @@ class InProcess:
         self._open = open_host
         self._stack = ExitStack()
         self._host: Answering | None = None
+        self._known: set[str] = set()
         self._threads = ThreadPoolExecutor(WAITING + 64, "answer")
 
     async def start(self) -> None:
@@ -64,10 +65,13 @@ class InProcess:
     async def ensure(self, served: Served) -> None:
         """Load the version into memory."""
         found = self._running()
-        await self._in_thread(lambda: found.load(served.model, served.path))
+        if served.model not in self._known:
+            await self._in_thread(lambda: found.load(served.model, served.path))
+            self._known.add(served.model)
 
     async def forget(self, served: Served) -> None:
         """Drop the version."""
+        self._known.discard(served.model)
         self._running().drop(served.model)
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:

@@ -15,6 +15,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.engines.vllm import Vllm
+from adapterhub.serve.served import Served
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
@@ -28,8 +29,11 @@ class Server:
         self.version, self.sees = version, sees
         self.known: dict[str, str] = {}
         self.asked: list[str] = []
+        self.loads: list[Mapping[str, Any]] = []
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+        if path == "/v1/load_lora_adapter":
+            self.loads.append(body)
         match path:
             case "/version":
                 return 200, {"version": self.version}
@@ -78,6 +82,26 @@ def ask_base(server: Server, folder: Path, *, resolves: bool = False) -> list[st
 
     asyncio.run(main())
     return server.asked
+
+
+def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path: Path) -> None:
+    """In place, vLLM up to 0.32 would read the folder again at every step; by a name twice, it would end."""
+    server, spec = Server("0.33.0"), base(tmp_path / "base")
+    served = [Served("team/sql:v1", "team/sql", f"sha256:{digit * 64}", "vllm", tmp_path / digit, 4) for digit in "ab"]
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
+            await engine.start()
+            for one in served * 2:
+                await engine.ensure(one)
+                await engine.ask("/v1/completions", {"prompt": "x"}, ((one, 1.0),))
+                await engine.forget(one)
+            await engine.close()
+
+    asyncio.run(main())
+    assert server.loads == [{"lora_name": one.model, "lora_path": str(one.path)} for one in served]
+    assert server.asked == [one.model for one in served * 2]
 
 
 @pytest.mark.parametrize("resolves", [False, True])
