@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shlex
 import shutil
@@ -171,3 +172,22 @@ def test_the_programs_themselves_read_them(program: str, words: list[str]) -> No
     told = [line for line in done.stderr.splitlines() if "is not executable" not in line]  # adapterhub is not in /usr/local
     told += done.stdout.splitlines() if program == "hadolint" else []
     assert told == []
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="the program docker-compose isn't there")
+def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_path: Path) -> None:
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    shutil.copy(DEPLOY / "hub.env.example", tmp_path / "deploy" / "hub.env")
+
+    def config(**more: str) -> subprocess.CompletedProcess[str]:
+        words = ["docker-compose", "-f", str(tmp_path / "deploy" / "compose.yaml"), "config", "--format", "json"]
+        return subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **more})
+
+    assert "POSTGRES_PASSWORD is missing" in config().stderr
+    done = config(POSTGRES_PASSWORD="secret", HUB_HOST="hub.example")
+    assert done.stderr == ""
+    services = json.loads(done.stdout)["services"]
+    assert {"hub-1", "hub-2", "gc", "proxy", "database"} <= services.keys()
+    for name in ("hub-1", "hub-2", "gc"):
+        assert services[name]["environment"]["ADAPTERHUB_DATABASE"] == "postgresql://hub:secret@database/hub"
+        assert services[name]["environment"]["ADAPTERHUB_BLOBS"].startswith("s3://")

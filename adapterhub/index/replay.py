@@ -29,6 +29,13 @@ NEWEST_FACETS = (
     " WHERE NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"
 )
 
+# The same of the one name ?1. SQLite would make all of `has` for it, and look for one version there: 0.1 s at 10,000 versions.
+FACETS_OF_NEWEST = (
+    "WITH newest AS (SELECT id, r FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)"
+    " SELECT kind, value FROM facets WHERE version = (SELECT id FROM newest) UNION ALL SELECT '', '' FROM newest"
+    " UNION ALL SELECT 'r', CAST(r AS TEXT) FROM newest WHERE r IS NOT NULL"
+)
+
 
 Extracts = Mapping[Digest, rows.Extract]
 # What reading a document that was never checked may raise beyond our own errors.
@@ -241,7 +248,7 @@ class _Replay:
         """Add `n` to the counts of the facets of the newest version of a name."""
         if self.counting:
             self.index.execute(
-                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({NEWEST_FACETS} AND v.name = ?1) WHERE 1"  # noqa: S608
+                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({FACETS_OF_NEWEST}) WHERE 1"  # noqa: S608 - ours
                 " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
                 name,
                 n,

@@ -1,0 +1,35 @@
+"""The documents of the Helm chart are what the API of Kubernetes takes, by its own schemas.
+
+They are rendered as in `tests/test_deploy.py`: with the values of the chart, and no further options. Helm itself reads the
+chart there, where it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.environments import environment
+from tests.test_deploy import CHART, rendered
+
+pytestmark = pytest.mark.peer
+TEMPLATES = sorted((CHART / "templates").glob("*.yaml"))
+
+
+def validated(path: Path) -> subprocess.CompletedProcess[str]:
+    """What kubernetes-validate tells about a document; `--strict` refuses fields that the API does not have."""
+    program = environment("kubernetes-validate==1.37.0").with_name("kubernetes-validate")
+    return subprocess.run([program, "--strict", path], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+def test_a_template_is_a_resource_of_kubernetes(template: Path, tmp_path: Path) -> None:
+    document = rendered(template)
+    (tmp_path / "good.json").write_text(json.dumps(document))
+    done = validated(tmp_path / "good.json")
+    assert (done.returncode, "passed" in done.stdout + done.stderr) == (0, True), done.stdout + done.stderr
+    (tmp_path / "bad.json").write_text(json.dumps({**document, "spec": {**document["spec"], "replica": 1}}))
+    assert validated(tmp_path / "bad.json").returncode != 0
