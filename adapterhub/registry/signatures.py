@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.project.policy import Policy, refused
+from adapterhub.project.policy import Signed as Rule
 from adapterhub.trust import attestation, bundle, statement
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
@@ -72,21 +74,26 @@ def check(
     rules = policy.signed(name) if policy else []
     if not rules:
         return None
-    from adapterhub.trust.keys import trusted  # needs cryptography
-
     signed, there = None, signatures()
     for rule in rules:
-        keys = trusted(rule.keys)
         try:
-            if rule.attestation:
-                attestation.accepted(
-                    there, rule.attestation, keys, made.digest, where, check=partial(_check_base, policy, where)
-                )
-            else:
-                signed = bundle.accepted(there, keys, files_of(made), signed_as or name, where)
+            signed = _check_rule(policy, rule, made, there, name=signed_as or name, where=where) or signed
         except IntegrityError as error:
             raise refused(where, rule.where, [f"{rule.rule}: {error.what}"], error.hint) from error
     return signed
+
+
+def _check_rule(
+    policy: Policy | None, rule: Rule, made: Manifest, there: Sequence[bytes], *, name: str, where: str
+) -> Signed | None:
+    """Return the signature that a rule requires, None for an attestation; IntegrityError without it."""
+    from adapterhub.trust.keys import trusted  # needs cryptography
+
+    keys = trusted(rule.keys)
+    if not rule.attestation:
+        return bundle.accepted(there, keys, files_of(made), name, where)
+    attestation.accepted(there, rule.attestation, keys, made.digest, where, check=partial(_check_base, policy, where))
+    return None
 
 
 def _check_base(policy: Policy | None, where: str, found: Attestation) -> None:
@@ -95,6 +102,47 @@ def _check_base(policy: Policy | None, where: str, found: Attestation) -> None:
         base = attestation.base_of(found)
         if policy and not all(base in bases for bases in policy.base_digests()):
             raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which is not one of bases")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A signature or an attestation, as it is shown to people.
+
+    Attributes:
+        what: `files`, the kind of an attestation, or the type of its predicate.
+        signer: Who it claims to be by.
+        is_about: Whether it is about this version.
+        verified: Whether it is by a signer that the policy requires for the name of the version, and right.
+    """
+
+    what: str
+    signer: str
+    is_about: bool
+    verified: bool
+
+
+def shown(policy: Policy | None, made: Manifest, signatures: Iterable[bytes], name: str) -> list[Shown]:
+    """Describe the signatures of a version; those that are no bundles of the form that is read are left out."""
+    found = []
+    for raw in signatures:
+        with suppress(AdapterhubError):
+            try:
+                signer = bundle.claimed_signer(raw, name)
+            except ImportError:  # no cryptography
+                signer = "an identity"
+            kind = bundle.predicate_type(raw)
+            what = "files" if kind == statement.PREDICATE_TYPE else attestation.kind_of(kind) or kind
+            found.append(Shown(what, signer, is_about(raw, made), _is_required(policy, made, raw, name)))
+    return found
+
+
+def _is_required(policy: Policy | None, made: Manifest, raw: bytes, name: str) -> bool:
+    """Tell whether a bundle alone meets one of the rules of a policy that are about signers."""
+    for rule in policy.signed(name) if policy else ():
+        with suppress(AdapterhubError):
+            _check_rule(policy, rule, made, [raw], name=name, where=name)
+            return True
+    return False
 
 
 def known(store: Store, made: Manifest, brought: Iterable[bytes]) -> list[bytes]:

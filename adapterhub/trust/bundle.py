@@ -131,6 +131,16 @@ def claimed(raw: bytes, where: str) -> bytes:
     return _parts(raw, where).payload
 
 
+def claimed_signer(raw: bytes, where: str) -> str:
+    """Return the words for who a bundle claims to be signed by; nothing is verified."""
+    parts = _parts(raw, where)
+    if not parts.certificate:
+        return f"the key {parts.key[:16]}…"
+    from .keyless import claimed  # needs cryptography
+
+    return claimed(parts.certificate, where).title
+
+
 def predicate_type(raw: bytes) -> str:
     """Return the type of statement that a bundle claims to have; empty if it is not a bundle of the form that is read."""
     try:
