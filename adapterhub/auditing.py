@@ -152,7 +152,7 @@ def _in_database(url: str, known: Checkpoint | None) -> Followed:
 
 
 def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
-    from .hub.database import FILE, HubDatabase
+    from .hub.database import FILE, ReadDatabase
     from .hub.people import audit as rows
     from .store.chain import REMOVED, Fault, follow
     from .store.store import FOLDER, Store
@@ -164,7 +164,7 @@ def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
     chains = follow(store.log, known.ends if known else None)
     noted = known.audit if known else None
     if (registry / FILE).is_file():
-        with closing(HubDatabase(registry)) as database:
+        with closing(ReadDatabase(registry)) as database:
             newest, broken = rows.follow(database, noted)
         faults = [Fault(f"{FILE}: audit row {broken[0]}", broken[1], broken[2])] if broken else []
     else:

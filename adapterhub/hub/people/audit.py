@@ -81,7 +81,9 @@ def follow(
         `changed`, `removed` or `truncated` and what is wrong, None if all are.
     """
     newest, before, following = None, _START, 1
-    while rows := database.select(f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000", following):  # noqa: S608 - ours
+    recorded = database.has_table("audit")  # hub.db had none in its first versions
+    sql = f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000"  # noqa: S608 - ours
+    while recorded and (rows := database.select(sql, following)):
         for *values, found in rows:
             if values[0] != following:
                 return newest, (following, "removed", "is missing, and later rows are there")
