@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.project.policy import Policy, refused
 from adapterhub.project.policy import Signed as Rule
+from adapterhub.store.signatures import MOST, MOST_BROUGHT
 from adapterhub.trust import attestation, bundle, statement
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
@@ -150,12 +151,15 @@ def known(store: Store, made: Manifest, brought: Iterable[bytes]) -> list[bytes]
     return [*brought, *store.signatures.read(made.digest, LIMIT)]
 
 
-def keep(store: Store, made: Manifest, signatures: Iterable[bytes]) -> None:
-    """Store the signatures and attestations that are about a version; by whom is for the reader to verify."""
+def keep(store: Store, made: Manifest, signatures: Iterable[bytes], policy: Policy | None = None, name: str = "") -> None:
+    """Store the signatures and attestations that came with a version and are about it; by whom is for readers to verify.
+
+    Of all but those that a policy requires for its name, at most MOST_BROUGHT.
+    """
     for raw in signatures:
         with suppress(AdapterhubError):  # as where there are too many
             if is_about(raw, made):
-                store.signatures.add(made.digest, raw)
+                store.signatures.add(made.digest, raw, MOST if _is_required(policy, made, raw, name) else MOST_BROUGHT)
 
 
 def is_about(raw: bytes, made: Manifest) -> bool:
