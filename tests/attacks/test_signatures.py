@@ -263,6 +263,7 @@ def test_a_bundle_of_another_form_is_refused(secret: keys.PrivateKey, attack: st
     with pytest.raises((FormatError, RefusedError)) as error:
         bundle.verify(raw, [secret.public], "model.sig")
     assert expected in error.value.what, error.value.what
+    assert error.value.hint
 
 
 def test_a_payload_that_was_changed_is_refused_before_it_is_parsed(secret: keys.PrivateKey) -> None:
