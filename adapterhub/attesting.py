@@ -271,7 +271,9 @@ def _merge(found: Signable, signers: Sequence[TrustedSigner], workspace: Workspa
     rebuilt = combining.rebuild(found.pinned, workspace)
     if rebuilt.differences:
         names = ", ".join(one.name for one in rebuilt.differences[:_SHOWN])
-        raise RefusedError(found.where, f"is not what its recipe makes of its parents: {names}")
+        raise RefusedError(
+            found.where, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
+        )
     with workspace.opened() as registry:
         manifest = registry.adapter_manifest(found.digest)
         parents = manifest.parents if manifest else ()

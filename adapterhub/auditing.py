@@ -141,18 +141,18 @@ def _in_database(url: str, known: Checkpoint | None) -> Followed:
     from .hub.people import audit as rows
     from .hub.storage.log import DatabaseLog
     from .hub.storage.postgres import PostgresDatabase
-    from .store.chain import Fault, follow
+    from .store.chain import follow
 
     with closing(PostgresDatabase(url, as_it_is=True)) as database:
         chains = follow(DatabaseLog(database), known.ends if known else None)
         newest, broken = rows.follow(database, known.audit if known else None)
         where = database.where
-    faults = [Fault(f"audit row {broken[0]}", broken[1], broken[2])] if broken else []
+    faults = [broken] if broken else []
     return where, dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
 
 def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
-    from .hub.database import FILE, HubDatabase
+    from .hub.database import FILE, ReadDatabase
     from .hub.people import audit as rows
     from .store.chain import REMOVED, Fault, follow
     from .store.store import FOLDER, Store
@@ -164,9 +164,9 @@ def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
     chains = follow(store.log, known.ends if known else None)
     noted = known.audit if known else None
     if (registry / FILE).is_file():
-        with closing(HubDatabase(registry)) as database:
+        with closing(ReadDatabase(registry)) as database:
             newest, broken = rows.follow(database, noted)
-        faults = [Fault(f"{FILE}: audit row {broken[0]}", broken[1], broken[2])] if broken else []
+        faults = [dataclasses.replace(broken, where=f"{FILE}: {broken.where}")] if broken else []
     else:
         newest, faults = None, [Fault(FILE, REMOVED, "is missing, and the checkpoint has rows of it")] if noted else []
     return str(registry), dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -123,6 +126,9 @@ MIGRATIONS = (
 )
 
 
+_UNTRUSTED = "trusted_schema = OFF"
+
+
 class ConstraintError(Exception):
     """A statement would break a constraint of a table; the transaction that it is in can only end."""
 
@@ -134,11 +140,11 @@ class HubDatabase:
         where: Its path, or the address of another database, for errors.
     """
 
+    _parameters: str = "mode=rw"
+    _pragmas: tuple[str, ...] = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", _UNTRUSTED)
+
     def __init__(self, folder: Path) -> None:
-        self.path = folder / FILE
-        self.where = str(self.path)
-        self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._at(folder / FILE)
         with self._errors():
             if self.path.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -146,6 +152,11 @@ class HubDatabase:
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self._migrate()
+
+    def _at(self, path: Path) -> None:
+        self.path, self.where = path, str(path)
+        self._local = threading.local()
+        self._open: list[sqlite3.Connection] = []
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -190,13 +201,17 @@ class HubDatabase:
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             # Not created here: an empty file in place of one that is away for a while would stay open.
-            where = f"{self.path.absolute().as_uri()}?mode=rw"
+            where = f"{self.path.absolute().as_uri()}?{self._parameters}"
             found = sqlite3.connect(where, uri=True, isolation_level=None, timeout=_WAIT, check_same_thread=False)
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "trusted_schema = OFF"):
+            for pragma in self._pragmas:
                 found.execute(f"PRAGMA {pragma}")
             self._local.connection = found
             self._open.append(found)
         return found
+
+    def has_table(self, name: str) -> bool:
+        """Return True if there is a table of this name."""
+        return bool(self.select("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name))
 
     def _migrate(self) -> None:
         with self.transaction():
@@ -215,4 +230,38 @@ class HubDatabase:
         except (OSError, sqlite3.DatabaseError) as error:
             if isinstance(error, sqlite3.IntegrityError):
                 raise ConstraintError(str(error)) from error
-            raise LocalIOError(str(self.path), str(error)) from error
+            raise LocalIOError(self.where, str(error)) from error
+
+
+class ReadDatabase(HubDatabase):
+    """A hub.db as it is, of any version and of any owner, which is only read: neither it nor what is next to it is changed.
+
+    To read a database in write-ahead mode, SQLite needs files next to it, which are there if a hub runs or was killed. Else the
+    database is whole and does not change; or the folder is a copy without them, and they are made elsewhere.
+    """
+
+    _parameters = "mode=ro"
+    _pragmas = ("query_only = ON", _UNTRUSTED)
+
+    def __init__(self, folder: Path) -> None:
+        self._at(folder / FILE)
+        self._copied: tempfile.TemporaryDirectory[str] | None = None
+        with self._errors():
+            if not stat.S_ISREG(self.path.lstat().st_mode):  # not opened: to close it would release SQLite's locks
+                raise OSError(errno.EINVAL, "is no regular file")
+            writes, shared = (self.path.with_name(f"{FILE}-{suffix}") for suffix in ("wal", "shm"))
+            if shared.exists():
+                return
+            if not writes.exists() or not writes.stat().st_size:
+                self._parameters = "mode=ro&immutable=1"
+            else:
+                self._copied = tempfile.TemporaryDirectory(prefix="adapterhub-")
+                for path in (self.path, writes):
+                    shutil.copyfile(path, Path(self._copied.name) / path.name)
+                self.path = Path(self._copied.name) / FILE
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        if self._copied:
+            self._copied.cleanup()

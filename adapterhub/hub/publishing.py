@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from adapterhub.digest import Digest, sha256_bytes
@@ -25,7 +26,7 @@ from adapterhub.registry.signatures import LIMIT
 from adapterhub.registry.signatures import check as check_signed
 from adapterhub.registry.versions import Version
 from adapterhub.store.export import linked
-from adapterhub.store.signatures import bounded
+from adapterhub.store.signatures import Sized, bounded
 from adapterhub.store.store import Store
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD, is_weights
@@ -83,12 +84,14 @@ def attached_signatures(desk: Desk, name: str, digest: Digest) -> list[bytes]:
     state = desk.repositories.get(name)
     attached = [one for one in (state.manifests.values() if state else ()) if one.subject == digest]
 
-    def read() -> Iterator[bytes]:
+    def sized() -> Iterator[Sized]:
+        store = desk.registry.store
         for blob in (blob for one in attached if one.artifact_type == MEDIA_TYPE for blob in one.blobs if blob != _EMPTY):
             with contextlib.suppress(AdapterhubError):
-                yield desk.registry.store.read_document(blob, limit=LIMIT)
+                if (size := store.size(blob)) is not None and size < LIMIT:
+                    yield size, partial(store.read_document, blob, limit=LIMIT)
 
-    return bounded(read())
+    return bounded(sized())
 
 
 def publish_tree(

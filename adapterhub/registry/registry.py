@@ -332,7 +332,7 @@ class Registry:
                 signatures.check(package.policy, made, there, name=ref.name, where=package.where)
                 version = moves.push(self.ledger, ref, made, expect=expect, tags=wanted, message=message)
             if version is not None:
-                signatures.keep(self.store, made, package.signatures)
+                signatures.keep(self.store, made, package.signatures, package.policy, ref.name)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
 

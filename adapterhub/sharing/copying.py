@@ -64,7 +64,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
                 check_policy(remote, made.digest, named, workspace)
                 version = _admitted(registry, remote, made.digest, ref, workspace)
                 if with_signatures or signatures.wanted(named, workspace):
-                    keep(registry.store, made, signatures.stored(remote, made.digest))
+                    keep(registry.store, made, signatures.stored(remote, made.digest), workspace.rules(), ref.name)
                 return version
     elif (found := sources.ref_of(source, workspace)) is not None:
         with registry.reading(found) as version:

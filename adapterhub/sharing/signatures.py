@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from urllib.parse import quote
 from adapterhub import sources, user_files
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signatures import LIMIT, check, files_of, in_folder, is_about
-from adapterhub.store.signatures import bounded
+from adapterhub.store.signatures import UNREADABLE, Sized, bounded
 from adapterhub.trust import attestation, bundle
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
@@ -302,12 +303,13 @@ def stored(source: Source, digest: Digest) -> list[bytes]:
     if referring is None:
         return []
 
-    def read() -> Iterator[bytes]:
+    def sized() -> Iterator[Sized]:
         for one in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
-            with suppress(FormatError, RefusedError):  # anybody who can write there can attach anything
-                yield referrers.read(referring, one, digest, LIMIT)
+            with suppress(*UNREADABLE):  # anybody who can write there can attach anything
+                file = referrers.file_of(referring, one, digest, LIMIT)
+                yield file.size, partial(referrers.read, referring, one, file)
 
-    return bounded(read())
+    return bounded(sized())
 
 
 def carry(source: Source, remote: Connected, made: Manifest, brought: Sequence[bytes]) -> int:

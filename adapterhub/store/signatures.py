@@ -5,28 +5,43 @@ Nothing refers to them and they prove themselves, so that no log has them; `adap
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
 from .atomic import Files, local_errors
 
-MOST, MOST_BYTES = 100, 64 << 20
-"""Signatures of one version, and their bytes, that are read; those of one version that are stored."""
+MOST, MOST_BYTES = 1000, 64 << 20
+"""Signatures of one version that are looked at, and their bytes that are read."""
+MOST_BROUGHT = 100
+"""Signatures of one version that are stored with it unasked, so that there is room for those of its user."""
+
+UNREADABLE = (FormatError, IntegrityError, NotFoundError, RefusedError)
+"""What reading a signature raises that somebody stored wrong, or that lies about itself."""
+Sized = tuple[int, Callable[[], bytes]]
+"""The bytes of a signature, and what reads it."""
 
 
-def bounded(found: Iterable[bytes]) -> list[bytes]:
-    """Return the first signatures, within the limits: anybody who can write to a place can fill it."""
+def bounded(found: Iterable[Sized]) -> list[bytes]:
+    """Read signatures, the smallest first, within the limits.
+
+    Anybody who can write to a place can attach something there. Of the first MOST, each of up to 64 kB is read whatever the
+    others are: a thousand of that size fit the limit of bytes. One that cannot be read is left out.
+    """
     kept: list[bytes] = []
-    size = 0
-    for signature in islice(found, MOST):
-        size += len(signature)
-        if size > MOST_BYTES:
+    left = MOST_BYTES
+    for size, read in sorted(islice(found, MOST), key=itemgetter(0)):
+        left -= size
+        if left < 0:
             break
-        kept.append(signature)
+        with suppress(*UNREADABLE):
+            kept.append(read())
     return kept
 
 
@@ -40,16 +55,17 @@ class Signatures:
     def read(self, digest: Digest, limit: int) -> list[bytes]:
         """Return the signatures of a manifest, in a stable order, each cut off after `limit` bytes."""
         with local_errors(self.folder):
-            return bounded(self._files.read(path, limit) for path in self._paths(digest))
+            paths = self._paths(digest)
+            return bounded((self._files.status(path).st_size, partial(self._files.read, path, limit)) for path in paths)
 
-    def add(self, digest: Digest, signature: bytes) -> bool:
-        """Store a signature of a manifest; return False if it was there."""
+    def add(self, digest: Digest, signature: bytes, most: int = MOST) -> bool:
+        """Store a signature of a manifest; return False if it was there, RefusedError if there are `most` others."""
         path = self._folder(digest) / sha256_bytes(signature).removeprefix("sha256:")
         with local_errors(path):
             there = self._paths(digest)
             if path in there:
                 return False
-            if len(there) >= MOST:
+            if len(there) >= most:
                 raise RefusedError(digest, f"has {len(there)} signatures already")
             self._files.make_dir(path.parent)
             self._files.replace(path, signature)

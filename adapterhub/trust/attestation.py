@@ -32,6 +32,11 @@ _KINDS = {type_: kind for kind, type_ in TYPES.items()}
 _SHOWN = 5  # reasons in an error
 
 
+def kind_of(type_: str) -> str:
+    """Return the kind of attestation of a type of predicate; empty for a type that is not known here."""
+    return _KINDS.get(type_, "")
+
+
 @dataclass(frozen=True)
 class Attestation:
     """A statement about a version.
@@ -51,7 +56,7 @@ class Attestation:
     @property
     def kind(self) -> str:
         """One of `TYPES`; empty for a type that is not known here."""
-        return _KINDS.get(self.type, "")
+        return kind_of(self.type)
 
     def dump(self) -> bytes:
         """Return the statement as canonical JSON."""

@@ -7,17 +7,15 @@ as such. It is no legal statement.
 
 from __future__ import annotations
 
-import html
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
 from adapterhub.version import __version__
-from adapterhub_converters import display
 
 from . import licensing
 from .licensing import Combined, Part
@@ -25,8 +23,10 @@ from .licensing import Combined, Part
 SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"
 _MODEL = "machine-learning-model"
-_PREFIX = "adapterhub:"
-_UNRECORDED = "not recorded"
+PREFIX = "adapterhub:"
+"""That of the names of its own properties."""
+UNRECORDED = "not recorded"
+"""The value of what is not."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def bill(
 
 
 def _parts(name: str, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None) -> list[Part]:
-    base = manifest.base.repo or (manifest.base.fingerprint or _UNRECORDED)[:19]
+    base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
     parts = [Part("adapter", name, manifest.license), Part("base", base, base_license)]
     return parts + [Part("parent", one.name, one.manifest.license if one.manifest else None) for one in ancestors]
 
@@ -122,7 +122,7 @@ def _data_part(one: TrainingData) -> Part:
 
 
 def _name_of(one: TrainingData) -> str:
-    return " ".join(filter(None, (one.name or one.path or _UNRECORDED, one.split)))
+    return " ".join(filter(None, (one.name or one.path or UNRECORDED, one.split)))
 
 
 # ---- components
@@ -152,7 +152,7 @@ def _base(base: BaseInfo, license_: str | None) -> dict[str, Any]:
         "licenses": _licenses(licensing.expression(license_)),
         "properties": _properties({f"base:{key}": value for key, value in facts.items()}),
     }
-    name = (base.repo or base.model_type or _UNRECORDED).rpartition("/")[2]
+    name = (base.repo or base.model_type or UNRECORDED).rpartition("/")[2]
     return {"type": _MODEL, "bom-ref": "base", "name": name, **{key: value for key, value in known.items() if value}}
 
 
@@ -177,7 +177,7 @@ def _dataset(number: int, one: TrainingData) -> dict[str, Any]:
         "data": [{"type": "dataset", "name": _name_of(one)}],
         "properties": _properties({f"data:{key}": value for key, value in facts.items()}),
     }
-    name = one.name or one.path or _UNRECORDED
+    name = one.name or one.path or UNRECORDED
     return {"type": "data", "bom-ref": f"data-{number}", "name": name, **{key: value for key, value in known.items() if value}}
 
 
@@ -199,7 +199,7 @@ def _own_licenses(manifest: AdapterManifest, license_: Combined) -> list[dict[st
 
 def _properties(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """Facts that have a value as CycloneDX properties: prefixed names, and texts as values."""
-    return [{"name": f"{_PREFIX}{key}", "value": _text(value)} for key, value in facts.items() if value not in (None, "", [])]
+    return [{"name": f"{PREFIX}{key}", "value": _text(value)} for key, value in facts.items() if value not in (None, "", [])]
 
 
 def _text(value: Any) -> str:
@@ -240,8 +240,8 @@ def _facts(manifest: AdapterManifest) -> dict[str, Any]:
 
 def _license_facts(manifest: AdapterManifest, license_: Combined) -> dict[str, Any]:
     return {
-        "license:declared": licensing.expression(manifest.license) or _UNRECORDED,
-        "license:combined": license_.expression or _UNRECORDED,
+        "license:declared": licensing.expression(manifest.license) or UNRECORDED,
+        "license:combined": license_.expression or UNRECORDED,
         "license:reasons": list(license_.reasons),
         "license:missing": list(license_.missing),
     }
@@ -263,59 +263,3 @@ def _notes(manifest: AdapterManifest) -> str:
         how = {"kind": recipe.kind, "method": recipe.method, "parameters": recipe.parameters, "weights": weights}
         return _text({key: dict(value) if isinstance(value, Mapping) else value for key, value in how.items() if value})
     return "trained" if manifest.training else "how it was made is not recorded"
-
-
-# ---- one page
-
-
-def page(found: Bill) -> str:
-    """The bill as one page of HTML, with nothing loaded from elsewhere and no script."""
-    component = found.document["metadata"]["component"]
-    title = "/".join(filter(None, (component.get("group"), component["name"])))
-    heading = f"<h1>Bill of materials: {html.escape(display.printable(title))}</h1>"
-    body = "\n".join([heading, *_sections(found, component)])
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Bill of materials</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
-    )
-
-
-_STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
-    "table{border-collapse:collapse;margin:0 0 1.5em;width:100%}caption{text-align:left;font-weight:600;padding:.4em 0}"
-    "td,th{border-bottom:1px solid #ccc;padding:.25em .6em .25em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
-)
-
-
-def _sections(found: Bill, component: Mapping[str, Any]) -> Iterator[str]:
-    about = [("version", component["version"]), ("description", component.get("description"))]
-    about += [("specification", f"CycloneDX {SPEC}"), ("serial number", found.document["serialNumber"])]
-    yield display.table(about, caption="Adapter")
-    yield display.table(
-        [("combined", found.license.expression or _UNRECORDED), *(("", reason) for reason in found.license.reasons)],
-        caption="License: all that are recorded, joined; no legal advice",
-    )
-    made = component["pedigree"]["ancestors"]
-    yield display.table([_row(one) for one in made], head=_HEAD, caption="Made from")
-    if sets := found.document["components"]:
-        yield display.table([_row(one) for one in sets], head=_HEAD, caption="Training data")
-    metrics = component.get("modelCard", {}).get("quantitativeAnalysis", {}).get("performanceMetrics", [])
-    if metrics:
-        yield display.table([(one["type"], one["value"]) for one in metrics], caption="Measured at the end of its training")
-    files = [(name, digest, facts) for name, _, digest, _, facts in map(_row, component.get("components", ()))]
-    yield display.table(files, head=("name", "sha256", "facts"), caption="Files")
-    properties = [(one["name"].removeprefix(_PREFIX), one["value"]) for one in component["properties"]]
-    yield display.table([one for one in properties if not one[0].startswith("license:")], caption="Facts")
-
-
-_HEAD = ("name", "version", "sha256", "license", "facts")
-
-
-def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
-    hashes, licenses = one.get("hashes") or [{}], one.get("licenses") or [{}]
-    facts = ", ".join(f"{fact['name'].rpartition(':')[2]} {fact['value']}" for fact in one.get("properties", ()))
-    name = "/".join(filter(None, (one.get("group"), one["name"])))
-    version = one.get("version") if not str(one.get("version", "")).startswith("sha256:") else ""
-    return (name, version, hashes[0].get("content"), licenses[0].get("expression") or _UNRECORDED, facts)

@@ -29,6 +29,8 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits a manifest of that size fits a bundle
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
+_AGAIN = "Have it signed again"
+_UNKNOWN = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _SHOWN = 5  # reasons in an error
 
 
@@ -79,9 +81,11 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[by
     known = {one.id: one for one in signers if not isinstance(one, Identity)}
     key = known.get(parts.key)
     if key is None:
-        raise IntegrityError(where, f"is signed by the key {parts.key[:16]}…, which is not accepted", code="signature")
+        raise IntegrityError(
+            where, f"is signed by the key {parts.key[:16]}…, which is not accepted", _UNKNOWN, code="signature"
+        )
     if not key.verifies(parts.signature, _pre_authentication(parts.payload)):
-        raise IntegrityError(where, f"the signature is not by the key {key.where}", code="signature")
+        raise IntegrityError(where, f"the signature is not by the key {key.where}", _AGAIN, code="signature")
     return parts.payload, key
 
 
@@ -121,14 +125,24 @@ def accepted(
     if len(reasons) == 1:
         raise next(iter(reasons.values()))
     if not reasons:
-        raise IntegrityError(where, "is not signed", code="signature")
+        raise IntegrityError(where, "is not signed", "Ask its owner to sign it", code="signature")
     what = f"none of its {len(signatures)} signatures is accepted: {'; '.join(list(reasons)[:_SHOWN])}"
-    raise IntegrityError(where, what, code="signature")
+    raise IntegrityError(where, what, _UNKNOWN, code="signature")
 
 
 def claimed(raw: bytes, where: str) -> bytes:
     """Return the statement in a bundle; nothing is verified."""
     return _parts(raw, where).payload
+
+
+def claimed_signer(raw: bytes, where: str) -> str:
+    """Return the words for who a bundle claims to be signed by; nothing is verified."""
+    parts = _parts(raw, where)
+    if not parts.certificate:
+        return f"the key {parts.key[:16]}…"
+    from .keyless import claimed  # needs cryptography
+
+    return claimed(parts.certificate, where).title
 
 
 def predicate_type(raw: bytes) -> str:
@@ -151,21 +165,24 @@ class _Parts:
 
 def _parts(raw: bytes, where: str) -> _Parts:
     if len(raw) > MAX_BUNDLE:
-        raise FormatError(where, f"a signature of over {MAX_BUNDLE} bytes")
-    document = json_file.parse_object(raw, where)
+        raise FormatError(where, f"a signature of over {MAX_BUNDLE} bytes", _AGAIN)
+    try:
+        document = json_file.parse_object(raw, where)
+    except FormatError as error:
+        raise FormatError(where, error.what, _AGAIN) from error
     if (kind := document.get("mediaType")) != MEDIA_TYPE:
-        raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}")
+        raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", _AGAIN)
     _only(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), where)
     key, certificate = _signer(document["verificationMaterial"], where)
     envelope = _only(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), where)
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise FormatError(where, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}")
+        raise FormatError(where, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", _AGAIN)
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
-        raise FormatError(where, "not exactly one signature")
+        raise FormatError(where, "not exactly one signature", _AGAIN)
     entry = _only({"keyid": "", **_object(signatures[0], where)}, ("sig", "keyid"), where)
     if entry["keyid"] != "":
-        raise FormatError(where, "does not name its key as model_signing does")
+        raise FormatError(where, "does not name its key as model_signing does", _AGAIN)
     return _Parts(_decoded(envelope["payload"], where), _decoded(entry["sig"], where), key, certificate)
 
 
@@ -175,14 +192,14 @@ def _signer(value: object, where: str) -> tuple[str, bytes]:
     if _CERTIFICATE in material:
         _only(material, (_CERTIFICATE, _LOG), where, also=(_TIMES,))
         if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
-            raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log")
+            raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log", _AGAIN)
         return "", _decoded(_only(material[_CERTIFICATE], ("rawBytes",), where)["rawBytes"], where)
     _only(material, (_KEY, _LOG), where)
     if material[_LOG] != []:
         raise RefusedError(where, "has entries of a transparency log, and is signed by a key", "Use model_signing")
     hint = _only(material[_KEY], ("hint",), where)["hint"]
     if not isinstance(hint, str) or not hint:
-        raise FormatError(where, "does not name its key as model_signing does")
+        raise FormatError(where, "does not name its key as model_signing does", _AGAIN)
     return hint, b""
 
 
@@ -191,16 +208,16 @@ def _only(value: object, names: tuple[str, ...], where: str, *, also: tuple[str,
     found = _object(value, where)
     for name in found:
         if name not in names + also:
-            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes")
+            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes", _AGAIN)
     for name in names:
         if name not in found:
-            raise FormatError(where, f"a bundle without {name!r}")
+            raise FormatError(where, f"a bundle without {name!r}", _AGAIN)
     return found
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(where, "not a bundle: an object is missing")
+        raise FormatError(where, "not a bundle: an object is missing", _AGAIN)
     return value
 
 
@@ -220,5 +237,5 @@ def _decoded(value: object, where: str) -> bytes:
     except (binascii.Error, UnicodeEncodeError):
         data = b""
     if not data or _encoded(data) != value:
-        raise FormatError(where, "not base64 in its canonical spelling")
+        raise FormatError(where, "not base64 in its canonical spelling", _AGAIN)
     return data

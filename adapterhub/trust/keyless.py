@@ -36,6 +36,8 @@ _ISSUER, _USER = (x509.ObjectIdentifier(f"1.3.6.1.4.1.57264.1.{arc}") for arc in
 _ROOT_TYPE = "application/vnd.dev.sigstore.trustedroot"
 _MAX_CONFIG = 4 << 20  # bytes of a trust config; that of the public Sigstore has ten thousand
 _DAY = 24 * 60 * 60
+_AGAIN = "Have it signed again"
+_UNKNOWN = "Have it signed by somebody who is accepted, or accept this identity if you trust it"
 _SHOWN = 160  # characters of a foreign text in an error
 _INVALID = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
@@ -70,7 +72,7 @@ def claimed(certificate: bytes, where: str) -> Identity:
         return Identity(found[0], issuer.value.decode())
     except (*_INVALID, ParameterError) as error:
         what = "its certificate does not have one name and the issuer of it, as those of Sigstore do"
-        raise FormatError(where, what) from error
+        raise FormatError(where, what, _AGAIN) from error
 
 
 def verify(raw: bytes, payload: bytes, certificate: bytes, identities: Iterable[Identity], where: str) -> Identity:
@@ -91,12 +93,12 @@ def verify(raw: bytes, payload: bytes, certificate: bytes, identities: Iterable[
     claim, accepted = claimed(certificate, where), list(identities)
     if not accepted:
         what = f"is signed without a key, by {_shown(claim.title)}, and only keys are accepted"
-        raise IntegrityError(where, what, code=CODE)
+        raise IntegrityError(where, what, _UNKNOWN, code=CODE)
     those = [one for one in accepted if one.id == claim.id]
     if not those:
         issuers = [one.issuer for one in accepted if one.name == claim.name]
         instead = f", not of {_shown(issuers[0])}" if issuers else ""
-        raise IntegrityError(where, f"is signed by {_shown(claim.title)}{instead}, which is not accepted", code=CODE)
+        raise IntegrityError(where, f"is signed by {_shown(claim.title)}{instead}, which is not accepted", _UNKNOWN, code=CODE)
     check_extra()
     reasons = []
     for one in those:  # of several Sigstores
@@ -104,7 +106,7 @@ def verify(raw: bytes, payload: bytes, certificate: bytes, identities: Iterable[
         if not reason:
             return one
         reasons.append(reason)
-    raise IntegrityError(where, f"the signature is not by {claim.title}: {'; '.join(reasons)}", code=CODE)
+    raise IntegrityError(where, f"the signature is not by {claim.title}: {'; '.join(reasons)}", _AGAIN, code=CODE)
 
 
 def _invalid(raw: bytes, payload: bytes, identity: Identity) -> str:

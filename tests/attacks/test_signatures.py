@@ -16,6 +16,14 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+import adapterhub as ah
+from adapterhub.project.policy import Policy
+from adapterhub.ref import Ref
+from adapterhub.registry import signatures
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.location import parse
+from adapterhub.remotes.oci import referrers
+from adapterhub.store.signatures import MOST, bounded
 from adapterhub.trust import bundle, keys, signers
 from adapterhub.trust.statement import Statement
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError, UsageError
@@ -116,6 +124,61 @@ def test_a_link_in_a_signed_folder_is_refused(run: Run, signed: Path, pair: tupl
     assert "a link" in run("verify", "sql", "--key", pair[1], code=6).stderr
 
 
+# ---- crowds
+
+
+def test_a_small_signature_is_read_whatever_else_is_attached() -> None:
+    def lying() -> bytes:
+        raise IntegrityError("x", "other bytes")
+
+    large = [(bundle.MAX_BUNDLE, lambda: b"large")] * 500
+    found = bounded([*large, (10, lying), (1000, lambda: b"real"), *large])
+    assert found[0] == b"real"
+    assert len(found) == 16  # 64 MiB of them
+    crowd = [(65_000, lambda: b"crowd")] * (MOST - 1)
+    assert b"real" in bounded([*crowd, (64 << 10, lambda: b"real")])
+
+
+def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_that_is_required(
+    run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signatures, "MOST_BROUGHT", 3)
+    run("push", make("sql"), "team/sql")
+    strangers = keys.read_private(keys.generate(tmp_path / "stranger", keys.ED25519)[0])
+    policy = Policy("p", signers=(("team/*", (pair[1],)),))
+    with Registry.open(tmp_path / "xdg" / "adapterhub") as registry:
+        made, store = registry.oci_manifest(registry.resolve(Ref("team/sql"))), registry.store
+        files = signatures.files_of(made)
+        crowd = [bundle.sign(Statement(f"team/sql{n}", files), strangers) for n in range(5)]
+        signatures.keep(store, made, crowd)
+        assert len(signatures.known(store, made, ())) == 3
+        required = bundle.sign(Statement("team/sql", files), keys.read_private(pair[0]))
+        signatures.keep(store, made, [required], policy, "team/sql")
+        assert required in signatures.known(store, made, ())
+    keys.generate(tmp_path / "mine")
+    run("sign", "team/sql", "--key", "mine.key")
+    run("verify", "team/sql", "--key", "mine.pub")
+
+
+def test_an_attachment_that_lies_about_its_file_does_no_harm(
+    run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place = f"layout://{tmp_path}/there:v1"
+    run("push", make("sql"), place)
+    run("sign", place, "--key", pair[0])
+    with ah.Workspace(registry=tmp_path).connect(parse(place)) as remote:
+        made, there = remote.manifest("v1"), remote.referring()
+        assert there is not None
+        (good,) = referrers.referrers(there, made.digest)
+        document = json.loads(there.document(good.digest))
+        for layer in ({"size": 1}, {"digest": "sha256:" + "a" * 64}):
+            lying = {**document, "layers": [{**document["layers"][0], **layer}]}
+            raw = json.dumps(lying).encode()
+            referrers._put(there, raw, made.digest)
+        assert len(referrers.referrers(there, made.digest)) == 3
+    run("pull", place, "-o", "out", "--require-signature", "--key", pair[1])
+
+
 # ---- bundles
 
 
@@ -200,6 +263,7 @@ def test_a_bundle_of_another_form_is_refused(secret: keys.PrivateKey, attack: st
     with pytest.raises((FormatError, RefusedError)) as error:
         bundle.verify(raw, [secret.public], "model.sig")
     assert expected in error.value.what, error.value.what
+    assert error.value.hint
 
 
 def test_a_payload_that_was_changed_is_refused_before_it_is_parsed(secret: keys.PrivateKey) -> None:

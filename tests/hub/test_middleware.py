@@ -126,4 +126,4 @@ def test_a_changed_row_breaks_the_chain(run: Run, tmp_path: Path, change: str) -
     run("hub", "audit", "--verify", "--registry", tmp_path / "hub")
     with closing(HubDatabase(tmp_path / "hub")) as database:
         database.execute(change)
-    assert "of the audit log" in run("hub", "audit", "--verify", "--registry", tmp_path / "hub", code=4).stderr
+    assert "audit row" in run("hub", "audit", "--verify", "--registry", tmp_path / "hub", code=4).stderr

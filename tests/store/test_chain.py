@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.database import MIGRATIONS, HubDatabase
 from adapterhub.hub.people import audit as rows
 from adapterhub.trust import keys
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
@@ -67,7 +67,7 @@ def test_registry_db_is_not_needed_and_nothing_is_written(copy: Path) -> None:
         path.unlink()
     before = sorted((copy / "r").rglob("*"))
     assert ah.audit(copy / "r").ok
-    assert sorted(path for path in (copy / "r").rglob("*") if "hub.db-" not in path.name) == before
+    assert sorted((copy / "r").rglob("*")) == before
 
 
 def changed(path: Path) -> None:
@@ -219,3 +219,72 @@ def test_another_key_and_a_signature_of_something_else_are_refused(copy: Path) -
         ah.audit(copy / "r", checkpoint=copy / "absent.json", keys=[copy / "audit.pub"])
     with pytest.raises(NotFoundError):
         ah.audit(copy / "absent")
+
+
+# ---- hub.db is only read
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def at_version(place: Path, version: int) -> None:
+    """Have hub.db be as an earlier adapterhub made it."""
+    (place / "r/hub.db").unlink()
+    with closing(sqlite3.connect(place / "r/hub.db")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        for script in MIGRATIONS[:version]:
+            database.executescript(script)
+        database.execute(f"PRAGMA user_version = {version}")
+
+
+@pytest.mark.parametrize("version", [0, 6, 7])
+def test_an_audit_leaves_an_old_hub_db_as_it_is(copy: Path, version: int) -> None:
+    at_version(copy, version)
+    before = files_in(copy / "r")
+    assert ah.audit(copy / "r").ok
+    assert faults(copy) == [("hub.db: audit row 1", "truncated")]
+    assert files_in(copy / "r") == before
+
+
+def test_an_audit_of_a_copy_that_nobody_may_write_to_changes_nothing(copy: Path) -> None:
+    for path in (copy / "r", copy / "r/hub.db"):
+        path.chmod(path.stat().st_mode & 0o555)
+    before = files_in(copy / "r")
+    assert faults(copy) == []
+    assert files_in(copy / "r") == before
+    (copy / "r").chmod(0o755)
+
+
+def test_rows_that_a_copied_log_of_writes_has_are_read_and_it_stays_as_it_is(copy: Path, tmp_path: Path) -> None:
+    database = HubDatabase(copy / "r")
+    rows.record(database, rows.Event("push", "team/late"))
+    shutil.copytree(copy / "r", tmp_path / "other", ignore=shutil.ignore_patterns("*-shm"))
+    before = files_in(tmp_path / "other")
+    assert "hub.db-wal" in before
+    assert ah.audit(tmp_path / "other").rows == 5
+    assert files_in(tmp_path / "other") == before
+    assert ah.audit(copy / "r").rows == 5  # while it is open
+    rows.record(database, rows.Event("push", "team/later"))
+    database.close()
+
+
+def test_a_hub_db_that_is_a_link_or_none_is_refused(copy: Path) -> None:
+    (copy / "r/hub.db").rename(copy / "hub.db")
+    (copy / "r/hub.db").symlink_to(copy / "hub.db")
+    with pytest.raises(AdapterhubError, match="is no regular file"):
+        ah.audit(copy / "r")
+    (copy / "r/hub.db").unlink()
+    (copy / "r/hub.db").write_text("not a database, but long enough to be read as the head of one, which it is not" * 9)
+    with pytest.raises(AdapterhubError, match="file is not a database"):
+        ah.audit(copy / "r")
+
+
+def test_a_view_in_place_of_the_rows_is_not_read(copy: Path) -> None:
+    with closing(sqlite3.connect(copy / "r/hub.db")) as database:
+        database.execute("DROP TABLE audit")
+        endless = (
+            "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, 1, '', '', '', '', '', '', '' FROM n"
+        )
+        database.execute(f"CREATE VIEW audit (id, time, account, token, action, name, detail, address, hash) AS {endless}")
+    assert faults(copy) == [("hub.db: audit row 1", "truncated")]

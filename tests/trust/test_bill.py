@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
+from adapterhub.cli.views.bills import page
 from adapterhub.trust import licensing
-from adapterhub.trust.bill import page
 from adapterhub.trust.licensing import Part
 from tests.conftest import Run
 from tests.support.adapters import Make, write_adapter

@@ -142,7 +142,7 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
     run("sign", "team/sql", "--key", team[0])
     pull = ("pull", "team/sql", "-o", "out", "--require-signature")
     done = run(*pull, "--key", team[1], "--remember")
-    assert "what comes from there must be signed by the key" in done.stderr
+    assert "what comes from there must be signed by the p256 key" in done.stderr
     assert "must be signed" not in run(*pull, "--key", team[1], "--remember").stderr
     run(*pull)  # by the key that is known
     run("pull", "free/sql", "-o", "free")
@@ -151,7 +151,7 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         ("copy", "team/more", "free/more"),
         ("resolve", "team/more", "--for", "peft"),
     ):
-        assert "is not signed; team is known to sign with the key" in run(*words, code=6).stderr
+        assert "is not signed; team is known to be signed by the p256 key" in run(*words, code=6).stderr
     run("sign", "team/more", "--key", other)
     done = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
     assert "remove the line from" in done.stderr
@@ -167,7 +167,7 @@ def test_a_namespace_at_an_address_is_another_one(run: Run, make: Make, team: tu
     run("pull", "layout://x:team/sql:v1", "-o", "out", "--key", team[1], "--remember")
     run("pull", "team/sql", "-o", "unsigned")
     run("push", make("more", 2), "layout://x:team/more:v1")
-    assert "layout://x is known to sign" in run("pull", "layout://x:team/more:v1", "-o", "more", code=6).stderr
+    assert "layout://x is known to be signed" in run("pull", "layout://x:team/more:v1", "-o", "more", code=6).stderr
 
 
 def test_what_was_prepared_before_a_key_was_known_is_not_served_after(run: Run, make: Make, team: tuple[Path, Path]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,24 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
         NotFoundError: There is nothing at `path`.
         RefusedError: It has more files than any adapter.
     """
-    findings, facts = Findings(limit), {"files": 0, "bytes": 0}
     try:
-        for size, of_file in _files(path):
-            findings.add(of_file)
-            facts["files"] += 1
-            facts["bytes"] += size
+        return report(_files(path), where or str(path), limit)
     except FileNotFoundError as error:
         raise NotFoundError(where or str(path), "no such file or folder") from error
     except OSError as error:
         raise LocalIOError(str(error.filename or path), error.strerror or str(error)) from error
+
+
+def report(files: Iterable[tuple[int, Iterator[Problem]]], where: str, limit: int | None = None) -> Report:
+    """Return the report on files, each its size with its problems; the rest is that of `scan`."""
+    findings, facts = Findings(limit), {"files": 0, "bytes": 0}
+    for size, of_file in files:
+        findings.add(of_file)
+        facts["files"] += 1
+        facts["bytes"] += size
     found = [problem for kept in findings.kept.values() for problem in kept]
     found.sort(key=lambda problem: SEVERITIES.index(problem.severity))
-    return Report(where or str(path), None, None, tuple(found), facts=facts, levels=("scan",), counts=dict(findings.counts))
+    return Report(where, None, None, tuple(found), facts=facts, levels=("scan",), counts=dict(findings.counts))
 
 
 def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:

@@ -31,8 +31,8 @@ class Opened(NamedTuple):
             at += len(piece) - overlap
 
 
-def opened(file: BinaryIO, path: str) -> Opened:
-    """Wrap an open file; it stays the caller's to close."""
+def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
+    """Wrap an open file, which stays the caller's to close, with its size if that is known."""
 
     def read_at(offset: int, n: int) -> bytes:
         file.seek(offset)
@@ -42,4 +42,4 @@ def opened(file: BinaryIO, path: str) -> Opened:
             left -= len(part)
         return b"".join(parts)
 
-    return Opened(path, os.fstat(file.fileno()).st_size, read_at)
+    return Opened(path, os.fstat(file.fileno()).st_size if size is None else size, read_at)

@@ -43,7 +43,7 @@ def bom(
     with totals, the files, and the combined license with the reasons. What is not recorded is marked as such.
     """
     from adapterhub import bill_of_materials
-    from adapterhub.trust.bill import page
+    from adapterhub.cli.views.bills import page
     from adapterhub_converters.containers import atomic, json_file
 
     spec = inputs.read_base(base, settings) if base else None

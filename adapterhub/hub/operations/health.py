@@ -142,7 +142,7 @@ def _chain(database: HubDatabase) -> Check:
     from adapterhub.hub.people import audit
 
     _, broken = audit.follow(database)
-    return Check("audit") if broken is None else Check("audit", ERROR, f"row {broken[0]} {broken[2]}")
+    return Check("audit") if broken is None else Check("audit", ERROR, f"{broken.where} {broken.what}")
 
 
 def _certificate(path: Path) -> Check:

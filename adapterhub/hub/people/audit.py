@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.database import HubDatabase
+from adapterhub.store.chain import CHANGED, REMOVED, TRUNCATED, Fault
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
 _START = "0" * 64
@@ -67,9 +68,7 @@ def _event(row: tuple[Any, ...]) -> Event:
     return Event(action, name, detail, account, token, address, ident, moment, found)
 
 
-def follow(
-    database: HubDatabase, noted: tuple[int, str] | None = None
-) -> tuple[tuple[int, str] | None, tuple[int, str, str] | None]:
+def follow(database: HubDatabase, noted: tuple[int, str] | None = None) -> tuple[tuple[int, str] | None, Fault | None]:
     """Read all rows, each of which must follow from the one before it, and pass one that was noted before.
 
     Args:
@@ -77,19 +76,25 @@ def follow(
         noted: The number and the hash of a row that was the newest once.
 
     Returns:
-        The number and the hash of the newest row, None without any; and the first row that is not as it was written, with
-        `changed`, `removed` or `truncated` and what is wrong, None if all are.
+        The number and the hash of the newest row, None without any; and the first row that is not as it was written, None if
+        all are.
     """
+
+    def fault(kind: str, what: str) -> Fault:
+        return Fault(f"audit row {following}", kind, what)
+
     newest, before, following = None, _START, 1
-    while rows := database.select(f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000", following):  # noqa: S608 - ours
+    recorded = database.has_table("audit")  # hub.db had none in its first versions
+    sql = f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000"  # noqa: S608 - ours
+    while recorded and (rows := database.select(sql, following)):
         for *values, found in rows:
             if values[0] != following:
-                return newest, (following, "removed", "is missing, and later rows are there")
+                return newest, fault(REMOVED, "is missing, and later rows are there")
             if _hash(before, tuple(values)) != found:
-                return newest, (following, "changed", "does not follow from the one before it")
+                return newest, fault(CHANGED, "does not follow from the one before it")
             if noted and noted[0] == following and noted[1] != found:
-                return newest, (following, "changed", "is not the row that the checkpoint has, or follows other rows")
+                return newest, fault(CHANGED, "is not the row that the checkpoint has, or follows other rows")
             newest, before, following = (following, found), found, following + 1
     if noted and noted[0] >= following:
-        return newest, (following, "truncated", f"is missing, and the checkpoint has {noted[0]} rows")
+        return newest, fault(TRUNCATED, f"is missing, and the checkpoint has {noted[0]} rows")
     return newest, None

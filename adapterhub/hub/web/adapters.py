@@ -12,15 +12,19 @@ from starlette.responses import Response
 from adapterhub import runtime_commands
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.publishing import attached_signatures
 from adapterhub.hub.workers import Desk
 from adapterhub.index import queries
 from adapterhub.index.queries import Row
 from adapterhub.manifest import measurement
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub.manifest.oci_manifest import Descriptor
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref, parse_number
+from adapterhub.registry import signatures
 from adapterhub.registry.lineage import Lineage, Node, trace
 from adapterhub.registry.repositories import OtherManifest
+from adapterhub.registry.signatures import Shown
+from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.errors import NotFoundError
 
 from . import drawings, facts
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
-_VERSIONS, _CHILDREN, _TENSORS = 8, 20, 500  # that the page of an adapter shows
+_VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # that the page of an adapter shows
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class AdapterPage(Page):
     total_versions: int
     children: Sequence[Row]
     copies: Sequence[Row]
+    signed: Sequence[Shown]
     attached: Mapping[str, OtherManifest]
     events: Sequence[Event]
     template: ClassVar[str] = "adapter.html"
@@ -182,6 +187,7 @@ def adapter_page(asked: Asked, desk: Desk) -> Page:
     training = read.manifest.training
     versions = queries.versions(index, name=row.name)
     others = of.repository.manifests if of.repository else {}
+    attached = {digest: one for digest, one in others.items() if one.subject == row.digest}
     shown = read.tensors[:_TENSORS]
     return AdapterPage(
         version,
@@ -197,9 +203,20 @@ def adapter_page(asked: Asked, desk: Desk) -> Page:
         len(versions),
         [child for child in desk.registry.children(row.digest) if asked.may_read(desk, child.name)][:_CHILDREN],
         [copy for copy in desk.registry.holding(row.digest) if copy.name != row.name and asked.may_read(desk, copy.name)],
-        {digest: one for digest, one in others.items() if one.subject == row.digest},
+        _signed(asked, desk, row, made, tuple(digest for digest, one in attached.items() if one.artifact_type == MEDIA_TYPE)),
+        {digest: one for digest, one in attached.items() if one.artifact_type != MEDIA_TYPE},
         events(desk, [row.name], each=12, most=6),
     )
+
+
+def _signed(asked: Asked, desk: Desk, row: Row, made: Manifest, attached: tuple[str, ...]) -> Sequence[Shown]:
+    """The signatures that are attached to a version; looked at once, as each of them is read as a whole."""
+
+    def look() -> Sequence[Shown]:
+        found = attached_signatures(desk, row.name, row.digest)
+        return signatures.shown(asked.hub.settings.policy, made, found, row.name)[:_SIGNATURES]
+
+    return asked.site.signed.get((row.name, row.digest, attached), look) if attached else ()
 
 
 def _use(asked: Asked, row: Row, rank: int) -> Use:

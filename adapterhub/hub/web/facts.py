@@ -30,7 +30,7 @@ from .drawings import Curve
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
-    from adapterhub.checks import Group, Verdict
+    from adapterhub.checks import Group, Problem, Verdict
     from adapterhub.checks.contents import Contents
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
@@ -39,6 +39,7 @@ MOST = 512 << 20
 MOST_TENSORS = 20_000
 """Tensors of these, and of what is remembered of a version."""
 _MOST_COPIED = 64 << 20  # bytes that are unpacked, or read as a whole, for what the headers of other formats say
+_MOST_SCANNED = 64 << 20  # bytes of files, which a scan reads in a third of a second
 _PROBLEMS = 5  # of each kind
 _SHOWN = 100  # of targets, parents, data and metrics
 
@@ -57,6 +58,8 @@ class Facts:
         replaced: The number of replaced parameters.
         curve: Its losses, drawn.
         unread: Why the headers were not read.
+        scanned: What `scan` finds in its files.
+        unscanned: Why they were not scanned; empty if they were.
     """
 
     manifest: AdapterManifest
@@ -69,6 +72,8 @@ class Facts:
     max_rank: int = 0
     replaced: int = 0
     curve: Curve | None = None
+    scanned: tuple[Group, ...] = ()
+    unscanned: str = ""
 
 
 def read(desk: Desk, row: Row) -> Facts:
@@ -76,7 +81,7 @@ def read(desk: Desk, row: Row) -> Facts:
     from adapterhub.checks import examined
 
     made = desk.manifest(row)
-    found = _documents(desk, row, made)
+    found = _scanned(desk, _documents(desk, row, made), made)
     size = weights_size(made)
     plain = all(desk.registry.store.has_plain(layer.digest) for layer in made.layers)
     if size > _MOST_COPIED and (not plain or row.format != "peft"):
@@ -92,6 +97,30 @@ def read(desk: Desk, row: Row) -> Facts:
             return replace(found, verdicts=report.verdicts, problems=problems, tensors=first, total=len(tensors))
     except AdapterhubError as error:
         return replace(found, unread=error.what)
+
+
+def _scanned(desk: Desk, found: Facts, made: Manifest) -> Facts:
+    """The facts with what a scan of the files finds, of the errors and warnings; notes are for who reads everything."""
+    from adapterhub.checks import scan
+
+    if made.files_size > _MOST_SCANNED:
+        return replace(found, unscanned=f"files of over {_MOST_SCANNED >> 20} MiB")
+    try:
+        report = scan.report(_opened(desk, made), str(made.digest), _PROBLEMS)
+    except AdapterhubError as error:
+        return replace(found, unscanned=error.what)
+    told = replace(report, problems=tuple(one for one in report.problems if one.severity != "note"))
+    return replace(found, scanned=tuple(told.grouped()))
+
+
+def _opened(desk: Desk, made: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
+    """The files of a version as a scan takes them, each open while it is read."""
+    from adapterhub.checks import scan
+    from adapterhub.checks.scan.opened import opened
+
+    for layer in made.layers:
+        with desk.registry.store.open_blob(layer.digest) as blob:
+            yield layer.size, scan.problems(opened(blob, layer.path, layer.size))
 
 
 def _documents(desk: Desk, row: Row, made: Manifest) -> Facts:

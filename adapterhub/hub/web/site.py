@@ -7,7 +7,7 @@ import hmac
 import json
 import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from adapterhub.analysis.diff import Difference
     from adapterhub.analysis.norms import Heat
+    from adapterhub.registry.signatures import Shown
 
 COOKIE = "adapterhub_session"
 SIGN_IN = "/-/sign-in"
@@ -63,6 +64,7 @@ class Site:
         self.facts: Remembered[Facts] = Remembered(256)
         self.heats: Remembered[Heat | str] = Remembered(128)
         self.differences: Remembered[Difference | str] = Remembered(64)
+        self.signed: Remembered[Sequence[Shown]] = Remembered(256)
         self.counts: Remembered[Found] = Remembered(512)
         # What reads weights takes seconds: one at a time, and no other request waits for it.
         self.slow = Workers(hub.storage, 1)

@@ -30,6 +30,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
+_MAX_OF_ONE = 64 << 10  # bytes
 _TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
 _TRIES = 5  # updates of an index that others update as well
@@ -242,13 +243,23 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
     return done
 
 
-def read(place: Referring, referrer: Referrer, about: Digest, limit: int) -> bytes:
-    """The verified bytes of the file of an attachment; FormatError if it is `about` another manifest or over `limit` bytes."""
-    _, document = _document(place, referrer)
+def file_of(place: Referring, referrer: Referrer, about: Digest, limit: int) -> Descriptor:
+    """The only file of an attachment; FormatError if that is `about` another manifest, or one of them is too large.
+
+    The file may have `limit` bytes; the manifest as many as one with a file and some annotations has.
+    """
     where = f"{place.where}@{referrer.digest}"
+    if referrer.size > _MAX_OF_ONE:
+        raise FormatError(where, f"a manifest of one file, and of over {_MAX_OF_ONE} bytes")
+    _, document = _document(place, referrer)
     if document.subject != about or len(document.layers) != 1 or document.layers[0].size > limit:
         raise FormatError(where, f"is not one file of at most {limit} bytes about {about}")
-    return read_blob(place, document.layers[0], where)
+    return document.layers[0]
+
+
+def read(place: Referring, referrer: Referrer, file: Descriptor) -> bytes:
+    """The verified bytes of the file of an attachment."""
+    return read_blob(place, file, f"{place.where}@{referrer.digest}")
 
 
 def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:

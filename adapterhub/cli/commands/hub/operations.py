@@ -45,7 +45,7 @@ def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bo
 
     with closing(hub_database(settings)) as database:
         if verify and (broken := log.follow(database)[1]) is not None:
-            raise IntegrityError(database.where, f"row {broken[0]} of the audit log {broken[2]}")
+            raise IntegrityError(database.where, f"{broken.where} {broken.what}", "Compare it with a backup")
         found = log.events(database, name=name, account=account, limit=limit)
     document = {"verified": verify, "events": [asdict(one) for one in found]}
     output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(found))

@@ -1,0 +1,63 @@
+"""A bill of materials as one page of HTML, for people who have no viewer of CycloneDX."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adapterhub.trust.bill import PREFIX, SPEC, UNRECORDED, Bill
+from adapterhub_converters import display
+
+
+def page(found: Bill) -> str:
+    """The bill as one page of HTML, with nothing loaded from elsewhere and no script."""
+    component = found.document["metadata"]["component"]
+    title = "/".join(filter(None, (component.get("group"), component["name"])))
+    heading = f"<h1>Bill of materials: {html.escape(display.printable(title))}</h1>"
+    body = "\n".join([heading, *_sections(found, component)])
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Bill of materials</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+_STYLE = (
+    "body{font:15px/1.45 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
+    "table{border-collapse:collapse;margin:0 0 1.5em;width:100%}caption{text-align:left;font-weight:600;padding:.4em 0}"
+    "td,th{border-bottom:1px solid #ccc;padding:.25em .6em .25em 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
+)
+
+
+def _sections(found: Bill, component: Mapping[str, Any]) -> Iterator[str]:
+    about = [("version", component["version"]), ("description", component.get("description"))]
+    about += [("specification", f"CycloneDX {SPEC}"), ("serial number", found.document["serialNumber"])]
+    yield display.table(about, caption="Adapter")
+    yield display.table(
+        [("combined", found.license.expression or UNRECORDED), *(("", reason) for reason in found.license.reasons)],
+        caption="License: all that are recorded, joined; no legal advice",
+    )
+    made = component["pedigree"]["ancestors"]
+    yield display.table([_row(one) for one in made], head=_HEAD, caption="Made from")
+    if sets := found.document["components"]:
+        yield display.table([_row(one) for one in sets], head=_HEAD, caption="Training data")
+    metrics = component.get("modelCard", {}).get("quantitativeAnalysis", {}).get("performanceMetrics", [])
+    if metrics:
+        yield display.table([(one["type"], one["value"]) for one in metrics], caption="Measured at the end of its training")
+    files = [(name, digest, facts) for name, _, digest, _, facts in map(_row, component.get("components", ()))]
+    yield display.table(files, head=("name", "sha256", "facts"), caption="Files")
+    properties = [(one["name"].removeprefix(PREFIX), one["value"]) for one in component["properties"]]
+    yield display.table([one for one in properties if not one[0].startswith("license:")], caption="Facts")
+
+
+_HEAD = ("name", "version", "sha256", "license", "facts")
+
+
+def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
+    hashes, licenses = one.get("hashes") or [{}], one.get("licenses") or [{}]
+    facts = ", ".join(f"{fact['name'].rpartition(':')[2]} {fact['value']}" for fact in one.get("properties", ()))
+    name = "/".join(filter(None, (one.get("group"), one["name"])))
+    version = one.get("version") if not str(one.get("version", "")).startswith("sha256:") else ""
+    return (name, version, hashes[0].get("content"), licenses[0].get("expression") or UNRECORDED, facts)
