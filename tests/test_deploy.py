@@ -22,7 +22,7 @@ from adapterhub.cli.commands.hub import hub
 from adapterhub.cli.main import COMMANDS
 from adapterhub.hub.server import check_binding
 from adapterhub.hub.settings import HubSettings
-from tests.conftest import need_module
+from tests.conftest import need_module, need_program
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 CHART = DEPLOY / "helm" / "adapterhub"
@@ -174,13 +174,13 @@ def test_the_programs_themselves_read_them(program: str, words: list[str]) -> No
     assert told == []
 
 
-@pytest.mark.skipif(not shutil.which("docker-compose"), reason="the program docker-compose isn't there")
 def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_path: Path) -> None:
+    program = need_program("docker-compose")
     shutil.copytree(DEPLOY, tmp_path / "deploy")
     shutil.copy(DEPLOY / "hub.env.example", tmp_path / "deploy" / "hub.env")
 
     def config(**more: str) -> subprocess.CompletedProcess[str]:
-        words = ["docker-compose", "-f", str(tmp_path / "deploy" / "compose.yaml"), "config", "--format", "json"]
+        words = [program, "-f", str(tmp_path / "deploy" / "compose.yaml"), "config", "--format", "json"]
         return subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, **more})
 
     assert "POSTGRES_PASSWORD is missing" in config().stderr

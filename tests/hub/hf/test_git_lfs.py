@@ -11,18 +11,17 @@ from pathlib import Path
 import pytest
 
 from adapterhub.ref import Ref
+from tests.conftest import need_program
 from tests.hub.conftest import Running
 from tests.hub.sending import WEIGHTS, Sending, commit_of
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(not shutil.which("git-lfs"), reason="the program git-lfs isn't there"),
-]
+pytestmark = pytest.mark.peer
 
 
 def test_git_lfs_pushes_a_file_that_becomes_a_version_and_pulls_it(
     hub: Running, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
+    need_program("git-lfs")
     folder, sending = adapter(1), Sending(hub.url, hub.token)
     sending.ask("POST", "/api/repos/create", {"organization": "team", "name": "sql"})
     places = {"GIT_CONFIG_GLOBAL": str(tmp_path / "config"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
