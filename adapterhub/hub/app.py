@@ -41,13 +41,13 @@ def create_app(settings: HubSettings) -> ASGIApp:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         hub = app.state.hub = Hub(settings)
         app.state.site = Site(hub)
-        sending, tending = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.tend())
+        sending, maintaining = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
         try:
             yield
         finally:
             hub.webhooks.stop()
-            tending.cancel()
-            await asyncio.wait([sending, tending])
+            maintaining.cancel()
+            await asyncio.wait([sending, maintaining])
             app.state.site.close()
             hub.close()
 

@@ -20,7 +20,7 @@ from adapterhub_converters.errors import NotFoundError
 
 from . import aliases, origins
 from .aliases import Alias
-from .workers import MOST_FILES, Desk
+from .workers import MOST_FILES, Worker
 
 HEAD = "HEAD"
 MayRead = Callable[[str, Repository | None], bool]
@@ -79,47 +79,47 @@ class View:
         return commit_id(self.newest.digest) if self.newest else ""
 
 
-def view(desk: Desk, name: str, may_read: MayRead = lambda _name, _repository: True) -> View | None:
+def view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repository: True) -> View | None:
     """Look a repository up; None if there is none, if it may not be seen, and for a text that cannot be a name.
 
     One that may not be seen takes the same lookups as one that does not exist: the time of an answer tells nobody which it is.
     """
     if not is_name(name):
         return None
-    head, repository = desk.repositories.current(name)
+    head, repository = worker.repositories.current(name)
     seen = may_read(name, repository)
-    state = desk.registry.ledger.current(name if seen else f"{name.partition('/')[0]}/{_NONE}")
+    state = worker.registry.ledger.current(name if seen else f"{name.partition('/')[0]}/{_NONE}")
     if state.deleted and repository and repository.is_bare:
         repository = None  # it only says how private the name was
     there = state.seq > 0 and not state.deleted and state.number > 0 and not (repository and repository.moved_to)
     if not seen or not (repository or there):
         alias = aliases.parse(name)
-        return _frozen(desk, name, alias, may_read) if alias else None
+        return _frozen(worker, name, alias, may_read) if alias else None
     # What is known of a repository holds until one of its two logs has another entry.
-    before, known = desk.views.get(name, (None, None))
+    before, known = worker.views.get(name, (None, None))
     if known is None or before != state or known.repository is not repository:
-        row = desk.registry.row(Ref(name)) if there else None
+        row = worker.registry.row(Ref(name)) if there else None
         known = View(name, repository, row, head=f"{state.head} {head}")
-        if len(desk.views) >= _MOST:
-            desk.views.clear()
-        desk.views[name] = state, known
+        if len(worker.views) >= _MOST:
+            worker.views.clear()
+        worker.views[name] = state, known
     return known
 
 
-def is_arriving(desk: Desk, name: str, repository: Repository | None) -> bool:
+def is_arriving(worker: Worker, name: str, repository: Repository | None) -> bool:
     """Whether a repository is being moved here, and is still under its old name for all who read."""
     if repository is None or not repository.moved_from:
         return False
-    old = desk.repositories.get(repository.moved_from)
+    old = worker.repositories.get(repository.moved_from)
     return old is None or old.moved_to != name
 
 
-def _frozen(desk: Desk, name: str, alias: Alias, may_read: MayRead) -> View | None:
-    of = view(desk, alias.name, may_read)
+def _frozen(worker: Worker, name: str, alias: Alias, may_read: MayRead) -> View | None:
+    of = view(worker, alias.name, may_read)
     if of is None or of.frozen or of.newest is None or alias.form:
         return None
     try:
-        return frozen(name, of, desk.registry.row(Ref(alias.name, number=alias.number)))
+        return frozen(name, of, worker.registry.row(Ref(alias.name, number=alias.number)))
     except NotFoundError:
         return None
 
@@ -130,14 +130,14 @@ def frozen(name: str, of: View, row: Row) -> View:
     return View(name, state, row, frozen=True, head=f"{of.head} {row.digest}")
 
 
-def rows(desk: Desk, of: View) -> Sequence[Row]:
+def rows(worker: Worker, of: View) -> Sequence[Row]:
     """The versions of a repository, the newest first."""
     if of.newest is None:
         return ()
-    return (of.newest,) if of.frozen else queries.versions(desk.registry.index, name=of.name)
+    return (of.newest,) if of.frozen else queries.versions(worker.registry.index, name=of.name)
 
 
-def row_of(desk: Desk, of: View, reference: str) -> Row:
+def row_of(worker: Worker, of: View, reference: str) -> Row:
     """The version that a tag, a number like `v3` or a whole digest names; NotFoundError without it."""
     if of.frozen and of.newest:
         if reference in (LATEST, f"v{of.newest.number}", of.newest.digest):
@@ -145,13 +145,13 @@ def row_of(desk: Desk, of: View, reference: str) -> Row:
     elif of.newest:
         text = f"{of.name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
         try:
-            return find_exact_row(desk.registry.ledger, Ref.parse(text))
+            return find_exact_row(worker.registry.ledger, Ref.parse(text))
         except RefError:
             pass
     raise NotFoundError(f"{of.name}:{reference}", "no such version")
 
 
-def find(desk: Desk, of: View, revision: str) -> Commit:
+def find(worker: Worker, of: View, revision: str) -> Commit:
     """The commit that a revision names: a branch, a tag, a number like `v3`, an id, a digest or a range.
 
     Raises:
@@ -161,72 +161,72 @@ def find(desk: Desk, of: View, revision: str) -> Commit:
     if found is None:
         if len(of.found) >= _MOST:
             of.found.clear()
-        found = _find(desk, of, revision)
+        found = _find(worker, of, revision)
         if len(found.files) <= MOST_FILES:
             of.found[revision] = found
     return found
 
 
-def _find(desk: Desk, of: View, revision: str) -> Commit:
+def _find(worker: Worker, of: View, revision: str) -> Commit:
     branch = MAIN if revision in _ALIASES else revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
     if head := head_of(of.repository, branch, of.latest):
-        return by_id(desk, of, head)
+        return by_id(worker, of, head)
     if branch == MAIN:
-        return of_version(desk, of, of.newest) if of.newest else EMPTY
+        return of_version(worker, of, of.newest) if of.newest else EMPTY
     if is_hex(branch, 40):
-        return by_id(desk, of, branch)
+        return by_id(worker, of, branch)
     if of.frozen:
-        return of_version(desk, of, row_of(desk, of, branch))
+        return of_version(worker, of, row_of(worker, of, branch))
     try:
         text = f"@{branch}" if branch.startswith("sha256:") else f":{branch}"
-        return of_version(desk, of, desk.registry.row(Ref.parse(f"{of.name}{text}")))
+        return of_version(worker, of, worker.registry.row(Ref.parse(f"{of.name}{text}")))
     except RefError as error:
         raise NotFoundError(f"{of.name}:{revision}", "no such revision") from error
 
 
-def by_id(desk: Desk, of: View, ident: str) -> Commit:
+def by_id(worker: Worker, of: View, ident: str) -> Commit:
     """The commit with an id, or with that of the upstream that it was mirrored from; NotFoundError without it."""
     if of.frozen:
-        found = [row for row in rows(desk, of) if commit_id(row.digest) == ident]
+        found = [row for row in rows(worker, of) if commit_id(row.digest) == ident]
     else:
-        found = queries.versions(desk.registry.index, name=of.name, digest_prefix=f"sha256:{ident}") if of.newest else []
+        found = queries.versions(worker.registry.index, name=of.name, digest_prefix=f"sha256:{ident}") if of.newest else []
     if found:
-        return of_version(desk, of, found[0])
+        return of_version(worker, of, found[0])
     if ident == EMPTY.id and not of.newest:
         return EMPTY
-    record = desk.repositories.commit(of.repository, ident) if of.repository else None
-    if record is None and of.newest and not of.frozen and (origin := origins.find(desk.database, of.name, ident)):
-        return replace(of_version(desk, of, row_of(desk, of, origin)), id=ident)
+    record = worker.repositories.commit(of.repository, ident) if of.repository else None
+    if record is None and of.newest and not of.frozen and (origin := origins.find(worker.database, of.name, ident)):
+        return replace(of_version(worker, of, row_of(worker, of, origin)), id=ident)
     if record is None:
         raise NotFoundError(f"{of.name}@{ident}", "no such commit")
     return Commit(ident, record.files, None, record.title, record.description, record.author, record.time)
 
 
-def of_version(desk: Desk, of: View, row: Row) -> Commit:
+def of_version(worker: Worker, of: View, row: Row) -> Commit:
     """The commit of a version."""
-    found, record = without_words(desk, row), _record(desk, of, row)
+    found, record = without_words(worker, row), _record(worker, of, row)
     if record is None:
         return found
     return replace(found, title=record.title, description=record.description, author=record.author)
 
 
-def without_words(desk: Desk, row: Row) -> Commit:
+def without_words(worker: Worker, row: Row) -> Commit:
     """The commit of a version, but not who committed it with which words: these are in a document of their own."""
-    files = {layer.path: (layer.digest, layer.size) for layer in desk.manifest(row).layers}
+    files = {layer.path: (layer.digest, layer.size) for layer in worker.manifest(row).layers}
     return Commit(commit_id(row.digest), files, row, f"Version v{row.number}", time=row.time)
 
 
-def _record(desk: Desk, of: View, row: Row) -> CommitRecord | None:
+def _record(worker: Worker, of: View, row: Row) -> CommitRecord | None:
     """Who committed a version, and with which words; None for one that was pushed in another way."""
-    return desk.repositories.commit(of.repository, commit_id(row.digest)) if of.repository else None
+    return worker.repositories.commit(of.repository, commit_id(row.digest)) if of.repository else None
 
 
-def history(desk: Desk, of: View, revision: str) -> Iterator[Commit]:
+def history(worker: Worker, of: View, revision: str) -> Iterator[Commit]:
     """The commits of a branch, or up to a commit, the newest first; without their files, of which there may be millions."""
-    first = find(desk, of, revision)
-    trees = (by_id(desk, of, ident) for ident in reversed([*of.repository.commits] if of.repository else []))
+    first = find(worker, of, revision)
+    trees = (by_id(worker, of, ident) for ident in reversed([*of.repository.commits] if of.repository else []))
     others = [replace(commit, files={}) for commit in trees if commit.row is None]
-    versions = [replace(of_version(desk, of, row), files={}) for row in rows(desk, of)]
+    versions = [replace(of_version(worker, of, row), files={}) for row in rows(worker, of)]
     commits = sorted([*versions, *others], key=lambda commit: commit.time, reverse=True)
     same = {first.id, commit_id(first.row.digest) if first.row else ""}  # two, if it was asked for as the upstream names it
     yield first
@@ -239,11 +239,11 @@ def branches(of: View) -> dict[str, str]:
     return {name: head_of(of.repository, name, of.latest) or of.latest or EMPTY.id for name in names}
 
 
-def tags(desk: Desk, of: View) -> dict[str, str]:
+def tags(worker: Worker, of: View) -> dict[str, str]:
     """Tag to commit id, numbers like `v3` among them, without `latest`, which is `main`, and without the names of branches."""
     others = {LATEST, *(of.repository.heads if of.repository else ())}
     found = {}
-    for row in rows(desk, of):
+    for row in rows(worker, of):
         for tag in (f"v{row.number}", *(() if of.frozen else row.tags)):
             if tag not in others:
                 found[tag] = commit_id(row.digest)

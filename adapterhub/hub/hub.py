@@ -42,10 +42,10 @@ from .settings import HubSettings
 from .storage.opening import open_storage
 from .uploads import USABLE, Held, Uploads
 from .webhooks import Webhooks
-from .workers import Desk, Workers
+from .workers import Worker, Workers
 
 _log = logging.getLogger("adapterhub.hub")
-_TENDED = 600.0  # seconds between two looks at what has lasted its time
+_MAINTENANCE = 600.0  # seconds between two runs
 _CLOSED, _MOST = 5.0, 100  # seconds that the list of what not everybody may see is used; tokens for which it is kept
 
 
@@ -101,15 +101,15 @@ class Hub:
             self.database.execute("INSERT INTO secrets VALUES ('uploads', ?) ON CONFLICT DO NOTHING", secrets.token_bytes(32))
         return bytes(self.database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
-    async def tend(self) -> None:
-        """Look after what has lasted its time, now and then, until this is canceled."""
+    async def maintain(self) -> None:
+        """Remove what has expired, and finish what killed processes began, every ten minutes until this is canceled."""
         while True:
             try:
-                await self.workers.run(self._tend)
+                await self.workers.run(self._maintain)
                 await self.finish_moves()
             except AdapterhubError as error:  # as of a full disk: later
-                _log.warning("what has lasted its time stays for longer: %s", error)
-            await asyncio.sleep(_TENDED)
+                _log.warning("maintenance is put off: %s", error)
+            await asyncio.sleep(_MAINTENANCE)
 
     async def finish_moves(self) -> None:
         """Take moves of repositories to their end whose processes were killed, or could not go on."""
@@ -120,11 +120,11 @@ class Hub:
             except AdapterhubError as error:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
-    def _tend(self, desk: Desk) -> None:
-        self.webhooks.catch_up(queries.names(desk.registry.index))
+    def _maintain(self, worker: Worker) -> None:
+        self.webhooks.catch_up(queries.names(worker.registry.index))
         self.held.turn()
-        self.quotas.tend()
-        self.storage.tidy()
+        self.quotas.expire()
+        self.storage.remove_stale()
         self.database.execute("DELETE FROM uploaded WHERE time < ?", time.time() - USABLE)
 
     def close(self) -> None:
@@ -159,49 +159,49 @@ class Hub:
         """Who asks; raises `BadTokenError`."""
         return self.access.identify(request.headers)
 
-    def visible(self, desk: Desk, who: Identity | None, name: str) -> View | None:
+    def visible(self, worker: Worker, who: Identity | None, name: str) -> View | None:
         """A repository that exists and that `who` may see; else None."""
-        may_read = partial(self.may_read, desk, who)
-        return view(desk, name, may_read) or self._form(desk, name, may_read)
+        may_read = partial(self.may_read, worker, who)
+        return view(worker, name, may_read) or self._form(worker, name, may_read)
 
-    def may_read(self, desk: Desk, who: Identity | None, name: str, repository: Repository | None) -> bool:
+    def may_read(self, worker: Worker, who: Identity | None, name: str, repository: Repository | None) -> bool:
         """Whether `who` may see a repository, by its state: `Access.may_read`, and it is not still under the name it had."""
-        return not is_arriving(desk, name, repository) and self.access.may_read(who, name, repository)
+        return not is_arriving(worker, name, repository) and self.access.may_read(who, name, repository)
 
-    def _form(self, desk: Desk, name: str, may_read: MayRead) -> View | None:
+    def _form(self, worker: Worker, name: str, may_read: MayRead) -> View | None:
         """What a name with the ending of a form stands for, once that has been made."""
         alias = aliases.parse(name)
         if alias is None or not alias.form:
             return None
-        of = view(desk, alias.source, may_read)
+        of = view(worker, alias.source, may_read)
         digest = self.forms.find(of.newest.digest, alias.form) if of and of.newest and of.frozen == bool(alias.number) else ""
         return frozen(name, of, replace(of.newest, digest=digest, format=alias.form)) if digest and of and of.newest else None
 
-    def hidden(self, desk: Desk, who: Identity | None) -> tuple[str, ...]:
+    def hidden(self, worker: Worker, who: Identity | None) -> tuple[str, ...]:
         """The repositories that somebody may not see, as of a few seconds ago: no list, count or search has them.
 
         Each one that is shown is looked up all the same.
         """
         until, names, found = self._closed
         if until < time.monotonic():
-            until, names, found = self._closed = time.monotonic() + _CLOSED, self._not_for_all(desk), {}
+            until, names, found = self._closed = time.monotonic() + _CLOSED, self._not_for_all(worker), {}
         key = who.token if who else 0
         hidden = found.get(key)
         if hidden is None:
             if len(found) >= _MOST:
                 found.clear()
-            hidden = found[key] = tuple(name for name, state in names.items() if not self.may_read(desk, who, name, state))
+            hidden = found[key] = tuple(name for name, state in names.items() if not self.may_read(worker, who, name, state))
         return hidden
 
-    def _not_for_all(self, desk: Desk) -> dict[str, Repository | None]:
+    def _not_for_all(self, worker: Worker) -> dict[str, Repository | None]:
         """The repositories that not everybody may see: private ones, and all in a namespace with readers of its own."""
-        states = ((name, desk.repositories.get(name)) for name in desk.repositories.names())
+        states = ((name, worker.repositories.get(name)) for name in worker.repositories.names())
         found: dict[str, Repository | None] = {
             name: state for name, state in states if state and (state.private or state.moved_from)
         }
         spaces = {one.name for one in accounts.namespaces(self.database) if one.readers != READERS[0]}
         if spaces:
-            names = (one.name for one in queries.names(desk.registry.index))
+            names = (one.name for one in queries.names(worker.registry.index))
             found = {**{name: None for name in names if name.partition("/")[0] in spaces}, **found}
         return found
 
@@ -225,14 +225,14 @@ class Hub:
             async with self.turn(f"{row.digest} as {alias.form}"):
                 await self.forms.make(row, alias.form)
 
-    def _unmade(self, desk: Desk, who: Identity | None, name: str, alias: Alias) -> Row | None:
-        if self.visible(desk, who, name):
+    def _unmade(self, worker: Worker, who: Identity | None, name: str, alias: Alias) -> Row | None:
+        if self.visible(worker, who, name):
             return None
-        of = self.visible(desk, who, alias.source)
+        of = self.visible(worker, who, alias.source)
         if of is None or of.newest is None or of.frozen != bool(alias.number):
             return None
         if self.quotas.limits(name):
-            self.quotas.check(desk, name, self.forms.held(desk.registry, name.partition("/")[0]))
+            self.quotas.check(worker, name, self.forms.held(worker.registry, name.partition("/")[0]))
         return of.newest
 
     @asynccontextmanager
@@ -266,11 +266,11 @@ class Hub:
         return BlobResponse(self.workers, opened, size, headers, wanted=wanted, address=address)
 
     def _room(self, name: str, upload: str, size: int, more: int, lifetime: float) -> int | None:
-        return self.quotas.open(self.workers.desk(), name, upload, size, more=more, lifetime=lifetime)
+        return self.quotas.open(self.workers.worker(), name, upload, size, more=more, lifetime=lifetime)
 
-    def _with_file(self, desk: Desk, who: Identity | None, digest: Digest) -> Iterator[View]:
-        names = queries.names_with(desk.registry.index, digest, without=self.hidden(desk, who))
-        yield from filter(None, (self.visible(desk, who, name) for name in names))
+    def _with_file(self, worker: Worker, who: Identity | None, digest: Digest) -> Iterator[View]:
+        names = queries.names_with(worker.registry.index, digest, without=self.hidden(worker, who))
+        yield from filter(None, (self.visible(worker, who, name) for name in names))
 
     def uploaded(self, name: str, digests: Iterable[Digest], ended: Collection[str] = ()) -> None:
         """Record that blobs were uploaded for a repository, which may use them for a day before a manifest names them.
@@ -285,7 +285,7 @@ class Hub:
         """
         digests, now = list(digests), time.time()
         sizes = {digest: self.store.size(digest) or 0 for digest in digests}
-        self.quotas.check(self.workers.desk(), name, sizes, take=True, but=ended)
+        self.quotas.check(self.workers.worker(), name, sizes, take=True, but=ended)
         self.quotas.close(name, ended)
         # Also one that was here before, which nothing else may need.
         rows = [(name, digest, now) for digest in digests if self.store.holds(digest, sizes[digest])]
@@ -297,7 +297,7 @@ class Hub:
         sql = "SELECT name FROM uploaded WHERE digest = ? AND time >= ?"
         return [name for (name,) in self.database.select(sql, digest, time.time() - USABLE)]
 
-    def has_blob(self, desk: Desk, of: View | None, name: str, digest: Digest, *, uploads: bool = True) -> int | None:
+    def has_blob(self, worker: Worker, of: View | None, name: str, digest: Digest, *, uploads: bool = True) -> int | None:
         """The bytes of a blob that a repository has; None for any other blob of the store.
 
         `uploads`: Also of one that was uploaded for it, and that no manifest names yet: for those who may write.
@@ -305,18 +305,18 @@ class Hub:
         # Whether the store has it is asked last: the time would tell what others have.
         sql = "SELECT 1 FROM uploaded WHERE name = ? AND digest = ? AND time >= ?"
         uploaded = uploads and self.database.select(sql, name, digest, time.time() - USABLE)
-        return self.store.size(digest) if uploaded or (of and self._links(desk, of, digest)) else None
+        return self.store.size(digest) if uploaded or (of and self._links(worker, of, digest)) else None
 
-    def _links(self, desk: Desk, of: View, digest: Digest) -> bool:
+    def _links(self, worker: Worker, of: View, digest: Digest) -> bool:
         """Whether a repository has a blob: in a version as a file, as its manifest or as its config, or in another manifest."""
         if of.newest and of.frozen:
-            made = desk.manifest(of.newest)
+            made = worker.manifest(of.newest)
             return digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))
-        index, manifests = desk.registry.index, of.repository.manifests if of.repository else {}
+        index, manifests = worker.registry.index, of.repository.manifests if of.repository else {}
         if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
             return True
         return queries.has_blob(index, of.name, digest) or any(
-            desk.config(one) == digest for one in queries.digests(index, of.name)
+            worker.config(one) == digest for one in queries.digests(index, of.name)
         )
 
 

@@ -58,7 +58,7 @@ from .access import Access, ThrottledError
 from .people.tokens import Identity
 from .quotas import Quotas
 from .settings import MAX_MIRRORED, HubSettings, Upstream
-from .workers import Desk, Workers
+from .workers import Worker, Workers
 
 AUTHOR = "mirror"
 _log = logging.getLogger("adapterhub.hub")
@@ -195,37 +195,37 @@ class Mirror:
         except UsageError:
             return None
 
-    def _state(self, desk: Desk, who: Identity | None, name: str, pin: str) -> _State | None:
+    def _state(self, worker: Worker, who: Identity | None, name: str, pin: str) -> _State | None:
         """How a name is here; None for one that is this hub's own, or that `who` may not read."""
         # What `who` may not see is looked at as what is not here: the time would tell them apart.
         may_read = partial(self._access.may_read, who)
-        of, hidden = commits.view(desk, name, may_read), not may_read(name, desk.repositories.get(name))
+        of, hidden = commits.view(worker, name, may_read), not may_read(name, worker.repositories.get(name))
         newest = of.newest if of else None
-        if newest is None and (of is not None or desk.registry.ledger.current(name).deleted):
+        if newest is None and (of is not None or worker.registry.ledger.current(name).deleted):
             return None
         if newest and not origins.has(self._database, name, newest.digest):
             return None
-        due = not self._is_fresh(name) or (of is not None and self._is_unknown(desk, of, pin))
-        own = due and self._is_own(desk, name.partition("/")[0])
+        due = not self._is_fresh(name) or (of is not None and self._is_unknown(worker, of, pin))
+        own = due and self._is_own(worker, name.partition("/")[0])
         return None if own or hidden else _State(newest, due)
 
-    def _is_own(self, desk: Desk, namespace: str) -> bool:
+    def _is_own(self, worker: Worker, namespace: str) -> bool:
         """Whether a namespace is this hub's own, whose names are nobody else's business."""
         if self._access.is_taken(namespace):
             return True
-        log = desk.registry.store.log
+        log = worker.registry.store.log
         return not origins.names(self._database, namespace).issuperset(log.names(REFS, namespace) + log.names(HUB, namespace))
 
     def _is_fresh(self, key: str) -> bool:
         said = self._said.get(key)
         return said is not None and said.until > time.monotonic()
 
-    def _is_unknown(self, desk: Desk, of: commits.View, pin: str) -> bool:
+    def _is_unknown(self, worker: Worker, of: commits.View, pin: str) -> bool:
         """Whether a commit is not here, and was not looked for in the last minutes."""
         if not pin or self._is_fresh(f"{of.name}@{pin}"):
             return False
         try:
-            commits.find(desk, of, pin)
+            commits.find(worker, of, pin)
         except NotFoundError:
             return True
         return False
@@ -244,17 +244,17 @@ class Mirror:
 
     def _ask(self, address: HubAddress, pin: str) -> None:
         """Fetch what is new of a repository, and remember what the upstream said."""
-        desk = self._workers.desk()
-        desk.registry.author = AUTHOR
-        of = commits.view(desk, address.name)
-        self._remember(address.name, self._answer(desk, address, of.newest if of else None))
+        worker = self._workers.worker()
+        worker.registry.author = AUTHOR
+        of = commits.view(worker, address.name)
+        self._remember(address.name, self._answer(worker, address, of.newest if of else None))
         if pin:
             self._remember(f"{address.name}@{pin}", _Said(time.monotonic() + _ABSENT))
 
-    def _answer(self, desk: Desk, address: HubAddress, newest: Row | None) -> _Said:
+    def _answer(self, worker: Worker, address: HubAddress, newest: Row | None) -> _Said:
         refusal, lasts = "", _ABSENT
         try:
-            if self._fetch(desk, address, newest):
+            if self._fetch(worker, address, newest):
                 lasts = self._of.age
             elif newest:
                 refusal = f"{address} is not there any more; this is what it was"
@@ -280,7 +280,7 @@ class Mirror:
             self._said.clear()
         self._said[key] = said
 
-    def _fetch(self, desk: Desk, address: HubAddress, newest: Row | None) -> bool:
+    def _fetch(self, worker: Worker, address: HubAddress, newest: Row | None) -> bool:
         """Make a version of the commit that `main` is at, unless that was done; False for no such repository."""
         if self._settings.policy is not None:
             self._settings.policy.check_name(address.name)
@@ -295,11 +295,11 @@ class Mirror:
             known = origins.find(self._database, address.name, commit)
             if newest and known:
                 if known != newest.digest:  # `main` went back
-                    made, message = Local(desk.registry, address.name).manifest(known), f"mirrored from {address.at(commit)}"
-                    desk.registry.admit(made, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
+                    made, message = Local(worker.registry, address.name).manifest(known), f"mirrored from {address.at(commit)}"
+                    worker.registry.admit(made, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
                 return True
             made = source.manifest(commit or MAIN)
-            version = self._publish(desk, source, made, newest)
+            version = self._publish(worker, source, made, newest)
             origins.add(self._database, address.name, source.commit_id, version.digest)
             _log.info("mirrored %s as v%d", address.at(source.commit_id), version.number)
             return True
@@ -307,7 +307,7 @@ class Mirror:
             self._sources.discard(source)
             source.close()
 
-    def _publish(self, desk: Desk, source: HubRepository, made: Manifest, newest: Row | None) -> Version:
+    def _publish(self, worker: Worker, source: HubRepository, made: Manifest, newest: Row | None) -> Version:
         """Receive the files of a version, and store it: under the same digest if it has an adapter.json."""
         name, where = source.address.name, source.address.repository
         check_adapter(source, made, where)
@@ -317,21 +317,21 @@ class Mirror:
         sizes = {layer.digest: layer.size for layer in made.layers}
         if (size := sum(sizes.values())) > self._of.max_bytes:
             raise RefusedError(where, f"has {size:,} bytes, and a repository may have at most {self._of.max_bytes:,} here")
-        self._quotas.check(desk, name, sizes, take=True)
+        self._quotas.check(worker, name, sizes, take=True)
         policy, message = self._settings.policy, f"mirrored from {where}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
-        local = Local(desk.registry, name)
+        local = Local(worker.registry, name)
         with local.at_work():
             for blob in unique(made):
                 # A file of another name is received too: an upstream that names its digest need not have its bytes.
-                if not (queries.versions(desk.registry.index, name=name, file=blob.digest) and local.has(blob)):
+                if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has(blob)):
                     local.put_blob(blob, source)
             more: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
             with origins.making(self._database, name, source.commit_id):
                 if made.adapter_json is not None:
-                    return publishing.publish_manifest(desk.registry, name, made, **more)
+                    return publishing.publish_manifest(worker.registry, name, made, **more)
                 files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-                return publishing.publish_tree(desk.registry, name, files, **more)
+                return publishing.publish_tree(worker.registry, name, files, **more)
 
 
 def check_adapter(source: Source, made: Manifest, where: str) -> None:

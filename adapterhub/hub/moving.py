@@ -28,57 +28,57 @@ from .commits import View
 from .database import HubDatabase
 from .people.accounts import Namespace
 from .uploads import stored
-from .workers import Desk
+from .workers import Worker
 
 
-def begun(desk: Desk, *names: str) -> list[tuple[str, str]]:
+def begun(worker: Worker, *names: str) -> list[tuple[str, str]]:
     """The old and the new names of moves that have begun and not ended; all, or those from or to some names."""
-    rows = desk.database.select("SELECT old, new FROM moves ORDER BY new")
+    rows = worker.database.select("SELECT old, new FROM moves ORDER BY new")
     return [(old, new) for old, new in rows if not names or not {old, new}.isdisjoint(names)]
 
 
-def check_attached(desk: Desk, of: View, new: str, settled: Namespace) -> None:
+def check_attached(worker: Worker, of: View, new: str, settled: Namespace) -> None:
     """Refuse to move manifests that are no adapters to a namespace that would not take them (`publishing.check_attached`)."""
     manifests = of.repository.manifests if of.repository else {}
-    there = {row.digest for row in queries.versions(desk.registry.index, name=of.name)} | manifests.keys()
+    there = {row.digest for row in queries.versions(worker.registry.index, name=of.name)} | manifests.keys()
     for digest, one in manifests.items():
-        publishing.check_attached(settled, f"{new}@{digest}", attached=stored(desk.database, one.subject) in there)
+        publishing.check_attached(settled, f"{new}@{digest}", attached=stored(worker.database, one.subject) in there)
 
 
-def begin(desk: Desk, old: str, new: str) -> None:
+def begin(worker: Worker, old: str, new: str) -> None:
     """Begin a move that was checked: from here on, `finish` may be called by any process."""
-    desk.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.now().account)
-    state = desk.repositories.get(old) or Repository(created=now())
-    desk.repositories.change(new, lambda _: replace(state, moved_from=old))
+    worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.now().account)
+    state = worker.repositories.get(old) or Repository(created=now())
+    worker.repositories.change(new, lambda _: replace(state, moved_from=old))
 
 
-def finish(desk: Desk, old: str, new: str) -> None:
+def finish(worker: Worker, old: str, new: str) -> None:
     """Take a move to its end, wherever it was left; one of a name that was removed meanwhile is undone."""
-    target = desk.repositories.get(new)
+    target = worker.repositories.get(new)
     if target and target.moved_from == old:
-        desk.registry.author = str(desk.database.select("SELECT account FROM moves WHERE new = ?", new)[0][0])
-        source = desk.repositories.get(old)
+        worker.registry.author = str(worker.database.select("SELECT account FROM moves WHERE new = ?", new)[0][0])
+        source = worker.repositories.get(old)
         if source and source.moved_to == new:
-            _leave(desk, old, new)
-        elif commits.view(desk, old) and not (source and source.moved_to):
-            _push_versions(desk, old, new)
-            _lead_on(desk, old, new)
-            _leave(desk, old, new)
+            _leave(worker, old, new)
+        elif commits.view(worker, old) and not (source and source.moved_to):
+            _push_versions(worker, old, new)
+            _lead_on(worker, old, new)
+            _leave(worker, old, new)
         else:
-            _remove_versions(desk.registry, new)
-            desk.repositories.remove(new)
-    desk.database.execute("DELETE FROM moves WHERE new = ?", new)
+            _remove_versions(worker.registry, new)
+            worker.repositories.remove(new)
+    worker.database.execute("DELETE FROM moves WHERE new = ?", new)
 
 
-def _push_versions(desk: Desk, old: str, new: str) -> None:
+def _push_versions(worker: Worker, old: str, new: str) -> None:
     """Push the versions of a name under one that has none, with their numbers, messages and marks."""
-    registry = desk.registry
+    registry = worker.registry
     pushed, _ = in_force(registry.store.log.entries(old))
     messages = {entry.number: entry.message for entry in pushed if entry.op == "push"}
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
             message = messages.get(row.number, "")
-            registry.admit(desk.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
+            registry.admit(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
     _set_marks(registry, old, new)
 
 
@@ -93,17 +93,17 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
         retention.keep(registry, Ref(new), int(last))
 
 
-def _lead_on(desk: Desk, old: str, new: str) -> None:
+def _lead_on(worker: Worker, old: str, new: str) -> None:
     """Give the new name the document as it is now, and have the old name lead there: the move for all who read."""
-    desk.repositories.change(new, lambda state: replace(desk.repositories.get(old) or state, moved_from=old))
-    desk.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
+    worker.repositories.change(new, lambda state: replace(worker.repositories.get(old) or state, moved_from=old))
+    worker.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
 
 
-def _leave(desk: Desk, old: str, new: str) -> None:
+def _leave(worker: Worker, old: str, new: str) -> None:
     """Have what else is kept by the name follow, and end the versions of the old one."""
-    _move_rows(desk.database, old, new)
-    _remove_versions(desk.registry, old)
-    desk.repositories.change(new, lambda state: replace(state, moved_from=""))
+    _move_rows(worker.database, old, new)
+    _remove_versions(worker.registry, old)
+    worker.repositories.change(new, lambda state: replace(state, moved_from=""))
 
 
 def _remove_versions(registry: Registry, name: str) -> None:

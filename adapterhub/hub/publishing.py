@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub.people.accounts import Namespace
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import Row
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -79,13 +79,13 @@ def check_attached(settled: Namespace, where: str, *, attached: bool) -> None:
         raise RefusedError(where, what, "Push it to another namespace, or attach it to an adapter here")
 
 
-def attached_signatures(desk: Desk, name: str, digest: Digest) -> list[bytes]:
+def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes]:
     """Return the signatures that are attached to a manifest of a repository, be that there yet or not; none is verified."""
-    state = desk.repositories.get(name)
+    state = worker.repositories.get(name)
     attached = [one for one in (state.manifests.values() if state else ()) if one.subject == digest]
 
     def sized() -> Iterator[Sized]:
-        store = desk.registry.store
+        store = worker.registry.store
         for blob in (blob for one in attached if one.artifact_type == MEDIA_TYPE for blob in one.blobs if blob != _EMPTY):
             with contextlib.suppress(AdapterhubError):
                 if (size := store.size(blob)) is not None and size < LIMIT:
@@ -171,7 +171,7 @@ def publish_manifest(
         return registry.admit(made, Ref(name), expect=expect, tags=tags, message=message)
 
 
-def check_released(desk: Desk, policy: Policy, row: Row) -> None:
+def check_released(worker: Worker, policy: Policy, row: Row) -> None:
     """Compare a version with the hub's policy before it is given out: that may have become stricter since the version came.
 
     Raises:
@@ -181,11 +181,11 @@ def check_released(desk: Desk, policy: Policy, row: Row) -> None:
 
     where = str(row.ref)
     policy.check_name(row.name)
-    digest = desk.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a form of the version
-    made = oci_manifest.parse(desk.registry.store.read_document(digest), where)
-    known, metrics = desk.registry.adapter_manifest(digest), desk.registry.metrics(digest)
+    digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a form of the version
+    made = oci_manifest.parse(worker.registry.store.read_document(digest), where)
+    known, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
     publish.check_manifest(policy, known, where, size=made.files_size, metrics=metrics)
-    check_signed(policy, made, lambda: attached_signatures(desk, row.name, digest), name=row.name, where=where)
+    check_signed(policy, made, lambda: attached_signatures(worker, row.name, digest), name=row.name, where=where)
 
 
 @contextlib.contextmanager

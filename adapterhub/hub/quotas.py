@@ -24,7 +24,7 @@ from adapterhub_converters.errors import RefusedError
 
 from .database import HubDatabase
 from .people.accounts import Namespace
-from .workers import Desk
+from .workers import Worker
 
 _FRESH = 10.0  # seconds
 _MOST = 100  # namespaces whose count is held
@@ -41,12 +41,12 @@ class Quotas:
         self._lock = threading.Lock()
 
     def check(
-        self, desk: Desk, name: str, files: Mapping[Digest, int], *, take: bool = False, but: Collection[str] = ()
+        self, worker: Worker, name: str, files: Mapping[Digest, int], *, take: bool = False, but: Collection[str] = ()
     ) -> None:
         """Refuse files, bytes by digest, that would be too many for the namespace of `name`, or too large.
 
         Args:
-            desk: That of this thread.
+            worker: That of this thread.
             name: The repository.
             files: Those of them that are here already count once.
             take: Count them from now on, as they are here.
@@ -59,13 +59,13 @@ class Quotas:
         if limits.max_bytes is None and limits.max_files is None:
             return
         with self._lock:
-            held = self._count(desk, limits.name)
+            held = self._count(worker, limits.name)
             new = {digest: size for digest, size in files.items() if digest not in held}
             _check(limits, held, new.values(), self._arriving(limits, but))
             if take:
                 held.update(new)
 
-    def check_sizes(self, desk: Desk, name: str, sizes: Iterable[int]) -> None:
+    def check_sizes(self, worker: Worker, name: str, sizes: Iterable[int]) -> None:
         """Refuse files of which only the sizes are known yet, if all of them were too large together.
 
         It is the last place at which a client that goes on by Xet shows our words. How many are new, nobody knows yet.
@@ -74,17 +74,17 @@ class Quotas:
         if limits.max_bytes is None:
             return
         with self._lock:
-            _check(limits, self._count(desk, limits.name), sizes, self._arriving(limits, [name]))
+            _check(limits, self._count(worker, limits.name), sizes, self._arriving(limits, [name]))
 
     def limits(self, name: str) -> bool:
         """Whether the namespace of `name` has a limit of bytes."""
         return self._settled(name.partition("/")[0]).max_bytes is not None
 
-    def open(self, desk: Desk, name: str, upload: str, size: int, *, more: int = 0, lifetime: float) -> int | None:
+    def open(self, worker: Worker, name: str, upload: str, size: int, *, more: int = 0, lifetime: float) -> int | None:
         """Count an upload that is open.
 
         Args:
-            desk: That of this thread.
+            worker: That of this thread.
             name: The repository that it is for.
             upload: Its id.
             size: Bytes that it has, or will have.
@@ -101,7 +101,7 @@ class Quotas:
         if limits.max_bytes is None:
             return None
         with self._lock:
-            held = self._count(desk, limits.name)
+            held = self._count(worker, limits.name)
             with self._database.transaction():
                 before = self._database.select("SELECT size FROM arriving WHERE id = ?", upload)
                 others = self._arriving(limits, [upload])
@@ -123,7 +123,7 @@ class Quotas:
         if self.limits(name):
             self._database.execute_many("DELETE FROM arriving WHERE id = ?", [(upload,) for upload in uploads])
 
-    def tend(self) -> None:
+    def expire(self) -> None:
         """Forget uploads whose lifetime has ended."""
         self._database.execute("DELETE FROM arriving WHERE until < ?", time.time())
 
@@ -138,32 +138,32 @@ class Quotas:
         rows = self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())
         return sum(size for ident, name, size in rows if ident not in but and name not in but)
 
-    def _count(self, desk: Desk, namespace: str) -> dict[Digest, int]:
+    def _count(self, worker: Worker, namespace: str) -> dict[Digest, int]:
         until, held = self._held.get(namespace, (0.0, {}))
         if until < time.monotonic():
-            held = usage(desk, self._database, namespace)
+            held = usage(worker, self._database, namespace)
             if len(self._held) >= _MOST:
                 self._held.clear()
             self._held[namespace] = time.monotonic() + _FRESH, held
         return held
 
 
-def usage(desk: Desk, database: HubDatabase, namespace: str) -> dict[Digest, int]:
+def usage(worker: Worker, database: HubDatabase, namespace: str) -> dict[Digest, int]:
     """The distinct files of a namespace, those that were uploaded lately among them: digest to bytes."""
     uploaded = {digest for (digest,) in database.select(_UPLOADED, f"{namespace}/", f"{namespace}0")}
-    return _files(desk, namespace, desk.registry.store.log.names(HUB, namespace), uploaded)
+    return _files(worker, namespace, worker.registry.store.log.names(HUB, namespace), uploaded)
 
 
-def files(desk: Desk, name: str) -> dict[Digest, int]:
+def files(worker: Worker, name: str) -> dict[Digest, int]:
     """The distinct files of a repository: digest to bytes."""
-    return _files(desk, name, [name])
+    return _files(worker, name, [name])
 
 
-def _files(desk: Desk, prefix: str, names: Iterable[str], more: Collection[Digest] = ()) -> dict[Digest, int]:
+def _files(worker: Worker, prefix: str, names: Iterable[str], more: Collection[Digest] = ()) -> dict[Digest, int]:
     """The files of the versions of a name or a namespace, those that repositories keep besides, and `more`."""
-    held, others, store = queries.files(desk.registry.index, prefix), set(more), desk.registry.store
+    held, others, store = queries.files(worker.registry.index, prefix), set(more), worker.registry.store
     for name in names:
-        if found := desk.repositories.get(name):
+        if found := worker.repositories.get(name):
             others |= repositories.needs(store, sha256_bytes(found.dump())) - set(found.commits.values())
     sizes = {digest: store.size(digest) for digest in others - held.keys()}
     return {**held, **{digest: size for digest, size in sizes.items() if size is not None}}

@@ -22,7 +22,7 @@ from .commits import View
 from .people.tokens import Identity
 from .publishing import check_released
 from .remembered import Remembered
-from .workers import Desk
+from .workers import Worker
 
 _MOST = 100_000  # verdicts that are remembered
 _COMPARED = 100  # versions of a name, the newest, and other names, by which a blob may be given out
@@ -36,47 +36,47 @@ class Releases:
         others: The repositories with a version that has a file, as far as somebody may see them.
     """
 
-    def __init__(self, policy: Policy | None, others: Callable[[Desk, Identity | None, Digest], Iterator[View]]) -> None:
+    def __init__(self, policy: Policy | None, others: Callable[[Worker, Identity | None, Digest], Iterator[View]]) -> None:
         self._policy, self._others = policy, others
         self._verdicts: Remembered[RefusedError | None] = Remembered(_MOST)
 
-    def check(self, desk: Desk, who: Identity | None, row: Row | None) -> None:
+    def check(self, worker: Worker, who: Identity | None, row: Row | None) -> None:
         """Raise RefusedError for a version that the policy does not allow; what is no version is not compared."""
         if self._policy is not None and row is not None and not writes(who, row.name):
-            _raise(self._of_version(desk, self._policy, row))
+            _raise(self._of_version(worker, self._policy, row))
 
-    def check_blob(self, desk: Desk, who: Identity | None, of: View, digest: Digest) -> None:
+    def check_blob(self, worker: Worker, who: Identity | None, of: View, digest: Digest) -> None:
         """Raise RefusedError for a blob of a repository that only versions have which the policy does not allow.
 
         Versions of other repositories that `who` may read count too: they would get it there.
         """
         if self._policy is None or writes(who, of.name):
             return
-        if refused := self._of_blob(desk, self._policy, of, digest):
-            for other in islice(self._others(desk, who, digest), _COMPARED):
-                if writes(who, other.name) or self._of_blob(desk, self._policy, other, digest) is None:
+        if refused := self._of_blob(worker, self._policy, of, digest):
+            for other in islice(self._others(worker, who, digest), _COMPARED):
+                if writes(who, other.name) or self._of_blob(worker, self._policy, other, digest) is None:
                     return
             _raise(refused)
 
-    def _of_version(self, desk: Desk, policy: Policy, row: Row) -> RefusedError | None:
-        position = f"{desk.registry.ledger.current(row.name).head} {desk.repositories.current(row.name)[0]}"
-        return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(desk, policy, row))
+    def _of_version(self, worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+        position = f"{worker.registry.ledger.current(row.name).head} {worker.repositories.current(row.name)[0]}"
+        return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(worker, policy, row))
 
-    def _of_blob(self, desk: Desk, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
-        return self._verdicts.get((of.name, digest, of.head, "blob"), lambda: self._compared(desk, policy, of, digest))
+    def _of_blob(self, worker: Worker, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
+        return self._verdicts.get((of.name, digest, of.head, "blob"), lambda: self._compared(worker, policy, of, digest))
 
-    def _compared(self, desk: Desk, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
+    def _compared(self, worker: Worker, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
         """The refusal of the newest version that has a blob, if all are refused, and nothing else of the repository has it."""
         manifests = {} if of.frozen or of.repository is None else of.repository.manifests
         if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
             return None
-        verdicts = [self._of_version(desk, policy, row) for row in islice(_with(desk, of, digest), _COMPARED)]
+        verdicts = [self._of_version(worker, policy, row) for row in islice(_with(worker, of, digest), _COMPARED)]
         return verdicts[0] if verdicts and all(verdicts) else None
 
 
-def _refusal(desk: Desk, policy: Policy, row: Row) -> RefusedError | None:
+def _refusal(worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
     try:
-        check_released(desk, policy, row)
+        check_released(worker, policy, row)
     except RefusedError as refused:
         return refused
     return None
@@ -87,14 +87,14 @@ def _raise(refused: RefusedError | None) -> None:
         raise refused.with_traceback(None)  # or each time it is raised would add to it
 
 
-def _with(desk: Desk, of: View, digest: Digest) -> Iterator[Row]:
+def _with(worker: Worker, of: View, digest: Digest) -> Iterator[Row]:
     """The versions of a repository that have a blob as a file, as their manifest or as their config, the newest first."""
     if of.frozen:
         yield from (of.newest,) if of.newest else ()
         return
-    index = desk.registry.index
+    index = worker.registry.index
     yield from (
         queries.versions(index, name=of.name, file=digest)
         or queries.versions(index, name=of.name, digest=digest)
-        or (row for row in queries.versions(index, name=of.name) if desk.config(row.digest) == digest)
+        or (row for row in queries.versions(index, name=of.name) if worker.config(row.digest) == digest)
     )

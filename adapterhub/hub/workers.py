@@ -41,7 +41,7 @@ def _size(answer: tuple[bytes, str]) -> int:
 
 
 @dataclass(frozen=True)
-class Desk:
+class Worker:
     """What one thread works with; the manifests that were read are shared by all.
 
     Attributes:
@@ -97,9 +97,9 @@ class Workers:
         self._pool = ThreadPoolExecutor(count, "hub")
         self._bodies = ThreadPoolExecutor(count, "hub-body")
 
-    async def run(self, work: Callable[Concatenate[Desk, P], T], /, *args: P.args, **more: P.kwargs) -> T:
+    async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **more: P.kwargs) -> T:
         """Call `work` with a registry in a thread; what it moves is moved by the account that asks."""
-        return await self._call(self._pool, lambda: work(self.desk(), *args, **more))
+        return await self._call(self._pool, lambda: work(self.worker(), *args, **more))
 
     async def read(self, work: Callable[P, T], /, *args: P.args, **more: P.kwargs) -> T:
         """Call `work`, which reads or writes bytes, in a thread."""
@@ -108,18 +108,18 @@ class Workers:
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
-    def desk(self) -> Desk:
+    def worker(self) -> Worker:
         """What the thread that calls this works with; it moves as the account that asks."""
-        desk: Desk | None = getattr(self._local, "desk", None)
-        if desk is None:
+        worker: Worker | None = getattr(self._local, "worker", None)
+        if worker is None:
             registry = self._storage.registry()
             registry.ledger.moved = self._moved
-            desk = self._local.desk = Desk(
+            worker = self._local.worker = Worker(
                 registry, Repositories(registry), self._manifests, self._configs, self._storage.database, answers=self._answers
             )
-        self._storage.refresh(desk.registry)
-        desk.registry.author = asking.now().account
-        return desk
+        self._storage.refresh(worker.registry)
+        worker.registry.author = asking.now().account
+        return worker
 
     def close(self) -> None:
         """Wait for the work that has begun, and close the registries."""

@@ -12,7 +12,7 @@ import pytest
 from adapterhub.hub import commits
 from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.hf import writing
-from adapterhub.hub.workers import MOST_FILES, Desk
+from adapterhub.hub.workers import MOST_FILES, Worker
 from adapterhub.maintenance import gc
 from adapterhub.registry import repositories
 from adapterhub.registry.repositories import Repositories
@@ -100,10 +100,10 @@ def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter
     assert red.upload("whole", adapter(1)).ok
     assert red.commit("whole", large).ok
     with red.hub.registry() as registry, closing(HubDatabase(red.hub.folder)) as database:
-        desk = Desk(registry, Repositories(registry), {}, {}, database)
+        worker = Worker(registry, Repositories(registry), {}, {}, database)
         for name, held in (("red/open", 0), ("red/whole", 1)):
-            of = commits.view(desk, name)
+            of = commits.view(worker, name)
             assert of
-            found = [commits.find(desk, of, revision) for revision in (commits.MAIN, "v1")[: held + 1]]
+            found = [commits.find(worker, of, revision) for revision in (commits.MAIN, "v1")[: held + 1]]
             assert len(found[0].files) > MOST_FILES
-            assert (len(of.found), len(desk.manifests)) == (held, held)
+            assert (len(of.found), len(worker.manifests)) == (held, held)

@@ -86,12 +86,12 @@ WHOLE = [(2, ("latest",)), (1, ("prod",))]
 def filled(settings: HubSettings, adapter: Callable[..., Path]) -> HubSettings:
     """The settings of a hub, which then has team/sql: two versions, the first one tagged and deprecated, and a publisher."""
     with closing(Hub(settings)) as hub:
-        desk = hub.workers.desk()
+        worker = hub.workers.worker()
         for seed in range(2):
-            desk.registry.push(adapter(seed), Ref("team/sql"))
-        desk.registry.tag(Ref("team/sql", number=1), "prod")
-        desk.registry.deprecate(Ref("team/sql", number=1), "Use v2.")
-        desk.repositories.change("team/sql", lambda state: replace(state, created="2026-01-01T00:00:00Z"))
+            worker.registry.push(adapter(seed), Ref("team/sql"))
+        worker.registry.tag(Ref("team/sql", number=1), "prod")
+        worker.registry.deprecate(Ref("team/sql", number=1), "Use v2.")
+        worker.repositories.change("team/sql", lambda state: replace(state, created="2026-01-01T00:00:00Z"))
         publishers.add(hub.database, "team/sql", ISSUER, {"sub": "ci"}, "ci")
     return settings
 
@@ -99,7 +99,7 @@ def filled(settings: HubSettings, adapter: Callable[..., Path]) -> HubSettings:
 def move_until(settings: HubSettings, old: str, new: str, steps: int) -> None:
     """Move a repository, and be killed before the write to a log or to a table that has this number."""
     hub = Hub(settings)
-    desk, left = hub.workers.desk(), steps
+    worker, left = hub.workers.worker(), steps
 
     def counted(write: Callable[..., Any]) -> Callable[..., Any]:
         def counting(*words: Any, **more: Any) -> Any:
@@ -111,10 +111,10 @@ def move_until(settings: HubSettings, old: str, new: str, steps: int) -> None:
 
         return counting
 
-    desk.registry.store.log.append = counted(desk.registry.store.log.append)  # type: ignore[method-assign]
-    desk.database.execute = counted(desk.database.execute)  # type: ignore[method-assign]
-    moving.begin(desk, old, new)
-    moving.finish(desk, old, new)
+    worker.registry.store.log.append = counted(worker.registry.store.log.append)  # type: ignore[method-assign]
+    worker.database.execute = counted(worker.database.execute)  # type: ignore[method-assign]
+    moving.begin(worker, old, new)
+    moving.finish(worker, old, new)
     hub.close()
 
 
@@ -125,9 +125,9 @@ def forked(*words: Any) -> int:
 
 def seen(hub: Hub, *names: str) -> list[tuple[str, list[tuple[int, tuple[str, ...]]]]]:
     """Those of some names under which everybody sees versions, with numbers and tags."""
-    desk = hub.workers.desk()
-    found = [name for name in names if (of := hub.visible(desk, None, name)) and of.newest]
-    return [(name, [(row.number, row.tags) for row in queries.versions(desk.registry.index, name=name)]) for name in found]
+    worker = hub.workers.worker()
+    found = [name for name in names if (of := hub.visible(worker, None, name)) and of.newest]
+    return [(name, [(row.number, row.tags) for row in queries.versions(worker.registry.index, name=name)]) for name in found]
 
 
 def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, stride: int = 2) -> None:
@@ -143,10 +143,10 @@ def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, st
             asyncio.run(hub.finish_moves())
             ((name, versions),) = seen(hub, old, new)
             assert versions == WHOLE
-            desk = hub.workers.desk()
-            assert moving.begun(desk) == []
-            assert desk.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
-            assert queries.marks(desk.registry.index, "deprecate", name) == {"1": "Use v2."}
+            worker = hub.workers.worker()
+            assert moving.begun(worker) == []
+            assert worker.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
+            assert queries.marks(worker.registry.index, "deprecate", name) == {"1": "Use v2."}
             assert [one.scope for one in publishers.listed(hub.database)] == [name]
         if code == 0:
             break
@@ -202,12 +202,12 @@ async def unmoved(_: Hub) -> None:
 def test_a_repository_that_is_removed_before_its_move_goes_on_is_at_neither_name(settings: HubSettings) -> None:
     assert forked(settings, "team/sql", "team/new", 5) == -signal.SIGKILL
     with closing(Hub(settings)) as hub:
-        desk = hub.workers.desk()
-        desk.registry.rm(Ref("team/sql"))
-        desk.repositories.remove("team/sql")
+        worker = hub.workers.worker()
+        worker.registry.rm(Ref("team/sql"))
+        worker.repositories.remove("team/sql")
         asyncio.run(hub.finish_moves())
         assert seen(hub, "team/sql", "team/new") == []
-        assert moving.begun(desk) == []
+        assert moving.begun(worker) == []
 
 
 def test_a_name_that_was_removed_is_refused_before_anything_moves(hub: Running, adapter: Callable[..., Path]) -> None:

@@ -139,18 +139,18 @@ def test_what_a_killed_process_left_is_removed_while_a_hub_runs(opened: Hub) -> 
     for path in (old, new):
         path.write_bytes(b"")
     os.utime(old, (0, 0))
-    opened._tend(opened.workers.desk())
+    opened._maintain(opened.workers.worker())
     assert [path for path in (old, new) if path.exists()] == [new]
     assert len(list((root / "leases").iterdir())) == 1  # the hub's own
 
 
 def test_an_upload_can_be_used_for_a_day_and_is_held_for_longer(opened: Hub) -> None:
     digest = uploaded(opened, b"a file")
-    desk = opened.workers.desk()
-    assert opened.has_blob(desk, None, "team/sql", digest) == 6
+    worker = opened.workers.worker()
+    assert opened.has_blob(worker, None, "team/sql", digest) == 6
     opened.database.execute("UPDATE uploaded SET time = time - ?", USABLE)
-    assert opened.has_blob(desk, None, "team/sql", digest) is None
+    assert opened.has_blob(worker, None, "team/sql", digest) is None
     assert opened.uploaded_to(digest) == []
     assert HELD > USABLE
-    opened._tend(desk)
+    opened._maintain(worker)
     assert opened.database.select("SELECT * FROM uploaded") == []

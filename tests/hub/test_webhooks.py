@@ -106,7 +106,7 @@ from adapterhub.hub.settings import HubSettings
 from adapterhub.index import index_file
 from adapterhub.ref import Ref
 hub = Hub(HubSettings(registry=Path(sys.argv[1])))
-registry = hub.workers.desk().registry
+registry = hub.workers.worker().registry
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "with an index that lacks it":
     index_file.write = kill
@@ -128,7 +128,7 @@ def test_a_move_whose_process_was_killed_before_it_announced_it_is_announced_by_
     assert killed.returncode == -signal.SIGKILL
     for _ in range(2):  # once, however many look
         with closing(Hub(settings)) as hub:
-            hub._tend(hub.workers.desk())
+            hub._maintain(hub.workers.worker())
             found = [one.event for one in webhooks.deliveries(hub.database)]
             assert sorted(found) == ["tag.moved", "tag.moved", "version.created"]
 

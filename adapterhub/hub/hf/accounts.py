@@ -43,7 +43,7 @@ def _organizations(who: Identity) -> list[str]:
 async def auth_check(hub: Hub, request: Request) -> Response:
     """GET …/auth-check: whether the client may read a repository."""
     who, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda desk: found(hub, desk, who, name))
+    await hub.workers.run(lambda worker: found(hub, worker, who, name))
     return JSONResponse({})
 
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -25,8 +25,8 @@ async def headers(hub: Hub, request: Request) -> Response:
     """GET …/safetensors-metadata/{path}: of a file on the branch main, or of the shards that an index on it names."""
     who, name, path = hub.identify(request), name_of(request), request.path_params["path"]
 
-    def work(desk: Desk) -> dict[str, Any]:
-        commit = at(desk, found(hub, desk, who, name), commits.HEAD)
+    def work(worker: Worker) -> dict[str, Any]:
+        commit = at(worker, found(hub, worker, who, name), commits.HEAD)
         folder, slash, file = path.rpartition("/")
         index, shards = _indexed(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
         read, left = {}, _MAX_HEADERS

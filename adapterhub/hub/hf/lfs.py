@@ -21,7 +21,7 @@ from adapterhub.hub.access import writes
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -42,16 +42,16 @@ async def batch(hub: Hub, request: Request) -> Response:
     uploading = operation == UPLOAD
     objects = [_object(one) for one in _listed(fields.get("objects"))]
 
-    def work(desk: Desk) -> list[tuple[int | None, str]]:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> list[tuple[int | None, str]]:
+        of = found(hub, worker, who, name)
         if uploading:
             hub.access.check_write(who, name)
-            hub.quotas.check(desk, name, dict(objects), but=[name])
-        sizes = [hub.has_blob(desk, of, name, digest, uploads=writes(who, name)) for digest, _ in objects]
+            hub.quotas.check(worker, name, dict(objects), but=[name])
+        sizes = [hub.has_blob(worker, of, name, digest, uploads=writes(who, name)) for digest, _ in objects]
         hub.uploaded(
             name, [digest for (digest, size), there in zip(objects, sizes, strict=True) if uploading and there == size]
         )
-        return [(size, _refusal(hub, desk, who, of, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
+        return [(size, _refusal(hub, worker, who, of, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
 
     there = await hub.workers.run(work)
     url = hub.url(request)
@@ -64,10 +64,10 @@ async def batch(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, media_type=MEDIA_TYPE)
 
 
-def _refusal(hub: Hub, desk: Desk, who: Identity | None, of: View, digest: Digest) -> str:
+def _refusal(hub: Hub, worker: Worker, who: Identity | None, of: View, digest: Digest) -> str:
     """Why the policy does not let a file out; empty if it does."""
     try:
-        hub.releases.check_blob(desk, who, of, digest)
+        hub.releases.check_blob(worker, who, of, digest)
     except RefusedError as refused:
         return str(refused)
     return ""
@@ -137,7 +137,7 @@ async def put(hub: Hub, request: Request) -> Response:
 async def verify(hub: Hub, request: Request) -> Response:
     """POST /lfs/{id}/{oid}: whether a file has arrived; some clients never ask, so that the commit looks again."""
     name, digest, size = _checked(hub, request, UPLOAD)
-    there = await hub.workers.run(lambda desk: hub.has_blob(desk, commits.view(desk, name), name, digest))
+    there = await hub.workers.run(lambda worker: hub.has_blob(worker, commits.view(worker, name), name, digest))
     return JSONResponse({}) if there == size else error(404, f"{name}: {digest} has not arrived")
 
 

@@ -18,7 +18,7 @@ from adapterhub.hub.git import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import TooLargeError, collected
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import search
 from adapterhub.index.search import Query
 from adapterhub.manifest import card as cards
@@ -52,22 +52,22 @@ def number(request: Request, key: str, default: int = 0) -> int:
     return min(int(text), 1_000_000) if text.isascii() and text.isdecimal() and len(text) < 20 else default
 
 
-def found(hub: Hub, desk: Desk, who: Identity | None, name: str) -> View:
+def found(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View:
     """A repository that `who` may see, or the error for one that does not exist."""
-    of = hub.visible(desk, who, name)
+    of = hub.visible(worker, who, name)
     if of is None:
         raise no_such_repository(name)
     if of.repository and of.repository.moved_to:
-        if hub.visible(desk, who, of.repository.moved_to) is None:
+        if hub.visible(worker, who, of.repository.moved_to) is None:
             raise no_such_repository(name)
         raise MovedError(name, of.repository.moved_to)
     return of
 
 
-def at(desk: Desk, of: View, revision: str) -> Commit:
+def at(worker: Worker, of: View, revision: str) -> Commit:
     """The commit of a revision, or the error for one that does not exist."""
     try:
-        return commits.find(desk, of, revision)
+        return commits.find(worker, of, revision)
     except NotFoundError as error:
         raise AnswerError(404, REVISION, str(error)) from error
 
@@ -107,12 +107,12 @@ async def model_info(hub: Hub, request: Request) -> Response:
     revision = part(request, "revision") or commits.HEAD
     blobs = request.query_params.get("blobs", "") in ("true", "1", "True")
 
-    def work(desk: Desk) -> bytes:
-        of = found(hub, desk, who, name)
-        return desk.answers.get(("model", name, of.head, revision, blobs), partial(made, desk, of))[0]
+    def work(worker: Worker) -> bytes:
+        of = found(hub, worker, who, name)
+        return worker.answers.get(("model", name, of.head, revision, blobs), partial(made, worker, of))[0]
 
-    def made(desk: Desk, of: View) -> tuple[bytes, str]:
-        commit = at(desk, of, revision)
+    def made(worker: Worker, of: View) -> tuple[bytes, str]:
+        commit = at(worker, of, revision)
         return _dump(documents.model(of, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
 
     return _json(await hub.workers.run(work))
@@ -130,12 +130,12 @@ async def list_models(hub: Hub, request: Request) -> Response:
     query = _query(asked.get("search", ""), asked.getlist("filter"), asked.get("author", "").lower())
     full = asked.get("full", "").lower() in ("true", "1")
 
-    def work(desk: Desk) -> tuple[list[dict[str, Any]], bool]:
-        found = visible(hub, desk, who, query, most=start + limit + 1)[start:]
+    def work(worker: Worker) -> tuple[list[dict[str, Any]], bool]:
+        found = visible(hub, worker, who, query, most=start + limit + 1)[start:]
         listed: list[dict[str, Any]] = []
         files = 0
         for of in found[:limit]:
-            commit = commits.without_words(desk, of.newest) if of.newest else commits.EMPTY
+            commit = commits.without_words(worker, of.newest) if of.newest else commits.EMPTY
             files += len(commit.files) if full else 0
             if listed and files > _MOST_SIBLINGS:
                 break
@@ -152,12 +152,12 @@ async def list_models(hub: Hub, request: Request) -> Response:
     return JSONResponse(listed, headers=headers)
 
 
-def visible(hub: Hub, desk: Desk, who: Identity | None, query: Query, *, most: int) -> list[View]:
+def visible(hub: Hub, worker: Worker, who: Identity | None, query: Query, *, most: int) -> list[View]:
     """The repositories with versions that meet a query, as far as `who` may see them."""
-    limit, query = most, replace(query, without=hub.hidden(desk, who))
+    limit, query = most, replace(query, without=hub.hidden(worker, who))
     while True:
-        rows = search.search(desk.registry.index, replace(query, limit=limit)).rows
-        found = [of for of in (hub.visible(desk, who, row.name) for row in rows) if of and of.newest]
+        rows = search.search(worker.registry.index, replace(query, limit=limit)).rows
+        found = [of for of in (hub.visible(worker, who, row.name) for row in rows) if of and of.newest]
         if len(found) >= most or len(rows) < limit:
             return found[:most]
         limit *= 8  # some of them are not for everybody any more
@@ -167,8 +167,8 @@ async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with something to see in it."""
     who, space = hub.identify(request), part(request, "namespace").lower()
 
-    def work(desk: Desk) -> int:
-        return len(visible(hub, desk, who, Query(namespace=space), most=_MOST_COUNTED))
+    def work(worker: Worker) -> int:
+        return len(visible(hub, worker, who, Query(namespace=space), most=_MOST_COUNTED))
 
     models = await hub.workers.run(work)
     if not models and not (who and who.account == space):
@@ -206,9 +206,9 @@ def _query(words: str, filters: list[str], namespace: str) -> Query:
 async def tags_by_type(hub: Hub, request: Request) -> Response:
     """GET /api/models-tags-by-type: what repositories can be filtered by."""
 
-    def work(desk: Desk) -> dict[str, set[str]]:
+    def work(worker: Worker) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
-        for of in visible(hub, desk, who, Query(), most=_MOST_COUNTED):
+        for of in visible(hub, worker, who, Query(), most=_MOST_COUNTED):
             for tag in documents.tags(of.newest, None):
                 kind, _, value = tag.rpartition(":")
                 found[kind if kind in found else "other"].add(tag if value else "")
@@ -227,10 +227,10 @@ async def refs(hub: Hub, request: Request) -> Response:
     """GET …/refs."""
     who, name = hub.identify(request), name_of(request)
 
-    def work(desk: Desk) -> dict[str, Any]:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> dict[str, Any]:
+        of = found(hub, worker, who, name)
         heads = [documents.ref("heads", branch, commit) for branch, commit in commits.branches(of).items()]
-        tags = [documents.ref("tags", tag, commit) for tag, commit in commits.tags(desk, of).items()]
+        tags = [documents.ref("tags", tag, commit) for tag, commit in commits.tags(worker, of).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": []}
 
     return JSONResponse(await hub.workers.run(work))
@@ -241,10 +241,10 @@ async def history(hub: Hub, request: Request) -> Response:
     who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
     page = number(request, "p")
 
-    def work(desk: Desk) -> list[dict[str, Any]]:
-        of = found(hub, desk, who, name)
-        at(desk, of, revision)
-        return [documents.commit_entry(commit) for commit in commits.history(desk, of, revision)]
+    def work(worker: Worker) -> list[dict[str, Any]]:
+        of = found(hub, worker, who, name)
+        at(worker, of, revision)
+        return [documents.commit_entry(commit) for commit in commits.history(worker, of, revision)]
 
     listed = await hub.workers.run(work)
     headers = {"x-total-count": str(len(listed))}
@@ -266,12 +266,12 @@ async def tree(hub: Hub, request: Request) -> Response:
 
     limit = _PAGE_EXPANDED if expand else _PAGE
 
-    def work(desk: Desk) -> tuple[bytes, str]:
-        of = found(hub, desk, who, name)
-        return desk.answers.get(("tree", name, of.head, revision, below, recursive, expand, after), partial(made, desk, of))
+    def work(worker: Worker) -> tuple[bytes, str]:
+        of = found(hub, worker, who, name)
+        return worker.answers.get(("tree", name, of.head, revision, below, recursive, expand, after), partial(made, worker, of))
 
-    def made(desk: Desk, of: View) -> tuple[bytes, str]:
-        commit = at(desk, of, revision)
+    def made(worker: Worker, of: View) -> tuple[bytes, str]:
+        commit = at(worker, of, revision)
         inside = {path for path in commit.files if not below or path.startswith(f"{below}/")}
         if below and not inside:
             raise AnswerError(404, ENTRY, f"{below}: no such folder", {"x-repo-commit": commit.id})
@@ -296,9 +296,9 @@ async def paths_info(hub: Hub, request: Request) -> Response:
     who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
     wanted, expand = await _paths(request)
 
-    def work(desk: Desk) -> list[dict[str, Any]]:
-        of = found(hub, desk, who, name)
-        commit = at(desk, of, revision)
+    def work(worker: Worker) -> list[dict[str, Any]]:
+        of = found(hub, worker, who, name)
+        commit = at(worker, of, revision)
         folders = set(documents.folders(commit.files, ""))
         listed = []
         for path in dict.fromkeys(wanted):
@@ -344,16 +344,16 @@ async def resolve(hub: Hub, request: Request) -> Any:
     who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
     path = request.path_params["path"]
 
-    def work(desk: Desk) -> tuple[Commit, GitFile]:
-        of = found(hub, desk, who, name)
-        commit = at(desk, of, revision)
+    def work(worker: Worker) -> tuple[Commit, GitFile]:
+        of = found(hub, worker, who, name)
+        commit = at(worker, of, revision)
         if path not in commit.files:
             raise AnswerError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
         if commit.row:
-            hub.releases.check(desk, who, commit.row)
+            hub.releases.check(worker, who, commit.row)
         else:
-            hub.releases.check_blob(desk, who, of, file.digest)
+            hub.releases.check_blob(worker, who, of, file.digest)
         return commit, file
 
     commit, file = await hub.workers.run(work)

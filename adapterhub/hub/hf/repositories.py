@@ -15,7 +15,7 @@ from adapterhub.hub.access import NoTokenError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import card as cards
 from adapterhub.ref import LATEST, Ref, is_tag, parse_name
@@ -59,17 +59,17 @@ async def create(hub: Hub, request: Request) -> Response:
     name = _named(fields, who.account)
     hub.access.check_write(who, name)
 
-    def work(desk: Desk) -> bool:
-        if (of := commits.view(desk, name)) is not None:
+    def work(worker: Worker) -> bool:
+        if (of := commits.view(worker, name)) is not None:
             if not hub.access.may_read(who, name, of.repository):
                 raise no_such_repository(name)
             return False
         if hub.settings.policy is not None:
             hub.settings.policy.check_name(name)
-        if desk.registry.ledger.current(name).deleted:
+        if worker.registry.ledger.current(name).deleted:
             # Not a conflict, which clients that create what may exist pass over.
             raise RefusedError(name, "this name was removed", "Have it restored, or choose another name")
-        desk.repositories.change(name, lambda _: Repository(private=_is_private(fields), created=now()))
+        worker.repositories.change(name, lambda _: Repository(private=_is_private(fields), created=now()))
         return True
 
     async with hub.turn(name):
@@ -84,16 +84,16 @@ async def delete(hub: Hub, request: Request) -> Response:
         raise NoTokenError
     name = _named(fields, who.account)
 
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
         if of.newest:
-            desk.registry.rm(Ref(name))
+            worker.registry.rm(Ref(name))
         if of.newest and of.repository and of.repository.private:
             # If the name is restored, it is as private as it was.
-            desk.repositories.change(name, lambda state: Repository(private=True, created=state.created))
+            worker.repositories.change(name, lambda state: Repository(private=True, created=state.created))
         else:
-            desk.repositories.remove(name)
+            worker.repositories.remove(name)
 
     async with hub.turn(name):
         await hub.workers.run(work)
@@ -111,42 +111,42 @@ async def move(hub: Hub, request: Request) -> Response:
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
 
 
-def _move(desk: Desk, hub: Hub, who: Identity | None, old: str, new: str) -> None:
+def _move(worker: Worker, hub: Hub, who: Identity | None, old: str, new: str) -> None:
     try:
-        of = found(hub, desk, who, old)
+        of = found(hub, worker, who, old)
     except MovedError as moved:
         if moved.new == new:
             return
         raise ConflictError(old, f"was moved to {moved.new}", "Move that") from moved
     for name in (old, new):
         hub.access.check_write(who, name)
-    begun = moving.begun(desk, old, new)  # by a process that was killed
+    begun = moving.begun(worker, old, new)  # by a process that was killed
     for names in begun:
-        moving.finish(desk, *names)
+        moving.finish(worker, *names)
     if begun:
-        _move(desk, hub, who, old, new)
+        _move(worker, hub, who, old, new)
         return
-    _check_move(desk, hub, of, new)
-    moving.begin(desk, old, new)
-    moving.finish(desk, old, new)
+    _check_move(worker, hub, of, new)
+    moving.begin(worker, old, new)
+    moving.finish(worker, old, new)
 
 
-def _check_move(desk: Desk, hub: Hub, of: View, new: str) -> None:
+def _check_move(worker: Worker, hub: Hub, of: View, new: str) -> None:
     """Refuse a move before anything moves: to a name that is taken, or of what the new name would not have."""
     old, policy = of.name, hub.settings.policy
     if policy is not None:
         policy.check_name(new)
-    if commits.view(desk, new) is not None:
+    if commits.view(worker, new) is not None:
         raise ConflictError(new, "exists already", "Choose another name")
-    if desk.registry.ledger.current(new).deleted:
+    if worker.registry.ledger.current(new).deleted:
         raise RefusedError(new, "this name was removed", "Have it restored, or choose another name")
-    check_protected(desk.registry.ledger, old, *queries.marks(desk.registry.index, "protect", old))
+    check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
     if old.partition("/")[0] != new.partition("/")[0]:
-        moving.check_attached(desk, of, new, hub.access.settled(new.partition("/")[0]))
-        hub.quotas.check(desk, new, quotas.files(desk, old), take=True)
-    for row in queries.versions(desk.registry.index, name=old):
-        attached = partial(publishing.attached_signatures, desk, old, row.digest)
-        signatures.check(policy, desk.manifest(row), attached, name=new, where=f"{old}:v{row.number}")
+        moving.check_attached(worker, of, new, hub.access.settled(new.partition("/")[0]))
+        hub.quotas.check(worker, new, quotas.files(worker, old), take=True)
+    for row in queries.versions(worker.registry.index, name=old):
+        attached = partial(publishing.attached_signatures, worker, old, row.digest)
+        signatures.check(policy, worker.manifest(row), attached, name=new, where=f"{old}:v{row.number}")
 
 
 async def settings(hub: Hub, request: Request) -> Response:
@@ -155,11 +155,11 @@ async def settings(hub: Hub, request: Request) -> Response:
     if fields.get("gated"):
         raise AnswerError(501, "NotImplemented", "this hub has no gated repositories: make it private")
 
-    def work(desk: Desk) -> None:
-        found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        found(hub, worker, who, name)
         hub.access.check_write(who, name)
         if "private" in fields or "visibility" in fields:
-            desk.repositories.change(name, lambda state: replace(state, private=_is_private(fields)))
+            worker.repositories.change(name, lambda state: replace(state, private=_is_private(fields)))
 
     await hub.workers.run(work)
     return JSONResponse({"private": _is_private(fields)})
@@ -172,12 +172,12 @@ async def create_branch(hub: Hub, request: Request) -> Response:
     """POST …/branch/{b}."""
     who, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
 
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
-        _check_free(desk, of, branch)
-        start = at(desk, of, str(fields.get("startingPoint") or MAIN))
-        desk.repositories.change(name, lambda state: with_head(state, branch, start.id, after=of.latest))
+        _check_free(worker, of, branch)
+        start = at(worker, of, str(fields.get("startingPoint") or MAIN))
+        worker.repositories.change(name, lambda state: with_head(state, branch, start.id, after=of.latest))
 
     await hub.workers.run(work)
     return JSONResponse({})
@@ -187,25 +187,25 @@ async def delete_branch(hub: Hub, request: Request) -> Response:
     """DELETE …/branch/{b}."""
     who, name, branch = hub.identify(request), name_of(request), part(request, "branch")
 
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
         if branch == MAIN:
             raise RefusedError(f"{name}@{branch}", "is the branch that every repository has")
         if branch not in commits.branches(of):
             raise NotFoundError(f"{name}@{branch}", "no such branch")
-        desk.repositories.change(name, lambda state: without_head(state, branch))
-        if of.newest and branch in queries.tags(desk.registry.index, name):
-            desk.registry.rm(Ref(name, tag=branch))
+        worker.repositories.change(name, lambda state: without_head(state, branch))
+        if of.newest and branch in queries.tags(worker.registry.index, name):
+            worker.registry.rm(Ref(name, tag=branch))
 
     await hub.workers.run(work)
     return JSONResponse({})
 
 
-def _check_free(desk: Desk, of: View, ref: str) -> None:
+def _check_free(worker: Worker, of: View, ref: str) -> None:
     if not is_tag(ref) or ref in (LATEST, commits.HEAD):
         raise UsageError(ref, "cannot be the name of a branch or a tag", "Use letters, digits and . _ -")
-    if ref in {**commits.branches(of), **commits.tags(desk, of)}:
+    if ref in {**commits.branches(of), **commits.tags(worker, of)}:
         raise ConflictError(f"{of.name}@{ref}", "exists already")
 
 
@@ -214,16 +214,16 @@ async def create_tag(hub: Hub, request: Request) -> Response:
     who, name, revision, fields = hub.identify(request), name_of(request), part(request, "revision"), await document(request)
     tag = str(fields.get("tag", ""))
 
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
-        _check_free(desk, of, tag)
-        commit = at(desk, of, revision)
+        _check_free(worker, of, tag)
+        commit = at(worker, of, revision)
         if commit.row is None:
             raise RefusedError(
                 f"{name}@{revision}", "is not a whole adapter, and only versions have tags", "Upload the rest first"
             )
-        desk.registry.tag(Ref(name, number=commit.row.number), tag)
+        worker.registry.tag(Ref(name, number=commit.row.number), tag)
 
     await hub.workers.run(work)
     return JSONResponse({})
@@ -233,10 +233,10 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
     """DELETE …/tag/{tag}."""
     who, name, tag = hub.identify(request), name_of(request), part(request, "revision")
 
-    def work(desk: Desk) -> None:
-        found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        found(hub, worker, who, name)
         hub.access.check_write(who, name)
-        desk.registry.rm(Ref.parse(f"{name}:{tag}"))
+        worker.registry.rm(Ref.parse(f"{name}:{tag}"))
 
     await hub.workers.run(work)
     return JSONResponse({})

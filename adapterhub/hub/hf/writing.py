@@ -21,7 +21,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git import REGULAR_LIMIT, is_lfs
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, is_tag
 from adapterhub.registry.moves import ABSENT, now
@@ -52,13 +52,13 @@ async def preupload(hub: Hub, request: Request) -> Response:
     listed = [one for one in files if isinstance(one, dict)] if isinstance(files, list) else []
     paths = [str(one.get("path", "")) for one in listed]
 
-    def work(desk: Desk) -> list[dict[str, Any]]:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> list[dict[str, Any]]:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
-        there = at(desk, of, revision).files if revision in commits.branches(of) or revision == MAIN else {}
+        there = at(worker, of, revision).files if revision in commits.branches(of) or revision == MAIN else {}
         ignored = set(divide_names({*paths, *there})[1])
         offered = [one.get("size") for path, one in zip(paths, listed, strict=True) if path not in ignored]
-        hub.quotas.check_sizes(desk, name, [size for size in offered if type(size) is int])
+        hub.quotas.check_sizes(worker, name, [size for size in offered if type(size) is int])
         answers = []
         for path, one in zip(paths, listed, strict=True):
             size = one["size"] if type(one.get("size")) is int else 0
@@ -133,8 +133,8 @@ async def commit(hub: Hub, request: Request) -> Response:
     return JSONResponse(answer, headers=headers)
 
 
-def _check_writer(desk: Desk, hub: Hub, who: Identity | None, name: str) -> None:
-    found(hub, desk, who, name)
+def _check_writer(worker: Worker, hub: Hub, who: Identity | None, name: str) -> None:
+    found(hub, worker, who, name)
     hub.access.check_write(who, name)
 
 
@@ -208,14 +208,14 @@ def _uploaded_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     return f"sha256:{oid}", size if type(size) is int else -1
 
 
-def _commit(desk: Desk, hub: Hub, who: Identity | None, where: str, changes: _Changes) -> tuple[Commit, str]:
+def _commit(worker: Worker, hub: Hub, who: Identity | None, where: str, changes: _Changes) -> tuple[Commit, str]:
     """Make a commit on `name@branch`; return it, and what its author should know."""
     name, _, branch = where.partition("@")
-    of = found(hub, desk, who, name)
-    head = _head(desk, of, branch)
-    files = _with_sizes(hub, desk, of, changes)
+    of = found(hub, worker, who, name)
+    head = _head(worker, of, branch)
+    files = _with_sizes(hub, worker, of, changes)
     if changes.parent and changes.parent != head.id:
-        again = commits.by_id(desk, of, changes.parent)
+        again = commits.by_id(worker, of, changes.parent)
         if _same(files.applied(again.files), head.files):
             return head, ""
         raise AnswerError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
@@ -225,14 +225,14 @@ def _commit(desk: Desk, hub: Hub, who: Identity | None, where: str, changes: _Ch
     kept, left_out = divide_names(tree)
     tree = {path: tree[path] for path in kept}
     publishing.check_tree(tree, name)
-    hub.quotas.check(desk, name, {tree[path][0]: tree[path][1] for path in files.files if path in tree}, take=True)
+    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in files.files if path in tree}, take=True)
     record = CommitRecord(tree, head.id, changes.title, changes.description, who.account if who else "", now())
     _check_history(of, record)
     if not publishing.is_whole(tree):
-        publishing.check_contents(desk.registry.store, {path: tree[path] for path in files.files if path in tree}, name)
-        return _keep(desk, of, branch, record), "not a whole adapter yet, so that it has no version number"
-    version = _publish(desk, hub, of, branch, record)
-    made = _keep(desk, of, branch, replace(record, became=version.digest))
+        publishing.check_contents(worker.registry.store, {path: tree[path] for path in files.files if path in tree}, name)
+        return _keep(worker, of, branch, record), "not a whole adapter yet, so that it has no version number"
+    version = _publish(worker, hub, of, branch, record)
+    made = _keep(worker, of, branch, replace(record, became=version.digest))
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     return made, "; ".join(notes)
@@ -245,19 +245,19 @@ def _check_history(of: View, record: CommitRecord) -> None:
         raise RefusedError(of.name, what, "Squash the branch (`super_squash_history`)")
 
 
-def _head(desk: Desk, of: View, branch: str) -> Commit:
+def _head(worker: Worker, of: View, branch: str) -> Commit:
     if branch not in commits.branches(of):
-        if not is_tag(branch) or branch == LATEST or branch in commits.tags(desk, of):
+        if not is_tag(branch) or branch == LATEST or branch in commits.tags(worker, of):
             raise RefusedError(f"{of.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
         raise AnswerError(404, "RevisionNotFound", f"{of.name}@{branch}: no such branch")
-    return at(desk, of, branch)
+    return at(worker, of, branch)
 
 
-def _with_sizes(hub: Hub, desk: Desk, of: View, changes: _Changes) -> _Changes:
+def _with_sizes(hub: Hub, worker: Worker, of: View, changes: _Changes) -> _Changes:
     """The changes, whose files that were uploaded before are blobs that this repository may use."""
     files = {}
     for path, (digest, size) in changes.files.items():
-        there = size if path in changes.within else hub.has_blob(desk, of, of.name, digest)
+        there = size if path in changes.within else hub.has_blob(worker, of, of.name, digest)
         if there is None or size not in (there, -1):
             raise UsageError(f"{of.name}: {path[:80]}", f"{digest} was not uploaded", "Upload it again")
         files[path] = digest, there
@@ -270,17 +270,17 @@ def _same(tree: Mapping[str, tuple[Digest, int]], other: Mapping[str, tuple[Dige
     return {**derived, **tree} == dict(other)
 
 
-def _publish(desk: Desk, hub: Hub, of: View, branch: str, record: CommitRecord) -> Version:
+def _publish(worker: Worker, hub: Hub, of: View, branch: str, record: CommitRecord) -> Version:
     tags = (LATEST,) if branch == MAIN else (branch,) if of.newest else (LATEST, branch)
     expect = (of.newest.digest if of.newest else ABSENT) if branch == MAIN else None
     more: dict[str, Any] = {"tags": tags, "expect": expect, "policy": hub.settings.policy, "message": record.title}
-    more["signatures"] = partial(publishing.attached_signatures, desk, of.name)
-    return publishing.publish_tree(desk.registry, of.name, record.files, **more)
+    more["signatures"] = partial(publishing.attached_signatures, worker, of.name)
+    return publishing.publish_tree(worker.registry, of.name, record.files, **more)
 
 
-def _keep(desk: Desk, of: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
+def _keep(worker: Worker, of: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
     """Record a commit, and move its branch there; `only`: the earlier commits that stay, None for all."""
-    document_digest, _ = desk.registry.store.put_bytes(record.dump())
+    document_digest, _ = worker.registry.store.put_bytes(record.dump())
     ident = commit_id(record.became or document_digest)
 
     before = of.repository.heads if of.repository else {}
@@ -296,11 +296,11 @@ def _keep(desk: Desk, of: View, branch: str, record: CommitRecord, *, only: Coll
         heads = {**state.heads, branch: Head(ident, latest)}
         return replace(state, commits=known, heads=heads)
 
-    with desk.registry.store.lease("hub"):
-        desk.registry.store.put_bytes(record.dump())
-        desk.repositories.change(of.name, edit)
-    after = commits.view(desk, of.name)
-    return commits.by_id(desk, after or of, ident)
+    with worker.registry.store.lease("hub"):
+        worker.registry.store.put_bytes(record.dump())
+        worker.repositories.change(of.name, edit)
+    after = commits.view(worker, of.name)
+    return commits.by_id(worker, after or of, ident)
 
 
 # ---- a squash
@@ -311,28 +311,28 @@ async def squash(hub: Hub, request: Request) -> Response:
     who, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
     title = str(fields.get("message", ""))[:500]
 
-    def work(desk: Desk) -> None:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> None:
+        of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
-        head = at(desk, of, branch)
+        head = at(worker, of, branch)
         if branch not in commits.branches(of):
             raise UsageError(f"{name}@{branch}", "is not a branch", "Squash a branch")
         if of.repository and of.repository.commits:
             author, became = who.account if who else "", head.row.digest if head.row else ""
             record = CommitRecord(head.files, title=title, author=author, time=now(), became=became)
-            _keep(desk, of, branch, record, only=_of_others(desk, of.repository, branch))
+            _keep(worker, of, branch, record, only=_of_others(worker, of.repository, branch))
 
     async with hub.turn(name):
         await hub.workers.run(work)
     return JSONResponse({})
 
 
-def _of_others(desk: Desk, repository: Repository, branch: str) -> set[str]:
+def _of_others(worker: Worker, repository: Repository, branch: str) -> set[str]:
     """The commits that branches other than `branch` are at, or came from."""
     found: set[str] = set()
     for other, head in repository.heads.items():
         ident = "" if other == branch else head.commit
-        while ident not in found and (record := desk.repositories.commit(repository, ident)):
+        while ident not in found and (record := worker.repositories.commit(repository, ident)):
             found.add(ident)
             ident = record.parent
     return found

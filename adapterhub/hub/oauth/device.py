@@ -16,7 +16,7 @@ from adapterhub.hub.people.devices import EXPIRES, INTERVAL
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.web.posting import check_origin, check_session, sent
 from adapterhub.hub.web.site import Asked, Page, answered, rendered
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
 _MAX_FORM = 16 << 10  # bytes
@@ -70,7 +70,7 @@ async def page(request: Request) -> Response:
     return await answered(request, _shown, public=True)
 
 
-def _shown(asked: Asked, _desk: Desk) -> Response:
+def _shown(asked: Asked, _worker: Worker) -> Response:
     code = asked.query("code")
     return _about(asked, code) if code else rendered(asked, DevicePage())
 
@@ -89,7 +89,7 @@ async def decide(request: Request) -> Response:
     """POST /device: approve or refuse a login, by who is signed in or has a token of this hub."""
     fields = await sent(request)
 
-    def work(asked: Asked, _desk: Desk) -> Response:
+    def work(asked: Asked, _worker: Worker) -> Response:
         check_origin(asked)
         code = fields.get("code", "")
         who = _decider(asked, fields)

@@ -16,7 +16,7 @@ from adapterhub.hub.access import writes
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import BusyError, Upload
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.ref import is_name
 from adapterhub_converters import linear
@@ -46,14 +46,14 @@ async def begin(hub: Hub, request: Request) -> Response:
     return _at(await hub.uploads.begin(name), 202)
 
 
-def _readable(desk: Desk, hub: Hub, who: Identity | None, asked: str, sources: list[str] | None) -> Digest:
+def _readable(worker: Worker, hub: Hub, who: Identity | None, asked: str, sources: list[str] | None) -> Digest:
     """The sha256 of a blob that `who` may read in one of some repositories, or without any, in one that has it; else empty."""
     digest = stored(hub, asked) or asked
     if sources is None:
         sources = [name for name in hub.uploaded_to(digest) if writes(who, name)]
-        sources += queries.names_with(desk.registry.index, digest, without=hub.hidden(desk, who))
+        sources += queries.names_with(worker.registry.index, digest, without=hub.hidden(worker, who))
     named = [name for name in sources if is_name(name)]
-    return digest if any(check_readable(hub, desk, who, name, digest) is not None for name in named) else ""
+    return digest if any(check_readable(hub, worker, who, name, digest) is not None for name in named) else ""
 
 
 async def append(hub: Hub, request: Request) -> Response:

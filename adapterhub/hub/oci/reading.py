@@ -17,7 +17,7 @@ from adapterhub.hub.access import NoTokenError, writes
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import Row
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
@@ -52,9 +52,9 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
     who, name, reference = hub.identify(request), name_of(request), str(request.path_params["reference"])
     asked = parse_digest(reference) if ":" in reference else ""
 
-    def work(desk: Desk) -> Found:
-        one = manifest(hub, desk, found(hub, desk, who, name), reference)
-        hub.releases.check(desk, who, one.row)
+    def work(worker: Worker) -> Found:
+        one = manifest(hub, worker, found(hub, worker, who, name), reference)
+        hub.releases.check(worker, who, one.row)
         return one
 
     one = await hub.workers.run(work)
@@ -72,30 +72,30 @@ def warning(text: str) -> str:
     return f'299 - "{shown}"'.encode("latin-1", "replace").decode("latin-1")
 
 
-def manifest(hub: Hub, desk: Desk, of: View, reference: str) -> Found:
+def manifest(hub: Hub, worker: Worker, of: View, reference: str) -> Found:
     """The manifest that a tag, a number or a digest names: of a version, else of those that are none; OciError without it."""
     try:
-        row = commits.row_of(desk, of, stored(hub, reference) if ":" in reference else reference)
+        row = commits.row_of(worker, of, stored(hub, reference) if ":" in reference else reference)
     except NotFoundError:
         pass
     else:
-        raw = desk.registry.store.read_document(row.digest)
-        return Found(row.digest, raw, MANIFEST_TYPE, deprecation(desk.registry.ledger, row), row)
+        raw = worker.registry.store.read_document(row.digest)
+        return Found(row.digest, raw, MANIFEST_TYPE, deprecation(worker.registry.ledger, row), row)
     repository = of.repository or Repository()
     named = reference if ":" in reference else repository.tags.get(reference, "")
     digest = stored(hub, named)
     if digest not in repository.manifests:
         raise OciError(404, "MANIFEST_UNKNOWN", f"{of.name}: no manifest {reference[:140]}")
-    return Found(named, desk.registry.store.read_document(digest), repository.manifests[digest].media_type)
+    return Found(named, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
 
 
 async def get_blob(hub: Hub, request: Request) -> Any:
     """GET and HEAD /v2/{name}/blobs/{digest}."""
     who, name, asked = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
 
-    def work(desk: Desk) -> tuple[Digest, int]:
+    def work(worker: Worker) -> tuple[Digest, int]:
         digest = stored(hub, asked)
-        size = readable(hub, desk, who, name, digest or asked)  # others may have sent something under this sha512
+        size = readable(hub, worker, who, name, digest or asked)  # others may have sent something under this sha512
         if size is None and who is None:  # clients that log in when they are told to may have uploaded it just now
             raise NoTokenError
         if size is None:
@@ -110,7 +110,7 @@ async def get_blob(hub: Hub, request: Request) -> Any:
     return hub.blob(digest, size, headers, request.headers.get("range"))
 
 
-def readable(hub: Hub, desk: Desk, who: Identity | None, name: str, digest: Digest) -> int | None:
+def readable(hub: Hub, worker: Worker, who: Identity | None, name: str, digest: Digest) -> int | None:
     """The bytes of a blob that somebody may read through a repository; None without it.
 
     Who may write sees what was uploaded too, even before there is a repository.
@@ -118,28 +118,28 @@ def readable(hub: Hub, desk: Desk, who: Identity | None, name: str, digest: Dige
     Raises:
         RefusedError: The policy allows no version that has it.
     """
-    of = _seen(hub, desk, who, name)
-    size = hub.has_blob(desk, of, of.name if of else name, digest, uploads=writes(who, name))
+    of = _seen(hub, worker, who, name)
+    size = hub.has_blob(worker, of, of.name if of else name, digest, uploads=writes(who, name))
     if of and size is not None:
-        hub.releases.check_blob(desk, who, of, digest)
+        hub.releases.check_blob(worker, who, of, digest)
     return size
 
 
-def _seen(hub: Hub, desk: Desk, who: Identity | None, name: str) -> View | None:
+def _seen(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View | None:
     """As `found`; None for a repository that is not there, for who may create it."""
-    if writes(who, name) and hub.visible(desk, who, name) is None:
+    if writes(who, name) and hub.visible(worker, who, name) is None:
         return None
-    return found(hub, desk, who, name)
+    return found(hub, worker, who, name)
 
 
 async def tags(hub: Hub, request: Request) -> Response:
     """GET /v2/{name}/tags/list, in pages: `n` of them after `last`."""
     who, name, asked = hub.identify(request), name_of(request), request.query_params
 
-    def work(desk: Desk) -> list[str]:
-        of = found(hub, desk, who, name)
+    def work(worker: Worker) -> list[str]:
+        of = found(hub, worker, who, name)
         listed = {"latest"} if of.frozen else set(of.repository.tags) if of.repository else set()
-        for row in commits.rows(desk, of):
+        for row in commits.rows(worker, of):
             listed.update((f"v{row.number}", *(() if of.frozen else row.tags)))
         return sorted(tag for tag in listed if tag > asked.get("last", ""))
 
@@ -168,9 +168,9 @@ async def catalog(hub: Hub, request: Request) -> Response:
     if who is None and "authorization" not in request.headers:
         raise NoTokenError
 
-    def work(desk: Desk) -> list[str]:
-        names = {one.name for one in queries.names(desk.registry.index) if not one.deleted} | set(desk.repositories.names())
-        seen = (hub.visible(desk, who, name) for name in sorted(names) if name > last)
+    def work(worker: Worker) -> list[str]:
+        names = {one.name for one in queries.names(worker.registry.index) if not one.deleted} | set(worker.repositories.names())
+        seen = (hub.visible(worker, who, name) for name in sorted(names) if name > last)
         return [
             of.name for of in islice((of for of in seen if of and not (of.repository and of.repository.moved_to)), most + 1)
         ]
@@ -184,8 +184,8 @@ async def referrers(hub: Hub, request: Request) -> Response:
     who, name, asked = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
     kind = request.query_params.get("artifactType", "")
 
-    def work(desk: Desk) -> list[dict[str, Any]]:
-        of = _seen(hub, desk, who, name)
+    def work(worker: Worker) -> list[dict[str, Any]]:
+        of = _seen(hub, worker, who, name)
         digest = stored(hub, asked)
         subjects = {asked, digest, known_as(hub, digest)} - {""}
         listed = []
@@ -205,9 +205,9 @@ async def referrers(hub: Hub, request: Request) -> Response:
     return Response(json.dumps(answer, separators=(",", ":")), headers=headers)
 
 
-def check_readable(hub: Hub, desk: Desk, who: Identity | None, name: str, digest: Digest) -> int | None:
+def check_readable(hub: Hub, worker: Worker, who: Identity | None, name: str, digest: Digest) -> int | None:
     """As `readable`, for a mount: None also from a repository that is not there, or whose blob `who` may not have."""
     try:
-        return readable(hub, desk, who, name, digest)
+        return readable(hub, worker, who, name, digest)
     except (OciError, NoTokenError, RefusedError):
         return None

@@ -16,7 +16,7 @@ from adapterhub.hub.commits import View, view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import SHA512
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.ref import RefError, is_name, is_tag, parse_name
 
 from .answers import OciError
@@ -48,18 +48,18 @@ def writer_of(hub: Hub, who: Identity | None, request: Request) -> str:
     return name
 
 
-def found(hub: Hub, desk: Desk, who: Identity | None, name: str) -> View:
+def found(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View:
     """A repository that `who` may see, under its new name if it was moved.
 
     Raises:
         NoTokenError: Perhaps a token would help.
         OciError: There is none, or `who` may not see it.
     """
-    of = hub.visible(desk, who, name)
+    of = hub.visible(worker, who, name)
     for _ in range(_MOVES):
         if of is None or of.repository is None or not of.repository.moved_to:
             break
-        of = hub.visible(desk, who, of.repository.moved_to)
+        of = hub.visible(worker, who, of.repository.moved_to)
     if of is not None:
         return of
     if who is None:
@@ -67,10 +67,10 @@ def found(hub: Hub, desk: Desk, who: Identity | None, name: str) -> View:
     raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
 
 
-def check_open(desk: Desk, name: str) -> View | None:
+def check_open(worker: Worker, name: str) -> View | None:
     """The repository that is about to be written to, None for a new one; OciError for a name that was removed or moved."""
-    of = view(desk, name)
-    if of is None and desk.registry.ledger.current(name).deleted:
+    of = view(worker, name)
+    if of is None and worker.registry.ledger.current(name).deleted:
         raise OciError(400, "NAME_INVALID", f"{name}: this name was removed. Have it restored, or choose another name")
     if of and of.repository and of.repository.moved_to:
         raise OciError(400, "NAME_INVALID", f"{name}: was moved to {of.repository.moved_to}. Push to that")

@@ -18,7 +18,7 @@ from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.uploads import TooLargeError, collected
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST
@@ -95,29 +95,29 @@ async def put(hub: Hub, request: Request) -> Response:
     return answer
 
 
-def _put(desk: Desk, hub: Hub, name: str, push: _Push) -> Version | None:
+def _put(worker: Worker, hub: Hub, name: str, push: _Push) -> Version | None:
     """Store a manifest; return the version that it is, None for one that is no adapter."""
-    of = check_open(desk, name)
+    of = check_open(worker, name)
     remember(hub, push.named, push.digest)
-    blobs = _checked(desk, hub, of, name, push.document)
+    blobs = _checked(worker, hub, of, name, push.document)
     named = {path: (stored(hub, digest), size) for path, (digest, size) in push.document.files.items()}
     files = {path: file for path, file in named.items() if file[0] in blobs}
     # A manifest about another one is an attachment to it, whatever files it has.
-    if not push.document.subject and publishing.is_adapter(desk.registry.store, files):
-        return _publish(desk, hub, of, name, push)
+    if not push.document.subject and publishing.is_adapter(worker.registry.store, files):
+        return _publish(worker, hub, of, name, push)
     settled = hub.access.settled(name.partition("/")[0])
-    publishing.check_attached(settled, name, attached=_is_attached(desk, hub, of, push.document))
-    _keep(desk, of, name, push, blobs)
+    publishing.check_attached(settled, name, attached=_is_attached(worker, hub, of, push.document))
+    _keep(worker, of, name, push, blobs)
     return None
 
 
-def _checked(desk: Desk, hub: Hub, of: View | None, name: str, document: Document) -> tuple[Digest, ...]:
+def _checked(worker: Worker, hub: Hub, of: View | None, name: str, document: Document) -> tuple[Digest, ...]:
     """The blobs and manifests that a manifest names and the repository has; OciError where it lacks one that is required."""
     blobs: dict[Digest, int | None] = {"": None}
     for one in document.references:
         digest = stored(hub, one.digest)
         if digest not in blobs:
-            blobs[digest] = hub.has_blob(desk, of, name, digest)
+            blobs[digest] = hub.has_blob(worker, of, name, digest)
         size = blobs[digest]
         if size is None and one.required:
             raise OciError(400, "MANIFEST_BLOB_UNKNOWN", f"{name}: {one.digest} was not uploaded to this repository")
@@ -129,38 +129,38 @@ def _checked(desk: Desk, hub: Hub, of: View | None, name: str, document: Documen
 # ---- versions
 
 
-def _publish(desk: Desk, hub: Hub, of: View | None, name: str, push: _Push) -> Version:
+def _publish(worker: Worker, hub: Hub, of: View | None, name: str, push: _Push) -> Version:
     """Make a manifest a version, or find that it is one, and move tags to it."""
     made = oci_manifest.parse(push.raw, name)
-    there = queries.versions(desk.registry.index, name=name, digest=push.digest) if of and of.newest else []
+    there = queries.versions(worker.registry.index, name=name, digest=push.digest) if of and of.newest else []
     numbers = {tag: number for tag in push.tags if (number := parse_number(tag, f"{name}:{tag}"))}
-    following = there[0].number if there else desk.registry.ledger.current(name).number + 1
+    following = there[0].number if there else worker.registry.ledger.current(name).number + 1
     for tag, number in numbers.items():
         if number != following:
             what = f"this manifest is v{following}" if there else f"the next version is v{following}"
             raise OciError(409, "DENIED", f"{name}:{tag}: version numbers are given in turn and do not move; {what}")
     tags = tuple(tag for tag in push.tags if tag not in numbers)
     if there:  # it was checked when it came
-        with desk.registry.store.lease("push"):
-            version = desk.registry.admit(made, Ref(name), tags=tags)
+        with worker.registry.store.lease("push"):
+            version = worker.registry.admit(made, Ref(name), tags=tags)
     else:
         tags = tuple(dict.fromkeys((LATEST, *tags)))
-        signatures = partial(publishing.attached_signatures, desk, name)
+        signatures = partial(publishing.attached_signatures, worker, name)
         version = publishing.publish_manifest(
-            desk.registry, name, made, tags=tags, policy=hub.settings.policy, signatures=signatures
+            worker.registry, name, made, tags=tags, policy=hub.settings.policy, signatures=signatures
         )
-    _follow(desk, name, version, (*tags, f"v{version.number}"))
+    _follow(worker, name, version, (*tags, f"v{version.number}"))
     if numbers and version.number != following:
         raise OciError(409, "DENIED", f"{name}: another writer took v{following}; this manifest is v{version.number}")
     return version
 
 
-def _follow(desk: Desk, name: str, version: Version, tags: Sequence[str]) -> None:
+def _follow(worker: Worker, name: str, version: Version, tags: Sequence[str]) -> None:
     """Have branches of the same names follow tags that were moved, and other manifests lose them."""
-    state = desk.repositories.get(name)
+    state = worker.repositories.get(name)
     if state is None or not any(tag in state.heads or tag in state.tags for tag in tags):
         return
-    after = commits.view(desk, name)
+    after = commits.view(worker, name)
 
     def edit(state: Repository) -> Repository:
         for tag in tags:
@@ -168,43 +168,43 @@ def _follow(desk: Desk, name: str, version: Version, tags: Sequence[str]) -> Non
                 state = with_head(state, tag, commit_id(version.digest), after=after.latest if after else "")
         return without_tags(state, tags)
 
-    desk.repositories.change(name, edit)
+    worker.repositories.change(name, edit)
 
 
 # ---- other manifests
 
 
-def _is_attached(desk: Desk, hub: Hub, of: View | None, document: Document) -> bool:
+def _is_attached(worker: Worker, hub: Hub, of: View | None, document: Document) -> bool:
     """Whether a manifest is about one of the same repository."""
     try:
-        return bool(document.subject and of and manifest(hub, desk, of, document.subject))
+        return bool(document.subject and of and manifest(hub, worker, of, document.subject))
     except OciError:
         return False
 
 
-def _keep(desk: Desk, of: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:
+def _keep(worker: Worker, of: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:
     """Keep a manifest that is no adapter, and move tags to it."""
-    held = queries.tags(desk.registry.index, name) if of and of.newest else {}
+    held = queries.tags(worker.registry.index, name) if of and of.newest else {}
     for tag in push.tags if held else ():
         if tag == LATEST or parse_number(tag, f"{name}:{tag}"):
             what = f"{name}:{tag} is a version of an adapter, and this manifest has no adapter_config.json and weights"
             raise OciError(400, "MANIFEST_INVALID", f"{what}. Push it to another tag, or to another name")
     moved = [tag for tag in push.tags if tag in held]
-    check_protected(desk.registry.ledger, name, *moved)
+    check_protected(worker.registry.ledger, name, *moved)
     document = push.document
     other = OtherManifest(
         document.media_type, len(push.raw), document.artifact_type, document.subject, document.annotations, blobs
     )
-    store = desk.registry.store
+    store = worker.registry.store
     with store.lease("push"):
         for digest in blobs:
             store.holds(digest, store.size(digest) or 0)
         store.put_bytes(push.raw)
         store.sync_blobs()
         tags = dict.fromkeys(push.tags, push.named)
-        desk.repositories.change(name, lambda state: with_manifest(state, push.digest, other, tags))
+        worker.repositories.change(name, lambda state: with_manifest(state, push.digest, other, tags))
     for tag in moved:  # it was the version's until now
-        desk.registry.rm(Ref(name, tag=tag))
+        worker.registry.rm(Ref(name, tag=tag))
 
 
 # ---- removal
@@ -220,23 +220,23 @@ async def delete(hub: Hub, request: Request) -> Response:
     return Response(status_code=202, headers=VERSION)
 
 
-def _delete(desk: Desk, hub: Hub, name: str, reference: str) -> None:
-    of = check_open(desk, name)
+def _delete(worker: Worker, hub: Hub, name: str, reference: str) -> None:
+    of = check_open(worker, name)
     if of is None:
         raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
     state = of.repository or Repository()
     digest = stored(hub, reference) if ":" in reference else ""
     try:
-        row = commits.row_of(desk, of, digest or reference)
+        row = commits.row_of(worker, of, digest or reference)
     except NotFoundError:
         if digest in state.manifests:
-            desk.repositories.change(name, lambda state: without_manifest(state, digest, known_as(hub, digest)))
+            worker.repositories.change(name, lambda state: without_manifest(state, digest, known_as(hub, digest)))
         elif reference in state.tags:
-            desk.repositories.change(name, lambda state: without_tags(state, (reference,)))
+            worker.repositories.change(name, lambda state: without_tags(state, (reference,)))
         else:
             raise OciError(404, "MANIFEST_UNKNOWN", f"{name}: no manifest {reference[:140]}") from None
         return
     if digest or reference in (LATEST, f"v{row.number}"):
         what = "is always the newest version" if reference == LATEST else "is a version, which cannot be removed alone"
         raise OciError(405, "UNSUPPORTED", f"{name}: {reference} {what}. Remove a tag, or the whole repository")
-    desk.registry.rm(Ref(name, tag=reference))
+    worker.registry.rm(Ref(name, tag=reference))

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.hub.hf.answers import AnswerError
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -73,12 +73,12 @@ class Metrics:
             await hub.workers.run(self._sum)
         return generate_latest(self.registry)
 
-    def _sum(self, desk: Desk) -> None:
-        totals = queries.in_all(desk.registry.index)
+    def _sum(self, worker: Worker) -> None:
+        totals = queries.in_all(worker.registry.index)
         self.names.set(totals.names)
         self.versions.set(totals.versions)
         self.stored.set(totals.bytes)
-        self.free.set(shutil.disk_usage(desk.registry.root).free)
+        self.free.set(shutil.disk_usage(worker.registry.root).free)
 
 
 class Measure:

@@ -75,7 +75,7 @@ class Storage:
     def _files(self) -> Files:
         return self.store().files
 
-    def tidy(self) -> None:
+    def remove_stale(self) -> None:
         """Remove what killed processes left: their leases, and files that nobody has written to for a day."""
         files = self._files()
         for path in self.store().leftovers(ABANDONED):

@@ -149,12 +149,12 @@ class SharedStorage(Storage):
             found = super().kept(name)
         return found
 
-    def tidy(self) -> None:
+    def remove_stale(self) -> None:
         """Remove what killed processes left, conversions of over a day ago, and once, copies that do not fit the cache.
 
         Where each process has a folder of its own, no gc looks at it.
         """
-        super().tidy()
+        super().remove_stale()
         remove_conversions(self._reading, Swept(dry_run=False), GRACE * 3600)
         if not self._trimmed:
             self._trimmed = True

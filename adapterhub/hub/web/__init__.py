@@ -15,5 +15,5 @@
     templates/       Jinja2
     static/          one style sheet, one icon
 
-A page is a frozen value that a plain function makes of a desk; a template shows it. Both happen in a worker.
+A page is a frozen value that a plain function makes with a `Worker`, and that a template renders, both in its thread.
 """

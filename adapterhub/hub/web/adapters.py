@@ -13,7 +13,7 @@ from adapterhub import runtime_commands
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.publishing import attached_signatures
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import Row
 from adapterhub.manifest import measurement
@@ -80,33 +80,33 @@ class Version:
 _MOST_VERSIONS = 10**9
 
 
-def version_of(asked: Asked, desk: Desk) -> Version:
+def version_of(asked: Asked, worker: Worker) -> Version:
     """The version of the path, the newest where that has no number; NotFoundError without it."""
-    of = asked.repository(desk)
+    of = asked.repository(worker)
     if of.repository and (moved := of.repository.moved_to):
-        if asked.hub.visible(desk, asked.who, moved) is None:
+        if asked.hub.visible(worker, asked.who, moved) is None:
             raise asked.no_such_repository(of.name)
         raise MovedError(f"/{moved}")
     if of.newest is None:
         raise NotFoundError(of.name, "has no version yet")
     if "number" not in asked.request.path_params:
-        return described(desk, of, of.newest)
+        return described(worker, of, of.newest)
     number = parse_number(f"v{asked.part('number')}", of.name)
     if number is None:
         raise NotFoundError(of.name, "there is no such page")
-    return described(desk, of, desk.registry.row(Ref(of.name, number=number)))
+    return described(worker, of, worker.registry.row(Ref(of.name, number=number)))
 
 
-def described(desk: Desk, of: View, row: Row) -> Version:
+def described(worker: Worker, of: View, row: Row) -> Version:
     """A version with its tags and whether it is deprecated."""
-    protected = queries.marks(desk.registry.index, "protect", row.name) if row.tags else {}
-    reasons = queries.marks(desk.registry.index, "deprecate", row.name)
+    protected = queries.marks(worker.registry.index, "protect", row.name) if row.tags else {}
+    reasons = queries.marks(worker.registry.index, "deprecate", row.name)
     return Version(of, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
 
 
-def facts_of(asked: Asked, desk: Desk, row: Row) -> Facts:
+def facts_of(asked: Asked, worker: Worker, row: Row) -> Facts:
     """What is read from the bytes of a version."""
-    return asked.site.facts.get(row.digest, lambda: facts.read(desk, row))
+    return asked.site.facts.get(row.digest, lambda: facts.read(worker, row))
 
 
 # ---- everything about a version
@@ -176,14 +176,14 @@ class UnfinishedPage(Page):
     template: ClassVar[str] = "unfinished.html"
 
 
-def adapter_page(asked: Asked, desk: Desk) -> Page:
+def adapter_page(asked: Asked, worker: Worker) -> Page:
     """GET /{namespace}/{repo} and /{namespace}/{repo}/v{number}."""
-    of = asked.repository(desk)
+    of = asked.repository(worker)
     if of.newest is None and not (of.repository and of.repository.moved_to) and "number" not in asked.request.path_params:
-        return UnfinishedPage(of, commits.find(desk, of, commits.HEAD))
-    version = version_of(asked, desk)
-    row, index = version.row, desk.registry.index
-    read, made = facts_of(asked, desk, row), desk.manifest(row)
+        return UnfinishedPage(of, commits.find(worker, of, commits.HEAD))
+    version = version_of(asked, worker)
+    row, index = version.row, worker.registry.index
+    read, made = facts_of(asked, worker, row), worker.manifest(row)
     training = read.manifest.training
     versions = queries.versions(index, name=row.name)
     others = of.repository.manifests if of.repository else {}
@@ -201,19 +201,19 @@ def adapter_page(asked: Asked, desk: Desk) -> Page:
         measurement.of_version(queries.marks(index, "evaluate", row.name), row.number),
         versions[:_VERSIONS],
         len(versions),
-        [child for child in desk.registry.children(row.digest) if asked.may_read(desk, child.name)][:_CHILDREN],
-        [copy for copy in desk.registry.holding(row.digest) if copy.name != row.name and asked.may_read(desk, copy.name)],
-        _signed(asked, desk, row, made, tuple(digest for digest, one in attached.items() if one.artifact_type == MEDIA_TYPE)),
+        [child for child in worker.registry.children(row.digest) if asked.may_read(worker, child.name)][:_CHILDREN],
+        [copy for copy in worker.registry.holding(row.digest) if copy.name != row.name and asked.may_read(worker, copy.name)],
+        _signed(asked, worker, row, made, tuple(digest for digest, one in attached.items() if one.artifact_type == MEDIA_TYPE)),
         {digest: one for digest, one in attached.items() if one.artifact_type != MEDIA_TYPE},
-        events(desk, [row.name], each=12, most=6),
+        events(worker, [row.name], each=12, most=6),
     )
 
 
-def _signed(asked: Asked, desk: Desk, row: Row, made: Manifest, attached: tuple[str, ...]) -> Sequence[Shown]:
+def _signed(asked: Asked, worker: Worker, row: Row, made: Manifest, attached: tuple[str, ...]) -> Sequence[Shown]:
     """The signatures that are attached to a version; looked at once, as each of them is read as a whole."""
 
     def look() -> Sequence[Shown]:
-        found = attached_signatures(desk, row.name, row.digest)
+        found = attached_signatures(worker, row.name, row.digest)
         return signatures.shown(asked.hub.settings.policy, made, found, row.name)[:_SIGNATURES]
 
     return asked.site.signed.get((row.name, row.digest, attached), look) if attached else ()
@@ -263,17 +263,17 @@ class VersionsPage(Page):
     template: ClassVar[str] = "versions.html"
 
 
-def versions_page(asked: Asked, desk: Desk) -> VersionsPage:
+def versions_page(asked: Asked, worker: Worker) -> VersionsPage:
     """GET …/versions."""
-    version, index = version_of(asked, desk), desk.registry.index
+    version, index = version_of(asked, worker), worker.registry.index
     rows = queries.versions(index, name=version.name)
     return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
 
 
-def revision(asked: Asked, desk: Desk) -> Page:
+def revision(asked: Asked, worker: Worker) -> Page:
     """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: the addresses that clients of the Hugging Face Hub print."""
-    of = asked.repository(desk)
-    found = commits.find(desk, of, asked.part("revision"))
+    of = asked.repository(worker)
+    found = commits.find(worker, of, asked.part("revision"))
     path = asked.request.path_params.get("path")
     if path and path in found.files:
         raise MovedError(f"/{of.name}/resolve/{found.id}/{path}")
@@ -299,10 +299,10 @@ class TensorsPage(Page):
 _PER_PAGE = 1000
 
 
-def tensors_page(asked: Asked, desk: Desk) -> TensorsPage:
+def tensors_page(asked: Asked, worker: Worker) -> TensorsPage:
     """GET …/v{number}/tensors."""
-    version = version_of(asked, desk)
-    read = facts_of(asked, desk, version.row)
+    version = version_of(asked, worker)
+    read = facts_of(asked, worker, version.row)
     pages = max(1, -(-len(read.tensors) // _PER_PAGE))
     number = min(pages, max(1, int(asked.query("page")))) if asked.query("page").isdecimal() else 1
     shown = read.tensors[(number - 1) * _PER_PAGE : number * _PER_PAGE]
@@ -350,17 +350,17 @@ async def _slowly(
 ) -> Response:
     """Answer with a page that needs the norms of a version."""
 
-    def find(asked: Asked, desk: Desk) -> tuple[Asked, Version, str]:
-        version = version_of(asked, desk)
-        return asked, version, facts.unmeasured(facts_of(asked, desk, version.row), desk.manifest(version.row))
+    def find(asked: Asked, worker: Worker) -> tuple[Asked, Version, str]:
+        version = version_of(asked, worker)
+        return asked, version, facts.unmeasured(facts_of(asked, worker, version.row), worker.manifest(version.row))
 
     found = await answered(request, find)
     if isinstance(found, Response):
         return found
     asked, version, why = found
 
-    def work(desk: Desk) -> Response:
-        heat = why or asked.site.heats.get(version.row.digest, lambda: facts.heat(desk, version.row))
+    def work(worker: Worker) -> Response:
+        heat = why or asked.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
         return rendered(asked, make(asked, version, heat), media_type=media_type)
 
     return await asked.site.slow.run(work)
@@ -383,20 +383,20 @@ _MOST_BOXES = 150
 _MOST_DATA = 4  # data sets of one adapter
 
 
-def lineage_page(asked: Asked, desk: Desk) -> LineagePage:
+def lineage_page(asked: Asked, worker: Worker) -> LineagePage:
     """GET …/v{number}/lineage."""
-    version = version_of(asked, desk)
-    boxes, edges = _graph(_visible(asked, desk, trace(desk.registry, version.row.ref)))
+    version = version_of(asked, worker)
+    boxes, edges = _graph(_visible(asked, worker, trace(worker.registry, version.row.ref)))
     graph = drawings.graph(boxes, edges) if len(boxes) <= _MOST_BOXES else None
     return LineagePage(version, graph, [(box.lines[0], " · ".join(box.lines[1:]), box.url) for box in boxes.values()])
 
 
-def _visible(asked: Asked, desk: Desk, found: Lineage) -> Lineage:
+def _visible(asked: Asked, worker: Worker, found: Lineage) -> Lineage:
     """A lineage without what is in private repositories: of an ancestor there, only what its children say of it."""
     nodes: dict[str, Node] = {}
     recorded = {parent.digest for node in found.nodes.values() for parent in node.parents}
     for digest, node in found.nodes.items():
-        refs = tuple(ref for ref in node.refs if asked.may_read(desk, ref.partition(":")[0].partition("@")[0]))
+        refs = tuple(ref for ref in node.refs if asked.may_read(worker, ref.partition(":")[0].partition("@")[0]))
         if refs or not node.manifest:
             nodes[digest] = Node(digest, refs, node.manifest, node.deprecated)
     above = _reached(found.root, [(edge.child, edge.parent) for edge in found.edges])

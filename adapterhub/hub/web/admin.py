@@ -16,7 +16,7 @@ from adapterhub.hub.people import accounts, audit, tokens
 from adapterhub.hub.people.accounts import Account, Namespace
 from adapterhub.hub.people.audit import Event
 from adapterhub.hub.people.tokens import Token
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import Total
 from adapterhub_converters.errors import UsageError
@@ -63,11 +63,11 @@ _MOST_ROWS = 100  # of the audit log
 _ARTIFACTS = {"any": False, "adapters": True}  # what a form says, to whether adapters alone may be pushed
 
 
-def admin_page(asked: Asked, desk: Desk) -> AdminPage:
+def admin_page(asked: Asked, worker: Worker) -> AdminPage:
     """GET /-/admin, with ?audit=NAMESPACE for a part of the log."""
     _check_admin(asked)
     database, disk = asked.hub.database, shutil.disk_usage(asked.hub.settings.registry)
-    stored = {one.namespace: one for one in queries.totals(desk.registry.index)}
+    stored = {one.namespace: one for one in queries.totals(worker.registry.index)}
     settled = {one.name: one for one in accounts.namespaces(database)}
     names = [*stored, *sorted(settled.keys() - stored.keys())]
     audited = asked.query("audit").strip()
@@ -91,7 +91,7 @@ def _check_admin(asked: Asked) -> None:
 async def settle(request: Request) -> Response:
     """POST /-/admin/settle: which artifacts may be pushed to a namespace."""
 
-    def work(asked: Asked, _desk: Desk, fields: dict[str, str]) -> Response:
+    def work(asked: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(asked)
         database, name = asked.hub.database, accounts.check_namespace(fields.get("namespace", ""))
         asking.now().changes(name)
@@ -107,7 +107,7 @@ async def settle(request: Request) -> Response:
 async def revoke(request: Request) -> Response:
     """POST /-/admin/revoke."""
 
-    def work(asked: Asked, _desk: Desk, fields: dict[str, str]) -> Response:
+    def work(asked: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(asked)
         asking.now().changes("tokens")
         ident = fields.get("token", "")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import index_file, queries, search
 from adapterhub.index.queries import Row
 from adapterhub.index.search import Found, Query
@@ -64,21 +64,21 @@ class SearchPage(Page):
 _FIELDS = ("q", *_FACETS, "rank", "size", "metric", "runtime")
 
 
-def search_page(asked: Asked, desk: Desk) -> SearchPage:
+def search_page(asked: Asked, worker: Worker) -> SearchPage:
     """GET /: search with facets; without a query, the newest versions."""
     fields = {key: value for key in _FIELDS if (value := asked.query(key).strip())}
     number = min(_PAGES, max(1, int(asked.query("page")))) if asked.query("page").isdecimal() else 1
     start = (number - 1) * _PER_PAGE
     try:
-        query = _query(fields, start + _PER_PAGE + 1, asked.hub.hidden(desk, asked.who))
+        query = _query(fields, start + _PER_PAGE + 1, asked.hub.hidden(worker, asked.who))
     except UsageError as error:
         return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
     runtime = fields.get("runtime", "")
-    rows = [row for row in search.search(desk.registry.index, query).rows if asked.may_read(desk, row.name)]
-    counted = _counted(asked, desk, query)
+    rows = [row for row in search.search(worker.registry.index, query).rows if asked.may_read(worker, row.name)]
+    counted = _counted(asked, worker, query)
     total: int | None = counted.total
     if runtime:
-        rows, total = [row for row in rows if _applies(asked, desk, row, runtime)], None
+        rows, total = [row for row in rows if _applies(asked, worker, row, runtime)], None
     more = len(rows) > start + _PER_PAGE and number < _PAGES
     return SearchPage(
         fields,
@@ -87,7 +87,7 @@ def search_page(asked: Asked, desk: Desk) -> SearchPage:
         _choices(fields, counted.facets),
         with_query("/", **fields, page=number - 1 if number > 2 else "") if number > 1 else "",
         with_query("/", **fields, page=number + 1) if more else "",
-        deprecated=desk.registry.deprecations(),
+        deprecated=worker.registry.deprecations(),
     )
 
 
@@ -110,15 +110,15 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
     )
 
 
-def _counted(asked: Asked, desk: Desk, query: Query) -> Found:
+def _counted(asked: Asked, worker: Worker, query: Query) -> Found:
     """The counts of a query, which take longer than its first matches, and are the same until something is pushed."""
-    index = desk.registry.index
+    index = worker.registry.index
     query = replace(query, limit=1)
     return asked.site.counts.get((index_file.state(index), query), lambda: search.search(index, query, facets=True))
 
 
-def _applies(asked: Asked, desk: Desk, row: Row, runtime: str) -> bool:
-    read = asked.site.facts.get(row.digest, lambda: facts.read(desk, row))
+def _applies(asked: Asked, worker: Worker, row: Row, runtime: str) -> bool:
+    read = asked.site.facts.get(row.digest, lambda: facts.read(worker, row))
     return runtime in read.verdicts and read.verdicts[runtime].verdict == APPLIED
 
 
@@ -167,16 +167,16 @@ class BasePage(Page):
 _MOST_ADAPTERS = 200
 
 
-def bases_page(asked: Asked, desk: Desk) -> Page:
+def bases_page(asked: Asked, worker: Worker) -> Page:
     """GET /-/bases and /-/bases?name=…: names of bases may have any characters."""
     name = asked.query("name").strip()
     if not name:
-        return BasesPage(_counted(asked, desk, Query(without=asked.hub.hidden(desk, asked.who))).facets.get("base", {}))
-    query = Query(facets=(("base", name),), limit=_MOST_ADAPTERS, without=asked.hub.hidden(desk, asked.who))
-    rows = [row for row in search.search(desk.registry.index, query).rows if asked.may_read(desk, row.name)]
+        return BasesPage(_counted(asked, worker, Query(without=asked.hub.hidden(worker, asked.who))).facets.get("base", {}))
+    query = Query(facets=(("base", name),), limit=_MOST_ADAPTERS, without=asked.hub.hidden(worker, asked.who))
+    rows = [row for row in search.search(worker.registry.index, query).rows if asked.may_read(worker, row.name)]
     if not rows:
         raise NotFoundError(name[:200], "no adapter here is for this base")
-    counted = _counted(asked, desk, query)
+    counted = _counted(asked, worker, query)
     kinds = (counted.facets[kind] for kind in ("r", "method", "target"))
     return BasePage(rows[0].base or name, _tree(rows), counted.total, *kinds)
 
@@ -235,23 +235,23 @@ _WORDS = {
 }  # fmt: skip
 
 
-def namespace_page(asked: Asked, desk: Desk) -> NamespacePage:
+def namespace_page(asked: Asked, worker: Worker) -> NamespacePage:
     """GET /{namespace}."""
     name = asked.part("namespace")
-    newest = queries.newest(desk.registry.index, name, _MOST_NAMES, without=asked.hub.hidden(desk, asked.who))
-    every = [row for row in newest if asked.may_read(desk, row.name)]
+    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=asked.hub.hidden(worker, asked.who))
+    every = [row for row in newest if asked.may_read(worker, row.name)]
     if not every:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
-    return NamespacePage(name, every, events(desk, [row.name for row in every[:_MOST_LOGS]]))
+    return NamespacePage(name, every, events(worker, [row.name for row in every[:_MOST_LOGS]]))
 
 
-def events(desk: Desk, names: Sequence[str], *, each: int = _MOST_ENTRIES, most: int = _MOST_EVENTS) -> list[Event]:
+def events(worker: Worker, names: Sequence[str], *, each: int = _MOST_ENTRIES, most: int = _MOST_EVENTS) -> list[Event]:
     """The last entries of logs, the latest first."""
     found = []
     for name in names:
-        last = desk.registry.ledger.current(name).seq
+        last = worker.registry.ledger.current(name).seq
         for seq in range(max(1, last - each + 1), last + 1):
-            if entry := desk.registry.store.log.entry(name, seq):
+            if entry := worker.registry.store.log.entry(name, seq):
                 found.append(entry[0])
     found.sort(key=lambda entry: (entry.time, entry.seq), reverse=True)
     return [_event(entry) for entry in found if entry.op in _WORDS][:most]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import Row
 from adapterhub.ref import Ref
@@ -85,35 +85,35 @@ class ComparePage(Page):
 
 async def compare_page(request: Request) -> Response:
     """GET …/compare?from=v1&to=v2."""
-    found = await answered(request, lambda asked, desk: (asked, _by_documents(asked, desk)))
+    found = await answered(request, lambda asked, worker: (asked, _by_documents(asked, worker)))
     if isinstance(found, Response):
         return found
     asked, page = found
     if not page.functions:
-        work = asyncio.ensure_future(asked.site.slow.run(lambda desk: _functions(asked.site, desk, page)))
+        work = asyncio.ensure_future(asked.site.slow.run(lambda worker: _functions(asked.site, worker, page)))
         try:
             functions = await asyncio.wait_for(asyncio.shield(work), _WAIT)
         except TimeoutError:
             functions = "that takes longer than a page may; look again in a minute"
         page = replace(page, functions=functions)
-    return await asked.hub.workers.run(lambda _desk: rendered(asked, page))
+    return await asked.hub.workers.run(lambda _worker: rendered(asked, page))
 
 
-def _by_documents(asked: Asked, desk: Desk) -> ComparePage:
+def _by_documents(asked: Asked, worker: Worker) -> ComparePage:
     """The differences that manifests and documents show; `functions` is empty if the weights may be compared."""
-    of = asked.repository(desk)
-    after = desk.registry.row(Ref(of.name, number=_number(asked, "to") or (of.newest.number if of.newest else 1)))
-    rows = queries.versions(desk.registry.index, name=of.name)
+    of = asked.repository(worker)
+    after = worker.registry.row(Ref(of.name, number=_number(asked, "to") or (of.newest.number if of.newest else 1)))
+    rows = queries.versions(worker.registry.index, name=of.name)
     older = next((row.number for row in rows if row.number < after.number), after.number)
-    before = desk.registry.row(Ref(of.name, number=_number(asked, "from") or older))
-    layers = [{layer.path: layer.digest for layer in desk.manifest(row).layers} for row in (before, after)]
+    before = worker.registry.row(Ref(of.name, number=_number(asked, "from") or older))
+    layers = [{layer.path: layer.digest for layer in worker.manifest(row).layers} for row in (before, after)]
     changed = [path for path in sorted({*layers[0], *layers[1]}) if layers[0].get(path) != layers[1].get(path)]
     files = [FileChange(path, layers[0].get(path, ""), layers[1].get(path, "")) for path in changed]
     names = ("base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "license", "size")
     numbers = {name: pair for name in names if (pair := (getattr(before, name), getattr(after, name)))[0] != pair[1]}
-    reasons = [facts.unmeasured(facts_of(asked, desk, row), desk.manifest(row)) for row in (before, after)]
+    reasons = [facts.unmeasured(facts_of(asked, worker, row), worker.manifest(row)) for row in (before, after)]
     why = next(filter(None, reasons), "")
-    return ComparePage(described(desk, of, after), before, rows, files, numbers, why)
+    return ComparePage(described(worker, of, after), before, rows, files, numbers, why)
 
 
 def _number(asked: Asked, key: str) -> int:
@@ -123,14 +123,14 @@ def _number(asked: Asked, key: str) -> int:
     return int(text or 0)
 
 
-def _functions(site: Site, desk: Desk, page: ComparePage) -> Difference | str:
+def _functions(site: Site, worker: Worker, page: ComparePage) -> Difference | str:
     from adapterhub.analysis import diff
 
     before, after = page.before, page.version.row
 
     def work() -> Difference | str:
         try:
-            with facts.folder_of(desk, before) as one, facts.folder_of(desk, after) as other:
+            with facts.folder_of(worker, before) as one, facts.folder_of(worker, after) as other:
                 return diff.diff(one, other)
         except AdapterhubError as error:
             return error.what

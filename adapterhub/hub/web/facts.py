@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from adapterhub.hub.forms import check_numbers
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import Row
 from adapterhub.manifest import card as model_cards
 from adapterhub.manifest.document import AdapterManifest
@@ -76,19 +76,19 @@ class Facts:
     unscanned: str = ""
 
 
-def read(desk: Desk, row: Row) -> Facts:
+def read(worker: Worker, row: Row) -> Facts:
     """Read a version; what of it cannot be read is left out."""
     from adapterhub.checks import examined
 
-    made = desk.manifest(row)
-    found = _scanned(desk, _documents(desk, row, made), made)
+    made = worker.manifest(row)
+    found = _scanned(worker, _documents(worker, row, made), made)
     size = weights_size(made)
-    plain = all(desk.registry.store.has_plain(layer.digest) for layer in made.layers)
+    plain = all(worker.registry.store.has_plain(layer.digest) for layer in made.layers)
     if size > _MOST_COPIED and (not plain or row.format != "peft"):
         return replace(found, unread="its weights are too large to be read for a page")
     try:
         with (
-            linked(desk.registry.store, made.layers) as folder,
+            linked(worker.registry.store, made.layers) as folder,
             examined(folder, headers_only=True, limit=_PROBLEMS, where=str(row.ref)) as (report, contents),
         ):
             tensors = list(_tensors(contents)) if contents else []
@@ -99,33 +99,33 @@ def read(desk: Desk, row: Row) -> Facts:
         return replace(found, unread=error.what)
 
 
-def _scanned(desk: Desk, found: Facts, made: Manifest) -> Facts:
+def _scanned(worker: Worker, found: Facts, made: Manifest) -> Facts:
     """The facts with what a scan of the files finds, of the errors and warnings; notes are for who reads everything."""
     from adapterhub.checks import scan
 
     if made.files_size > _MOST_SCANNED:
         return replace(found, unscanned=f"files of over {_MOST_SCANNED >> 20} MiB")
     try:
-        report = scan.report(_opened(desk, made), str(made.digest), _PROBLEMS)
+        report = scan.report(_opened(worker, made), str(made.digest), _PROBLEMS)
     except AdapterhubError as error:
         return replace(found, unscanned=error.what)
     told = replace(report, problems=tuple(one for one in report.problems if one.severity != "note"))
     return replace(found, scanned=tuple(told.grouped()))
 
 
-def _opened(desk: Desk, made: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
+def _opened(worker: Worker, made: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
     """The files of a version as a scan takes them, each open while it is read."""
     from adapterhub.checks import scan
     from adapterhub.checks.scan.opened import opened
 
     for layer in made.layers:
-        with desk.registry.store.open_blob(layer.digest) as blob:
+        with worker.registry.store.open_blob(layer.digest) as blob:
             yield layer.size, scan.problems(opened(blob, layer.path, layer.size))
 
 
-def _documents(desk: Desk, row: Row, made: Manifest) -> Facts:
+def _documents(worker: Worker, row: Row, made: Manifest) -> Facts:
     """What adapter.json and the card say; of lists that may have a million entries, what pages show."""
-    manifest = desk.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
+    manifest = worker.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
     training = manifest.training
     slim = training and replace(
         training,
@@ -146,15 +146,15 @@ def _documents(desk: Desk, row: Row, made: Manifest) -> Facts:
         training=slim,
     )
     curve = drawings.curve((training.curve if training else None) or ())
-    card = _card(desk, row, made)
+    card = _card(worker, row, made)
     return Facts(shown, card, {}, max_rank=manifest.max_rank, replaced=len(manifest.replaced), curve=curve)
 
 
-def _card(desk: Desk, row: Row, made: Manifest) -> Markup:
+def _card(worker: Worker, row: Row, made: Manifest) -> Markup:
     files = {layer.path: layer for layer in made.layers}
     for path, layer in files.items():
         if path.lower() in model_cards.NAMES and layer.size <= model_cards.MAX_BYTES:
-            found = model_cards.decode(desk.registry.store.read_document(layer.digest))
+            found = model_cards.decode(worker.registry.store.read_document(layer.digest))
             return cards.render(found.prose, files=files, where=f"/{row.name}/resolve/v{row.number}")
     return Markup()
 
@@ -178,15 +178,15 @@ def weights_size(made: Manifest) -> int:
 
 
 @contextmanager
-def folder_of(desk: Desk, row: Row) -> Iterator[Path]:
+def folder_of(worker: Worker, row: Row) -> Iterator[Path]:
     """The adapter of a version as a format reader takes it, for as long as the context lasts.
 
     Raises:
         RefusedError: As numbers, it takes too much memory.
     """
     with (
-        desk.registry.store.lease("read", required=False) as lease,
-        linked(desk.registry.store, desk.manifest(row).layers) as found,
+        worker.registry.store.lease("read", required=False) as lease,
+        linked(worker.registry.store, worker.manifest(row).layers) as found,
     ):
         lease.note(row.digest)
         check_numbers(path := adapter_in(found), str(row.ref))
@@ -200,13 +200,13 @@ def unmeasured(found: Facts, made: Manifest) -> str:
     return f"over {MOST_TENSORS:,} tensors" if found.total > MOST_TENSORS else ""
 
 
-def heat(desk: Desk, row: Row) -> Heat | str:
+def heat(worker: Worker, row: Row) -> Heat | str:
     """Where a version acts; or why that is not known."""
     from adapterhub.analysis import norms
     from adapterhub_converters.formats import convert
 
     try:
-        with folder_of(desk, row) as path:
+        with folder_of(worker, row) as path:
             return norms.heat(convert.read(path))
     except AdapterhubError as error:
         return error.what

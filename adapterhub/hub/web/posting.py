@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.hub.access import ForbiddenError
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 
 from .site import Asked, answered
 
@@ -26,14 +26,14 @@ def local(url: str) -> str:
     return url if url.startswith("/") and not url.startswith("//") and _LOCAL.issuperset(url) else "/"
 
 
-async def posted(request: Request, work: Callable[[Asked, Desk, dict[str, str]], Response]) -> Response:
+async def posted(request: Request, work: Callable[[Asked, Worker, dict[str, str]], Response]) -> Response:
     """Answer a form of a session, whose fields `work` gets."""
     fields = await sent(request)
 
-    def checked(asked: Asked, desk: Desk) -> Response:
+    def checked(asked: Asked, worker: Worker) -> Response:
         check_origin(asked)
         check_session(asked, fields)
-        return work(asked, desk, fields)
+        return work(asked, worker, fields)
 
     return await answered(request, checked)
 

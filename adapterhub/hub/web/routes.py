@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import NotFoundError
 
 from . import adapters, admin, browsing, compare, signing_in
@@ -14,7 +14,7 @@ _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
 
 
-def _unknown(asked: Asked, _desk: Desk) -> Page:
+def _unknown(asked: Asked, _worker: Worker) -> Page:
     raise NotFoundError(asked.path[:200], "there is no such page")
 
 

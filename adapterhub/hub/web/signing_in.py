@@ -16,7 +16,7 @@ from adapterhub.hub.access import ForbiddenError
 from adapterhub.hub.people import admissions, oidc, sessions
 from adapterhub.hub.people.oidc import Login
 from adapterhub.hub.settings import Provider
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
@@ -45,7 +45,7 @@ class SignInPage(Page):
     template: ClassVar[str] = "sign_in.html"
 
 
-def sign_in_page(asked: Asked, _desk: Desk) -> SignInPage:
+def sign_in_page(asked: Asked, _worker: Worker) -> SignInPage:
     """GET /-/sign-in."""
     return _page(asked, local(asked.query("next")))
 
@@ -66,7 +66,7 @@ async def sign_in(request: Request) -> Response:
     """POST /-/sign-in."""
     fields = await sent(request)
 
-    def work(asked: Asked, _desk: Desk) -> Response:
+    def work(asked: Asked, _worker: Worker) -> Response:
         check_origin(asked)
         who = asked.hub.access.known(fields.get("token", "").strip())
         following = local(fields.get("next", ""))
@@ -96,7 +96,7 @@ def _keep(asked: Asked, answer: Response, name: str, value: str, lifetime: int) 
 async def sign_out(request: Request) -> Response:
     """POST /-/sign-out."""
 
-    def work(asked: Asked, _desk: Desk, _fields: dict[str, str]) -> Response:
+    def work(asked: Asked, _worker: Worker, _fields: dict[str, str]) -> Response:
         answer = leading_to("/")
         _end(asked, answer)
         return answer
@@ -116,7 +116,7 @@ def _end(asked: Asked, answer: Response) -> None:
 async def leave(request: Request) -> Response:
     """GET /-/sign-in/provider: to the provider."""
 
-    def work(asked: Asked, _desk: Desk) -> Response:
+    def work(asked: Asked, _worker: Worker) -> Response:
         provider, back = _provider(asked)
         begun = Login.begin(asked.hub.secret, local(asked.query("next")))
         with _naming_the_provider():
@@ -131,7 +131,7 @@ async def leave(request: Request) -> Response:
 async def arrive(request: Request) -> Response:
     """GET /-/sign-in/back: from the provider, with a code."""
 
-    def work(asked: Asked, desk: Desk) -> Response:
+    def work(asked: Asked, worker: Worker) -> Response:
         provider, back = _provider(asked)
         begun = Login(asked.request.cookies.get(_LOGIN, ""), asked.hub.secret)
         try:
@@ -139,7 +139,7 @@ async def arrive(request: Request) -> Response:
             who = oidc.complete(provider, asked.hub.issuers, begun, back, dict(asked.request.query_params))
             asking.now().changes(f"{who.claims.get('sub')} at {who.issuer}")
             mirrors = asked.hub.mirror is not None
-            account = admissions.enter(asked.hub.database, who, _namespaces(desk), mirrors=mirrors)
+            account = admissions.enter(asked.hub.database, who, _namespaces(worker), mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
         asking.now().known(account, "")
@@ -167,7 +167,7 @@ def _provider(asked: Asked) -> tuple[Provider, str]:
     return asked.hub.settings.provider, asked.hub.own_url(asked.request) + BACK
 
 
-def _namespaces(desk: Desk) -> set[str]:
+def _namespaces(worker: Worker) -> set[str]:
     """The namespaces that have anything, or had."""
-    names = [*(one.name for one in queries.names(desk.registry.index)), *desk.repositories.names()]
+    names = [*(one.name for one in queries.names(worker.registry.index)), *worker.repositories.names()]
     return {name.partition("/")[0] for name in names}

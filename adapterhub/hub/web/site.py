@@ -26,7 +26,7 @@ from adapterhub.hub.people import sessions
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.remembered import Remembered
-from adapterhub.hub.workers import Desk, Workers
+from adapterhub.hub.workers import Worker, Workers
 from adapterhub.index.search import Found
 from adapterhub.version import __version__
 from adapterhub_converters import display
@@ -126,14 +126,14 @@ class Asked:
         cookie = self.request.cookies.get(COOKIE, "")
         return hmac.new(self.hub.secret, f"csrf\n{cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
-    def may_read(self, desk: Desk, name: str) -> bool:
+    def may_read(self, worker: Worker, name: str) -> bool:
         """Whether they may see a repository that exists."""
-        return self.hub.may_read(desk, self.who, name, desk.repositories.get(name))
+        return self.hub.may_read(worker, self.who, name, worker.repositories.get(name))
 
-    def repository(self, desk: Desk) -> View:
+    def repository(self, worker: Worker) -> View:
         """The repository of the path; NotFoundError for one that does not exist or may not be seen."""
         name = f"{self.part('namespace')}/{self.part('repo')}"
-        found = self.hub.visible(desk, self.who, name)
+        found = self.hub.visible(worker, self.who, name)
         if found is None:
             raise self.no_such_repository(name)
         return found
@@ -168,7 +168,7 @@ class ErrorPage(Page):
 
 
 T = TypeVar("T")
-PageOf = Callable[[Asked, Desk], Page]
+PageOf = Callable[[Asked, Worker], Page]
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotFoundError, 404, "Not found"),
     (UsageError, 400, "That does not work"),
@@ -183,24 +183,24 @@ def showing(make: PageOf, *, public: bool = False) -> Callable[[Request], Awaita
     """The endpoint of a page; `public` for one that is shown before a login."""
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda asked, desk: rendered(asked, make(asked, desk)), public=public)
+        return await answered(request, lambda asked, worker: rendered(asked, make(asked, worker)), public=public)
 
     return endpoint
 
 
 async def answered(
-    request: Request, work: Callable[[Asked, Desk], T], *, public: bool = False, workers: Workers | None = None
+    request: Request, work: Callable[[Asked, Worker], T], *, public: bool = False, workers: Workers | None = None
 ) -> T | Response:
     """What `work` returns, in a thread of `workers` or of those for all; or the answer for its error."""
     site: Site = request.app.state.site
 
-    def guarded(desk: Desk) -> T | Response:
+    def guarded(worker: Worker) -> T | Response:
         asked = Asked(site, request, None)
         try:
             asked = Asked.of(site, request)
             if asked.who is None and site.hub.settings.require_login and not public:
                 raise NoTokenError
-            return work(asked, desk)
+            return work(asked, worker)
         except MovedError as moved:
             return RedirectResponse(moved.url, 303, _HEADERS)
         except (AdapterhubError, ForbiddenError, NoTokenError) as error:

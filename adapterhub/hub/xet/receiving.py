@@ -58,7 +58,7 @@ def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
     """
     formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
     file = _file(scope, name)
-    hub.quotas.open(hub.workers.desk(), repository, file, len(raw), lifetime=USABLE)
+    hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE)
     try:
         return hub.storage.keep(file, raw)
     except BaseException:

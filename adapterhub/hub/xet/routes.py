@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from adapterhub.hub.hf.answers import answer, answering
 from adapterhub.hub.hf.reading import body, found, name_of
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
 from . import formats, receiving
@@ -31,8 +31,8 @@ async def write_token(hub: Hub, request: Request) -> Response:
     """GET …/xet-write-token/{rev}: where to send files of a repository, and the token for that."""
     who, name = hub.identify(request), name_of(request)
 
-    def work(desk: Desk) -> str:
-        found(hub, desk, who, name)
+    def work(worker: Worker) -> str:
+        found(hub, worker, who, name)
         hub.access.check_write(who, name)
         return receiving.epoch(hub, name)
 

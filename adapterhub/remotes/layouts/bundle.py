@@ -69,7 +69,7 @@ def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progre
             more(blob.size)
         for item in items:
             target.put_manifest(item.made, item.name)
-        target.tidy()
+        target.remove_stale()
     return total
 
 

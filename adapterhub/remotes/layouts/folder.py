@@ -155,7 +155,7 @@ class LayoutFolder(Layout):
         finally:
             os.close(handle)
 
-    def tidy(self) -> None:
+    def remove_stale(self) -> None:
         """Remove the folder for incomplete files; only if no other process uses the layout."""
         with contextlib.suppress(OSError):
             (self.root / _INCOMING).rmdir()

@@ -14,7 +14,7 @@ from adapterhub.hub import commits
 from adapterhub.hub.hf import writing
 from adapterhub.hub.hf.answers import AnswerError
 from adapterhub.hub.storage.opening import open_database
-from adapterhub.hub.workers import Desk
+from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.repositories import MAX_DOCUMENT, CommitRecord, Repositories, commit_id
@@ -77,11 +77,11 @@ def test_a_commit_on_another_parent_is_refused(hf: Any, repo: str, adapter: Call
 
 def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Running, hf: Any, repo: str) -> None:
     with hub.registry() as registry, closing(open_database(hub.settings)) as database:
-        desk = Desk(registry, Repositories(registry), {}, {}, database)
-        seen = commits.view(desk, repo)
+        worker = Worker(registry, Repositories(registry), {}, {}, database)
+        seen = commits.view(worker, repo)
         made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
         with pytest.raises(AnswerError, match="has moved meanwhile"):
-            writing._keep(desk, seen, "main", CommitRecord({}))
+            writing._keep(worker, seen, "main", CommitRecord({}))
     assert hf.model_info(repo).sha == made.oid
 
 

@@ -195,7 +195,7 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_stays(opened: 
     for path in old:
         os.utime(path, (0, 0))
     with storage.store().lease("hub"):
-        storage.tidy()
+        storage.remove_stale()
         held = [path.name for path in (root / "leases").iterdir()]
     assert sorted(path.name for folder in ("tmp", "cache") for path in (root / folder).iterdir()) == ["d.upload", "e"]
     assert len(held) == 1
