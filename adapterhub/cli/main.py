@@ -250,8 +250,7 @@ def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
 
 
 def _report(error: AdapterhubError, arguments: list[str]) -> None:
-    for line in errors.lines(error):
-        output.say(output.one_line(f"error: {line}"))
+    errors.say(error)
     if _wants_json(arguments):
         output.write_json({"error": output.error_document(error)})
 

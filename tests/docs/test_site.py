@@ -14,6 +14,7 @@ import click
 import pytest
 
 import adapterhub as ah
+from adapterhub.cli.errors import codes
 from adapterhub.cli.main import COMMANDS, app
 from adapterhub.training.explain import explain
 from adapterhub.version import __version__
@@ -47,7 +48,8 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
     for page in tmp_path.rglob("*.html"):
         assert not re.search(r'(?:src|<link[^>]* href)="(?:https?:)?//', page.read_text()), page
     assert len([*(tmp_path / "reference/commands").glob("*.html")]) == len(COMMANDS)
-    assert 'id="rank-config"' in (tmp_path / "reference/codes.html").read_text()
+    anchors = re.findall(r'<h3 id="([^"]+)"', (tmp_path / "reference/codes.html").read_text())
+    assert sorted(anchors) == sorted(codes())
     keys = (tmp_path / "reference/training.html").read_text()
     assert [one.key for one in explain() if f"<code>{one.key}</code>" not in keys] == []
     api = (tmp_path / "reference/python-api.html").read_text()

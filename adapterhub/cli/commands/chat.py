@@ -127,9 +127,7 @@ class _Talk:
             except AdapterhubError as error:
                 if not self._person:
                     raise
-                errors.in_words_of_the_command_line(error)
-                for text in errors.lines(error):
-                    output.say(output.one_line(f"error: {text}"))
+                errors.say(error)
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False for the end."""
