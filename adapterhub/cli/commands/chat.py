@@ -75,8 +75,8 @@ def chat(
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
-    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed in the middle of
-    it: the version that answers, the one beside it, the system message. In a pipe, each line is said in turn.
+    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed during it: the
+    version that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC")
 @output_option("new folder. [default: ./NAME-fixed]")
 @dry_run_option
-@base_option("settles prefixes, and copies of its weights.")
+@base_option("decides on prefixes, and on copies of its weights.")
 @alpha_option
 @rslora_option
 @click.pass_obj
