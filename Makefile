@@ -5,16 +5,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test test-peers fuzz lint ruff mypy imports spelling docs man bench clean
+.PHONY: help demo test test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
 help:
 	@echo "make demo        environment, then the whole life of an adapter on a real model (about five minutes)"
 	@echo "make test        environment, then the tests"
 	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
+	@echo "make coverage    lines and branches that the tests reach, commands that they start included; TESTS=tests/merging for a part"
+	@echo "make mutate      one operator or number changed at a time in four modules, until a test notices (ten minutes)"
 	@echo "make lint        ruff, mypy, import-linter, American spelling, links of the docs"
 	@echo "make fuzz        mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
 	@echo "make docs        the documentation as a site, in site/; links are checked, and nothing is loaded from other hosts"
 	@echo "make man         a man page for each command, in build/man"
-	@echo "make bench       every benchmark against its peers, into docs/benchmarks.md: hours; ONLY=convert for one script"
+	@echo "make bench       every benchmark against its peers, into docs/explanation/benchmarks.md: hours; ONLY=convert for one script"
 	@echo "make clean       remove the environments and what the demo made"
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.
@@ -51,6 +53,20 @@ test: $(DONE)-dev
 test-peers: $(DONE)-dev
 	@echo "-> tests with peers in environments of their own"
 	@$(PYTEST) tests/peers $(ARGS)
+
+# INCLUDE='adapterhub/merging/*' with TESTS=tests/merging: what the tests of a package reach in that package.
+TESTS   ?=
+INCLUDE ?=
+coverage: $(DONE)-dev
+	@echo "-> coverage"
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadgroup $(TESTS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report $(if $(INCLUDE),--include '$(INCLUDE)')
+
+mutate: $(DONE)-dev
+	@echo "-> mutants"
+	@$(BIN)/python tests/mutation/mutate.py
 
 # Another SEED makes other mutations; the same makes the same.
 SEED ?= 0

@@ -104,7 +104,7 @@ def _engine(found: sources.Source, base: Path, workspace: Workspace) -> Iterator
     for name in _TORCH:
         if importlib.util.find_spec(name) is None:
             what = f"running a Hugging Face model needs {name}, which is not installed"
-            raise MissingExtraError("", what, 'pip install "adapterhub[train]"')
+            raise MissingExtraError("", what, "Run `pip install 'adapterhub[train]'`")
     from adapterhub.generation import torch_engine
 
     cache = Path(workspace.cache) if workspace.cache is not None else None

@@ -18,13 +18,13 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
-from adapterhub.cli.explanations import codes, explanation
+from adapterhub.cli.errors import codes, explanation
 from adapterhub.cli.main import GROUPS, PROGRAM, app
 from adapterhub.training.explain import explain
 from adapterhub.version import __version__
 
-# Exit codes in the words of docs/exit-codes.md would be a second copy; a man page names the page.
-_SEE = "Exit codes are in docs/exit-codes.md, and `adapterhub explain CODE` explains a code."
+# Exit codes in the words of docs/reference/exit-codes.md would be a second copy; a man page names the page.
+_SEE = "Exit codes are in docs/reference/exit-codes.md, and `adapterhub explain CODE` explains a code."
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,13 @@ def codes_page() -> str:
         "What `adapterhub explain CODE` tells, for every code. Codes are stable: scripts may match on them.",
         "",
     ]
-    for title, about, finding in (
-        ("Findings", "`adapterhub validate` and `adapterhub scan` print them in brackets, as in `error[rank-config]`.", True),
-        ("Errors", "The JSON document of any command with `--json` has them as `error.code`.", False),
-    ):
+    found = "`adapterhub validate`, `scan`, `verify`, `fsck` and `audit verify` begin a line with them: `error[rank-config]`."
+    raised = "Any command ends an error with its code: `[no-such-tag]`. In the document of `--json` it is `error.code`."
+    for title, about, finding in (("Findings", found, True), ("Errors", raised, False)):
         lines += [f"## {title}", "", about, ""]
         for one in filter(None, map(explanation, codes())):
             if bool(one.reported_by) == finding:
-                meaning = f"*{one.kind}*: {_plain(one.meaning)}." if finding else ""
+                meaning = f"*{one.kind}*{f': {_plain(one.meaning)}' if one.meaning else ''}." if finding else ""
                 lines += [f"### {one.code}", "", *([meaning, ""] if meaning else []), _plain(one.text), ""]
                 lines += [f"{_plain(one.fix)}.", ""] if one.fix else []
     return "\n".join(lines)

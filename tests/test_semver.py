@@ -40,6 +40,10 @@ def test_a_range_has_the_same_bounds_as_in_npm(text: str, first: str, beyond: st
     found = parse_range(text)
     assert found
     assert highest([first, f"{beyond}-rc.1", beyond], found) == [first]
+    numbers = [int(part) for part in beyond.split(".")]
+    at = max(place for place, number in enumerate(numbers) if number)
+    last = ".".join(map(str, [*numbers[:at], numbers[at] - 1, *[99] * (2 - at)]))
+    assert highest([*{first, last}], found) == [last]
 
 
 def test_prereleases_are_in_a_range_only_where_it_names_one() -> None:
@@ -48,6 +52,10 @@ def test_prereleases_are_in_a_range_only_where_it_names_one() -> None:
         wanted = parse_range(text)
         assert wanted
         assert highest(tags, wanted) == ([found] if found else [])
+
+
+def test_only_what_has_a_dash_is_a_prerelease() -> None:
+    assert [version.is_pre for text in ("1.2.3", "1.2.3-rc.1") if (version := parse(text))] == [False, True]
 
 
 @pytest.mark.parametrize("text", ["1.2", "1.2.3.4", "01.2.3", "1.2.3-", "1.2.3-01", "1.2.3-a..b", "latest", "v1", "", "1.2.3 "])

@@ -31,7 +31,7 @@ _OPTIONS = (
     click.option(
         "--base-name", "name", metavar="NAME", help="The base's own name in requests. [default: that of its file or folder]"
     ),
-    max_rank_option("that vLLM, SGLang and torch reserve room for.", default=64, show_default=True),
+    max_rank_option("what vLLM, SGLang and torch reserve memory for.", default=64, show_default=True),
     click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),
 )
 

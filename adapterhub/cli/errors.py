@@ -1,4 +1,4 @@
-"""Errors in the words of the command line: the option behind a parameter, the command that helps.
+"""Errors in the words of the command line: the option behind a parameter, the command that helps, the explanation of a code.
 
 The library names parameters and codes; flags and commands are written here alone.
 """
@@ -6,11 +6,14 @@ The library names parameters and codes; flags and commands are written here alon
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from adapterhub_converters.errors import AdapterhubError, ParameterError
+
+from . import output
+from .explanations import ERRORS, FINDINGS, STORED
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
@@ -137,15 +140,15 @@ def _spelled(fields: Mapping[str, object]) -> dict[str, object]:
 
 def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubError | None:
     """The same error with options for parameters, and the hint of its code."""
-    if error is None:
-        return None
+    if error is None or error.worded:
+        return error
     if isinstance(error, ParameterError):
         error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
     option, other = _ELSEWHERE.get(error.code, ("", ""))
     context = click.get_current_context(silent=True)
     if option and context and all(parameter.name != option for parameter in context.command.params):
-        error.hint, error.code = other, ""  # while the command is known
-    if error.code in HINTS:
+        error.hint, error.worded = other, True  # while the command is known
+    elif error.code in HINTS:
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
 
@@ -174,4 +177,60 @@ def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> Non
     """Append to the hint of an error, in the words of the command line."""
     in_words_of_the_command_line(error)
     error.hint = f"{error.hint}{separator}{more}" if error.hint else more
-    error.code = ""  # its hint is in place
+    error.worded = True
+
+
+def say(error: AdapterhubError, *, about: str = "") -> None:
+    """Print an error to stderr, with a line for each of its problems, and its code as the last word of the first.
+
+    The code is one that `adapterhub explain` knows: another server's is not shown.
+    """
+    known = error.code in ERRORS or error.code in FINDINGS
+    for number, line in enumerate(lines(in_words_of_the_command_line(error) or error)):
+        output.say(output.one_line(f"error: {about}{line}"), aside=f"[{error.code}]" if known and not number else "")
+
+
+class Explanation(NamedTuple):
+    """A code: `kind` is the severity of a finding, or `error` of any other command.
+
+    Attributes:
+        meaning: One line; empty if `text` is all.
+        text: Why, and what to do.
+        fix: The hint that the error itself has, with the names of its fields in capitals; empty for a finding.
+        reported_by: The command that reports it as a finding, such as `validate`; empty for an error of any command.
+    """
+
+    code: str
+    kind: str
+    meaning: str
+    text: str
+    fix: str
+    reported_by: str
+
+
+class _Capitals(dict[str, str]):
+    """Stands in for the fields of an error: each is its own name in capitals."""
+
+    def __missing__(self, key: str) -> str:
+        return key.upper()
+
+
+def codes() -> tuple[str, ...]:
+    """Return all codes: findings in the order of the checks, those of stored bytes, then errors by name."""
+    from adapterhub.checks import CODES
+
+    return (*CODES, *STORED, *sorted(set(ERRORS) - set(CODES) - set(STORED)))
+
+
+def explanation(code: str) -> Explanation | None:
+    """Return the explanation of a code; None for an unknown one."""
+    from adapterhub.checks import CODES, SCAN
+
+    fix = HINTS.get(code, "").format_map(_Capitals())
+    if code in CODES:
+        severity, meaning = CODES[code]
+        return Explanation(code, severity, meaning, FINDINGS.get(code, ""), fix, "scan" if code in SCAN else "validate")
+    if code in STORED:
+        severity, text = STORED[code]
+        return Explanation(code, severity, "", text, fix, "audit verify" if code in ("changed", "reordered") else "fsck")
+    return Explanation(code, "error", "", ERRORS[code], fix, "") if code in ERRORS else None

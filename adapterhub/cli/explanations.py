@@ -1,59 +1,10 @@
-"""The meaning of every code, why it is reported, and what to do: for `adapterhub explain` and the reference.
+"""The reason of every code, and what to do: texts of `adapterhub explain` and of the reference.
 
 `checks.CODES` has the meaning of each finding of `adapterhub validate` and `scan`, `errors.HINTS` the fix of each error; the texts
 that they have no room for are here.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
-
-from adapterhub.checks import CODES, SCAN
-
-from .errors import HINTS
-
-
-class Explanation(NamedTuple):
-    """A code: `kind` is the severity of a finding, or `error` of any other command.
-
-    Attributes:
-        meaning: One line; empty if `text` is all.
-        text: Why, and what to do.
-        fix: The hint that the error itself has, with the names of its fields in capitals; empty for a finding.
-    """
-
-    code: str
-    kind: str
-    meaning: str
-    text: str
-    fix: str
-
-    @property
-    def reported_by(self) -> str:
-        """The command that reports it as a finding, `validate` or `scan`; empty for an error of any command."""
-        return "scan" if self.code in SCAN else "validate" if self.code in CODES else ""
-
-
-class _Capitals(dict[str, str]):
-    """Stands in for the fields of an error: each is its own name in capitals."""
-
-    def __missing__(self, key: str) -> str:
-        return key.upper()
-
-
-def codes() -> tuple[str, ...]:
-    """Return all codes: findings in the order of the checks, then errors by name."""
-    return (*CODES, *sorted(set(ERRORS) - set(CODES)))
-
-
-def explanation(code: str) -> Explanation | None:
-    """Return the explanation of a code; None for an unknown one."""
-    fix = HINTS.get(code, "").format_map(_Capitals())
-    if code in CODES:
-        severity, meaning = CODES[code]
-        return Explanation(code, severity, meaning, FINDINGS.get(code, ""), fix)
-    return Explanation(code, "error", "", ERRORS[code], fix) if code in ERRORS else None
-
 
 FINDINGS: dict[str, str] = {
     # Are the files well-formed?
@@ -86,6 +37,7 @@ FINDINGS: dict[str, str] = {
     "magnitude-flag": "Magnitudes are in the file, but without `use_dora: true` peft skips them: the adapter would act as plain LoRA, which it was not trained as. `adapterhub fix` sets the key if every module has one.",
     "bias-flag": "peft skips `lora_B.bias` without `lora_bias: true`. `adapterhub fix` sets the key.",
     "no-bias": "`lora_bias` is true, and peft fills the missing bias with zeros.",
+    "classifier": "X-LoRA mixes its adapters by a classifier. peft 0.21.2 does not save all of its layers, and draws those that are missing at random: the adapter would answer differently each time. Save it again with the whole classifier.",
     "token-rows": "`trainable_token_indices` lists token ids, and the file has one row for each. With different numbers, rows go to the wrong tokens.",
     "overwrites-base": "The file has a whole weight of the base, not a delta. peft loads it only if `modules_to_save` names the module; other programs may load it regardless, or never.",
     "not-floats": "Factors are float32, float16 or bfloat16. Save the adapter in one of these.",
@@ -150,10 +102,12 @@ ERRORS: dict[str, str] = {
     "adapter-lost-in-nf4": "NF4 has 16 values in a block, and most of the adapter's change is smaller than the distance between two of them.",
     "add-base": "The stored description of a base is damaged, or not that of its tensors.",
     "address-with-remote": "An address has its host in it, and --remote names another place.",
+    "against-policy": "A rule of `[policy]` forbids it. The message names the file with the policy and each rule that the adapter breaks; `docs/reference/policy.md` has them all.",
     "alpha-or-rslora-required": "The format stores no scale, and a wrong one makes the adapter too weak or too strong without any error later. Nothing here knows it: you have to.",
     "alpha-recorded": "The scale is recorded in the file itself, so an option for it could only contradict.",
     "alpha-required": "The format stores no alpha. It is in the config of the training.",
     "as-trained": "`--onto as-trained` reproduces the quantized base of a QLoRA training. This adapter's record has none, or one that cannot be reproduced on this base.",
+    "attestation": "An attestation is missing, is signed by a key that you did not name, or is not true of this version. The message tells which.",
     "attested-base": "The attestation is about the adapter on a base, by digest, and is only compared with one that you name.",
     "base-name-taken": "A base of that name is registered, and it is another model.",
     "base-required": "The operation depends on the base: the order of its heads, its names or its weights.",
@@ -200,9 +154,12 @@ ERRORS: dict[str, str] = {
     "no-such-recipe": "The registry has no merge recipe of that name.",
     "no-such-tag": "The name is there, and has no such tag.",
     "no-such-version": "The name is there, and has no such version. `adapterhub log NAME` has those that were.",
+    "not-loaded": "The blend was not loaded, or is not any more. Load it again.",
     "not-locked": "`pull --locked` writes what is in adapters.lock and nothing else.",
+    "offline": "HF_HUB_OFFLINE is set, or a command was asked to stay offline, so that nothing is fetched from a Hub. Unset it, or name what is on this machine.",
     "other-base": "The recipe records the digest of every file of its base, and this is another model.",
     "other-base-shapes": "Names or shapes of this base do not match the adapter's tensors.",
+    "not-served": "The server does not serve that name. `adapterhub serve --allow` and its route file name the ones that it serves.",
     "nothing-to-attest": "An attestation is about something: that the adapter fits a base, what it was merged from, or how it was trained.",
     "output-exists": "Nothing that exists is overwritten unless you ask for it, and then only if it is an earlier output of adapterhub.",
     "passphrase-required": "The private key is encrypted.",
@@ -218,7 +175,7 @@ ERRORS: dict[str, str] = {
     "recipe-base-required": "The adapter was made with a base, by its fingerprint, and none or another one was given.",
     "recipe-name-taken": "The registry has a recipe of that name, for another model.",
     "ref-as-remote": "The word after --remote is the name of a remote.",
-    "removed": "The name was removed. Its versions exist until `adapterhub gc` removes their data.",
+    "removed": "The name was removed. Its versions exist until `adapterhub gc` removes their data. In `adapterhub audit verify`, an entry of a log was removed: restore the log from a backup.",
     "removed-name": "A removed name is not given to another adapter, so that old references do not come to mean something else.",
     "repair": "A blob has other bytes than its digest. A good copy can come from another registry or from the adapter's folder.",
     "repair-missing": "A blob is gone. A copy can come from another registry or from the adapter's folder.",
@@ -231,13 +188,38 @@ ERRORS: dict[str, str] = {
     "sum-too-large": "A sum exceeds 65,504, the largest float16.",
     "t-for-weights": "slerp has a position between two adapters and no weights.",
     "token-without-tls": "Your token would cross the network in the clear.",
+    "too-long": "The prompt and the answer together need more positions than the server was started with, or than the model has. Ask for fewer tokens, or shorten the prompt.",
     "torchtune-export": "torchtune's export of DoRA has the magnitudes of q and k in another order than their rows.",
     "trailing": "Bytes follow the last tensor of a safetensors file, in which something could be hidden. safetensors does not write such files.",
     "training-memory": "The training would need more memory than is free, and would be killed. The error names the setting that helps most.",
     "training-stopped": "A signal stopped the training. Its checkpoint is next to the output, and the same command resumes from it.",
     "two-types": "--dtype and --requantize both choose the type of the result.",
     "type-not-writable": "The tensor has a type that is read here, and not written.",
+    "wrong-facts": "adapter.json says something else about the weights than their own headers do, such as another rank: somebody edited it. Nothing pulls or copies such a version; remove it.",
     "unknown-folder": "The project names a folder outside of itself, and a job cannot be asked. A repository's author could choose any folder of yours.",
     "unknown-host": "The project names a host that you have not used before, and a job cannot be asked. A repository's author could have you contact any host.",
     "unknown-method": "There is no such method to merge by.",
+}  # fmt: skip
+
+# Severity and text of what `adapterhub fsck`, `verify` and `audit verify` find in stored bytes.
+STORED: dict[str, tuple[str, str]] = {
+    "flipped": ("error", "The bytes of a file do not have the digest of its name: a disk failed, or something else wrote to the file. `adapterhub fsck --repair --from PATH` restores it from another registry or the adapter's folder."),
+    "truncated": ("error", "A file is shorter than its version recorded: a disk was full, or a copy was interrupted. `adapterhub fsck --repair --from PATH` restores it. In `adapterhub audit verify`, the end of a log was cut off since the checkpoint."),
+    "broken-pack": ("error", "A compressed blob, or the one that it is a difference from, is missing or damaged. `adapterhub fsck --repair --from PATH` restores it."),
+    "missing": ("error", "A version needs a file that is not there. `adapterhub fsck --repair --from PATH` restores it, or push the same files again."),
+    "damaged": ("error", "A version needs a file that is damaged, or its documents cannot be read. `adapterhub fsck --repair --from PATH` restores them."),
+    "bad-manifest": ("error", "The manifest of a version is not one that adapterhub writes. Other versions of the name are not affected; push this one again."),
+    "broken-log": ("error", "An entry of the log of a name was changed or lost, or does not follow the one before it. Restore that name's folder in `.adapterhub/refs` from a backup; until then the name cannot move, and `adapterhub gc` removes nothing."),
+    "not-indexed": ("note", "The documents of a version cannot be read, so that searches do not find it. Push it again without them."),
+    "catalog-behind": ("error", "registry.db does not have the last entry of a log, as after a backup was restored. `adapterhub fsck --rebuild-index` makes it again from the logs."),
+    "catalog-wrong": ("error", "registry.db has a row, a count or a word that the logs do not: something else wrote to it. `adapterhub fsck --rebuild-index` makes it again from the logs."),
+    "index-behind": ("error", "index.json, which other OCI programs read, does not have the last entry of a log. `adapterhub fsck --rebuild-index` makes it again from the logs."),
+    "wrong-tensors": ("error", "A stored list of tensor digests is not that of its file. Delete the list, then `adapterhub fsck --rebuild-index`."),
+    "unlisted": ("note", "A list of tensors is incomplete, or a file is in a pulled folder and not in its adapter.json. Nothing has to be done: lists are made again when they are needed."),
+    "orphans": ("note", "Files that no version and no base needs. They do no harm; `adapterhub gc` removes those that are old enough."),
+    "leftovers": ("note", "Incomplete files of commands that were killed. They do no harm; `adapterhub gc` removes those that are old enough."),
+    "foreign": ("note", "A file in the store that adapterhub did not write. It is ignored; remove it if you do not know it either."),
+    "unreadable": ("error", "A file, or an entry of a log, cannot be read: permissions, a failing disk, or damage. The message has the reason of the operating system."),
+    "changed": ("error", "An entry of a log has other bytes than when the next one was written, or than in the checkpoint: somebody edited it. Restore the log from a backup."),
+    "reordered": ("error", "Entries of a log have changed places. Restore the log from a backup."),
 }  # fmt: skip

@@ -24,20 +24,21 @@ from .options import Settings, refuse_unknown, set_shared
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit with a code of docs/exit-codes.md."""
+    """Run one command and exit with a code of docs/reference/exit-codes.md."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(run(arguments))
 
 
 PROGRAM = "adapterhub"
 EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
-# Module to the extra of pyproject.toml that brings it.
+# Module to the extras of pyproject.toml that bring it: that of the command's name, if it is one of them, else the first.
 _EXTRAS = {
-    "torch": "train", "transformers": "train", "tokenizers": "train", "safetensors": "train", "matplotlib": "plot",
-    "bitsandbytes": "demo", "jinja2": "train", "obstore": "objectstore", "peft": "dev",
-    "starlette": "hub", "uvicorn": "hub", "httpx2": "serve", "nh3": "hub", "lz4": "hub", "prometheus_client": "hub",
-    "psycopg": "postgres", "psycopg_pool": "postgres",
-    "cryptography": "sign", "pkcs11": "pkcs11", "sigstore": "sigstore",
+    "torch": ("train",), "transformers": ("train",), "tokenizers": ("train",), "safetensors": ("train",), "peft": ("dev",),
+    "bitsandbytes": ("demo",), "jinja2": ("train", "hub", "run"), "matplotlib": ("plot",), "obstore": ("objectstore",),
+    "starlette": ("hub", "serve"), "uvicorn": ("hub", "serve"), "prometheus_client": ("hub", "serve"), "httpx2": ("serve",),
+    "nh3": ("hub",), "lz4": ("hub",), "markdown_it": ("hub",), "markupsafe": ("hub",),
+    "psycopg": ("postgres",), "psycopg_pool": ("postgres",), "cryptography": ("sign",), "pkcs11": ("pkcs11",),
+    "sigstore": ("sigstore",),
 }  # fmt: skip
 
 
@@ -236,7 +237,7 @@ def _invoke(arguments: list[str]) -> int:
 
 def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
     """The error to report for any exception; that of a bug names a file with the traceback."""
-    known = errors.in_words_of_the_command_line(translate(error))
+    known = errors.in_words_of_the_command_line(translate(error, arguments))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
         for row in "".join(traceback.format_exception(error)).splitlines():
@@ -250,8 +251,7 @@ def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
 
 
 def _report(error: AdapterhubError, arguments: list[str]) -> None:
-    for line in errors.lines(error):
-        output.say(output.one_line(f"error: {line}"))
+    errors.say(error)
     if _wants_json(arguments):
         output.write_json({"error": output.error_document(error)})
 
@@ -265,22 +265,28 @@ def _usage_error(error: click.UsageError) -> UsageError:
     return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
 
 
-def translate(error: Exception) -> AdapterhubError | None:
-    """The error to report for an exception, or None for a bug."""
+def translate(error: Exception, arguments: Sequence[str] = ()) -> AdapterhubError | None:
+    """The error to report for an exception of a command line, or None for a bug."""
     if isinstance(error, AdapterhubError):
         return None if type(error) is AdapterhubError else error
     if isinstance(error, click.UsageError):
         return _usage_error(error)
     if isinstance(error, ImportError):
-        module = (error.name or "").partition(".")[0]
-        hint = f"Run `pip install 'adapterhub[{_EXTRAS.get(module)}]'`"
-        return MissingExtraError("", f"requires {module}, which is not installed", hint) if module in _EXTRAS else None
+        return _missing_extra((error.name or "").partition(".")[0], arguments)
     if isinstance(error, MemoryError):
         return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model")
     if isinstance(error, OSError):
         reason = (error.strerror or str(error) or type(error).__name__).lower()
         return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")
     return None
+
+
+def _missing_extra(module: str, arguments: Sequence[str]) -> MissingExtraError | None:
+    """The error for a module that is not installed; None for one that every installation has."""
+    extras = _EXTRAS.get(module, ())
+    extra = next((extra for extra in extras if extra in arguments), "".join(extras[:1]))
+    hint = f"Run `pip install 'adapterhub[{extra}]'`"
+    return MissingExtraError("", f"requires {module}, which is not installed", hint) if extra else None
 
 
 def _wants_json(arguments: list[str]) -> bool:

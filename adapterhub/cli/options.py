@@ -215,7 +215,7 @@ energy_option = click.option(
     "--energy",
     metavar="E",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Share of the energy to keep, by the smallest ranks that do, like 0.99.",
+    help="Share of the energy to keep, with the smallest ranks that do so, like 0.99.",
 )
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing.")

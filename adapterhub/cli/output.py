@@ -19,7 +19,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from adapterhub_converters import display
 from adapterhub_converters.display import printable
@@ -53,9 +53,9 @@ def _colored(text: str, code: str) -> str:
     return f"{_MARK}{code}m{text}{_MARK}0m" if has_color() else text
 
 
-def has_color() -> bool:
-    """True if stdout is a terminal with colors and its user wants them."""
-    return is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def has_color(stream: TextIO | None = None) -> bool:
+    """True if a stream, or else stdout, is a terminal with colors and its user wants them."""
+    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 # Of the 256 colors of terminals, from violet over green to yellow: ever lighter, and the first one still visible on black.
@@ -168,9 +168,11 @@ def write_document(text: str) -> None:
     print(text)
 
 
-def say(text: str) -> None:
-    """Print one line about the work to stderr."""
-    print(_line(text), file=sys.stderr)
+def say(text: str, *, aside: str = "") -> None:
+    """Print one line about the work to stderr; an aside at its end is dim on a terminal with colors."""
+    if aside:
+        aside = f"  \x1b[2m{_line(aside)}\x1b[0m" if has_color(sys.stderr) else f"  {_line(aside)}"
+    print(_line(text) + aside, file=sys.stderr)
 
 
 @functools.cache

@@ -31,7 +31,9 @@ def check_extra() -> None:
     """MissingExtraError where llama.cpp or what renders chat templates is not installed."""
     for name in _MODULES:
         if importlib.util.find_spec(name) is None:
-            raise MissingExtraError("", f"running a GGUF needs {name}, which is not installed", 'pip install "adapterhub[run]"')
+            raise MissingExtraError(
+                "", f"running a GGUF needs {name}, which is not installed", "Run `pip install 'adapterhub[run]'`"
+            )
 
 
 @contextlib.contextmanager

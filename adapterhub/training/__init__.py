@@ -180,4 +180,4 @@ def _missing() -> str | None:
 def check_extra(work: str = "training") -> None:
     """MissingExtraError where a library of the extra is not installed."""
     if name := _missing():
-        raise MissingExtraError("", f"{work} needs {name}, which is not installed", 'pip install "adapterhub[train]"')
+        raise MissingExtraError("", f"{work} needs {name}, which is not installed", "Run `pip install 'adapterhub[train]'`")

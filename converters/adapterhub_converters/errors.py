@@ -32,10 +32,12 @@ class AdapterhubError(Exception):
         code: A stable name for callers that react to this error, such as `base-required`; empty if none does.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
         problems: Of several problems found at once, one line each, the first of which is the error itself; else empty.
+        worded: True once the command line has written its own hint, which is then kept.
     """
 
     exit_code: ClassVar[int] = 70
     problems: tuple[str, ...] = ()
+    worded = False
 
     def __init__(self, where: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
         super().__init__(where, what, hint)

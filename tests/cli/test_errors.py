@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
+import sys
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
 from adapterhub.cli.errors import HINTS, OPTIONS
-from adapterhub.cli.main import app
-from tests.conftest import Run
+from adapterhub.cli.main import _EXTRAS, app, translate
+from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 
 
@@ -61,3 +64,31 @@ def test_a_folder_without_its_config_is_told_so(run: Run, tmp_path: Path, words:
     told = run(*words.split(), code=6).stderr
     assert told.startswith("error: a/adapter_config.json: is missing, and nothing else records its alpha. Restore")
     assert told.count("\n") == 1
+
+
+# Modules whose absence the code that imports them explains itself, or that are only imported by their own program.
+_EXPLAINED = {"keyring", "pyarrow", "vllm"}
+
+
+def test_a_package_that_is_not_installed_leads_to_the_extra_that_brings_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always = {re.split(r"[\[<>=; ]", one)[0].lower().replace("-", "_") for one in project["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    for path in [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]:
+        for name in re.findall(
+            r"^ *(?:import(?= \w+(?: as \w+)?$)|from(?= [\w.]+ import )) (\w+)", path.read_text(), re.MULTILINE
+        ):
+            if name in sys.stdlib_module_names or name.startswith("adapterhub") or name in _EXPLAINED:
+                continue
+            brought = {one.lower().replace("-", "_") for one in distributions.get(name, ())} & always
+            assert brought or name in _EXTRAS, f"{path}: {name}"
+    assert {extra for extras in _EXTRAS.values() for extra in extras} <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"), [("serve base", "serve"), ("hub start", "hub"), ("--registry x hub start", "hub"), ("train x", "hub")]
+)
+def test_a_module_of_several_extras_leads_to_that_of_the_command(words: str, extra: str) -> None:
+    error = translate(ModuleNotFoundError("none", name="uvicorn"), words.split())
+    assert error is not None
+    assert error.hint == f"Run `pip install 'adapterhub[{extra}]'`"

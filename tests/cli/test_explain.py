@@ -4,39 +4,77 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from adapterhub.checks import CODES
-from adapterhub.cli.errors import HINTS
-from adapterhub.cli.explanations import ERRORS, FINDINGS, codes, explanation
+from adapterhub.cli.errors import HINTS, codes, explanation, say
+from adapterhub.cli.explanations import ERRORS, FINDINGS, STORED
+from adapterhub.store import chain
+from adapterhub_converters.errors import RefusedError
 from tests.cli.test_commands import terminal
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 
-# Answers of the gateway have the codes of OpenAI's API, which docs/serving.md lists.
+# Answers of the gateway have the codes of OpenAI's API, which docs/how-to/serving.md lists.
 _OF_OPENAI = {"ProblemError", "ApiError"}
 
 
-def raised() -> set[str]:
-    """The codes that are written where an error is made."""
-    found = set()
-    for path in [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]:
-        if "code=" in (text := path.read_text()):
-            calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-            words = [word for call in calls if ast.unparse(call.func) not in _OF_OPENAI for word in call.keywords]
-            values = [node for word in words if word.arg == "code" for node in ast.walk(word.value)]
-            found |= {node.value for node in values if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return {code for code in found if code and "_" not in code and code != "nf4"}
+def written() -> list[tuple[str, ast.Module]]:
+    """The modules that name a code, by their names."""
+    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
+    texts = [(path.stem if path.stem != "__init__" else path.parent.name, path.read_text()) for path in paths]
+    named = re.compile(r'code=|\bFinding\(|^[A-Z_]+ = "[a-z-]+"$', re.MULTILINE)
+    return [(name, ast.parse(text)) for name, text in texts if named.search(text)]
+
+
+def constant(node: ast.AST, names: dict[str, str]) -> str | None:
+    """The string that an expression is, written there or as a constant of a module."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    return names.get(ast.unparse(node)) if isinstance(node, ast.Name | ast.Attribute) else None
+
+
+def raised() -> tuple[set[str], set[str]]:
+    """The codes of errors and those of findings in stored bytes, where they are made."""
+    modules, errors, findings = written(), set(), set()
+    shared = {f"{module}.{name}": text for module, tree in modules for name, text in strings(tree).items()}
+    for _, tree in modules:
+        names = {**shared, **strings(tree)}
+        names |= {
+            alias.asname or alias.name: shared[f"{node.module.rpartition('.')[2]}.{alias.name}"]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+            if f"{node.module.rpartition('.')[2]}.{alias.name}" in shared
+        }
+        for call in [node for node in ast.walk(tree) if isinstance(node, ast.Call)]:
+            words = [word.value for word in call.keywords if word.arg == "code"]
+            if ast.unparse(call.func) not in _OF_OPENAI:
+                errors |= {constant(node, names) for word in words for node in ast.walk(word)}
+            if ast.unparse(call.func) == "Finding":
+                findings.add(constant(call.args[0], names))
+    return {code for code in errors if code and "_" not in code and code != "nf4"}, {code for code in findings if code}
+
+
+def strings(tree: ast.Module) -> dict[str, str]:
+    """The constants of a module that are strings."""
+    found = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {ast.unparse(node.targets[0]): node.value.value for node in found if isinstance(node.value.value, str)}
 
 
 def test_every_code_that_is_raised_is_explained_and_no_other() -> None:
+    errors, findings = raised()
+    findings |= {chain.CHANGED, chain.REMOVED, chain.REORDERED, chain.TRUNCATED, chain.UNREADABLE}  # of `audit verify`
     assert set(FINDINGS) == set(CODES)
-    assert sorted(raised() - set(codes())) == []
+    assert sorted((errors | findings) - set(codes())) == []
     assert sorted(set(HINTS) - set(codes())) == []
-    assert sorted(set(ERRORS) - raised() - set(HINTS)) == []
+    assert sorted(set(ERRORS) - errors - findings - set(HINTS)) == []
+    assert sorted(set(STORED) - findings) == []
+    assert len(codes()) == len(set(codes()))
 
 
 @pytest.mark.parametrize("code", codes())
@@ -60,3 +98,45 @@ def test_a_report_with_problems_leads_to_it_on_a_terminal(tmp_path: Path) -> Non
     adapter(tmp_path / "sql", pairs(2), r=3)
     shown = terminal([sys.executable, "-m", "adapterhub", "validate", "sql"], tmp_path, 80)
     assert "`adapterhub explain CODE`" in shown
+
+
+def test_an_error_ends_with_the_code_that_explain_knows(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    told = run("push", "sql", "team/sql", code=None).stderr
+    run("init", code=None)
+    for words in (["show", "team/none"], ["pull", "team/none", "-o", "x"], ["merge", "sql", "-o", "x", "--method", "nosuch"]):
+        told = run(*words, code=None).stderr
+        line, code = told.rstrip("\n").removesuffix("]").rsplit("  [", 1)
+        assert line.startswith("error: ")
+        assert explanation(code) is not None
+        assert json.loads(run(*words, "--json", code=None).stdout)["error"]["code"] == code
+
+
+def test_a_hint_that_a_command_words_itself_keeps_the_code(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    (tmp_path / "sql/adapter_config.json").unlink()
+    assert run("show", "sql", code=6).stderr.endswith("`adapterhub fix SRC --alpha N`  [alpha-or-rslora-required]\n")
+
+
+def test_a_code_of_another_server_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    say(RefusedError("chat", "is refused", code="engine_failed"))
+    assert capsys.readouterr().err == "error: chat: is refused\n"
+
+
+def test_of_several_problems_the_first_has_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    error = RefusedError("a", "is wrong", code="base-required")
+    error.problems = ("a: is wrong", "b: is wrong")
+    say(error)
+    assert capsys.readouterr().err == "error: a: is wrong  [base-required]\nerror: b: is wrong\n"
+
+
+def test_the_code_is_dim_on_a_terminal_and_not_in_a_pipe(tmp_path: Path) -> None:
+    shown = terminal([sys.executable, "-m", "adapterhub", "explain", "team", "--registry", "none"], tmp_path, 80)
+    assert "\x1b[2m" not in shown  # without a code, nothing is added
+    shown = terminal([sys.executable, "-m", "adapterhub", "--registry", "none", "list", "team"], tmp_path, 80)
+    assert "  \x1b[2m[no-registry]\x1b[0m" in shown
+
+
+@pytest.mark.parametrize("code", STORED)
+def test_a_finding_of_fsck_is_explained(run: Run, code: str) -> None:
+    assert run("explain", code).stdout.startswith(f"{code}: ")

@@ -328,7 +328,7 @@ def test_a_name_from_which_others_were_made_goes_only_by_force(registry: Registr
     registry.push(made_from(make, "b1", 3, parent), Ref.parse("team/b"))
     at = ("--registry", registry.root)
     what = "team/b:v1 was made from team/a:v1 and could not be made again. --force removes it all the same"
-    assert run("rm", "team/a", *at, code=6).stderr == f"error: team/a: {what}\n"
+    assert run("rm", "team/a", *at, code=6).stderr == f"error: team/a: {what}  [has-children]\n"
     copy = registry.push(make("a1", 1), Ref.parse("team/copy"))
     assert copy.digest == parent.digest
     registry.rm(Ref.parse("team/a"))  # the same version has another name

@@ -268,7 +268,8 @@ def tree(folder: Path) -> list[str]:
 def test_remote_test_reports_user_and_access_and_leaves_nothing(run: Run, behind: str, tmp_path: Path) -> None:
     run("remote", "add", "team", f"oci://{behind}/some/prefix")
     nobody = run("remote", "test", "team", code=5)
-    assert nobody.stderr == f"error: oci://{behind}: HTTP 401: login required. Log in with `adapterhub login {behind}`\n"
+    what = f"HTTP 401: login required. Log in with `adapterhub login {behind}`  [login-required]"
+    assert nobody.stderr == f"error: oci://{behind}: {what}\n"
     right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", behind).parent)}
     before = tree(tmp_path / "behind")
     found = said(run, "remote", "test", "team", env=right)

@@ -300,7 +300,7 @@ def test_unsupported_numbers_are_reported(tmp_path: Path, tiny_base: Path, monke
     with pytest.raises(UsageError, match="unknown tracker 'paper'. Use any of tensorboard, wandb, trackio, mlflow"):
         training.run(training.read_config(path), tmp_path / "out")
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(MissingExtraError, match="mlflow is not installed. pip install mlflow"):
+    with pytest.raises(MissingExtraError, match="mlflow is not installed. Run `pip install mlflow`"):
         training.run(replace(training.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
 
 

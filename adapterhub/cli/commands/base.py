@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub.cli import inputs, output
+from adapterhub.cli import errors, inputs, output
 from adapterhub.cli.environment import completions, open_registry
 from adapterhub.cli.options import Group, Settings, force_option
 from adapterhub.cli.output import Column
@@ -102,7 +102,7 @@ def list_(settings: Settings) -> int:
     with open_registry(settings) as registry:
         found, damaged = registered.every(registry)
     for name, error in damaged.items():
-        output.say(output.one_line(f"error: base {name}: {error}"))
+        errors.say(error, about=f"base {name}: ")
     document = {
         "bases": [_document(item) for item in found],
         "damaged": [{"name": name, "where": error.where, "what": error.what} for name, error in damaged.items()],

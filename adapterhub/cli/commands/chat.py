@@ -75,8 +75,8 @@ def chat(
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
-    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed in the middle of
-    it: the version that answers, the one beside it, the system message. In a pipe, each line is said in turn.
+    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed during it: the
+    version that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation
@@ -127,9 +127,7 @@ class _Talk:
             except AdapterhubError as error:
                 if not self._person:
                     raise
-                errors.in_words_of_the_command_line(error)
-                for text in errors.lines(error):
-                    output.say(output.one_line(f"error: {text}"))
+                errors.say(error)
 
     def _take(self, line: str) -> bool:
         """Do what a line says; False for the end."""

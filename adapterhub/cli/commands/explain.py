@@ -7,6 +7,7 @@ import difflib
 import click
 
 from adapterhub.cli import output
+from adapterhub.cli.errors import codes, explanation
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import NotFoundError
 
@@ -21,13 +22,11 @@ from adapterhub_converters.errors import NotFoundError
 @click.argument("code", required=False)
 @click.pass_obj
 def explain(settings: Settings, code: str | None) -> None:
-    """Explain a code of `adapterhub validate` or `scan`, or of an error: what it means, and what to do.
+    """Explain a code of a check or an error: what it means, and what to do.
 
-    `validate` prints codes in brackets, as in error[rank-config]; other errors have theirs in the document of --json.
-    Without CODE all are listed.
+    Codes are printed in brackets: error[rank-config] in a report, [no-such-tag] at the end of an error. Without CODE, all
+    codes are listed.
     """
-    from adapterhub.cli.explanations import codes, explanation
-
     if code is None:
         found = [one for one in map(explanation, codes()) if one]
         rows = [[one.code, one.kind, one.meaning or one.text.partition(". ")[0].rstrip(".")] for one in found]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("source", metavar="SRC")
 @output_option("new folder. [default: ./NAME-fixed]")
 @dry_run_option
-@base_option("settles prefixes, and copies of its weights.")
+@base_option("decides on prefixes, and on copies of its weights.")
 @alpha_option
 @rslora_option
 @click.pass_obj
@@ -37,7 +37,7 @@ def fix(
     """Repair known defects of a PEFT adapter in a copy; SRC itself is never changed.
 
     Only what the tensors prove is repaired: names, ranks, target modules, biases, magnitudes. What they cannot prove, such as
-    a scale, is proposed with the edit or command that does it. docs/validate.md lists the repairs.
+    a scale, is proposed with the edit or command that does it. docs/reference/validate.md lists the repairs.
     """
     from adapterhub.checks import repair as library
 

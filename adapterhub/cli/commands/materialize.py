@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import errors, output
 from adapterhub.cli.environment import open_registry, workspace
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, output_option, replace_option
 from adapterhub.cli.views import recipes as view
@@ -83,7 +83,7 @@ def _list(settings: Settings) -> int:
             except AdapterhubError as error:
                 damaged.append((name, error))
     for name, wrong in damaged:
-        output.say(output.one_line(f"error: {name}: {wrong}"))
+        errors.say(wrong, about=f"{name}: ")
     document = {
         "merges": [view.stored_document(one) for one in found],
         "damaged": [{"name": name, "where": wrong.where, "what": wrong.what} for name, wrong in damaged],

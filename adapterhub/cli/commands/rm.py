@@ -28,10 +28,10 @@ from adapterhub_converters.errors import UsageError
 def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bool, remote: str | None) -> None:
     """Remove a tag, or a name with all its versions.
 
-    On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its data,
-    and `adapterhub tag --restore` a tag. A single version cannot be removed: versions are immutable. A name that others were
-    merged or converted from is refused (exit 6), because they could not be rebuilt. REF may be an address, of which a tag can
-    be removed only.
+    On a terminal, removing a name asks first. `adapterhub restore` brings a name back until `adapterhub gc` removes its
+    data, and `adapterhub tag --restore` a tag. A single version cannot be removed: versions are immutable. A name that
+    others were merged or converted from is refused (exit 6), because they could not be rebuilt. At an address, only a tag
+    can be removed.
     """
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address

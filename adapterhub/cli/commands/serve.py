@@ -30,7 +30,7 @@ from adapterhub.cli.options import Settings, command
     "--poll",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 86400),
-    help="Time between two looks at tags, routes and policies. [default: 1, with --remote 5]",
+    help="Time between checks of tags, routes and policies. [default: 1, with --remote 5]",
 )
 @click.option("--route", "routes", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of routes and keys.")
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
@@ -43,14 +43,19 @@ from adapterhub.cli.options import Settings, command
     type=click.IntRange(1, 10_000),
     default=8,
     show_default=True,
-    help="Versions to answer with at once.",
+    help="Maximum number of versions loaded at once.",
 )
 @click.option("--one-process", is_flag=True, help="One llama-server for all versions, for a GPU; allows blends.")
 @click.option("--plugin", is_flag=True, help="The vLLM at --engine-url has adapterhub's plugin, and finds versions itself.")
 @click.option(
-    "--max-requests", metavar="N", type=click.IntRange(1), default=256, show_default=True, help="Requests to answer at once."
+    "--max-requests",
+    metavar="N",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Maximum number of requests at once.",
 )
-@click.option("--behind-proxy", is_flag=True, help="A proxy that ends TLS is in front; trust its X-Forwarded-Proto.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
 @click.pass_obj
@@ -75,7 +80,7 @@ def serve(
     key: Path | None,
     **chosen: Any,
 ) -> None:
-    """Serve a base model with every adapter of the registry, by OpenAI's API.
+    """Serve a base model with every adapter of the registry, over OpenAI's API.
 
     `model` is a REF (NAME, NAME:TAG or NAME@sha256:…), a name of the route file, or the base's own. A tag is looked up for each
     request, at a remote every few seconds; while the remote is down, the last answer is used. The version that answered is in

@@ -64,7 +64,7 @@ def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: boo
     output.emit(document, as_json=settings.as_json, text=text)
     if found.misfit is None or force:
         return 0
-    output.say(output.one_line(f"error: {errors.in_words_of_the_command_line(found.misfit)}"))
+    errors.say(found.misfit)
     return found.misfit.exit_code
 
 

@@ -40,7 +40,7 @@ def check(provider: Provider) -> None:
     id_tokens.check_issuer(provider.issuer)
     if importlib.util.find_spec("cryptography") is None:
         raise MissingExtraError(
-            "", "signing in needs cryptography, which is not installed", 'pip install "adapterhub[hub,oidc]"'
+            "", "signing in needs cryptography, which is not installed", "Run `pip install 'adapterhub[hub,oidc]'`"
         )
 
 

@@ -158,7 +158,9 @@ def _quantizers(name: str) -> _Quantizers:
     try:
         return _gguf_package()
     except ImportError as error:
-        raise MissingExtraError(name, "reading and writing this type needs the gguf package", "pip install gguf") from error
+        raise MissingExtraError(
+            name, "reading and writing this type needs the gguf package", "Run `pip install gguf`"
+        ) from error
 
 
 def kind(name: str) -> Kind | None:

@@ -61,7 +61,7 @@ def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> con
     if name == "wandb":
         _check_workspace(where)
     if importlib.util.find_spec(name) is None:
-        raise MissingExtraError(where, f"{name} is not installed", f"pip install {name}")
+        raise MissingExtraError(where, f"{name} is not installed", f"Run `pip install {name}`")
     return _guarded(_KINDS[name](config, out), name, where, on_event)
 
 

@@ -106,7 +106,7 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        hint = 'pip install "adapterhub[data]"'
+        hint = "Run `pip install 'adapterhub[data]'`"
         raise MissingExtraError(str(path), "needs the package pyarrow, which is not installed", hint) from error
     return pyarrow
 

@@ -49,7 +49,7 @@ def new_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimize
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        raise MissingExtraError(where, f"{config.optimizer} needs bitsandbytes", "pip install bitsandbytes") from error
+        raise MissingExtraError(where, f"{config.optimizer} needs bitsandbytes", "Run `pip install bitsandbytes`") from error
     return (optim.PagedAdamW8bit if paged else optim.AdamW8bit)(groups, **options)
 
 

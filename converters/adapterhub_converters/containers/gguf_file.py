@@ -365,7 +365,7 @@ def _dequantized(raw: np.ndarray, info: GGUFTensor, where: str) -> np.ndarray:
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
-        raise MissingExtraError(where, f"reading {info.type_name} needs the gguf package", "pip install gguf") from error
+        raise MissingExtraError(where, f"reading {info.type_name} needs the gguf package", "Run `pip install gguf`") from error
     _, block, width = TYPES[info.type_name]
     rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * width)
     result: np.ndarray = quants.dequantize(rows, GGMLQuantizationType[info.type_name])

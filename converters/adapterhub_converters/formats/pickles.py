@@ -81,7 +81,7 @@ def converted(pickle: Path, folder: Path) -> Path:
         MissingExtraError: torch is not installed.
     """
     if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError(str(pickle), "reading a pickle needs torch", "pip install 'adapterhub[train]'")
+        raise MissingExtraError(str(pickle), "reading a pickle needs torch", "Run `pip install 'adapterhub[train]'`")
     weights = folder / peft.WEIGHTS
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub_converters.formats import unpickle; unpickle.main()"

@@ -96,7 +96,7 @@ def list_(settings: Settings) -> None:
 def rm(settings: Settings, *, ident: int) -> None:
     """Remove a rule, and the roles that it gave.
 
-    Whom it alone admitted is refused the next time; sessions of the pages last at most 12 hours.
+    People whom no other rule admits are refused the next time; sessions of the pages last at most 12 hours.
     """
     from adapterhub.hub.people import admissions
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def migrate(settings: Settings, *, back: bool) -> None:
     """Copy the hub of the registry's folder into $ADAPTERHUB_DATABASE, which is empty, and $ADAPTERHUB_BLOBS.
 
-    Stop the hub first. Adapters, accounts and tokens stay as they are, byte for byte; so does what is copied from.
+    Stop the hub first. Adapters, accounts and tokens are copied byte for byte; the source does not change.
     """
     from adapterhub.hub.storage import migration
 
@@ -51,7 +51,7 @@ def migrate(settings: Settings, *, back: bool) -> None:
 @click.command(
     "recover",
     cls=Command,
-    short_help="Make a lost database again.",
+    short_help="Rebuild a lost database.",
     example="""
     adapterhub hub recover""",
 )
@@ -80,9 +80,9 @@ def recover(settings: Settings) -> None:
 @sweep_options(2)
 @click.pass_obj
 def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tagged: bool) -> None:
-    """Remove from $ADAPTERHUB_BLOBS the bytes of removed names and dropped versions, and uploads that became nothing.
+    """Remove from $ADAPTERHUB_BLOBS the bytes of removed names and dropped versions, and abandoned uploads.
 
-    Safe at any time, beside any number of processes that serve, once all of them are of a version that has this command. For a
+    Safe at any time, while any number of processes serve, if all of them have this command. For a
     hub in one folder, without the two variables, it is `adapterhub gc`.
     """
     from adapterhub.hub.storage.collection import collect

@@ -104,16 +104,16 @@ def backup(settings: Settings, *, file: Path) -> None:
 @click.command(
     "restore",
     cls=Command,
-    short_help="Make a hub of a backup.",
+    short_help="Restore a hub from a backup.",
     example="""
     adapterhub hub restore hub-2026-11-26.tar --registry /srv/hub""",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_obj
 def restore(settings: Settings, *, file: Path) -> None:
-    """Make the registry that --registry names, and its hub.db, of a backup. The folder must be new or empty.
+    """Restore the registry that --registry names, and its hub.db, from a backup. The folder must be new or empty.
 
-    Every blob is compared with its digest, and registry.db is made anew. Tokens are as they were when the backup was made: one
+    Every blob is compared with its digest, and registry.db is rebuilt. Tokens are as they were when the backup was made: one
     that was revoked since is in force again.
     """
     from adapterhub.hub.operations import backup as backups
@@ -131,7 +131,7 @@ def restore(settings: Settings, *, file: Path) -> None:
 @click.command(
     "doctor",
     cls=Command,
-    short_help="Check the hub's surroundings.",
+    short_help="Check what a hub depends on.",
     example="""
     adapterhub hub doctor
     adapterhub hub doctor --certificate hub.pem""",

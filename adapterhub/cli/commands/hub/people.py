@@ -177,7 +177,7 @@ def member() -> None:
 @click.option("--role", type=click.Choice(ROLES), required=True, help="Role: in the namespace.")
 @click.pass_obj
 def set_(settings: Settings, *, namespace: str, account: str, role: str) -> None:
-    """Give ACCOUNT a role in NAMESPACE, in place of that which it has; a running hub follows within seconds.
+    """Give ACCOUNT a role in NAMESPACE, in place of its present one; a running hub follows within seconds.
 
     read sees private adapters, write pushes, tags and removes, admin manages the namespace.
     """
@@ -218,12 +218,12 @@ def member_rm(settings: Settings, *, namespace: str, account: str) -> None:
     adapterhub hub namespace set team --readers members --max-size 50G""",
 )
 def namespace() -> None:
-    """Settle who can read a namespace, and how much it may hold."""
+    """Set who can read a namespace, and how much it may hold."""
 
 
 @namespace.command(
     "set",
-    short_help="Settle what holds in a namespace.",
+    short_help="Set who can read a namespace, and what it may hold.",
     example="""
     adapterhub hub namespace set team --readers members
     adapterhub hub namespace set team --max-size 50G --max-files 2000
@@ -252,7 +252,7 @@ def settle(
     max_files: int | None,
     adapters_only: bool | None,
 ) -> None:
-    """Settle what holds in a namespace; what no option names stays."""
+    """Set who can read a namespace, and what it may hold; without its option, a setting stays as it is."""
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "namespace.set", name) as database:
@@ -278,13 +278,13 @@ def _bytes(text: str) -> int:
 
 @namespace.command(
     "list",
-    short_help="List what was settled.",
+    short_help="List the namespaces that have settings.",
     example="""
     adapterhub hub namespace list""",
 )
 @click.pass_obj
 def list_namespaces(settings: Settings) -> None:
-    """List the namespaces for which something was settled; anyone can read the others, and they have no limits."""
+    """List the namespaces that have settings; anyone can read the others, and they have no limits."""
     from adapterhub.hub.people import accounts
 
     found = of_hub(settings, accounts.namespaces)

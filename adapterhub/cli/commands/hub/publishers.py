@@ -21,7 +21,7 @@ from .tables import changed_database, claims_of, claims_text, emit_removed, of_h
     adapterhub hub publisher add team/sql --issuer https://gitlab.com --claim project_path=org/trainer""",
 )
 def publisher() -> None:
-    """Trust CI jobs by what their provider says of them: they exchange its ID token for a token of one hour."""
+    """Trust CI jobs by the claims of their provider: they exchange its ID token for a token of one hour."""
 
 
 @publisher.command(
@@ -72,14 +72,14 @@ def list_(settings: Settings) -> None:
 
 @publisher.command(
     "rm",
-    short_help="Trust a publisher no more.",
+    short_help="Stop trusting a publisher.",
     example="""
     adapterhub hub publisher rm 1""",
 )
 @click.argument("ident", metavar="ID", type=int)
 @click.pass_obj
 def rm(settings: Settings, *, ident: int) -> None:
-    """Trust a publisher no more; tokens that it has end within the hour."""
+    """Stop trusting a publisher; its tokens expire within the hour."""
     from adapterhub.hub.people import publishers
 
     with changed_database(settings, "publisher.rm", "", str(ident)) as database:

@@ -27,7 +27,7 @@ from adapterhub_converters.errors import UsageError
 )
 @click.option("--url", metavar="URL", default="", help="The hub's address as clients reach it. [default: that of each request]")
 @click.option("--require-login", is_flag=True, help="Ask for a token to read public adapters too.")
-@click.option("--behind-proxy", is_flag=True, help="A proxy that ends TLS is in front; trust its X-Forwarded-Proto.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
 @click.option("--database", metavar="URL", help="PostgreSQL that several processes share. [default: $ADAPTERHUB_DATABASE]")
@@ -48,7 +48,7 @@ from adapterhub_converters.errors import UsageError
     type=click.FloatRange(1),
     default=3600,
     show_default=True,
-    help="Look for a new main of what was fetched after so long.",
+    help="Look for newer versions of what was fetched after this time.",
 )
 @click.option(
     "--mirror-max-size",

@@ -239,7 +239,7 @@ def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
-        raise MissingExtraError(name, f"writing {kind} needs the gguf package", "pip install gguf") from error
+        raise MissingExtraError(name, f"writing {kind} needs the gguf package", "Run `pip install gguf`") from error
     if not np.isfinite(array).all():
         raise RefusedError(name, f"{kind} cannot hold NaN or Inf")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -1,0 +1,156 @@
+"""Change one operator or number of a module at a time, and run its tests: a change that no test notices is a survivor.
+
+    python tests/mutation/mutate.py [MODULE…]
+
+Each mutant is a fork of a process that has imported everything: only the code of the changed function is replaced in it, so
+that a mutant takes as long as its tests. Constants of modules are left alone, since other modules have copies. Survivors that
+change nothing are in same.toml, with the reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import importlib
+import inspect
+import os
+import shlex
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
+
+import pytest  # noqa: E402
+
+# Module to its tests.
+TARGETS = {
+    "adapterhub.ref": "tests/test_ref.py -k 'not inverse and not any_text'",
+    "adapterhub.semver": "tests/test_semver.py -k 'not ref'",
+    "adapterhub_converters.formats.file_alpha": "tests/converters/test_file_alpha.py",
+    "adapterhub.merging.adapters.methods.rules": "tests/merging/adapters/test_rules.py",
+}
+SECONDS = 120  # a mutant that takes longer runs forever
+_SWAPS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def mutants(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, ast.Module]]:
+    """Each change as its line with `<before>` marked and what that is now, and the module with it."""
+    inside = [node for found in tree.body if isinstance(found, ast.FunctionDef | ast.ClassDef) for node in _code(found)]
+    numbers = {id(node): number for number, node in enumerate(ast.walk(tree))}
+    for node in inside:
+        made = copy.deepcopy(tree)
+        twin = [*ast.walk(made)][numbers[id(node)]]
+        before = ast.unparse(node)
+        if _change(twin):
+            line = lines[node.lineno - 1]
+            rest = line[node.end_col_offset :] if node.end_lineno == node.lineno else ""
+            place = f"{line[: node.col_offset].lstrip()}<{before}>{rest}"
+            yield f"{place} is {ast.unparse(twin)}", ast.fix_missing_locations(made)
+
+
+def _code(found: ast.AST) -> Iterator[ast.expr]:
+    """The expressions of functions, without annotations, defaults of dataclasses and docstrings."""
+    for function in [node for node in ast.walk(found) if isinstance(node, ast.FunctionDef)]:
+        for statement in function.body:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.expr):
+                    yield node
+
+
+def _change(node: ast.AST) -> bool:
+    """Change a node in place; False if there is nothing to change."""
+    match node:
+        case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op) if type(op) in _SWAPS:
+            node.op = _SWAPS[type(op)]()  # type: ignore[assignment]
+        case ast.Compare(ops=[op]):
+            node.ops = [_SWAPS[type(op)]()]  # type: ignore[list-item]
+        case ast.Constant(value=bool(value)):
+            node.value = not value
+        case ast.Constant(value=int(value) | float(value)):
+            node.value = value + 1
+        case ast.UnaryOp(op=ast.Not()):
+            node.op = ast.UAdd()
+            node.operand = ast.Call(ast.Name("bool", ast.Load()), [node.operand], [])
+        case _:
+            return False
+    return True
+
+
+def functions(module: ModuleType | type, names: dict[str, Any]) -> Iterator[tuple[FunctionType, FunctionType]]:
+    """Each function of a module or a class that was imported, and the same of the changed one."""
+    for name, value in vars(module).items():
+        found, other = _plain(value), _plain(names.get(name))
+        if isinstance(found, FunctionType) and isinstance(other, FunctionType):
+            yield found, other
+        elif isinstance(found, type) and isinstance(other, type) and found.__module__ == other.__module__:
+            yield from functions(found, dict(vars(other)))
+
+
+def _plain(found: object) -> object:
+    """The function below a property, a class method or a decorator."""
+    found = getattr(found, "fget", None) or getattr(found, "__func__", found)
+    return inspect.unwrap(found) if callable(found) else found
+
+
+def survives(module: ModuleType, mutant: ast.Module, tests: str) -> bool:
+    """Run the tests in a fork with a mutant; True if all pass."""
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
+            for stream in (1, 2):
+                os.dup2(nowhere.fileno(), stream)
+            names: dict[str, Any] = {"__name__": module.__name__, "__package__": module.__package__}
+            exec(compile(mutant, str(module.__file__), "exec"), names)
+            for found, other in functions(module, names):
+                found.__code__ = other.__code__
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]))
+        os._exit(code)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def main(names: list[str]) -> int:
+    """Mutate the modules that are named, or all; 1 if a survivor is not known."""
+    os.chdir(ROOT)
+    unknown = 0
+    known = tomllib.loads((Path(__file__).parent / "same.toml").read_text())["same"]
+    reasons = {(one["module"], one["change"]): one["reason"] for one in known}
+    for name in names or TARGETS:
+        module = importlib.import_module(name)
+        text, count, equal, alive = Path(str(module.__file__)).read_text(), 0, 0, 0
+        assert pytest.main(["-q", "-p", "no:cacheprovider", *shlex.split(TARGETS[name])]) == 0, (
+            "its tests fail without a mutant"
+        )
+        for change, mutant in mutants(ast.parse(text), text.splitlines()):
+            count += 1
+            if survives(module, mutant, TARGETS[name]):
+                reason = reasons.get((name, change), "")
+                equal, alive = equal + bool(reason), alive + (not reason)
+                print(f"  survives: {change}" + (f"  (the same: {reason})" if reason else ""), flush=True)
+        unknown += alive
+        print(f"{name}: {count} mutants, {count - equal - alive} killed, {equal} the same, {alive} survive", flush=True)
+    return 1 if unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
