@@ -4,8 +4,8 @@
 
     ah.check("./sql", base="./Qwen3-0.6B").ok
 
-The public names are those of `__all__`; docs/reference/python.md shows them at work. Each is imported when it is first used, so
-that `import adapterhub` loads neither numpy nor anything else.
+The public names are those of `__all__`; docs/python.md shows them at work. Each is imported when it is first used, so that
+`import adapterhub` loads neither numpy nor anything else.
 """
 
 import importlib

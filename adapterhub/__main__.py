@@ -7,7 +7,7 @@ from .version import __version__
 
 
 def main() -> NoReturn:
-    """Run one command and exit with a code of docs/reference/exit-codes.md."""
+    """Run one command and exit with a code of docs/exit-codes.md."""
     if sys.argv[1:] == ["--version"]:  # asked by scripts again and again: without click, half the time
         sys.stdout.write(f"adapterhub {__version__}\n")
         raise SystemExit(0)

@@ -46,7 +46,7 @@ class Scan:
     """What a scan found.
 
     Attributes:
-        report: The problems; its `ok` is about the codes of docs/reference/scan.md alone.
+        report: The problems; its `ok` is about the codes of docs/scan.md alone.
         weights: The numbers of the weights.
     """
 

@@ -5,7 +5,7 @@ because that is what a user waits for. Peak memory is the kernel's `ru_maxrss` o
 the parent held (`exec_mmap` in fs/exec.c): so a script imports nothing heavy, and runs a function that does in a process
 of its own (`process`, `call`).
 
-Without options a script measures at the sizes of docs/explanation/benchmarks.md. Every script takes
+Without options a script measures at the sizes of docs/benchmarks.md. Every script takes
 
     --smoke            the smallest sizes, one round: seconds in all, and figures that mean nothing
     --json FILE        write the tables as JSON too
@@ -62,7 +62,7 @@ COSTS, RATES = {"seconds", "ms", "MB", "%"}, {"MB/s", "GB/s", "tokens/s", "reque
 
 @dataclass(frozen=True)
 class Program:
-    """A command as docs/explanation/benchmarks.md names it, and the programs and Python packages that it needs.
+    """A command under the name that docs/benchmarks.md has for it, and the programs and Python packages that it needs.
 
     One that measures `itself` is a `process` of a function that returns its figures.
     """

@@ -1,4 +1,4 @@
-"""Run the scripts of this folder one after the other, and write what they measured to docs/explanation/benchmarks.md.
+"""Run the scripts of this folder one after the other, and write what they measured to docs/benchmarks.md.
 
     python benchmarks/_run.py [SCRIPT…] [-- OPTIONS OF THE SCRIPTS]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS, PAGE = HERE / "results", HERE.parent / "docs/explanation/benchmarks.md"
+RESULTS, PAGE = HERE / "results", HERE.parent / "docs/benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
 SCRIPTS = sorted(path.stem for path in HERE.glob("[!_]*.py"))
 _BAR = 12  # characters of a bar for a hundred times

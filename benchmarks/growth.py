@@ -4,7 +4,7 @@
 
 An adapter grows by its rank, a base by its number of weights, a registry by its versions. `start-up` is `adapterhub --version`,
 with which every command begins. The floor reads, hashes or writes as many bytes as the largest has to, and does nothing else.
-On a busy machine, only CPU seconds mean something. docs/explanation/limits.md quotes them.
+On a busy machine, only CPU seconds mean something. docs/limits.md quotes them.
 """
 
 from __future__ import annotations

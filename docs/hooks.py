@@ -38,8 +38,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     ]
     for section in config.nav or ():
         for pages in section.values():
-            if isinstance(pages, list) and "reference/commands.md" in pages:
-                pages.insert(pages.index("reference/commands.md") + 1, {"Each command": groups})
+            if isinstance(pages, list) and "commands.md" in pages:
+                pages.insert(pages.index("commands.md") + 1, {"Each command": groups})
     return config
 
 

@@ -23,8 +23,8 @@ from adapterhub.cli.main import GROUPS, PROGRAM, app
 from adapterhub.training.explain import explain
 from adapterhub.version import __version__
 
-# Exit codes in the words of docs/reference/exit-codes.md would be a second copy; a man page names the page.
-_SEE = "Exit codes are in docs/reference/exit-codes.md, and `adapterhub explain CODE` explains a code."
+# Exit codes in the words of docs/exit-codes.md would be a second copy; a man page names the page.
+_SEE = "Exit codes are in docs/exit-codes.md, and `adapterhub explain CODE` explains a code."
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""QLoRA in one file, to read; docs/explanation/qlora.md explains it. Its numbers are the trainer's: a test compares them.
+"""QLoRA in one file, to read: its numbers are the trainer's (tests/training/test_qlora_example.py); docs/qlora.md explains it.
 
 python examples/qlora.py BASE DATA.jsonl OUT
 

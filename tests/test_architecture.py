@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs/explanation/architecture.md").read_text()
+GUIDE = (ROOT / "docs/architecture.md").read_text()
 
 
 def test_every_path_in_the_guide_exists() -> None:

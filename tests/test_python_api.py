@@ -1,4 +1,4 @@
-"""The Python API: every example of docs/reference/python.md and of the docstrings, its types, and what importing it costs."""
+"""The Python API: every example of docs/python.md and of the docstrings, its types, and what importing it costs."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def place(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def test_every_example_of_the_page_runs(place: Path) -> None:
-    page = (ROOT / "docs/reference/python.md").read_text()
+    page = (ROOT / "docs/python.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) > 8
     names: dict[str, Any] = {}
     for block in blocks:
-        exec(compile(block, "docs/reference/python.md", "exec"), names)
+        exec(compile(block, "docs/python.md", "exec"), names)
 
 
 def test_every_docstring_example_gives_the_documented_result(place: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/explanation/security.md").read_text()
+PAGE = (ROOT / "docs/security.md").read_text()
 PROMISES = [
     line.split(" | ") for line in PAGE.partition("## What they cannot do")[2].partition("\n## ")[0].splitlines() if "| " in line
 ][2:]
@@ -28,11 +28,11 @@ def test_every_file_of_attacks_is_the_test_of_a_promise() -> None:
 
 # Attacks on what is told elsewhere.
 UNNAMED = {
-    "tests/attacks/test_compressed_images.py",  # a layer that somebody compressed: docs/how-to/remotes.md
-    "tests/attacks/test_hub_beside.py",  # commands next to a hub: docs/how-to/hub.md
+    "tests/attacks/test_compressed_images.py",  # a layer that somebody compressed: docs/remotes.md
+    "tests/attacks/test_hub_beside.py",  # commands next to a hub: docs/hub.md
 }
 
 
 def test_the_policy_leads_to_the_promises() -> None:
-    assert "docs/explanation/security.md" in (ROOT / "SECURITY.md").read_text()
+    assert "docs/security.md" in (ROOT / "SECURITY.md").read_text()
     assert "SECURITY.md" in PAGE

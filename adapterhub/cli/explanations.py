@@ -102,7 +102,7 @@ ERRORS: dict[str, str] = {
     "adapter-lost-in-nf4": "NF4 has 16 values in a block, and most of the adapter's change is smaller than the distance between two of them.",
     "add-base": "The stored description of a base is damaged, or not that of its tensors.",
     "address-with-remote": "An address has its host in it, and --remote names another place.",
-    "against-policy": "A rule of `[policy]` forbids it. The message names the file with the policy and each rule that the adapter breaks; `docs/reference/policy.md` has them all.",
+    "against-policy": "A rule of `[policy]` forbids it. The message names the file with the policy and each rule that the adapter breaks; `docs/policy.md` has them all.",
     "alpha-or-rslora-required": "The format stores no scale, and a wrong one makes the adapter too weak or too strong without any error later. Nothing here knows it: you have to.",
     "alpha-recorded": "The scale is recorded in the file itself, so an option for it could only contradict.",
     "alpha-required": "The format stores no alpha. It is in the config of the training.",

@@ -24,7 +24,7 @@ from .options import Settings, refuse_unknown, set_shared
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit with a code of docs/reference/exit-codes.md."""
+    """Run one command and exit with a code of docs/exit-codes.md."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.exit(run(arguments))
 

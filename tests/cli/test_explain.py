@@ -19,7 +19,7 @@ from tests.cli.test_commands import terminal
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 
-# Answers of the gateway have the codes of OpenAI's API, which docs/how-to/serving.md lists.
+# Answers of the gateway have the codes of OpenAI's API, which docs/serving.md lists.
 _OF_OPENAI = {"ProblemError", "ApiError"}
 
 

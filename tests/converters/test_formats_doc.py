@@ -1,4 +1,4 @@
-"""The matrix in docs/reference/formats.md is what conversions do: each cell is tried."""
+"""The matrix in docs/formats.md is what conversions do: each cell is tried."""
 
 from __future__ import annotations
 
@@ -117,18 +117,18 @@ def matrix(tmp_path: Path) -> list[str]:
 
 
 def test_the_matrix_is_what_conversions_do(tmp_path: Path) -> None:
-    documented = (ROOT / "docs/reference/formats.md").read_text()
+    documented = (ROOT / "docs/formats.md").read_text()
     found = "\n".join(matrix(tmp_path))
-    assert found in documented, f"docs/reference/formats.md should have:\n{found}"
+    assert found in documented, f"docs/formats.md should have:\n{found}"
 
 
 @pytest.mark.parametrize("loss", Loss)
 def test_every_loss_is_explained(loss: Loss) -> None:
-    assert f"| `{loss.name.lower()}` |" in (ROOT / "docs/reference/formats.md").read_text()
+    assert f"| `{loss.name.lower()}` |" in (ROOT / "docs/formats.md").read_text()
 
 
 def test_every_key_that_rides_along_is_explained(tmp_path: Path) -> None:
-    text = (ROOT / "docs/reference/formats.md").read_text()
+    text = (ROOT / "docs/formats.md").read_text()
     spec = model(tmp_path / "base", tied=False)
     tensors, config = FEATURES["rank_pattern"]()
     source = tmp_path / "a"

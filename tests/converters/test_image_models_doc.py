@@ -1,4 +1,4 @@
-"""What docs/reference/formats.md says of adapters of image models is what conversions do: each cell of its table is tried."""
+"""What docs/formats.md says of adapters of image models is what conversions do: each cell of its table is tried."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.images import Numbers, pair
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 K, CONV = Q.replace("to_q", "to_k"), "mid_block.resnets.0.conv1"
-DOC = (ROOT / "docs/reference/formats.md").read_text()
+DOC = (ROOT / "docs/formats.md").read_text()
 SDXL = bases.BaseSpec("sdxl", "hf", "StableDiffusionXLPipeline", "", {})
 numbers = Numbers(np.float32)
 
@@ -76,7 +76,7 @@ def test_the_table_is_what_conversions_do(tmp_path: Path) -> None:
             f"| {feature} | " + " | ".join(cell(source, tmp_path / f"{n}{to}", to) for to in ("kohya", "diffusers")) + " |"
         )
     found = "\n".join(lines)
-    assert found in DOC, f"docs/reference/formats.md should have:\n{found}"
+    assert found in DOC, f"docs/formats.md should have:\n{found}"
 
 
 def test_every_table_and_every_key_is_in_the_docs() -> None:

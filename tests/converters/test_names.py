@@ -95,7 +95,7 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 
 
 def table() -> str:
-    """What docs/reference/formats.md says of every architecture, from the data."""
+    """What docs/formats.md says of every architecture, from the data."""
     lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on | models |", "| --- | --- | --- | --- | --- |"]
     for one in ADAPTERS:
         said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
@@ -114,4 +114,4 @@ def table() -> str:
 
 
 def test_the_table_of_architectures_is_the_data() -> None:
-    assert table() in (ROOT / "docs" / "reference/formats.md").read_text()
+    assert table() in (ROOT / "docs" / "formats.md").read_text()

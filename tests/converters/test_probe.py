@@ -1,4 +1,4 @@
-"""`adapterhub formats`: what it says is what conversions do, and what docs/reference/formats.md says."""
+"""`adapterhub formats`: what it says is what conversions do, and what docs/formats.md says."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def markdown(rows: list[Row]) -> str:
 
 def test_the_table_in_the_docs_is_what_conversions_do(rows: list[Row]) -> None:
     found = markdown(rows)
-    assert found in (ROOT / "docs/reference/formats.md").read_text(), f"docs/reference/formats.md should have:\n{found}"
+    assert found in (ROOT / "docs/formats.md").read_text(), f"docs/formats.md should have:\n{found}"
 
 
 def test_every_format_is_read_and_all_but_tinkers_are_written(rows: list[Row]) -> None:
@@ -47,7 +47,7 @@ def test_every_format_is_read_and_all_but_tinkers_are_written(rows: list[Row]) -
 
 
 def test_the_page_names_every_tuner_and_counts_the_models_that_mlx_lm_tunes_as_a_whole() -> None:
-    page = " ".join((ROOT / "docs/reference/formats.md").read_text().split())
+    page = " ".join((ROOT / "docs/formats.md").read_text().split())
     words = page.lower().replace("-", "").replace("_", "").replace(" ", "")
     assert all(row.method.replace("_", "") in words for row in TUNERS.values())
     assert f"parameters of {len(whole.SAME)} model types" in page

@@ -65,5 +65,5 @@ def test_a_script_that_is_named_is_measured_again_and_an_unknown_one_is_refused(
 
 
 def test_the_page_of_this_repository_is_that_of_its_results() -> None:
-    page = pages.page("explanation/benchmarks.md")
+    page = pages.page("benchmarks.md")
     assert _run.written(page, ROOT / "benchmarks/results") == page

@@ -81,7 +81,7 @@ def test_the_page_quotes_what_a_script_reports(monkeypatch: pytest.MonkeyPatch) 
     jobs: dict[str, list[str]] = {}
     for script in SCRIPTS:
         jobs |= runpy.run_path(str(BENCHMARKS / f"{script}.py"))["JOBS"]
-    section = (ROOT / "docs/explanation/benchmarks.md").read_text().partition("\n## Measured\n")[2].partition("\n## ")[0]
+    section = (ROOT / "docs/benchmarks.md").read_text().partition("\n## Measured\n")[2].partition("\n## ")[0]
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
     assert len(rows) > 10
     job = ""

@@ -1,4 +1,4 @@
-"""docs/how-to/serving.md: its YAML is what Kubernetes takes, and its variables and versions are those of the plugin."""
+"""docs/serving.md: its YAML is what Kubernetes takes, and its variables and versions are those of the plugin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adapterhub.serve.names import Allowed
 from adapterhub_converters.runtimes import RUNTIMES
 from tests.conftest import ROOT, need_module
 
-PAGE = (ROOT / "docs/how-to/serving.md").read_text()
+PAGE = (ROOT / "docs/serving.md").read_text()
 OURS = {vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, environment.ENVIRONMENT, environment.REMOTE}
 
 

@@ -1,4 +1,4 @@
-"""Documents in a row: whether a model separates them, for every family of docs/reference/train-models.md, in bfloat16."""
+"""Documents in a row: whether a model separates them, for every family that docs/train-models.md lists, in bfloat16."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapterhub.training.model.base import Base, by_documents, isolates_document
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.support import tiny  # noqa: E402
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference/train-models.md"
+DOCS = Path(__file__).parents[2] / "docs" / "train-models.md"
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # What a tiny model of a family needs besides the numbers that all have.

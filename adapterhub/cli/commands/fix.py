@@ -37,7 +37,7 @@ def fix(
     """Repair known defects of a PEFT adapter in a copy; SRC itself is never changed.
 
     Only what the tensors prove is repaired: names, ranks, target modules, biases, magnitudes. What they cannot prove, such as
-    a scale, is proposed with the edit or command that does it. docs/reference/validate.md lists the repairs.
+    a scale, is proposed with the edit or command that does it. docs/validate.md lists the repairs.
     """
     from adapterhub.checks import repair as library
 

@@ -28,7 +28,7 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
     under any name, bytes hidden in weights, configs that import code, chat templates that leave their sandbox or watch for
     words and dates, and script in cards. The table shows the norms of the weights, and their percentiles among adapters of the
     same base in the registry, without a verdict. Finding nothing proves nothing about what the adapter makes a model write.
-    Exits 0 without errors, else 1. docs/reference/scan.md lists the codes.
+    Exits 0 without errors, else 1. docs/scan.md lists the codes.
     """
     from adapterhub import scanning
     from adapterhub.cli import output

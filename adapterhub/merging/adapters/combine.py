@@ -1,8 +1,8 @@
 """Merge adapters into one adapter, module by module, without the base.
 
 Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot
-merge is refused by name (see the table in docs/reference/merge.md). The result is in float32 with alpha = r, so that its
-scaling is 1 in every program, also with a rank for each module.
+merge is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1
+in every program, also with a rank for each module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What adapters can have beside plain pairs: merged exactly, or refused by name, as docs/reference/merge.md says."""
+"""What adapters can have beside plain pairs: merged exactly, or refused by name, as docs/merge.md says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import peft
 from tests.merging.factored import adapter, dense, low_rank
 
-DOCS = Path(__file__).parents[3] / "docs/reference/merge.md"
+DOCS = Path(__file__).parents[3] / "docs/merge.md"
 TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
 SUMS = [name for name, method in METHODS.items() if method.sums and method.count[1] > 1]
 
