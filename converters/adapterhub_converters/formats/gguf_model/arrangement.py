@@ -24,7 +24,7 @@ from adapterhub_converters.containers.gguf_file import Value, f32
 from adapterhub_converters.errors import RefusedError
 
 from .configured import Config
-from .metadata import head_size, rotated
+from .shared_keys import head_size, rotated
 
 Shape = tuple[int, ...]
 _UNUSED = linear.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")

@@ -1,0 +1,392 @@
+"""Hyperparameters of single architectures of GGUF models (llama.cpp, `conversion/*.py`, `set_gguf_parameters`).
+
+A model is refused if llama.cpp's architecture has no key for something that changes the function, or writes another value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, u32
+from adapterhub_converters.errors import RefusedError
+
+from .configured import Config
+from .shared_keys import GATING, Numbers, head_size, rotated, some, vocabulary, window
+
+SIZES = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
+RMS, NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+
+
+def _llama(config: Config) -> Numbers:
+    return vocabulary(config) | {"rope.dimension_count": u32(head_size(config))}
+
+
+def _granite(config: Config) -> Numbers:
+    if config.get("head_dim") not in (None, config.count("hidden_size") // config.count("num_attention_heads")):
+        raise RefusedError(config.where, "config.json: a head_dim of its own, which llama.cpp's granite does not support")
+    made = _llama(config)
+    keys = {
+        "attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
+    }  # fmt: skip
+    return made | {key: f32(config.number(name)) for name, key in keys.items() if config.get(name)}
+
+
+def _qwen2_moe(config: Config) -> Numbers:
+    return {
+        key: u32(config.count(name))
+        for name, key in (
+            ("moe_intermediate_size", "expert_feed_forward_length"),
+            ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+        )
+        if config.get(name) is not None
+    }
+
+
+def _gemma3(config: Config) -> Numbers:
+    if config.get("attn_logit_softcapping") is not None:
+        raise RefusedError(config.where, "config.json: attn_logit_softcapping, which llama.cpp's gemma3 does not support")
+    made = window(config) if config.get("sliding_window_pattern") != 1 else {}
+    key = "final_logit_softcapping"
+    return made | ({key: f32(config.number(key))} if config.get(key) else {})
+
+
+def _cohere(config: Config) -> Numbers:
+    made: Numbers = {"logit_scale": f32(config.number("logit_scale")), "rope.scaling.type": string("none")}
+    return made | ({"context_length": u32(config.count("model_max_length"))} if config.get("model_max_length") else {})
+
+
+def _cohere2(config: Config) -> Numbers:
+    per = config.count("hidden_size") // config.count("num_attention_heads")
+    turned = int((1.0 if config.get("rotary_pct") is None else config.number("rotary_pct")) * per)
+    return (
+        {"logit_scale": f32(config.number("logit_scale")), "rope.scaling.type": string("none")}
+        | window(config)
+        | vocabulary(config)
+        | {"rope.dimension_count": u32(turned)}
+    )
+
+
+def _glm4(config: Config) -> Numbers:
+    if "mrope_section" in config.rope:
+        raise RefusedError(config.where, "config.json: a rotary embedding in sections, which only vision models have")
+    return {"rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.5)))}
+
+
+def _gpt_oss(config: Config) -> Numbers:
+    return window(config) | {"expert_feed_forward_length": u32(config.count("intermediate_size"))}
+
+
+def _deepseek2(config: Config) -> Numbers:
+    kept, turned, plain = (config.count(key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"))
+    made = {
+        "attention.head_count_kv": u32(1),
+        "leading_dense_block_count": u32(config.count("first_k_dense_replace")),
+        "attention.kv_lora_rank": u32(kept),
+        "attention.key_length": u32(kept + turned),
+        "attention.value_length": u32(kept),
+        "attention.key_length_mla": u32(plain + turned),
+        "attention.value_length_mla": u32(config.count("v_head_dim")),
+        "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "expert_shared_count": u32(config.count("n_shared_experts")),
+        "expert_weights_scale": f32(config.number("routed_scaling_factor")),
+        "rope.dimension_count": u32(turned),
+    } | vocabulary(config)
+    if config.get("q_lora_rank") is not None:
+        made["attention.q_lora_rank"] = u32(config.count("q_lora_rank"))
+    if config.get("norm_topk_prob"):
+        made["expert_weights_norm"] = boolean(True)
+    if config.rope.get("mscale_all_dim") is not None:
+        made["rope.scaling.yarn_log_multiplier"] = f32(0.1 * config.rope_number("mscale_all_dim"))
+    return made
+
+
+def _pattern(config: Config, period: int) -> Value:
+    """Whether each layer has a window; by default all but the last of so many."""
+    count, kinds = config.count("num_hidden_layers"), config.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != count:
+        kinds = ["full_attention" if layer % period == period - 1 else "sliding_attention" for layer in range(count)]
+    return Value("[BOOL]", [kind == "sliding_attention" for kind in kinds])
+
+
+def _olmo2(config: Config) -> Numbers:
+    if config.model_type != "olmo3":
+        return {}
+    return window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)}
+
+
+def _exaone4(config: Config) -> Numbers:
+    # llama.cpp has a window in the model of 64 layers alone (src/models/exaone4.cpp).
+    wide = config.count("num_hidden_layers") == 64
+    if (config.get("sliding_window") is not None) != wide:
+        what = "a sliding_window" if not wide else "no sliding_window"
+        raise RefusedError(config.where, f"config.json: {what}, but llama.cpp's exaone4 has one with 64 layers only")
+    made = vocabulary(config)
+    return made | window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)} if wide else made
+
+
+def _glm4moe(config: Config) -> Numbers:
+    return {
+        "rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.5))),
+        "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "expert_shared_count": u32(config.count("n_shared_experts")),
+        "leading_dense_block_count": u32(config.count("first_k_dense_replace")),
+        "expert_gating_func": u32(GATING["sigmoid"]),
+        "expert_weights_scale": f32(config.number("routed_scaling_factor")),
+        "expert_weights_norm": boolean(bool(config.get("norm_topk_prob"))),
+    }
+
+
+def _hunyuan(config: Config) -> Numbers:
+    if config.rope["rope_type"] != "dynamic":
+        return {}
+    alpha, base, size = config.rope_number("alpha", 50), config.rope_number("rope_theta"), config.count("head_dim")
+    longest = config.count("max_position_embeddings")
+    if base != 10000.0 or longest not in (32 << 10, 256 << 10) or alpha <= 0 or size <= 2:
+        raise RefusedError(config.where, "config.json: a dynamic rotary embedding with numbers that llama.cpp does not know")
+    return {
+        "rope.freq_base": f32(base * alpha ** (size / (size - 2))),
+        "rope.scaling.type": string("none"),
+        "rope.scaling.factor": f32(1.0),
+        "rope.scaling.original_context_length": u32(256 << 10),
+        "context_length": u32(256 << 10),
+    }
+
+
+def _mistral3(config: Config) -> Numbers:
+    made = _llama(config)
+    if config.model_type != "ministral3":
+        return made
+    if config.rope["rope_type"] != "yarn":
+        raise RefusedError(config.where, "config.json: the rotary embedding of a ministral3 is not yarn")
+    return made | {
+        "rope.scaling.yarn_log_multiplier": f32(config.rope_number("mscale_all_dim")),
+        "attention.temperature_scale": f32(config.rope_number("llama_4_scaling_beta")),
+    }
+
+
+def _ernie4_5_moe(config: Config) -> Numbers:
+    shared = config.count("moe_num_shared_experts")
+    made = {
+        "expert_count": u32(config.count("moe_num_experts")),
+        "expert_used_count": u32(config.count("moe_k")),
+        "interleave_moe_layer_step": u32(config.count("moe_layer_interval")),
+        "leading_dense_block_count": u32(config.count("moe_layer_start_index")),
+        "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
+        "expert_shared_count": u32(shared),
+    }
+    if shared:
+        # Its conversion divides so, which is right for the published models (conversion/ernie.py).
+        wide = config.count("intermediate_size") // max(1, config.count("num_key_value_heads"))
+        if wide != shared * config.count("moe_intermediate_size"):
+            raise RefusedError(
+                config.where, f"config.json: shared experts, which llama.cpp's conversion takes to be {wide} wide"
+            )
+        made["expert_shared_feed_forward_length"] = u32(wide)
+    return made
+
+
+def _olmoe(config: Config) -> Numbers:
+    # Its conversion writes this number whatever the config has (conversion/olmo.py).
+    _only(config, {"rms_norm_eps": 1e-5, "num_key_value_heads": config.count("num_attention_heads")}, "olmoe")
+    return {}
+
+
+def _phi2(config: Config) -> Numbers:
+    _check_theta(config, "phi2")
+    hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    _only(config, {"intermediate_size": 4 * hidden, "num_key_value_heads": heads}, "phi2")
+    return {
+        "context_length": u32(config.count("max_position_embeddings")),
+        "embedding_length": u32(hidden),
+        "feed_forward_length": u32(4 * hidden),
+        "attention.head_count": u32(heads),
+        "attention.head_count_kv": u32(heads),
+        "rope.dimension_count": u32(rotated(config)),
+    } | some(config, NORM)
+
+
+def _minimax_m2(config: Config) -> Numbers:
+    return {
+        "expert_feed_forward_length": u32(config.count("intermediate_size")),
+        "rope.dimension_count": u32(config.count("rotary_dim")),
+    }
+
+
+def _lfm2(config: Config) -> Numbers:
+    kinds, wide = config.get("layer_types"), config.count("intermediate_size")
+    if not isinstance(kinds, list) or len(kinds) != config.count("num_hidden_layers"):
+        raise RefusedError(config.where, "config.json: no layer_types for every layer")
+    if config.get("block_auto_adjust_ff_dim"):
+        wide, of = int(2 * wide / 3), config.count("block_multiple_of")
+        if config.get("block_ffn_dim_multiplier") is not None:
+            wide = int(config.number("block_ffn_dim_multiplier") * wide)
+        wide = of * ((wide + of - 1) // max(1, of))
+    heads = config.count("num_key_value_heads")
+    return vocabulary(config) | {
+        "attention.head_count_kv": Value("[INT32]", [0 if kind == "conv" else heads for kind in kinds]),
+        "shortconv.l_cache": u32(config.count("conv_L_cache")),
+        "feed_forward_length": u32(wide),
+    }
+
+
+def _sections(config: Config) -> Numbers:
+    sections = config.rope.get("mrope_section")
+    if not isinstance(sections, list) or not 1 <= len(sections) <= 4 or not all(isinstance(one, int) for one in sections):
+        raise RefusedError(config.where, "config.json: no mrope_section, without which llama.cpp does not load the model")
+    return {"rope.dimension_sections": Value("[INT32]", [*sections, 0, 0, 0][:4])}
+
+
+def _qwen3vl(config: Config) -> Numbers:
+    vision = config.get("vision_config")
+    layers = vision.get("deepstack_visual_indexes", [8, 16, 24]) if isinstance(vision, dict) else []
+    if not isinstance(layers, list):
+        raise RefusedError(config.where, "config.json: deepstack_visual_indexes is not a list")
+    return _sections(config) | _qwen2_moe(config) | {"n_deepstack_layers": u32(len(layers))}
+
+
+def _qwen35(config: Config) -> Numbers:
+    kinds, count = config.get("layer_types"), config.count("num_hidden_layers")
+    if not isinstance(kinds, list):
+        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        kinds = ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
+    if len(kinds) != count:
+        raise RefusedError(config.where, f"config.json: {len(kinds)} layer_types for {count} layers")
+    sections = _sections(config) if "mrope_section" in config.rope else {}
+    values = config.count("linear_num_value_heads")
+    return {
+        "rope.dimension_sections": Value("[INT32]", [11, 11, 10, 0]),
+        **sections,
+        **_qwen2_moe(config),
+        "ssm.conv_kernel": u32(config.count("linear_conv_kernel_dim")),
+        "ssm.state_size": u32(config.count("linear_key_head_dim")),
+        "ssm.group_count": u32(config.count("linear_num_key_heads")),
+        "ssm.time_step_rank": u32(values),
+        "ssm.inner_size": u32(config.count("linear_value_head_dim") * values),
+        "attention.recurrent_layers": Value("[BOOL]", [kind == "linear_attention" for kind in kinds]),
+        "full_attention_interval": u32(config.count("full_attention_interval") if config.get("full_attention_interval") else 4),
+        "rope.dimension_count": u32(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.25))),
+    }
+
+
+def _olmo(config: Config) -> Numbers:
+    made = {"attention.layer_norm_epsilon": f32(1e-5)}
+    return made | ({"attention.clamp_kqv": f32(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {})
+
+
+def _nemotron(config: Config) -> Numbers:
+    if config.get("num_key_value_heads") is None:
+        raise RefusedError(config.where, "config.json: num_key_value_heads is missing")
+    scaling: Numbers = {}
+    if config.get("factor") or config.rope.get("factor"):
+        factor = config.number("factor") if config.get("factor") else config.rope_number("factor")
+        scaling = {"rope.scaling.type": string("linear"), "rope.scaling.factor": f32(factor)}
+    return (
+        {"rope.scaling.type": string("none")}
+        | scaling
+        | vocabulary(config)
+        | {"attention.layer_norm_epsilon": f32(config.number("norm_eps")), "rope.dimension_count": u32(rotated(config))}
+    )
+
+
+MORE: dict[str, Callable[[Config], Numbers]] = {
+    "llama": _llama, "arcee": _llama, "smollm3": _llama, "granite": _granite, "qwen2moe": _qwen2_moe, "qwen3moe": _qwen2_moe,
+    "gemma3": _gemma3, "command-r": _cohere, "cohere2": _cohere2, "glm4": _glm4, "gpt-oss": _gpt_oss, "deepseek2": _deepseek2,
+    "olmo": _olmo, "nemotron": _nemotron, "olmo2": _olmo2, "exaone4": _exaone4, "glm4moe": _glm4moe, "granitemoe": _granite,
+    "hunyuan-dense": _hunyuan, "mistral3": _mistral3, "ernie4_5-moe": _ernie4_5_moe, "olmoe": _olmoe, "minimax-m2": _minimax_m2,
+    "apertus": _llama, "lfm2": _lfm2, "qwen2vl": _sections, "qwen3vl": _qwen3vl, "qwen3vlmoe": _qwen3vl, "qwen35": _qwen35,
+    "qwen35moe": _qwen35,
+}  # fmt: skip
+"""Keys that an architecture adds to, or changes in, the shared ones."""
+
+
+def _check_theta(config: Config, name: str) -> None:
+    if config.rope.get("rope_theta") != 10000.0:
+        raise RefusedError(config.where, f"config.json: a rope_theta of its own, for which llama.cpp's {name} has no key")
+
+
+def _gemma(config: Config) -> Numbers:
+    _check_theta(config, "gemma")
+    return some(config, *SIZES, RMS, "attention.key_length", "attention.value_length")
+
+
+def _gemma2(config: Config) -> Numbers:
+    # llama.cpp derives the scale of the queries from the number of layers (src/models/gemma2.cpp).
+    divided = config.count("hidden_size") / config.count("num_attention_heads")
+    wanted = divided if config.count("num_hidden_layers") == 46 else config.count("head_dim")
+    if config.get("query_pre_attn_scalar") not in (None, wanted):
+        raise RefusedError(
+            config.where, f"config.json: query_pre_attn_scalar is not {wanted:g}, the only one llama.cpp supports"
+        )
+    capped = {key: f32(config.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
+    return _gemma(config) | capped | window(config)
+
+
+def _phi3(config: Config) -> Numbers:
+    made = some(config, *SIZES, RMS, "rope.freq_base")
+    made["rope.scaling.original_context_length"] = u32(config.count("original_max_position_embeddings"))
+    made["rope.dimension_count"] = u32(rotated(config))
+    made["attention.sliding_window"] = u32(config.count("sliding_window") if config.get("sliding_window") else 0)
+    return made
+
+
+def _falcon(config: Config) -> Numbers:
+    hidden = config.count("hidden_size")
+    asked = {"alibi": False, "parallel_attn": True, "ffn_hidden_size": 4 * hidden}
+    _only(config, asked, "falcon")
+    _check_theta(config, "falcon")
+    groups = config.count("num_kv_heads") if config.get("new_decoder_architecture") else 1
+    return {
+        "context_length": u32(2048),
+        "tensor_data_layout": string("jploski"),
+        "embedding_length": u32(hidden),
+        "feed_forward_length": u32(4 * hidden),
+        "attention.head_count": u32(config.count("num_attention_heads")),
+        "attention.head_count_kv": u32(groups),
+    } | some(config, NORM)
+
+
+def _bloom(config: Config) -> Numbers:
+    _only(config, {"apply_residual_connection_post_layernorm": False}, "bloom")
+    hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    return {
+        "context_length": u32(config.count("seq_length") if config.get("seq_length") else hidden),
+        "embedding_length": u32(hidden),
+        "feed_forward_length": u32(4 * hidden),
+        "attention.head_count": u32(heads),
+        "attention.head_count_kv": u32(heads),
+    } | some(config, NORM)
+
+
+def _gpt2(config: Config) -> Numbers:
+    hidden = config.count("hidden_size")
+    _only(config, {"n_inner": 4 * hidden, "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True}, "gpt2")
+    return {
+        "context_length": u32(config.count("n_ctx") if config.get("n_ctx") else config.count("n_positions")),
+        "embedding_length": u32(hidden),
+        "feed_forward_length": u32(4 * hidden),
+        "attention.head_count": u32(config.count("num_attention_heads")),
+    } | some(config, NORM)
+
+
+def _only(config: Config, asked: Mapping[str, object], name: str) -> None:
+    for key, value in asked.items():
+        if config.get(key) not in (None, value):
+            raise RefusedError(config.where, f"config.json: {key} is {config.get(key)}, but llama.cpp's {name} uses {value}")
+
+
+def _stablelm(config: Config) -> Numbers:
+    _check_theta(config, "stablelm")
+    factor = config.rope_number("partial_rotary_factor", 0.25)
+    turned = int(factor * (config.count("hidden_size") // config.count("num_attention_heads")))
+    return (
+        some(config, *SIZES, NORM)
+        | {"rope.dimension_count": u32(turned)}
+        | {"use_parallel_residual": boolean(bool(config.get("use_parallel_residual")))}
+    )
+
+
+OWN: dict[str, Callable[[Config], Numbers]] = {
+    "gemma": _gemma, "gemma2": _gemma2, "phi3": _phi3, "falcon": _falcon, "bloom": _bloom, "gpt2": _gpt2,
+    "stablelm": _stablelm, "phi2": _phi2,
+}  # fmt: skip
+"""Architectures with their own list of keys."""

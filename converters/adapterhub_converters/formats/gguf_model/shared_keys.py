@@ -1,0 +1,102 @@
+"""Hyperparameters of a GGUF model that most architectures share, from a config (llama.cpp, `conversion/base.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapterhub_converters.containers.gguf_file import Value, f32, string, u32
+from adapterhub_converters.errors import RefusedError
+
+from .configured import Config
+
+Numbers = dict[str, Value]
+
+_COUNTS = {  # of all architectures without a list of their own; the first key found in config.json counts
+    "context_length": ("max_position_embeddings",),
+    "embedding_length": ("hidden_size",),
+    "feed_forward_length": ("intermediate_size",),
+    "attention.head_count": ("num_attention_heads",),
+    "attention.head_count_kv": ("num_key_value_heads",),
+    "expert_count": ("num_local_experts", "num_experts", "n_routed_experts"),
+    "expert_used_count": ("num_experts_per_tok",),
+    "expert_group_count": ("n_group",),
+    "expert_group_used_count": ("topk_group",),
+}
+_EPSILONS = {
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+}
+_YARN = {
+    "yarn_ext_factor": ("extrapolation_factor",), "yarn_attn_factor": ("attention_factor", "attn_factor"),
+    "yarn_beta_fast": ("beta_fast",), "yarn_beta_slow": ("beta_slow",),
+}  # fmt: skip
+GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
+
+
+def shared(config: Config) -> Numbers:
+    """The keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
+    made: Numbers = {}
+    for key, names in _COUNTS.items():
+        if name := _first_key(config.values, names):
+            made[key] = u32(config.count(name))
+    made |= _rope(config)
+    for key, names in _EPSILONS.items():
+        if name := _first_key(config.values, names):
+            made[key] = f32(config.number(name))
+    score = config.get("scoring_func")
+    if score is not None:
+        if not isinstance(score, str) or score not in GATING:
+            raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not supported by llama.cpp")
+        made["expert_gating_func"] = u32(GATING[score])
+    if config.get("head_dim") is not None:
+        made["attention.key_length"] = made["attention.value_length"] = u32(config.count("head_dim"))
+    return made
+
+
+def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
+    """The first of the names with a value."""
+    return next((name for name in names if values.get(name) is not None), None)
+
+
+def _rope(config: Config) -> Numbers:
+    rope, made = config.rope, {}
+    if rope["rope_type"] in ("linear", "yarn"):
+        made["rope.scaling.type"] = string(rope["rope_type"])
+        made["rope.scaling.factor"] = f32(config.rope_number("factor"))
+    if rope["rope_type"] == "yarn":
+        made["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
+        for key, names in _YARN.items():
+            if name := _first_key(rope, names):
+                made[f"rope.scaling.{key}"] = f32(config.rope_number(name))
+    made["rope.freq_base"] = f32(config.rope_number("rope_theta"))
+    if config.sliding_rope:
+        made["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))
+    return made
+
+
+def head_size(config: Config) -> int:
+    """The number of rows of a head."""
+    if config.get("head_dim") is not None:
+        return config.count("head_dim")
+    return config.count("hidden_size") // config.count("num_attention_heads")
+
+
+def rotated(config: Config) -> int:
+    """The rotated dimensions of a head, where the partial factor applies to the hidden size."""
+    factor = config.rope_number("partial_rotary_factor", 1.0)
+    return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
+
+
+def some(config: Config, *keys: str) -> Numbers:
+    """Some of the shared keys."""
+    return {key: value for key, value in shared(config).items() if key in keys}
+
+
+def vocabulary(config: Config) -> Numbers:
+    """The size of the vocabulary."""
+    return {"vocab_size": u32(config.count("vocab_size"))}
+
+
+def window(config: Config) -> Numbers:
+    """The width of the window of layers that have one."""
+    return {"attention.sliding_window": u32(config.count("sliding_window"))}
