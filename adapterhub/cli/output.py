@@ -55,7 +55,8 @@ def _colored(text: str, code: str) -> str:
 
 def has_color(stream: TextIO | None = None) -> bool:
     """True if a stream, or else stdout, is a terminal with colors and its user wants them."""
-    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    here = stream.isatty() if stream else is_terminal()
+    return here and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 # Of the 256 colors of terminals, from violet over green to yellow: ever lighter, and the first one still visible on black.

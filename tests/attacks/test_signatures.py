@@ -389,7 +389,7 @@ def test_a_version_whose_signature_was_stripped_is_not_pulled(
 ) -> None:
     run("push", make("sql"), "team/sql")
     done = run("pull", "team/sql", "-o", "out", "--require-signature", "--key", pair[1], code=4)
-    assert done.stderr == "error: team/sql: is not signed  [signature]\n"
+    assert done.stderr == "error: team/sql: is not signed. Ask its owner to sign it  [signature]\n"
     assert not (tmp_path / "out").exists()
 
 
