@@ -64,7 +64,8 @@ with watched():
     from adapterhub.trust import attestation, bundle, checkpoint, statement
     from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
-    from adapterhub_converters.formats import mlx, peft, source_config
+    from adapterhub_converters.formats import peft, source_config
+    from adapterhub_converters.formats.mlx import reader as mlx_reader
 
 SECONDS = 5.0
 PAIR = {"q": (np.ones((2, 4), np.float32), np.ones((3, 2), np.float32))}
@@ -93,7 +94,7 @@ def _peft_config(data: bytes) -> None:
 
 
 def _mlx_config(data: bytes) -> None:
-    mlx._scale(json_file.parse_object(data.decode(errors="replace"), "x"), "x")
+    mlx_reader._scale(json_file.parse_object(data.decode(errors="replace"), "x"), "x")
 
 
 def _source_config(data: bytes) -> None:
