@@ -58,7 +58,7 @@ def test_it_begins_where_the_adapter_ended_and_names_it_as_its_parent(first, tmp
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, path, _ = first
 
     @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first) -> None: 
         dora_like: bool = False
 
     read = training.read_config(path).lora
-    found = adapters.read(start)
+    found = adapters.read(start, read_hf(tiny_base))
     targets = tuple(found.pairs)
     adapters.check_config(found, Wider(read.r, read.alpha), targets, "c.toml")
     with pytest.raises(RefusedError, match=r"c.toml: \[lora\] dora_like: cannot be used when an adapter is trained further"):
@@ -95,7 +95,7 @@ def test_another_shape_or_base_is_refused(first, tmp_path: Path, old: str, new: 
 
 def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_reported(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
-    found = adapters.read(start)
+    found = adapters.read(start, read_hf(tiny_base))
     assert found.manifest is not None
     assert found.training is not None
     pinned = dataclasses.replace(found.manifest.base, fingerprint=f"sha256:{0:064}")
@@ -139,7 +139,7 @@ def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base
     straight = kinds.loaded(settings)
     advanced(straight, settings, 3)
     peft_format.write(adapters.trained_adapter(settings, straight), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"))
+    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     again = kinds.loaded(settings)
     adapters.check_config(found, settings.lora, again.targets, "c.toml")
     adapters.put(again, found)
@@ -160,7 +160,7 @@ def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path,
     after = heldout.evaluate(made, kinds.rows(), 4)
     assert after < before
     peft_format.write(adapters.trained_adapter(settings, made), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"))
+    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     measured = load_base(folder, settings.base, found.config, where="./first")
     adapters.put(measured, found)
     assert heldout.evaluate(measured, kinds.rows(), 4) == after
@@ -183,7 +183,7 @@ def test_another_kind_of_adapter_is_refused(
     settings = kinds.whole(tiny_base, **KINDS[kind])
     made = kinds.loaded(settings)
     peft_format.write(adapters.trained_adapter(settings, made), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"))
+    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
     with pytest.raises(RefusedError, match=says):
         adapters.check_config(found, dataclasses.replace(settings.lora, **words), made.targets, "c.toml")
 
@@ -201,7 +201,7 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
     theirs.save_pretrained(tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"))
+    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"), read_hf(tiny_base))
     settings = kinds.whole(tiny_base)
     ours = load_base(tiny_base, settings.base, found.config, where="./theirs")
     alone = heldout.evaluate(ours, kinds.rows(), 4)
@@ -220,7 +220,7 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
         adapters.check_config(found, found.config, ours.targets, "c.toml")
 
 
-def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
     adapter = peft_format.read(start.path)
     target = next(iter(adapter.deltas))
@@ -231,4 +231,4 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path) -
     some = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
     peft_format.write(some, tmp_path / "dora")
     with pytest.raises(RefusedError, match=r"use_dora: is true, but .* has no magnitude"):
-        adapters.read(training.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"))
+        adapters.read(training.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"), read_hf(tiny_base))
