@@ -7,7 +7,7 @@ DONE   := $(VENV)/.done
 
 .PHONY: help demo test test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
 help:
-	@echo "make demo        environment, then the whole life of an adapter on a real model (about five minutes)"
+	@echo "make demo        environment, then the whole life of an adapter on a real model (about three minutes)"
 	@echo "make test        environment, then the tests"
 	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
 	@echo "make coverage    lines and branches that the tests reach, commands that they start included; TESTS=tests/merging for a part"
