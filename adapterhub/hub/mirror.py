@@ -144,7 +144,7 @@ class Mirror:
         self._asked = Windows(_ASKED, _WINDOW)
 
     def close(self) -> None:
-        """Stop what is being fetched; it goes on where it was when it is next asked for."""
+        """Stop the transfers; each resumes when its repository is next asked for."""
         for source in list(self._sources):
             source.stop()
         self._pool.shutdown(cancel_futures=True)

@@ -136,7 +136,7 @@ def claimed(raw: bytes, where: str) -> bytes:
 
 
 def claimed_signer(raw: bytes, where: str) -> str:
-    """Return the words for who a bundle claims to be signed by; nothing is verified."""
+    """Describe the signer that a bundle names; nothing is verified."""
     parts = _parts(raw, where)
     if not parts.certificate:
         return f"the key {parts.key[:16]}…"

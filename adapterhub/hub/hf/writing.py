@@ -41,7 +41,7 @@ _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, and some for tho
 _MAX_COMMIT = 1 << 30  # bytes of all lines
 _MAX_HISTORY = (
     64 << 20
-)  # bytes of the documents of a repository's commits, which whoever lists them has read, were all like the last
+)  # bytes of the documents of a repository's commits, all of which a list of them reads, were all like the last
 _Tree = dict[str, tuple[Digest, int]]
 
 

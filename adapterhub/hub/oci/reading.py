@@ -126,7 +126,7 @@ def readable(hub: Hub, worker: Worker, who: Identity | None, name: str, digest: 
 
 
 def _seen(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View | None:
-    """As `found`; None for a repository that is not there, for who may create it."""
+    """As `found`; None for a missing repository that the account may create."""
     if writes(who, name) and hub.visible(worker, who, name) is None:
         return None
     return found(hub, worker, who, name)

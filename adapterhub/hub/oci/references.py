@@ -36,7 +36,11 @@ def name_of(request: Request) -> str:
 
 
 def writer_of(hub: Hub, who: Identity | None, request: Request) -> str:
-    """The repository of a path, for who may write to it; errors of `Access.check_write` for anybody else."""
+    """The repository of a path, for an account that may write to it.
+
+    Raises:
+        AdapterhubError: It may not (`Access.check_write`).
+    """
     name = str(request.path_params["name"])
     try:
         parse_name(name, name)

@@ -1,4 +1,4 @@
-"""What is answered for who runs a hub, by path."""
+"""Routes for the operator of a hub."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class PostgresDatabase(HubDatabase):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Change several tables in one step, after whoever does so elsewhere; commit, or roll back after an error."""
+        """Change several tables in one step, after other processes that do so; commit, or roll back after an error."""
         with self._connected() as connection, self._errors(), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,))
             self._local.connection = connection
@@ -180,7 +180,7 @@ class PostgresDatabase(HubDatabase):
     def append(self, log: str, name: str, seq: int, raw: bytes) -> bool:
         """Commit an entry; False when another writer took its number first.
 
-        One at a time, so that whoever has seen an `id` has seen all below it.
+        One at a time, so that a process that has seen an `id` has seen all below it.
         """
         sql = (
             "INSERT INTO entries (log, name, seq, entry) SELECT ?, ?, ?, ? FROM (SELECT pg_advisory_xact_lock(?)) AS held"

@@ -4,7 +4,7 @@
     mirror/         a store with copies (`blobs`, `log`); `seen` and `database` tell of what
 
 Each process has an index of its own, which replays the log, so that a search costs the database nothing. Before each request it
-asks the database for entries that it has not seen: whoever was told of a move finds it made by every process. The folder has
+asks the database for entries that it has not seen, so that a client finds each move that it was told of. The folder has
 nothing of its own; without it, all of it is made again.
 """
 

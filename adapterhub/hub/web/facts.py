@@ -100,7 +100,7 @@ def read(worker: Worker, row: Row) -> Facts:
 
 
 def _scanned(worker: Worker, found: Facts, made: Manifest) -> Facts:
-    """The facts with what a scan of the files finds, of the errors and warnings; notes are for who reads everything."""
+    """The facts with what a scan of the files finds, of the errors and warnings; notes are left out."""
     from adapterhub.checks import scan
 
     if made.files_size > _MOST_SCANNED:

@@ -52,7 +52,7 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def empty_mask(device: torch.device) -> Tensor:
-    """Return a mask that stands for none: transformers makes no other, and whoever reads it as one fails."""
+    """Return a mask that stands for none: transformers makes no other, and code that reads it as a mask fails."""
     return torch.zeros(1, 1, 0, 0, dtype=torch.bool, device=device)
 
 

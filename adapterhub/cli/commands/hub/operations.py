@@ -1,4 +1,4 @@
-"""`adapterhub hub audit`, `backup`, `restore` and `doctor`: for who runs a hub."""
+"""`adapterhub hub audit`, `backup`, `restore` and `doctor`: for the operator of a hub."""
 
 from __future__ import annotations
 
