@@ -18,7 +18,6 @@ import numpy as np
 from adapterhub import digest
 from adapterhub.manifest import describe, document
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
-from adapterhub.merging import MergeReport, Progress, combine
 from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.open_file import walk
@@ -28,6 +27,7 @@ from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats.lossy import Allowed
 
 if TYPE_CHECKING:
+    from adapterhub.merging import MergeReport, Progress
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.bases import BaseSpec
 
@@ -131,6 +131,8 @@ def merge(
 
     `how` has the method and its options. It is recorded, with the seed and the parameters that were used.
     """
+    from adapterhub.merging import combine  # late: a conversion merges nothing
+
     method = how.method or "cat"
     combined, report = combine(
         [formats.read(parent.path) for parent in parents],

@@ -169,7 +169,7 @@ def packaged(
     metrics: Mapping[str, float] | None = None,
 ) -> Iterator[Package]:
     """The adapter, checked, or what it was converted to; `name` is the name of a converted file."""
-    from adapterhub.registry import publish, recipe
+    from adapterhub.registry import publish
 
     if conversion is None:
         with sources.as_folder(found) as folder:
@@ -184,6 +184,8 @@ def packaged(
                 metrics=metrics,
             )
         return
+    from adapterhub.registry import recipe
+
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / "adapter"
         convert = partial(recipe.convert, sources.parent(found), folder, conversion, name=name.rpartition("/")[2], base=base)
