@@ -16,7 +16,7 @@ help:
 	@echo "make fuzz        mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
 	@echo "make docs        the documentation as a site, in site/; links are checked, and nothing is loaded from other hosts"
 	@echo "make man         a man page for each command, in build/man"
-	@echo "make bench       every benchmark against its peers, into docs/benchmarks.md: hours; ONLY=convert for one script"
+	@echo "make bench       every benchmark against its peers, into docs/benchmarks.md: an hour; ONLY=convert for one script"
 	@echo "make clean       remove the environments and what the demo made"
 
 # One environment for all: a second `make` finds it and starts at once. A stamp a set of extras, of which `dev` holds `demo`.

@@ -51,6 +51,7 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "",  # bytecode is kept between runs, as it is for an installed package
     "HF_HUB_OFFLINE": "1",
 }
+_MOST = 1e6  # times
 _RESULT = "result of the process: "
 
 Figures = dict[str, float]
@@ -226,11 +227,13 @@ def _ratios(ours: Figures | str, theirs: Figures, name: str) -> Figures:
     if isinstance(ours, str) or name == "adapterhub":
         return {}
     kinds = {column: column.split()[-1] for column in theirs if ours.get(column) and theirs[column]}
-    return {
+    found = {
         column: theirs[column] / ours[column] if kind in COSTS else ours[column] / theirs[column]
         for column, kind in kinds.items()
         if kind in COSTS | RATES
     }
+    # Of next to nothing, such as a few bytes of temporary files, anything is a million times.
+    return {column: ratio for column, ratio in found.items() if ratio < _MOST}
 
 
 def machine() -> str:

@@ -1,11 +1,11 @@
 """Run the scripts of this folder one after the other, and write what they measured to docs/benchmarks.md.
 
-    python benchmarks/_run.py [SCRIPT…] [-- OPTIONS OF THE SCRIPTS]
+    python benchmarks/_run.py [NAME…] [-- OPTIONS OF THE SCRIPTS]
 
-Each script's tables are in results/SCRIPT.json with the date, the machine and the versions of the peers. A script that has been
-measured at this commit is not measured again unless it is named, so a run that was interrupted goes on where it was; nor do
-results of other options count. Inputs stay in the temporary folder for the next script. Exit code 1 if a script failed; the
-page then has its earlier results.
+A name is that of a script, or of a script at other sizes (`OTHER_SIZES`). Its tables are in results/NAME.json with the date,
+the machine and the versions of the peers. What has been measured at this commit is not measured again unless it is named, so a
+run that was interrupted goes on where it was; nor do results of other options count. Inputs stay in the temporary folder for
+the next script. Exit code 1 if a script failed; the page then has its earlier results.
 """
 
 from __future__ import annotations
@@ -22,16 +22,27 @@ HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs/benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
 SCRIPTS = sorted(path.stem for path in HERE.glob("[!_]*.py"))
+OTHER_SIZES = {
+    "serve-1.1B": ["--base", "1.1B", "--only", "batch", "fill"],
+    "train-1024": ["--sequence", "1024"],
+    "train-1.1B": ["--base", "1.1B", "--checkpointing", "--steps", "5", "--rounds", "1"],
+}
+NAMES = [*SCRIPTS, *OTHER_SIZES]
+_ALONE = {"growth"}  # it compares adapterhub with itself
 _BAR = 12  # characters of a bar for a hundred times
 
 
 def main(words: Sequence[str]) -> int:
-    """Measure what is missing or named, then write the page."""
-    names, options = split(words)
-    if unknown := sorted(set(names) - set(SCRIPTS)):
-        print(f"error: {', '.join(unknown)}: no such script; there are {', '.join(SCRIPTS)}", file=sys.stderr)
+    """Measure what is missing or named, and write the page."""
+    names, more = split(words)
+    if unknown := sorted(set(names) - set(NAMES)):
+        print(f"error: {', '.join(unknown)}: no such script; there are {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    failed = [name for name in names or SCRIPTS if (names or not is_done(name, options)) and not measure(name, options)]
+    failed = []
+    for name in names or NAMES:
+        options = [*OTHER_SIZES.get(name, []), *more]
+        if (names or not is_done(name, options)) and not measure(name, options):
+            failed.append(name)
     PAGE.write_text(written(PAGE.read_text(), RESULTS))
     print(f"wrote {PAGE.relative_to(HERE.parent)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return bool(failed)
@@ -58,13 +69,26 @@ def is_done(name: str, options: Sequence[str]) -> bool:
     return bool(commit()) and (report["commit"], report["options"]) == (commit(), list(options))
 
 
+def script(name: str) -> str:
+    """The file of the script of a name."""
+    return f"{name.partition('-')[0]}.py"
+
+
 def measure(name: str, options: Sequence[str]) -> bool:
     """Run a script, and keep its results if it succeeds."""
     RESULTS.mkdir(exist_ok=True)
     print(f"-> {name}", flush=True)
     inputs = Path(tempfile.gettempdir()) / "adapterhub-bench"
     partial = RESULTS / f".{name}.json"
-    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(partial), "--dir", str(inputs), *options]
+    command = [
+        sys.executable,
+        str(HERE / f"{name.partition('-')[0]}.py"),
+        "--json",
+        str(partial),
+        "--dir",
+        str(inputs),
+        *options,
+    ]
     if subprocess.run(command, check=False).returncode:
         partial.unlink(missing_ok=True)
         return False
@@ -81,8 +105,30 @@ def written(page: str, results: Path) -> str:
     if not (found and end):
         raise ValueError(f"{PAGE}: the marks are missing")
     reports = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("[!.]*.json"))}
-    lines = [line for name, report in reports.items() for line in section(name, report)]
+    lines = [*summary(reports), *(line for name, report in reports.items() for line in section(name, report))]
     return before + BEGIN + "".join(f"{line}\n" for line in lines) + END + after
+
+
+def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A row for each program that others wrote."""
+    yield from ("### Summary", "", "| job | against | times | peak MB, ours and theirs |", "| --- | --- | ---: | ---: |")
+    for name, report in reports.items():
+        for result in report["results"] if name not in _ALONE else ():
+            label = f"{result['job']}: {result['detail']}"
+            own = result["programs"]["adapterhub"].get("figures", {})
+            for peer, one in result["programs"].items():
+                if peer.startswith("adapterhub") or not one.get("ratios"):
+                    continue
+                ratio = times(next(iter(one["ratios"].values())))
+                yield f"| {cell(label)} | {cell(peer)} | {ratio} | {memory(own, one['figures'])} |"
+                label = ""
+    yield ""
+
+
+def memory(own: dict[str, float], other: dict[str, float]) -> str:
+    """The peaks of both: those of the servers, where these are what is compared."""
+    column = next((column for column in ("server MB", "peak MB") if column in own and column in other), None)
+    return "" if column is None or own[column] == other[column] else f"{figure(own[column])}, {figure(other[column])}"
 
 
 def section(name: str, report: dict[str, Any]) -> Iterator[str]:
@@ -92,7 +138,7 @@ def section(name: str, report: dict[str, Any]) -> Iterator[str]:
     sizes = ", ".join(
         f"{key.replace('_', '-')} {value}" for key, value in report["sizes"].items() if value not in (None, False)
     )
-    yield f"`benchmarks/{name}.py{options}` on {report['date']}, {report['machine']}; {sizes}."
+    yield f"`benchmarks/{script(name)}{options}` on {report['date']}, {report['machine']}; {sizes}."
     if report["versions"]:
         yield f"With {', '.join(f'{peer} {version}' for peer, version in report['versions'].items())}."
     if "--smoke" in report["options"]:
@@ -117,12 +163,17 @@ def table(programs: dict[str, Any]) -> Iterator[str]:
             continue
         ratio = one["ratios"].get(first)
         figures = " | ".join(figure(one["figures"].get(column)) for column in columns)
-        yield f"| {cell(name)} | {figures} | {'' if ratio is None else f'{ratio:.2g}×'} | {bar(ratio or 1.0)} |"
+        yield f"| {cell(name)} | {figures} | {'' if ratio is None else times(ratio)} | {bar(ratio or 1.0)} |"
 
 
 def figure(value: float | None) -> str:
     """A number with what digits mean something."""
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """A ratio with two digits, or all of a large one."""
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.2g}×"
 
 
 def bar(ratio: float) -> str:

@@ -215,15 +215,18 @@ def took(work: Callable[[], object]) -> float:
 
 
 def in_turn(count: int, **kinds: Callable[[], object]) -> Figures:
-    """The median milliseconds of each kind of work, the first one not counted; and in percent of those of the first kind."""
+    """The median milliseconds of each kind of work, the first kind last; and in percent of those of the first kind.
+
+    The first time of each is not counted.
+    """
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(count + 1):
         for kind, work in kinds.items():
             times[kind].append(took(work))
-    found = {f"{kind} ms": statistics.median(one[1:]) for kind, one in times.items()}
-    first, *others = found.values()
-    ratios = {f"{kind} of base %": 100 * other / first for kind, other in zip([*kinds][1:], others, strict=True)}
-    return {**found, **ratios}
+    medians = {kind: statistics.median(one[1:]) for kind, one in times.items()}
+    first, *others = medians
+    found = {f"{kind} ms": medians[kind] for kind in (*others, first)}
+    return found | {f"{kind} of base %": 100 * medians[kind] / medians[first] for kind in others}
 
 
 # ---- Ours

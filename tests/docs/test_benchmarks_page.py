@@ -39,7 +39,9 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_page_has_figures_ratios_and_what_is_missing(results: Path) -> None:
     (results / "convert.json").write_text(json.dumps(REPORT))
     page = _run.written(f"# Before\n{_run.BEGIN}old\n{_run.END}after\n", results)
-    assert page.startswith(f"# Before\n{_run.BEGIN}### convert\n")
+    assert page.startswith(f"# Before\n{_run.BEGIN}### Summary\n")
+    assert "| convert: r = 16 | theirs \\| slow | 16× | 49, 354 |" in page
+    assert "\n### convert\n" in page
     assert page.endswith(f"{_run.END}after\n")
     assert "on 2026-11-26, 2 × EPYC; rank 16.\nWith torch 2.13.0." in page
     assert "| theirs \\| slow | 8 | 354 | 16× | ▇▇▇▇▇▇▇ |" in page

@@ -1,12 +1,10 @@
-"""Every benchmark runs at its smallest size with figures that make sense; the page quotes only what they report."""
+"""Every benchmark runs at its smallest size with figures that make sense."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -74,23 +72,6 @@ def test_missing_peers_are_reported(smoke: Any) -> None:
         "docker-registry, oras, curl",
     }
     assert "missing: docker-registry, oras" in output
-
-
-def test_the_page_quotes_what_a_script_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    jobs: dict[str, list[str]] = {}
-    for script in SCRIPTS:
-        jobs |= runpy.run_path(str(BENCHMARKS / f"{script}.py"))["JOBS"]
-    section = (ROOT / "docs/benchmarks.md").read_text().partition("\n## Measured\n")[2].partition("\n## ")[0]
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) > 10
-    job = ""
-    for row in rows[2:]:
-        label, peers = (cell.replace("`", "").replace("\\|", "|").strip() for cell in row[:2])
-        job = label.partition(":")[0] or job  # an empty cell means the job above
-        assert job in jobs
-        for peer in peers.split("; "):
-            assert peer in jobs[job], job
 
 
 def test_a_plan_for_a_graphics_card_needs_none_and_no_weights(smoke: Any) -> None:
