@@ -19,9 +19,10 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 
-from .contents import Contents, read_contents, unreadable_file
+from .contents import Contents
 from .identity import changed_files, identity_problems
 from .internal import earlier_problems, internal_problems, value_problems
+from .reading import read_contents, unreadable_file
 from .report import (
     CODES,
     ERROR,

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub import checks
-from adapterhub.checks.contents import read_contents
+from adapterhub.checks.reading import read_contents
 from adapterhub.checks.report import Findings, Repeated
 from adapterhub.manifest import describe
 from adapterhub_converters import dtypes
