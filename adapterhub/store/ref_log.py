@@ -199,7 +199,7 @@ class RefLog:
         """Return True if there is no entry after `seq`.
 
         That is asked far more often than an entry is read, so it is one system call. It may follow a link on the way, which
-        cannot show anything: whoever reads an entry refuses links.
+        cannot show anything: a reader of entries refuses links.
         """
         try:
             os.lstat(os.path.join(self.root, log, name, f"{seq + 1:08}.json"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.hub.people.tokens import Token
 
 ROLES = ("read", "write", "admin")
-BEARER = "whoever has it can act as the account"
+BEARER = "anyone who has it can act as the account"
 
 
 @click.group(
