@@ -1,7 +1,7 @@
 """An adapter of a kind that is not known here: its header and its config, for a registry that keeps it as it is.
 
-No reader returns one, so that nothing computes with it: readers raise `NotUnderstoodError`, and code that only stores, describes
-or checks the files asks here what can be told of them.
+No reader returns one, so that nothing computes with it: readers raise `NotUnderstoodError`, and code that only stores,
+describes or checks the files asks here what can be told of them.
 """
 
 from __future__ import annotations
