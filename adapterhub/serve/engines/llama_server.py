@@ -189,8 +189,7 @@ class Router(_LlamaCpp, Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
         """Ask the process of the version."""
         self.check()
-        section = section_of(blend[0][0]) if blend else _BASE
-        return await self.client.ask(path, {**body, "model": section})
+        return await self.client.ask(path, body, section_of(blend[0][0]) if blend else _BASE)
 
 
 # ---- one process for all
