@@ -90,7 +90,9 @@ def create_app(
         *(Route(path, _page) for path in _PAGE),
     ]
     problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _nowhere, 405: _nowhere}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+    app.router.redirect_slashes = False  # to where the client's own headers lead
+    return app
 
 
 class _Bodies:
