@@ -222,6 +222,40 @@ def test_an_engine_that_fails_before_its_first_event_is_an_error_with_its_status
     assert reply.headers["x-adapterhub-version"].startswith("team/sql@sha256:")
 
 
+class Loading(Holder):
+    """An engine that is started once a test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def start(self) -> None:
+        await self.go.wait()
+
+
+def test_while_the_engine_is_being_started_clients_are_told_to_come_again(settings: GatewaySettings) -> None:
+    engine = Loading()
+    app = cast(Starlette, create_app(Gateway(replace(settings, routes=None), engine)))
+
+    async def main() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            asked = {"model": "team/sql", "prompt": "x"}
+            for reply in (await client.post("/v1/completions", json=asked), await client.get("/v1/models")):
+                assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+                assert reply.json()["error"]["code"] == "service_unavailable"
+            health = await client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (503, "loading")
+            engine.go.set()
+            while (await client.get("/health")).status_code != 200:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
 # ---- engines that answer with something else
 
 
