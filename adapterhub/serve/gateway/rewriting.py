@@ -125,5 +125,7 @@ def _line(line: bytes, model: str, usage: Usage, expected: str) -> bytes:
     if not line.startswith(_DATA):
         return line
     data = line[len(_DATA) :].strip()
+    if data == b"null":  # llama-server has one before the answers to several prompts
+        return b""
     found = data if data == _DONE else renamed(data, model, usage, expected=expected)
     return b"data: " + found if found else b""

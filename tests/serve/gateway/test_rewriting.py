@@ -48,6 +48,11 @@ def test_lines_may_end_and_fields_begin_as_the_standard_has_it() -> None:
     )
 
 
+def test_an_event_without_anything_is_left_out() -> None:
+    """llama-server begins a stream for several prompts with one."""
+    assert rewritten(b'data: null\n\ndata: {"n":1}\n\ndata: [DONE]\n\n') == b'\n\ndata: {"n":1}\n\ndata: [DONE]\n\n'
+
+
 def test_what_has_no_model_stays_as_it_is() -> None:
     raw = b'{"object":"list" , "data":[]}'
     assert rewriting.renamed(raw, "x", Usage({}), expected="y") == raw
