@@ -64,8 +64,10 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
 
         _moves_a_tag(gateway, models, tmp_path / "registry")
 
-        [engine] = gateway.children()
-        os.killpg(engine, signal.SIGKILL)
+        [server] = gateway.children()
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        [engine] = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")]
+        os.kill(int(engine), signal.SIGKILL)  # its server notices, and ends
         while (lost := complete(gateway, models, "team/a0:prod", PROMPTS[0])).status == 200:
             pass
         assert lost.status in (502, 503)
