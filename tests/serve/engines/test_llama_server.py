@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.serve.engines.llama_server import explicit
+from adapterhub.serve.engines.llama_server import OneProcess, Options, explicit
 from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models
@@ -229,6 +231,26 @@ def test_somebodys_own_server_answers_with_what_it_was_started_with(models: Mode
                 assert "was started without" in reply.document["error"]["message"]
             else:
                 assert reply.text == models.answer(prompt, number)
+
+
+def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tmp_path: Path) -> None:
+    paths = [*converted(models, tmp_path), tmp_path / "damaged.gguf"]
+    paths[2].write_bytes(paths[0].read_bytes()[:1000])
+    served = [
+        Served("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4) for n, path in zip("abc", paths, strict=True)
+    ]
+
+    async def main() -> list[object]:
+        engine = OneProcess(Options(llama_server.program(), models.gguf, tmp_path, os.environ))
+        await engine.start()
+        try:  # the last two wait while the first is started, and are started together then
+            return await asyncio.gather(*map(engine.ensure, served), return_exceptions=True)
+        finally:
+            await engine.close()
+
+    *good, damaged = asyncio.run(main())
+    assert good == [None, None]
+    assert isinstance(damaged, RefusedError)
 
 
 def test_a_request_lists_every_adapter() -> None:

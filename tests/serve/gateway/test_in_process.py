@@ -165,6 +165,16 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
     in_loop(settings, test)
 
 
+def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: GatewaySettings) -> None:
+    async def test(gateway: Gateway, _engine: Holder) -> None:
+        found = await gateway._find(Ref.parse("team/sql"))
+        for weight in ("0.1234567", "-1000", "0.7", "1e-09"):
+            assert gateway.version_of(((found, float(weight)),)) == f"{found.model}*{weight}"
+        assert gateway.version_of(((found, 0.1 + 0.2),)) == f"{found.model}*0.3"
+
+    in_loop(replace(settings, routes=None), test)
+
+
 def test_routes_are_read_again_when_their_file_changes(settings: GatewaySettings) -> None:
     file = settings.routes or Path()
     file.write_text('[routes.legal]\nto = "team/sql"\n')
