@@ -155,6 +155,22 @@ def test_a_body_arrives_as_it_was_sent(size: int, chunked: bool) -> None:
             assert int(count) < 100
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_request_that_offers_another_protocol_keeps_its_body(chunked: bool) -> None:
+    """Java's client offers HTTP/2 with each request."""
+    length = "Transfer-Encoding: chunked" if chunked else "Content-Length: 5"
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
+    body = b"5\r\nhello\r\n0\r\n\r\n" if chunked else b"hello"
+    with _serving(_hashed) as (address, _), socket.create_connection(address, timeout=60) as client:
+        answers = client.makefile("rb")
+        for _ in range(2):  # on one connection
+            client.sendall(f"POST / HTTP/1.1\r\nHost: x\r\n{offer}{length}\r\n\r\n".encode() + body)
+            assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+            while answers.readline() != b"\r\n":
+                pass
+            assert answers.read(66).split()[0].decode() == hashlib.sha256(b"hello").hexdigest()
+
+
 def test_files_are_left_for_the_work_itself() -> None:
     resource = pytest.importorskip("resource")
     most = connections.most_connections()

@@ -40,6 +40,7 @@ _PATIENCE = 5  # milliseconds that a thread waits for a client before it does so
 _FLUSH_SECONDS = 0.01  # between two looks whether the headers of a file are sent
 _FILES = 65536  # that a server may have open, if the system lets it
 _KEPT = 256  # of them, for other things than connections
+_OFFERS = (b"upgrade:", b"http2-settings:")
 
 
 def most_connections() -> int:
@@ -96,6 +97,7 @@ class Connection(HttpToolsProtocol):
         self._unused = 0  # bytes since the last that were of any use
         self._begun = self._heard = self._moved = self.loop.time()
         self._in_head = True
+        self._in_request = False  # the end of one that has begun is still to come
         self._unread = 0  # bytes of an answer that the client had not read at the last check
         self._timer = self.loop.call_later(CHECK_SECONDS, self._check)
 
@@ -108,6 +110,8 @@ class Connection(HttpToolsProtocol):
         """Take what arrives, up to the limit for what is not of a body."""
         self._heard = self.loop.time()
         self._unused += len(data)
+        if not self._in_request:
+            data = _without_offers(bytes(data))
         super().data_received(data)  # type: ignore[arg-type]
         if self._unused > MAX_HEAD + len(data) and not self.transport.is_closing():
             self.send_400_response("The headers are too large.")
@@ -119,7 +123,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._begun, self._in_head = self.loop.time(), True
+        self._begun, self._in_head, self._in_request = self.loop.time(), True, True
         super().on_message_begin()
         if self.scheme == "http" and hasattr(os, "sendfile"):  # a file cannot be sent through TLS
             self.scope["extensions"] = {ZERO_COPY: {}}
@@ -139,7 +143,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the request."""
-        self._unused = 0
+        self._unused, self._in_request = 0, False
         super().on_message_complete()
 
     def _check(self) -> None:
@@ -224,6 +228,17 @@ def _sent_now(to: int, file: int, offset: int, count: int) -> tuple[int, bool]:
             return sent, True
         sent += done
     return sent, False
+
+
+def _without_offers(data: bytes) -> bytes:
+    """Headers without the offer to go on with another protocol, as Java's client makes with each request.
+
+    The parser would take a body for the first bytes of that protocol. Headers that come in pieces keep it.
+    """
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end or b"upgrade" not in head.lower():
+        return data
+    return b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(_OFFERS)) + end + rest
 
 
 _BUFFER = memoryview(bytearray(_READ))

@@ -17,7 +17,7 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedE
 
 from .engines import CHAT, EngineDownError, words_of
 from .gateway import rewriting
-from .gateway.answers import ProblemError
+from .gateway.answers import ProblemError, engine_failed
 from .gateway.app import engine_problem
 from .gateway.gateway import Asked, Gateway
 
@@ -141,7 +141,7 @@ class Conversation:
         async with self.gateway.answered(asked, body) as answer:
             if answer.status != 200:
                 raise engine_problem(answer, await rewriting.whole(answer.body))
-            async for lines in rewriting.events(answer.body, asked.version, rewriting.Usage(body)):
+            async for lines in rewriting.events(answer, asked.version, rewriting.Usage(body)):
                 for line in lines.split(b"\n"):
                     if line.startswith(_DATA):
                         yield json_file.parse_object(line[len(_DATA) - 1 :], "answer")
@@ -150,7 +150,7 @@ class Conversation:
 def _take(event: Mapping[str, Any], answered: Answered, on_piece: Callable[[str], object]) -> None:
     """Add what an event of a stream says to an answer."""
     if event.get("error"):
-        raise ProblemError(502, f"The engine failed: {words_of(event)}")
+        raise engine_failed(words_of(event))
     choices = event.get("choices")
     for choice in map(_object, choices if isinstance(choices, list) else []):
         answered.finish = str(choice.get("finish_reason") or answered.finish)

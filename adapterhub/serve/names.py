@@ -24,6 +24,7 @@ HEAVIEST = 1000.0
 """The largest weight in a blend; what larger ones compute is no text."""
 NOT_SERVED = "not-served"
 """The code of the error for a name that no pattern allows."""
+_NUMBER = frozenset("0123456789-.eE ")  # float() takes underscores and the digits of all scripts, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def _part(text: str, model: str, namespace: str, remote: str) -> Part:
     if not star:
         return Part(ref)
     try:
-        weight = float(factor)
+        weight = float(factor) if set(factor) <= _NUMBER else math.nan
     except ValueError:
         weight = math.nan
     if not abs(weight) <= HEAVIEST:

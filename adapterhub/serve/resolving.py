@@ -21,7 +21,14 @@ from adapterhub.sharing import policy, pulling
 from adapterhub.sharing.signatures import Named, wanted
 from adapterhub.version import __version__
 from adapterhub.workspace import StrPath, Workspace, user_folder
-from adapterhub_converters.errors import AdapterhubError, ConflictError, ParameterError, RefusedError, UsageError
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    NotFoundError,
+    ParameterError,
+    RefusedError,
+    UsageError,
+)
 
 from .names import is_whole
 from .served import Made, Served, ServedFolder
@@ -161,6 +168,18 @@ def digest_at(
         digest = remote.manifest(place.reference).digest
     folder.confirm(name, digest)
     return digest
+
+
+def check_name(ref: Ref, place: Place, workspace: Workspace) -> None:
+    """NotFoundError for a digest in an image layout to which no name of this adapter leads; a layout has it for all names."""
+    from adapterhub.remotes.layouts.layout import Layout
+    from adapterhub.remotes.location import is_layout
+
+    if ref.digest is None or not is_layout(place.repository):
+        return
+    with workspace.connect(place) as remote:
+        if isinstance(remote, Layout) and not any(found.startswith(ref.digest) for found in remote.digests(ref.name)):
+            raise NotFoundError(str(ref), "no such version in this image layout")
 
 
 def _key(runtime: str, base: BaseSpec | None) -> str:

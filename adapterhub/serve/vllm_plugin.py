@@ -26,8 +26,9 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import base_sources
+from adapterhub import base_sources, sources
 from adapterhub.ref import Ref, RefError
+from adapterhub.remotes import location
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
@@ -187,7 +188,7 @@ class Versions:
     def _prepared(self, model: str, ref: Ref, base: str) -> Served:
         """Resolve and hold a version, in a thread."""
         try:
-            served = self._surroundings.resolved(str(ref), base)
+            served = self._surroundings.resolved(ref, base)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:
@@ -215,13 +216,16 @@ class _Surroundings:
         self._opened: tuple[Workspace, ServedLease] | None = None
         self._specs: dict[str, BaseSpec] = {}
 
-    def resolved(self, ref: str, base: str) -> Served:
+    def resolved(self, ref: Ref, base: str) -> Served:
         """A version, held."""
+        address = self._settings.address(str(ref))
         with self._lock:
             workspace, lease = self._opened = self._opened or self._open()
             spec = self._base(self._settings.base or base, workspace)
         try:
-            served = resolving.resolve(self._settings.address(ref), runtime="vllm", base=spec, workspace=workspace)
+            if sources.is_address(address):
+                resolving.check_name(ref, location.parse(address), workspace)
+            served = resolving.resolve(address, runtime="vllm", base=spec, workspace=workspace)
         except NotFoundError as error:
             if error.code == "no-registry":  # its disk may be back later
                 raise LocalIOError(error.where, error.what) from error

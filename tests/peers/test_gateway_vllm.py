@@ -64,8 +64,10 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
 
         _moves_a_tag(gateway, models, tmp_path / "registry")
 
-        [engine] = gateway.children()
-        os.killpg(engine, signal.SIGKILL)
+        [server] = gateway.children()
+        children = Path(f"/proc/{server}/task/{server}/children").read_text().split()
+        [engine] = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::EngineCore")]
+        os.kill(int(engine), signal.SIGKILL)  # its server notices, and ends
         while (lost := complete(gateway, models, "team/a0:prod", PROMPTS[0])).status == 200:
             pass
         assert lost.status in (502, 503)
@@ -159,3 +161,25 @@ def test_alone_it_answers_for_the_base_with_adapters(models: Models, tmp_path: P
                 replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
                 for (prompt, number), reply in zip(pairs, replies, strict=True):
                     check(models, reply, prompt, number)
+
+
+def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, tmp_path: Path) -> None:
+    serving.registry(tmp_path / "registry", models, 2).close()
+    more = ("--runner", "pooling", "--pooler-config", '{"pooling_type": "MEAN"}')
+    options = ("--engine", "vllm", "--program", vllm.python(), "--max-adapters", 3, "--max-rank", 8, "--", *OPTIONS, *more)
+    pairs = [(prompt, number) for number in (None, 0, 1, None, 0) for prompt in PROMPTS]
+    environ = vllm.environ(tmp_path)
+    with serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *options, env=environ) as gateway:
+
+        def ask(pair: tuple[str, int | None]) -> Reply:
+            return gateway.post("/v1/embeddings", {"model": named(pair[1]), "input": models.tokens(pair[0])})
+
+        with ThreadPoolExecutor(8) as pool:
+            replies = [*pool.map(ask, pairs)]
+        for (prompt, number), reply in zip(pairs, replies, strict=True):
+            assert reply.status == 200, reply.body
+            assert reply.version == reply.document["model"]
+            assert reply.version.startswith("base" if number is None else f"team/a{number}@sha256:")
+            assert reply.document["data"][0]["embedding"] == pytest.approx(models.embedding(prompt, number), abs=1e-4)
+        refused = complete(gateway, models, "base", "x")
+        assert refused.status in (400, 404), refused.body

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import adapterhub as ah
+from adapterhub.remotes import configured
 from adapterhub.serve import vllm_plugin
 from adapterhub.serve.names import Allowed
 from adapterhub.serve.resolving import served_folder
@@ -200,6 +202,16 @@ def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
     for model in (f"team/open@{digest}", "team/secret:v1"):
         with pytest.raises(RemoteError):
             start(**there).find(model)
+
+
+def test_so_it_is_from_an_image_layout_where_digests_have_no_names(start: Callable[..., Server], tmp_path: Path) -> None:
+    url = f"layout://{tmp_path}/layout"
+    server = start(address=partial(configured.below, url))
+    digest = server.push("team/secret")
+    ah.push("team/secret", f"{url}:team/secret:v1", workspace=server.workspace)
+    assert server.find(f"team/secret@{digest}") != [None]
+    with pytest.raises(NotFoundError):
+        server.find(f"team/open@{digest}")
 
 
 def test_a_misfit_is_refused_by_the_name_of_its_module(start: Callable[..., Server]) -> None:

@@ -196,7 +196,7 @@ class Gateway:
         return self.request("POST", path, json.dumps(document).encode(), content_type="application/json", **headers)
 
     def complete(
-        self, model: str, prompt: str, *, count: int = COUNT, headers: Mapping[str, str] | None = None, **more: Any
+        self, model: str, prompt: str | list[str], *, count: int = COUNT, headers: Mapping[str, str] | None = None, **more: Any
     ) -> Reply:
         """The likeliest tokens after a prompt."""
         asked = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "logit_bias": BIAS, **more}

@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,13 +76,14 @@ class Storm:
         return self.models.answer(prompt, number, COUNT, ends=not self.more)
 
     def hang_up(self, model: str) -> None:
-        """Begin a long stream, and go."""
+        """Begin a long stream, and go in the middle of it."""
         parts = urlsplit(self.gateway.url)
-        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=60)
+        connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
         asked = {"model": model, "prompt": PROMPTS[0], "max_tokens": 1000, "stream": True, **self.more}
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps(asked))
-            connection.getresponse().read(10)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read(6)) == (200, b"data: ")
 
     def move(self, turn: int) -> None:
         """Move a tag to the other version."""
@@ -97,10 +98,12 @@ def _streamed(body: bytes) -> str:
 
 
 @contextlib.contextmanager
-def storm(models: Models, base: Path, folder: Path, *options: object, more: dict[str, Any]) -> Iterator[Storm]:
+def storm(
+    models: Models, base: Path, folder: Path, *options: object, more: dict[str, Any], env: Mapping[str, str] | None = None
+) -> Iterator[Storm]:
     registry = folder / "registry"
     Registry(registry).close()
-    with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options) as gateway:
+    with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options, env=env) as gateway:
         found = Storm(gateway, registry, models, more)
         found.prepare()
         yield found
@@ -149,5 +152,7 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
     assert [*verdicts] == ["right"], verdicts
     assert len(versions) > ADAPTERS + 1  # tags did move
     log = found.gateway.log.read_text()
+    assert "the engine ended" not in log
+    assert found.gateway.get("/health").status == 200
     counts = {"loads": log.count(" is ready after"), "unloads": log.count(" left the engine")}
     return {"answers": verdicts.total(), "versions": len(versions), "moves": turns, "clients lost": turns, **counts}

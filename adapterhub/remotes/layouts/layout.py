@@ -87,6 +87,11 @@ class Layout(Connected):
             raise NotFoundError(where, f"no such name in this image layout; {there}", f"Write {self.where}:NAME")
         return found
 
+    def digests(self, adapter: str) -> set[Digest]:
+        """The digests to which the names of an adapter lead, `team/sql:v1` and so on."""
+        entries = self.entries() if self.exists() else []
+        return {entry["digest"] for entry in entries if (layout_index.name_of(entry) or "").rpartition(":")[0] == adapter}
+
     def _in_range(self, name: str, entries: list[Entry], where: str) -> str | None:
         """The name that a range selects, `^1.2` or `team/sql:^1.2`, among those of that adapter."""
         adapter, colon, wanted = name.rpartition(":")

@@ -49,12 +49,14 @@ class Answer:
         media_type: Of the body.
         body: Its bytes, as they come; may raise EngineDownError.
         close: Ends the work on it, if the body is not read to its end.
+        model: What its documents have as `model`, if they have one, or it is the answer of another version; empty for anything.
     """
 
     status: int
     media_type: str
     body: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = _nothing
+    model: str = ""
 
 
 class Engine(Protocol):

@@ -189,8 +189,7 @@ class Router(_LlamaCpp, Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
         """Ask the process of the version."""
         self.check()
-        section = section_of(blend[0][0]) if blend else _BASE
-        return await self.client.ask(path, {**body, "model": section})
+        return await self.client.ask(path, body, section_of(blend[0][0]) if blend else _BASE)
 
 
 # ---- one process for all
@@ -293,15 +292,24 @@ class OneProcess(_LlamaCpp):
         async with self._changing:
             if served.model in self._running().ids:  # with another that was asked for meanwhile
                 return
-            try:
-                made = await self._started()
-            except RefusedError:
-                del self._wanted[served.model]
-                raise
+            made = await self._started_with(served)
             before, self._now = self._running(), made
             task = asyncio.create_task(self._drained(before))
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+    async def _started_with(self, served: Served) -> _Running:
+        """Another process that has a version, and those that wait for one, too; without those, if it cannot be started so."""
+        self._wanted[served.model] = served
+        while True:
+            others = self._wanted.keys() - self._running().ids.keys() - {served.model}
+            try:
+                return await self._started()
+            except RefusedError:
+                for model in others or {served.model}:
+                    self._wanted.pop(model, None)
+                if not others:
+                    raise
 
     async def _drained(self, running: _Running) -> None:
         try:

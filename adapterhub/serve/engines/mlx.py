@@ -34,4 +34,4 @@ class Mlx(Server):
         """Ask with the base and the folder."""
         self.check()
         more = {"adapters": str(blend[0][0].path)} if blend else {}
-        return await self.client.ask(path, {**body, "model": self._base, **more})
+        return await self.client.ask(path, {**body, **more}, self._base)

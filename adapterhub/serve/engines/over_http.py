@@ -49,11 +49,15 @@ class Client:
         """Close all connections."""
         await self._transport.aclose()
 
-    async def ask(self, path: str, body: Mapping[str, Any]) -> Answer:
-        """Send a document, and return the answer as soon as it begins."""
-        response = await self._sent("POST", path, body)
+    async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> Answer:
+        """Send a document, and return the answer as soon as it begins.
+
+        Args:
+            model: The name by which the server is asked, and which it repeats; empty for one that does not.
+        """
+        response = await self._sent("POST", path, {**body, "model": model} if model else body)
         kind = response.headers.get("content-type", "application/json")
-        return Answer(response.status_code, kind, _pieces(response), response.aclose)
+        return Answer(response.status_code, kind, _pieces(response), response.aclose, model)
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """A request of our own: the status, and the document of the answer, or its text if it is none.

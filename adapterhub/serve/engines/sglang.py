@@ -62,7 +62,10 @@ class Sglang(Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
         """Ask by a name that SGLang cannot take for the base."""
         self.check()
-        return await self.client.ask(path, {**body, "model": model_of(self._base, blend)})
+        model = model_of(self._base, blend)
+        if path == EMBEDDINGS:  # which are answered by the path of the base, whatever was asked
+            return await self.client.ask(path, {**body, "model": model})
+        return await self.client.ask(path, body, model)
 
 
 def model_of(base: str, blend: Blend) -> str:

@@ -110,8 +110,8 @@ class Vllm(Server):
         self.check()
         base = self._zeros.name if self._zeros else self._base
         if self._zeros and base not in self._known:  # it was started anew
-            await self._load(base, self._zeros)
-        return await self.client.ask(path, {**body, "model": blend[0][0].model if blend else base})
+            await self._load(base, await asyncio.to_thread(zeros, self._spec, self._folder))
+        return await self.client.ask(path, body, blend[0][0].model if blend else base)
 
 
 def zeros(base: BaseSpec, folder: Path) -> Path:

@@ -54,6 +54,11 @@ def missing(model: str) -> ProblemError:
     return ProblemError(404, f"The model `{model[:200]}` does not exist or is not served here", code=MISSING, param="model")
 
 
+def engine_failed(what: str) -> ProblemError:
+    """The answer where that of the engine cannot be passed on."""
+    return ProblemError(502, f"The engine failed: {what}", code="engine_failed")
+
+
 def problem_of(error: Exception, model: str) -> ProblemError:
     """What an error is answered with."""
     match error:

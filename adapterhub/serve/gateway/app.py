@@ -26,7 +26,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 from . import metrics, rewriting
-from .answers import BUSY, DOWN, ProblemError, missing, problem_of
+from .answers import BUSY, DOWN, ProblemError, engine_failed, missing, problem_of
 from .gateway import Asked, Gateway
 
 _log = logging.getLogger("adapterhub.serve.requests")
@@ -34,7 +34,7 @@ VERSION = "x-adapterhub-version"
 _BODY_SECONDS = 60.0  # for the whole body to arrive
 _MEMORY = 8  # times the size of the largest body: the objects of its document
 _LATER = 64 << 10  # bytes of a body from which on it is parsed in a thread
-_JSON = "application/json"
+_JSON, _RAW = "application/json", "application/octet-stream"  # vLLM has embeddings as bytes, which name no model
 _FOLDER = Path(__file__).parent / "page"
 # The page for people, which asks the API like any other client.
 _PAGE = {
@@ -90,7 +90,9 @@ def create_app(
         *(Route(path, _page) for path in _PAGE),
     ]
     problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _nowhere, 405: _nowhere}
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+    app.router.redirect_slashes = False  # to where the client's own headers lead
+    return app
 
 
 class _Bodies:
@@ -157,17 +159,20 @@ class _Generation:
         with gateway.metered(asked.key, body) as usage:
             async with gateway.answered(asked, usage.asking()) as answer:
                 usage.begun = answer.status == 200
-                if usage.begun and answer.media_type.startswith("text/event-stream"):
-                    async for piece in rewriting.events(answer.body, asked.version, usage):
+                kind = answer.media_type.partition(";")[0].strip().lower()
+                if usage.begun and kind == "text/event-stream":
+                    async for piece in rewriting.events(answer, asked.version, usage):
                         if not reply.status:  # now, so that the head and the first event are sent as one
                             await reply.begin(asked.version)
                         await reply.more(piece)
-                    await (reply.end() if reply.status else reply.whole(200, answer.media_type, asked.version, b""))
+                    await reply.end()
                     return
                 whole = await rewriting.whole(answer.body)
             if answer.status != 200:
                 raise engine_problem(answer, whole)
-            await reply.whole(200, answer.media_type, asked.version, rewriting.renamed(whole, asked.version, usage))
+            if kind != _RAW:
+                kind, whole = _JSON, rewriting.renamed(whole, asked.version, usage, expected=answer.model)
+            await reply.whole(200, kind, asked.version, whole)
 
 
 def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
@@ -183,7 +188,7 @@ def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 407):
         code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))
         return ProblemError(answer.status, words, code=code or "refused", param=param)
-    return ProblemError(502, f"The engine failed ({answer.status}): {words}", code="engine_failed")
+    return engine_failed(f"{answer.status} {words}")
 
 
 async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) -> None:

@@ -281,7 +281,7 @@ class Gateway:
         """What an answer says it comes from."""
         if not parts:
             return self.settings.base_name
-        return "+".join(found.model if weight == 1 else f"{found.model}*{weight:g}" for found, weight in parts)
+        return "+".join(found.model if weight == 1 else f"{found.model}*{weight:.15g}" for found, weight in parts)
 
     def _prepare(self, found: Found) -> Served:
         base, address = self.settings.base, self._lookup.address(found)

@@ -235,6 +235,7 @@ class RemoteLookup:
                     self._open.discard(remote)
 
         place = location.parse(configured.below(self._url, str(ref)))
+        resolving.check_name(ref, place, self._workspace)
         return resolving.digest_at(place, self._workspace, connect), bool(opened)
 
     def _tell(self, error: AdapterhubError | None) -> None:

@@ -10,13 +10,17 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines import Answer
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
 
+from .answers import engine_failed
+
 _LONGEST = 4 << 20  # bytes of an event
+_LONGEST_STREAM = 1 << 30  # bytes of all of them
 _LARGEST = 64 << 20  # bytes of an answer that is no stream
-_DATA = b"data: {"
+_DATA, _DONE, _END = b"data:", b"[DONE]", b"data: [DONE]\n"
 
 
 @dataclass
@@ -63,45 +67,65 @@ class Usage:
 
 
 async def whole(pieces: AsyncIterator[bytes]) -> bytes:
-    """All of an answer; EngineDownError for one without an end."""
+    """All of an answer; ProblemError for one without an end."""
     found = bytearray()
     async for piece in pieces:
         found += piece
         if len(found) > _LARGEST:
-            raise EngineDownError(f"the answer has more than {_LARGEST} bytes")
+            raise engine_failed(f"its answer has more than {_LARGEST:,} bytes")
     return bytes(found)
 
 
-def renamed(document: bytes, model: str, usage: Usage) -> bytes:
-    """A JSON object with another `model`, nothing for one that the client has not asked for; anything else as it is."""
+def renamed(document: bytes, model: str, usage: Usage, *, expected: str) -> bytes:
+    """A JSON object with another `model`, if it has one; nothing for one that the client has not asked for.
+
+    Args:
+        expected: What it has as `model`; empty for anything.
+
+    Raises:
+        ProblemError: It is not a JSON object, or has another `model`.
+    """
     try:
-        found = json_file.parse(document, "answer")
-    except FormatError:
-        return document
-    if not isinstance(found, dict):
-        return document
+        found = json_file.parse_object(document, "its answer")
+    except FormatError as error:
+        raise engine_failed(str(error)) from error
     if not usage.see(found):
         return b""
     if "model" not in found:
         return document
+    if expected and found["model"] != expected:
+        raise engine_failed(f"its answer is by {printable(str(found['model'])[:200])!r}, and another model was asked")
     return json.dumps({**found, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-async def events(pieces: AsyncIterator[bytes], model: str, usage: Usage) -> AsyncIterator[bytes]:
-    """The lines of a stream of events as soon as each is complete, with another `model` in their objects."""
-    rest = b""
-    async for piece in pieces:
+async def events(answer: Answer, model: str, usage: Usage) -> AsyncIterator[bytes]:
+    """The lines of a stream of events as soon as each is complete, with another `model` in their objects.
+
+    Raises:
+        ProblemError: It is malformed, too long, by another model, or ends before its end.
+    """
+    rest, length, ended = b"", 0, False
+    async for piece in answer.body:
+        length += len(piece)
         *lines, rest = (rest + piece).split(b"\n")
         if lines:
-            yield b"".join(_line(line, model, usage) + b"\n" for line in lines)
-        if len(rest) > _LONGEST:
-            raise EngineDownError(f"an event has more than {_LONGEST} bytes")
-    if rest:
-        yield _line(rest, model, usage)
+            found = b"".join(_line(line, model, usage, answer.model) + b"\n" for line in lines)
+            ended = ended or _END in found
+            yield found
+        if len(rest) > _LONGEST or length > _LONGEST_STREAM:
+            raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
+    if rest or not ended:
+        raise engine_failed("its stream was cut off")
 
 
-def _line(line: bytes, model: str, usage: Usage) -> bytes:
+def _line(line: bytes, model: str, usage: Usage, expected: str) -> bytes:
+    line = line.removesuffix(b"\r")
+    if b"\r" in line:  # the end of a line, too; no object of JSON has one in its texts
+        raise engine_failed("its stream has a line break that is none")
     if not line.startswith(_DATA):
         return line
-    found = renamed(line[6:], model, usage)
+    data = line[len(_DATA) :].strip()
+    if data == b"null":  # llama-server has one before the answers to several prompts
+        return b""
+    found = data if data == _DONE else renamed(data, model, usage, expected=expected)
     return b"data: " + found if found else b""

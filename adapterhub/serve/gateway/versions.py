@@ -92,6 +92,10 @@ class Versions:
 
     async def _known(self, version: _Version) -> Served:
         served = await asyncio.shield(version.ready)
+        if not served.path.exists():  # the cache was emptied, and the engine may read the files again
+            if version.ready.done():
+                self._get_ready(version)
+            served = await asyncio.shield(version.ready)
         await self._engine.ensure(served)  # again: it may have been started anew
         return served
 

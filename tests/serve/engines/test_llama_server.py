@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.serve.engines.llama_server import explicit
+from adapterhub.serve.engines.llama_server import OneProcess, Options, explicit
 from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models
@@ -135,15 +137,29 @@ def test_more_versions_than_it_holds(models: Models, registry: Path, tmp_path: P
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
         for number in (0, 1, 2, 3, 0, 2):
             assert gateway.complete(named(number), P).text == models.answer(P, number)
-        [router] = gateway.children()
-        running = Path(f"/proc/{router}/task/{router}/children").read_text().split()
-        assert len(running) <= 3  # the base and two versions
+        assert len(processes_of_versions(gateway)) == 2
 
 
-def test_a_killed_engine_comes_back(models: Models, registry: Path, tmp_path: Path) -> None:
-    options = ("--program", llama_server.program())
-    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
-        assert gateway.complete("team/a0", P).status == 200
+def engines(gateway: Gateway) -> list[int]:
+    return gateway.children()
+
+
+def processes_of_versions(gateway: Gateway) -> list[int]:
+    """Those that the router has started, in whichever of its threads, but that of the base."""
+    [router] = gateway.children()
+    found = {pid for path in Path(f"/proc/{router}/task").glob("*/children") for pid in path.read_text().split()}
+    return [int(pid) for pid in found if b"adapter.gguf" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+KILLED = {"router": ((), engines), "one process": (("--one-process",), engines), "versions": ((), processes_of_versions)}
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_what_is_killed_comes_back_and_no_answer_is_of_another_version(
+    models: Models, registry: Path, tmp_path: Path, kind: str
+) -> None:
+    shape, victims = KILLED[kind]
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", "--program", llama_server.program(), *shape) as gateway:
         found: list[serving.Reply] = []
         stop = threading.Event()
 
@@ -151,16 +167,22 @@ def test_a_killed_engine_comes_back(models: Models, registry: Path, tmp_path: Pa
             while not stop.is_set():
                 found.append(gateway.complete(named(number), P))
 
+        def answered(since: int, number: int) -> bool:
+            return any(reply.status == 200 and reply.version.startswith(f"team/a{number}@") for reply in found[since:])
+
         threads = [threading.Thread(target=ask, args=[number]) for number in (0, 1)]
         for thread in threads:
             thread.start()
-        while len(found) < 5:
+        while not (answered(0, 0) and answered(0, 1)):
             time.sleep(0.01)
-        for pid in gateway.children():
-            os.killpg(pid, signal.SIGKILL)
-        while gateway.get("/health").status == 200:
+        killed = victims(gateway)
+        assert killed
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        while any(map(_runs, killed)):
             time.sleep(0.01)
-        while gateway.get("/health").status != 200:
+        since = len(found)
+        while not (answered(since, 0) and answered(since, 1)):
             time.sleep(0.05)
         stop.set()
         for thread in threads:
@@ -209,6 +231,26 @@ def test_somebodys_own_server_answers_with_what_it_was_started_with(models: Mode
                 assert "was started without" in reply.document["error"]["message"]
             else:
                 assert reply.text == models.answer(prompt, number)
+
+
+def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tmp_path: Path) -> None:
+    paths = [*converted(models, tmp_path), tmp_path / "damaged.gguf"]
+    paths[2].write_bytes(paths[0].read_bytes()[:1000])
+    served = [
+        Served("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4) for n, path in zip("abc", paths, strict=True)
+    ]
+
+    async def main() -> list[object]:
+        engine = OneProcess(Options(llama_server.program(), models.gguf, tmp_path, os.environ))
+        await engine.start()
+        try:  # the last two wait while the first is started, and are started together then
+            return await asyncio.gather(*map(engine.ensure, served), return_exceptions=True)
+        finally:
+            await engine.close()
+
+    *good, damaged = asyncio.run(main())
+    assert good == [None, None]
+    assert isinstance(damaged, RefusedError)
 
 
 def test_a_request_lists_every_adapter() -> None:

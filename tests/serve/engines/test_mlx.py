@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ def test_every_answer_is_of_the_version_that_was_asked_for(gateway: Gateway, mod
             assert reply.text == models.answer(prompt, number, COUNT), (name, reply.body)
             assert reply.version == reply.document["model"]
     assert gateway.complete("team/none", PROMPTS[0]).status == 404
+
+
+def test_so_is_a_stream(gateway: Gateway, models: Models) -> None:
+    reply = gateway.post("/v1/completions", asked("team/a1:prod", PROMPTS[0], stream=True))
+    *events, end = [line[6:] for line in reply.body.decode().split("\n") if line.startswith("data: ")]
+    chunks = [json.loads(event) for event in events]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == models.answer(PROMPTS[0], 1, COUNT)
+    assert ({chunk["model"] for chunk in chunks}, end) == ({reply.version}, "[DONE]")
 
 
 @pytest.mark.parametrize("name", ["adapters", "draft_model", "num_draft_tokens"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -51,6 +52,18 @@ def test_alone_it_takes_unknown_names_for_the_base() -> None:
     parse = own_parser("base")
     assert parse("team/sql") == ("team/sql", None)
     assert parse("team/sql:v1") == ("team/sql", "v1")
+
+
+def test_its_answers_repeat_the_name_except_embeddings() -> None:
+    names = {
+        file: {*re.findall(r"\bmodel=([\w.]+)", own_file(f"serving_{file}.py").read_text())}
+        for file in ("chat", "completions", "embedding")
+    }
+    assert names == {
+        "chat": {"request.model"},
+        "completions": {"request.model"},
+        "embedding": {"self.tokenizer_manager.model_path"},
+    }
 
 
 def test_every_field_that_chooses_an_adapter_or_a_cache_is_refused() -> None:

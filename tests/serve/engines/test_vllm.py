@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.engines.over_http import Client
+from adapterhub.serve.engines.over_http import Client, Process
 from adapterhub.serve.engines.vllm import Vllm
 from adapterhub.serve.served import Served
 from adapterhub_converters.adapter import LowRank
@@ -84,6 +86,10 @@ def ask_base(server: Server, folder: Path, *, resolves: bool = False) -> list[st
     return server.asked
 
 
+async def at_once() -> bool:
+    return True
+
+
 def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path: Path) -> None:
     """In place, vLLM up to 0.32 would read the folder again at every step; by a name twice, it would end."""
     server, spec = Server("0.33.0"), base(tmp_path / "base")
@@ -117,6 +123,25 @@ def test_before_0_33_the_base_is_asked_for_by_zeros_that_stay_for_gateways_to_co
     assert isinstance(delta, LowRank)
     assert not np.concatenate([delta.lora_A.ravel(), delta.lora_B.ravel()]).any()
     assert delta.shape == read_base(tmp_path / "base").tensors[f"{target}.weight"].shape
+
+
+def test_after_a_new_start_the_zeros_are_loaded_again_though_the_cache_was_emptied(tmp_path: Path) -> None:
+    server, spec = Server("0.32.0"), base(tmp_path / "base")
+
+    async def main() -> None:
+        async with server.running() as url:
+            process = Process([sys.executable, "-c", "import time; time.sleep(600)"], {}, at_once)
+            engine = Vllm(Client(url), process, base=spec, folder=tmp_path / "zeros", slots=4)
+            await engine.start()
+            shutil.rmtree(tmp_path / "zeros")
+            server.known.clear()
+            process.begun()
+            await engine.ask("/v1/completions", {"prompt": "x"}, ())
+            await engine.close()
+
+    asyncio.run(main())
+    assert server.asked == [*server.known]
+    assert [Path(root).is_dir() for root in server.known.values()] == [True]
 
 
 @pytest.mark.parametrize("version", ["0.33.0", "0.40.1.dev3", "unknown"])

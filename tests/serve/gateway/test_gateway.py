@@ -89,6 +89,17 @@ def test_chat_and_streams_have_the_version_too(gateway: Gateway, registry: Path,
     assert text == whole.document["choices"][0]["message"]["content"]
 
 
+def test_several_prompts_in_one_request(gateway: Gateway, models: Models) -> None:
+    prompts = [P, "pack my box "]
+    whole = gateway.complete("team/a0", prompts)
+    assert [choice["text"] for choice in whole.document["choices"]] == [models.answer(prompt, 0) for prompt in prompts]
+    streamed = gateway.complete("team/a0", prompts, stream=True)
+    *events, end = [line[6:] for line in streamed.body.decode().split("\n") if line.startswith("data:")]
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    texts = ["".join(choice["text"] for choice in choices if choice["index"] == index) for index in (0, 1)]
+    assert (texts, end) == ([models.answer(prompt, 0) for prompt in prompts], "[DONE]")
+
+
 def test_the_list_has_what_may_be_asked_for(gateway: Gateway, registry: Path) -> None:
     listed = {model["id"]: model for model in gateway.get("/v1/models").document["data"]}
     assert {"base", "team/a0", "team/a0:prod"} <= set(listed)

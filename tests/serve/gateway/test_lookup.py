@@ -108,6 +108,24 @@ def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> Non
     assert remote.find("team/none") == remote.digests[1]
 
 
+def test_a_digest_in_an_image_layout_is_of_those_names_alone_that_lead_to_it(make: Make, tmp_path: Path) -> None:
+    url = f"layout://{tmp_path}/layout"
+    names = ("team/sql", "team/secret")
+    digests = [
+        str(ah.push(make(f"a{at}", at), f"{url}:{name}:v1", workspace=Workspace()).digest) for at, name in enumerate(names)
+    ]
+    with ExitStack() as stack:
+        remote = Remote(url, Workspace(cache=tmp_path / "cache"), digests, stack)
+        stack.callback(remote.lookup.close)
+        for name, digest, other in zip(names, digests, reversed(digests), strict=True):
+            assert {remote.find(f"{name}:v1"), remote.find(f"{name}@{digest}"), remote.find(f"{name}@{digest[:20]}")} == {
+                digest
+            }
+            for unknown in (f"{name}@{other}", f"{name}@{other[:20]}", f"team/none@{digest}"):
+                with pytest.raises(NotFoundError):
+                    remote.find(unknown)
+
+
 def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:

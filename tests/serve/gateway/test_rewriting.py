@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines import Answer
 from adapterhub.serve.gateway import rewriting
+from adapterhub.serve.gateway.answers import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
 
 CHUNKS = [{"model": "engine", "choices": [{"text": text}]} for text in ("a", "é\n", "data: {", "")]
@@ -24,7 +25,8 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 
 def rewritten(*parts: bytes, usage: Usage | None = None) -> bytes:
     async def all_of() -> bytes:
-        found = rewriting.events(pieces(*parts), "team/a@sha256:1", usage or Usage({}))
+        answer = Answer(200, "text/event-stream", pieces(*parts), model="engine")
+        found = rewriting.events(answer, "team/a@sha256:1", usage or Usage({}))
         return b"".join([piece async for piece in found])
 
     return asyncio.run(all_of())
@@ -40,14 +42,27 @@ def test_a_stream_is_renamed_wherever_it_is_cut() -> None:
     assert rewritten(*(STREAM[at : at + 1] for at in range(len(STREAM)))) == whole
 
 
+def test_lines_may_end_and_fields_begin_as_the_standard_has_it() -> None:
+    assert rewritten(b'event: x\r\ndata:{"model":"engine"}\r\n\r\ndata:[DONE]\r\n\r\n') == (
+        b'event: x\ndata: {"model":"team/a@sha256:1"}\n\ndata: [DONE]\n\n'
+    )
+
+
+def test_an_event_without_anything_is_left_out() -> None:
+    """llama-server begins a stream for several prompts with one."""
+    assert rewritten(b'data: null\n\ndata: {"n":1}\n\ndata: [DONE]\n\n') == b'\n\ndata: {"n":1}\n\ndata: [DONE]\n\n'
+
+
 def test_what_has_no_model_stays_as_it_is() -> None:
-    for raw in (b'{"object":"list" , "data":[]}', b"[1]", b"no json", b"", b'{"model":'):
-        assert rewriting.renamed(raw, "x", Usage({})) == raw
-    assert json.loads(rewriting.renamed(b'{"model":"y","n":1}', "x", Usage({}))) == {"model": "x", "n": 1}
+    raw = b'{"object":"list" , "data":[]}'
+    assert rewriting.renamed(raw, "x", Usage({}), expected="y") == raw
+    for expected in ("y", ""):
+        document = rewriting.renamed(b'{"model":"y","n":1}', "x", Usage({}), expected=expected)
+        assert json.loads(document) == {"model": "x", "n": 1}
 
 
 def test_an_event_without_an_end_is_cut() -> None:
-    with pytest.raises(EngineDownError):
+    with pytest.raises(ProblemError, match="an event more than 4,194,304"):
         rewritten(*[b"x" * (1 << 20)] * 6)
 
 

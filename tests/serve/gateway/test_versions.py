@@ -65,6 +65,7 @@ class Folders:
         self.prepared: list[str] = []
         self.leased: set[str] = set()
         self.refused: set[str] = set()
+        self.path = Path("/")
         self.go = threading.Event()
         self.go.set()
 
@@ -73,8 +74,10 @@ class Folders:
         self.prepared.append(version.model)
         if version.model in self.refused:
             raise RefusedError(version.name, "vllm: silent base", code="silent-base")
+        if not self.path.exists():
+            self.path.touch()
         self.leased.add(version.model)
-        return Served(version.name, version.name, version.digest, "peft", Path("/"), 4)
+        return Served(version.name, version.name, version.digest, "peft", self.path, 4)
 
     def release(self, served: Served) -> None:
         self.leased.discard(served.model)
@@ -110,6 +113,17 @@ def test_requests_for_one_version_share_its_preparation() -> None:
         await asyncio.wait(tasks)
         assert [blend[0][0].model for blend in [await task for task in tasks[1:]]] == [found(1).model] * 19
         assert folders.prepared == [found(1).model]
+
+    in_loop(test)
+
+
+def test_what_is_gone_from_the_cache_is_made_anew_once(tmp_path: Path) -> None:
+    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+        folders.path = tmp_path / "served"
+        await use(made, 1)
+        folders.path.unlink()
+        await asyncio.gather(*(use(made, 1) for _ in range(5)))
+        assert folders.prepared == [found(1).model] * 2
 
     in_loop(test)
 

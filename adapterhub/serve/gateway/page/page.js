@@ -65,7 +65,7 @@ async function ask(side, section, message) {
     const version = answer.headers.get("x-adapterhub-version");
     for await (const event of events(answer.body)) {
       if (event.error) throw new Error(event.error.message);
-      const piece = event.choices[0]?.delta?.content;
+      const piece = event.choices?.[0]?.delta?.content;
       if (!piece) continue;
       first ||= performance.now() - started;
       text.textContent += piece;
