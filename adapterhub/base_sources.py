@@ -146,7 +146,7 @@ def base_name(text: str, workspace: Workspace) -> str | None:
         return None
     if there:
         hint = f"Write ./{text} for the path, {_EXPLICIT}{name} for the base"
-        raise UsageError(text, "both a path and a base in the registry", hint)
+        raise UsageError(text, "both a path and a base in the registry", hint, code="ambiguous")
     return name
 
 

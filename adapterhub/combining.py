@@ -77,7 +77,9 @@ def destination(out: StrPath) -> Path | Ref:
     if ref.number or ref.digest or ref.range:
         raise UsageError(text, "names a version, and a merge creates a new one", f"Write {ref.name}, or {ref.name}:TAG")
     if not ref.tag and path.parent.is_dir():
-        raise UsageError(text, "could be a folder or a ref", f"Write ./{text} for the folder, {text}:latest for the ref")
+        raise UsageError(
+            text, "could be a folder or a ref", f"Write ./{text} for the folder, {text}:latest for the ref", code="ambiguous"
+        )
     return ref
 
 
@@ -134,7 +136,12 @@ def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
             pinned.setdefault(base.fingerprint, base)
     if len(pinned) > 1:
         names = " and ".join(base.repo or fingerprint[:19] for fingerprint, base in pinned.items())
-        raise RefusedError("base", f"the adapters were trained on different models: {names}", "Merge adapters of one base")
+        raise RefusedError(
+            "base",
+            f"the adapters were trained on different models: {names}",
+            "Merge adapters of one base",
+            code="different-bases",
+        )
     return next(iter(pinned.values()), None)
 
 

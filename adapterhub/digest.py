@@ -50,7 +50,7 @@ def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None 
             file.seek(0)
             return copy_hashing(file, None, more=more)[0], first
     except FileNotFoundError as error:
-        raise NotFoundError(str(path), "no such file") from error
+        raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 

@@ -122,7 +122,7 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
             return merge_recipes.get(registry, name).recipe, name
     if name and _known(name, workspace):
         hint = f"Write ./{source} for the file, {merge_recipes.EXPLICIT}{name} for the name"
-        raise UsageError(source, "both a file and a recipe in the registry", hint)
+        raise UsageError(source, "both a file and a recipe in the registry", hint, code="ambiguous")
     return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
 
 

@@ -26,6 +26,8 @@ LATEST = "latest"
 class RefError(UsageError):
     """The text is not a ref."""
 
+    default_code = "invalid-ref"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Ref:
@@ -127,7 +129,7 @@ def parse_tag(tag: str, where: str) -> str:
     if not is_tag(tag):
         raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
     if _is_number(tag):
-        raise RefError(where, f"{tag} is a version number, which a push assigns", "Choose another tag")
+        raise RefError(where, f"{tag} is a version number, which a push assigns", "Choose another tag", code="version-number")
     return tag
 
 

@@ -235,14 +235,14 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
         if ":" in text or "@" in text:
             raise
         hint = error.hint if address_meant(text) else "A ref is like team/sql:v2"
-        raise NotFoundError(text, "no such file or folder, and not a ref either", hint) from error
+        raise NotFoundError(text, "no such file or folder, and not a ref either", hint, code="no-such-file") from error
     if not isinstance(source, str) or (there and not _known(ref, workspace)):
         return path, None
     if not there:
         return None, ref
     plain = f"{text}:latest" if str(ref) == ref.name else text
     hint = f"Write ./{text} for the path, {plain} for the adapter"
-    raise UsageError(text, "both a path and an adapter in the registry", hint)
+    raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
 
 
 def _known(ref: Ref, workspace: Workspace) -> bool:
@@ -261,7 +261,7 @@ def existing(text: str) -> Path:
         raise UsageError(text.partition("?")[0], what, "Download it, and name the folder or file")
     path = Path(text)
     if not path.exists():
-        raise NotFoundError(text, "no such file or folder")
+        raise NotFoundError(text, "no such file or folder", code="no-such-file")
     return path
 
 

@@ -90,6 +90,32 @@ def _distrusts(call: ast.Call) -> bool:
     return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
 
 
+def test_every_class_of_errors_has_a_code_of_its_own_for_errors_that_are_raised_without_one() -> None:
+    classes = {
+        node.name: node
+        for path in sources(everything=True)
+        for node in ast.walk(parsed(ROOT / path))
+        if isinstance(node, ast.ClassDef)
+    }
+    found, more = set(), {"AdapterhubError"}
+    while more:
+        found |= more
+        more = {name for name, node in classes.items() if {ast.unparse(base) for base in node.bases} & found} - found
+    named = {name for name in found if any(ast.unparse(node).startswith("default_code") for node in classes[name].body)}
+    assert len(found) > 20
+    assert sorted(found - named) == []
+
+
+def test_no_error_is_of_the_class_that_is_reported_as_a_bug() -> None:
+    raised = [
+        f"{path}:{node.lineno}"
+        for path in sources()
+        for node in ast.walk(parsed(ROOT / path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "AdapterhubError"
+    ]
+    assert raised == []
+
+
 def _module(path: Path) -> str:
     root = "converters/" if path.parts[0] == "converters" else "schemas/" if path.parts[0] == "schemas" else ""
     return ".".join(path.with_suffix("").parts[bool(root) :]).removesuffix(".__init__")

@@ -163,7 +163,7 @@ def _norm(weight: np.ndarray) -> float:
         raise RefusedError("base", "its weight is quantized", "Name the base in 16 or 32 bits")
     norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
     if not math.isfinite(norm):
-        raise RefusedError("base", "its weight contains NaN or Inf")
+        raise RefusedError("base", "its weight contains NaN or Inf", code="non-finite")
     return norm
 
 

@@ -67,7 +67,7 @@ def _wanted(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
     names = [name.removeprefix(prefix) for name in listing if name.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     if not names:
-        raise NotFoundError(str(place), "no such file or folder in this model")
+        raise NotFoundError(str(place), "no such file or folder in this model", code="no-such-file")
     weights = _weights(names)
     if not weights:
         return [_only_gguf(place, prefix, names, listing)]
@@ -100,7 +100,7 @@ def _only_gguf(place: HubPath, prefix: str, names: list[str], listing: Mapping[s
     pickles = next((name for name in names if is_pickle_name(name)), None)
     if pickles:
         raise RefusedError(f"{place}/{pickles}", "a pickle can run code when it is loaded", "Use a model in safetensors")
-    raise NotFoundError(str(place), "not a base model: it has no safetensors and no GGUF file")
+    raise NotFoundError(str(place), "not a base model: it has no safetensors and no GGUF file", code="not-a-base")
 
 
 def _fetch(place: HubPath, hub: Hub, cache: Path, wanted: list[str], show: Callable[[int], None]) -> None:

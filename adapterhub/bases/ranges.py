@@ -38,9 +38,13 @@ U = TypeVar("U")
 class ForbiddenError(RemoteError):
     """A 403; object stores answer it for files that do not exist, too."""
 
+    default_code = "access-denied"
+
 
 class TooLargeError(FormatError):
     """A file that should be small is not."""
+
+    default_code = "too-large"
 
 
 @dataclass
@@ -107,7 +111,7 @@ class RangeClient(Client):
         takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":
             hint = f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}"
-            return RemoteError(where, f"HTTP {status}: a gated model", hint)
+            return RemoteError(where, f"HTTP {status}: a gated model", hint, code="gated-model")
         if status in (404, 410):
             kind = {"RepoNotFound": "model", "RevisionNotFound": "revision"}.get(code, "file")
             return NotFoundError(where, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else "")
@@ -324,4 +328,4 @@ class WebFile:
         if self._size is None:
             self._size, self._etag = size, etag
         elif (size, etag) != (self._size, self._etag):
-            raise RemoteError(self._where, "changed while it was read", "Try again")
+            raise RemoteError(self._where, "changed while it was read", "Try again", code="changed-meanwhile")

@@ -72,7 +72,7 @@ class BaseDocument:
         version = document.get("version")
         if isinstance(version, int) and version > VERSION:
             what = f"base document version {version} is newer than the supported {VERSION}"
-            raise RefusedError(name, what, "Upgrade adapterhub")
+            raise RefusedError(name, what, "Upgrade adapterhub", code="newer-version")
         document.setdefault("text_type", None)  # the first documents lack it
         if version != VERSION or not _is_document(document):
             raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")

@@ -79,7 +79,7 @@ def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
         needed=there,
     )
     if not name and "config.json" not in there:
-        raise NotFoundError(str(place), "not a base model: there is no config.json", _instead(top, listing))
+        raise NotFoundError(str(place), "not a base model: there is no config.json", _instead(top, listing), code="not-a-base")
     return hub_layout.with_name(read_files(files, name), place.repo, commit)
 
 
@@ -90,7 +90,7 @@ def _split(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
         return (f"{folder}/" if folder else ""), name
     if place.path and not any(path.startswith(f"{place.path}/") for path in listing):
         top = dataclasses.replace(place, path="")
-        raise NotFoundError(str(place), "no such file in this model", _instead(top, listing))
+        raise NotFoundError(str(place), "no such file in this model", _instead(top, listing), code="no-such-file")
     return (f"{place.path}/" if place.path else ""), ""
 
 

@@ -146,7 +146,7 @@ def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
     contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
-        raise NotFoundError(peft.WEIGHTS, "no such file")
+        raise NotFoundError(peft.WEIGHTS, "no such file", code="no-such-file")
     with contextlib.suppress(FormatError):  # which is one of several problems with the config
         peft.check_config(contents.config, peft.CONFIG)
     try:

@@ -352,11 +352,16 @@ def validation(settings: SettingsFile) -> Validation:
 
     rules, where = settings.validate, str(settings.path)
     if unknown := [name for name in rules.runtimes if name not in RUNTIMES]:
-        raise UsageError(f"{where}: validate.runtimes", f"unknown runtime {unknown[0]!r}", f"One of {', '.join(RUNTIMES)}")
+        raise UsageError(
+            f"{where}: validate.runtimes",
+            f"unknown runtime {unknown[0]!r}",
+            f"One of {', '.join(RUNTIMES)}",
+            code="invalid-config",
+        )
     try:
         check_codes(rules.ignore)
     except ParameterError as error:
-        raise UsageError(f"{where}: validate.ignore", error.what, error.hint) from error
+        raise UsageError(f"{where}: validate.ignore", error.what, error.hint, code="invalid-config") from error
     return rules
 
 

@@ -183,11 +183,11 @@ def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> Non
 def say(error: AdapterhubError, *, about: str = "") -> None:
     """Print an error to stderr, with a line for each of its problems, and its code as the last word of the first.
 
-    The code is one that `adapterhub explain` knows: another server's is not shown.
+    The code is one that `adapterhub explain` knows: that of the class in place of another server's.
     """
-    known = error.code in ERRORS or error.code in FINDINGS
+    code = error.code if error.code in ERRORS or error.code in FINDINGS else error.default_code
     for number, line in enumerate(lines(in_words_of_the_command_line(error) or error)):
-        output.say(output.one_line(f"error: {about}{line}"), aside=f"[{error.code}]" if known and not number else "")
+        output.say(output.one_line(f"error: {about}{line}"), aside=f"[{code}]" if not number else "")
 
 
 class Explanation(NamedTuple):

@@ -205,7 +205,7 @@ def run(arguments: list[str]) -> int:
     except OSError as error:  # stdout is a file on a full disk
         if not reported:
             code = LocalIOError.exit_code
-            output.say(output.one_line(f"error: stdout: {(error.strerror or str(error)).lower()}"))
+            errors.say(LocalIOError("stdout", (error.strerror or str(error)).lower()))
     else:
         return code
     _discard_stdout()
@@ -274,7 +274,7 @@ def translate(error: Exception, arguments: Sequence[str] = ()) -> AdapterhubErro
     if isinstance(error, ImportError):
         return _missing_extra((error.name or "").partition(".")[0], arguments)
     if isinstance(error, MemoryError):
-        return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model")
+        return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model", code="out-of-memory")
     if isinstance(error, OSError):
         reason = (error.strerror or str(error) or type(error).__name__).lower()
         return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")

@@ -59,7 +59,7 @@ def run(
     if not into["recipe_only"]:
         combining.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
-        raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only")
+        raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only", code="conflicting-options")
     if how and into["recipe_only"]:
         raise UsageError("--recipe-only", "records a sum of adapters, and no method", "Leave one of the two out")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]

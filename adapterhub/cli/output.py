@@ -213,7 +213,7 @@ def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def error_document(error: AdapterhubError) -> dict[str, Any]:
-    """An error for `--json`, with its code, if it has one.
+    """An error for `--json`.
 
     `refused` has every reason of a refusal, with its tensor or module, `problems` one line each.
     """
@@ -224,7 +224,7 @@ def error_document(error: AdapterhubError) -> dict[str, Any]:
         "what": error.what,
         "hint": error.hint,
         "exit_code": error.exit_code,
-        **({"code": error.code} if error.code else {}),
+        "code": error.code,
         **({"refused": refused} if refused else {}),
         **({"problems": list(error.problems)} if error.problems else {}),
     }

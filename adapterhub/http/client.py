@@ -346,7 +346,7 @@ class Client:
         if self._names_secret(host, where):
             raise RemoteError(where, "the server leads to a host whose name contains a password or token")
         if scheme != "https" and self.base and origin(self.base, where)[0] == "https":
-            raise RemoteError(where, "the server leads from https to http")
+            raise RemoteError(where, "the server leads from https to http", code="no-tls")
         proxy = proxy_to(scheme, host, self.proxy, where)
         while True:
             try:

@@ -188,7 +188,7 @@ def failure(
     at = f"{host}: " if host not in where else ""
     causes = list(chain(error))
     if any(isinstance(one, LocationParseError | UnicodeError) for one in causes):  # a name that DNS cannot have
-        return RemoteError(where, f"{at}no such host")
+        return RemoteError(where, f"{at}no such host", code="no-such-host")
     lasting = _lasting(causes[-1], where, proxy, plain)
     if lasting is None:
         return AgainError(at + _passing(causes[-1]))
@@ -202,13 +202,13 @@ def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) 
         return RemoteError(where, str(cause)[:200])
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = "If your own authority issued it, set SSL_CERT_FILE to a file with that authority's certificate"
-        return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint)
+        return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint, code="certificate")
     if proxy and str(cause).startswith("Tunnel connection failed"):
         return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({str(cause).partition(': ')[2][:80]})")
     if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
-        return RemoteError(where, "it does not speak TLS", plain)
+        return RemoteError(where, "it does not speak TLS", plain, code="no-tls")
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-        return RemoteError(where, "no such host")
+        return RemoteError(where, "no such host", code="no-such-host")
     return None
 
 

@@ -16,9 +16,13 @@ class AgainError(Exception):
 class GivenUpError(RemoteError):
     """An AgainError after the last try."""
 
+    default_code = "no-answer"
+
 
 class DeniedError(RemoteError):
     """The server requires a login, or refuses the one it got; code `login-required` if this program can log in at `host`."""
+
+    default_code = "access-denied"
 
     def __init__(self, where: str, what: str, hint: str = "", *, host: str = "") -> None:
         super().__init__(where, what, hint, code="login-required" if host else "", host=host)
@@ -26,3 +30,5 @@ class DeniedError(RemoteError):
 
 class CutError(RemoteError):
     """A body ended too early; a request for the bytes from there on may bring the rest."""
+
+    default_code = "connection-lost"

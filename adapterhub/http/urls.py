@@ -57,7 +57,7 @@ def resolved(url: str, location: str | None, where: str) -> str:
     except ValueError as error:
         raise RemoteError(where, f"the server names an invalid address ({error})") from error
     if origin(target, where)[0] != "https" and origin(url, where)[0] == "https":
-        raise RemoteError(where, "the server leads from https to http")
+        raise RemoteError(where, "the server leads from https to http", code="no-tls")
     return target
 
 

@@ -217,7 +217,7 @@ class HubDatabase:
         with self.transaction():
             version = self.select("PRAGMA user_version")[0][0]
             if version > len(MIGRATIONS):
-                raise RefusedError(str(self.path), "a newer adapterhub made it", "Upgrade adapterhub")
+                raise RefusedError(str(self.path), "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
             for script in MIGRATIONS[version:]:
                 for statement in script.split(";"):
                     self.execute(statement)

@@ -77,6 +77,8 @@ _MAX_HEADERS = 20  # that are looked at to find a GGUF adapter in a repository
 class NotMirroredError(NotFoundError):
     """The upstream has a repository of that name that is not mirrored, as a whole model is not."""
 
+    default_code = "not-mirrored"
+
 
 def upstream(
     url: str, age: float, hub: Callable[[], HuggingFace], proxy: ProxyOf = no_proxy, *, max_bytes: int = MAX_MIRRORED

@@ -54,6 +54,8 @@ class TooLargeError(Exception):
 class BusyError(ConflictError):
     """Another request is sending to the same session."""
 
+    default_code = "conflict"
+
 
 @dataclass
 class Upload:

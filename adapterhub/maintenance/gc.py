@@ -166,7 +166,7 @@ class Needs:
         """Return the blobs that are needed now; IntegrityError or RefusedError where that cannot be determined."""
         for path in self._store.unknown():
             what = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
-            raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere")
+            raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
         known = self._known()
         for name in sorted({*self._store.log.names(), *known}):
             self._read(name, known.get(name, 0))

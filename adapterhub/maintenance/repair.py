@@ -52,7 +52,7 @@ def _documents(registry: Registry) -> Iterator[Descriptor]:
 def _source(path: Path) -> Find:
     """Return what finds blobs in a registry (its folder or registry.db), an OCI image layout, or an adapter's folder."""
     if not path.exists():
-        raise NotFoundError(str(path), "no such file or folder")
+        raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     folder = path if path.is_dir() else path.parent
     for layout in (folder / FOLDER, folder.resolve()):
         if (store := Store(layout)).exists():

@@ -406,7 +406,7 @@ def declare(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -
     base, training = declared.get("base", {}), declared.get("training", {})
     for name, table, known in (("base", base, _DECLARABLE_BASE), ("training", training, training_keys)):
         if not isinstance(table, Mapping):
-            raise UsageError(where, f"{name} is not a table", f"Write it as [{name}]")
+            raise UsageError(where, f"{name} is not a table", f"Write it as [{name}]", code="invalid-config")
         _check_keys(table, known, f"{name}.", where)
     document = found.to_dict()
     document |= {key: value for key, value in declared.items() if key not in ("base", "training")}
@@ -420,7 +420,7 @@ def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: s
     for key in sorted(set(table) - known):
         close = difflib.get_close_matches(key, known, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}"
-        raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint)
+        raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")
 
 
 def _json(value: Any) -> Any:

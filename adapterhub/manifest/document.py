@@ -207,7 +207,7 @@ class AdapterManifest:
         version = document.get("schema_version")
         if type(version) is int and version > SCHEMA_VERSION:
             what = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
-            raise RefusedError(where, what, "Upgrade adapterhub")
+            raise RefusedError(where, what, "Upgrade adapterhub", code="newer-version")
         document = upgrade(document)
         _dump(document)
         _check(document, where)

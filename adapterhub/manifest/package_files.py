@@ -204,7 +204,7 @@ def _walk(folder: Path, *, strict: bool) -> Iterator[tuple[str, int]]:
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
     except FileNotFoundError as error:
-        raise NotFoundError(str(folder), "no such folder") from error
+        raise NotFoundError(str(folder), "no such folder", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(str(error.filename or folder), error.strerror or str(error)) from error
 

@@ -108,7 +108,9 @@ class Present:
                 raise self._changed(path)
 
     def _changed(self, path: str) -> ConflictError:
-        return ConflictError(f"{self.folder}/{path}", "was edited meanwhile; nothing was written", "Run it again")
+        return ConflictError(
+            f"{self.folder}/{path}", "was edited meanwhile; nothing was written", "Run it again", code="changed-meanwhile"
+        )
 
 
 def look(folder: Path) -> Present | None:

@@ -36,4 +36,4 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
         if tensor.dtype not in _FLOATS:
             raise RefusedError(name, f"{tensor.dtype} is not a type of floats")
         if not np.isfinite(tensor.astype(np.float32)).all():
-            raise RefusedError(name, "contains NaN or Inf")
+            raise RefusedError(name, "contains NaN or Inf", code="non-finite")

@@ -240,7 +240,9 @@ class _Checked:
             inside = ".".join(_parts(table))
             line = toml_file.line_of(self._text, inside, key)
             name = f"{inside}.{key}" if inside else key
-            raise UsageError(f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint)
+            raise UsageError(
+                f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint, code="invalid-config"
+            )
 
 
 def _is_signer(value: object) -> bool:

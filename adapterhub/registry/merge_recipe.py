@@ -182,7 +182,12 @@ def parse(text: str, where: str) -> MergeRecipe:
     found = json_file.parse_object(text, where)
     version = found.get("schema_version")
     if type(version) is int and version > VERSION and str(found.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
-        raise RefusedError(where, f"schema_version {version} is newer than {VERSION}, the last supported", "Upgrade adapterhub")
+        raise RefusedError(
+            where,
+            f"schema_version {version} is newer than {VERSION}, the last supported",
+            "Upgrade adapterhub",
+            code="newer-version",
+        )
     found = _upgraded(found)
     error = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(found)

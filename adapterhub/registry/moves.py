@@ -40,7 +40,9 @@ def latest_tags(tag: str | None) -> tuple[str, ...]:
 def check_pushable(ref: Ref) -> None:
     """Raise RefError for a ref with a number, a digest or a range."""
     if ref.number or ref.digest or ref.range:
-        raise RefError(str(ref), "a push assigns the number itself", f"Push to {ref.name}, or to {ref.name}:TAG")
+        raise RefError(
+            str(ref), "a push assigns the number itself", f"Push to {ref.name}, or to {ref.name}:TAG", code="version-number"
+        )
 
 
 def checked_tags(ref: Ref, tags: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +212,7 @@ def _tag_of(ref: Ref) -> str:
 
 def _check_not_latest(name: str, tag: str) -> None:
     if tag == LATEST:
-        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag")
+        raise RefusedError(f"{name}:{tag}", "is always the newest push", "Choose another tag", code="latest-tag")
 
 
 # ---- deprecation and removal

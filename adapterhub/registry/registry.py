@@ -334,7 +334,9 @@ class Registry:
             if version is not None:
                 signatures.keep(self.store, made, package.signatures, package.policy, ref.name)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
-        raise IntegrityError(str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running")
+        raise IntegrityError(
+            str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running", code="changed-meanwhile"
+        )
 
     def admit(
         self,

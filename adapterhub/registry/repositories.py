@@ -312,5 +312,7 @@ def _parsed(raw: bytes, where: str) -> dict[str, Any]:
     document = json_file.parse_object(raw, where)
     version = document.pop("version", None)
     if isinstance(version, int) and version > _VERSION:
-        raise RefusedError(where, f"version {version} is newer than {_VERSION}, the last supported", "Upgrade adapterhub")
+        raise RefusedError(
+            where, f"version {version} is newer than {_VERSION}, the last supported", "Upgrade adapterhub", code="newer-version"
+        )
     return document

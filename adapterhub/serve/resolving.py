@@ -141,7 +141,7 @@ def _at_address(address: str, workspace: Workspace) -> _Version:
 
     def write(out: Path) -> None:
         if pulling.pull(address, out, workspace).digest != digest:
-            raise ConflictError(address, "moved while it was pulled", "Try again")
+            raise ConflictError(address, "moved while it was pulled", "Try again", code="changed-meanwhile")
 
     name = place.repository.partition("://")[2].removeprefix(f"{place.host}/")
     return _Version(str(place), name, digest, write)

@@ -109,7 +109,7 @@ def _resolver(versions: Versions) -> Any:
             try:
                 served = await versions.find(lora_name, base_model_name)
             except (UsageError, RefusedError) as error:
-                found = f"{error.code}: {error}" if error.code else str(error)
+                found = f"{error.code}: {error}" if error.own_code else str(error)
                 raise (VLLMNotFoundError(found) if error.code == NOT_SERVED else ValueError(found)) from None
             except NotFoundError as error:  # without its hint, which may name adapters that the client may not ask for
                 raise VLLMNotFoundError(f"{lora_name}: {error.what}") from None

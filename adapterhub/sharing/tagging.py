@@ -21,7 +21,7 @@ def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None =
 
     place = parse(source)
     if name == LATEST:
-        raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag")
+        raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag", code="latest-tag")
     target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
     with workspace.connect(place) as there, workspace.connect(target) as remote:
         expecting(remote, expect)
@@ -40,7 +40,7 @@ def untag(address: str, workspace: Workspace) -> None:
         if place.digest or references.number(place.tag or ""):
             raise RefusedError(address, "a version cannot be removed alone", "Name a tag")
         if place.tag == LATEST:
-            raise RefusedError(address, "is always the newest push", "Name another tag")
+            raise RefusedError(address, "is always the newest push", "Name another tag", code="latest-tag")
         if not place.tag:
             raise remote.lacking("removal of names from here", "Remove it with the tools of that place")
         remote.untag(place.tag)

@@ -55,7 +55,10 @@ def ingest(
             now = _stamp(folder / path)
         if now != stamp:
             raise IntegrityError(
-                f"{folder}/{path}", "changed while it was read", "Try again when no other program writes to the folder"
+                f"{folder}/{path}",
+                "changed while it was read",
+                "Try again when no other program writes to the folder",
+                code="changed-meanwhile",
             )
     files[ADAPTER_JSON] = store.put_bytes(raw)
     made = oci_manifest.assemble(files, manifest)

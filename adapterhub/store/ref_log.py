@@ -90,7 +90,7 @@ class Entry:
         version = document.pop("version", None)
         if isinstance(version, int) and version > max(_OPS):
             what = f"entry version {version} is newer than version {max(_OPS)}, the last supported"
-            raise RefusedError(where, what, "Upgrade adapterhub")
+            raise RefusedError(where, what, "Upgrade adapterhub", code="newer-version")
         kinds = {key: type(value) for key, value in document.items()}
         if type(version) is not int or version not in _OPS or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")

@@ -47,7 +47,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
     try:
         text = read_bytes(path, pipe=True).decode()
     except FileNotFoundError as error:
-        raise NotFoundError(str(path), "no such file") from error
+        raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise LocalIOError(str(path), str(error)) from error
     return parse(text, folder=path.parent, where=str(path), changes=changes)
@@ -97,7 +97,7 @@ class _Reading:
             return
         self._wrong.add((section, key))
         shown = self._problems.count < self._problems.SHOWN  # finding its line costs a pass over the text
-        self._problems.add(UsageError(self._place(section, key) if shown else "", what, hint))
+        self._problems.add(UsageError(self._place(section, key) if shown else "", what, hint, code="invalid-config"))
 
     def _place(self, section: str, key: str) -> str:
         if change := self._changed.get((section, key)):
@@ -110,14 +110,16 @@ class _Reading:
         name, equals, written = change.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
-            self._problems.add(UsageError(change[:80], "does not set a key", "Write it like train.steps=10"))
+            self._problems.add(
+                UsageError(change[:80], "does not set a key", "Write it like train.steps=10", code="invalid-config")
+            )
             return
         self._changed[section, key] = change
         table = self._document.setdefault(section, {})
         try:
             found = toml_file.parse(f"value = {written}", change[:80])
             if found.keys() != {"value"}:
-                raise UsageError(change[:80], "sets more than one key")
+                raise UsageError(change[:80], "sets more than one key", code="invalid-config")
         except UsageError as error:
             if not _WORD.fullmatch(written.strip()):
                 self._problems.add(error)

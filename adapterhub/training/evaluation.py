@@ -61,7 +61,7 @@ def evaluate(
         adapters.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])
     if not (math.isfinite(loss) and math.isfinite(base_loss)):
-        raise RefusedError(found.where, f"the loss is {loss} with the adapter and {base_loss} without")
+        raise RefusedError(found.where, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
     return EvaluationResult(
         loss=loss,
         base_loss=base_loss,

@@ -137,7 +137,7 @@ def files_in(folder: Path) -> dict[str, Digest]:
             with inside.open(folder / path) as file:
                 found[path] = copy_hashing(file, None)[0]
     except FileNotFoundError as error:
-        raise NotFoundError(str(folder), "no such folder") from error
+        raise NotFoundError(str(folder), "no such folder", code="no-such-file") from error
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
     except OSError as error:

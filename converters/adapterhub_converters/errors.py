@@ -29,13 +29,15 @@ class AdapterhubError(Exception):
     """An error with its place, its cause, and a fix; `str()` is the one line shown to the user.
 
     Attributes:
-        code: A stable name for callers that react to this error, such as `base-required`; empty if none does.
+        code: A stable name, such as `base-required`, for programs that react to this error and for `explain`.
+        default_code: The code of an error that is raised without one of its own; every class has its own.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
         problems: Of several problems found at once, one line each, the first of which is the error itself; else empty.
         worded: True once the command line has written its own hint, which is then kept.
     """
 
     exit_code: ClassVar[int] = 70
+    default_code: ClassVar[str] = "internal-error"
     problems: tuple[str, ...] = ()
     worded = False
 
@@ -44,8 +46,13 @@ class AdapterhubError(Exception):
         self.where = where
         self.what = what
         self.hint = hint
-        self.code = code
+        self.code = code or self.default_code
         self.fields = fields
+
+    @property
+    def own_code(self) -> str:
+        """The code, unless it is only that of the class; then empty."""
+        return "" if self.code == self.default_code else self.code
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
@@ -56,6 +63,7 @@ class UsageError(AdapterhubError):
     """A command, config file, or ref is malformed."""
 
     exit_code = 2
+    default_code = "invalid-usage"
 
 
 class ParameterError(UsageError):
@@ -63,6 +71,8 @@ class ParameterError(UsageError):
 
     The command line shows the corresponding option instead.
     """
+
+    default_code = "invalid-parameter"
 
     def __init__(self, parameter: str, what: str, hint: str = "", *, code: str = "", **fields: object) -> None:
         super().__init__(parameter, what, hint, code=code, **fields)
@@ -72,6 +82,8 @@ class ParameterError(UsageError):
 class OutputExistsError(UsageError):
     """The output exists already; nothing is overwritten."""
 
+    default_code = "already-exists"
+
     def __init__(self, where: str, what: str = "already exists", hint: str = "Name another, or remove it first") -> None:
         super().__init__(where, what, hint)
 
@@ -80,22 +92,27 @@ class NotFoundError(AdapterhubError):
     """No such file, ref, or adapter."""
 
     exit_code = 3
+    default_code = "not-found"
 
 
 class IntegrityError(AdapterhubError):
     """Bytes are not the expected ones."""
 
     exit_code = 4
+    default_code = "integrity"
 
 
 class FormatError(IntegrityError):
     """A file is malformed, truncated, or hostile; none of it was used."""
+
+    default_code = "malformed"
 
 
 class RemoteError(AdapterhubError):
     """Another machine refused, failed, or did not answer."""
 
     exit_code = 5
+    default_code = "remote-error"
 
 
 class RefusedError(AdapterhubError):
@@ -106,6 +123,7 @@ class RefusedError(AdapterhubError):
     """
 
     exit_code = 6
+    default_code = "refused"
 
     def __init__(
         self, where: str, what: str, hint: str = "", items: Sequence[str] = (), *, code: str = "", **fields: object
@@ -119,6 +137,8 @@ class NotUnderstoodError(RefusedError):
 
     A defect in an adapter of a known kind is no case of this.
     """
+
+    default_code = "not-understood"
 
 
 def refused(
@@ -140,24 +160,28 @@ class ConflictError(AdapterhubError):
     """A ref moved since it was read."""
 
     exit_code = 7
+    default_code = "conflict"
 
 
 class LocalIOError(AdapterhubError):
     """The disk is full, a folder is not writable, or a file disappeared."""
 
     exit_code = 8
+    default_code = "io-error"
 
 
 class MissingExtraError(AdapterhubError):
     """An optional dependency is missing; the hint is the command to install it."""
 
     exit_code = 9
+    default_code = "missing-extra"
 
 
 class StoppedError(AdapterhubError):
     """A signal stopped the work early; finished work is kept, and the hint tells how to resume."""
 
     exit_code = 130
+    default_code = "interrupted"
 
 
 E = TypeVar("E", bound=AdapterhubError)

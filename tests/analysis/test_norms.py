@@ -183,5 +183,8 @@ def test_a_plot_without_matplotlib_names_the_package_to_install(run: Run, tmp_pa
     hook.mkdir()
     (hook / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
     done = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
-    assert done.stderr == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[plot]'`\n"
+    assert (
+        done.stderr
+        == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[plot]'`  [missing-extra]\n"
+    )
     assert not (tmp_path / "a.png").exists()

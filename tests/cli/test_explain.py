@@ -27,7 +27,7 @@ def written() -> list[tuple[str, ast.Module]]:
     """The modules that name a code, by their names."""
     paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
     texts = [(path.stem if path.stem != "__init__" else path.parent.name, path.read_text()) for path in paths]
-    named = re.compile(r'code=|\bFinding\(|^[A-Z_]+ = "[a-z-]+"$', re.MULTILINE)
+    named = re.compile(r'code=|default_code|\bFinding\(|^[A-Z_]+ = "[a-z-]+"$', re.MULTILINE)
     return [(name, ast.parse(text)) for name, text in texts if named.search(text)]
 
 
@@ -57,7 +57,15 @@ def raised() -> tuple[set[str], set[str]]:
                 errors |= {constant(node, names) for word in words for node in ast.walk(word)}
             if ast.unparse(call.func) == "Finding":
                 findings.add(constant(call.args[0], names))
+        errors |= set(defaults(tree).values())
     return {code for code in errors if code and "_" not in code and code != "nf4"}, {code for code in findings if code}
+
+
+def defaults(tree: ast.Module) -> dict[str, str]:
+    """The classes of errors in a module, and the code of an error that is raised without one of its own."""
+    found = [(one.name, node) for one in ast.walk(tree) if isinstance(one, ast.ClassDef) for node in one.body]
+    sets = [(name, node) for name, node in found if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
+    return {name: ast.literal_eval(node.value) for name, node in sets if ast.unparse(node).startswith("default_code")}
 
 
 def strings(tree: ast.Module) -> dict[str, str]:
@@ -120,7 +128,7 @@ def test_a_hint_that_a_command_words_itself_keeps_the_code(run: Run, tmp_path: P
 
 def test_a_code_of_another_server_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     say(RefusedError("chat", "is refused", code="engine_failed"))
-    assert capsys.readouterr().err == "error: chat: is refused\n"
+    assert capsys.readouterr().err == "error: chat: is refused  [refused]\n"
 
 
 def test_of_several_problems_the_first_has_the_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +139,6 @@ def test_of_several_problems_the_first_has_the_code(capsys: pytest.CaptureFixtur
 
 
 def test_the_code_is_dim_on_a_terminal_and_not_in_a_pipe(tmp_path: Path) -> None:
-    shown = terminal([sys.executable, "-m", "adapterhub", "explain", "team", "--registry", "none"], tmp_path, 80)
-    assert "\x1b[2m" not in shown  # without a code, nothing is added
     shown = terminal([sys.executable, "-m", "adapterhub", "--registry", "none", "list", "team"], tmp_path, 80)
     assert "  \x1b[2m[no-registry]\x1b[0m" in shown
 

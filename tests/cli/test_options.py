@@ -102,9 +102,9 @@ def test_synonyms_are_of_commands_and_not_commands_themselves() -> None:
 
 
 def test_an_option_with_a_typo_names_the_right_one(run: Run) -> None:
-    assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?\n"
+    assert run("list", "--jsn", code=2).stderr == "error: No such option '--jsn'. Did you mean '--json'?  [invalid-usage]\n"
     several = run("train", "x.toml", "--plan", code=2).stderr
-    assert several == "error: No such option '--plan'. Did you mean '--explain' or '--replace'?\n"
+    assert several == "error: No such option '--plan'. Did you mean '--explain' or '--replace'?  [invalid-usage]\n"
 
 
 def test_help_and_json_may_come_before_the_command(run: Run) -> None:
@@ -124,5 +124,5 @@ def test_a_group_alone_shows_its_help(run: Run, group: str) -> None:
 
 def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:
     error = run("convert", "sql", "x", "--to", "guff", code=2).stderr
-    assert error.endswith("Did you mean gguf?\n")
+    assert error.endswith("Did you mean gguf?  [invalid-usage]\n")
     assert error.count("\n") == 1

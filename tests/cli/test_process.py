@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.cli.errors import explanation
 from adapterhub.cli.main import COMMANDS
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run, need_program
@@ -122,7 +123,9 @@ def test_an_error_is_one_line_and_one_code(run: Run, sql: Path, args: list[str],
     assert done.stderr.count("\n") == 1
     document = json.loads(run(*args, "--json", code=code).stdout)
     assert document["error"]["exit_code"] == code
-    assert [key for key in document["error"] if key != "code"] == ["type", "where", "what", "hint", "exit_code"]
+    assert [*document["error"]] == ["type", "where", "what", "hint", "exit_code", "code"]
+    for shown in (document["error"]["code"], done.stderr.removesuffix("]\n").rpartition("  [")[2]):
+        assert explanation(shown) is not None
 
 
 def test_debug_adds_the_traceback() -> None:

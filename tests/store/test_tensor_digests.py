@@ -229,7 +229,7 @@ def test_the_command(run: Run, registry: Registry, make: Make) -> None:
     )
     assert json.loads(find("--sha256", one.digest, "--json").stdout)["found"][0]["holders"][0]["tensor"] == one.name
     nothing = make("z", 9) / peft.WEIGHTS
-    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it\n"
+    assert find(nothing, code=3).stderr == f"error: {nothing}: no version contains it  [not-found]\n"
 
 
 # ---- how much is there more than once

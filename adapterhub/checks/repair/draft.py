@@ -136,7 +136,9 @@ def _check_kind(path: Path) -> None:
     if FORMATS["tinker"].sniff(path):
         raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
-        raise NotFoundError(str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path))
+        raise NotFoundError(
+            str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path), code="no-adapter"
+        )
 
 
 def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:

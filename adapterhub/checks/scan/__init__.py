@@ -60,7 +60,7 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
     try:
         return report(_files(path), where or str(path), limit)
     except FileNotFoundError as error:
-        raise NotFoundError(where or str(path), "no such file or folder") from error
+        raise NotFoundError(where or str(path), "no such file or folder", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(str(error.filename or path), error.strerror or str(error)) from error
 

@@ -90,14 +90,18 @@ def convert(
         adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
         given = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
         if given:
-            raise UsageError(f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out")
+            raise UsageError(
+                f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out", code="conflicting-options"
+            )
         if style == "hf" and imatrix:
-            raise UsageError("--imatrix", "is for a quantized GGUF, and the result is a folder", "Leave it out")
+            raise UsageError(
+                "--imatrix", "is for a quantized GGUF, and the result is a folder", "Leave it out", code="conflicting-options"
+            )
         _convert_model(settings, source, target, "hf" if style == "hf" else "gguf", dtype, imatrix=imatrix, replace=replace)
         return
     if imatrix or dtype not in formats.DTYPES:
         name = "--imatrix" if imatrix else f"--dtype {dtype}"
-        raise UsageError(name, "is for whole models, and SRC is an adapter", "Leave it out")
+        raise UsageError(name, "is for whole models, and SRC is an adapter", "Leave it out", code="conflicting-options")
     from adapterhub import api
 
     spec = inputs.read_base(base, settings) if base else None

@@ -31,7 +31,7 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
     from adapterhub.ref import Ref
 
     if everything and (last or tagged):
-        raise UsageError("--all", "cannot be combined with --last or --tagged", "Leave them out")
+        raise UsageError("--all", "cannot be combined with --last or --tagged", "Leave them out", code="conflicting-options")
     target = Ref.parse(name)
     with open_registry(settings) as registry:
         if last or tagged or everything:

@@ -37,9 +37,9 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
     adapterhub.toml, else in this folder; without REF it is shown. REF may be an address, or a ref on a remote.
     """
     if check and update:
-        raise UsageError("--check", "cannot be combined with --update", "Leave one out")
+        raise UsageError("--check", "cannot be combined with --update", "Leave one out", code="conflicting-options")
     if (check or update) and remote is not None:
-        raise UsageError("--remote", "is recorded in the lock file", "Leave it out")
+        raise UsageError("--remote", "is recorded in the lock file", "Leave it out", code="conflicting-options")
     if check:
         return _check(settings, refs)
     if update:

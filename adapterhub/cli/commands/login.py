@@ -88,7 +88,9 @@ def _asked(host: str, username: str | None, *, password: bool, token: bool) -> C
     from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
-        raise UsageError("--token-stdin", "cannot be combined with --password-stdin", "Leave one out")
+        raise UsageError(
+            "--token-stdin", "cannot be combined with --password-stdin", "Leave one out", code="conflicting-options"
+        )
     if token:
         if username:
             raise UsageError(

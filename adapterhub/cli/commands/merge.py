@@ -156,11 +156,15 @@ def merge(
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
     factors = weights_of(weights, len(source))
     if base and (name := next((name for name in _OF_ADAPTERS if name in asked), None)):
-        raise UsageError(f"--{name.replace('_', '-')}", "is for a merge of adapters", "Leave it out with --into")
+        raise UsageError(
+            f"--{name.replace('_', '-')}", "is for a merge of adapters", "Leave it out with --into", code="conflicting-options"
+        )
     if not base:
         first = next((key for key, value in into.items() if value), None)
         if first:
-            raise UsageError(f"--{first.replace('_', '-')}", "is for a merge into a base", "Add --into BASE")
+            raise UsageError(
+                f"--{first.replace('_', '-')}", "is for a merge into a base", "Add --into BASE", code="conflicting-options"
+            )
         if out.endswith(".gguf"):
             hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
             raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)

@@ -96,7 +96,7 @@ def pull(
     from adapterhub.remotes.location import is_address
 
     if model and conversion is None:
-        raise UsageError("--model", "is for --to ollama", "Leave it out")
+        raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
     if locked or ref is None:
         alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
         alone = alone and not (require_signature or keys or signed_as or remember)
@@ -112,7 +112,7 @@ def pull(
     elif conversion is not None and lock:
         raise UsageError("--lock", "records the version, not a conversion of it", "Lock it with `adapterhub lock`")
     elif base is not None and conversion is None:
-        raise UsageError("--base", "is for --to", "Leave it out")
+        raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
     called = None if remote is None else ref
     demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
     spec = inputs.read_base(base, settings) if base else None

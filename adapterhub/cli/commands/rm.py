@@ -39,7 +39,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     address = at_remote(ref, remote)
     if is_address(address):
         if expect:
-            raise UsageError("--expect", "is for the local registry", "Leave it out")
+            raise UsageError("--expect", "is for the local registry", "Leave it out", code="conflicting-options")
         tagging.untag(address, workspace(settings))
         document = {"removed": address, "kind": "tag"}
         output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed tag {address}"))

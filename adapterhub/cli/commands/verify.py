@@ -65,11 +65,13 @@ def verify(
     from adapterhub.signing import verify as verified
 
     if signed_as and (attestations or not keys):
-        raise UsageError("--signed-as", "is for the signature of --key", "Leave it out")
+        raise UsageError("--signed-as", "is for the signature of --key", "Leave it out", code="conflicting-options")
     if recompute and not attestations:
-        raise UsageError("--recompute", "is for --attestations", "Pass that too")
+        raise UsageError("--recompute", "is for --attestations", "Pass that too", code="conflicting-options")
     if (base or data or parents) and not recompute:
-        raise UsageError("--base", "and --data and --parent-key are for --recompute", "Pass that too")
+        raise UsageError(
+            "--base", "and --data and --parent-key are for --recompute", "Pass that too", code="conflicting-options"
+        )
     inputs = Inputs(base, parents, data) if recompute else None
     found = verified(
         source, keys=keys, name=signed_as, attestations=attestations, recompute=inputs, workspace=workspace(settings)

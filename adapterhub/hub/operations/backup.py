@@ -62,7 +62,9 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
                     _member(file, name, store.files.read(store.root / name))
                 for digest, size in sizes.items():
                     if size is None:
-                        raise IntegrityError(str(store.root), f"{digest} was removed meanwhile", "Try again")
+                        raise IntegrityError(
+                            str(store.root), f"{digest} was removed meanwhile", "Try again", code="changed-meanwhile"
+                        )
                     with store.opened(digest) as blob:
                         file.write(tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
                         _copied(blob, file, size, digest)

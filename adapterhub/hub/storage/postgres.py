@@ -153,7 +153,7 @@ class PostgresDatabase(HubDatabase):
             self.execute("INSERT INTO hub SELECT 0 WHERE NOT EXISTS (SELECT FROM hub)")
             version = self.select("SELECT version FROM hub")[0][0]
             if version > len(MIGRATIONS):
-                raise RefusedError(self.where, "a newer adapterhub made it", "Upgrade adapterhub")
+                raise RefusedError(self.where, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
             for script in MIGRATIONS[version:]:
                 for statement in filter(str.strip, script.split(";")):
                     self.execute(_WORD.sub(lambda found: _WORDS[found[0]], statement))
@@ -235,6 +235,8 @@ class PostgresDatabase(HubDatabase):
 
 class _GoneError(RemoteError):
     """The connection was closed."""
+
+    default_code = "connection-lost"
 
 
 def _spelled(sql: str) -> str:

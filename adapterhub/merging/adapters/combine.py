@@ -208,10 +208,12 @@ def _checked(
 def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
     bases = _known(adapter.meta.base_model for adapter in adapters)
     if len(bases) > 1:
-        raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}")
+        raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}", code="different-bases")
     revisions = _known(adapter.meta.revision for adapter in adapters)
     if len(revisions) > 1:
-        raise RefusedError("base", f"the adapters were trained on different revisions of it: {', '.join(revisions)}")
+        raise RefusedError(
+            "base", f"the adapters were trained on different revisions of it: {', '.join(revisions)}", code="different-bases"
+        )
     tasks = _known(adapter.meta.task_type for adapter in adapters)
     notes = (f"task_type is left out: the adapters have {', '.join(tasks)}",) if len(tasks) > 1 else ()
     meta = Meta(_only(bases), _only(revisions), _only(tasks))

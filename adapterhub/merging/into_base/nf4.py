@@ -205,7 +205,7 @@ class ThroughNF4:
                 found.append(magnitudes(values))
             largest = np.concatenate(found)
             if not np.isfinite(largest).all():
-                raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold")
+                raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold", code="non-finite")
             return largest, quantized(largest).restored()
 
         return opened.held(f"nf4 {self.name}", load)

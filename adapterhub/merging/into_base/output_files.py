@@ -187,7 +187,7 @@ class UnfitError(Exception):
 def explained(made: Made, before: F32Array) -> RefusedError:
     """The error for a tile that does not fit, given its rows in the base."""
     if not np.isfinite(before).all():
-        return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed")
+        return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
     name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(made.kind.name, made.kind.name)
     what = f"the sum is over {made.kind.largest:g}, the largest {name} number"
     if made.kind.name in ("BF16", "F32"):

@@ -189,14 +189,14 @@ def read_folder(path: Path) -> Folder:
     if path.is_file():
         raise RefusedError(str(path), "is a file, not a Hugging Face folder", "Name the folder of a model")
     if not path.is_dir():
-        raise NotFoundError(str(path), "no such folder")
+        raise NotFoundError(str(path), "no such folder", code="no-such-file")
     files = _Files(path)
     spec = bases.read_files(files, "") if (path / CONFIG).is_file() else bases.read_base(path)
     shards = []
     for name in _weight_files(files):
         ranged = files.weights.get(name)
         if ranged is None:
-            raise NotFoundError(str(path / name), "no such file")
+            raise NotFoundError(str(path / name), "no such file", code="no-such-file")
         header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.where)
         shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
     if not shards:

@@ -120,7 +120,10 @@ def importable(listing: Listing, where: str) -> tuple[list[str], list[str]]:
     if ADAPTER_CONFIG not in there and not any(path.endswith(".gguf") for path in there):
         hint = "A model without adapter_config.json is a base model"
         raise NotFoundError(
-            where, f"no adapter in this repository: neither {ADAPTER_JSON}, {ADAPTER_CONFIG} nor a GGUF file", hint
+            where,
+            f"no adapter in this repository: neither {ADAPTER_JSON}, {ADAPTER_CONFIG} nor a GGUF file",
+            hint,
+            code="no-adapter",
         )
     if (pickles := pickled_weights(there)) and PEFT_WEIGHTS not in there:
         hint = "Ask its owner for safetensors, or convert it with peft in a sandbox"

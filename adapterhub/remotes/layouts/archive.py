@@ -83,7 +83,9 @@ class Archive(Layout):
         stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
         if self._stamp not in (None, stamp):
             file.close()
-            raise ConflictError(self.where, "changed while it was in use", "Nothing was written; try again")
+            raise ConflictError(
+                self.where, "changed while it was in use", "Nothing was written; try again", code="changed-meanwhile"
+            )
         self._stamp = stamp
         return file
 

@@ -122,7 +122,7 @@ def named(layout: Layout, text: str) -> str:
         return found[0]
     there = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
     if found:
-        raise UsageError(text, f"ambiguous: {', '.join(found[:5])}", "Name one of them")
+        raise UsageError(text, f"ambiguous: {', '.join(found[:5])}", "Name one of them", code="ambiguous")
     raise NotFoundError(
         text, f"no such version in the bundle; {there}", code="no-such-tag", repository=f"layout://{layout.where}"
     )

@@ -60,7 +60,7 @@ class LayoutFolder(Layout):
 
     def _read(self, path: Path, limit: int) -> bytes:
         if not self._files.exists(path):
-            raise NotFoundError(str(path), "no such file")
+            raise NotFoundError(str(path), "no such file", code="no-such-file")
         with local_errors(path), self._files.open(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:

@@ -74,7 +74,7 @@ class Layout(Connected):
 
     def _entry(self, name: str, where: str) -> Entry:
         if not self.exists():
-            raise NotFoundError(self.where, "no such file or folder")
+            raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         entries = self.entries()
         found = layout_index.find(entries, name)
         if found is None and name == LATEST and self.any_name:
@@ -149,7 +149,7 @@ class Layout(Connected):
     def tags(self) -> list[str]:
         """All names, sorted."""
         if not self.exists():
-            raise NotFoundError(self.where, "no such file or folder")
+            raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         return layout_index.names(self.entries())
 
     def find(self, digest: Digest) -> Any:

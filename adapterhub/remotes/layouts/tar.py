@@ -64,7 +64,7 @@ def _read(file: BinaryIO, at: int, size: int, length: int, where: str) -> bytes:
     file.seek(at)
     data = file.read(size)
     if len(data) != size:
-        raise FormatError(where, "changed while it was read")
+        raise FormatError(where, "changed while it was read", code="changed-meanwhile")
     return data
 
 

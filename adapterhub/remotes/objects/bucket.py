@@ -59,6 +59,8 @@ _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed o
 class Unsupported(AdapterhubError):  # noqa: N818 - not seen outside this package
     """The store reports that it cannot create exclusively."""
 
+    default_code = "internal-error"
+
 
 class Bucket:
     """The objects below one prefix or folder.
@@ -297,6 +299,8 @@ class Bucket:
 class _DeniedError(RemoteError):
     """A refusal that another request would meet as well."""
 
+    default_code = "access-denied"
+
 
 class _Reader(io.RawIOBase, BinaryIO):
     """An object, as a file that can be read and sought."""
@@ -356,7 +360,7 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, lo
 
     if address.scheme == "file":
         if not Path(address.root).is_dir():
-            raise NotFoundError(address.store, "no such folder", "A push creates it")
+            raise NotFoundError(address.store, "no such folder", "A push creates it", code="no-such-file")
         return store.LocalStore(address.root)
     prefix = _ENVIRONMENT[address.scheme]
     config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}

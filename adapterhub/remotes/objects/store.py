@@ -222,7 +222,12 @@ class Objects(Connected):
     def _prepared(self) -> bool:
         ref, root = self.address.ref, self.address.root
         if ref.number or ref.range or ref.digest:
-            raise RefError(str(self.address), "a push assigns the number itself", f"Push to {self.where}, or to a tag of it")
+            raise RefError(
+                str(self.address),
+                "a push assigns the number itself",
+                f"Push to {self.where}, or to a tag of it",
+                code="version-number",
+            )
         if root.rpartition("/")[2] == FOLDER:
             what = "is the store of a local registry"
             raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")

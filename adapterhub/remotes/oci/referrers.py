@@ -118,7 +118,7 @@ class _Files:
         self.blobs: list[Descriptor] = []
         for path in sorted(files, key=lambda path: path.name):
             if not path.is_file():
-                raise NotFoundError(str(path), "no such file" if not path.exists() else "not a file")
+                raise NotFoundError(str(path), "no such file" if not path.exists() else "not a file", code="no-such-file")
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
             digest = sha256_file(path)

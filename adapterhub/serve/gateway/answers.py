@@ -77,7 +77,7 @@ def problem_of(error: Exception, model: str) -> ProblemError:
         case IntegrityError():
             found = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
         case AdapterhubError():
-            found = ProblemError(400, str(error), code=error.code or "refused", param="model")
+            found = ProblemError(400, str(error), code=error.own_code or "refused", param="model")
         case _:
             raise error
     return found

@@ -71,14 +71,14 @@ def _as_api_errors() -> Iterator[None]:
     except FullError as error:
         raise ApiError(429, str(error), code="queue_full") from error
     except NotFoundError as error:
-        raise ApiError(404, str(error), param="model", code=error.code or "model_not_found") from error
+        raise ApiError(404, str(error), param="model", code=error.own_code or "model_not_found") from error
     except ParameterError as error:
-        code = "context_length_exceeded" if error.code == TOO_LONG else error.code or None
+        code = "context_length_exceeded" if error.code == TOO_LONG else error.own_code or None
         raise ApiError(400, str(error), param=error.parameter, code=code) from error
     except StoppedError as error:
         raise ApiError(503, str(error)) from error
     except AdapterhubError as error:
-        raise ApiError(400, str(error), code=error.code or None) from error
+        raise ApiError(400, str(error), code=error.own_code or None) from error
     except Exception as error:
         raise ApiError(500, f"the engine failed ({type(error).__name__})") from error
 

@@ -79,6 +79,8 @@ class Piece:
 class FullError(RefusedError):
     """As many requests wait as may."""
 
+    default_code = "queue-full"
+
 
 class Texts(Protocol):
     """The texts of a base."""

@@ -61,7 +61,9 @@ def read_head(raw: bytes, where: str) -> Head:
         raise FormatError(where, "not a pack", _HINT, code="check-registry")
     _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
     if version > _VERSION:
-        raise RefusedError(where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub")
+        raise RefusedError(
+            where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
+        )
     if version != _VERSION or size > MAX_SIZE or blocks > MAX_BLOCKS:
         raise FormatError(where, "the head of the pack is invalid", _HINT, code="check-registry")
     return Head(size, f"sha256:{parent.hex()}" if any(parent) else "", offset, length, blocks)
@@ -152,7 +154,7 @@ def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tup
 def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
     raw = read_at(offset, size)
     if len(raw) != size:
-        raise IntegrityError("", "shorter than before: it changed while it was read")
+        raise IntegrityError("", "shorter than before: it changed while it was read", code="changed-meanwhile")
     return np.frombuffer(raw, np.uint8)
 
 

@@ -109,7 +109,7 @@ class Lines(Sequence[Document]):
     def __iter__(self) -> Iterator[Document]:
         with _opened(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
             if _state(file) != self._state:
-                raise RefusedError(str(self._path), "changed while it was read", "Start again")
+                raise RefusedError(str(self._path), "changed while it was read", "Start again", code="changed-meanwhile")
             for start, number in self._places.tolist():
                 file.seek(start)
                 where = f"{self._path}:{number}"
@@ -234,7 +234,7 @@ def _opened(path: Path, **options: Any) -> Iterator[BinaryIO]:
         with open_regular(path, **options) as file:
             yield file
     except FileNotFoundError as error:
-        raise NotFoundError(str(path), "no such file") from error
+        raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 

@@ -28,6 +28,8 @@ _SHOWN = 12  # keys of an unknown shape in its error
 class ColumnsError(FormatError):
     """A record whose keys have other names than expected, as then all records of its file probably have."""
 
+    default_code = "unknown-columns"
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -89,7 +89,7 @@ def quantize(weight: Tensor, where: str = "weight") -> NF4:
         packed[first : first + pairs.numel()] = pairs[: packed.numel() - first]
         magnitudes[start // BLOCK : start // BLOCK + largest.numel()] = largest
     if not bool(torch.isfinite(magnitudes).all()):
-        raise RefusedError(where, "contains a value that is not finite, which NF4 cannot represent")
+        raise RefusedError(where, "contains a value that is not finite, which NF4 cannot represent", code="non-finite")
     offset = magnitudes.mean()
     absmax, nested = _quantize_8bit(magnitudes - offset)
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))

@@ -56,7 +56,12 @@ def log_evaluation(
     else:
         loss = evaluate(base, heldout, size)
     if not loss < _LARGEST:
-        raise RefusedError("train", f"the held-out loss is {loss} at step {state.step}", "Lower learning_rate, or raise warmup")
+        raise RefusedError(
+            "train",
+            f"the held-out loss is {loss} at step {state.step}",
+            "Lower learning_rate, or raise warmup",
+            code="diverged",
+        )
     line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
     line |= {f"heldout_{name}": value for name, value in pairs.items()}
     samples = answers(base, config.samples, config.sample_tokens)

@@ -128,7 +128,9 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
         shares.append(share.detach())
     value = total(shares)
     if not math.isfinite(value):
-        raise RefusedError("train", f"the loss is {value} at step {state.step + 1}", "Lower learning_rate, or raise warmup")
+        raise RefusedError(
+            "train", f"the loss is {value} at step {state.step + 1}", "Lower learning_rate, or raise warmup", code="diverged"
+        )
     state.rows += len(rows)
     state.loss += value
     state.tokens += rows.label_tokens

@@ -107,7 +107,7 @@ def read(initial: InitialAdapter, spec: BaseSpec) -> Factors:
     try:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:
-        raise RefusedError(f"{initial.where}: {error.where}", error.what, error.hint) from error
+        raise RefusedError(f"{initial.where}: {error.where}", error.what, error.hint, code=error.code) from error
     found = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.where)
     for part in ("magnitude", "bias"):
         linear = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]

@@ -84,7 +84,7 @@ class BaseFiles:
     def _hash(self, name: str) -> Digest:
         file = self._files.handle(name)
         if file is None:
-            raise NotFoundError(self._files.label(name), "no such file")
+            raise NotFoundError(self._files.label(name), "no such file", code="no-such-file")
         file.seek(0)
         return copy_hashing(file, None, more=self._check_open)[0]
 
@@ -99,7 +99,7 @@ class BaseFiles:
             return self._documents[_CONFIG]
         raw = self._files.whole(_CONFIG, json_file.MAX_CONFIG)
         if raw is None:
-            raise NotFoundError(str(self.path), "not a base model: there is no config.json")
+            raise NotFoundError(str(self.path), "not a base model: there is no config.json", code="not-a-base")
         return raw.decode()
 
     @cached_property

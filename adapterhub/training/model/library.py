@@ -119,7 +119,12 @@ def _check_model_type(document: dict[str, Any], where: str) -> None:
         return
     code = "; the base brings code for it, which is not run" if "auto_map" in document else ""
     hint = "Use a base whose model is part of transformers, or a newer transformers"
-    raise RefusedError(f"{where}: {_CONFIG}", f"transformers has no model of type {str(kind)[:80]!r}{code}", hint)
+    raise RefusedError(
+        f"{where}: {_CONFIG}",
+        f"transformers has no model of type {str(kind)[:80]!r}{code}",
+        hint,
+        code="unsupported-architecture",
+    )
 
 
 def _plain(value: Any) -> Any:

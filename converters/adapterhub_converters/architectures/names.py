@@ -59,7 +59,12 @@ def by_class(name: str, where: str, *, whole: bool = False, folder: bool = False
     if folder and any(name in one.classes or name in one.wrapped for one in ADAPTERS):
         raise RefusedError(where, f"only adapters of {name} are converted, not whole models")
     listed = ", ".join(sorted(name for architecture in known for name in (*architecture.classes, *architecture.wrapped)))
-    raise RefusedError(where, f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp", f"Known: {listed}")
+    raise RefusedError(
+        where,
+        f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp",
+        f"Known: {listed}",
+        code="unsupported-architecture",
+    )
 
 
 def _with_head(name: str) -> str:

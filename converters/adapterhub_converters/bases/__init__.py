@@ -43,9 +43,9 @@ def read_base(path: Path) -> BaseSpec:
             return hub_layout.named(hf.read_pipeline(path), path)
         found = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
         hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
-        raise NotFoundError(str(path), "not a base model: there is no config.json", hint)
+        raise NotFoundError(str(path), "not a base model: there is no config.json", hint, code="not-a-base")
     if not path.exists():
-        raise NotFoundError(str(path), "no such file or folder")
+        raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     return read_files(LocalFiles(path.parent), path.name)
 
 

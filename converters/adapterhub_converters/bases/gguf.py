@@ -106,7 +106,9 @@ def _header(files: Files, name: str) -> _Part:
         raise NotFoundError(files.label(name), what, "Download it: all parts are read together" if part else "")
     header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
     if "general.type" in header.metadata and header.text("general.type") != "model":
-        raise FormatError(ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}")
+        raise FormatError(
+            ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}", code="not-a-base"
+        )
     _check_part(header, part, ranged.where)
     return ranged, header
 

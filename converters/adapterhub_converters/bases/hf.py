@@ -59,7 +59,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
     """
     document = read_object(files, CONFIG)
     if document is None and not name:
-        raise NotFoundError(files.label(CONFIG), "no such file")
+        raise NotFoundError(files.label(CONFIG), "no such file", code="no-such-file")
     config = document or {}
     quantized = settings(config)
     merged = completed({**_section(config, "text_config"), **config})
@@ -121,7 +121,10 @@ def _weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Weights:
     if missing:
         rest = f": {len(missing)} of {len(shards)} files are missing" if len(shards) > 1 else ""
         raise NotFoundError(
-            files.label(missing[0]), f"no such file{rest}", "Download it, or name the index alone" if index else ""
+            files.label(missing[0]),
+            f"no such file{rest}",
+            "Download it, or name the index alone" if index else "",
+            code="no-such-file",
         )
     there = [found for found in headers if found is not None]
     infos = _together(there)
@@ -188,7 +191,7 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
             weight_map = _weight_map(index, files.label(name or INDEX))
             return list(dict.fromkeys(weight_map.values())), weight_map
         if name:
-            raise NotFoundError(files.label(name), "no such file")
+            raise NotFoundError(files.label(name), "no such file", code="no-such-file")
         found = [single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None]
         return _shards(files, found[0]) if found and found[0] != SINGLE else (found, None)
     part = _PART.fullmatch(name)
@@ -233,7 +236,7 @@ def _usual(files: Files, name: str, weights: _Weights) -> bool:
 
 def _refuse_adapter(where: str, tensors: Collection[str]) -> None:
     if any(".lora_A." in name or name.endswith(".lora_a") for name in tensors):
-        raise FormatError(where, "not a base model: it contains an adapter's tensors")
+        raise FormatError(where, "not a base model: it contains an adapter's tensors", code="not-a-base")
 
 
 def _derived(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTensor]:

@@ -132,7 +132,7 @@ def _naming(out: Path) -> Iterator[None]:
     try:
         yield
     except LocalIOError as error:
-        raise LocalIOError(str(out), error.what, error.hint) from error
+        raise LocalIOError(str(out), error.what, error.hint, code=error.code) from error
     except (FileExistsError, NotADirectoryError) as error:
         raise LocalIOError(str(out), "its parent is a file, not a folder; nothing was left behind") from error
     except OSError as error:

@@ -35,9 +35,9 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, 
             # Python would allocate the whole limit; config files do not grow while they are read.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except RefusedError as error:
-        raise RefusedError(where, error.what, error.hint) from error
+        raise RefusedError(where, error.what, error.hint, code=error.code) from error
     except FileNotFoundError as error:
-        raise NotFoundError(where, "no such file") from error
+        raise NotFoundError(where, "no such file", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(where, error.strerror or str(error)) from error
     if len(raw) > limit:

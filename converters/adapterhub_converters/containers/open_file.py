@@ -63,9 +63,13 @@ def check_regular(found: os.stat_result, path: Path | str) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if stat.S_ISLNK(found.st_mode):
-        raise RefusedError(str(path), "a link, which is not followed", "Replace it with the file itself")
+        raise RefusedError(
+            str(path), "a link, which is not followed", "Replace it with the file itself", code="not-a-regular-file"
+        )
     if not stat.S_ISREG(found.st_mode):
-        raise RefusedError(str(path), "a pipe or a device, not a regular file", "Replace it with a file")
+        raise RefusedError(
+            str(path), "a pipe or a device, not a regular file", "Replace it with a file", code="not-a-regular-file"
+        )
 
 
 def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
@@ -113,9 +117,9 @@ class OpenFile:
         try:
             self._file: BinaryIO = open_regular(path, buffering=-1)
         except RefusedError as error:
-            raise RefusedError(self.where, error.what, error.hint) from error
+            raise RefusedError(self.where, error.what, error.hint, code=error.code) from error
         except FileNotFoundError as error:
-            raise NotFoundError(self.where, "no such file") from error
+            raise NotFoundError(self.where, "no such file", code="no-such-file") from error
         except IsADirectoryError as error:
             raise FormatError(self.where, "a folder, not a file") from error
         except OSError as error:

@@ -22,15 +22,17 @@ _MAX_PARTS = 32  # of a dotted key
 def parse(text: str, where: str) -> dict[str, Any]:
     """Parse a TOML document; UsageError if it is invalid, too large, nested too deeply, or has a number that JSON has not."""
     if len(text) > MAX_TOML:
-        raise UsageError(where, f"more than {MAX_TOML} bytes: not a config file")
+        raise UsageError(where, f"more than {MAX_TOML} bytes: not a config file", code="invalid-config")
     try:
         _check_keys(text)
         document = tomllib.loads(text, parse_float=_finite)
         json_file.check_values(document)
     except RecursionError as error:
-        raise UsageError(where, f"not valid TOML (nested more than {json_file.MAX_DEPTH} deep)") from error
+        raise UsageError(
+            where, f"not valid TOML (nested more than {json_file.MAX_DEPTH} deep)", code="invalid-config"
+        ) from error
     except ValueError as error:
-        raise UsageError(where, f"not valid TOML ({json_file.reason(error, text)})") from error
+        raise UsageError(where, f"not valid TOML ({json_file.reason(error, text)})", code="invalid-config") from error
     return document
 
 

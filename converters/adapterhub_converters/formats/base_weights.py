@@ -138,7 +138,7 @@ def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -
     if r > min(weight.shape):
         raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not supported")
     if not np.isfinite(weight).all():
-        raise RefusedError(target, "the base's weight contains NaN or Inf")
+        raise RefusedError(target, "the base's weight contains NaN or Inf", code="non-finite")
     left, singular, right = leading(weight, r + 1)
     if len(singular) > r and singular[r - 1] - singular[r] < _VAGUE * singular[0]:
         vague.append(target)

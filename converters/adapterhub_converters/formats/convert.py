@@ -50,7 +50,7 @@ def sniff(path: Path | Candidate) -> str:
     candidate = path if isinstance(path, Candidate) else Candidate(path)
     path = candidate.path
     if not path.exists():
-        raise NotFoundError(str(path), "no such file or folder")
+        raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     if row := next((row for row in in_order() if row.sniff(candidate)), None):
         return row.name
     _refuse_distributed(path)

@@ -299,7 +299,7 @@ def nearest(matrix: np.ndarray, rank: int, dtype: np.dtype) -> tuple[np.ndarray,
     In float32 if the factors are too large for `dtype`. The same matrix gives the same factors.
     """
     if not np.isfinite(matrix).all():
-        raise RefusedError("", "the delta is not finite")
+        raise RefusedError("", "the delta is not finite", code="non-finite")
     k = max(1, min(rank, *matrix.shape))
     U, S, Vt = _decomposed(matrix, k)
     root = np.sqrt(S[:k])

@@ -109,7 +109,9 @@ def start(
     from adapterhub.hub.settings import Provider
 
     if bool(oidc_issuer) != bool(oidc_client):
-        raise UsageError("--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none")
+        raise UsageError(
+            "--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none", code="conflicting-options"
+        )
     provider = None
     if oidc_issuer and oidc_client:
         secret = environment.oidc_secret(oidc_secret)

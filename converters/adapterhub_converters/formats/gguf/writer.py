@@ -241,7 +241,7 @@ def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
     except ImportError as error:
         raise MissingExtraError(name, f"writing {kind} needs the gguf package", "Run `pip install gguf`") from error
     if not np.isfinite(array).all():
-        raise RefusedError(name, f"{kind} cannot hold NaN or Inf")
+        raise RefusedError(name, f"{kind} cannot hold NaN or Inf", code="non-finite")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
         seen = quants.dequantize(raw, GGMLQuantizationType[kind])

@@ -172,7 +172,9 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
         config = {**config, **config["text_config"]}
     model_type = str(config.get("model_type"))
     if model_type not in _DEFAULTS:
-        raise RefusedError(where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF")
+        raise RefusedError(
+            where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF", code="unsupported-architecture"
+        )
     values = {**_DEFAULTS[model_type], **config}
     for own, usual in _OWN_NAMES.get(model_type, {}).items():
         values.setdefault(usual, values.get(own))

@@ -59,7 +59,7 @@ def _short(text: str) -> str:
 def read_importance(path: Path) -> Importance:
     """Read an importance matrix of llama-imatrix, in GGUF or in its older format; FormatError if it is neither."""
     if not path.is_file():
-        raise NotFoundError(str(path), "no such file")
+        raise NotFoundError(str(path), "no such file", code="no-such-file")
     try:
         if path.stat().st_size > _MAX:
             raise FormatError(str(path), f"more than {_MAX} bytes: not an importance matrix")

@@ -317,7 +317,9 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
         return named
     if base and "Transformer" in base.architecture and not _of_class(tables.TABLES, base):
         raise refused(
-            "kohya", [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets]
+            "kohya",
+            [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets],
+            code="unsupported-architecture",
         )
     usual = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
     if len(usual) == 1 and not usual[0].shared:

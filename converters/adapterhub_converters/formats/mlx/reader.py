@@ -35,7 +35,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     is_whole = config.get("fine_tune_type") == FULL
     scale = 0.0 if is_whole else _scale(config, f"{path}/{CONFIG}")
     if not (path / WEIGHTS).is_file():
-        raise NotFoundError(str(path), f"not an mlx-lm adapter: there is no {WEIGHTS}")
+        raise NotFoundError(str(path), f"not an mlx-lm adapter: there is no {WEIGHTS}", code="no-adapter")
     where = f"{path}/{WEIGHTS}"
     with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
         tensors = {_renamed(name) if by_vlm else name: file.tensor(name) for name in file.tensors}

@@ -89,7 +89,7 @@ def parse_shapes(
 
 def _config(path: Path) -> str:
     if not (path / CONFIG).is_file():
-        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested(path))
+        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested(path), code="no-adapter")
     return json_file.read_text(path / CONFIG)
 
 
@@ -101,14 +101,14 @@ def weight_files(path: Path) -> list[Path]:
         if path.is_dir() and (found := pickled_weights(item.name for item in path.iterdir())):
             what = "a pickle can run code when it is loaded"
             raise RefusedError(str(path / found[0]), what, "Save the adapter again with safe_serialization=True", code="pickle")
-        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {WEIGHTS}")
+        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {WEIGHTS}", code="no-adapter")
     weight_map = json_file.read_object(path / INDEX).get("weight_map")
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     for name in shards:
         if Path(name).name != name or not name.isprintable() or name in ("", ".", "..") or "\\" in name:
             raise FormatError(str(path / INDEX), f"shard name {name[:80]!r} is not a plain file name")
         if not (path / name).is_file():
-            raise NotFoundError(str(path / name), "no such file, but the index names it")
+            raise NotFoundError(str(path / name), "no such file, but the index names it", code="no-such-file")
     if not shards:
         raise FormatError(str(path / INDEX), "weight_map is not a map of tensor names to file names")
     return [path / name for name in shards]

@@ -42,7 +42,12 @@ def known_base(base: BaseSpec | None, where: str, maker: str, classes: Iterable[
         raise RefusedError(where, what, "Name its base model", code="base-required")
     if base.architecture not in classes:
         known = ", ".join(sorted(classes))
-        raise RefusedError(where, f"{base.architecture} has no verified mapping to {maker}'s names", f"Known: {known}")
+        raise RefusedError(
+            where,
+            f"{base.architecture} has no verified mapping to {maker}'s names",
+            f"Known: {known}",
+            code="unsupported-architecture",
+        )
     return base
 
 
