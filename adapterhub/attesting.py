@@ -266,7 +266,7 @@ def _merge(found: Signable, signers: Sequence[TrustedSigner], workspace: Workspa
     """The recipe, and the parents with their signers; RefusedError if a rebuild gives other bytes."""
     if sources.is_address(found.pinned):
         raise RefusedError(
-            found.where, "is rebuilt from its parents, which have to be here", "Copy it and them to the registry"
+            found.where, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )
     rebuilt = combining.rebuild(found.pinned, workspace)
     if rebuilt.differences:

@@ -508,7 +508,7 @@ def test_a_path_is_sent_as_it_is(web: Web) -> None:
         ("ftp://x/y", "the server names an address that is not http or https"),
         ("http://user:pass@127.0.0.1/", "the server names an address with credentials"),
         ("http://127.0.0.1/\x7f", "the server names an address that is not http or https"),
-        ("", "the server does not name the address to continue at"),
+        ("", "the server redirects without an address"),
         ("http://[::1", "the server names an invalid address"),
         ("http://127.0.0.1:99999/", "the server names an invalid address"),
         ("http://a..b/", "no such host"),

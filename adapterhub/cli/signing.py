@@ -180,10 +180,10 @@ def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         if (key is None) != keyless:
-            raise UsageError("--key", "or --keyless names the signer", "Pass one of them")
+            raise UsageError("--key or --keyless", "one of them is required", "Pass the one that names the signer")
         if (token or trust_config) and not keyless:
             raise UsageError(
-                "--identity-token", "and --trust-config are for --keyless", "Pass that too", code="conflicting-options"
+                "--identity-token and --trust-config", "require --keyless", "Pass --keyless too", code="conflicting-options"
             )
         return function(*args, own=Own(key, passphrase, token, trust_config), **kwargs)
 
@@ -215,9 +215,11 @@ def accepted_signers(function: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any, keys: tuple[Path, ...], identity: str | None, issuer: str | None, trust_config: Path | None, **kwargs: Any
     ) -> Any:
         if (identity is None) != (issuer is None):
-            raise UsageError("--identity", "and --issuer go together", "Pass both, or neither", code="conflicting-options")
+            raise UsageError(
+                "--identity and --issuer", "require each other", "Pass both, or neither", code="conflicting-options"
+            )
         if trust_config and identity is None:
-            raise UsageError("--trust-config", "is for --identity", "Pass that too", code="conflicting-options")
+            raise UsageError("--trust-config", "requires --identity", "Pass --identity too", code="conflicting-options")
         named = (Identity(identity, issuer, trust_config),) if identity is not None and issuer is not None else ()
         return function(*args, keys=(*keys, *named), **kwargs)
 

@@ -51,7 +51,7 @@ def resolved(url: str, location: str | None, where: str) -> str:
         RemoteError: There is none, it cannot be requested, or it leads from https to http.
     """
     if not location:
-        raise RemoteError(where, "the server does not name the address to continue at")
+        raise RemoteError(where, "the server redirects without an address")
     try:
         target = urljoin(url, location)
     except ValueError as error:

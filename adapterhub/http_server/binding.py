@@ -29,9 +29,9 @@ def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> 
         return
     if not encrypted:
         hint = "Bind 127.0.0.1, give a certificate, or put a proxy with TLS in front"
-        raise RefusedError(host, "others on the network would send tokens in the clear", hint, code="public-needs-tls")
+        raise RefusedError(host, "tokens would cross the network in clear text", hint, code="public-needs-tls")
     if not asks_who:
-        raise RefusedError(host, "everybody on the network could read what is here", "Require a login", code=code)
+        raise RefusedError(host, "anyone on the network could read the adapters", "Require a login", code=code)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -110,11 +110,11 @@ def parse(raw: bytes, where: str) -> Attestation:
     if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
         raise FormatError(where, f"attests no {STATEMENT_TYPE}")
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
-        raise FormatError(where, "attests not exactly one subject")
+        raise FormatError(where, "does not attest exactly one subject")
     name, digests = subjects[0].get("name"), subjects[0].get("digest")
     sha256 = digests.get("sha256") if isinstance(digests, dict) and len(digests) == 1 else None
     if not isinstance(sha256, str) or not is_hex(sha256):
-        raise FormatError(where, "attests a subject without a sha256 digest alone")
+        raise FormatError(where, "attests a subject whose digest is not sha256 alone")
     if not isinstance(predicate, dict):
         raise FormatError(where, "attests nothing: predicate is not an object")
     return Attestation(type_, name if isinstance(name, str) else "", f"sha256:{sha256}", predicate)

@@ -217,7 +217,7 @@ def parse_public(text: str, where: str) -> PublicKey:
     """Parse the PEM of a public key."""
     text = _one_pem(text, where)
     if "PRIVATE KEY" in text:
-        raise RefusedError(where, "a private key, which nobody but the signer needs", "Pass the public key that belongs to it")
+        raise RefusedError(where, "a private key, where a public one is required", "Pass the public key that belongs to it")
     try:
         key = serialization.load_pem_public_key(text.encode())
     except (ValueError, UnsupportedAlgorithm) as error:

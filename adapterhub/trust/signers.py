@@ -69,7 +69,7 @@ def _parse(text: str) -> _Uri:
         for one in part.split(separator) if part else ():
             name, equals, value = one.partition("=")
             if name not in known or not equals or name in found:
-                raise UsageError(text[:200], f"{name[:80]!r} is unknown, or is there twice", _HINT)
+                raise UsageError(text[:200], f"{name[:80]!r} is unknown, or given twice", _HINT)
             found[name] = unquote_to_bytes(value)
     try:
         texts = {name: value.decode() for name, value in found.items() if name != "id"}

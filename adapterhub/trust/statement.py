@@ -75,7 +75,7 @@ def parse(raw: bytes, where: str) -> Statement:
     _expect(kind == PREDICATE_TYPE, where, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
     subjects, predicate = document.get("subject"), _object(document.get("predicate"), where, "predicate")
     if not isinstance(subjects, list) or len(subjects) != 1:
-        raise FormatError(where, "signs not exactly one subject")
+        raise FormatError(where, "does not sign exactly one subject")
     subject = _object(subjects[0], where, "subject")
     name = subject.get("name")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_PATH:

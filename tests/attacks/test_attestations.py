@@ -104,12 +104,12 @@ def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:
 FORMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "older": (lambda s: s.update(_type="https://in-toto.io/Statement/v0.1"), "attests no https://in-toto.io/Statement/v1"),
     "no type": (lambda s: s.update(predicateType=None), "attests no https://in-toto.io/Statement/v1"),
-    "no subject": (lambda s: s.update(subject=[]), "not exactly one subject"),
-    "two subjects": (lambda s: s["subject"].append(s["subject"][0]), "not exactly one subject"),
-    "subject of text": (lambda s: s.update(subject=["x"]), "not exactly one subject"),
-    "sha1": (lambda s: s["subject"][0].update(digest={"sha1": "a" * 40}), "without a sha256 digest alone"),
-    "two digests": (lambda s: s["subject"][0]["digest"].update(sha512="a" * 128), "without a sha256 digest alone"),
-    "capitals": (lambda s: s["subject"][0].update(digest={"sha256": "A" * 64}), "without a sha256 digest alone"),
+    "no subject": (lambda s: s.update(subject=[]), "exactly one subject"),
+    "two subjects": (lambda s: s["subject"].append(s["subject"][0]), "exactly one subject"),
+    "subject of text": (lambda s: s.update(subject=["x"]), "exactly one subject"),
+    "sha1": (lambda s: s["subject"][0].update(digest={"sha1": "a" * 40}), "whose digest is not sha256 alone"),
+    "two digests": (lambda s: s["subject"][0]["digest"].update(sha512="a" * 128), "whose digest is not sha256 alone"),
+    "capitals": (lambda s: s["subject"][0].update(digest={"sha256": "A" * 64}), "whose digest is not sha256 alone"),
     "no predicate": (lambda s: s.pop("predicate"), "predicate is not an object"),
     "a list": (lambda s: s.update(predicate=[]), "predicate is not an object"),
 }

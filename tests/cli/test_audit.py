@@ -33,4 +33,4 @@ def test_a_registry_is_verified_and_noted(run: Run, make: Make, tmp_path: Path) 
 
 
 def test_a_checkpoint_needs_a_key(run: Run) -> None:
-    assert "--checkpoint: and --key go together" in run("audit", "verify", "--checkpoint", "c.json", code=2).stderr
+    assert "--checkpoint and --key: require each other" in run("audit", "verify", "--checkpoint", "c.json", code=2).stderr

@@ -30,7 +30,7 @@ def base(tmp_path: Path) -> Path:
         (("--route", "none.toml"), 3, "none.toml: no such file"),
         ((), 8, "vllm: does not answer"),
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
-        (("--engine-url", NOBODY, "--engine", "auto"), 2, "cannot be asked which engine it is"),
+        (("--engine-url", NOBODY, "--engine", "auto"), 2, "does not report which engine it is"),
     ],
 )
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:

@@ -119,11 +119,11 @@ def test_an_identity_of_a_policy_that_is_none_is_an_error_with_its_line(tmp_path
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("sign", "sql"), "--key: or --keyless names the signer"),
-        (("sign", "sql", "--key", "k", "--keyless"), "--key: or --keyless names the signer"),
-        (("sign", "sql", "--key", "k", "--identity-token", "-"), "are for --keyless"),
-        (("verify", "sql", "--identity", "a"), "--identity: and --issuer go together"),
-        (("verify", "sql", "--trust-config", "t"), "--trust-config: is for --identity"),
+        (("sign", "sql"), "--key or --keyless: one of them is required"),
+        (("sign", "sql", "--key", "k", "--keyless"), "--key or --keyless: one of them is required"),
+        (("sign", "sql", "--key", "k", "--identity-token", "-"), "require --keyless"),
+        (("verify", "sql", "--identity", "a"), "--identity and --issuer: require each other"),
+        (("verify", "sql", "--trust-config", "t"), "--trust-config: requires --identity"),
     ],
 )
 def test_options_that_belong_together_are_asked_for(run: Run, words: tuple[str, ...], error: str) -> None:

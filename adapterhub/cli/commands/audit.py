@@ -51,7 +51,7 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
     from adapterhub import auditing
 
     if (checkpoint is None) != (not keys):
-        raise UsageError("--checkpoint", "and --key go together", "Pass both, or neither", code="conflicting-options")
+        raise UsageError("--checkpoint and --key", "require each other", "Pass both, or neither", code="conflicting-options")
     found = auditing.audit(_audited(settings), checkpoint=checkpoint, keys=keys)
     findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in found.faults]
     good = f"{_counted(found)} follow each from the one before"

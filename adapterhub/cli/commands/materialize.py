@@ -49,7 +49,7 @@ def materialize(
     if listed:
         return _list(settings)
     if source is None:
-        raise UsageError("NAME", "or a recipe file is required", "See `adapterhub materialize --list`")
+        raise UsageError("NAME", "is missing, and so is a recipe file", "See `adapterhub materialize --list`")
     if remove:
         _remove(settings, source)
         return 0

@@ -65,12 +65,12 @@ def verify(
     from adapterhub.signing import verify as verified
 
     if signed_as and (attestations or not keys):
-        raise UsageError("--signed-as", "is for the signature of --key", "Leave it out", code="conflicting-options")
+        raise UsageError("--signed-as", "requires --key", "Leave it out", code="conflicting-options")
     if recompute and not attestations:
-        raise UsageError("--recompute", "is for --attestations", "Pass that too", code="conflicting-options")
+        raise UsageError("--recompute", "requires --attestations", "Pass --attestations too", code="conflicting-options")
     if (base or data or parents) and not recompute:
         raise UsageError(
-            "--base", "and --data and --parent-key are for --recompute", "Pass that too", code="conflicting-options"
+            "--base, --data and --parent-key", "require --recompute", "Pass --recompute too", code="conflicting-options"
         )
     inputs = Inputs(base, parents, data) if recompute else None
     found = verified(

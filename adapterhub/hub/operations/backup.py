@@ -129,7 +129,7 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
         members = tar.scan(source, length, str(file))
         for name in members:
             if not _is_ours(name):
-                raise FormatError(str(file), f"{name[:80]!r} is no part of a backup")
+                raise FormatError(str(file), f"{name[:80]!r} is not part of a backup")
         if not {_LAYOUT, _INDEX, FILE} <= members.keys():
             raise FormatError(str(file), "not the backup of a hub, or not all of it")
         total, done = sum(member.size for member in members.values()), 0

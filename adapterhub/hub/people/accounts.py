@@ -73,7 +73,7 @@ def add(database: HubDatabase, name: str) -> None:
     check_namespace(name)
     with database.transaction():
         if database.select("SELECT 1 FROM accounts WHERE name = ? AND removed IS NULL", name):
-            raise ConflictError(name, "there is an account of this name", "Choose another name")
+            raise ConflictError(name, "an account of this name exists already", "Choose another name")
         ensure(database, name)
 
 

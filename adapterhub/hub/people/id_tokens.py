@@ -117,7 +117,7 @@ def client_of(issuer: str, proxy: ProxyOf, secrets: Callable[[], Sequence[str]] 
 def document(client: Client, issuer: str, url: object, method: str = "GET", **more: Any) -> dict[str, Any]:
     """A JSON object that an issuer has at an address, which it names itself; `more` goes to `Client.ask`."""
     if not isinstance(url, str) or origin(url, issuer)[0] != origin(issuer, issuer)[0]:
-        raise FormatError(issuer, "leads to an address without TLS, or to none")
+        raise FormatError(issuer, "its configuration has no valid HTTPS address")
     answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **more)
     return json_file.parse_object(answer.body, issuer)
 
@@ -128,7 +128,7 @@ def _fetched(issuer: str, proxy: ProxyOf) -> Published:
     with closing(client_of(issuer, proxy)) as client:
         about = document(client, issuer, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if about.get("issuer") != issuer:
-            raise FormatError(issuer, "says that it is another issuer")
+            raise FormatError(issuer, "its configuration names another issuer")
         keys = document(client, issuer, about.get("jwks_uri")).get("keys")
     return Published(about, [key for key in keys[:_MOST] if isinstance(key, dict)] if isinstance(keys, list) else [])
 
@@ -137,7 +137,7 @@ def check_issuer(issuer: str) -> None:
     """Raise UsageError or RefusedError for what is not the URL of an issuer: with TLS, unless it is this machine."""
     scheme, host, _ = origin(issuer, issuer, typed=True)
     if scheme != "https" and not is_loopback(host):
-        raise RefusedError(issuer, "its keys would come without TLS", "Use https")
+        raise RefusedError(issuer, "its keys are not served over HTTPS", "Use https")
 
 
 def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: float, nonce: str | None = None) -> IdToken:
@@ -156,21 +156,21 @@ def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: flo
     """
     header, claims, signed, signature = _parsed(token)
     if claims.get("iss") != issuer:
-        raise RefusedError(_WHERE, "it is of another issuer")
+        raise RefusedError(_WHERE, "it was issued by another issuer")
     algorithm = header.get("alg")
     if algorithm not in _VERIFIERS or "crit" in header:
         raise RefusedError(_WHERE, f"signed by {str(algorithm)[:20]!r}, which is not accepted")
     if not any(_VERIFIERS[algorithm](key, signed, signature) for key in issuers.keys(issuer, header.get("kid"))):
-        raise RefusedError(_WHERE, "its signature is by none of the issuer's keys")
+        raise RefusedError(_WHERE, "it is not signed with any of the issuer's keys")
     said = claims.get("aud")
     if said not in (audience, [audience]):
         raise RefusedError(_WHERE, f"it is for {str(said)[:200]}, not for {audience}")
     if nonce is not None and claims.get("nonce") != nonce:
-        raise RefusedError(_WHERE, "it is of another login")
+        raise RefusedError(_WHERE, "it belongs to another login")
     expires, begins = _time(claims, "exp"), _time(claims, "nbf", now)
     issued = _time(claims, "iat", begins)
     if not max(begins, issued) - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LONGEST:
-        raise RefusedError(_WHERE, "it is not in force now, or for too long")
+        raise RefusedError(_WHERE, "it is not valid now, or it is valid for too long")
     ident = claims.get("jti")
     unique = ident if isinstance(ident, str) and ident else token
     return IdToken(issuer, claims, hashlib.sha256(f"{issuer}\n{unique}".encode()).hexdigest(), expires)

@@ -101,7 +101,7 @@ def address(provider: Provider, issuers: Issuers, login: Login, back: str) -> st
     """
     where = str(issuers.about(provider.issuer).get("authorization_endpoint", ""))
     if origin(where, provider.issuer)[0] != origin(provider.issuer, provider.issuer)[0]:
-        raise RefusedError(provider.issuer, "people would log in there without TLS")
+        raise RefusedError(provider.issuer, "its login page is not served over HTTPS")
     asked = {
         "response_type": "code",
         "client_id": provider.client,
@@ -175,5 +175,5 @@ def _more(
     headers = {"Authorization": f"Bearer {access}", "Accept": "application/json"}
     more = document(client, provider.issuer, where, headers=headers, redirects=False)
     if more.get("sub") != found.claims.get("sub"):
-        raise RefusedError(provider.issuer, "tells about somebody else than who has logged in")
+        raise RefusedError(provider.issuer, "has the data of another user than the one who logged in")
     return more

@@ -54,7 +54,7 @@ def collect(
         IntegrityError: What a version needs cannot be determined.
     """
     if grace < LEAST:
-        raise UsageError("grace", f"{grace:g} hours are too short for what is on its way", f"Give at least {LEAST:g}")
+        raise UsageError("grace", f"{grace:g} hours are too short for uploads in progress", f"Give at least {LEAST:g}")
     with storage.registry() as registry:
         _check_log(storage, registry)
         dropped = retention.drop(registry, last, dry_run=dry_run)

@@ -99,7 +99,7 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
             bounds.append((column, search.parse_bounds(fields[name], name, size=column == "size")))
     runtime = fields.get("runtime", "")
     if runtime and runtime not in RUNTIMES:
-        raise UsageError(runtime[:80], "is no runtime that is known here")
+        raise UsageError(runtime[:80], "unknown runtime")
     return Query(
         fields.get("q", ""),
         facets=tuple((kind, fields[kind]) for kind in _FACETS if kind in fields and kind != "r"),

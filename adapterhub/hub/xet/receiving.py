@@ -152,7 +152,7 @@ def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
                 raise FormatError("shard", f"chunks {term.first} to {term.end} of a xorb with {len(chunks)}")
             length = sum(chunk.size for chunk in chunks[term.first : term.end])
             if length != term.size:
-                raise FormatError("shard", f"a term of {length} bytes that says {term.size}")
+                raise FormatError("shard", f"a term of {length} bytes that declares {term.size}")
             for chunk in chunks[term.first : term.end]:
                 source.seek(chunk.start)
                 data = formats.unpacked(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")

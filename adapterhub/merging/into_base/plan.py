@@ -269,7 +269,7 @@ class _Planner:
             self._put(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
             return
         if weight != 1:
-            raise RefusedError(target, f"{change.tuner.method} is no sum: it can be merged alone and with weight 1 only")
+            raise RefusedError(target, f"{change.tuner.method} is not a sum: it can be merged alone and with weight 1 only")
         self._put(name, Change(change, change.transposed_base), target, alone=True)
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self.tensors and change.fits_bias:
@@ -289,7 +289,7 @@ class _Planner:
         if magnitude is not None and magnitude.size != features:
             raise RefusedError(target, f"a DoRA magnitude of {magnitude.size} numbers for {features} outputs")
         if weight != 1:
-            raise RefusedError(target, "DoRA is no sum: it can be merged alone and with weight 1 only")
+            raise RefusedError(target, "DoRA is not a sum: it can be merged alone and with weight 1 only")
         self._put(name, edit, target, alone=True)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:

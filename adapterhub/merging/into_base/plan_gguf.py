@@ -156,7 +156,7 @@ class _Planner:
             if delta.magnitude.size != delta.shape[0]:
                 raise RefusedError(target, f"a DoRA magnitude of {delta.magnitude.size} numbers for {delta.shape[0]} outputs")
             if weight != 1:
-                raise RefusedError(target, "DoRA is no sum: it can be merged alone and with weight 1 only")
+                raise RefusedError(target, "DoRA is not a sum: it can be merged alone and with weight 1 only")
             magnitude = names.permuted(delta.magnitude.reshape(-1), order)[rows]
             edit = AddDora(piece, scale, transposed=False, magnitude=magnitude)
             self._put(target, known, first, len(lora_B), edit, alone=True)

@@ -98,7 +98,7 @@ class HubLogin:
             answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
         name = str(self._parsed(answer).get("name") or "")
         if not name.isprintable() or ":" in name:
-            raise FormatError(self.endpoint, "the hub does not tell whose token it is")
+            raise FormatError(self.endpoint, "the hub does not report whose token it is")
         return name[:200]
 
     def _checked(self, token: str) -> str:

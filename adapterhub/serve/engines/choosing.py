@@ -83,7 +83,7 @@ def pick(wanted: Wanted) -> str:
     if wanted.engine != AUTO:
         return wanted.engine
     if wanted.url:
-        raise UsageError(wanted.url, "cannot be asked which engine it is", "Name the engine", code="name-engine")
+        raise UsageError(wanted.url, "does not report which engine it is", "Name the engine", code="name-engine")
     apple = (MLX,) if sys.platform == "darwin" else ()
     order: tuple[str, ...] = (LLAMA, TORCH) if wanted.base.kind == "gguf" else (VLLM, SGLANG, *apple, TORCH)
     for name in order:

@@ -133,7 +133,7 @@ def read(path: Path, before: Routes | None = None) -> Routes:
             key.windows, key.tokens = _going_on(key.windows, old.windows), _going_on(key.tokens, old.tokens)
     if counted and not keys:  # a file that is just being written; nobody opens a server to all by that
         raise UsageError(
-            f"{where}: keys", "there are none any more", "Start the gateway anew to answer without keys", code="invalid-config"
+            f"{where}: keys", "all keys were removed", "Start the gateway anew to answer without keys", code="invalid-config"
         )
     found = {key.sha256: key for key in keys}
     if len(found) < len(keys):
@@ -185,7 +185,7 @@ def _rule(table: Mapping[str, Any], place: str) -> Rule:
         _target(table, place), (name.strip().lower(), value.strip()), _text(table, "user", place), _text(table, "key", place)
     )
     if not (rule.header[0] or rule.user or rule.key):
-        raise UsageError(place, "fits every request", "Name a header, a user or a key", code="invalid-config")
+        raise UsageError(place, "matches every request", "Name a header, a user or a key", code="invalid-config")
     return rule
 
 

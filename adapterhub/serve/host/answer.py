@@ -35,7 +35,7 @@ class Answer:
             RefusedError: The logits are not finite.
         """
         if not np.isfinite(logits).all():
-            raise RefusedError("", "what was asked for computes numbers that are not finite")
+            raise RefusedError("", "the result contains NaN or Inf")
         if self._request.bias:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]

@@ -209,7 +209,7 @@ def _open_folder(name: str, path: str, parent: int | None) -> int | None:
 
 
 def _refused(path: Path) -> RefusedError:
-    return RefusedError(str(path), "a link, and nothing is followed out of this folder", "Remove it", code="not-a-regular-file")
+    return RefusedError(str(path), "a link, which is not followed out of this folder", "Remove it", code="not-a-regular-file")
 
 
 def _name(path: Path, folder: int | None) -> Path | str:

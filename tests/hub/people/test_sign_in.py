@@ -411,15 +411,15 @@ def test_a_login_ends_after_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ({"nonce": "x"}, "of another login"),
-        ({"nonce": None}, "of another login"),
+        ({"nonce": "x"}, "belongs to another login"),
+        ({"nonce": None}, "belongs to another login"),
         ({"aud": "another client"}, "not for the hub"),
         ({"aud": ["the hub", "another client"]}, "not for the hub"),
-        ({"iss": "https://other.example"}, "of another issuer"),
-        ({"exp": 1000}, "not in force"),
+        ({"iss": "https://other.example"}, "issued by another issuer"),
+        ({"exp": 1000}, "not valid now"),
         ({"alg": "none"}, "not accepted"),
         ({"alg": "HS256"}, "not accepted"),
-        ({"kid": "unknown"}, "none of the issuer's keys"),
+        ({"kid": "unknown"}, "with any of the issuer's keys"),
         ({"sub": None}, "not a subject"),
         ({"sub": 7}, "not a subject"),
         ({"sub": "x" * 300}, "not a subject"),
@@ -481,7 +481,7 @@ def test_an_answer_without_a_code_of_the_issuer_is_refused(hub: Running, query: 
         ("/token", (200, {"Content-Length": "9999"}, b"{"), "too early"),
         ("/token", (200, {f"X-{n}": "x" * 2000 for n in range(90)}, b"{}"), "headers are longer"),
         ("/keys", (302, {"Location": "http://169.254.169.254/"}, b""), "must not"),
-        ("/keys", {"keys": "x"}, "none of the issuer's keys"),
+        ("/keys", {"keys": "x"}, "with any of the issuer's keys"),
     ],
 )
 def test_a_hostile_answer_ends_in_one_page_of_words(
@@ -545,8 +545,8 @@ def test_no_log_and_no_address_has_a_secret(
         ({"authorization_endpoint": "http://user:pass@login.example/"}, "credentials"),
         ({"token_endpoint": "http://169.254.169.254/latest"}, "must not"),
         ({"token_endpoint": "file:///etc/passwd"}, "not http or https"),
-        ({"token_endpoint": 7}, "or to none"),
-        ({"token_endpoint": None}, "or to none"),
+        ({"token_endpoint": 7}, "no valid HTTPS address"),
+        ({"token_endpoint": None}, "no valid HTTPS address"),
     ],
 )
 def test_addresses_of_a_hostile_issuer_are_not_followed(

@@ -65,7 +65,7 @@ def test_a_merge_is_that_of_peft(axes: str, dora: bool, tmp_path: Path) -> None:
     for key in theirs:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=2e-6, err_msg=key)
     if dora:
-        with pytest.raises(RefusedError, match="DoRA is no sum"):
+        with pytest.raises(RefusedError, match="DoRA is not a sum"):
             ah.merge(tmp_path / "a", tmp_path / "half", into=tmp_path / "base", weights=[0.5])
 
 

@@ -151,7 +151,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(Adapter({"lm_head": low_rank(40)}), 1), (replaced(lm_head__weight=TABLE), 1)], {}, "another changes it too"),
         ([(Adapter({}, rows={"lm_head": Rows((40,), TABLE[:1])}), 1)], {}, "do not fit the base's lm_head.weight"),
         ([(Adapter({K: low_rank(8, bias=np.ones(8, np.float32))}), 1)], {}, "the base has none"),
-        ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is no sum"),
+        ([(Adapter({Q: low_rank(magnitude=np.ones(16, np.float32))}), 0.5)], {}, "DoRA is not a sum"),
         ([(Adapter({Q: low_rank(magnitude=np.ones(4, np.float32))}), 1)], {}, "a DoRA magnitude of 4 numbers for 16"),
         ([(Adapter({Q: low_rank(transposed_base=True)}), 1)], {}, "is not known to store it transposed"),
         ([(dataclasses.replace(PLAIN, meta=Meta(init="olora")), 1)], {}, "initialized by olora"),

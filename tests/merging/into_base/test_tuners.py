@@ -147,7 +147,7 @@ def test_prompts_and_weighted_rotations_are_refused_by_name(tmp_path: Path) -> N
     need_module("peft")
     with pytest.raises(RefusedError, match="prompt_tuning adds tokens to the input"):
         fuse([(convert.read(made("prompt_tuning", tmp_path / "1")), 1.0)], tmp_path / "1" / "base", tmp_path / "out")
-    with pytest.raises(RefusedError, match="oft is no sum"):
+    with pytest.raises(RefusedError, match="oft is not a sum"):
         fuse([(convert.read(made("oft", tmp_path / "2")), 0.5)], tmp_path / "2" / "base", tmp_path / "out")
 
 

@@ -95,7 +95,7 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> Pairs:
     for name, array in tensors.items():
         module, dot, half = name.removesuffix(".weight").rpartition(".lora_")
         if not dot or half not in ("A", "B") or not module.startswith(PREFIX) or array.ndim not in (2, 3):
-            raise RefusedError(where, f"tensor {name!r} is no half of a pair, and not supported in an archive of Tinker")
+            raise RefusedError(where, f"tensor {name!r} is not half of a pair, and not supported in an archive of Tinker")
         halves.setdefault(module.removeprefix(PREFIX), {})[half] = array
     pairs: Pairs = {}
     for module, parts in halves.items():
