@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.project import lockfile
 from adapterhub.project.lockfile import Locked
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
 from tests.support.proxy import Exchange, Proxy
@@ -105,6 +108,89 @@ def test_only_what_is_locked_is_found() -> None:
     for ref in ("team/sql:v3", "team/other", "sql", f"team/sql@{DIGEST[:-1]}1", "oci://host/team/sql:v3"):
         with pytest.raises(RefusedError, match=r"adapters\.lock"):
             lockfile.find(there, ref, path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"version": 1', '"version": 2', "not a lock file of version 1"),
+        ('"source"', '"sauce"', 'is not an object with "ref", "source", "digest", "size" and "base"'),
+        ('"repo"', '"repos"', '"ref", "source" and "base" are not strings'),
+        ('"org/base"', '"org\\nbase"', '"ref", "source" and "base" are not strings'),
+        ('"ref": "team/sql:v2"', '"ref": "team/\\u001b"', '"ref", "source" and "base" are not strings'),
+        ("12,", "-1,", '"size" is not a number of bytes'),
+        ("12,", f"{2**63},", '"size" is not a number of bytes'),
+        ("12,", "12.0,", '"size" is not a number of bytes'),
+        ('"team/sql":', '"team/-sql":', "'team/-sql' is not a valid name in adapters.lock"),
+    ],
+)
+def test_what_a_lock_is_refused_for_is_told(old: str, new: str, says: str) -> None:
+    with pytest.raises(FormatError, match=re.escape(says)):
+        lockfile.parse(TEXT.replace(old, new, 1), "adapters.lock")
+
+
+@pytest.mark.parametrize("size", [0, 2**63 - 1])
+def test_a_lock_has_any_size_that_a_file_can_have(size: int) -> None:
+    assert lockfile.parse(TEXT.replace("12,", f"{size},"), "x")["team/sql"].size == size
+
+
+def manifest(**annotations: str) -> Manifest:
+    layer = Descriptor("application/octet-stream", DIGEST, 7, "adapter_model.safetensors")
+    return Manifest(DIGEST, b"{}", layer, (layer, dataclasses.replace(layer, path="x", size=5)), annotations)
+
+
+def test_an_entry_has_the_base_of_the_manifest_as_far_as_it_is_known() -> None:
+    made = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
+    found = lockfile.entry("team/sql", "team/sql:v2", lockfile.HERE, made)
+    assert found == Locked("team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"})
+    with pytest.raises(FormatError, match="unprintable text about its base"):
+        lockfile.entry("team/sql", "team/sql:v2", "registry", manifest(**{"io.adapterhub.base.repo": "a\x1b"}))
+    with pytest.raises(FormatError, match="is not a valid name"):
+        lockfile.entry("../sql", "team/sql:v2", "registry", made)
+
+
+def test_a_lock_is_recorded_next_to_what_it_has_and_only_if_it_changes(tmp_path: Path) -> None:
+    path, other = tmp_path / "adapters.lock", dataclasses.replace(ONE, name="team/other", ref="team/other")
+    assert lockfile.record(path, {"team/sql": ONE})
+    assert not lockfile.record(path, {"team/sql": ONE})
+    assert lockfile.record(path, {"team/other": other})
+    assert lockfile.read(path) == {"team/sql": ONE, "team/other": other}
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(RefusedError):
+        lockfile.read(tmp_path / "link")
+    with pytest.raises(RefusedError):
+        lockfile.record(tmp_path / "link", {"team/sql": ONE})
+
+
+def test_a_lock_has_its_spelling_in_any_language(tmp_path: Path) -> None:
+    assert '"repo": "größe"' in lockfile.dump({"team/sql": dataclasses.replace(ONE, base={"repo": "größe"})})
+
+
+def test_of_a_locked_name_with_another_version_the_lock_tells_which_it_has() -> None:
+    with pytest.raises(RefusedError, match=r"team/sql:v3: adapters\.lock has team/sql:v2 \(sha256:0{12}\)"):
+        lockfile.find({"team/sql": ONE}, "team/sql:v3", Path("adapters.lock"))
+    with pytest.raises(RefusedError, match=r"x: is not in adapters\.lock, which has no adapters"):
+        lockfile.find({}, "x", Path("adapters.lock"))
+    elsewhere = dataclasses.replace(ONE, name="other/name")
+    assert lockfile.find({"other/name": elsewhere}, "team/sql:v2", Path("adapters.lock")) == elsewhere
+    assert lockfile.find({"other/name": elsewhere}, ONE.source, Path("adapters.lock")) == elsewhere
+
+
+def test_entries_of_a_lock_are_chosen_by_name() -> None:
+    lock = {"team/sql": ONE, "team/other": ONE}
+    assert lockfile.chosen(lock, (), Path("l")) == lock
+    assert lockfile.chosen(lock, ("team/other",), Path("l")) == {"team/other": ONE}
+    with pytest.raises(UsageError, match="x: is not a name in l. It has team/sql, team/other"):
+        lockfile.chosen(lock, ("team/sql", "x"), Path("l"))
+
+
+def test_a_link_on_the_way_to_what_is_locked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    lockfile.check_no_link(tmp_path / "real" / "deep" / "new", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(RefusedError) as caught:
+        lockfile.check_no_link(tmp_path / "link" / "deep", tmp_path)
+    assert (caught.value.where, caught.value.code) == (str(tmp_path / "link"), "link-in-project")
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ def _summed(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[
 
 
 def _f32(array: np.ndarray, name: str) -> np.ndarray:
-    result: np.ndarray = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # an error, not a warning
+        result: np.ndarray = array.astype(np.float32)
     if not np.isfinite(result).all():
         raise RefusedError(name, "the weighted sum is over the largest float32")
     return result

@@ -121,6 +121,9 @@ VECTOR = np.ones(12, np.float32)
         (adapter(q=low_rank(2, transposed_base=True)), {}, "transposed"),
         (adapter(q=low_rank(2, alpha=float("nan"))), {}, "q: alpha nan"),
         (adapter(q=dataclasses.replace(low_rank(2), lora_A=np.full((2, 9), np.nan, np.float32))), {}, "contains NaN or Inf"),
+        (adapter(q=dataclasses.replace(low_rank(2), lora_A=np.ones((2, 9), np.int32))), {}, "int32 is not a type of floats"),
+        (adapter(q=low_rank(2, alpha=1e37)), {"weights": [1.0, 1e9], "method": "cat"}, "q: the weighted factors are over"),
+        (PLAIN, {"budget": 0}, "budget: 0 is below 1"),
         (PLAIN, {"method": "average"}, "'average' is not one of cat, linear, svd, "),
         (PLAIN, {"method": "cat", "rank": 4}, "cat keeps the sum exactly and takes no rank"),
         (PLAIN, {"rank": 0}, "0 is below 1"),
@@ -133,3 +136,29 @@ def test_refused(other: Adapter, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(AdapterhubError) as caught:
         combine([PLAIN, other], keywords.pop("weights"), **keywords)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ({"meta": Meta("b", revision="1")}, {"meta": Meta("b", revision="2")}, "trained on different revisions of it: 1, 2"),
+        ({"replaced": {"h": VECTOR}}, {"replaced": {"h": VECTOR[:5]}}, "h: the adapters replace it by tensors of different"),
+        ({"replaced": {"h": VECTOR * 3e38}}, {"replaced": {"h": VECTOR * -3e38}}, "h: the weighted sum is over the largest"),
+        (
+            {"deltas": {"q": low_rank(2, bias=VECTOR)}},
+            {"deltas": {"e": LowRankEmbedding(np.ones((2, 30), np.float32), np.ones((8, 2), np.float32), alpha=1)}},
+            "e: cannot have a bias",
+        ),
+    ],
+)
+def test_two_adapters_that_do_not_agree_are_refused(one: dict[str, Any], other: dict[str, Any], says: str) -> None:
+    weights = [3.0, -2.0] if "over" in says else [0.5, 0.5]
+    with pytest.raises(AdapterhubError) as caught:
+        combine([dataclasses.replace(PLAIN, **one), dataclasses.replace(PLAIN, **other)], weights, method="cat")
+    assert says in str(caught.value)
+
+
+def test_a_report_is_a_line_and_a_table() -> None:
+    _, report = combine([PLAIN, PLAIN], [1, 1], method="svd")
+    assert repr(report).startswith("<MergeReport: svd, 1 modules, largest relative error ")
+    assert "<td>q</td>" in report._repr_html_()

@@ -15,6 +15,7 @@ from adapterhub.merging.adapters import dense as dense_tiles
 from adapterhub.merging.adapters.methods import Random
 from adapterhub.merging.adapters.methods.rules import drawn, kept_by_rank
 from adapterhub_converters.adapter import Adapter
+from adapterhub_converters.errors import ParameterError
 from tests.merging.factored import Dense, adapter, dense, low_rank, some
 
 FULL = 9  # the smaller side of the matrices here, so that nothing is truncated
@@ -93,6 +94,31 @@ def test_model_stock_draws_the_mean_back_by_the_mean_cosine() -> None:
     cosine = np.mean([np.sum(a * b) for a, b in itertools.combinations(units, 2)])
     t = 3 * cosine / (1 + 2 * cosine)
     close(merged(deltas, [1, 1, 1], "model_stock"), t * np.mean(matrices, axis=0))
+
+
+def test_karcher_of_what_is_zero_counts_in_the_mean_length_alone() -> None:
+    one, two, zero = low_rank(3), low_rank(3, seed=1), low_rank(3, seed=2, alpha=0.0)
+    wanted = merged([one, two], [1, 1], "karcher") / 2
+    close(merged([one, two, zero], [1, 1, 2], "karcher"), wanted)
+    assert not merged([zero, zero], [1, 1], "karcher").any()
+
+
+def test_karcher_of_short_deltas_is_that_of_long_ones_shortened() -> None:
+    long, short = ([low_rank(3, alpha=alpha), low_rank(3, seed=1, alpha=alpha)] for alpha in (3.0, 0.003))
+    close(merged(short, [1, 3], "karcher"), merged(long, [1, 3], "karcher") / 1000)
+
+
+def test_karcher_of_what_is_parallel_is_that_direction_and_of_opposites_the_first_one_s() -> None:
+    one, opposite = low_rank(3, alpha=3.0), low_rank(3, alpha=-3.0)
+    close(merged([one, low_rank(3, alpha=9.0)], [1, 1], "karcher"), 2 * dense(one))
+    close(merged([one, opposite], [1, 1], "karcher"), dense(one))
+    close(merged([opposite, one], [1, 1], "karcher"), dense(opposite))
+
+
+def test_model_stock_keeps_what_one_adapter_alone_changes() -> None:
+    one, alone = low_rank(4), low_rank(4, seed=3)
+    result, _ = combine([adapter(q=one, k=alone), adapter(q=low_rank(4, seed=1))], [1, 1], method="model_stock")
+    close(dense(result.deltas["k"]), dense(alone))
 
 
 def trim(x: Dense, density: float) -> Dense:
@@ -210,10 +236,12 @@ ELEMENTWISE: dict[str, tuple[dict[str, Any], Callable[[list[Any], list[float]], 
     ),
     "dare_linear": ({"density": 0.6}, lambda d, w: sum(weight * x for x, weight in zip(dare(d, 0.6), w, strict=True))),
     "dare_ties": ({"density": 0.6, "lambda": 0.5}, lambda d, w: 0.5 * elect(dare(d, 0.6), w)),
-    "della": ({"density": 0.6, "epsilon": 0.2}, lambda d, w: elect(della_parts(d, 0.6, 0.2), w)),
+    "della": (
+        {"density": 0.6, "epsilon": 0.2, "lambda": 0.5}, lambda d, w: 0.5 * elect(della_parts(d, 0.6, 0.2), w)
+    ),
     "breadcrumbs": (
-        {"density": 0.5, "gamma": 0.1},
-        lambda d, w: sum(weight * breadcrumbs_part(x, 0.5, 0.1) for x, weight in zip(d, w, strict=True)),
+        {"density": 0.5, "gamma": 0.1, "lambda": 2.0},
+        lambda d, w: sum(2 * weight * breadcrumbs_part(x, 0.5, 0.1) for x, weight in zip(d, w, strict=True)),
     ),
     "sce": ({"density": 0.4}, lambda d, _: sce_of(d, 0.4)),
 }  # fmt: skip
@@ -225,6 +253,27 @@ def test_what_is_done_element_by_element_is_done_to_the_dense_delta(method: str)
     deltas = some()
     weights = [1.0, 1.0] if METHODS[method].weights == "none" else [0.7, -0.4]
     close(merged(deltas, weights, method, **parameters), formula(deltas, weights))
+
+
+@pytest.mark.parametrize(
+    ("method", "fits", "does_not"),
+    [
+        ("breadcrumbs", {"density": 0.9, "gamma": 0.1}, {"density": 0.9, "gamma": 0.11}),
+        ("della", {"density": 0.5, "epsilon": 0.4}, {"density": 0.5, "epsilon": 0.5}),
+        ("della", {"density": 0.75, "epsilon": 0.25}, {"density": 0.75, "epsilon": 0.26}),
+    ],
+)
+def test_parameters_that_are_no_probabilities_together_are_refused(
+    method: str, fits: dict[str, float], does_not: dict[str, float]
+) -> None:
+    merged(some(), [1, 1], method, **fits)
+    with pytest.raises(ParameterError, match="sum to more than 1|are not probabilities above 0"):
+        merged(some(), [1, 1], method, **does_not)
+
+
+def test_sce_of_what_is_done_element_by_element_to_zeros_is_zero() -> None:
+    zero = low_rank(3, alpha=0.0)
+    assert not merged([zero, zero], [1, 1], "sce", density=0.4).any()
 
 
 @pytest.mark.parametrize("method", ELEMENTWISE)

@@ -175,7 +175,7 @@ class Scales:
         """Note a config that gives a module another rank than its tensors have."""
         configured = self._resolved("r", target)
         if configured != r:
-            self.notes.append(f"{target}: rank {r} by its tensors, {configured} by the config: peft would refuse to load it")
+            self.notes.append(f"{target}: rank {r} by its tensors, {configured:g} by the config: peft would refuse to load it")
 
     def unused(self) -> Iterator[str]:
         """A note for each pattern that matched no module."""

@@ -1,0 +1,66 @@
+"""A version by a range of tags or by the first digits of its digest."""
+
+from __future__ import annotations
+
+import pytest
+
+from adapterhub import references
+from adapterhub.ref import RefError
+
+ONE, TWO = "sha256:" + "a" * 63 + "0", "sha256:" + "a" * 63 + "1"
+
+
+@pytest.mark.parametrize(
+    ("tag", "number"),
+    [
+        ("v1", 1),
+        ("v999999999", 999999999),
+        ("v0", None),
+        ("v01", None),
+        ("v1000000000", None),
+        ("v", None),
+        ("1", None),
+        ("v1x", None),
+    ],
+)
+def test_a_number_is_v_and_at_most_nine_digits(tag: str, number: int | None) -> None:
+    assert references.number(tag) == number
+
+
+def test_a_range_begins_with_its_sign_and_a_prefix_is_less_than_a_digest() -> None:
+    assert [references.is_range(one) for one in ("^1", "~1.2", "1.2", "v1")] == [True, True, False, False]
+    assert [references.is_prefix(one) for one in ("sha256:", ONE[:-1], ONE, "sha512:aa", "aaaa")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_the_highest_version_in_a_range_is_taken() -> None:
+    tags = {"1.2.0": 1, "1.10.0": 2, "2.0.0": 3, "prod": 9}
+    assert references.in_range("^1", lambda: tags, tags.get, "r") == "1.10.0"
+    assert references.in_range("1.2", lambda: tags, tags.get, "r") == "1.2.0"
+    assert references.in_range("^3", lambda: tags, tags.get, "r") is None
+    assert references.in_range("prod", lambda: tags, tags.get, "r") is None
+
+
+def test_a_number_is_never_a_range() -> None:
+    tags = {"1.2.0": 1, "1.0.0": 2}
+    assert references.in_range("v1", lambda: tags, tags.get, "r") is None
+
+
+def test_two_spellings_of_one_version_must_be_the_same_one() -> None:
+    tags = {"1.2.0": 1, "v1.2.0": 1}
+    assert references.in_range("^1", lambda: tags, tags.get, "r") in tags
+    with pytest.raises(RefError, match=r"r: 1\.2\.0 and v1\.2\.0 are the same version number and point to different versions"):
+        references.in_range("^1", lambda: tags, {"1.2.0": 1, "v1.2.0": 2}.get, "r")
+
+
+def test_the_digits_of_one_digest_are_enough_and_those_of_two_are_not() -> None:
+    assert references.begins(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
+    assert references.begins("sha256:a", [ONE, ONE], "r") == ONE
+    assert references.begins("sha256:b", [ONE, TWO], "r") is None
+    with pytest.raises(RefError, match=f"ambiguous digest prefix: 2 versions, such as {ONE}, {TWO}"):
+        references.begins("sha256:a", [TWO, ONE], "r")
