@@ -92,3 +92,31 @@ def test_a_module_of_several_extras_leads_to_that_of_the_command(words: str, ext
     error = translate(ModuleNotFoundError("none", name="uvicorn"), words.split())
     assert error is not None
     assert error.hint == f"Run `pip install 'adapterhub[{extra}]'`"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("extract a b -o x", 2, "extract: requires either --rank or --energy. Add --rank 32, for example  [invalid-usage]"),
+        ("find", 2, "find: needs a FILE or --sha256. Name one  [invalid-usage]"),
+        ("verify a --base b", 2, "--base, --data and --parent-key: require --recompute. Pass --recompute too"),
+        ("verify a --recompute", 2, "--recompute: requires --attestations. Pass --attestations too  [conflicting-options]"),
+        ("explain rank-confgi", 3, "rank-confgi: no such code. Did you mean rank-config?  [not-found]"),
+        ("push a", 2, "push: Missing argument 'REF'. See `adapterhub push --help`  [invalid-usage]"),
+        ("push a team/a --metric x", 2, "--metric: 'x' is not NAME=VALUE. Write it like exact_match=0.71  [invalid-usage]"),
+        ("describe a --set license=mit --set license=mit", 2, "--set: license is set twice. Leave one out  [invalid-usage]"),
+        ("describe a --set base=b --set base.repo=b", 2, "--set: base.repo is set twice"),
+        ("describe a --set base.repo=b --set base=b", 2, "--set: base is set twice"),
+        ("pull", 2, "pull: Missing argument 'REF'. See `adapterhub pull --help`  [invalid-usage]"),
+        ("copy a b", 2, "both are folders. Copy a folder with the tools of your system  [invalid-usage]"),
+        ("list", 3, "no registry there. Run `adapterhub init`  [no-registry]"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
+    run: Run, tmp_path: Path, words: str, code: int, told: str
+) -> None:
+    for name in ("a", "b"):
+        adapter(tmp_path / name, pairs(1))
+    shown = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
+    assert told in shown
+    assert shown.count("\n") == 1

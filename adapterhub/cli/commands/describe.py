@@ -80,7 +80,9 @@ def _put(facts: dict[str, Any], pair: str) -> None:
     for part in parts[:-1]:
         facts = facts.setdefault(part, {})
         if not isinstance(facts, dict):
-            raise UsageError("--set", f"{key[:80]} is set twice", "Leave one out")
+            break
+    if not isinstance(facts, dict) or parts[-1] in facts:
+        raise UsageError("--set", f"{key[:80]} is set twice", "Leave one out")
     facts[parts[-1]] = _value(text)
 
 
