@@ -8,6 +8,7 @@ several that Python takes to import what a command needs. What is about the star
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -115,27 +116,46 @@ def _asked(connection: socket.socket) -> dict[str, Any]:
 
 def _serve(listener: socket.socket) -> dict[str, Any] | None:
     """In each process that was asked for, what was asked; None in the server at its end."""
-    while listener in select.select([listener, sys.stdin], [], [])[0]:
-        connection, _ = listener.accept()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        with connection:
-            if os.fork():
-                continue
-            listener.close()
-            asked = _asked(connection)
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor of a process: its number, and who waits for its end
+    while True:
+        ready = select.select([listener, sys.stdin, *running], [], [])[0]
+        for process in [process for process in ready if process in running]:
+            child, connection = running.pop(process)
+            os.close(process)
+            with connection, contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
+        if sys.stdin in ready:
+            return None
+        if listener in ready:
+            connection, _ = listener.accept()
             child = os.fork()
-            if child:
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                connection.sendall(f"{code}\n".encode())
-                os._exit(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["cwd"])
-        return asked
-    return None
+            if not child:
+                break
+            running[os.pidfd_open(child)] = child, connection
+    for process, (_, other) in running.items():
+        os.close(process)
+        other.close()
+    listener.close()
+    with connection:
+        asked = _asked(connection)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
+    return asked
+
+
+def _leave(codes: list[object]) -> None:
+    """End a process with the code of its command, before Python frees, page by page, all that the server has imported.
+
+    Registered first, to run after all that the command registers. Any other end is Python's own: an exception, a code that is
+    a text, a stream that cannot be flushed.
+    """
+    if codes and isinstance(codes[0], int):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
 
 
 if __name__ == "__main__":
@@ -152,5 +172,11 @@ if __name__ == "__main__":
     asked = _serve(listener)
     if asked is not None:
         sys.argv[1:] = asked["args"]
+        codes: list[object] = []
+        atexit.register(_leave, codes)
         exec(asked["first"], {})
-        runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            codes.append(end.code or 0)
+            raise
