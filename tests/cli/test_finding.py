@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 from adapterhub.cli.views import tree
 from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
-from tests.cli.test_commands import terminal
-from tests.conftest import Run
+from tests.conftest import Run, Terminal
 from tests.support.folders import adapter, pairs
 
 
@@ -69,9 +67,9 @@ def test_an_empty_filter_is_a_usage_error(run: Run, registry: Path, args: list[s
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
-def test_a_search_on_a_terminal_fits(registry: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_on_a_terminal_fits(terminal: Terminal, registry: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = terminal([sys.executable, "-m", "adapterhub", "search", "--all-versions"], registry, columns).splitlines()
+    lines = terminal("search", "--all-versions", cwd=registry, columns=columns).splitlines()
     assert all(len(line.rstrip("\r")) <= columns for line in lines)
     hidden = [line.rstrip() for line in lines[4:]]
     assert hidden == (["not shown for the width: TAGS, BASE, ME…"] if columns == 40 else [])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
 from adapterhub.cli.environment import prepare_torch
-from tests.cli.test_commands import terminal
-from tests.conftest import Run, need_module
+from tests.conftest import Run, Terminal, need_module
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
 
@@ -19,10 +18,12 @@ pytestmark = pytest.mark.xdist_group("training")  # one process that has importe
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama, whose words are letters."""
     for name in ("torch", "transformers", "tokenizers"):
         need_module(name)
+    folder = tmp_path_factory.mktemp("model")
     import tokenizers
     import torch
     import transformers
@@ -37,11 +38,18 @@ def config(tmp_path: Path) -> Path:
         "eos_token_id": 2,
     }
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**numbers, **sizes, tie_word_embeddings=True))
-    model.to(torch.bfloat16).save_pretrained(tmp_path / "tiny")
+    model.to(torch.bfloat16).save_pretrained(folder)
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    fast.save_pretrained(tmp_path / "tiny")
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path) -> Path:
+    """A config to train on it, next to its data."""
+    shutil.copytree(model, tmp_path / "tiny")
     for name, text in (("train", "a b c d e f g h"), ("heldout", "c d e f")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n' * 8)
     (tmp_path / "letters.toml").write_text(
@@ -103,9 +111,9 @@ def test_what_libraries_tell_programmers_is_not_shown(run: Run, config: Path, tm
     assert "Warning" not in said
 
 
-def test_training_shows_a_bar_on_a_terminal(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_shows_a_bar_on_a_terminal(terminal: Terminal, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    shown = terminal([sys.executable, "-m", "adapterhub", "train", "letters.toml"], tmp_path, 80)
+    shown = terminal("train", "letters.toml")
     assert "tokens/s" in shown
     assert "━" in shown
     assert "held-out perplexity" in shown

@@ -17,12 +17,14 @@ import io
 import json
 import os
 import pkgutil
+import pty
 import runpy
 import select
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,10 +67,39 @@ class Forked:
             texts = [io.TextIOWrapper(file, encoding="utf-8").read() for file in (out, err)]
         return subprocess.CompletedProcess(list(args), code, *texts)
 
+    def on_terminals(
+        self,
+        args: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        first: str = "",
+        *,
+        typed: str = "",
+        count: int = 1,
+    ) -> tuple[int, list[str]]:
+        """Run one to its end on a terminal, at which something is typed; its code, and what that and a second one show.
+
+        The second terminal, of two, is that of stderr.
+        """
+        ends = [pty.openpty() for _ in range(count)]
+        seen = [bytearray() for _ in ends]
+        readers = [threading.Thread(target=_read, args=(end[0], text)) for end, text in zip(ends, seen, strict=True)]
+        for reader in readers:
+            reader.start()
+        os.write(ends[0][0], typed.encode())
+        code = self.exit_code(args, cwd, environment, first, streams=(ends[0][1], ends[-1][1], ends[0][1]))
+        for end in ends:
+            os.close(end[1])
+        for reader in readers:
+            reader.join()
+        for end in ends:
+            os.close(end[0])
+        return code, [text.decode().replace("\r\n", "\n") for text in seen]
+
     def exit_code(
-        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, int]
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
     ) -> int:
-        """Run one to its end with these descriptors for its stdout and stderr."""
+        """Run one to its end with these descriptors for its stdout and stderr, and a third for stdin, which else is empty."""
         asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
         with socket.socket(socket.AF_UNIX) as server:
             server.settimeout(300)
@@ -76,6 +107,12 @@ class Forked:
             socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
             server.sendall(asked)
             return int(server.makefile().readline())
+
+
+def _read(descriptor: int, text: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while piece := os.read(descriptor, 65536):
+            text += piece
 
 
 @contextlib.contextmanager
@@ -106,8 +143,9 @@ def _ours() -> None:
 
 
 def _asked(connection: socket.socket) -> dict[str, Any]:
-    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
-    for number, stream in enumerate(streams, 1):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    for number, stream in zip((1, 2, 0), streams, strict=False):
         os.dup2(stream, number)
         os.close(stream)
     asked: dict[str, Any] = json.loads(connection.makefile("rb").read(int.from_bytes(size, "little")))
@@ -138,7 +176,6 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
     listener.close()
     with connection:
         asked = _asked(connection)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
