@@ -187,7 +187,7 @@ def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path,
 
 
 def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_path: Path) -> None:
-    huge = config.read_text().replace("sequence = 16", "sequence = 16777216").replace("rows = 2", "rows = 16384")
+    huge = config.read_text().replace("sequence = 16", "sequence = 65536").replace("rows = 2", "rows = 4194304")
     config.write_text(huge)
     for extra in ([], ["--dry-run"]):
         done = run("train", "letters.toml", *extra, code=6)
