@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +100,26 @@ class Forked:
         self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
     ) -> int:
         """Run one to its end with these descriptors for its stdout and stderr, and a third for stdin, which else is empty."""
+        return self.start(args, cwd, environment, first, streams=streams)[1]()
+
+    def start(
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
+    ) -> tuple[int, Callable[[], int]]:
+        """Start one; return the number of its process, and what waits for its end and returns its exit code."""
         asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
-        with socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(300)
-            server.connect(self._address)
-            socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
-            server.sendall(asked)
-            return int(server.makefile().readline())
+        server = socket.socket(socket.AF_UNIX)
+        server.settimeout(300)
+        server.connect(self._address)
+        socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
+        server.sendall(asked)
+        told = server.makefile()
+        number = int(told.readline())
+
+        def end() -> int:
+            with server, told:
+                return int(told.readline())
+
+        return number, end
 
 
 def _read(descriptor: int, text: bytearray) -> None:
@@ -170,6 +183,8 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
             if not child:
                 break
             running[os.pidfd_open(child)] = child, connection
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{child}\n".encode())
     for process, (_, other) in running.items():
         os.close(process)
         other.close()
