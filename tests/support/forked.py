@@ -20,6 +20,7 @@ import pkgutil
 import pty
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -117,7 +118,11 @@ class Forked:
 
         def end() -> int:
             with server, told:
-                return int(told.readline())
+                try:
+                    return int(told.readline())
+                except TimeoutError:
+                    os.kill(number, signal.SIGKILL)
+                    raise
 
         return number, end
 
