@@ -150,7 +150,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 
 def _imported_for(words: list[str]) -> tuple[str, ...]:
-    return LEARNING if words[:1] in (["train"], ["eval"], ["run"]) else CHECKING
+    return LEARNING if words[:1] in (["train"], ["eval"], ["run"]) and "--help" not in words else CHECKING
 
 
 @pytest.fixture

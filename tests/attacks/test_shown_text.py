@@ -69,7 +69,12 @@ def hostile(tmp_path: Path) -> Path:
 # --- every command
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+LEARNING = pytest.mark.xdist_group("training")  # one process that has imported torch for them
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(name, marks=LEARNING) if name in ("train", "eval", "run") else name for name in COMMANDS]
+)
 def test_no_command_shows_a_name_raw_that_it_does_not_know(clean: Callable[..., str], command: str) -> None:
     for arguments in ([NAME], ["--json", NAME, NAME], [f"team/a:{TEXT}", f"oci://127.0.0.1:1/{TEXT}"], [f"--{TEXT}"]):
         clean(command, *arguments)
