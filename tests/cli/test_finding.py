@@ -12,21 +12,25 @@ from adapterhub.cli.views import tree
 from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, Terminal
+from tests.support.fixtures import Filled
 from tests.support.folders import adapter, pairs
 
 
 @pytest.fixture
-def registry(run: Run, tmp_path: Path) -> Path:
+def registry(run: Run, filled: Filled, tmp_path: Path) -> Path:
     """team/sql in two versions, the first tagged prod, and team/poems."""
-    described = {"sql": "Turns questions into SQL. " * 5, "poems": "Writes sonnets."}
-    for name, description in described.items():
-        folder = adapter(tmp_path / name, pairs(2), lambda _, array, name=name: array * len(name))
-        (folder / "adapter.toml").write_text(f"description = '{description}'\n[training.metrics]\nloss = 0.5\n")
-    run("push", "sql", "team/sql:prod")
-    run("push", "poems", "team/poems")
-    (tmp_path / "sql" / "notes.txt").write_text("more")
-    run("push", "sql", "team/sql")
-    return tmp_path
+
+    def commands() -> None:
+        described = {"sql": "Turns questions into SQL. " * 5, "poems": "Writes sonnets."}
+        for name, description in described.items():
+            folder = adapter(tmp_path / name, pairs(2), lambda _, array, name=name: array * len(name))
+            (folder / "adapter.toml").write_text(f"description = '{description}'\n[training.metrics]\nloss = 0.5\n")
+        run("push", "sql", "team/sql:prod")
+        run("push", "poems", "team/poems")
+        (tmp_path / "sql" / "notes.txt").write_text("more")
+        run("push", "sql", "team/sql")
+
+    return filled("registry", tmp_path, commands)
 
 
 def document(run: Run, *args: object, **options: Any) -> Any:
