@@ -23,8 +23,9 @@ pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Terminal = Callable[..., str]
-# What takes commands long to import: any that derives a manifest; those that train and evaluate.
+# What takes commands long to import: any that derives a manifest; those that train, evaluate or generate text here.
 CHECKING = ("jsonschema.validators", "rfc3339_validator")
+TORCH = {"train", "eval", "run", "chat"}
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the
@@ -150,7 +151,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 
 def _imported_for(words: list[str]) -> tuple[str, ...]:
-    return LEARNING if words[:1] in (["train"], ["eval"], ["run"]) and "--help" not in words else CHECKING
+    return LEARNING if {*words[:1]} & TORCH and "--help" not in words else CHECKING
 
 
 @pytest.fixture
