@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from adapterhub.cli.environment import prepare_torch
-from tests.conftest import Run, Terminal, need_module
+from tests.conftest import LEARNING, Run, Terminal, _environment, need_module
+from tests.support.forked import Forked
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
 
@@ -82,14 +84,16 @@ def test_training_reports_what_it_does_and_its_result(run: Run, config: Path, tm
 
 
 def test_a_training_downloads_the_base_that_its_config_names_and_then_needs_no_network(
-    run: Run, config: Path, hub: Hub, tmp_path: Path
+    run: Run, servers: Callable[..., Forked], config: Path, hub: Hub, tmp_path: Path
 ) -> None:
     commit = publish(hub, "org/tiny", {file.name: file.read_bytes() for file in (tmp_path / "tiny").iterdir()})
     (tmp_path / "tiny").rename(tmp_path / "elsewhere")
     env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": hub.url, "HF_TOKEN": "", "HF_TOKEN_PATH": "/none"}
     for name, base in (("on", "hf://org/tiny"), ("off", "org/tiny")):
         (tmp_path / f"{name}.toml").write_text(config.read_text().replace('"tiny"', f'"{base}"'))
-    run("train", "on.toml", "--dry-run", env=env)
+    # It asks without huggingface_hub, which reads the variables as it is imported, and so may be forked.
+    planned = servers(*LEARNING).run(["train", "on.toml", "--dry-run"], tmp_path, _environment(tmp_path, env))
+    assert planned.returncode == 0, planned.stderr
     assert not (tmp_path / "hub").exists()
     run("train", "on.toml", env=env)
     run("train", "off.toml", env={**env, "HF_HUB_OFFLINE": "1"})
