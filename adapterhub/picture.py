@@ -6,6 +6,7 @@ A dollar sign begins no mathematics, an empty glyph is no warning, and a text of
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,9 +49,11 @@ def extent(text: str, *, size: float, bold: bool = False) -> tuple[float, float]
 def fitted(text: str, inches: float, *, size: float, bold: bool = False) -> str:
     """`label` of a text, cut with an ellipsis to the width that there is."""
     shown = label(text)
-    while len(shown) > 1 and extent(shown, size=size, bold=bold)[0] > inches:
-        shown = shown[:-2] + "…"
-    return shown
+    if len(shown) < 2 or extent(shown, size=size, bold=bold)[0] <= inches:
+        return shown
+    # A text is wider than its beginnings, so that a few have to be measured.
+    kept = bisect_right(range(len(shown) - 1), inches, key=lambda count: extent(f"{shown[:count]}…", size=size, bold=bold)[0])
+    return f"{shown[: max(0, kept - 1)]}…"
 
 
 def heading(axes: Any, title: str, *subtitle: str) -> None:

@@ -22,8 +22,10 @@ from tests.support import forked, llama_cpp_scripts
 pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
-# What takes commands long to import: any that derives a manifest; those that train and evaluate.
+Terminal = Callable[..., str]
+# What takes commands long to import: any that derives a manifest; those that train, evaluate or generate text here.
 CHECKING = ("jsonschema.validators", "rfc3339_validator")
+TORCH = {"train", "eval", "run", "chat"}
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the
@@ -148,6 +150,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         yield server
 
 
+def _imported_for(words: list[str]) -> tuple[str, ...]:
+    return LEARNING if {*words[:1]} & TORCH and "--help" not in words else CHECKING
+
+
 @pytest.fixture
 def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> Run:
     """As `started`, but forked from a process that has imported the command line, unless `env` is about the start itself."""
@@ -158,9 +164,23 @@ def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> 
         *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0, first: str = ""
     ) -> subprocess.CompletedProcess[str]:
         words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
-        server = servers(*(LEARNING if words[:1] in (["train"], ["eval"], ["run"]) else CHECKING))
+        server = servers(*_imported_for(words))
         if not server.can(environment):
             return started(*args, cwd=cwd, env=env, code=code, first=first)
         return _checked(server.run(words, cwd or tmp_path, environment, first), code)
+
+    return call
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, servers: Callable[..., forked.Forked]) -> Terminal:
+    """Run `adapterhub ARGS…` as `run` does, on a terminal at which `typed` is typed; return what that shows."""
+    if sys.platform != "linux":
+        pytest.skip("needs fork")
+
+    def call(*args: object, cwd: Path | None = None, columns: int = 80, typed: str = "", first: str = "") -> str:
+        words, environment = [str(arg) for arg in args], _environment(tmp_path, {"COLUMNS": str(columns), "LINES": "24"})
+        server = servers(*_imported_for(words))
+        return server.on_terminals(words, cwd or tmp_path, environment, first, typed=typed)[1][0]
 
     return call

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("house")  # one process that parses the modules for them
 ROOT = Path(__file__).parent.parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 # Options of the programs that run adapters.
@@ -29,6 +30,12 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of the syntax tree of a module."""
+    return [*ast.walk(parsed(ROOT / path))]
+
+
 def _docstrings(tree: ast.Module) -> set[ast.expr]:
     holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     bodies = [node.body for node in ast.walk(tree) if isinstance(node, holders)]
@@ -36,12 +43,13 @@ def _docstrings(tree: ast.Module) -> set[ast.expr]:
     return {first.value for first in firsts}
 
 
-@pytest.mark.parametrize("path", [path for path in sources() if path not in _OF_OTHERS], ids=str)
-def test_only_the_command_line_mentions_options_and_commands(path: Path) -> None:
-    tree = parsed(ROOT / path)
-    documented = _docstrings(tree)
-    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    found = [f"{path}:{node.lineno}: {node.value}" for node in strings if node not in documented and _OPTION.search(node.value)]
+def test_only_the_command_line_mentions_options_and_commands() -> None:
+    found = []
+    for path in [path for path in sources() if path not in _OF_OTHERS]:
+        strings = [node for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        named = [node for node in strings if _OPTION.search(node.value)]
+        documented = _docstrings(parsed(ROOT / path)) if named else set()
+        found += [f"{path}:{node.lineno}: {node.value}" for node in named if node not in documented]
     assert found == []
 
 
@@ -61,9 +69,8 @@ _DECODING = {
 def test_only_the_bounded_readers_decode_json_and_toml() -> None:
     decoding = set()
     for path in sources(everything=True):
-        nodes = [*ast.walk(parsed(ROOT / path))]
-        named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
-        imported = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        named = {_dotted(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
+        imported = [node for node in nodes(path) if isinstance(node, ast.ImportFrom)]
         named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
         decoding |= {str(path)} if named & _DECODERS else set()
     assert decoding == set(_DECODING)
@@ -77,9 +84,8 @@ _LOADING = Path("adapterhub/training/model/library.py")
 def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() -> None:
     calls: list[tuple[Path, ast.Call]] = []
     for path in [path.relative_to(ROOT) for path in (ROOT / "adapterhub").rglob("*.py")]:
-        nodes = [node for node in ast.walk(parsed(ROOT / path)) if isinstance(node, ast.Call)]
-        names = [node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "") for node in nodes]
-        calls += [(path, node) for node, name in zip(nodes, names, strict=True) if name in _LOADERS]
+        called = [node for node in nodes(path) if isinstance(node, ast.Call)]
+        calls += [(path, node) for node in called if _dotted(node.func).rpartition(".")[2] in _LOADERS]
     assert {path for path, _ in calls} == {_LOADING}
     trusting = [f"{path}:{node.lineno}" for path, node in calls if not _distrusts(node)]
     assert trusting == []
@@ -123,12 +129,12 @@ def _module(path: Path) -> str:
 
 def _imported(path: Path, known: set[str]) -> set[str]:
     """The modules of ours that a module imports anywhere, in its functions too, but not for type checking alone."""
-    me, tree = _module(path), parsed(ROOT / path)
+    me = _module(path)
     package = me if path.name == "__init__.py" else me.rpartition(".")[0]
-    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typing = [node for node in nodes(path) if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING"]
     skipped = {inner for node in typing for inner in ast.walk(node)}
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and node not in skipped:
             parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parts, *([node.module] if node.module else [])])
@@ -185,14 +191,12 @@ _MAY_BACKTRACK = {
 
 
 def test_no_pattern_backtracks_over_text_from_elsewhere() -> None:
-    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
     found = set()
-    for path in paths:
-        tree = parsed(path)
-        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    for path in sources(everything=True):
+        named = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
+        named |= {str(node.module) for node in nodes(path) if isinstance(node, ast.ImportFrom) and not node.level}
         if named & _BACKTRACKING:
-            found.add(_module(path.relative_to(ROOT)))
+            found.add(_module(path))
     assert found == set(_MAY_BACKTRACK)
 
 
@@ -269,17 +273,24 @@ _TOUCHES = {
 }
 
 
-def _called(tree: ast.Module) -> list[tuple[int, str, str]]:
-    """The line of each call, the name of what is called, and the same with what it is called on."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    names = [(node, node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)) for node in calls]
-    return [(node.lineno, name, ast.unparse(node.func)) for node, name in names if not _writes(node)]
+@functools.cache
+def _called(path: Path) -> list[tuple[int, str, str]]:
+    """The line of each call of a module, the name of what is called, and the same with what it is called on."""
+    calls = [(node, _dotted(node.func)) for node in nodes(path) if isinstance(node, ast.Call) and not _writes(node)]
+    return [(node.lineno, called.rpartition(".")[2], called) for node, called in calls]
+
+
+def _dotted(node: ast.AST) -> str:
+    """A name with dots as it is written, which ends in that of an attribute; `…` stands for what is no name."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "…"
 
 
 def _writes(call: ast.Call) -> bool:
     """True for an `open` that only writes."""
     mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
-    return ast.unparse(call.func) == "open" and str(mode)[:1] in ("w", "x")
+    return _dotted(call.func) == "open" and str(mode)[:1] in ("w", "x")
 
 
 def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
@@ -287,7 +298,7 @@ def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
         f"{path}:{line}: {called}"
         for path in sources()
         if path.parts[0] != "schemas" and path.as_posix() not in _OPENERS
-        for line, name, called in _called(parsed(ROOT / path))
+        for line, name, called in _called(path)
         if called in ("open", "os.open", "io.open", "io.FileIO") or (name in _READS and called not in _OURS)
     ]
     assert found == []
@@ -300,7 +311,7 @@ def test_folders_in_folders_are_walked_in_the_one_way_that_does_not_recurse() ->
     found = [
         f"{path}:{line}: {called}"
         for path in sources(everything=True)
-        for line, name, called in _called(ast.parse((ROOT / path).read_text()))
+        for line, name, called in _called(path)
         if {name, called} & _WALKING
     ]
     assert found == []
@@ -311,7 +322,7 @@ def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
         f"{path}:{line}: {called}"
         for path in sources()
         if path.as_posix().startswith(_STORE) and path.as_posix() not in _TOUCHERS
-        for line, name, called in _called(parsed(ROOT / path))
+        for line, name, called in _called(path)
         if name in _TOUCHES or called in _TOUCHES or called == "open"
     ]
     assert found == []
@@ -335,9 +346,8 @@ _CONNECTING = {
 def test_only_the_one_http_client_opens_connections() -> None:
     found = set()
     for path in sources(everything=True):
-        nodes = [*ast.walk(parsed(ROOT / path))]
-        named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        imported = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+        named = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
+        imported = [node for node in nodes(path) if isinstance(node, ast.ImportFrom) and node.module and not node.level]
         named |= {str(node.module) for node in imported} | {
             f"{node.module}.{alias.name}" for node in imported for alias in node.names
         }
@@ -359,16 +369,14 @@ def test_only_one_module_prints_text_of_others() -> None:
         _module(path)
         for path in sources(everything=True)
         if "cli" in path.parts
-        for _, _, called in _called(parsed(ROOT / path))
+        for _, _, called in _called(path)
         if called in ("print", "click.echo", "click.secho", "sys.stdout.write", "sys.stderr.write")
     }
     assert found == set(_PRINTING)
 
 
 def test_pages_of_a_hub_escape_all_but_sanitized_cards() -> None:
-    marking = {
-        _module(path) for path in sources() for _, name, _ in _called(parsed(ROOT / path)) if name in ("Markup", "HTMLResponse")
-    }
+    marking = {_module(path) for path in sources() for _, name, _ in _called(path) if name in ("Markup", "HTMLResponse")}
     assert marking == {
         "adapterhub.hub.web.cards",  # after nh3
         "adapterhub.hub.web.facts",  # an empty one

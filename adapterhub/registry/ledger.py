@@ -129,8 +129,12 @@ class Ledger:
         if not there:
             return cls.create(root, store)
         ledger = cls(root, store, open_index(root / FILE, store))
-        ledger.finish_moves()
-        ledger._catch_up_if_behind()
+        try:
+            ledger.finish_moves()
+            ledger._catch_up_if_behind()
+        except BaseException:
+            ledger.close()  # on a full disk it holds the one lock, for which the next one to open would wait in vain
+            raise
         return ledger
 
     @classmethod

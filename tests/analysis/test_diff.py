@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from adapterhub_converters.adapter import (
     StackedLowRank,
 )
 from adapterhub_converters.formats import convert
-from tests.cli.test_commands import document, terminal
-from tests.conftest import Run, need_module
+from tests.cli.test_commands import document
+from tests.conftest import Run, Terminal, need_module
 from tests.support import tiny
 from tests.support.folders import adapter, base, pairs
 
@@ -248,11 +247,11 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert document(run, "diff", "team/a:v1", "a")["identical"] is True
 
 
-def test_the_command_fits_a_terminal(tmp_path: Path) -> None:
+def test_the_command_fits_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     name = "model.language_model.layers.{}.self_attn.q_proj"
     adapter(tmp_path / "a", pairs(30, module=name))
     adapter(tmp_path / "b", pairs(30, module=name), lambda _, array: array * 2, auto_mapping={"a": "b" * 100}, bias="all")
-    shown = terminal([sys.executable, "-m", "adapterhub", "diff", "a", "b"], tmp_path, 80).replace("\r", "")
+    shown = terminal("diff", "a", "b")
     plain = [line for line in shown.splitlines() if "\x1b" not in line]
     assert len(plain) > 20
     assert all(len(line) <= 80 for line in plain)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,9 @@ from adapterhub.analysis.norms import heat, seconds
 from adapterhub_converters.adapter import Adapter, Hadamard, Kronecker, LowRank, StackedLowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import convert, peft
-from tests.cli.test_commands import document, terminal
+from tests.cli.test_commands import document
 from tests.cli.test_process import PATH
-from tests.conftest import Run, need_module
+from tests.conftest import Run, Terminal, need_module
 from tests.support.folders import adapter, base, pairs
 
 RNG = np.random.default_rng(0)
@@ -93,24 +92,21 @@ def test_show_has_numbers_for_programs_and_pipes(run: Run, tmp_path: Path) -> No
     assert document(run, "show", "team/a")["norms"] == found
 
 
-def test_show_draws_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_draws_on_a_terminal(terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = [f"model.layers.{{}}.a_rather_long_name_of_a_block.module_number_{n}" for n in range(14)]
     adapter(tmp_path / "a", pairs(60) | {name: shape for kind in kinds for name, shape in pairs(60, module=kind).items()})
-    command = [sys.executable, "-m", "adapterhub", "show", "a"]
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
-    assert "\x1b[38;5;" in terminal(command, tmp_path, 80)
+    assert "\x1b[38;5;" in terminal("show", "a")
     monkeypatch.setenv("NO_COLOR", "1")
-    shown = terminal(command, tmp_path, 80).replace("\r", "")
+    shown = terminal("show", "a")
     assert "\x1b" not in shown
     assert "█" in shown
     assert "a row is the mean of 2 layers" in shown
     picture = shown[shown.index("layer ") :].partition("FILE")[0].splitlines()
     assert all(len(line) <= 80 for line in picture)
     assert len(picture) < 50
-    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    assert "█" not in terminal(command, tmp_path, 80)
+    assert "█" not in terminal("show", "a", first="import sys; sys.stdout.reconfigure(encoding='latin-1')")
 
 
 def large(path: Path, *, r: int, width: int) -> Path:

@@ -51,7 +51,7 @@ FOREIGN = {
     "a virtual table": ("CREATE VIRTUAL TABLE more USING fts5 (x)",),
     "a generated column": ("ALTER TABLE marks ADD COLUMN more TEXT AS (name || value)",),
     "another collation": ("DROP TABLE index_file", "CREATE TABLE index_file (stamp TEXT NOT NULL COLLATE NOCASE) STRICT"),
-    "thousands of tables": tuple(f"CREATE TABLE t{n} (x)" for n in range(3000)),
+    "thousands of tables": ("BEGIN", *(f"CREATE TABLE t{n} (x)" for n in range(3000)), "COMMIT"),
 }
 COMMANDS = (("list",), ("verify", "team/sql:v1"), ("search", "test", "--facets"), ("gc", "--dry-run"))
 

@@ -6,10 +6,7 @@ The limit of a command is there to end one that hangs; it says nothing about its
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,11 @@ import pytest
 from adapterhub_converters import linear, patterns, yaml_lines
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.trainers import fused
+from tests.conftest import Run
 from tests.support.adapters import write_adapter
 from tests.support.folders import adapter, base, pairs
 from tests.support.hub_server import File, Hub, Repo
 
-HANG = 120  # seconds
 N = 900_000
 ADDED = "# adapterhub: added"
 READMES = {
@@ -41,43 +38,25 @@ READMES = {
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    environment = {
-        **os.environ,
-        "ADAPTERHUB_REGISTRY": str(tmp_path),
-        "HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+def command(run: Run, tmp_path: Path) -> Run:
+    """Run a command in a folder that is its user's home and has the registry."""
 
     def call(*words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        arguments = [sys.executable, "-m", "adapterhub", *map(str, words)]
-        done = subprocess.run(
-            arguments,
-            check=False,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=HANG,
-            stdin=subprocess.DEVNULL,
-        )
-        assert code is None or done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
+        done = run(*words, env={"ADAPTERHUB_REGISTRY": str(tmp_path), "HOME": str(tmp_path)}, code=code)
         assert done.returncode != 70, done.stderr
         return done
 
     return call
 
 
-def test_a_readme_stops_neither_its_push_nor_the_registry(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_a_readme_stops_neither_its_push_nor_the_registry(command: Run, tmp_path: Path) -> None:
     command("init")
     for number, text in enumerate(READMES.values()):
         folder = adapter(tmp_path / f"a{number}", pairs(2))
         (folder / "README.md").write_text(text)
         command("push", folder, f"team/a{number}")
-    assert all(f"team/a{number}" in command("list").stdout for number in range(len(READMES)))
+    listed = command("list").stdout
+    assert all(f"team/a{number}" in listed for number in range(len(READMES)))
     command("fsck", "--rebuild-index")
     command("fsck")
 
@@ -92,9 +71,7 @@ def test_a_card_of_a_hub(text: str) -> None:
     assert files.original_readme(card) == text.encode()
 
 
-def test_the_readme_of_a_base_that_is_merged_into(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+def test_the_readme_of_a_base_that_is_merged_into(command: Run, tmp_path: Path) -> None:
     base(tmp_path / "base")
     (tmp_path / "base/README.md").write_text(READMES["a comment far away"])
     adapter(tmp_path / "a", pairs(2))
@@ -110,9 +87,7 @@ def test_the_options_that_a_trainer_leaves(tmp_path: Path, line: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["(" * 160 + "a" + ")+" * 160, "(" * 499 + "a" + ")" * 499, "(a|a)*" * 160 + "é"])
 @pytest.mark.parametrize("key", ["target_modules", "rank_pattern", "exclude_modules"])
-def test_patterns_of_a_config(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, key: str, pattern: str
-) -> None:
+def test_patterns_of_a_config(command: Run, tmp_path: Path, key: str, pattern: str) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
     config = json.loads((folder / "adapter_config.json").read_text())
     config[key] = {pattern: 2} if key == "rank_pattern" else pattern
@@ -178,7 +153,7 @@ def test_a_link_to_no_next_page(link: str) -> None:
         "_blocks." * 90_000,
     ],
 )
-def test_names_of_tensors(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, name: str) -> None:
+def test_names_of_tensors(command: Run, tmp_path: Path, name: str) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
     tensors = {name: np.zeros((2, 8), np.float32)}
     header: Any = {name: {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 64]}}
@@ -208,9 +183,7 @@ def test_half_a_pair_of_surrogates_matches_no_pattern() -> None:
     assert linear.Pattern(".*").fullmatch("\ud800") is None
 
 
-def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, hub: Hub
-) -> None:
+def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(command: Run, tmp_path: Path, hub: Hub) -> None:
     command("init")
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / "README.md").write_text(READMES["a comment far away"])
@@ -225,7 +198,7 @@ def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(
 @pytest.mark.parametrize("words", [("validate", "sql"), ("push", "sql", "team/sql")])
 @pytest.mark.parametrize("text", ["[" * 65_000, "*a\n" * 257])
 def test_an_ignore_file_of_patterns_without_bound_is_refused(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, words: tuple[str, ...], text: str
+    command: Run, tmp_path: Path, words: tuple[str, ...], text: str
 ) -> None:
     write_adapter(tmp_path / "sql")
     (tmp_path / "sql" / ".adapterhubignore").write_text(text)
@@ -233,9 +206,7 @@ def test_an_ignore_file_of_patterns_without_bound_is_refused(
 
 
 @pytest.mark.parametrize("patterns", [["[" * N], ["a"] * 257])
-def test_a_policy_of_patterns_without_bound_is_refused(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, patterns: list[str]
-) -> None:
+def test_a_policy_of_patterns_without_bound_is_refused(command: Run, tmp_path: Path, patterns: list[str]) -> None:
     write_adapter(tmp_path / "sql")
     (tmp_path / "adapterhub.toml").write_text(f"[policy]\nallow = {json.dumps(patterns)}\n")
     assert "at most 256 characters" in command("push", "sql", "team/sql", code=2).stderr

@@ -13,6 +13,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from tests.attacks.test_hostile_servers import one_line
 from tests.conftest import Run
 from tests.support.adapters import Make
+from tests.support.fixtures import Filled
 from tests.support.web_server import Handler, Web
 
 AGAINST = "against the policy of "
@@ -25,13 +26,17 @@ def web() -> Iterator[Web]:
 
 
 @pytest.fixture
-def place(make: Make, run: Run, tmp_path: Path) -> Path:
+def place(make: Make, run: Run, filled: Filled, tmp_path: Path) -> Path:
     """A registry with an adapter under Apache-2.0 and one without a license, and a project that wants the license."""
-    for name, license_ in (("good", "license: apache-2.0"), ("bad", "license: other")):
-        folder = make(name, len(name))
-        (folder / "README.md").write_text(f"---\n{license_}\n---\n# A test\n")
-        run("push", folder, f"team/{name}", "--registry", tmp_path / "r")
-        run("pull", f"team/{name}", "-o", tmp_path / f"{name}-files", "--registry", tmp_path / "r")
+
+    def commands() -> None:
+        for name, license_ in (("good", "license: apache-2.0"), ("bad", "license: other")):
+            folder = make(name, len(name))
+            (folder / "README.md").write_text(f"---\n{license_}\n---\n# A test\n")
+            run("push", folder, f"team/{name}", "--registry", tmp_path / "r")
+            run("pull", f"team/{name}", "-o", tmp_path / f"{name}-files", "--registry", tmp_path / "r")
+
+    filled("place", tmp_path, commands)
     project = tmp_path / "project"
     project.mkdir()
     (project / "adapterhub.toml").write_text('[policy]\nlicenses = ["apache-2.0"]\n')

@@ -52,9 +52,9 @@ def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registr
 @pytest.mark.parametrize(
     "words", [("validate", "PIPE"), ("convert", "PIPE", "out", "--to", "peft"), ("find", "PIPE"), ("train", "PIPE")]
 )
-def test_no_command_waits_for_a_pipe_that_is_named(run: Run, registry: Path, words: tuple[str, ...]) -> None:
+def test_no_command_waits_for_a_pipe_that_is_named(started: Run, registry: Path, words: tuple[str, ...]) -> None:
     path = pipe(registry / "x-lora.safetensors")
-    done = run(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
+    done = started(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
     assert done.returncode not in (0, 70)
     assert len(done.stderr.splitlines()) == 1 or words[0] == "validate"
 

@@ -10,17 +10,23 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapterhub.cli.views import answers
 from adapterhub.cli.views.answers import OneByOne, SideBySide
-from tests.conftest import ROOT, need_module
+from tests.conftest import LEARNING, _environment, need_module
 from tests.support import serving
+from tests.support.forked import Forked
 from tests.support.serving import Models
 
+if sys.platform != "linux":
+    pytest.skip("needs fork", allow_module_level=True)
+pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
+Piped = Callable[..., subprocess.CompletedProcess[str]]
 P = "the quick brown fox "
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -35,30 +41,39 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def words(models: Models, *options: object) -> list[str]:
-    fixed = [sys.executable, "-m", "adapterhub", "chat", models.base, "--registry", models.folder / "registry"]
-    return [str(word) for word in (*fixed, "--engine", "torch", "--max-tokens", 12, *options)]
+    fixed = ["chat", models.base, "--registry", models.folder / "registry", "--engine", "torch", "--max-tokens", 12]
+    return [str(word) for word in (*fixed, *options)]
 
 
-def environment(models: Models, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ADAPTERHUB_")}
-    kept |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas"))), "OMP_NUM_THREADS": "1"}
-    return kept | {"XDG_CACHE_HOME": str(models.folder / "cache"), "XDG_CONFIG_HOME": str(models.folder / "config"), **more}
+@pytest.fixture(scope="module")
+def server(servers: Callable[..., Forked]) -> Forked:
+    """A server of processes that has imported torch."""
+    return servers(*LEARNING)
 
 
-def piped(models: Models, text: str, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    where = {"env": environment(models), "cwd": models.folder}
-    done = subprocess.run(words(models, *options), input=text, capture_output=True, text=True, check=False, **where)
-    assert done.returncode == code, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
-    return done
+@pytest.fixture
+def piped(models: Models, server: Forked, tmp_path: Path) -> Piped:
+    """A chat whose lines are those of a file, as in a pipe."""
+
+    def call(text: str, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "typed").write_text(text)
+        with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err, open(tmp_path / "typed") as typed:
+            streams = out.fileno(), err.fileno(), typed.fileno()
+            found = server.exit_code(words(models, *options), models.folder, _environment(models.folder, None), streams=streams)
+        done = subprocess.CompletedProcess([], found, (tmp_path / "out").read_text(), (tmp_path / "err").read_text())
+        assert done.returncode == code, done.stderr
+        assert "\x1b" not in done.stdout + done.stderr
+        return done
+
+    return call
 
 
 # ---- in a pipe
 
 
-def test_lines_are_turns_and_what_was_said_goes_along(models: Models) -> None:
+def test_lines_are_turns_and_what_was_said_goes_along(piped: Piped, models: Models) -> None:
     """The second turn is asked for with the first one's answer, by another adapter."""
-    done = piped(models, f"{P}\n\n/adapter team/a1\nand?\n", "--adapter", "team/a0:prod", "--json")
+    done = piped(f"{P}\n\n/adapter team/a1\nand?\n", "--adapter", "team/a0:prod", "--json")
     document = json.loads(done.stdout)
     first, second = document["turns"]
     [one], [two] = first["answers"], second["answers"]
@@ -70,8 +85,8 @@ def test_lines_are_turns_and_what_was_said_goes_along(models: Models) -> None:
     assert 0 < one["tokens"] <= 12
 
 
-def test_two_answer_one_after_the_other_as_plain_text(models: Models) -> None:
-    done = piped(models, f"{P}\n", "--adapter", "team/a0", "--compare", "base", "--system", "")
+def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Models) -> None:
+    done = piped(f"{P}\n", "--adapter", "team/a0", "--compare", "base", "--system", "")
     alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
     assert done.stdout == f"team/a0:\n{alone}\nbase:\n{base}\n"
     assert "token" in done.stderr
@@ -85,8 +100,8 @@ def test_two_answer_one_after_the_other_as_plain_text(models: Models) -> None:
         (("--adapter", "./a0"), "", 2, "./a0: is not in the registry. Push it first"),
     ],
 )
-def test_what_goes_wrong_ends_a_pipe(models: Models, options: tuple[object, ...], text: str, code: int, said: str) -> None:
-    errors = [line for line in piped(models, text, *options, code=code).stderr.splitlines() if line.startswith("error:")]
+def test_what_goes_wrong_ends_a_pipe(piped: Piped, options: tuple[object, ...], text: str, code: int, said: str) -> None:
+    errors = [line for line in piped(text, *options, code=code).stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert said in errors[0]
 
@@ -97,13 +112,12 @@ def test_what_goes_wrong_ends_a_pipe(models: Models, options: tuple[object, ...]
 class Terminal:
     """A chat at a terminal, whose screen is what was written so far."""
 
-    def __init__(self, models: Models, *options: object, **variables: str) -> None:
+    def __init__(self, server: Forked, models: Models, *options: object, **variables: str) -> None:
         self._end, end = pty.openpty()
-        self.screen = bytearray()
+        self.screen, self.over = bytearray(), False
         self._news = threading.Condition()
-        more = {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "", **variables}
-        command, env = words(models, *options), environment(models, **more)
-        self.process = subprocess.Popen(command, env=env, cwd=models.folder, stdin=end, stdout=end, stderr=end)
+        environment = _environment(models.folder, {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "", **variables})
+        self.process, self._ended = server.start(words(models, *options), models.folder, environment, streams=(end, end, end))
         os.close(end)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -128,23 +142,24 @@ class Terminal:
         os.write(self._end, text.encode())
 
     def ends(self) -> tuple[int, str]:
-        code = self.process.wait(60)
+        code, self.over = self._ended(), True
         self._reader.join()
         os.close(self._end)
         return code, self.screen.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture
-def terminal(models: Models) -> Iterator[Any]:
+def terminal(server: Forked, models: Models) -> Iterator[Any]:
     made: list[Terminal] = []
 
     def start(*options: object, **variables: str) -> Terminal:
-        made.append(Terminal(models, *options, **variables))
+        made.append(Terminal(server, models, *options, **variables))
         return made[-1]
 
     yield start
     for one in made:
-        one.process.kill()
+        if not one.over:
+            os.kill(one.process, signal.SIGKILL)
 
 
 def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Models) -> None:
@@ -199,11 +214,11 @@ def test_ctrl_c_ends_an_answer_and_then_the_chat(terminal: Any) -> None:
     chat.says("> ", since=chat.says("/help lists"))
     chat.type("hello\r")
     chat.says("\r", since=chat.says("│", since=chat.says("│")))  # a row is being drawn
-    chat.process.send_signal(signal.SIGINT)
+    os.kill(chat.process, signal.SIGINT)
     at = chat.says("> ", since=chat.says("stopped"))
     chat.type("/compare\r")
     chat.says("> ", since=chat.says("team/a0 alone", since=at))
-    chat.process.send_signal(signal.SIGINT)
+    os.kill(chat.process, signal.SIGINT)
     code, screen = chat.ends()
     assert code == 0
     assert "Traceback" not in screen

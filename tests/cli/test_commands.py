@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import resource
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.cli.test_process import HEAVY, PATH, loaded
-from tests.conftest import Run
+from tests.conftest import Run, Terminal
 from tests.support.folders import adapter, base, pairs, vera
 
 LONG = "a-rather-long-namespace-of-a-team/and-an-even-longer-name-of-an-adapter-for-sql"
@@ -70,20 +69,19 @@ def test_no_command_but_train_imports_anything_heavy(run: Run, sql: Path, tmp_pa
     assert not loaded(run, tmp_path, *args) & (HEAVY - {"urllib3"})  # which the process that `run` forks has
 
 
-def test_removing_a_name_asks_on_a_terminal_and_a_restore_undoes_it(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_removing_a_name_asks_on_a_terminal_and_a_restore_undoes_it(run: Run, terminal: Terminal, sql: Path) -> None:
     run("push", "sql", "team/sql:prod")
     before = document(run, "show", "team/sql")
-    remove = [sys.executable, "-m", "adapterhub", "rm", "team/sql"]
     for typed in ("n\n", "\n", "\x04"):
-        shown = terminal(remove, tmp_path, 80, typed=typed)
+        shown = terminal("rm", "team/sql", typed=typed)
         assert "Remove team/sql with 1 version? [y/N]" in shown
         assert "nothing was removed" in shown
     assert document(run, "show", "team/sql") == before
-    assert "`adapterhub restore team/sql` undoes it" in terminal(remove, tmp_path, 80, typed="y\n")
+    assert "`adapterhub restore team/sql` undoes it" in terminal("rm", "team/sql", typed="y\n")
     assert "`adapterhub restore team/sql`" in run("push", "sql", "team/sql", code=7).stderr
     assert document(run, "restore", "team/sql") == {"restored": "team/sql", "versions": [1], "lost": []}
     assert document(run, "show", "team/sql") == before
-    assert "[y/N]" not in terminal([*remove, "-y"], tmp_path, 80)
+    assert "[y/N]" not in terminal("rm", "team/sql", "-y")
     assert document(run, "list")["adapters"] == []
 
 
@@ -284,59 +282,31 @@ def limit(size: int) -> Callable[[], None]:
 
 @pytest.mark.parametrize("columns", [50, 80, 140])
 def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(
-    run: Run, sql: Path, tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+    run: Run, terminal: Terminal, sql: Path, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     run("push", "sql", LONG)
     run("push", "sql", "team/sql:prod")
-    shown = terminal([sys.executable, "-m", "adapterhub", "list"], tmp_path, columns)
-    lines = shown.replace("\r", "").splitlines()
+    shown = terminal("list", columns=columns)
+    lines = shown.splitlines()
     assert any(line.startswith(f"{LONG}:v1") for line in lines)
     assert [line.startswith("not shown for the width: ") for line in lines[3:]] == [True] * ("METHOD" not in lines[0])
     assert all(len(line) <= max(columns, len(LONG) + 3) for line in lines)
     assert "SIZE" in run("list").stdout
 
 
-def test_at_80_columns_the_reason_in_a_log_and_the_mark_in_a_list_stay(run: Run, sql: Path, tmp_path: Path) -> None:
+def test_at_80_columns_the_reason_in_a_log_and_the_mark_in_a_list_stay(run: Run, terminal: Terminal, sql: Path) -> None:
     run("push", "sql", "team/a-name-of-some-length:a-tag-of-some-length")
     run("deprecate", "team/a-name-of-some-length:v1", "trained on the wrong split")
-    log = terminal([sys.executable, "-m", "adapterhub", "log", "team/a-name-of-some-length"], tmp_path, 80)
+    log = terminal("log", "team/a-name-of-some-length")
     assert "WHY" in log
     assert "not shown for the width: WHEN, DIGEST" in log
     assert " ".join(log.split()).count("trained on the wrong") == 1
-    assert "(deprecated)" in terminal([sys.executable, "-m", "adapterhub", "list"], tmp_path, 80)
+    assert "(deprecated)" in terminal("list")
 
 
-def terminal(command: list[str], folder: Path, columns: int, *, typed: str = "") -> str:
-    """Return what a command writes on a terminal of so many columns, at which `typed` is typed."""
-    here, there = pty.openpty()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": PATH,
-        "XDG_DATA_HOME": str(folder / "xdg"),
-        "COLUMNS": str(columns),
-        "LINES": "24",
-    }
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=there, stdout=there, stderr=there)
-    os.close(there)
-    os.write(here, typed.encode())
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(here, 65536)
-        except OSError:
-            break
-        if not chunk:
-            break
-        seen += chunk
-    process.wait()
-    os.close(here)
-    return seen.decode()
-
-
-def test_color_is_for_terminals_that_want_it(run: Run, sql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [sys.executable, "-m", "adapterhub", "validate", "sql"]
+def test_color_is_for_terminals_that_want_it(terminal: Terminal, sql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    assert "\x1b[32mok" in terminal(command, tmp_path, 80)
+    assert "\x1b[32mok" in terminal("validate", "sql")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in terminal(command, tmp_path, 80)
+    assert "\x1b" not in terminal("validate", "sql")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from adapterhub.cli.errors import HINTS, codes, explanation, say
 from adapterhub.cli.explanations import ERRORS, FINDINGS, STORED
 from adapterhub.store import chain
 from adapterhub_converters.errors import RefusedError
-from tests.cli.test_commands import terminal
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Run, Terminal
 from tests.support.folders import adapter, pairs
 
 # Answers of the gateway have the codes of OpenAI's API, which docs/serving.md lists.
@@ -102,9 +100,9 @@ def test_the_command_explains_one_lists_all_and_knows_what_was_meant(run: Run) -
     assert "Did you mean rank-config?" in run("explain", "rank-confg", code=3).stderr
 
 
-def test_a_report_with_problems_leads_to_it_on_a_terminal(tmp_path: Path) -> None:
+def test_a_report_with_problems_leads_to_it_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2), r=3)
-    shown = terminal([sys.executable, "-m", "adapterhub", "validate", "sql"], tmp_path, 80)
+    shown = terminal("validate", "sql")
     assert "`adapterhub explain CODE`" in shown
 
 
@@ -138,8 +136,8 @@ def test_of_several_problems_the_first_has_the_code(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == "error: a: is wrong  [base-required]\nerror: b: is wrong\n"
 
 
-def test_the_code_is_dim_on_a_terminal_and_not_in_a_pipe(tmp_path: Path) -> None:
-    shown = terminal([sys.executable, "-m", "adapterhub", "--registry", "none", "list", "team"], tmp_path, 80)
+def test_the_code_is_dim_on_a_terminal_and_not_in_a_pipe(terminal: Terminal) -> None:
+    shown = terminal("--registry", "none", "list", "team")
     assert "  \x1b[2m[no-registry]\x1b[0m" in shown
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,26 @@ import pytest
 from adapterhub.cli.views import tree
 from adapterhub.index.queries import Row
 from adapterhub_converters.formats import peft
-from tests.cli.test_commands import terminal
-from tests.conftest import Run
+from tests.conftest import Run, Terminal
+from tests.support.fixtures import Filled
 from tests.support.folders import adapter, pairs
 
 
 @pytest.fixture
-def registry(run: Run, tmp_path: Path) -> Path:
+def registry(run: Run, filled: Filled, tmp_path: Path) -> Path:
     """team/sql in two versions, the first tagged prod, and team/poems."""
-    described = {"sql": "Turns questions into SQL. " * 5, "poems": "Writes sonnets."}
-    for name, description in described.items():
-        folder = adapter(tmp_path / name, pairs(2), lambda _, array, name=name: array * len(name))
-        (folder / "adapter.toml").write_text(f"description = '{description}'\n[training.metrics]\nloss = 0.5\n")
-    run("push", "sql", "team/sql:prod")
-    run("push", "poems", "team/poems")
-    (tmp_path / "sql" / "notes.txt").write_text("more")
-    run("push", "sql", "team/sql")
-    return tmp_path
+
+    def commands() -> None:
+        described = {"sql": "Turns questions into SQL. " * 5, "poems": "Writes sonnets."}
+        for name, description in described.items():
+            folder = adapter(tmp_path / name, pairs(2), lambda _, array, name=name: array * len(name))
+            (folder / "adapter.toml").write_text(f"description = '{description}'\n[training.metrics]\nloss = 0.5\n")
+        run("push", "sql", "team/sql:prod")
+        run("push", "poems", "team/poems")
+        (tmp_path / "sql" / "notes.txt").write_text("more")
+        run("push", "sql", "team/sql")
+
+    return filled("registry", tmp_path, commands)
 
 
 def document(run: Run, *args: object, **options: Any) -> Any:
@@ -69,9 +71,9 @@ def test_an_empty_filter_is_a_usage_error(run: Run, registry: Path, args: list[s
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
-def test_a_search_on_a_terminal_fits(registry: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_on_a_terminal_fits(terminal: Terminal, registry: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    lines = terminal([sys.executable, "-m", "adapterhub", "search", "--all-versions"], registry, columns).splitlines()
+    lines = terminal("search", "--all-versions", cwd=registry, columns=columns).splitlines()
     assert all(len(line.rstrip("\r")) <= columns for line in lines)
     hidden = [line.rstrip() for line in lines[4:]]
     assert hidden == (["not shown for the width: TAGS, BASE, ME…"] if columns == 40 else [])

@@ -14,20 +14,24 @@ from adapterhub.manifest.document import Recipe
 from adapterhub.merging import METHODS
 from adapterhub.registry import recipe
 from tests.conftest import Run, need_module
+from tests.support.fixtures import Filled
 from tests.support.folders import adapter, base, pairs
 
 TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
 
 
 @pytest.fixture
-def team(run: Run, tmp_path: Path) -> Path:
+def team(run: Run, filled: Filled, tmp_path: Path) -> Path:
     """team/a and team/b in a registry, and as folders."""
-    base(tmp_path / "base", 2)
-    random = np.random.default_rng(0)
-    for name in "ab":
-        adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
-        run("push", name, f"team/{name}", "--base", "base")
-    return tmp_path
+
+    def commands() -> None:
+        base(tmp_path / "base", 2)
+        random = np.random.default_rng(0)
+        for name in "ab":
+            adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+            run("push", name, f"team/{name}", "--base", "base")
+
+    return filled("team", tmp_path, commands)
 
 
 def document(run: Run, *args: object, **options: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.formats import peft
-from tests.cli.test_commands import terminal
 
 Q = "model.layers.0.self_attn.q_proj"
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 40, "tie_word_embeddings": False}
@@ -104,21 +102,20 @@ def test_refused_in_one_line(place: Path, run: Any, args: list[str], code: int, 
     assert not (place / "out").exists()
 
 
-def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any) -> None:
+def test_a_terminal_of_80_columns_is_enough(place: Path, run: Any, terminal: Any) -> None:
     run("push", "./a", "team/a", cwd=place)
     run("pull", "team/a", "-o", "b", cwd=place)
     facts = json.loads((place / "b" / "adapter.json").read_text())
     facts["base"]["quantization"] = "nf4"
     (place / "b" / "adapter.json").write_text(json.dumps(facts))
-    program = [sys.executable, "-m", "adapterhub"]
-    merged = terminal([*program, "merge", "./b", "--into", "base", "-o", "out", "--requantize", "nf4", "--force"], place, 80)
+    merged = terminal("merge", "./b", "--into", "base", "-o", "out", "--requantize", "nf4", "--force", cwd=place)
     assert "LEAST KEPT" in merged
     assert "--onto as-trained: " in " ".join(merged.split())
     run("merge", "./a", "--into", "base", "-o", "half", "--weights", "0.5", cwd=place)
-    proof = terminal([*program, "verify-merge", "--base", "base", "--adapter", "./a", "--merged", "half"], place, 80)
+    proof = terminal("verify-merge", "--base", "base", "--adapter", "./a", "--merged", "half", cwd=place)
     assert "STRENGTH  WHY" in proof
     assert "% unexplained" in proof
-    assert max(map(len, (merged + proof).replace("\r", "").splitlines())) <= 80
+    assert max(map(len, (merged + proof).splitlines())) <= 80
 
 
 def test_the_training_recorded_in_adapter_json_is_used(place: Path, run: Any) -> None:

@@ -14,6 +14,7 @@ from adapterhub.digest import sha256_file
 from adapterhub.manifest import oci_manifest
 from tests.conftest import Run
 from tests.support.adapters import Make
+from tests.support.fixtures import Filled
 from tests.support.folders import adapter, base, pairs
 
 # Ends the process at the rename with this number, before it happens.
@@ -31,12 +32,15 @@ sys.addaudithook(hook)
 
 
 @pytest.fixture
-def team(run: Run, make: Make, tmp_path: Path) -> Path:
+def team(run: Run, make: Make, filled: Filled, tmp_path: Path) -> Path:
     """team/sql:v1 and v2, which differ in the weights, and v1 in `out`."""
-    for seed in (1, 2):
-        run("push", make(f"v{seed}", seed), "team/sql")
-    run("pull", "team/sql:v1", "-o", "out")
-    return tmp_path / "out"
+
+    def commands() -> None:
+        for seed in (1, 2):
+            run("push", make(f"v{seed}", seed), "team/sql")
+        run("pull", "team/sql:v1", "-o", "out")
+
+    return filled("team", tmp_path, commands) / "out"
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -179,15 +183,18 @@ def test_a_pull_from_elsewhere_replaces_and_receives_only_what_changed(run: Run,
 
 
 @pytest.fixture
-def two(run: Run, tmp_path: Path) -> Path:
+def two(run: Run, filled: Filled, tmp_path: Path) -> Path:
     """A base, two adapters `a` and `b` on it, and a full fine-tune of it; team/a and team/b in a registry."""
-    base(tmp_path / "base", 2)
-    random = np.random.default_rng(0)
-    for name in "ab":
-        adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
-        run("push", name, f"team/{name}", "--base", "base")
-    run("merge", "./a", "--into", "base", "-o", "tuned")
-    return tmp_path
+
+    def commands() -> None:
+        base(tmp_path / "base", 2)
+        random = np.random.default_rng(0)
+        for name in "ab":
+            adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+            run("push", name, f"team/{name}", "--base", "base")
+        run("merge", "./a", "--into", "base", "-o", "tuned")
+
+    return filled("two", tmp_path, commands)
 
 
 OUTPUTS = {
@@ -232,6 +239,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def test_an_output_replaces_no_other_kind_and_not_its_own_source(run: Run, two: Path) -> None:
+    run("list")  # which notes in the index of a copied registry that its logs were compared
     before = _digests(two)
     for line, says in (
         ("merge a b -o base --replace", "base: is a model, and would be replaced by an adapter"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tests.support import object_stores, registry
 from tests.support.adapters import Make, write_adapter
 from tests.support.hub_server import Hub
 
+Filled = Callable[[str, Path, Callable[[], object]], Path]
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
@@ -18,6 +21,22 @@ def make(tmp_path: Path) -> Make:
 
     def call(name: str = "adapter", seed: int = 0, **config: object) -> Path:
         return write_adapter(tmp_path / name, seed, **config)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    """Fill an empty folder by commands for the first test of a module, and for the others with a copy of what they made."""
+    made = tmp_path_factory.mktemp("filled")
+
+    def call(name: str, folder: Path, make: Callable[[], object]) -> Path:
+        if (made / name).exists():
+            shutil.copytree(made / name, folder, symlinks=True, dirs_exist_ok=True)
+        else:
+            make()
+            shutil.copytree(folder, made / name, symlinks=True)
+        return folder
 
     return call
 

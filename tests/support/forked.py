@@ -8,6 +8,7 @@ several that Python takes to import what a command needs. What is about the star
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -16,13 +17,16 @@ import io
 import json
 import os
 import pkgutil
+import pty
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +68,69 @@ class Forked:
             texts = [io.TextIOWrapper(file, encoding="utf-8").read() for file in (out, err)]
         return subprocess.CompletedProcess(list(args), code, *texts)
 
+    def on_terminals(
+        self,
+        args: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        first: str = "",
+        *,
+        typed: str = "",
+        count: int = 1,
+    ) -> tuple[int, list[str]]:
+        """Run one to its end on a terminal, at which something is typed; its code, and what that and a second one show.
+
+        The second terminal, of two, is that of stderr.
+        """
+        ends = [pty.openpty() for _ in range(count)]
+        seen = [bytearray() for _ in ends]
+        readers = [threading.Thread(target=_read, args=(end[0], text)) for end, text in zip(ends, seen, strict=True)]
+        for reader in readers:
+            reader.start()
+        os.write(ends[0][0], typed.encode())
+        code = self.exit_code(args, cwd, environment, first, streams=(ends[0][1], ends[-1][1], ends[0][1]))
+        for end in ends:
+            os.close(end[1])
+        for reader in readers:
+            reader.join()
+        for end in ends:
+            os.close(end[0])
+        return code, [text.decode().replace("\r\n", "\n") for text in seen]
+
     def exit_code(
-        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, int]
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
     ) -> int:
-        """Run one to its end with these descriptors for its stdout and stderr."""
+        """Run one to its end with these descriptors for its stdout and stderr, and a third for stdin, which else is empty."""
+        return self.start(args, cwd, environment, first, streams=streams)[1]()
+
+    def start(
+        self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
+    ) -> tuple[int, Callable[[], int]]:
+        """Start one; return the number of its process, and what waits for its end and returns its exit code."""
         asked = json.dumps({"args": list(args), "cwd": str(cwd), "environment": dict(environment), "first": first}).encode()
-        with socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(300)
-            server.connect(self._address)
-            socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
-            server.sendall(asked)
-            return int(server.makefile().readline())
+        server = socket.socket(socket.AF_UNIX)
+        server.settimeout(300)
+        server.connect(self._address)
+        socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
+        server.sendall(asked)
+        told = server.makefile()
+        number = int(told.readline())
+
+        def end() -> int:
+            with server, told:
+                try:
+                    return int(told.readline())
+                except TimeoutError:
+                    os.kill(number, signal.SIGKILL)
+                    raise
+
+        return number, end
+
+
+def _read(descriptor: int, text: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while piece := os.read(descriptor, 65536):
+            text += piece
 
 
 @contextlib.contextmanager
@@ -105,8 +161,9 @@ def _ours() -> None:
 
 
 def _asked(connection: socket.socket) -> dict[str, Any]:
-    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
-    for number, stream in enumerate(streams, 1):
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    for number, stream in zip((1, 2, 0), streams, strict=False):
         os.dup2(stream, number)
         os.close(stream)
     asked: dict[str, Any] = json.loads(connection.makefile("rb").read(int.from_bytes(size, "little")))
@@ -115,27 +172,47 @@ def _asked(connection: socket.socket) -> dict[str, Any]:
 
 def _serve(listener: socket.socket) -> dict[str, Any] | None:
     """In each process that was asked for, what was asked; None in the server at its end."""
-    while listener in select.select([listener, sys.stdin], [], [])[0]:
-        connection, _ = listener.accept()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        with connection:
-            if os.fork():
-                continue
-            listener.close()
-            asked = _asked(connection)
+    running: dict[int, tuple[int, socket.socket]] = {}  # by the descriptor of a process: its number, and who waits for its end
+    while True:
+        ready = select.select([listener, sys.stdin, *running], [], [])[0]
+        for process in [process for process in ready if process in running]:
+            child, connection = running.pop(process)
+            os.close(process)
+            with connection, contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
+        if sys.stdin in ready:
+            return None
+        if listener in ready:
+            connection, _ = listener.accept()
             child = os.fork()
-            if child:
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                connection.sendall(f"{code}\n".encode())
-                os._exit(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["cwd"])
-        return asked
-    return None
+            if not child:
+                break
+            running[os.pidfd_open(child)] = child, connection
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(f"{child}\n".encode())
+    for process, (_, other) in running.items():
+        os.close(process)
+        other.close()
+    listener.close()
+    with connection:
+        asked = _asked(connection)
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    os.chdir(asked["cwd"])
+    return asked
+
+
+def _leave(codes: list[object]) -> None:
+    """End a process with the code of its command, before Python frees, page by page, all that the server has imported.
+
+    Registered first, to run after all that the command registers. Any other end is Python's own: an exception, a code that is
+    a text, a stream that cannot be flushed.
+    """
+    if codes and isinstance(codes[0], int):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
 
 
 if __name__ == "__main__":
@@ -152,5 +229,11 @@ if __name__ == "__main__":
     asked = _serve(listener)
     if asked is not None:
         sys.argv[1:] = asked["args"]
+        codes: list[object] = []
+        atexit.register(_leave, codes)
         exec(asked["first"], {})
-        runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            codes.append(end.code or 0)
+            raise

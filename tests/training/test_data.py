@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,16 @@ def test_examples_of_any_lengths_fill_rows_nearly_and_all_are_there() -> None:
     filled = np.add.reduceat(rows.segments, rows.bounds[:-1])
     assert filled.max() == 128
     assert filled.mean() > 0.99 * 128
+
+
+def test_packing_takes_memory_for_the_documents_however_long_a_row_is() -> None:
+    tokens = collected(((Example(np.ones(size), np.ones(size, bool), joint=True), b"") for size in (5, 3, 4)), set())
+    tracemalloc.start()
+    rows = pack(tokens, 1 << 24)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows.segments.tolist() == [5, 4, 3]
+    assert peak < 32 << 20
 
 
 def test_truncated_and_endless_samples_are_reported(tmp_path: Path, tokenizer: object) -> None:

@@ -6,6 +6,7 @@ Positions begin at 0 with each document, by which transformers separates them (`
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,7 +194,7 @@ def _best_fit(sizes: np.ndarray, sequence: int) -> np.ndarray:
     The row is found by its free tokens, not by trying all.
     """
     rows, count = np.empty(len(sizes), np.int64), 0
-    with_free: list[list[int]] = [[] for _ in range(sequence + 1)]
+    with_free: defaultdict[int, list[int]] = defaultdict(list)  # as long as the units differ, not as a row is
     there_are = 0  # bit n: a row has n free tokens
     for number, size in enumerate((-np.sort(-sizes, kind="stable")).tolist()):
         fitting = there_are >> size

@@ -211,9 +211,10 @@ class _Scanner:
                 name = names[column.index(b"")]
                 raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
         pairs = list(zip(*texts, strict=True))
-        for pair in dict.fromkeys(pairs):
-            if pair not in self._kinds:
-                self._kinds[pair] = self._kind(names[pairs.index(pair)], *pair)
+        if not self._kinds.keys() >= {*pairs}:
+            for name, pair in zip(names, pairs, strict=True):
+                if pair not in self._kinds:
+                    self._kinds[pair] = self._kind(name, *pair)
         kinds, offsets = list(map(self._kinds.__getitem__, pairs)), list(map(int, starts))
         for name, kind, size in zip(names, kinds, map(operator.sub, map(int, ends), offsets), strict=True):
             if kind.size != size:
