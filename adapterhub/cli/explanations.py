@@ -149,6 +149,7 @@ ERRORS: dict[str, str] = {
     "no-lock-file": "There is no adapters.lock in this folder or above it.",
     "no-manifest": "A policy asks for facts that are in adapter.json, and the version has none. A copy into a registry without a policy derives it.",
     "no-registry": "No registry.db is in this folder or above it, and none is named by --registry or $ADAPTERHUB_REGISTRY.",
+    "no-such-account": "The hub of the registry in use has no account, or no member, with this name. A command without --registry uses the nearest registry.db, which may belong to another hub. `adapterhub hub user add NAME` adds an account.",
     "no-such-adapter": "The registry has no such name. `adapterhub info` shows which registry is in use: the nearest one above the folder is, before your own.",
     "no-such-base": "The text is no path, no registered base, and no model in the cache of the Hub.",
     "no-such-recipe": "The registry has no merge recipe of that name.",
