@@ -177,6 +177,7 @@ def _shortened(text: str) -> str:
 def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
     """Append to the hint of an error, in the words of the command line."""
     in_words_of_the_command_line(error)
+    separator = " " if error.hint.endswith("?") else separator
     error.hint = f"{error.hint}{separator}{more}" if error.hint else more
     error.worded = True
 
