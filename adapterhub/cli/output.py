@@ -176,12 +176,15 @@ def write_document(text: str) -> None:
     print(text)
 
 
-def say(text: str, *, aside: str = "") -> None:
-    """Print one line about the work to stderr, broken as by `write`; an aside at its end is dim on a terminal with colors."""
+def say(text: str, *, aside: str = "", whole: bool = False) -> None:
+    """Print one line about the work to stderr, broken as by `write` unless it is to be copied whole.
+
+    An aside at its end is dim on a terminal with colors.
+    """
     if aside:
         aside = f"  \x1b[2m{_line(aside)}\x1b[0m" if has_color(sys.stderr) else f"  {_line(aside)}"
     line = _line(text) + aside
-    pieces = _broken(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() else [line]
+    pieces = _broken(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() and not whole else [line]
     print("\n".join(pieces), file=sys.stderr)
 
 

@@ -268,6 +268,8 @@ def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(w
     )
     assert max(map(len, lines)) <= COLUMNS < len(" ".join(lines))
     assert any("`adapterhub list team/sql`" in line for line in lines)
+    _, _, err = world.terminal(["convert", "sql", "sql-mlx", "--to", "mlx", "--base", "base"], TERM="xterm", NO_COLOR="1")
+    assert "run it: mlx_lm.generate --model base --adapter-path sql-mlx --prompt Hello\r\n" in err
 
 
 def test_an_error_that_nobody_reads_is_one_line_at_most(world: World) -> None:
