@@ -83,6 +83,8 @@ def converted() -> Iterator[llama_cpp_scripts.Converter]:
 
 
 _NOT_PASSED_ON = ("ADAPTERHUB_", "TRANSFORMERS_NO_ADVISORY")  # the latter is what importing mlx-lm leaves behind
+# Users have it seldom: with it, a command that forgets to flush what others wait for would pass.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:

@@ -602,7 +602,9 @@ def test_a_text_with_a_secret_is_dropped() -> None:
 def test_a_server_that_is_not_there_is_one_line(web: Web) -> None:
     web.shutdown()
     web.server_close()
-    with pytest.raises(RemoteError, match=r"x: 127.0.0.1: connection refused \(3 tries\)\. Try again later"):
+    with pytest.raises(
+        RemoteError, match=r"x: 127.0.0.1: connection refused \(3 tries\)\. Check the address, and that the server is"
+    ):
         get(client(web, (0.0, 0.0)), "/x")
 
 

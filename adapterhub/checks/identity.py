@@ -61,7 +61,7 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
             continue
         code, hint = "files-edited", ""
         if decides(entry.path):
-            code, hint = "files-changed", "Fetch it again; after an edit of your own, store it without its training record"
+            code, hint = "files-changed", "Fetch it again; if you edited it, delete adapter.json and describe the folder again"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
         elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:

@@ -14,7 +14,7 @@ import click
 
 from . import environment, inputs, output
 from .environment import workspace
-from .options import Settings, max_rank_option
+from .options import Choice, Settings, max_rank_option
 
 if TYPE_CHECKING:
     from adapterhub.serve.engines import Engine
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 # Spelled out so that help and completion need not import the engines; a test compares.
 ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
 _OPTIONS = (
-    click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
+    click.option("--engine", type=Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
     click.option(
-        "--engine-url", "url", metavar="URL", default="", help="An engine that runs already; its key in $ADAPTERHUB_ENGINE_KEY."
+        "--engine-url",
+        "url",
+        metavar="URL",
+        default="",
+        help="An engine that is already running; its key is in $ADAPTERHUB_ENGINE_KEY.",
     ),
     click.option("--program", metavar="PATH", default="", help="Path of llama-server, or of a Python that has the engine."),
     click.option(
@@ -89,6 +93,8 @@ def opened(
             **more,
         )
         found = choosing.opened(wanted)
+        if found.name == "torch":
+            environment.prepare_torch()
         output.say(
             output.one_line(f"engine: {found.name}" + (" (found here; --engine chooses another)" if engine == "auto" else ""))
         )

@@ -403,9 +403,9 @@ def remote(name: str) -> Remote:
     """A remote by its name, or the default one."""
     there = remotes()
     found = name or default_remote()
-    names = f"There are {', '.join(there)}" if there else "`adapterhub remote add NAME URL` makes one"
+    names = f"Name one of {', '.join(there)}" if there else "Add one with `adapterhub remote add NAME URL --default`"
     if not found:
-        raise UsageError("--remote", "there is no default remote", f"Name one. {names}")
+        raise UsageError("--remote", "there is no default remote", names)
     if found not in there:
         raise NotFoundError(found[:80], "no remote of this name", names)
     from adapterhub.remotes.configured import check_url

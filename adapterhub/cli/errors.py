@@ -68,6 +68,7 @@ HINTS: dict[str, str] = {
     "newer-index": "Upgrade adapterhub. Or `adapterhub fsck --rebuild-index` rebuilds it, keeping this one as registry.db.old",
     "no-lock-file": "Run `adapterhub lock REF…`",
     "no-registry": "Run `adapterhub init`",
+    "no-such-account": "`adapterhub hub user list` shows the accounts and their roles; --registry names another hub",
     "no-such-adapter": "Run `adapterhub list`",
     "no-such-base": "`adapterhub base list` shows the names of bases",
     "no-such-recipe": "Run `adapterhub materialize --list`",
@@ -176,6 +177,7 @@ def _shortened(text: str) -> str:
 def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
     """Append to the hint of an error, in the words of the command line."""
     in_words_of_the_command_line(error)
+    separator = " " if error.hint.endswith("?") else separator
     error.hint = f"{error.hint}{separator}{more}" if error.hint else more
     error.worded = True
 

@@ -65,7 +65,7 @@ GROUPS = {
         "validate": "Check adapters for problems.",
         "fix": "Repair known defects in a copy.",
         "diff": "Compare two adapters.",
-        "scan": "Look for what could run code or mislead.",
+        "scan": "Look for code and misleading content in an adapter.",
         "verify-merge": "Prove that a merged model contains its adapters.",
         "formats": "List the formats that can be read and written.",
         "explain": "Explain a code of a check or an error.",
@@ -75,9 +75,9 @@ GROUPS = {
         "pull": "Write the files of a version, verified.",
         "copy": "Copy a version to or from another registry.",
         "bundle": "Export versions to one file for offline use.",
-        "key": "Make keys to sign with.",
+        "key": "Generate keys to sign with.",
         "sign": "Sign an adapter.",
-        "attest": "Sign what can be computed again about a version.",
+        "attest": "Sign claims about a version that anyone can recompute.",
         "bom": "Write a bill of materials of an adapter.",
         "attach": "Attach files to a version in an OCI registry.",
         "attached": "List the attachments of a version.",
@@ -92,7 +92,7 @@ GROUPS = {
         "show": "Show an adapter.",
         "search": "Search adapters by words and manifest fields.",
         "find": "Find the version that contains a file or its tensors.",
-        "lineage": "Show what an adapter was made from, and what from it.",
+        "lineage": "Show the parents and the children of an adapter.",
         "log": "Show the history of a name.",
     },
     "Maintain": {
@@ -144,6 +144,11 @@ class _Program(click.Group):
         for title, group in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(wide), does) for name, does in group.items()])
+        formatter.write_paragraph()
+        formatter.write_text(
+            "`adapterhub COMMAND --help` shows options and examples. To begin: `adapterhub validate ./my-adapter` checks one, "
+            "`adapterhub push ./my-adapter team/name` stores it, and `adapterhub info` shows where."
+        )
 
 
 def _version(context: click.Context, _option: click.Parameter, value: bool) -> None:

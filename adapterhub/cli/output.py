@@ -109,6 +109,8 @@ def write(text: str = "") -> None:
 
 
 _SHOWN_COLOR = re.compile("\x1b\\[[0-9;]+m")
+# With the spaces before it; a command in backticks is one, so that it can be copied.
+_WORD = re.compile("^ +$| *(?:`[^`]*`|[^ ])+| +$")
 
 
 def _broken(line: str, screen: int) -> list[str]:
@@ -119,7 +121,7 @@ def _broken(line: str, screen: int) -> list[str]:
 
     indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
     pieces, piece = [], ""
-    for word in re.split("(?<=[^ ])(?= )", line):  # with the spaces before it
+    for word in _WORD.findall(line):
         if piece and wide(piece + word) > screen:
             pieces.append(piece)
             piece = indent + word.lstrip(" ")
@@ -158,6 +160,11 @@ def redraw(text: str, *, done: bool) -> None:
         print(_line(text))
 
 
+def flush() -> None:
+    """Send what was printed so far: a pipe or a file would hold the address of a server back until the server ends."""
+    sys.stdout.flush()
+
+
 def write_lines(lines: Iterable[str]) -> None:
     """Print lines of the result."""
     for line in lines:
@@ -169,11 +176,16 @@ def write_document(text: str) -> None:
     print(text)
 
 
-def say(text: str, *, aside: str = "") -> None:
-    """Print one line about the work to stderr; an aside at its end is dim on a terminal with colors."""
+def say(text: str, *, aside: str = "", whole: bool = False) -> None:
+    """Print one line about the work to stderr, broken as by `write` unless it is to be copied whole.
+
+    An aside at its end is dim on a terminal with colors.
+    """
     if aside:
         aside = f"  \x1b[2m{_line(aside)}\x1b[0m" if has_color(sys.stderr) else f"  {_line(aside)}"
-    print(_line(text) + aside, file=sys.stderr)
+    line = _line(text) + aside
+    pieces = _broken(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() and not whole else [line]
+    print("\n".join(pieces), file=sys.stderr)
 
 
 @functools.cache

@@ -200,7 +200,9 @@ _ACCEPTED = (
         help="Key, in PEM: a public one that must have signed it, or a folder of them; repeatable.",
     ),
     click.option(
-        "--identity", metavar="WHO", help="Identity that must have signed it: an email address or a URI, as Sigstore has it."
+        "--identity",
+        metavar="WHO",
+        help="Identity that must have signed it: an email address or a URI, as in its Sigstore certificate.",
     ),
     click.option("--issuer", metavar="URL", help="Issuer of the tokens of --identity."),
     _trust_config,

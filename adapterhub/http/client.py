@@ -272,7 +272,10 @@ class Client:
 
     def given_up(self, error: AgainError, where: str, tries: int) -> RemoteError:
         """The error for an AgainError after the last try."""
-        return GivenUpError(where, error.reason + (f" ({tries} tries)" if tries > 1 else ""), "Try again later")
+        hint = (
+            "Check the address, and that the server is running" if "connection refused" in error.reason else "Try again later"
+        )
+        return GivenUpError(where, error.reason + (f" ({tries} tries)" if tries > 1 else ""), hint)
 
     def close(self) -> None:
         """Close the kept connections."""

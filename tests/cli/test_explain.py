@@ -93,7 +93,7 @@ def test_an_explanation_is_sentences(code: str) -> None:
 
 def test_the_command_explains_one_lists_all_and_knows_what_was_meant(run: Run) -> None:
     shown = run("explain", "rank-config").stdout
-    assert shown.startswith("rank-config: an error of `adapterhub validate`\n")
+    assert shown.startswith("rank-config: an error reported by `adapterhub validate`\n")
     assert "`adapterhub fix` writes the ranks" in shown
     assert "Run `adapterhub list REPOSITORY`" in run("explain", "no-such-tag").stdout
     assert [row["code"] for row in json.loads(run("explain", "--json").stdout)["codes"]] == list(codes())

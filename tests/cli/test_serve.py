@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.cli import engines
+from adapterhub.cli.options import Settings
 from tests.conftest import Run
 from tests.support import folders
 
@@ -55,3 +58,24 @@ def test_a_port_in_use(run: Run, base: Path) -> None:
         port = taken.getsockname()[1]
         done = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", port, code=8)
     assert f"127.0.0.1:{port}: Address already in use. Choose another port" in done.stderr
+
+
+def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "restored afterwards")
+        monkeypatch.delenv(name)
+    chosen: dict[str, Any] = {"url": "", "program": "", "name": None, "max_rank": 8, "nf4": False}
+    wanted: dict[str, Any] = {"most": 1, "one_process": False, "resolves": False, "more": ()}
+    with engines.opened(str(base), Settings(), engine="torch", **chosen, **wanted) as found:
+        assert found.engine.name == "torch"
+        assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")
+
+
+def test_an_adapter_in_the_place_of_the_base_is_told_apart(run: Run, tmp_path: Path) -> None:
+    folders.adapter(tmp_path / "adapter", folders.pairs(1, size=(8, 8)))
+    error = run("serve", tmp_path / "adapter", code=3).stderr
+    assert "adapter: is an adapter, not a base model. Name the folder or the .gguf file of the base" in error
+
+
+def test_a_mistyped_engine_names_the_one_that_was_meant(run: Run) -> None:
+    assert "Did you mean vllm?" in run("serve", "base", "--engine", "vlm", code=2).stderr

@@ -234,7 +234,23 @@ def test_color_and_long_lines_break_between_words() -> None:
     assert output._broken("\x1b[31merror\x1b[0m in a word", 16) == ["\x1b[31merror\x1b[0m in a word"]
     assert output._broken("\x1b[31merror\x1b[0m in a word", 12) == ["\x1b[31merror\x1b[0m in a", "  word"]
     assert output._broken("sha256:0123456789", 8) == ["sha256:0123456789"]
+    assert output._broken("error: run `adapterhub list` first", 24) == ["error: run", "  `adapterhub list`", "  first"]
+    assert output._broken("an odd ` is a word", 10) == ["an odd `", "  is a", "  word"]
+    assert output._broken("  ", 8) == ["  "]
     assert output._broken("", 8) == [""]
+
+
+def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(world: World) -> None:
+    code, _, err = world.terminal(["show", "team/sql:nosuch"], TERM="xterm", NO_COLOR="1")
+    lines = err.replace("\r\n", "\n").splitlines()
+    assert (code, " ".join(line.strip() for line in lines)) == (
+        3,
+        " ".join(world.piped(["show", "team/sql:nosuch"]).stderr.split()),
+    )
+    assert max(map(len, lines)) <= COLUMNS < len(" ".join(lines))
+    assert any("`adapterhub list team/sql`" in line for line in lines)
+    _, _, err = world.terminal(["convert", "sql", "sql-mlx", "--to", "mlx", "--base", "base"], TERM="xterm", NO_COLOR="1")
+    assert "run it: mlx_lm.generate --model base --adapter-path sql-mlx --prompt Hello\r\n" in err
 
 
 def test_an_error_that_nobody_reads_is_one_line_at_most(world: World) -> None:

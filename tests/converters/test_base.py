@@ -121,7 +121,11 @@ def _gguf(path: Path, **metadata: str) -> None:
         ("missing", None, "no such file or folder"),
         ("x.gguf", b"hello", "not a GGUF file"),
         ("x", {"m.gguf": b""}, "there is no config.json. Name the file itself, m.gguf"),
-        ("x", {"adapter_config.json": b"{}"}, "not a base model: there is no config.json"),
+        (
+            "x",
+            {"adapter_config.json": b"{}", "adapter_model.safetensors": b""},
+            "is an adapter, not a base model. Name the folder",
+        ),
         ("x", {"config.json": b"[]"}, "not a JSON object"),
         ("x", {"config.json": b"{}", "model.safetensors": b"123"}, "not a safetensors file"),
         (

@@ -115,8 +115,8 @@ def test_the_life_of_a_remote(run: Run, tmp_path: Path) -> None:
     run("remote", "default", "free")
     run("remote", "rm", "free")
     assert file.read_text() == '[remotes.team]\nurl = "oci://registry.example/a"\n'
-    assert "There are team" in run("remote", "default", code=2).stderr
-    assert "There are team" in run("remote", "default", "nobody", code=3).stderr
+    assert "Name one of team" in run("remote", "default", code=2).stderr
+    assert "Name one of team" in run("remote", "default", "nobody", code=3).stderr
     run("remote", "rm", "free", code=3)
 
 
@@ -205,7 +205,8 @@ def test_a_remote_that_was_asked_is_not_offered_again(run: Run, host: str, make:
 
 def test_an_argument_read_as_the_name_is_named_in_the_error(run: Run) -> None:
     assert "Write --remote last" in run("push", "--remote", "./sql", "team/sql", code=2).stderr
-    assert "there is no default remote" in run("pull", "team/sql", "--remote", code=2).stderr
+    none = run("pull", "team/sql", "--remote", code=2).stderr
+    assert "there is no default remote. Add one with `adapterhub remote add NAME URL --default`" in none
 
 
 def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, make: Make, tmp_path: Path) -> None:

@@ -396,7 +396,7 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
     wrong = run("push", make(), "hf://org/sql", env={**nobody, "HF_TOKEN": "hf_not-the-token"}, code=5)
     assert "not-the-token" not in wrong.stderr + wrong.stdout
     made = run("push", make(), "hf://org/sql", env=right)
-    assert "created the repository hf://org/sql; with the hub's default visibility" in made.stderr
+    assert "created the repository hf://org/sql, with the hub's default visibility" in made.stderr
     private.repos["org/sql"].private = True
     assert "no such repository" in run("pull", "hf://org/sql", "-o", "out", env=nobody, code=3).stderr
     (tmp_path / "hf/token").write_text(TOKEN + "\n")
@@ -415,7 +415,7 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
 def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: Hub, tmp_path: Path) -> None:
     source, env = make(), {"HF_ENDPOINT": private.url, "HF_TOKEN": TOKEN}
     run("push", source, "hf://org/public", env=env)
-    assert "it is private" in run("push", source, "hf://org/secret", "--private", env=env).stderr
+    assert "hf://org/secret, private" in run("push", source, "hf://org/secret", "--private", env=env).stderr
     assert [private.repos[name].private for name in ("org/public", "org/secret")] == [False, True]
     run("pull", "hf://org/secret", "-o", "out", env=env)
     for ref in ("team/sql", "oci://127.0.0.1:9/team/sql"):

@@ -55,7 +55,7 @@ def test_a_push_sends_what_it_needs_and_writes_nothing(started: Run, hub: Hub, a
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "AI_AGENT": "some-agent"}
     done = started("push", adapter, "hf://org/sql", env=env)
     commit = hub.repos["org/sql"].branches["main"].oid
-    created = "created the repository hf://org/sql; with the hub's default visibility"
+    created = "created the repository hf://org/sql, with the hub's default visibility"
     assert sorted(done.stderr.splitlines()) == [f"commit {commit}", created]
     assert not (tmp_path / "hf").exists()
     assert {headers["user-agent"] for _, _, headers in hub.requests} == {"adapterhub"}

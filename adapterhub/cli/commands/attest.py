@@ -41,7 +41,7 @@ def attest(
     parents: tuple[Path, ...],
     builder: str | None,
 ) -> None:
-    """Sign in-toto statements about a version that anybody who has the inputs can compute again.
+    """Sign in-toto statements about a version that anyone with the inputs can recompute.
 
     Each statement is computed first; one that does not hold is refused (exit 6). Statements are stored and attached as
     signatures are, and a policy can require them. They are about the bytes of the version, whatever its name is.

@@ -128,7 +128,7 @@ def convert(
         output.write(f"{target}: {losses.summary(report)}")
         losses.write(report, output.write, verbose=verbose)
         if runs:
-            output.say(f"run it: {runs}")
+            output.say(f"run it: {runs}", whole=True)
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -163,6 +163,6 @@ def _convert_model(
             fused.text(report)
         else:
             output.write(f"{target}: {len(made.files)} files, {output.size(made.size)}")
-        output.say(f"run it: {runs}")
+        output.say(f"run it: {runs}", whole=True)
 
     output.emit(document, as_json=settings.as_json, text=text)

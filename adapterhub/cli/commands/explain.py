@@ -42,10 +42,12 @@ def explain(settings: Settings, code: str | None) -> None:
 
     def text() -> None:
         article = "a" if one.kind != "error" else "an"
-        output.write(f"{one.code}: {article} {one.kind}{f' of `adapterhub {one.reported_by}`' if one.reported_by else ''}")
+        output.write(
+            f"{one.code}: {article} {one.kind}{f' reported by `adapterhub {one.reported_by}`' if one.reported_by else ''}"
+        )
         for paragraph in (one.meaning and f"{one.meaning[0].upper()}{one.meaning[1:]}.", one.text, one.fix and f"{one.fix}."):
             if paragraph:
                 output.write()
-                output.write(paragraph)
+                output.write_lines(output.wrapped(paragraph, output.width()))
 
     output.emit(one._asdict(), as_json=settings.as_json, text=text)

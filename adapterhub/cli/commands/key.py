@@ -20,9 +20,9 @@ _KINDS = ("p256", "p384", "p521", "ed25519")  # as in adapterhub.trust.keys, whi
     adapterhub sign ./sql --key team.key""",
 )
 def key() -> None:
-    """Make keys to sign adapters with.
+    """Generate keys to sign adapters with.
 
-    A signature is by a private key and is verified with the public key that belongs to it, which is no secret.
+    A private key signs; the public key that belongs to it, which is no secret, verifies the signature.
     """
 
 

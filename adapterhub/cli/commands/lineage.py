@@ -26,7 +26,8 @@ from adapterhub.cli.views import lineage as view
 def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote: str | None) -> None:
     """Show what an adapter was made from, and what was made from it.
 
-    Its parents with their weights, and theirs; the base and the training data of each; adapters merged or converted from it.
+    Upward: its parents with their weights, their parents, and the base and training data of each. Downward: adapters that were
+    trained further, merged or converted from it.
     """
     from adapterhub.ref import Ref
     from adapterhub.registry.lineage import trace

@@ -14,6 +14,7 @@ from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
     QUANTIZED,
+    Choice,
     Settings,
     command,
     dry_run_option,
@@ -55,7 +56,7 @@ _INTO = (
     click.option(
         "--requantize",
         metavar="TYPE",
-        type=click.Choice(_REQUANTIZE),
+        type=Choice(_REQUANTIZE),
         help="With --into: quantize floats and changed tensors of a GGUF to q8_0, q6_k, q5_k, q4_k or the like, a Hugging Face "
         "folder to a GGUF in a mixture such as q4_k_m, or its linear layers to nf4, as bitsandbytes does.",
     ),

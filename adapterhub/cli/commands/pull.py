@@ -87,9 +87,9 @@ def pull(
     have are left untouched. A folder with changes of your own is refused, with the names of the files; --replace discards them.
 
     --to converts it under the rules of `adapterhub convert`; the registry caches the result, so that the next pull is a copy.
-    --require-signature refuses, before a file is fetched, what nobody has signed under this name who is named by --key or by
-    --identity, or else by the project's policy. The signature is written as model.sig. --remember has the signer known: then
-    all that comes from the namespace must be signed by it, with no option.
+    --require-signature refuses, before any file is fetched, a version that is not signed under this name by one of --key and
+    --identity, or without these by a signer of the project's policy. The signature is written as model.sig. --remember records
+    the signer: from then on everything from the namespace must be signed by it, without an option.
 
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import environment, inputs, output
 from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
-from adapterhub.cli.options import Settings, base_option, command
+from adapterhub.cli.options import Choice, Settings, base_option, command
 
 if TYPE_CHECKING:
     from adapterhub.serve.served import Served
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     adapterhub resolve oci://registry.example/team/sql:v2 --for llama.cpp --base hf://Qwen/Qwen3-0.6B""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("--for", "runtime", type=click.Choice(environment.RUNTIMES), required=True, help="Runtime that serves it.")
+@click.option("--for", "runtime", type=Choice(environment.RUNTIMES), required=True, help="Runtime that serves it.")
 @base_option("the one that it is served on; whatever does not fit it is refused.")
 @remote_option
 @click.pass_obj

@@ -22,7 +22,7 @@ from adapterhub.cli.options import Settings, command, headers_only_option
 @remote_option
 @click.pass_obj
 def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_only: bool, remote: str | None) -> int:
-    """Scan an adapter for what could run code or mislead; nothing in it is run or loaded.
+    """Scan an adapter for code and misleading content; nothing in it is run or loaded.
 
     SRC is a folder, a file, a ref or an address, and need not be an adapter. It is searched for pickles, archives and programs
     under any name, bytes hidden in weights, configs that import code, chat templates that leave their sandbox or watch for

@@ -118,5 +118,6 @@ def serve(
             document = {"url": address, "base": found.name, "engine": found.engine.name}
             text = f"{address}/v1  serves {found.name} by {found.engine.name}; stop it with Ctrl-C"
             output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
+            output.flush()
 
         server.serve(gateway, found.engine, ready=ready)

@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import environment, inputs
 from adapterhub.cli.environment import on_remote, remote_option, workspace
-from adapterhub.cli.options import Settings, base_option, command, headers_only_option, max_rank_option
+from adapterhub.cli.options import Choice, Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
@@ -46,10 +46,10 @@ def _files(_context: click.Context, option: click.Parameter, values: tuple[str, 
     "--for",
     "runtimes",
     multiple=True,
-    type=click.Choice(environment.RUNTIMES),
+    type=Choice(environment.RUNTIMES),
     help="Runtime that must apply the adapter, or the check fails; repeatable.",
 )
-@click.option("--format", "style", type=click.Choice(_FORMATS), default="text", show_default=True, help="Report format.")
+@click.option("--format", "style", type=Choice(_FORMATS), default="text", show_default=True, help="Report format.")
 @click.option(
     "--output-file",
     "files",

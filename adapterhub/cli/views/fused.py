@@ -60,8 +60,8 @@ def text(report: FuseReport) -> None:
     if errors:
         original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
         _write(
-            f"  trained on a base in 4 bits: onto the original weights, what it learned is up to {original:.2%} off; "
-            f"--onto as-trained: {trained:.2%}"
+            f"  trained on a base in 4 bits: on the original weights its effect is off by up to {original:.2%}, with "
+            f"--onto as-trained by up to {trained:.2%}"
         )
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):

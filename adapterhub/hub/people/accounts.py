@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adapterhub.hub.database import HubDatabase
-from adapterhub.ref import parse_name
+from adapterhub.ref import RefError, parse_name
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, UsageError
 
@@ -56,6 +56,8 @@ def check_role(role: str) -> None:
 
 def check_namespace(name: str) -> str:
     """Return a name that a namespace or an account may have; RefError for another."""
+    if "/" in name:
+        raise RefError(name[:80], "is not a namespace", "Write it without a slash, like team")
     parse_name(f"{name}/x", name)
     return name
 
@@ -73,7 +75,7 @@ def add(database: HubDatabase, name: str) -> None:
     check_namespace(name)
     with database.transaction():
         if database.select("SELECT 1 FROM accounts WHERE name = ? AND removed IS NULL", name):
-            raise ConflictError(name, "an account of this name exists already", "Choose another name")
+            raise ConflictError(name, "an account with this name already exists", "Choose another name")
         ensure(database, name)
 
 
@@ -104,7 +106,7 @@ def check_account(database: HubDatabase, name: str) -> None:
 
 
 def _no_account(name: str) -> NotFoundError:
-    return NotFoundError(name[:80], "no account of this name", "List the accounts")
+    return NotFoundError(name[:80], "no account with this name", code="no-such-account")
 
 
 def listed(database: HubDatabase) -> list[Account]:
@@ -136,7 +138,7 @@ def set_member(database: HubDatabase, namespace: str, account: str, role: str) -
 def remove_member(database: HubDatabase, namespace: str, account: str) -> None:
     """Take an account's role in a namespace away; NotFoundError if it has none."""
     if not database.execute("DELETE FROM members WHERE namespace = ? AND account = ?", namespace, account):
-        raise NotFoundError(f"{account[:80]} in {namespace[:80]}", "no such member", "List the accounts")
+        raise NotFoundError(f"{account[:80]} in {namespace[:80]}", "no such member", code="no-such-account")
 
 
 def roles(database: HubDatabase, account: str) -> dict[str, str]:

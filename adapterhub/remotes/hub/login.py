@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 from adapterhub.bases.hub_address import Hub
 from adapterhub.http.client import Answer
+from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub_converters.errors import FormatError, RemoteError
@@ -95,7 +96,11 @@ class HubLogin:
         """
         Hub(self.endpoint, token).checked_token()
         with closing(HubWire.to(self.endpoint, self._checked(token), proxy=self.proxy)) as wire:
-            answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
+            try:
+                answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
+            except DeniedError as error:
+                hint = "Check that it is complete, and neither expired nor revoked"
+                raise DeniedError(self.endpoint, "the hub refuses the token", hint) from error
         name = str(self._parsed(answer).get("name") or "")
         if not name.isprintable() or ":" in name:
             raise FormatError(self.endpoint, "the hub does not report whose token it is")

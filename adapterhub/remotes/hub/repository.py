@@ -303,8 +303,8 @@ class HubRepository(Connected):
                 self._refs = self._client.refs()
             except NotFoundError:
                 if self._writer.create(private=self.private):
-                    readers = "it is private" if self.private else "with the hub's default visibility"
-                    self.notes.append(f"created the repository {self.where}; {readers}")
+                    readers = "private" if self.private else "with the hub's default visibility"
+                    self.notes.append(f"created the repository {self.where}, {readers}")
                 self._refs = self._client.refs()
         return self._refs
 

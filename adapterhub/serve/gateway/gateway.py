@@ -158,7 +158,7 @@ class Gateway:
     def admitted(self, key: Key | None) -> Iterator[None]:
         """Count a request until it ends; ProblemError for one too many."""
         if not self.ready:
-            raise ProblemError(503, "The engine is being started", code=DOWN, seconds=2)
+            raise ProblemError(503, "The engine is starting", code=DOWN, seconds=2)
         if key is not None and key.windows is not None and (window := key.windows.count(key.name)).over:
             raise ProblemError(429, f"More than {key.windows.most} requests", code=BUSY, seconds=window.seconds)
         if key is not None and key.tokens is not None and (window := key.tokens.count(key.name, 0)).over:

@@ -15,6 +15,7 @@ from adapterhub.hub.people import accounts, tokens
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
+from tests.conftest import Run
 from tests.hub.conftest import Running, client
 
 
@@ -139,3 +140,19 @@ def test_a_namespace_of_before_takes_any_artifact(tmp_path: Path, monkeypatch: p
         assert accounts.namespace(database, "team") == Namespace("team", "members", 5)
         accounts.settle(database, Namespace("team", adapters_only=True))
         assert accounts.namespaces(database) == [Namespace("team", adapters_only=True)]
+
+
+def test_the_commands_about_accounts_tell_what_to_do_next(run: Run, tmp_path: Path) -> None:
+    """A secret is alone on stdout, for `$(…)`; no hint is about the other hub that a command without --registry takes."""
+    empty = run("hub", "user", "list", "--registry", tmp_path / "elsewhere").stderr
+    assert f"no accounts yet in the hub of {tmp_path / 'elsewhere'}; add one with `adapterhub hub user add NAME`" in empty
+    made = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub")
+    assert (made.stdout[:3], made.stdout.count("\n")) == ("hf_", 1)
+    assert made.stderr == "save it now, it is not shown again: anyone who has it can act as the account\n"
+    missing = run("hub", "member", "set", "team", "bo", "--role", "read", "--registry", tmp_path / "hub", code=3).stderr
+    assert missing.startswith("error: bo: no account with this name. `adapterhub hub user list` shows the accounts")
+    twice = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub", code=7).stderr
+    assert "ada: an account with this name already exists. Choose another name" in twice
+    slash = run("hub", "user", "add", "b/o", "--registry", tmp_path / "hub", code=2).stderr
+    assert "b/o: is not a namespace. Write it without a slash, like team" in slash
+    assert "HF_TOKEN" in run("hub", "token", "create", "--help").stdout

@@ -211,6 +211,7 @@ def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, m
 
     refused = given("hf_no")
     assert (refused.returncode, refused.stderr.count("\n"), (tmp_path / "docker").exists()) == (5, 1, False)
+    assert "the hub refuses the token. Check that it is complete" in refused.stderr
     assert "logged in as alice" in given(hub.token).stdout
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import output
+from adapterhub.cli import environment, output
 from adapterhub.cli.options import Command, Group, Settings
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
 from .tables import changed_database, emit_once, emit_removed, of_hub
-from .tokens import BEARER, ROLES
+from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
     from adapterhub.hub.people.accounts import Account, Namespace
@@ -58,7 +58,7 @@ def add(settings: Settings, *, name: str, role: str | None) -> None:
         if role:
             accounts.set_member(database, accounts.EVERYWHERE, name, role)
         made = tokens.create(database, name, accounts.ROLES[-1], kind=tokens.PERSONAL)
-    emit_once(settings, {"account": name, "role": role, "token": made}, made, BEARER)
+    emit_once(settings, {"account": name, "role": role, "token": made}, made, ONCE)
 
 
 _USERS = (Column("ACCOUNT"), Column("ROLES"), Column("SINCE", drop=1))
@@ -76,12 +76,15 @@ def list_(settings: Settings) -> None:
     from adapterhub.hub.people import accounts
 
     found = of_hub(settings, accounts.listed)
-    output.emit({"accounts": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _users_text(found))
+    output.emit(
+        {"accounts": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _users_text(settings, found)
+    )
 
 
-def _users_text(found: list[Account]) -> None:
+def _users_text(settings: Settings, found: list[Account]) -> None:
     if not found:
-        output.say("no accounts yet; add one with `adapterhub hub user add NAME`")
+        where = output.one_line(str(environment.registry_folder(settings)))
+        output.say(f"no accounts yet in the hub of {where}; add one with `adapterhub hub user add NAME`")
         return
     output.write_table(
         _USERS, [[one.name, " ".join(f"{space}={role}" for space, role in one.roles.items()), one.created] for one in found]

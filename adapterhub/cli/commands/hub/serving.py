@@ -143,6 +143,7 @@ def start(
         output.emit(
             {"url": address, "registry": str(chosen.registry)}, as_json=settings.as_json, text=lambda: output.write(text)
         )
+        output.flush()
 
     server.serve(chosen, ready=ready)
 

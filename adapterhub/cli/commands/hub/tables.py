@@ -44,7 +44,8 @@ def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: st
     """Print a secret that cannot be shown again; `use` tells people what it is for."""
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(secret))
     if not settings.as_json:
-        output.say(f"this is shown once; {use}")
+        output.flush()  # where both go to one place, the secret comes first
+        output.say(f"save it now, it is not shown again: {use}")
 
 
 def emit_removed(settings: Settings, kind: str, name: str | int, **more: str) -> None:

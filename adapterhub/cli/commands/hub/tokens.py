@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adapterhub.hub.people.tokens import Token
 
 ROLES = ("read", "write", "admin")
-BEARER = "anyone who has it can act as the account"
+ONCE = "anyone who has it can act as the account"
 
 
 @click.group(
@@ -51,20 +51,20 @@ def token() -> None:
 def create(settings: Settings, *, name: str, role: str, namespaces: tuple[str, ...], days: float | None) -> None:
     """Create a token for the account NAME, which is created if it is missing. The token is shown once.
 
-    HF_BEARER takes it; oras, skopeo and docker take it as a password, with any user name.
+    Set HF_TOKEN to it; oras, skopeo and docker take it as a password, with any user name.
     """
     from adapterhub.hub.people import tokens
 
     with changed_database(settings, "token.create", name, f"{role} {' '.join(namespaces)}".strip()) as database:
         made = tokens.create(database, name, role, namespaces=namespaces, lifetime=days * 86400 if days else None)
     document = {"account": name, "role": role, "namespaces": list(namespaces), "token": made}
-    emit_once(settings, document, made, BEARER)
+    emit_once(settings, document, made, ONCE)
 
 
 _LIST = (
     Column("ID"),
     Column("ACCOUNT"),
-    Column("BEARER"),
+    Column("TOKEN"),
     Column("ROLE"),
     Column("NAMESPACES", drop=2),
     Column("KIND", drop=3),

@@ -16,7 +16,7 @@ from .tables import changed_database, emit_once, emit_removed, of_hub
 @click.group(
     "webhook",
     cls=Group,
-    short_help="Tell others of new versions and moved tags.",
+    short_help="Notify other services of new versions and moved tags.",
     example="""
     adapterhub hub webhook add team https://ci.example/hooks/adapters""",
 )

@@ -151,7 +151,10 @@ def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
 def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
     """A note on what is assumed of a GGUF of the base that is not given."""
     if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
-        yield "for a GGUF of the base with separate projections, as llama.cpp makes it; name another one as the base"
+        yield (
+            "for a GGUF of the base in which q, k, v, gate and up are separate tensors, as llama.cpp's converter writes it; "
+            "if yours fuses them, give it as the base"
+        )
 
 
 def _file_order(target: str) -> tuple[int, str]:
