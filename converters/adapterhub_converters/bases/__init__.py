@@ -42,7 +42,9 @@ def read_base(path: Path) -> BaseSpec:
         if (path / hf.PIPELINE_INDEX).is_file():
             return hub_layout.named(hf.read_pipeline(path), path)
         if (path / ADAPTER_CONFIG).is_file():
-            raise NotFoundError(str(path), "is an adapter, not a base model", "Name the folder or the .gguf file of the base")
+            raise NotFoundError(
+                str(path), "is an adapter, not a base model", "Name the folder or the .gguf file of the base", code="not-a-base"
+            )
         found = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
         hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
         raise NotFoundError(str(path), "not a base model: there is no config.json", hint, code="not-a-base")
