@@ -22,7 +22,6 @@ from tests.conftest import Run, need_module  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
 from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
 
-pytestmark = pytest.mark.xdist_group("generation")
 KINDS = {
     "plain": {},
     "rslora": {"use_rslora": True, "r": 3},

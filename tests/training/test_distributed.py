@@ -23,8 +23,6 @@ from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import ROOT, Run  # noqa: E402
 from tests.training.test_trainer import settings  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
-
 
 def of_two() -> dict[str, str]:
     """What torchrun tells two processes that it starts, but for which each is."""

@@ -15,8 +15,6 @@ import pytest
 from tests.support.opens import opens
 from tests.training.conftest import write_tokenizer
 
-pytestmark = pytest.mark.xdist_group("training")
-
 # transformers opens config.json and the tokenizer's files itself, some of them several times: its opens are not counted.
 TRANSFORMERS = """
 import collections, json, os, sys
