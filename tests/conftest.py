@@ -31,9 +31,7 @@ LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bit
 TOGETHER = {
     "learning": (
         "tests/attacks/test_chat_templates", "tests/attacks/test_code_in_a_base", "tests/attacks/test_hostile_tokenizers",
-        "tests/cli/test_train_command", "tests/generation/", "tests/training/test_bases", "tests/training/test_chat_template",
-        "tests/training/test_distributed", "tests/training/test_explain", "tests/training/test_opens",
-        "tests/training/test_survey", "tests/training/test_trainer",
+        "tests/cli/test_train_command", "tests/generation/", "tests/training/",
     ),
     "llama.cpp": (
         "tests/converters/test_gguf_architectures", "tests/converters/test_gguf_by_rule",
@@ -197,5 +195,19 @@ def run(tmp_path: Path, servers: Callable[..., forked.Forked], started: Run) -> 
         if not server.can(environment):
             return started(*args, cwd=cwd, env=env, code=code, first=first)
         return _checked(server.run(words, cwd or tmp_path, environment, first), code)
+
+    return call
+
+
+@pytest.fixture
+def learn(tmp_path: Path, servers: Callable[..., forked.Forked]) -> Run:
+    """Run `code` with `sys.argv[1:]` in a process of its own, forked from one that has imported torch and transformers."""
+
+    def call(code: str, *args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
+        if sys.platform == "linux":
+            return servers(*LEARNING).run(words, tmp_path, environment, f"{code}\nraise SystemExit")
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     return call

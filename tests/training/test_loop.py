@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
 from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
 from adapterhub.training.model.loading import dequantize  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
-from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.conftest import Run, need_module  # noqa: E402
 from tests.training.conftest import load_base  # noqa: E402
 from tests.training.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
 from tests.training.test_trainer import RUN, contents, settings  # noqa: E402
@@ -242,26 +240,12 @@ def test_dequantized_experts_compute_the_same() -> None:
     assert (stack(x, [3, 0, 4]) == before).all()
 
 
-KILLED = RUN.replace(
-    'print("step", event.step, flush=True)', 'print("step", event.step, flush=True); import time; time.sleep(0.2)'
-)
-
-
-def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny_base: Path) -> None:
     """With all that is drawn by chance, and a best that lies before the checkpoint."""
     path = spoiling(tmp_path, tiny_base, neftune=5.0, save_every=3, steps=8, samples=["3 times 3"], sample_tokens=4)
     path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
     training.run(training.read_config(path), tmp_path / "whole")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == "step 4\n":
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    assert learn(RUN, path, tmp_path / "out", 4, int(signal.SIGKILL)).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     events: list[training.Event] = []
     training.run(training.read_config(path), tmp_path / "out", on_event=events.append)
