@@ -102,6 +102,9 @@ def test_only_factors_decay(tiny_base: Path) -> None:
             torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
+WAITING = {"steps": 3, "threads": 2, "rows": 2}
+
+
 def poisoned(layer: Any, steps: set[int]) -> None:
     """Have the gradient of a layer be infinite in some of its steps."""
     count = iter(range(1000))
@@ -128,21 +131,35 @@ def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> No
         loop.run(made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None)
 
 
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, bytes]:
+    """What a training of three steps in two threads writes where nothing is said of them."""
+    folder = tmp_path_factory.mktemp("quiet")
+    training.run(training.read_config(settings(folder, tiny_base, **WAITING)), folder / "out")
+    return contents(folder / "out")
+
+
 @pytest.mark.parametrize(("busy", "gain", "notes"), [(True, 2.5, 1), (True, 1.1, 0), (False, 2.5, 0)])
 def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
-    busy: bool, gain: float, notes: int, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    busy: bool,
+    gain: float,
+    notes: int,
+    tmp_path: Path,
+    tiny_base: Path,
+    quiet: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How busy this machine is, and how fast, no test can know; the trial itself runs."""
     trial = devices.gain_of_one_thread
     monkeypatch.setattr(devices, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
-    plan, said = training.read_config(settings(tmp_path, tiny_base, steps=12, threads=2, rows=2)), []
-    training.run(plan, tmp_path / "quiet")
+    monkeypatch.setattr(loop, "_SETTLED", 2)
+    plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
     monkeypatch.setattr(loop, "cores_are_busy", lambda: busy)
     training.run(plan, tmp_path / "out", on_event=said.append)
     noted = [event.text for event in said if isinstance(event, training.Noted)]
     assert len(noted) == notes
     assert all("with threads = 1 it would be about 2.5 times as fast" in note for note in noted)
-    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
+    assert contents(tmp_path / "out") == quiet
 
 
 @pytest.mark.parametrize(

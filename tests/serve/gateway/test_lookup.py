@@ -76,7 +76,11 @@ def test_a_moved_tag_is_seen_when_the_time_is_over(remote: Remote) -> None:
     assert remote.lookup.is_up
 
 
-def test_what_is_known_stays_while_the_remote_is_away(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_known_stays_while_the_remote_is_away(
+    remote: Remote, quick: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a request that waits no longer for the remote, which is still tried."""
+    monkeypatch.setattr("adapterhub.serve.gateway.lookup._PATIENCE", 0.02)
     one, two = remote.digests
     assert remote.find("team/sql:prod") == one
     assert remote.find(f"team/sql@{two}") == two
