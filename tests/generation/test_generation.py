@@ -180,6 +180,8 @@ def test_a_real_model_answers_in_llama_cpp_with_and_without_the_adapter(run: Run
     assert made["prompt"].endswith("<|im_start|>assistant\n")
     run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", smollm2)
     assert json.loads(run("run", "sql.gguf", *question, "--json", "--no-base").stdout)["text"] == made["text"]
+    shown = run("run", "sql", *question).stdout
+    assert shown == f"with the adapter:\n{made['text']}\n\nbase alone:\n{made['base_text']}\n"
 
 
 def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_path: Path) -> None:
@@ -201,8 +203,6 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
     by_argument = json.loads(run("run", "sql", "hello", *shared, "--no-base").stdout)
     assert (by_file["prompt"], by_file["text"]) == (by_argument["prompt"], by_argument["text"])
     assert by_argument["base_text"] is None
-    shown = run("run", "sql", "hello", *shared[:-1]).stdout
-    assert shown == f"with the adapter:\n{by_file['text']}\n\nbase alone:\n{by_file['base_text']}\n"
     assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
     assert "--system" in run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr
 

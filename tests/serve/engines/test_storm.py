@@ -26,5 +26,5 @@ def test_torch_with_more_versions_than_slots(models: Models, tmp_path: Path) -> 
 @pytest.mark.peer
 def test_llama_cpp_with_more_versions_than_processes(models: Models, tmp_path: Path) -> None:
     options = ("--program", llama_server.program(), "--max-adapters", 10)
-    with storm.storm(models, models.gguf, tmp_path, *options, more={"logit_bias": serving.BIAS}, prompts=3) as found:
+    with storm.storm(models, models.gguf, tmp_path, *options, more={"logit_bias": serving.BIAS}) as found:
         assert storm.run(found)["unloads"] > 0

@@ -257,7 +257,7 @@ def test_what_a_tag_moves_to_is_made_ready_before_it_is_asked_for(gateway: Gatew
 
 def test_a_registry_that_is_gone_for_a_while(models: Models, tmp_path: Path) -> None:
     serving.registry(tmp_path / "registry", models, 1).close()
-    with running(models, tmp_path) as gateway:
+    with running(models, tmp_path, "--poll", 0.1) as gateway:
         assert gateway.complete("team/a0", P).status == 200
         (tmp_path / "registry").rename(tmp_path / "away")
         lost = gateway.complete("team/a0", P)
