@@ -43,7 +43,9 @@ TOGETHER = {
 
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the
 # same examples each time, so that nobody's change fails by those of another day.
-settings.register_profile("adapterhub", deadline=None, derandomize=bool(os.environ.get("ADAPTERHUB_REQUIRE_PEERS")))
+settings.register_profile(
+    "adapterhub", max_examples=50, deadline=None, derandomize=bool(os.environ.get("ADAPTERHUB_REQUIRE_PEERS"))
+)
 settings.load_profile("adapterhub")
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
