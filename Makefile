@@ -45,7 +45,7 @@ demo: $(DONE)-demo
 # workers for two cores: many tests wait for a process, a server or a kill. Bytecode is made first and kept,
 # without which each of thousands of processes compiles its modules again (0.4 s).
 COMPILE := $(BIN)/python -m compileall -q adapterhub converters schemas
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --durations 25 --durations-min 4
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 4
 ARGS ?=
 test: $(DONE)-dev
 	@echo "-> tests"
@@ -64,7 +64,7 @@ INCLUDE ?=
 coverage: $(DONE)-dev
 	@echo "-> coverage"
 	@rm -rf build/coverage && mkdir -p build/coverage
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadgroup $(TESTS)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report $(if $(INCLUDE),--include '$(INCLUDE)')
 

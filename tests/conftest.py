@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -28,13 +28,48 @@ CHECKING = ("jsonschema.validators", "rfc3339_validator")
 TORCH = {"train", "eval", "run", "chat"}
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 
+# Files for the same worker, because what they share takes seconds to start: a process that has imported torch, llama.cpp's
+# conversion of models, the host's models.
+TOGETHER = {
+    "learning": (
+        "tests/attacks/test_chat_templates", "tests/attacks/test_code_in_a_base", "tests/attacks/test_hostile_tokenizers",
+        "tests/cli/test_chat", "tests/cli/test_train_command", "tests/generation/", "tests/training/",
+    ),
+    "llama.cpp": (
+        "tests/converters/test_gguf_architectures", "tests/converters/test_gguf_by_rule",
+        "tests/merging/into_base/test_folder_by_rule", "tests/merging/into_base/test_folder_to_gguf",
+        "tests/merging/into_base/test_fuse_gguf",
+    ),
+    "host": ("tests/serve/host/",),
+}  # fmt: skip
+
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the
 # same examples each time, so that nobody's change fails by those of another day.
-settings.register_profile("adapterhub", deadline=None, derandomize=bool(os.environ.get("ADAPTERHUB_REQUIRE_PEERS")))
+settings.register_profile(
+    "adapterhub", max_examples=50, deadline=None, derandomize=bool(os.environ.get("ADAPTERHUB_REQUIRE_PEERS"))
+)
 settings.load_profile("adapterhub")
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files, so that what the tests of a file share is made once, and not once a worker.
+
+    Not by `xdist_group`: pytest 9.2 ignores the node IDs by which xdist 3.8 groups tests.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((group for group, files in TOGETHER.items() if file.startswith(files)), file)
+
+    return Together(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -184,5 +219,19 @@ def terminal(tmp_path: Path, servers: Callable[..., forked.Forked]) -> Terminal:
         words, environment = [str(arg) for arg in args], _environment(tmp_path, {"COLUMNS": str(columns), "LINES": "24"})
         server = servers(*_imported_for(words))
         return server.on_terminals(words, cwd or tmp_path, environment, first, typed=typed)[1][0]
+
+    return call
+
+
+@pytest.fixture
+def learn(tmp_path: Path, servers: Callable[..., forked.Forked]) -> Run:
+    """Run `code` with `sys.argv[1:]` in a process of its own, forked from one that has imported torch and transformers."""
+
+    def call(code: str, *args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        words, environment = [str(arg) for arg in args], _environment(tmp_path, env)
+        if sys.platform == "linux":
+            return servers(*LEARNING).run(words, tmp_path, environment, f"{code}\nraise SystemExit")
+        command = [sys.executable, "-c", code, *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     return call

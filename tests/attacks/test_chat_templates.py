@@ -13,7 +13,6 @@ from tests.conftest import need_module
 from tests.training.conftest import TEMPLATE, tiny_base, tokenizer
 
 __all__ = ["tiny_base", "tokenizer"]
-pytestmark = pytest.mark.xdist_group("training")
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "reasoning_content": "hm"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 

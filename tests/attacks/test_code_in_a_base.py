@@ -21,7 +21,6 @@ from tests.conftest import Run  # noqa: E402
 from tests.training.conftest import load_base, tiny_base  # noqa: E402
 
 __all__ = ["tiny_base"]
-pytestmark = pytest.mark.xdist_group("training")
 # Whatever is imported of the base leaves this file.
 CODE = "import pathlib\npathlib.Path(__file__).with_name('ran').write_text('')\nraise SystemExit\n"
 MODULES = {f"Auto{what}": f"own.Own{what}" for what in ("Config", "Model", "ModelForCausalLM")}

@@ -22,7 +22,6 @@ from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402
 
 __all__ = ["tiny_base"]
-pytestmark = pytest.mark.xdist_group("training")
 
 
 @pytest.fixture

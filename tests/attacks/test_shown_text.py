@@ -21,7 +21,7 @@ from adapterhub_converters import display
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
-from tests.conftest import TORCH, Run, need_module
+from tests.conftest import Run, need_module
 from tests.support.folders import adapter, base, pairs
 
 # An escape sequence, C1, bidi, zero width, a letter without a shape, commands of runners, markup of every place.
@@ -69,10 +69,7 @@ def hostile(tmp_path: Path) -> Path:
 # --- every command
 
 
-LEARNING = pytest.mark.xdist_group("training")  # one process that has imported torch for them
-
-
-@pytest.mark.parametrize("command", [pytest.param(name, marks=LEARNING) if name in TORCH else name for name in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_shows_a_name_raw_that_it_does_not_know(clean: Callable[..., str], command: str) -> None:
     for arguments in ([NAME], ["--json", NAME, NAME], [f"team/a:{TEXT}", f"oci://127.0.0.1:1/{TEXT}"], [f"--{TEXT}"]):
         clean(command, *arguments)

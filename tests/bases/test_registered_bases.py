@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.bases import registered
@@ -60,6 +60,7 @@ names = st.text("abc.0_é\n", min_size=1, max_size=8)
 numbers = st.integers(0, 2**62)
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(names, st.builds(BaseTensor, st.lists(numbers, max_size=3).map(tuple), st.sampled_from(["BF16", "Q4_K"]))),
     st.dictionaries(names, st.none() | st.floats(allow_nan=False, allow_infinity=False) | numbers | st.lists(names)),

@@ -55,13 +55,21 @@ def trained(model: Any, folder: Path) -> bool:
     return True
 
 
-def test_no_family_has_a_false_error(tmp_path: Path) -> None:
+def test_no_family_of_every_eighth_has_a_false_error(tmp_path: Path) -> None:
+    """tests/peers has all families: importing their modules takes most of the time."""
+    found = errors_of(slice(0, None, 8), tmp_path)
+    assert len(found) >= 10
+    assert {family for family, codes in found.items() if codes} <= DIVIDED
+
+
+def errors_of(families: slice, tmp_path: Path) -> dict[str, set[str]]:
+    """The errors about modules in an adapter on all linear modules, by the family, where a model of it can be made."""
     need_module("peft")
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
     found: dict[str, set[str]] = {}
-    for family, name in CLASSES.items():
+    for family, name in [*CLASSES.items()][families]:
         model = made(getattr(transformers, name if isinstance(name, str) else name[0], None))
         if model is None:
             continue
@@ -74,8 +82,7 @@ def test_no_family_has_a_false_error(tmp_path: Path) -> None:
             for part in ("base", "adapter"):
                 shutil.rmtree(tmp_path / part, ignore_errors=True)
     print(f"{len(found)} families")
-    assert len(found) >= 90
-    assert {family for family, codes in found.items() if codes} <= DIVIDED
+    return found
 
 
 @pytest.mark.parametrize(

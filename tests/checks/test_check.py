@@ -316,7 +316,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(CONFIG_KEYS), value=JSON)
 def test_no_config_value_is_a_crash(tmp_path: Path, key: str, value: object) -> None:
     if not (tmp_path / "a").exists():
@@ -331,7 +331,7 @@ def test_no_config_value_is_a_crash(tmp_path: Path, key: str, value: object) -> 
         assert key == "peft_type"
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.integers(0, 10_000), byte=st.integers(0, 255), name=st.sampled_from([peft.WEIGHTS, peft.CONFIG, "adapter.json"])
 )

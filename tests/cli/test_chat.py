@@ -25,7 +25,6 @@ from tests.support.serving import Models
 
 if sys.platform != "linux":
     pytest.skip("needs fork", allow_module_level=True)
-pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
 Piped = Callable[..., subprocess.CompletedProcess[str]]
 P = "the quick brown fox "
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

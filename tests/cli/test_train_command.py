@@ -16,7 +16,6 @@ from tests.support.forked import Forked
 from tests.support.hub_models import publish
 from tests.support.hub_server import Hub
 
-pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
 WORDS = ["<unk>", "<s>", "</s>", *"abcdefgh"]
 
 

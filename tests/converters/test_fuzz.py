@@ -1,9 +1,8 @@
-"""The fuzz targets run: some thousand inputs each time, with atheris where it is installed; and configs that were found odd."""
+"""The fuzz targets run: some hundred to thousand inputs each time; and configs that were found odd."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import mlx, peft
-from tests.conftest import ROOT, need_module
+from tests.conftest import ROOT
 from tests.fuzz import fuzz_parsers
 
-TARGET, COMMANDS = ROOT / "tests/fuzz/fuzz_parsers.py", ROOT / "tests/fuzz/fuzz_commands.py"
+COMMANDS = ROOT / "tests/fuzz/fuzz_commands.py"
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 TENSORS = {f"{Q}.lora_A.weight": np.ones((2, 4), np.float32), f"{Q}.lora_B.weight": np.ones((3, 2), np.float32)}
 
@@ -38,22 +37,10 @@ def test_mutations_are_read_or_refused(seed: int) -> None:
     fuzz_parsers.plain(3_000, seed)
 
 
-def test_the_target_runs_with_atheris(tmp_path: Path) -> None:
-    need_module("atheris")
-    # By a shell that forks: what this process has at its peak would count for a process that it starts itself (getrusage(2)).
-    shell = ("sh", "-c", '"$@"; exit $?', "sh")
-    done = subprocess.run(
-        [*shell, sys.executable, str(TARGET), "-seed=1", "-runs=2000", str(tmp_path)],
-        check=False, capture_output=True, text=True, timeout=300, env=dict(os.environ), cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Done 2000" in done.stderr + done.stdout
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_broken_files_never_break_the_command_line(seed: int) -> None:
     done = subprocess.run(
-        [sys.executable, str(COMMANDS), "400", "--seed", str(seed), "--seconds", "120"],
+        [sys.executable, str(COMMANDS), "150", "--seed", str(seed), "--seconds", "120"],
         check=False,
         capture_output=True,
         text=True,

@@ -28,7 +28,6 @@ from tests.conftest import need_module
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
-pytestmark = pytest.mark.xdist_group("llama.cpp")  # one process that converts for them
 CLASSES = [name for architecture in names.ARCHITECTURES for name in architecture.classes]
 TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
 

@@ -28,7 +28,7 @@ from tests.converters.test_gguf_architectures import TOKENS, assert_linear, delt
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
-pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("llama.cpp")]
+pytestmark = pytest.mark.peer
 CLASSES = [(one.gguf, name) for one in names.ADAPTERS for name in (*one.wrapped, *(() if one.whole else one.classes))] + [
     ("gemma4-moe", "Gemma4ForCausalLM")
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub_converters import bases
@@ -92,6 +92,7 @@ def test_a_module_has_its_dots_again(tmp_path: Path, stem: str, target: str) -> 
 
 
 @pytest.mark.parametrize("table", [table for table in tables.TABLES if table.part], ids=lambda table: table.name)
+@settings(max_examples=12)
 @given(st.integers(0, 59), st.integers(0, 59))
 def test_every_name_of_a_table_goes_there_and_back(table: tables.Table, first: int, second: int) -> None:
     for path, reading in table.modules.items():

@@ -196,7 +196,7 @@ def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> No
 
 def tuned(kind: str, *, dora: bool = False) -> tuple[Any, Any]:
     """torchtune's own tiny model with a LoRA on every module, of random numbers, and its adapter's state."""
-    pytest.importorskip("torchtune.models", reason="needs torchtune, which test_trainers_peer has")
+    pytest.importorskip("torchtune.models", reason="needs torchtune, which tests/peers/converters has")
     import torch
     from torchtune.models.llama2._component_builders import lora_llama2
     from torchtune.models.qwen2._component_builders import lora_qwen2

@@ -29,7 +29,6 @@ from tests.support.hub_server import Hub
 if sys.platform != "linux":
     pytest.skip("needs fork", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("training")  # one world for all, and one process that has imported torch
 # What is not run here: a pattern of command lines, why, and the test that runs such a command.
 ELSEWHERE = {
     r"hub start|--registry \S+ hub start": ("serves until it is stopped", "tests/peers/test_tutorials.py"),

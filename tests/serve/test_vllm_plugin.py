@@ -187,7 +187,7 @@ def test_versions_of_a_remote_are_pulled_once(start: Callable[..., Server], host
 
 
 def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
-    start: Callable[..., Server], tmp_path: Path
+    start: Callable[..., Server], quick: None, tmp_path: Path
 ) -> None:
     with registry.running(tmp_path) as host:
         there = {"address": f"oci://{host}/{{}}".format}

@@ -35,6 +35,7 @@ class Storm:
 
     Attributes:
         more: What else is in a request.
+        prompts: What is asked.
         numbers: Of the adapters, by the versions.
     """
 
@@ -42,11 +43,12 @@ class Storm:
     registry: Path
     models: Models
     more: dict[str, Any]
+    prompts: list[str] = field(default_factory=lambda: PROMPTS)
     numbers: dict[str, int] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Push versions, `team/s3:v1` is adapter 3, `team/s3:v2` adapter 4, and know all answers before many threads ask."""
-        for prompt in PROMPTS:
+        for prompt in self.prompts:
             for known in (None, *range(ADAPTERS)):
                 self._reference(prompt, known)
         with Registry(self.registry) as registry:
@@ -79,7 +81,7 @@ class Storm:
         """Begin a long stream, and go in the middle of it."""
         parts = urlsplit(self.gateway.url)
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
-        asked = {"model": model, "prompt": PROMPTS[0], "max_tokens": 1000, "stream": True, **self.more}
+        asked = {"model": model, "prompt": self.prompts[0], "max_tokens": 1000, "stream": True, **self.more}
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps(asked))
             answer = connection.getresponse()
@@ -99,18 +101,24 @@ def _streamed(body: bytes) -> str:
 
 @contextlib.contextmanager
 def storm(
-    models: Models, base: Path, folder: Path, *options: object, more: dict[str, Any], env: Mapping[str, str] | None = None
+    models: Models,
+    base: Path,
+    folder: Path,
+    *options: object,
+    more: dict[str, Any],
+    env: Mapping[str, str] | None = None,
+    prompts: int = len(PROMPTS),
 ) -> Iterator[Storm]:
     registry = folder / "registry"
     Registry(registry).close()
     with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options, env=env) as gateway:
-        found = Storm(gateway, registry, models, more)
+        found = Storm(gateway, registry, models, more, PROMPTS[:prompts])
         found.prepare()
         yield found
 
 
 def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
-    """Eight prompts by eight tags, and the base, in another order each round, while tags move and clients hang up.
+    """Prompts by eight tags, and the base, in another order each round, while tags move and clients hang up.
 
     Args:
         rounds: As many at least, and then more until the seconds are over.
@@ -118,7 +126,7 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
     Returns:
         How many answers, versions, moves of tags and lost clients there were, and versions that came to the engine and left it.
     """
-    pairs = [(prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in PROMPTS]
+    pairs = [(prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in found.prompts]
     done, turns = threading.Event(), 0
 
     def disturb() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +17,8 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
-from tests.conftest import ROOT, Run  # noqa: E402
+from tests.conftest import Run  # noqa: E402
 from tests.training.test_trainer import settings  # noqa: E402
-
-pytestmark = pytest.mark.xdist_group("training")  # one process that has imported torch for them
 
 
 def of_two() -> dict[str, str]:
@@ -33,25 +28,8 @@ def of_two() -> dict[str, str]:
     return {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
 
 
-def of_ours(cache: Path) -> dict[str, str]:
-    """An environment in which Python finds this checkout."""
-    found = os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))
-    return {**os.environ, "PYTHONPATH": found, "XDG_CACHE_HOME": str(cache)}
-
-
-def by_torchrun(run: Run, path: Path) -> str:
-    environment = of_ours(path.parent)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
-    done = subprocess.run(
-        [*command, "train", str(path), "-o", "two", "--json"],
-        cwd=path.parent, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 def side_by_side(run: Run, path: Path) -> str:
-    """As torchrun starts them, without the seconds that it and each of them take to import torch."""
+    """As torchrun starts them, without the seconds that it and each of them take to import torch; tests/peers has torchrun."""
     told = of_two()
     environments = [told | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     with ThreadPoolExecutor(2) as pool:
@@ -60,18 +38,23 @@ def side_by_side(run: Run, path: Path) -> str:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-@pytest.mark.parametrize(("shard", "launch"), [(False, side_by_side), (True, by_torchrun)])
-def test_two_ranks_have_the_losses_of_one(
-    shard: bool, launch: Callable[[Run, Path], str], run: Run, tmp_path: Path, tiny_base: Path
-) -> None:
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_ranks_have_the_losses_of_one(shard: bool, run: Run, tmp_path: Path, tiny_base: Path) -> None:
     """Also where each holds half of the base: three rows a step, so that one process has a pass more to make."""
-    path = settings(tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard)
+    two_learn_what_one_does(lambda path: side_by_side(run, path), tmp_path, tiny_base, shard=shard)
+
+
+def two_learn_what_one_does(launch: Callable[[Path], str], tmp_path: Path, tiny_base: Path, *, shard: bool) -> None:
+    """Compare a training with one that `launch` does in two processes, to the folder `two`; it returns their stdout."""
+    path = settings(
+        tmp_path, tiny_base, rows=3, micro_rows=1, evaluate_every=2, save_every=2, clip=0.5, checkpointing=shard, steps=4
+    )
     words = f'name = "someone/tiny"\ndtype = "float32"\nshard = {json.dumps(shard)}'
     path.write_text(path.read_text().replace('name = "someone/tiny"', words))
     training.run(training.read_config(path), tmp_path / "one")
-    assert json.loads(launch(run, path))["steps"] == 6  # one of the two speaks
+    assert json.loads(launch(path))["steps"] == 4  # one of the two speaks
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
-    assert len(logs[0]) == 6 + 4
+    assert len(logs[0]) == 4 + 3
     for one, two in zip(*logs, strict=True):
         assert one.keys() == two.keys()
         assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-6), one
@@ -105,14 +88,8 @@ if os.environ["RANK"] == "1":
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_one_of_two_processes_quantizes_the_base_and_the_other_reads_what_it_has_written(
-    tmp_path: Path, tiny_base: Path
-) -> None:
-    (tmp_path / "turns.py").write_text(TURNS)
-    done = subprocess.run(
-        [sys.executable, "turns.py", str(tiny_base)],
-        cwd=tmp_path, env=of_ours(tmp_path) | of_two(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+def test_one_of_two_processes_quantizes_the_base_and_the_other_reads_what_it_has_written(learn: Run, tiny_base: Path) -> None:
+    done = learn(TURNS, tiny_base, env=of_two())
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -149,11 +126,6 @@ if distributed.process() == 1:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
-def test_each_rank_holds_half_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "halves.py").write_text(HALVES)
-    environment = of_ours(tmp_path)
-    command = [sys.executable, "halves.py"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment | of_two(), capture_output=True, text=True, timeout=300, check=False
-    )
+def test_each_rank_holds_half_of_the_bytes(learn: Run) -> None:
+    done = learn(HALVES, env=of_two())
     assert done.returncode == 0, done.stderr[-2000:]

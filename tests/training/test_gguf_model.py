@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from importlib import metadata
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +71,11 @@ def llama_ids(smollm: tuple[Path, Path]):  # type: ignore[no-untyped-def]
 
 
 def licenses() -> list[str]:
-    """The license texts of this environment."""
-    files = {
-        Path(str(file.locate()))
-        for distribution in metadata.distributions()
-        for file in distribution.files or ()
-        if "LICEN" in file.name.upper() and file.suffix in ("", ".txt", ".md", ".rst")
-    }
-    return [path.read_text(errors="replace")[:20_000] for path in sorted(files) if path.is_file()]
+    """Every third of the license texts of this environment."""
+    files = sorted(Path(sysconfig.get_path("purelib")).glob("*.dist-info/**/*LICEN*"))
+    texts = [path.read_text(errors="replace")[:20_000] for path in files[::3] if path.is_file()]
+    assert len(texts) > 20
+    return texts
 
 
 @pytest.mark.peer

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +26,7 @@ from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
 from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
 from adapterhub.training.model.loading import dequantize  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
-from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.conftest import Run, need_module  # noqa: E402
 from tests.training.conftest import load_base  # noqa: E402
 from tests.training.test_kinds import loaded, peft_losses, peft_model, rows, whole  # noqa: E402
 from tests.training.test_trainer import RUN, contents, settings  # noqa: E402
@@ -104,6 +102,9 @@ def test_only_factors_decay(tiny_base: Path) -> None:
             torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
+WAITING = {"steps": 3, "threads": 2, "rows": 2}
+
+
 def poisoned(layer: Any, steps: set[int]) -> None:
     """Have the gradient of a layer be infinite in some of its steps."""
     count = iter(range(1000))
@@ -130,21 +131,35 @@ def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> No
         loop.run(made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None)
 
 
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, bytes]:
+    """What a training of three steps in two threads writes where nothing is said of them."""
+    folder = tmp_path_factory.mktemp("quiet")
+    training.run(training.read_config(settings(folder, tiny_base, **WAITING)), folder / "out")
+    return contents(folder / "out")
+
+
 @pytest.mark.parametrize(("busy", "gain", "notes"), [(True, 2.5, 1), (True, 1.1, 0), (False, 2.5, 0)])
 def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
-    busy: bool, gain: float, notes: int, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+    busy: bool,
+    gain: float,
+    notes: int,
+    tmp_path: Path,
+    tiny_base: Path,
+    quiet: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How busy this machine is, and how fast, no test can know; the trial itself runs."""
     trial = devices.gain_of_one_thread
     monkeypatch.setattr(devices, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
-    plan, said = training.read_config(settings(tmp_path, tiny_base, steps=12, threads=2, rows=2)), []
-    training.run(plan, tmp_path / "quiet")
+    monkeypatch.setattr(loop, "_SETTLED", 2)
+    plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
     monkeypatch.setattr(loop, "cores_are_busy", lambda: busy)
     training.run(plan, tmp_path / "out", on_event=said.append)
     noted = [event.text for event in said if isinstance(event, training.Noted)]
     assert len(noted) == notes
     assert all("with threads = 1 it would be about 2.5 times as fast" in note for note in noted)
-    assert contents(tmp_path / "out") == contents(tmp_path / "quiet")
+    assert contents(tmp_path / "out") == quiet
 
 
 @pytest.mark.parametrize(
@@ -242,26 +257,12 @@ def test_dequantized_experts_compute_the_same() -> None:
     assert (stack(x, [3, 0, 4]) == before).all()
 
 
-KILLED = RUN.replace(
-    'print("step", event.step, flush=True)', 'print("step", event.step, flush=True); import time; time.sleep(0.2)'
-)
-
-
-def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny_base: Path) -> None:
     """With all that is drawn by chance, and a best that lies before the checkpoint."""
     path = spoiling(tmp_path, tiny_base, neftune=5.0, save_every=3, steps=8, samples=["3 times 3"], sample_tokens=4)
     path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
     training.run(training.read_config(path), tmp_path / "whole")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == "step 4\n":
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
+    assert learn(RUN, path, tmp_path / "out", 4, int(signal.SIGKILL)).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     events: list[training.Event] = []
     training.run(training.read_config(path), tmp_path / "out", on_event=events.append)

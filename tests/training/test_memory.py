@@ -38,7 +38,7 @@ TINY = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 LIKE_135M = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 9,
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 3, "num_attention_heads": 9,
     "num_key_value_heads": 3,
 }  # fmt: skip
 
@@ -62,7 +62,8 @@ def made(folder: Path, numbers: dict[str, int], *, sequence: int, base: str = ""
     return folder / "c.toml"
 
 
-# Four processes hold every kind of what can be trained; which of a row's kinds is wrong, the parts of the plan say.
+# Four processes hold every kind of what can be trained, three of them in tests/peers; which of a row's kinds is wrong, the
+# parts of the plan say.
 KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
     "small-and-many-tokens": (TINY, {"sequence": 1024, "rows": 12}, "", ""),
     "checkpointing-dora-best": (
@@ -78,10 +79,11 @@ KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
         LIKE_135M, {"sequence": 256, "rows": 4}, "", 'init = "pissa"\ntargets = ["q_proj", "down_proj", "embed_tokens"]\n',
     ),
 }  # fmt: skip
+EVERY_DAY = "small-and-many-tokens"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [EVERY_DAY])
 def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Path, kind: str) -> None:
     for name in ("bitsandbytes", "matplotlib"):
         need_module(name)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.conftest import Run
 from tests.support.opens import opens
 from tests.training.conftest import write_tokenizer
-
-pytestmark = pytest.mark.xdist_group("training")
 
 # transformers opens config.json and the tokenizer's files itself, some of them several times: its opens are not counted.
 TRANSFORMERS = """
@@ -59,17 +54,18 @@ def config(base: Path, tmp_path: Path) -> Path:
     return tmp_path / "c.toml"
 
 
-@pytest.fixture(scope="module")
-def by_transformers(base: Path) -> dict[str, int]:
+@pytest.fixture
+def by_transformers(base: Path, learn: Run) -> dict[str, int]:
     """How often transformers alone opens each file of a base."""
-    done = subprocess.run([sys.executable, "-c", TRANSFORMERS, str(base)], capture_output=True, text=True, check=True)
+    done = learn(TRANSFORMERS, base)
+    assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, int] = json.loads(done.stdout)
     return found
 
 
 @pytest.mark.parametrize("keys", ["", "cache = false"])
 def test_each_base_file_is_opened_at_most_twice(
-    keys: str, config: Path, by_transformers: dict[str, int], tmp_path: Path, run: Callable[..., Any]
+    keys: str, config: Path, by_transformers: dict[str, int], tmp_path: Path, run: Run
 ) -> None:
     config.write_text(config.read_text().replace('path = "base"\n', f'path = "base"\n{keys}\n'))
 

@@ -1,4 +1,4 @@
-"""Preferences: trl's losses, pairs that stay together, a reference that is the base, and what a training records of them."""
+"""Preferences: the papers' losses, pairs that stay together, a reference that is the base, and what a training records."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from adapterhub.training import config, config_file  # noqa: E402
 from adapterhub.training.cost import memory  # noqa: E402
 from adapterhub.training.data import dataset, documents, shapes  # noqa: E402
 from adapterhub.training.data.examples import Example, encode  # noqa: E402
-from adapterhub.training.data.rows import IGNORED, order  # noqa: E402
+from adapterhub.training.data.rows import IGNORED  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
 from adapterhub.training.loop import loop, preference  # noqa: E402
 from adapterhub.training.loop.loss import logprobs  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError  # noqa: E402
-from tests.conftest import need_module  # noqa: E402
 from tests.training.conftest import packed_rows  # noqa: E402
-from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
+from tests.training.test_kinds import STEPS, loaded, whole  # noqa: E402
 
 ROWS, LONGEST = 4, 96
 PAIRS: list[dict[str, Any]] = [
@@ -54,39 +53,6 @@ def our_losses(
     rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
     state = new_state(made.model, settings.train)
     return [loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
-
-
-def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any:
-    """trl's trainer of the same steps: pairs in our order, gradients added up over as many passes."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(settings.base.path)
-    tokenizer.pad_token = "<|endoftext|>"
-    train, micro = settings.train, settings.train.micro_rows or ROWS
-    words = DPOConfig(
-        output_dir=str(folder / "trl"), max_steps=STEPS, per_device_train_batch_size=micro, beta=DPO.strength,
-        gradient_accumulation_steps=ROWS // micro, learning_rate=train.learning_rate, lr_scheduler_type="linear",
-        weight_decay=0.0, max_grad_norm=1.0, seed=train.seed, train_sampling_strategy="sequential",
-        max_length=LONGEST, logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False, fp16=False,
-        gradient_checkpointing=False, disable_tqdm=True,
-    )  # fmt: skip
-    given = Dataset.from_list([PAIRS[number] for number in order(len(PAIRS), STEPS * ROWS, train.seed)])
-    return DPOTrainer(model, args=words, train_dataset=given, processing_class=tokenizer)
-
-
-@pytest.mark.peer
-def test_losses_of_twenty_steps_are_trls(tmp_path: Path, tiny_base: Path) -> None:
-    for name in ("trl", "datasets", "peft"):
-        need_module(name)
-    settings = whole(tiny_base)
-    settings = replace(settings, train=replace(settings.train, rows=ROWS, micro_rows=2))
-    losses = our_losses(loaded(settings), settings, DPO)
-    # trl copies the adapter, which starts without a delta, as its reference.
-    trainer = their_trainer(settings, peft_model(settings, loaded(settings)), tmp_path)
-    trainer.train()
-    assert losses == pytest.approx([line["loss"] for line in trainer.state.log_history if "loss" in line], abs=1e-5)
-    assert losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])

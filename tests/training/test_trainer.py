@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +39,7 @@ from adapterhub_converters.errors import (  # noqa: E402
     UsageError,
 )
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
-from tests.conftest import ROOT, need_module  # noqa: E402
+from tests.conftest import Run, need_module  # noqa: E402
 from tests.training.conftest import load_base, packed_rows  # noqa: E402
 
 TEXTS = [f"{number} times {number} is {number * number}. " * 4 for number in range(24)]
@@ -344,13 +341,14 @@ def test_a_program_stops_and_goes_on_samples_and_cannot_save_nothing(trained, tm
     assert (tmp_path / "out" / weights).read_bytes() == (out / weights).read_bytes()
 
 
+# Ends by the signal that it sends to itself after a step.
 RUN = """
-import sys
+import os, sys
 from pathlib import Path
 from adapterhub import training as train
 def say(event):
-    if isinstance(event, train.Stepped):
-        print("step", event.step, flush=True)
+    if isinstance(event, train.Stepped) and event.step == int(sys.argv[3]):
+        os.kill(os.getpid(), int(sys.argv[4]))
 try:
     train.run(train.read_config(Path(sys.argv[1])), Path(sys.argv[2]), on_event=say)
 except Exception as error:
@@ -358,19 +356,9 @@ except Exception as error:
 """
 
 
-def test_a_stopped_run_resumes_to_the_same_bytes(trained, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_run_resumes_to_the_same_bytes(trained, learn: Run, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, path, _, _ = trained
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))}
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(path), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line == "step 2\n":
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stdout.read()
-    process.wait()
+    rest = learn(RUN, path, tmp_path / "out", 2, int(signal.SIGTERM)).stdout
     assert "StoppedError" in rest
     assert "The same training resumes from it" in rest
     checkpoint = tmp_path / "out.checkpoint.safetensors"

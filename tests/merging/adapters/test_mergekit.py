@@ -26,8 +26,7 @@ from tests.conftest import missing
 from tests.support import mergekit_env
 from tests.support.folders import adapter
 
-# One worker, as one process of mergekit's makes all the models: its start takes 4 seconds.
-pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("mergekit")]
+pytestmark = pytest.mark.peer
 
 WIDE, INNER, VOCABULARY, LAYERS = 32, 48, 64, 2
 LINEAR = {

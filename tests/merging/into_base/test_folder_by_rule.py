@@ -27,7 +27,7 @@ from tests.merging.into_base.test_folder_to_gguf import assert_converted, change
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
-pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("llama.cpp")]
+pytestmark = pytest.mark.peer
 VARIANTS = {"exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2}}
 """Changes of config.json: llama.cpp has a window in Exaone 4 with 64 layers only."""
 CLASSES = [

@@ -19,16 +19,43 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 FAMILIES = {"Llama": ALL, "Mistral": ALL, "SmolLM3": ALL, "Granite": ALL, "Mixtral": ["q_proj", "k_proj"]}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base`, `a`, an adapter of peft's, `x.gguf`, the same as llama.cpp writes it, and `merged` by peft."""
+# Runs llama.cpp's script for each line of words.
+CONVERT = """
+import runpy, sys
+for line in sys.stdin:
+    sys.argv = line.rstrip("\\n").split("\\t")
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each family: `base`, peft's adapter `a`, the same as llama.cpp writes it, `x.gguf`, and peft's `merged`.
+
+    One process of llama.cpp's script writes them all: it imports torch for seconds.
+    """
     need_module("peft")
     scripts = llama_cpp_scripts.found() or missing("llama.cpp's scripts", "python -m tests.support.llama_cpp_scripts")
+    found = {name: adapted(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+    script = scripts / "convert_lora_to_gguf.py"
+    words = [(script, at / "a", "--base", at / "base", "--outfile", at / "x.gguf", "--outtype", "f32") for at in found.values()]
+    paths = {"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin"}
+    lines = "\n".join("\t".join(map(str, line)) for line in words)
+    subprocess.run([sys.executable, "-c", CONVERT], input=lines, env=paths, check=True, capture_output=True, text=True)
+    return found
+
+
+@pytest.fixture(params=FAMILIES)
+def place(request: pytest.FixtureRequest, places: dict[str, Path]) -> Path:
+    """The folder of each family."""
+    return places[request.param]
+
+
+def adapted(name: str, at: Path) -> Path:
+    """Save a base, an adapter of it and peft's merge."""
     import peft
     import torch
     import transformers
-
-    name, at = request.param, tmp_path_factory.mktemp(request.param)
 
     def model() -> Any:
         torch.manual_seed(0)
@@ -44,18 +71,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     tuned.save_pretrained(at / "a")
     peft.PeftModel.from_pretrained(model(), str(at / "a")).merge_and_unload().save_pretrained(at / "merged")
-    words = [
-        scripts / "convert_lora_to_gguf.py",
-        at / "a",
-        "--base",
-        at / "base",
-        "--outfile",
-        at / "x.gguf",
-        "--outtype",
-        "f32",
-    ]
-    paths = {"PYTHONPATH": f"{scripts}:{scripts / 'gguf-py'}", "PATH": "/usr/bin:/bin"}
-    subprocess.run([sys.executable, *map(str, words)], env=paths, check=True, capture_output=True)
     return at
 
 
@@ -65,6 +80,7 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_merge_takes_the_heads_of_the_model_that_it_merges_into(place: Path, tmp_path: Path, run: Run) -> None:
+    run("validate", place / "x.gguf", "--base", place / "base", "--for", "peft", "--for", "llama.cpp", "--strict")
     run("merge", place / "x.gguf", "--into", place / "base", "-o", "out")
     ours, peft = tensors(tmp_path / "out"), tensors(place / "merged")
     assert {
@@ -72,11 +88,11 @@ def test_a_merge_takes_the_heads_of_the_model_that_it_merges_into(place: Path, t
     } == {}
 
 
+@pytest.mark.parametrize("place", ["Llama"], indirect=True)
 def test_a_registry_takes_it_with_its_base_and_without(place: Path, tmp_path: Path, run: Run) -> None:
     shown = run("show", place / "x.gguf").stdout
     assert "lora, r 4, alpha 8" in shown
     assert "order-unknown" in run("validate", place / "x.gguf").stdout
-    run("validate", place / "x.gguf", "--base", place / "base", "--for", "peft", "--for", "llama.cpp", "--strict")
     run("push", place / "x.gguf", "team/plain")
     run("push", place / "x.gguf", "team/pinned", "--base", place / "base")
     run("push", "team/pinned", "layout://there:v1")

@@ -29,7 +29,6 @@ from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, me
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
-pytestmark = pytest.mark.xdist_group("llama.cpp")  # one process that converts for them
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 RNG = np.random.default_rng(0)
 

@@ -19,7 +19,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def test_torch_with_more_versions_than_slots(models: Models, tmp_path: Path) -> None:
-    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, more={}) as found:
+    with storm.storm(models, models.base, tmp_path, "--engine", "torch", "--max-adapters", 4, more={}, prompts=3) as found:
         assert storm.run(found, rounds=2)["unloads"] == 0  # the host takes slots itself
 
 

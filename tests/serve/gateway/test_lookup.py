@@ -76,12 +76,16 @@ def test_a_moved_tag_is_seen_when_the_time_is_over(remote: Remote) -> None:
     assert remote.lookup.is_up
 
 
-def test_what_is_known_stays_while_the_remote_is_away(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_known_stays_while_the_remote_is_away(
+    remote: Remote, quick: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a request that waits no longer for the remote, and for those that are told of its failure."""
     one, two = remote.digests
     assert remote.find("team/sql:prod") == one
     assert remote.find(f"team/sql@{two}") == two
     remote.stack.close()
-    for _ in range(3):
+    for patience in (0.02, 60.0, 60.0):
+        monkeypatch.setattr("adapterhub.serve.gateway.lookup._PATIENCE", patience)
         remote.now += 5.0
         assert remote.find("team/sql:prod") == one
     assert remote.find(f"team/sql@{two}") == two

@@ -21,8 +21,6 @@ from adapterhub.serve.host.host import Host  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError  # noqa: E402
 from tests.serve.host.conftest import Peers, tokens, write_adapters  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("host")
-
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:

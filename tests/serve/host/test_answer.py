@@ -21,7 +21,6 @@ from adapterhub.serve.host.answer import Answer, Stops, likeliest, log_softmax
 from adapterhub_converters.errors import RefusedError
 from tests.serve.host.conftest import Peers, pieces, with_adapters
 
-pytestmark = pytest.mark.xdist_group("host")
 _SHORT = st.text("ab", min_size=1, max_size=4)
 
 

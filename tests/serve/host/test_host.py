@@ -21,7 +21,6 @@ from adapterhub.serve.host.values import FullError  # noqa: E402
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, StoppedError  # noqa: E402
 from tests.serve.host.conftest import Peers, pieces, tokens, with_adapters  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("host")
 LENGTHS = (5, 1, 70, 12, 3, 140, 33, 2)
 PROMPTS = [
     [3 + (7 * at + step * step) % 250 for step in range(length)] for at, length in enumerate((5, 1, 70, 12, 3, 140, 33, 2))

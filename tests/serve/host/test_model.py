@@ -19,7 +19,6 @@ from adapterhub.training.layers import nf4  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.serve.host.conftest import Peers, pieces, tokens, with_adapters, write_adapters, write_base  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("host")
 PROMPT = [3 + at * at % 250 for at in range(90)]
 
 

@@ -20,7 +20,6 @@ from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.serve.host.conftest import Peers, with_adapters  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("host")
 BLEND: Blend = (("a1", 1.0),)
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "temperature": 0}
 

@@ -19,9 +19,10 @@ from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub.training.model import adapters  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
-from tests.training.conftest import packed_rows  # noqa: E402
+from tests.training.conftest import packed_rows, tiny_base  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
 
+__all__ = ["tiny_base"]
 ROWS, LONGEST = 4, 96
 # What the tiny base's own template writes, with the marks that trl needs to find the answers.
 MARKED = (
