@@ -23,7 +23,7 @@ pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 # What takes commands long to import: any that derives a manifest; those that train and evaluate.
-CHECKING = ("jsonschema.validators", "rfc3339_validator")
+CHECKING = ("jsonschema.validators", "rfc3339_validator", "getpass", "re2")
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the

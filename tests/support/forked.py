@@ -1,13 +1,15 @@
 """`adapterhub ARGS…` as a process forked from one that has imported it already.
 
 A process in all that a test can see (its folder, environment, streams, signals and exit code), without the tenth of a second to
-several that Python takes to import what a command needs. What is about the start itself wants an interpreter of its own.
+several that Python takes to import what a command needs, and the tenth to free it again, object by object, for which every page
+that was shared is copied. What is about the start or the end of an interpreter wants one of its own.
 
     python -m tests.forked SOCKET MODULE…      # serves until its stdin is closed
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -22,6 +24,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,11 +101,13 @@ def _ours() -> None:
     import adapterhub
     import adapterhub_converters
 
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # which sqlite-utils imports, half of the memory, if it is there
     for package in (adapterhub, adapterhub_converters):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
             if not found.name.endswith("__main__") and not found.name.startswith(_NOT_IMPORTED):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(found.name)
+    del sys.modules["pandas"]
 
 
 def _asked(connection: socket.socket) -> dict[str, Any]:
@@ -115,27 +121,52 @@ def _asked(connection: socket.socket) -> dict[str, Any]:
 
 def _serve(listener: socket.socket) -> dict[str, Any] | None:
     """In each process that was asked for, what was asked; None in the server at its end."""
-    while listener in select.select([listener, sys.stdin], [], [])[0]:
-        connection, _ = listener.accept()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        with connection:
-            if os.fork():
-                continue
-            listener.close()
-            asked = _asked(connection)
-            child = os.fork()
-            if child:
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                connection.sendall(f"{code}\n".encode())
-                os._exit(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["cwd"])
-        return asked
+    running: dict[int, tuple[int, socket.socket]] = {}  # a descriptor of the process: its id, and who waits for its exit code
+    while sys.stdin not in (ready := select.select([listener, sys.stdin, *running], [], [])[0]):
+        for descriptor in running.keys() & set(ready):
+            process, waiting = running.pop(descriptor)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            with contextlib.suppress(OSError), waiting:  # nobody waits any more
+                waiting.sendall(f"{code}\n".encode())
+            os.close(descriptor)
+        if listener in ready:
+            connection, _ = listener.accept()
+            process = os.fork()
+            if not process:
+                listener.close()
+                for descriptor, (_, waiting) in running.items():
+                    waiting.close()
+                    os.close(descriptor)
+                with connection:
+                    asked = _asked(connection)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.environ.clear()
+                os.environ.update(asked["environment"])
+                os.chdir(asked["cwd"])
+                return asked
+            running[os.pidfd_open(process)] = process, connection
     return None
+
+
+def _run(asked: dict[str, Any]) -> int:
+    """Run the command line as the interpreter would, up to what it does before it frees its memory; the exit code."""
+    sys.argv[1:] = asked["args"]
+    code: object = 0
+    try:
+        exec(asked["first"], {})
+        runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return 120
+    return code if isinstance(code, int) else int(code is not None)
 
 
 if __name__ == "__main__":
@@ -151,6 +182,4 @@ if __name__ == "__main__":
     gc.freeze()  # else a collection writes to every page that is shared
     asked = _serve(listener)
     if asked is not None:
-        sys.argv[1:] = asked["args"]
-        exec(asked["first"], {})
-        runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
+        os._exit(_run(asked))
