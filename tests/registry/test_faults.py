@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jsonschema  # noqa: F401 - so that no process has to import it anew
@@ -65,7 +65,7 @@ def check_whole(root: Path, second: Path, *, versions: int) -> None:
         assert not list((registry.store.root / "pending").iterdir())
 
 
-def sweep(calls: dict[str, Sequence[int]], fault: str, template: Path | None, second: Path, tmp_path: Path) -> list[int]:
+def sweep(calls: Mapping[str, Sequence[int]], fault: str, template: Path | None, second: Path, tmp_path: Path) -> list[int]:
     """A push for every call and every `when` of it, each in a registry of its own; their exit statuses.
 
     Of calls in a row that are alike, as the writes of one blob after the other, the first, the last and some between are made.
