@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import os
 import shutil
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Terminal = Callable[..., str]
 # What takes commands long to import: any that derives a manifest; those that train, evaluate or generate text here.
-CHECKING = ("jsonschema.validators", "rfc3339_validator")
+CHECKING = ("jsonschema.validators", "rfc3339_validator", "getpass", "re2")
 TORCH = {"train", "eval", "run", "chat"}
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
 
@@ -70,6 +71,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((group for group, files in TOGETHER.items() if file.startswith(files)), file)
 
     return Together(config, log)
+
+
+def _in_memory(folder: str = "/dev/shm", room: int = 6 << 30) -> bool:
+    """Whether temporary folders fit into the system's folder in memory, and programs in them can be run."""
+    try:
+        found = os.statvfs(folder)
+    except (OSError, AttributeError):  # another system than Linux
+        return False
+    return found.f_bavail * found.f_frsize >= room and not found.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
+
+
+# A test of a registry waits half of its time for the disk to have what was written; that it has is what faults and kills show.
+if _in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected, a million objects, out of all collections of garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

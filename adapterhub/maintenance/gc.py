@@ -331,8 +331,9 @@ def _collect(
             progress(min(at + _BATCH, len(unneeded)), len(unneeded))
     for path in (*store.blobs(), *store.packs.files()):
         if f"sha256:{path.name}" in needs.spared:
-            swept.waiting += 1
-            swept.waiting_size += store.files.status(path).st_size
+            with contextlib.suppress(FileNotFoundError):  # another process packed, unpacked or removed it meanwhile
+                swept.waiting_size += store.files.status(path).st_size
+                swept.waiting += 1
     if swept.blobs and not swept.dry_run:
         store.sync_blobs()
 

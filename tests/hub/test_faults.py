@@ -45,11 +45,11 @@ def killable(tmp_path: Path) -> Iterator[Killable]:
         yield running
 
 
-def test_a_hub_that_is_killed_ten_times_loses_nothing_that_it_has_taken(killable: Killable, tmp_path: Path) -> None:
+def test_a_hub_that_is_killed_six_times_loses_nothing_that_it_has_taken(killable: Killable, tmp_path: Path) -> None:
     hub = killable.running()
     client = Sending(hub.url, hub.token)
     client.ask("POST", "/api/repos/create", {"name": "team/sql"})
-    folders = [write_adapter(tmp_path / f"sql{seed}", seed) for seed in range(10)]
+    folders = [write_adapter(tmp_path / f"sql{seed}", seed) for seed in range(6)]
     pieces = os.urandom(3 << 20)
 
     def cut(data: bytes, at: int) -> Iterator[bytes]:
@@ -84,8 +84,8 @@ def test_a_hub_that_is_killed_ten_times_loses_nothing_that_it_has_taken(killable
             killable.kill()
 
     faults = [
-        (in_a_file, 1), (in_a_file, 2 << 20), (in_a_xorb, 8), (in_a_xorb, 1_500_000), (in_a_commit, 0), (in_a_commit, 60),
-        (after_a_commit, 1), (after_a_commit, 8), (after_a_commit, 16), (after_a_commit, 40),
+        (in_a_file, 2 << 20), (in_a_xorb, 1_500_000), (in_a_commit, 60),
+        (after_a_commit, 1), (after_a_commit, 8), (after_a_commit, 40),
     ]  # fmt: skip
     for (fault, at), folder in zip(faults, folders, strict=True):
         fault(folder, at)

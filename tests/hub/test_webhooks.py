@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
 
@@ -266,7 +266,7 @@ def test_a_receiver_that_does_not_answer_has_no_other_one_wait(database: HubData
     """It answers once the other one has been told."""
     with Receiver() as slow:
         slow.wait = receiver.received
-        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        threading.Thread(target=slow.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         sender = Webhooks(database, log)
         for namespace, one in (("slow", slow), ("team", receiver)):
             webhooks.add(database, namespace, one.url, private=True)

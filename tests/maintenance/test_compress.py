@@ -347,13 +347,8 @@ def check_survived(root: Path, work: str) -> None:
 def test_killed_or_refused_at_any_system_call_every_version_stays(
     registry: Registry, work: str, fault: str, tmp_path: Path
 ) -> None:
-    calls = {
-        "fsync": range(1, 10),
-        "rename": range(1, 4),
-        "unlink": range(1, 8),
-        "write": range(2, 25, 4),
-        "mkdir": range(1, 3),
-    }
+    """Of calls in a row that are alike, the first, the last and some between."""
+    calls = {"fsync": range(1, 10), "rename": (1, 3, 4), "unlink": (1, 3, 5, 8), "write": (2, 6, 14), "mkdir": (1, 3)}
 
     def one(inject: str) -> int:
         root = tmp_path / inject.replace(":", "-")
@@ -366,12 +361,12 @@ def test_killed_or_refused_at_any_system_call_every_version_stays(
     statuses = [one(f"{call}:{fault}:when={when}") for call, whens in calls.items() for when in whens]
     failed = -signal.SIGKILL if "KILL" in fault else LocalIOError.exit_code
     assert set(statuses) <= {0, failed}
-    assert statuses.count(failed) >= 8
+    assert statuses.count(failed) >= 7
 
 
 def test_killed_at_random_times_every_version_stays(registry: Registry, work: str, tmp_path: Path) -> None:
     rng = random.Random(0)
-    for n in range(8):
+    for n in range(4):
         root = tmp_path / f"r{n}"
         shutil.copytree(registry.root, root)
         child = fork(lambda root=root: done(root, work))  # type: ignore[misc]

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import AdapterhubError
 from tests.registry.forks import fork
 from tests.support.adapters import Make
 
-WRITERS, ROUNDS = 4, 12
+WRITERS, ROUNDS = 3, 6
 
 
 def work(root: Path, folders: list[Path], seed: int) -> None:

@@ -51,6 +51,22 @@ def age(registry: Registry, hours: float = 100) -> None:
         os.utime(path, (when, when))
 
 
+def test_what_another_process_removes_while_gc_counts_what_waits_is_not_counted(
+    registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push(make("a"), SQL)
+    registry.rm(SQL)
+    listed = registry.store.blobs
+
+    def one_fewer_each_time() -> Iterator[Path]:
+        paths = list(listed())
+        yield from paths
+        paths[0].unlink()
+
+    monkeypatch.setattr(registry.store, "blobs", one_fewer_each_time)
+    assert gc(registry).waiting == len(list(listed()))
+
+
 def test_nothing_goes_while_it_is_needed_or_young(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     before = blobs(registry)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jsonschema  # noqa: F401 - so that no process has to import it anew
@@ -65,8 +65,11 @@ def check_whole(root: Path, second: Path, *, versions: int) -> None:
         assert not list((registry.store.root / "pending").iterdir())
 
 
-def sweep(calls: dict[str, range], fault: str, template: Path | None, second: Path, tmp_path: Path) -> list[int]:
-    """A push for every call and every `when` of it, each in a registry of its own; their exit statuses."""
+def sweep(calls: Mapping[str, Sequence[int]], fault: str, template: Path | None, second: Path, tmp_path: Path) -> list[int]:
+    """A push for every call and every `when` of it, each in a registry of its own; their exit statuses.
+
+    Of calls in a row that are alike, as the writes of one blob after the other, the first, the last and some between are made.
+    """
 
     def one(inject: str) -> int:
         root = tmp_path / inject.replace(":", "-")
@@ -85,8 +88,8 @@ def sweep(calls: dict[str, range], fault: str, template: Path | None, second: Pa
 @pytest.mark.peer
 def test_a_push_killed_at_any_system_call(template: Path, make: Make, tmp_path: Path) -> None:
     calls = {
-        "fsync": range(1, 13), "rename": range(1, 7), "link": range(1, 2), "unlink": range(3, 13, 2), "write": range(2, 11, 2),
-        "pwrite64": range(9, 22, 3), "fdatasync": range(1, 6),
+        "fsync": range(1, 13), "rename": (1, 3, 4, 6), "link": (1,), "unlink": (3, 7, 11), "write": (2, 6, 10),
+        "pwrite64": (9, 15, 21), "fdatasync": (1, 3, 5),
     }  # fmt: skip
     statuses = sweep(calls, "signal=SIGKILL", template, make("second", 2), tmp_path)
     assert statuses.count(-signal.SIGKILL) >= len(statuses) - 5
@@ -94,21 +97,21 @@ def test_a_push_killed_at_any_system_call(template: Path, make: Make, tmp_path: 
 
 @pytest.mark.peer
 def test_the_first_push_killed_while_the_registry_is_made(make: Make, tmp_path: Path) -> None:
-    calls = {"rename": range(1, 4), "link": range(1, 3), "mkdir": range(1, 9), "fdatasync": range(1, 6, 2)}
+    calls = {"rename": (1, 2, 3), "link": (1, 2), "mkdir": (1, 3, 5, 8), "fdatasync": (1, 5)}
     sweep(calls, "signal=SIGKILL", None, make("second", 2), tmp_path)
 
 
 @pytest.mark.peer
 def test_a_rebuild_of_the_catalog_killed(template: Path, make: Make, tmp_path: Path) -> None:
     (template / "registry.db").unlink()
-    calls = {"link": range(1, 3), "fdatasync": range(1, 8, 2), "pwrite64": range(1, 40, 9), "unlink": range(1, 4)}
+    calls = {"link": (1, 2), "fdatasync": (1, 4, 7), "pwrite64": (1, 19, 37), "unlink": (1, 3)}
     sweep(calls, "signal=SIGKILL", template, make("second", 2), tmp_path)
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
 def test_a_push_to_a_failing_disk(template: Path, make: Make, tmp_path: Path, error: str) -> None:
-    calls = {"fsync": range(1, 12, 2), "rename": range(1, 7, 2), "link": range(1, 2), "write": range(2, 10, 3)}
+    calls = {"fsync": (1, 4, 7, 11), "rename": (1, 3, 5), "link": (1,), "write": (2, 8)}
     statuses = sweep(calls, f"error={error}", template, make("second", 2), tmp_path)
     assert set(statuses) <= {0, LocalIOError.exit_code}
     assert statuses.count(LocalIOError.exit_code) >= len(statuses) - 3
@@ -116,7 +119,7 @@ def test_a_push_to_a_failing_disk(template: Path, make: Make, tmp_path: Path, er
 
 @pytest.mark.peer
 @pytest.mark.parametrize("work", [tag, gc])
-@pytest.mark.parametrize("fault", ["error=EIO", "error=ENOSPC", "signal=SIGKILL"])
+@pytest.mark.parametrize("fault", ["error=ENOSPC", "signal=SIGKILL"])
 def test_a_move_and_a_collection_on_a_failing_disk(
     template: Path, make: Make, tmp_path: Path, work: Callable[[Path], None], fault: str
 ) -> None:
@@ -126,10 +129,10 @@ def test_a_move_and_a_collection_on_a_failing_disk(
         registry.store.put_bytes(b"orphan")
     calls = {
         "fsync": (1, 2, 4),
-        "rename": (1, 2, 3),
+        "rename": (1, 3),
         "link": (1,),
-        "unlink": (1, 2, 4, 6),
-        "pwrite64": (1, 3, 5),
+        "unlink": (1, 4, 6),
+        "pwrite64": (1, 5),
         "write": (2, 4),
     }
 

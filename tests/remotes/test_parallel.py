@@ -41,7 +41,7 @@ from tests.support.proxy import Exchange, Proxy
 
 pytestmark = pytest.mark.peer
 MIB = 1 << 20
-KILLS = 20
+KILLS = 6
 
 
 def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> Oci:
@@ -100,8 +100,8 @@ class Later:
 # ---- killed
 
 
-def test_a_pull_killed_20_times_receives_at_most_8_MiB_again_each_time(host: str, tmp_path: Path) -> None:
-    folder, dice = write_large(tmp_path / "sql", 8 * NOTED), random.Random(1)
+def test_a_pull_killed_6_times_receives_at_most_8_MiB_again_each_time(host: str, tmp_path: Path) -> None:
+    folder, dice = write_large(tmp_path / "sql", 6 * NOTED), random.Random(1)
     with remote(host, "killed") as to:
         made = copy(AdapterFolder(folder), "latest", to, "latest").manifest
     big = max(made.layers, key=lambda layer: layer.size)
@@ -110,7 +110,7 @@ def test_a_pull_killed_20_times_receives_at_most_8_MiB_again_each_time(host: str
     with Proxy(host) as proxy:
         pull = Program(tmp_path, "pull", f"oci://{proxy.address}/moving/killed", "-o", "out", "--limit-rate", "60M")
         for _ in range(KILLS):
-            goal = size_of(part) + dice.randrange(2 * MIB)
+            goal = size_of(part) + dice.randrange(4 * MIB)
             assert pull.killed_when(lambda goal=goal: size_of(part) > goal)  # type: ignore[misc]
             assert not (tmp_path / "out").exists()
             had.append(size_of(part))
@@ -122,7 +122,7 @@ def test_a_pull_killed_20_times_receives_at_most_8_MiB_again_each_time(host: str
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
-def test_a_push_killed_20_times_resumes_where_the_registry_keeps_partial_uploads(tmp_path: Path) -> None:
+def test_a_push_killed_6_times_resumes_where_the_registry_keeps_partial_uploads(tmp_path: Path) -> None:
     folder, there, dice = write_large(tmp_path / "sql", LARGE + 5000), uploads.Uploads(), random.Random(2)
     with Proxy() as proxy:
         proxy.before = there.answer

@@ -153,11 +153,13 @@ def _ours() -> None:
     import adapterhub
     import adapterhub_converters
 
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # which sqlite-utils imports, half of the memory, if it is there
     for package in (adapterhub, adapterhub_converters):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
             if not found.name.endswith("__main__") and not found.name.startswith(_NOT_IMPORTED):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(found.name)
+    del sys.modules["pandas"]
 
 
 def _asked(connection: socket.socket) -> dict[str, Any]:
@@ -231,8 +233,8 @@ if __name__ == "__main__":
         sys.argv[1:] = asked["args"]
         codes: list[object] = []
         atexit.register(_leave, codes)
-        exec(asked["first"], {})
         try:
+            exec(asked["first"], {})
             runpy.run_module("adapterhub", run_name="__main__", alter_sys=True)
         except SystemExit as end:
             codes.append(end.code or 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import threading
 import time
@@ -25,6 +26,12 @@ def _number(value: int, size: int = 0) -> str:
     return coded(value.to_bytes(size or (value.bit_length() + 7) // 8))
 
 
+@functools.cache
+def _rsa(number: int) -> rsa.RSAPrivateKey:
+    """One of the RSA keys that issuers share: to find the primes of one takes a tenth of a second, or several."""
+    return rsa.generate_private_key(65537, 2048)
+
+
 class Issuer(ThreadingHTTPServer):
     """An issuer.
 
@@ -36,10 +43,10 @@ class Issuer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.rsa, self.ec = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
+        self.rsa, self.ec = _rsa(number), ec.generate_private_key(ec.SECP256R1())
         rsa_numbers, ec_numbers = self.rsa.public_key().public_numbers(), self.ec.public_key().public_numbers()
         keys = [
             {"kty": "RSA", "kid": "r", "use": "sig", "n": _number(rsa_numbers.n), "e": _number(rsa_numbers.e)},
@@ -90,9 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def issuing() -> Iterator[Issuer]:
-    """An issuer that answers."""
-    with Issuer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+def issuing(number: int = 0) -> Iterator[Issuer]:
+    """An issuer that answers; those of different numbers have different RSA keys."""
+    with Issuer(number) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import functools
 import json
 import subprocess
 from collections.abc import Callable
@@ -13,25 +15,47 @@ from adapterhub.trust.keys import PrivateKey
 from tests.support.environments import environment
 
 _CODE = """
-import sys
+import json, sys, traceback
 import model_signing
-verb, key, folder, signature, *password = sys.argv[1:]
-hashing = model_signing.hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=True)
-if verb == "sign":
-    secret = password[0].encode() if password else None  # its own program passes text, which cryptography refuses
-    config = model_signing.signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
-    config.set_hashing_config(hashing).sign(folder, signature)
-elif verb == "verify":  # as a caller that knows nothing of how it was signed
-    model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).verify(folder, signature)
+
+def act(verb, key, folder, signature, *password):
+    hashing = model_signing.hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=True)
+    if verb == "sign":
+        secret = password[0].encode() if password else None  # its own program passes text, which cryptography refuses
+        config = model_signing.signing.Config().use_elliptic_key_signer(private_key=key, password=secret)
+        config.set_hashing_config(hashing).sign(folder, signature)
+    elif verb == "verify":  # as a caller that knows nothing of how it was signed
+        model_signing.verifying.Config().use_elliptic_key_verifier(public_key=key).verify(folder, signature)
+
+answers, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    error = ""
+    try:
+        act(*json.loads(line))
+    except Exception as raised:
+        error = "".join(traceback.format_exception_only(raised)).strip().splitlines()[-1]
+    print(json.dumps(error), file=answers, flush=True)
 """
+
+
+@functools.cache
+def _running() -> subprocess.Popen[str]:
+    """A process that has imported the program, which takes it seconds; it acts on lines of its stdin until that is closed."""
+    python = environment("model-signing==1.1.1", "pyOpenSSL==26.4.0")  # which it imports, and does not require
+    process = subprocess.Popen(
+        [python, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    atexit.register(process.communicate)
+    return process
 
 
 def model_signing(verb: str, key: Path, folder: Path, *password: str) -> str:
     """Sign or verify a folder by its model.sig as others do; return the last line of the error, empty for success."""
-    python = environment("model-signing==1.1.1", "pyOpenSSL==26.4.0")  # which it imports, and does not require
-    words = [python, "-c", _CODE, verb, key, folder, folder / "model.sig", *password]
-    done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    process = _running()
+    assert process.stdin
+    assert process.stdout
+    print(json.dumps([verb, str(key), str(folder), str(folder / "model.sig"), *password]), file=process.stdin, flush=True)
+    return str(json.loads(process.stdout.readline()))
 
 
 def payload_of(signature: Path) -> Any:

@@ -41,38 +41,46 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
 
-bundle, pem = (open(path, "rb").read() for path in sys.argv[1:])
-document = json.loads(bundle)
-envelope = document["dsseEnvelope"]
-hint = document["verificationMaterial"]["publicKey"]["hint"]
-key = SSlibKey.from_crypto(load_pem_public_key(pem), keyid=hint)
-envelope["signatures"][0]["keyid"] = hint  # which a bundle has in its verification material
-parsed = Envelope.from_dict(envelope)
-parsed.verify([key], 1)
-statement = json.loads(parsed.payload)
-read = Statement.copy_from_pb(ParseDict(statement, statement_pb2.Statement()))
-read.validate()
-if statement["predicateType"] == "https://slsa.dev/provenance/v1":
-    ParseDict(statement["predicate"], provenance_pb2.Provenance())
-print(read.pb.predicate_type, read.pb.subject[0].name, read.pb.subject[0].digest["sha256"])
+def read(bundle, pem):
+    document = json.loads(bundle)
+    envelope = document["dsseEnvelope"]
+    hint = document["verificationMaterial"]["publicKey"]["hint"]
+    key = SSlibKey.from_crypto(load_pem_public_key(pem), keyid=hint)
+    envelope["signatures"][0]["keyid"] = hint  # which a bundle has in its verification material
+    parsed = Envelope.from_dict(envelope)
+    try:
+        parsed.verify([key], 1)
+    except VerificationError:
+        return "VerificationError"
+    statement = json.loads(parsed.payload)
+    read = Statement.copy_from_pb(ParseDict(statement, statement_pb2.Statement()))
+    read.validate()
+    if statement["predicateType"] == "https://slsa.dev/provenance/v1":
+        ParseDict(statement["predicate"], provenance_pb2.Provenance())
+    return f'{read.pb.predicate_type} {read.pb.subject[0].name} {read.pb.subject[0].digest["sha256"]}'
+
+for pair in zip(sys.argv[1::2], sys.argv[2::2]):
+    print(read(*(open(path, "rb").read() for path in pair)))
 """
 
 
-@pytest.mark.parametrize("kind", keys.KINDS)
-def test_in_toto_reads_what_is_attested_here(tmp_path: Path, kind: str) -> None:
+def test_in_toto_reads_what_is_attested_here_by_a_key_of_any_kind(tmp_path: Path) -> None:
     python = environment("in-toto-attestation==0.9.3", "securesystemslib[crypto]==1.6.0")
-    secret, public = keys.generate(tmp_path / "ci", kind)
-    for type_ in TYPES.values():
-        raw = Attestation(type_, "team/sql", DIGEST, PROVENANCE).sign(keys.read_private(secret))
-        (tmp_path / "bundle").write_bytes(raw)
-        words = [python, "-c", _CODE, tmp_path / "bundle", public.where]
-        done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
-        assert done.stdout.split() == [type_, "team/sql", "a" * 64], done.stderr
-        document = json.loads(raw)
-        payload = base64.b64decode(document["dsseEnvelope"]["payload"]).replace(b"team/sql", b"team/SQL")
-        document["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
-        (tmp_path / "bundle").write_text(json.dumps(document))
-        done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
-        assert "VerificationError" in done.stderr
+    words, expected = [], []
+    for kind in keys.KINDS:
+        secret, public = keys.generate(tmp_path / kind, kind)
+        for number, type_ in enumerate(TYPES.values()):
+            raw = Attestation(type_, "team/sql", DIGEST, PROVENANCE).sign(keys.read_private(secret))
+            document = json.loads(raw)
+            payload = base64.b64decode(document["dsseEnvelope"]["payload"]).replace(b"team/sql", b"team/SQL")
+            document["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
+            for name, bundle in (("right", raw), ("wrong", json.dumps(document).encode())):
+                path = tmp_path / f"{kind}-{number}-{name}"
+                path.write_bytes(bundle)
+                words += [path, public.where]
+            expected += [f"{type_} team/sql {'a' * 64}", "VerificationError"]
+    done = subprocess.run([str(word) for word in (python, "-c", _CODE, *words)], check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines() == expected, done.stderr

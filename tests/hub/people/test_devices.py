@@ -16,6 +16,7 @@ import pytest
 import urllib3
 
 from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.oauth import device
 from adapterhub.hub.people import accounts, audit, devices, tokens
 from adapterhub.hub.people.devices import DeviceError
 from adapterhub_converters.errors import NotFoundError
@@ -176,6 +177,7 @@ def test_adapterhub_logs_in_by_a_code_then_pushes_and_pulls(
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(device, "INTERVAL", 1)
     address = hub.url.replace("http://", "hub+http://")
     login = subprocess.Popen(
         [sys.executable, "-m", "adapterhub", "login", address],

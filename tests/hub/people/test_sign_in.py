@@ -443,7 +443,7 @@ def test_a_token_of_another_issuer_is_refused_though_it_signed_it_well(
     hub: Running, issuer: Issuer, database: HubDatabase
 ) -> None:
     admit(database, issuer)
-    with issuing() as other:
+    with issuing(1) as other:
         leaving = leave(hub)
         for iss in (other.url, issuer.url):
             issuer.answers["/token"] = {"id_token": other.token("the hub", nonce=leaving.asked["nonce"], **{**ADA, "iss": iss})}

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from adapterhub.ref import Ref
-from tests.conftest import ROOT, need_module
-from tests.hub.conftest import Running
+from tests.conftest import ROOT, Run, need_module
+from tests.hub.conftest import Running, hub
 from tests.hub.sending import Sending
+from tests.remotes.test_hub_peers import UPLOAD, theirs
+from tests.support.hub_server import TOKEN, Hub
+
+__all__ = ["hub"]
 
 pytestmark = pytest.mark.peer
 START = """
@@ -57,7 +61,7 @@ print(json.dumps(sorted(name for name, _ in loaded.named_parameters() if "lora" 
 """
 
 
-def run(hub: Running, tmp_path: Path, script: str, *words: object) -> str:
+def printed(hub: Running, tmp_path: Path, script: str, *words: object) -> str:
     """The last line of what a script printed."""
     for module in ("torch", "transformers", "peft"):
         need_module(module)
@@ -71,7 +75,7 @@ def run(hub: Running, tmp_path: Path, script: str, *words: object) -> str:
 
 
 def test_peft_pushes_a_version_that_peft_and_transformers_load(hub: Running, tmp_path: Path) -> None:
-    oid, same = json.loads(run(hub, tmp_path, PEFT))
+    oid, same = json.loads(printed(hub, tmp_path, PEFT))
     assert same == [True, True]
     with hub.registry() as registry:
         row = registry.row(Ref("alice/tiny-lora"))
@@ -80,9 +84,47 @@ def test_peft_pushes_a_version_that_peft_and_transformers_load(hub: Running, tmp
 
 def test_trl_pushes_what_it_trained_without_its_pickles(hub: Running, tmp_path: Path) -> None:
     need_module("trl")
-    assert json.loads(run(hub, tmp_path, TRL, tmp_path / "out"))
+    assert json.loads(printed(hub, tmp_path, TRL, tmp_path / "out"))
     found = Sending(hub.url, hub.token).ask("GET", "/api/models/alice/sft").json()
     files = [one["rfilename"] for one in found["siblings"]]
     assert found["adapterhub"]["number"] >= 1
     assert "adapter_model.safetensors" in files
     assert not [file for file in files if file.endswith(".bin")]
+
+
+LOADED = """
+import sys
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+ids = torch.arange(8)[None]
+here = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "sql")
+expected = here(ids).logits
+base = lambda: AutoModelForCausalLM.from_pretrained("org/base")
+assert not torch.equal(base()(ids).logits, expected)
+assert torch.equal(PeftModel.from_pretrained(base(), "org/sql", revision="prod")(ids).logits, expected)
+assert torch.equal(AutoPeftModelForCausalLM.from_pretrained("org/sql", revision="prod")(ids).logits, expected)
+plain = base()
+plain.load_adapter("org/sql", adapter_kwargs={"revision": "prod"})
+assert torch.equal(plain(ids).logits, expected)
+print("same")
+"""
+
+
+def test_peft_and_transformers_load_what_we_pushed_to_another_hub(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("torch", "transformers", "peft"):
+        need_module(module)
+    from tests.support import tiny
+
+    base = tiny.model()
+    base.save_pretrained(tmp_path / "base")
+    tiny.adapter(base, tmp_path / "sql", base_model_name_or_path="org/base")
+    config = tmp_path / "sql/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "org/base"}))
+    monkeypatch.chdir(tmp_path)
+    with Hub() as other:
+        theirs(UPLOAD.format(token=TOKEN, repo="org/base", folder="base"), other, tmp_path)
+        run("push", "sql", "hf://org/sql@prod", env={"HF_ENDPOINT": other.url, "HF_TOKEN": "", "HF_HOME": str(tmp_path / "hf")})
+        assert theirs(LOADED, other, tmp_path).endswith("same\n")
