@@ -176,9 +176,10 @@ class _Packer:
     def pack(self, row: Row, layer: Descriptor) -> Change:
         """Pack a blob if that saves enough."""
         if self.store.has_pack(layer.digest) and self._settled(layer):
-            head = self.store.packs.head(layer.digest)
-            stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
-            return _change(row, layer, stored, head.parent if head else "", "already")
+            with contextlib.suppress(FileNotFoundError):  # another process has just unpacked it
+                head = self.store.packs.head(layer.digest)
+                stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
+                return _change(row, layer, stored, head.parent if head else "", "already")
         if layer.size <= _LEAST:
             return _change(row, layer, layer.size, "", "kept")
         with contextlib.ExitStack() as stack:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -581,6 +582,23 @@ def test_one_packs_while_another_unpacks_and_nothing_is_lost(registry: Registry,
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(turn, [compress.pack, compress.unpack, compress.unpack]))
+    check_whole(registry)
+
+
+def test_what_is_unpacked_between_two_looks_is_packed_again(
+    registry: Registry, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.push(trained("a"), SQL)
+    compress.pack(registry)
+    settled = compress._Packer._settled
+
+    def and_unpacks(packer: Any, layer: Any) -> bool:
+        found = settled(packer, layer)
+        compress._unpack(registry, layer)
+        return found
+
+    monkeypatch.setattr(compress._Packer, "_settled", and_unpacks)
+    assert "packed" in {change.outcome for change in compress.pack(registry)}
     check_whole(registry)
 
 
