@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -207,13 +207,14 @@ def run(arguments: list[str]) -> int:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_PIPE
+        _discard(sys.stderr)  # it may be the one that nobody reads
     except OSError as error:  # stdout is a file on a full disk
         if not reported:
             code = LocalIOError.exit_code
             errors.say(LocalIOError("stdout", (error.strerror or str(error)).lower()))
     else:
         return code
-    _discard_stdout()
+    _discard(sys.stdout)
     return code
 
 
@@ -222,9 +223,9 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     sys.exit(EXIT_TERMINATED)
 
 
-def _discard_stdout() -> None:
-    # The interpreter flushes stdout once more at exit, which would fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    # The interpreter flushes both once more at exit, which would fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _invoke(arguments: list[str]) -> int:

@@ -262,7 +262,7 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
 
 def test_assumptions_about_a_missing_gguf_are_reported(tmp_path: Path) -> None:
     adapter, llama = Adapter({"model.layers.0.self_attn.q_proj": low(32, D)}), base("LlamaForCausalLM", "llama")
-    says = "for a GGUF of the base with separate projections, as llama.cpp makes it"
+    says = "for a GGUF of the base in which q, k, v, gate and up are separate tensors"
     assert any(says in note for note in gguf.write(adapter, tmp_path / "a.gguf", base=llama).notes)
     assert gguf.write(adapter, tmp_path / "b.gguf", base=fused_base()).notes == ()
 

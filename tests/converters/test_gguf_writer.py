@@ -201,7 +201,7 @@ def test_a_base_without_a_name_is_not_named_and_that_of_the_base_is_taken_before
 
 
 def test_separate_projections_are_assumed_and_reported_unless_the_gguf_is_there(tmp_path: Path) -> None:
-    assumed = "for a GGUF of the base with separate projections"
+    assumed = "for a GGUF of the base in which q, k, v, gate and up are separate tensors"
     for number, (target, rows, kind, notes) in enumerate([(V, 16, "hf", 1), (V, 16, "gguf", 0), (DOWN, 32, "hf", 0)]):
         (tmp_path / str(number)).mkdir()
         adapter = Adapter({target: LowRank(np.ones((2, 32), np.float32), np.ones((rows, 2), np.float32), 4)})

@@ -162,7 +162,7 @@ def test_a_term_that_lies_about_its_size_is_refused_before_its_chunks_are_unpack
     damaged = chunk(b"", 1, size=formats.MAX_CHUNK, raw=b"not LZ4") * 100
     assert sender.post(f"/v1/xorbs/default/{XORB}", damaged)[0] == 200
     status, said = sender.post("/v1/shards", shard(b"\0" * 32, [(XORB, 5, 0, 100)]))
-    assert (status, f"a term of {100 * formats.MAX_CHUNK} bytes that says 5" in said) == (400, True), said
+    assert (status, f"a term of {100 * formats.MAX_CHUNK} bytes that declares 5" in said) == (400, True), said
 
 
 def test_a_xorb_of_another_repository_cannot_be_named(hub: Running, hf: Any, sender: Sender) -> None:

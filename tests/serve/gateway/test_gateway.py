@@ -381,5 +381,5 @@ def test_a_public_address_needs_encryption_and_keys(run: Run, models: Models, re
         "--port",
         0,
     )
-    assert "tokens in the clear" in run(*words, code=6).stderr
+    assert "tokens would cross the network in clear text" in run(*words, code=6).stderr
     assert "--route" in run(*words, "--behind-proxy", code=6).stderr

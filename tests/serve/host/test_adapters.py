@@ -124,7 +124,7 @@ def test_numbers_that_overflow_end_one_answer_and_no_other(host: Host, llama: Pe
     host.load("a2", llama.folders["a2"])
     good = [host.submit(Request([5, 6], (("a2", 1.0),), 20)) for _ in range(2)]
     bad = host.submit(Request([5, 6], (("huge", 1.0),), 20))
-    with pytest.raises(RefusedError, match="not finite"):
+    with pytest.raises(RefusedError, match="NaN or Inf"):
         list(bad)
     for stream in good:
         assert [piece.token for piece in stream] == llama.answer("a2", [5, 6], 20)
