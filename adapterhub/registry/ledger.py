@@ -178,10 +178,14 @@ class Ledger:
                 if not self.index.is_replaced():
                     yield
                     return
-            self.index.close()
             if not (self.root / FILE).exists():
                 create_index(self.root / FILE, self.store)
-            self.index = open_index(self.root / FILE, self.store)
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Open the index that is there now, and only then close the one before: a folder that is away may come back."""
+        before, self.index = self.index, open_index(self.root / FILE, self.store)
+        before.close()
 
     def current(self, name: str) -> Name:
         """Return the state of a name, after replaying the entries of its log that the index lacks."""
@@ -226,8 +230,7 @@ class Ledger:
             return replay.rebuild(self.index, self.store)
         with self.locked():  # until the new one has the name: a process that waits for the lock opens that
             errors = replace_index(self.root / FILE, self.store)
-        self.index.close()
-        self.index = open_index(self.root / FILE, self.store)
+        self._reopen()
         with self.locked():
             index_file.write(self.index, self.store)
         return errors

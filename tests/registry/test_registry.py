@@ -409,6 +409,22 @@ def test_a_deleted_or_broken_database_is_rebuilt(registry: Registry, make: Make)
         assert errors(again) == []
 
 
+def test_a_registry_whose_folder_was_away_goes_on_when_it_is_back(registry: Registry, make: Make, tmp_path: Path) -> None:
+    registry.push(make("a"), SQL)
+    folder = make("b", 1)
+    registry.root.rename(tmp_path / "away")
+    for _ in range(2):
+        with pytest.raises(LocalIOError):
+            registry.push(folder, SQL)
+        with pytest.raises(LocalIOError), registry.locked():
+            pass
+    assert not registry.root.exists()
+    (tmp_path / "away").rename(registry.root)
+    registry.push(folder, SQL)
+    assert [version.number for version in registry.list("team/sql")] == [2, 1]
+    assert errors(registry) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0" + bytes(84), "foreign"])
 def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registry, make: Make, content: bytes | str) -> None:
     registry.push(make(), SQL)
