@@ -161,10 +161,16 @@ def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:
         versions = [tag for tag in tags if semver.parse(tag)]
         what = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
         return NotFoundError(str(ref), what, "A range matches tags like 1.2.0")
-    kind = "tag" if ref.tag else "version"
     numbers = [f"v{row.number}" for row in queries.versions(ledger.index, name=ref.name)[:5]]
-    what = f"no such {kind}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
-    return NotFoundError(str(ref), what, f"List the versions of {ref.name}", code="no-such-version", name=ref.name)
+    what = f"no such {'tag' if ref.tag else 'version'}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
+    return NotFoundError(
+        str(ref),
+        what,
+        f"List the versions of {ref.name}",
+        code="no-such-tag" if ref.tag else "no-such-version",
+        name=ref.name,
+        repository=ref.name,
+    )
 
 
 def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:

@@ -117,18 +117,19 @@ def test_a_ref_names_a_version_by_tag_number_digest_or_range(ledger: Ledger) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "code", "says"),
     [
-        (":dev", "no such tag; the registry has 1.0.0, latest, v1"),
-        (":v2", "no such version; the registry has 1.0.0, latest, v1"),
-        ("@2222", "no such version; the registry has"),
-        (":^3", "no tag is in this range; the version tags are 1.0.0"),
+        (":dev", "no-such-tag", "no such tag; the registry has 1.0.0, latest, v1"),
+        (":v2", "no-such-version", "no such version; the registry has 1.0.0, latest, v1"),
+        ("@2222", "no-such-version", "no such version; the registry has"),
+        (":^3", "not-found", "no tag is in this range; the version tags are 1.0.0"),
     ],
 )
-def test_a_version_that_is_not_there_is_told_with_those_that_are(ledger: Ledger, text: str, says: str) -> None:
+def test_a_version_that_is_not_there_is_told_with_those_that_are(ledger: Ledger, text: str, code: str, says: str) -> None:
     logged(ledger, ("push", 1, ("latest", "1.0.0")))
-    with pytest.raises(NotFoundError, match=says):
+    with pytest.raises(NotFoundError, match=says) as caught:
         versions.find_row(ledger, Ref.parse(f"team/sql{text}"))
+    assert caught.value.code == code
 
 
 def test_a_name_that_is_nearly_another_leads_to_it(ledger: Ledger) -> None:
