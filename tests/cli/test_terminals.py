@@ -244,10 +244,7 @@ def test_color_and_long_lines_break_between_words() -> None:
 def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(world: World) -> None:
     code, _, err = world.terminal(["show", "team/sql:nosuch"], TERM="xterm", NO_COLOR="1")
     lines = err.replace("\r\n", "\n").splitlines()
-    assert (code, " ".join(line.strip() for line in lines)) == (
-        3,
-        " ".join(world.piped(["show", "team/sql:nosuch"]).stderr.split()),
-    )
+    assert (code, err.split()) == (3, world.piped(["show", "team/sql:nosuch"]).stderr.split())
     assert max(map(len, lines)) <= COLUMNS < len(" ".join(lines))
     assert any("`adapterhub list team/sql`" in line for line in lines)
     _, _, err = world.terminal(["convert", "sql", "sql-mlx", "--to", "mlx", "--base", "base"], TERM="xterm", NO_COLOR="1")
