@@ -132,13 +132,15 @@ def read(path: Path, before: Routes | None = None) -> Routes:
         if old := counted.get(key.name):
             key.windows, key.tokens = _going_on(key.windows, old.windows), _going_on(key.tokens, old.tokens)
     if counted and not keys:  # a file that is just being written; nobody opens a server to all by that
-        raise UsageError(
-            f"{where}: keys", "all keys were removed", "Start the gateway anew to answer without keys", code="invalid-config"
-        )
+        raise _invalid(f"{where}: keys", "all keys were removed", "Start the gateway anew to answer without keys")
     found = {key.sha256: key for key in keys}
     if len(found) < len(keys):
-        raise UsageError(f"{where}: keys", "two names have the same key", "Give each its own", code="invalid-config")
+        raise _invalid(f"{where}: keys", "two names have the same key", "Give each its own")
     return Routes(routes, found)
+
+
+def _invalid(where: str, what: str, hint: str = "") -> UsageError:
+    return UsageError(where, what, hint, code="invalid-config")
 
 
 def _going_on(new: Windows | None, old: Windows | None) -> Windows | None:
@@ -149,28 +151,26 @@ def _going_on(new: Windows | None, old: Windows | None) -> Windows | None:
 def _tables(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     found = document.get(name, {})
     if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
-        raise UsageError(f"{where}: {name}", "not a table of tables", f"Write [{name}.NAME]", code="invalid-config")
+        raise _invalid(f"{where}: {name}", "not a table of tables", f"Write [{name}.NAME]")
     if len(found) > _MOST:
-        raise UsageError(f"{where}: {name}", f"more than {_MOST:,}", code="invalid-config")
+        raise _invalid(f"{where}: {name}", f"more than {_MOST:,}")
     return found
 
 
 def _check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in table:
         if name not in known:
-            raise UsageError(f"{where}: {name[:80]}", "unknown", f"There are {', '.join(known)}", code="invalid-config")
+            raise _invalid(f"{where}: {name[:80]}", "unknown", f"There are {', '.join(known)}")
 
 
 def _route(name: str, table: Mapping[str, Any], where: str) -> Route:
     place = f"{where}: routes.{name[:80]}"
     if not 0 < len(name) <= _NAME or not name.isprintable() or set(name) & set(", "):
-        raise UsageError(place, "a name has no comma and no space, and 1 to 256 characters", code="invalid-config")
+        raise _invalid(place, "a name has no comma and no space, and 1 to 256 characters")
     _check_names(table, ("to", "when"), place)
     rules = table.get("when", [])
     if not isinstance(rules, list) or len(rules) > _RULES or not all(isinstance(rule, dict) for rule in rules):
-        raise UsageError(
-            f"{place}.when", f"not a list of at most {_RULES} tables", f"Write [[routes.{name}.when]]", code="invalid-config"
-        )
+        raise _invalid(f"{place}.when", f"not a list of at most {_RULES} tables", f"Write [[routes.{name}.when]]")
     return Route(name, _target(table, place), tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules)))
 
 
@@ -178,14 +178,12 @@ def _rule(table: Mapping[str, Any], place: str) -> Rule:
     _check_names(table, ("to", "header", "user", "key"), place)
     name, colon, value = _text(table, "header", place).partition(":")
     if name and not colon:
-        raise UsageError(
-            f"{place}.header", "not a header with its value", 'Write it like "x-stage: beta"', code="invalid-config"
-        )
+        raise _invalid(f"{place}.header", "not a header with its value", 'Write it like "x-stage: beta"')
     rule = Rule(
         _target(table, place), (name.strip().lower(), value.strip()), _text(table, "user", place), _text(table, "key", place)
     )
     if not (rule.header[0] or rule.user or rule.key):
-        raise UsageError(place, "matches every request", "Name a header, a user or a key", code="invalid-config")
+        raise _invalid(place, "matches every request", "Name a header, a user or a key")
     return rule
 
 
@@ -193,25 +191,23 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
     to = table.get("to")
     shares = {to: 1} if isinstance(to, str) else to
     if not isinstance(shares, dict) or not 0 < len(shares) <= _TARGETS:
-        raise UsageError(
-            f"{place}.to", "not a ref, and not shares of refs", 'Write to = "team/legal:prod"', code="invalid-config"
-        )
+        raise _invalid(f"{place}.to", "not a ref, and not shares of refs", 'Write to = "team/legal:prod"')
     for text, share in shares.items():
         try:
             names.parse(text)
         except RefError as error:
-            raise UsageError(f"{place}.to", f"{error.where}: {error.what}", error.hint, code="invalid-config") from error
+            raise _invalid(f"{place}.to", f"{error.where}: {error.what}", error.hint) from error
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 10**6:
-            raise UsageError(f"{place}.to", f"the share of {text} is not a number from 0 to 1,000,000", code="invalid-config")
+            raise _invalid(f"{place}.to", f"the share of {text} is not a number from 0 to 1,000,000")
     if not sum(shares.values()):
-        raise UsageError(f"{place}.to", "all shares are 0", code="invalid-config")
+        raise _invalid(f"{place}.to", "all shares are 0")
     return Target(tuple((text, float(share)) for text, share in shares.items()))
 
 
 def _text(table: Mapping[str, Any], name: str, place: str) -> str:
     found = table.get(name, "")
     if not isinstance(found, str) or len(found) > 1000:
-        raise UsageError(f"{place}.{name}", "not a text", code="invalid-config")
+        raise _invalid(f"{place}.{name}", "not a text")
     return found
 
 
@@ -220,17 +216,15 @@ def _key(name: str, table: Mapping[str, Any], where: str) -> Key:
     _check_names(table, ("sha256", "adapters", "requests", "running", "tokens"), place)
     sha256 = _text(table, "sha256", place).removeprefix("sha256:").lower()
     if not is_hex(sha256):
-        raise UsageError(f"{place}.sha256", "not the SHA-256 of a key, 64 hexadecimal digits", code="invalid-config")
+        raise _invalid(f"{place}.sha256", "not the SHA-256 of a key, 64 hexadecimal digits")
     patterns = table.get("adapters", [])
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UsageError(f"{place}.adapters", "not a list of names", code="invalid-config")
+        raise _invalid(f"{place}.adapters", "not a list of names")
     most = table.get("running", 0)
     if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= 10**6:
-        raise UsageError(f"{place}.running", "not a number of requests", code="invalid-config")
+        raise _invalid(f"{place}.running", "not a number of requests")
     if "adapters" in table and not any(pattern.strip(", ") for pattern in patterns):
-        raise UsageError(
-            f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key", code="invalid-config"
-        )
+        raise _invalid(f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key")
     requests, tokens = (_limit(table, kind, place) for kind in ("requests", "tokens"))
     return Key(name, sha256, Allowed.of(patterns), requests, most, tokens)
 
@@ -241,10 +235,5 @@ def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:
         return None
     count, _, seconds = text.partition("/")
     if not all(number.isascii() and number.isdigit() and 0 < len(number) < 10 and int(number) for number in (count, seconds)):
-        raise UsageError(
-            f"{place}.{kind}",
-            f"{text[:40]!r} is not a limit",
-            f'Write it like "600/60", {kind} and seconds',
-            code="invalid-config",
-        )
+        raise _invalid(f"{place}.{kind}", f"{text[:40]!r} is not a limit", f'Write it like "600/60", {kind} and seconds')
     return Windows(int(count), int(seconds))
