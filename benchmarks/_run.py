@@ -80,15 +80,7 @@ def measure(name: str, options: Sequence[str]) -> bool:
     print(f"-> {name}", flush=True)
     inputs = Path(tempfile.gettempdir()) / "adapterhub-bench"
     partial = RESULTS / f".{name}.json"
-    command = [
-        sys.executable,
-        str(HERE / f"{name.partition('-')[0]}.py"),
-        "--json",
-        str(partial),
-        "--dir",
-        str(inputs),
-        *options,
-    ]
+    command = [sys.executable, str(HERE / script(name)), "--json", str(partial), "--dir", str(inputs), *options]
     if subprocess.run(command, check=False).returncode:
         partial.unlink(missing_ok=True)
         return False
