@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from adapterhub.manifest import oci_manifest
@@ -15,7 +14,7 @@ from adapterhub.merging import METHODS
 from adapterhub.registry import recipe
 from tests.conftest import Run, need_module
 from tests.support.fixtures import Filled
-from tests.support.folders import adapter, base, pairs
+from tests.support.folders import base, two_adapters
 
 TWO = [name for name, method in METHODS.items() if method.count[0] <= 2 <= method.count[1]]
 
@@ -26,9 +25,8 @@ def team(run: Run, filled: Filled, tmp_path: Path) -> Path:
 
     def commands() -> None:
         base(tmp_path / "base", 2)
-        random = np.random.default_rng(0)
+        two_adapters(tmp_path)
         for name in "ab":
-            adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
             run("push", name, f"team/{name}", "--base", "base")
 
     return filled("team", tmp_path, commands)
@@ -41,9 +39,7 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
     folder = tmp_path_factory.mktemp("parents")
-    random = np.random.default_rng(0)
-    for name in "ab":
-        adapter(folder / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
+    two_adapters(folder)
     return [recipe.Parent(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"]
 
 

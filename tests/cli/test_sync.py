@@ -7,7 +7,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from adapterhub.digest import sha256_file
@@ -15,7 +14,7 @@ from adapterhub.manifest import oci_manifest
 from tests.conftest import Run
 from tests.support.adapters import Make
 from tests.support.fixtures import Filled
-from tests.support.folders import adapter, base, pairs
+from tests.support.folders import base, two_adapters
 
 # Ends the process at the rename with this number, before it happens.
 _KILL = """
@@ -188,9 +187,8 @@ def two(run: Run, filled: Filled, tmp_path: Path) -> Path:
 
     def commands() -> None:
         base(tmp_path / "base", 2)
-        random = np.random.default_rng(0)
+        two_adapters(tmp_path)
         for name in "ab":
-            adapter(tmp_path / name, pairs(2), lambda _, x: random.normal(size=x.shape).astype(np.float32))
             run("push", name, f"team/{name}", "--base", "base")
         run("merge", "./a", "--into", "base", "-o", "tuned")
 

@@ -37,6 +37,13 @@ def adapter(
     return path
 
 
+def two_adapters(folder: Path) -> None:
+    """Adapters `a` and `b` of the same shapes, with different numbers."""
+    random = np.random.default_rng(0)
+    for name in "ab":
+        adapter(folder / name, pairs(2), lambda _, array: random.normal(size=array.shape).astype(np.float32))
+
+
 def vera(path: Path, modules: dict[str, int], widest: tuple[int, int], r: int = 2) -> Path:
     """A VeRA adapter of modules with so many outputs, whose projections are for a weight of the shape `widest`."""
     shapes = {f"model.{n}.vera_lambda_b": (out,) for n, out in modules.items()}

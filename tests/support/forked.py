@@ -153,13 +153,15 @@ def _ours() -> None:
     import adapterhub
     import adapterhub_converters
 
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # which sqlite-utils imports, half of the memory, if it is there
+    # sqlite-utils imports pandas if it is there: half of the memory.
+    without = sys.modules.setdefault("pandas", None) is None  # type: ignore[arg-type]
     for package in (adapterhub, adapterhub_converters):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda _: None):
             if not found.name.endswith("__main__") and not found.name.startswith(_NOT_IMPORTED):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(found.name)
-    del sys.modules["pandas"]
+    if without:
+        del sys.modules["pandas"]
 
 
 def _asked(connection: socket.socket) -> dict[str, Any]:
