@@ -13,14 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
 
 from tests.support import forked, llama_cpp_scripts
 
-pytest_plugins = ["tests.support.fixtures"]
+pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Terminal = Callable[..., str]
@@ -28,21 +28,6 @@ Terminal = Callable[..., str]
 CHECKING = ("jsonschema.validators", "rfc3339_validator", "getpass", "re2")
 TORCH = {"train", "eval", "run", "chat"}
 LEARNING = (*CHECKING, "torch", "transformers.models.llama.modeling_llama", "bitsandbytes", "matplotlib.backends.backend_agg")
-
-# Files for the same worker, because what they share takes seconds to start: a process that has imported torch, llama.cpp's
-# conversion of models, the host's models.
-TOGETHER = {
-    "learning": (
-        "tests/attacks/test_chat_templates", "tests/attacks/test_code_in_a_base", "tests/attacks/test_hostile_tokenizers",
-        "tests/cli/test_chat", "tests/cli/test_train_command", "tests/generation/", "tests/training/",
-    ),
-    "llama.cpp": (
-        "tests/converters/test_gguf_architectures", "tests/converters/test_gguf_by_rule",
-        "tests/merging/into_base/test_folder_by_rule", "tests/merging/into_base/test_folder_to_gguf",
-        "tests/merging/into_base/test_fuse_gguf",
-    ),
-    "host": ("tests/serve/host/",),
-}  # fmt: skip
 
 # Properties without a clock: a busy machine is no failure. Where time is the claim, a test measures it itself. CI looks at the
 # same examples each time, so that nobody's change fails by those of another day.
@@ -53,24 +38,6 @@ settings.load_profile("adapterhub")
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a worker whole files, so that what the tests of a file share is made once, and not once a worker.
-
-    Not by `xdist_group`: pytest 9.2 ignores the node IDs by which xdist 3.8 groups tests.
-    """
-    if config.getvalue("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class Together(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return next((group for group, files in TOGETHER.items() if file.startswith(files)), file)
-
-    return Together(config, log)
 
 
 def _in_memory(folder: str = "/dev/shm", room: int = 6 << 30) -> bool:

@@ -1,0 +1,70 @@
+"""Which worker of pytest-xdist runs which files: a plugin of pytest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+# Files for the same worker, because what they share takes seconds to start: a process that has imported torch, llama.cpp's
+# conversion of models, the host's models.
+TOGETHER = {
+    "learning": (
+        "tests/attacks/test_chat_templates", "tests/attacks/test_code_in_a_base", "tests/attacks/test_hostile_tokenizers",
+        "tests/cli/test_chat", "tests/cli/test_train_command", "tests/generation/", "tests/training/",
+    ),
+    "llama.cpp": (
+        "tests/converters/test_gguf_architectures", "tests/converters/test_gguf_by_rule",
+        "tests/merging/into_base/test_folder_by_rule", "tests/merging/into_base/test_folder_to_gguf",
+        "tests/merging/into_base/test_fuse_gguf",
+    ),
+    "host": ("tests/serve/host/",),
+}  # fmt: skip
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker whole files, so that what the tests of a file share is made once, and not once a worker.
+
+    Not by `xdist_group`: pytest 9.2 ignores the node IDs by which xdist 3.8 groups tests.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((group for group, files in TOGETHER.items() if file.startswith(files)), file)
+
+        def schedule(self) -> None:
+            """Begin, or give a worker that takes the place of another what is left.
+
+            A worker holds its last test back until it gets more or is told to end, which xdist 3.8 forgets for the latter.
+            """
+            super().schedule()
+            for node in self.nodes if self.collection else ():
+                self._reschedule(node)
+
+        def remove_node(self, node: WorkerController) -> str | None:
+            """Leave to the other workers what a worker that ended had not run; return the test by which it crashed.
+
+            xdist 3.8 gives them finished files too, for which no report ever comes, and waits for it: it hung. It also runs
+            the test by which one worker crashed in another.
+            """
+            unfinished = {file: tests for file, tests in self.assigned_work.pop(node).items() if not all(tests.values())}
+            if not unfinished:
+                return None
+            crashed = next(test for tests in unfinished.values() for test, done in tests.items() if not done)
+            for file, tests in unfinished.items():
+                left = {test: done for test, done in tests.items() if not done and test != crashed}
+                if left:
+                    self.workqueue[file] = left
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return crashed
+
+    return Together(config, log)
