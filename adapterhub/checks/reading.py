@@ -41,7 +41,7 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     given, path = path, adapter_in(path)
     try:
         try:
-            contents = _read(path, given, base, pickle=any(problem.code == "pickle" for problem in problems))
+            contents = _read(path, base, pickle=any(problem.code == "pickle" for problem in problems))
         except NotUnderstoodError as error:
             contents = _unread(path, error)
     except AdapterhubError as error:
@@ -57,12 +57,12 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     return contents, problems
 
 
-def _read(path: Path, given: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
+def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
     """The contents of an adapter that is understood; None where there are only pickles."""
     candidate = Candidate(path)
     if peft.sniff(candidate):
         return _peft(path, candidate.config, base)
-    kind = _sniff(candidate, given, pickle=pickle)
+    kind = _sniff(candidate, pickle=pickle)
     return None if kind is None else _whole(path, kind, base)
 
 
@@ -98,17 +98,15 @@ def _unread(path: Path, error: NotUnderstoodError) -> Contents:
     return contents
 
 
-def _sniff(candidate: Candidate, given: Path, *, pickle: bool) -> str | None:
+def _sniff(candidate: Candidate, *, pickle: bool) -> str | None:
     """The format of an adapter that is not PEFT's; None where there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
         return convert.sniff(candidate)
-    except FormatError as error:
-        if pickle:
+    except (NotFoundError, FormatError) as error:
+        if pickle and error.code == "no-adapter":
             return None
-        if error.code != "whole-model" and given.is_dir() and not (given / peft.CONFIG).exists():
-            raise NotFoundError(str(given), error.what) from error
         raise
 
 

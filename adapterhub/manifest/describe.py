@@ -21,9 +21,9 @@ import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
 from adapterhub_converters.containers import json_file, toml_file
-from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, NotUnderstoodError, UsageError
+from adapterhub_converters.errors import IntegrityError, NotFoundError, NotUnderstoodError, UsageError
 from adapterhub_converters.formats import FORMATS, peft, unread
 from adapterhub_converters.formats.unread import Unread
 
@@ -253,12 +253,7 @@ def _look(folder: Path) -> tuple[str, Adapter]:
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
     path = adapter_in(folder)
-    try:
-        name = convert.sniff(path)
-    except FormatError as error:
-        what = f"no adapter in it: neither {ADAPTER_CONFIG} nor a file that is one"
-        raise NotFoundError(str(folder), what, error.hint or "Name an adapter's folder") from error
-    return name, convert.read_unordered(path)[0]  # no fact depends on the order of rows
+    return convert.sniff(path), convert.read_unordered(path)[0]  # no fact depends on the order of rows
 
 
 def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:

@@ -170,5 +170,5 @@ def test_first_bytes_of_pickles() -> None:
 
 
 def test_no_adapter_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no adapter in it: neither adapter_config.json nor a file that is one"):
+    with pytest.raises(NotFoundError, match="no adapter in this folder: PEFT and MLX adapters have an adapter_config.json"):
         describe.look(tmp_path)

@@ -167,8 +167,8 @@ def test_a_killed_conversion_leaves_no_result_and_does_not_hinder_the_next(tmp_p
     ("files", "error", "says"),
     [
         (None, NotFoundError, "no such file or folder"),
-        ({}, FormatError, "not an adapter of a known format"),
-        ({"adapter_config.json": b"{}"}, FormatError, "not an adapter of a known format"),
+        ({}, NotFoundError, "no adapter in this folder: PEFT and MLX adapters have an adapter_config.json"),
+        ({"adapter_config.json": b"{}"}, FormatError, "a known format: its adapter_config.json has no peft_type"),
         ({"adapter_config.json": b"{"}, FormatError, "adapter_config.json: not valid JSON"),
         ({"adapter_config.json": b"\xff"}, FormatError, "not UTF-8"),
         (b"hello", FormatError, "not an adapter of a known format"),

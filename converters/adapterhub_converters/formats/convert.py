@@ -42,7 +42,7 @@ def sniff(path: Path | Candidate) -> str:
     """The name of the format of the adapter at `path`.
 
     Raises:
-        NotFoundError: There is nothing at `path`.
+        NotFoundError: There is nothing at `path`, or a folder without an adapter.
         RefusedError: It is a pickle, or a distributed checkpoint.
         NotUnderstoodError: Its config is one that no format here has.
         FormatError: It is not an adapter of any format.
@@ -57,13 +57,18 @@ def sniff(path: Path | Candidate) -> str:
     pickles.refuse(path)
     if candidate.is_whole_model:
         raise whole_model(path)
-    what = "not an adapter of a known format: PEFT and MLX folders have an adapter_config.json, GGUF adapters a general.type"
+    what = "not an adapter of a known format"
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
         if unread.is_foreign(path):
             raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one of a format that is known here")
+        what = f"{what}: its {peft.CONFIG} has no peft_type"
         raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")
-    raise FormatError(str(path), what, peft.nested(path))
+    if path.is_dir():
+        what = f"no adapter in this folder: PEFT and MLX adapters have an {peft.CONFIG}"
+        hint = peft.nested(path) or "Name the folder or the file of an adapter"
+        raise NotFoundError(str(path), what, hint, code="no-adapter")
+    raise FormatError(str(path), what, "Name the folder, the .safetensors or the .gguf file of an adapter", code="no-adapter")
 
 
 def _refuse_distributed(path: Path) -> None:
