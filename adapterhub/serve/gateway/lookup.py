@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from adapterhub.digest import Digest
-from adapterhub.ref import Ref
+from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import configured, location
 from adapterhub.remotes.location import Place
@@ -110,11 +110,9 @@ class RegistryLookup:
             for row in registry.list():
                 if row.name not in allowed or (row.name not in names and len(names) >= _LISTED):
                     continue
-                found = Found(row.name, row.digest)
-                if row.name not in names:  # the newest comes first
-                    refs.append((row.name, found))
                 names.add(row.name)
-                refs += [(f"{row.name}:{tag}", found) for tag in row.tags]
+                found = Found(row.name, row.digest)  # a bare name means its tag `latest`, and is listed in its place
+                refs += [(row.name if tag == LATEST else f"{row.name}:{tag}", found) for tag in row.tags]
             return refs
 
         return await self._call(work)

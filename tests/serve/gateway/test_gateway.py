@@ -103,7 +103,7 @@ def test_several_prompts_in_one_request(gateway: Gateway, models: Models) -> Non
 def test_the_list_has_what_may_be_asked_for(gateway: Gateway, registry: Path) -> None:
     listed = {model["id"]: model for model in gateway.get("/v1/models").document["data"]}
     assert {"base", "team/a0", "team/a0:prod"} <= set(listed)
-    assert not any(name.startswith("secret/") for name in listed)
+    assert not any(name.startswith("secret/") or name.endswith(":latest") for name in listed)
     assert listed["team/a3:prod"]["root"] == version(registry, "team/a3:prod")
     assert listed["team/a3:prod"]["parent"] == "base"
     one = gateway.get("/v1/models/team/a3:prod")

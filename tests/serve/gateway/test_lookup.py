@@ -12,9 +12,11 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.bases import hub_address
-from adapterhub.ref import Ref
+from adapterhub.manifest import oci_manifest
+from adapterhub.ref import LATEST, Ref
+from adapterhub.registry.registry import Registry
 from adapterhub.remotes import configured
-from adapterhub.serve.gateway.lookup import RemoteLookup
+from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
 from adapterhub.serve.names import Allowed
 from adapterhub.sharing import copying, tagging
 from adapterhub.workspace import Workspace
@@ -142,3 +144,21 @@ def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
     listed = asyncio.run(remote.lookup.listed(Allowed(("team/*",))))
     assert [(ref, found.digest) for ref, found in listed] == [("team/sql:prod", remote.digests[0])]
     assert asyncio.run(remote.lookup.listed(Allowed(("other/*",)))) == []
+
+
+def test_a_registry_lists_a_bare_name_once_with_the_version_that_it_means(make: Make, tmp_path: Path) -> None:
+    workspace = Workspace(registry=tmp_path / "registry")
+    first = ah.push(make("one", seed=1), "team/sql", workspace=workspace)
+    ah.push(make("two", seed=2), "team/sql:prod", workspace=workspace)
+    with Registry.open(tmp_path / "registry") as registry, registry.store.lease("push"):
+        made = oci_manifest.parse(registry.store.read_document(first.digest), "")
+        registry.admit(made, Ref("team/sql"), tags=(LATEST,))  # as a revert of `main` on a hub does
+    lookup = RegistryLookup(workspace)
+    try:
+        listed = asyncio.run(lookup.listed(Allowed(())))
+        found = asyncio.run(lookup.find(Ref.parse("team/sql")))
+    finally:
+        lookup.close()
+    assert sorted(ref for ref, _ in listed) == ["team/sql", "team/sql:prod"]
+    assert dict(listed)["team/sql"] == found
+    assert found.digest == first.digest
