@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapterhub_converters.bases import hub_layout
-from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
 
 from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace, listed
@@ -115,16 +115,28 @@ def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Works
     from adapterhub.training.cost.budget import forecast as predicted
 
     path = config.base_path
-    spec = base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace())
+    with _named(config):
+        spec = base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace())
     card = card_memory(config) if memory is None else memory if config.base.device == "cuda" else None
     return predicted(config, spec, memory=memory, card=card)
+
+
+@contextmanager
+def _named(config: TrainConfig) -> Iterator[None]:
+    """Name the key of the config in the error for a base that is not there."""
+    try:
+        yield
+    except NotFoundError as error:
+        error.where = f"{config.where}: [base] path: {error.where}"
+        raise
 
 
 def _located(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     """The config with its base on this disk, and with the name and the commit of one that the Hub has."""
     if config.base_path.exists():
         return config
-    path = base_sources.weights(config.base.path, workspace)
+    with _named(config):
+        path = base_sources.weights(config.base.path, workspace)
     repo, commit = hub_layout.name_of(path)
     base = replace(config.base, name=config.base.name or repo, revision=config.base.revision or commit)
     return replace(config, base=base, model=path)

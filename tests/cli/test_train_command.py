@@ -177,7 +177,9 @@ def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_p
     assert [line.partition(": ")[2][:15] for line in done.stderr.splitlines()] == ["train.jsonl:1: ", "train.jsonl:2: "]
     assert len(json.loads(run("train", "letters.toml", "--dry-run", "--json", code=4).stdout)["error"]["problems"]) == 2
     (tmp_path / "train.jsonl").unlink()
-    assert "no such file" in run("train", "letters.toml", "--dry-run", code=3).stderr
+    assert "train.jsonl: no such file" in run("train", "letters.toml", "--dry-run", code=3).stderr
+    stderr = run("train", "letters.toml", "--dry-run", "--set", "base.path=nosuch", code=3).stderr
+    assert "letters.toml: [base] path: nosuch: no such file or folder, and no base of this name" in stderr
 
 
 def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path, tmp_path: Path) -> None:

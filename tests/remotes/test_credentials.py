@@ -17,7 +17,7 @@ from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.credentials import Credentials
 from adapterhub_converters.errors import LocalIOError
 from tests.cli.test_process import PATH
-from tests.conftest import Run, need_module, need_program
+from tests.conftest import Run, Terminal, need_module, need_program
 from tests.support import registry
 
 Login = Callable[..., subprocess.CompletedProcess[str]]
@@ -250,6 +250,13 @@ def test_what_is_no_login_is_one_line(behind: str, login: Login, words: list[str
 def test_a_registry_that_requires_no_login_receives_no_credentials(host: str, login: Login, tmp_path: Path) -> None:
     assert "requires no login" in login(host, "-u", "user", "--password-stdin", text="x", code=6).stderr
     assert not file(tmp_path).exists()
+
+
+def test_nobody_is_asked_for_a_login_that_no_registry_requires(host: str, terminal: Terminal) -> None:
+    for where, reason in (("127.0.0.1:1", "connection refused"), (host, "this registry requires no login")):
+        shown = terminal("login", where, columns=200)
+        assert reason in shown
+        assert "Username" not in shown
 
 
 @pytest.mark.parametrize(("url", "words"), [("hf://team", "hf auth login"), ("s3://bucket", "AWS_ACCESS_KEY_ID")])

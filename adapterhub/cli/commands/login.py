@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     if at_hub:
         who = _at_hub(address, username, password=password_stdin, token=token_stdin)
     else:
-        who = _at_registry(address, _asked(address.host, username, password=password_stdin, token=token_stdin))
+        who = _at_registry(address, _given(address.host, username, password=password_stdin, token=token_stdin))
     where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
     document = {"host": address.host, "user": who.user, "stored_in": where}
     as_whom = f" as {who.user}" if who.user else ""
@@ -55,15 +57,15 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
-def _at_registry(address: Address, given: Credentials) -> Credentials:
-    """Credentials that a registry accepts."""
+def _at_registry(address: Address, given: Callable[[], Credentials]) -> Credentials:
+    """Credentials that a registry accepts; `given` is called once it requires a login."""
     from adapterhub.remotes.oci.host import GIVEN, Host
 
-    who = replace(given, source=GIVEN)
+    once = functools.cache(lambda: replace(given(), source=GIVEN))
     hint = "Nothing was stored; check the user name and the password"
-    with Host(address, lambda: who, hint, proxy=environment.proxy) as server:
+    with Host(address, once, hint, proxy=environment.proxy) as server:
         server.check_login()
-    return who
+    return once()
 
 
 def _at_hub(address: Address, username: str | None, *, password: bool, token: bool) -> Credentials:
@@ -83,30 +85,42 @@ def _at_hub(address: Address, username: str | None, *, password: bool, token: bo
     return Credentials(hub.whose(found), found)
 
 
-def _asked(host: str, username: str | None, *, password: bool, token: bool) -> Credentials:
-    """Read name and password, or a token, from stdin or the terminal."""
+def _given(host: str, username: str | None, *, password: bool, token: bool) -> Callable[[], Credentials]:
+    """Name and password, or a token: read from stdin now, or asked for on the terminal when they are needed."""
     from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
         raise UsageError(
             "--token-stdin", "cannot be combined with --password-stdin", "Leave one out", code="conflicting-options"
         )
-    if token:
-        if username:
-            raise UsageError(
-                "--username", "is not used with a bearer token", "Pass a token that needs a user name with --password-stdin"
-            )
-        return Credentials(bearer=_secret(sys.stdin.read(_LONGEST), "--token-stdin"))
-    if not username and not sys.stdin.isatty():
-        raise UsageError("--username", "is missing, and there is no terminal to ask on", "Pass --username NAME")
-    name = username or str(click.prompt(f"Username for {host}", err=True))
+    if token and username:
+        raise UsageError(
+            "--username", "is not used with a bearer token", "Pass a token that needs a user name with --password-stdin"
+        )
+    if not token and not sys.stdin.isatty():
+        if not username:
+            raise UsageError("--username", "is missing, and there is no terminal to ask on", "Pass --username NAME")
+        if not password:
+            raise UsageError("password", "is missing, and there is no terminal to ask on", "Pipe it in with --password-stdin")
+    name = _checked_name(username) if username else ""
+    if token or password:
+        secret = _secret(sys.stdin.read(_LONGEST), "--token-stdin" if token else "--password-stdin")
+        if token:
+            return lambda: Credentials(bearer=secret)
+
+    def asked() -> Credentials:
+        user = name or _checked_name(str(click.prompt(f"Username for {host}", err=True)))
+        if password:
+            return Credentials(user, secret)
+        return Credentials(user, _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
+
+    return asked
+
+
+def _checked_name(name: str) -> str:
     if not name.isprintable() or ":" in name or not name.strip():
         raise UsageError("--username", "is not a user name: empty, or with a colon or a control character")
-    if password:
-        return Credentials(name, _secret(sys.stdin.read(_LONGEST), "--password-stdin"))
-    if not sys.stdin.isatty():
-        raise UsageError("password", "is missing, and there is no terminal to ask on", "Pipe it in with --password-stdin")
-    return Credentials(name, _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
+    return name
 
 
 def _secret(text: str, where: str) -> str:
