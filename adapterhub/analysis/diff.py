@@ -375,6 +375,6 @@ def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
         one, two = getattr(a.meta, name), getattr(b.meta, name)
         if one != two:
             yield KeyChange(key, one, two, semantic=True)
-    one, two = (bool(unmeasured(adapter)) for adapter in (a, b))
+    one, two = ("missing" if unmeasured(adapter) else None for adapter in (a, b))
     if one != two:
-        yield KeyChange("use_dora, no magnitudes", one, two, semantic=True)
+        yield KeyChange("lora_magnitude_vector", one, two, semantic=True)

@@ -173,6 +173,8 @@ def test_when_an_adapter_acts_is_part_of_what_it_does() -> None:
     found = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(invocation=(7, 8))))
     assert [key.key for key in found.conditions] == ["alora_invocation_tokens"]
     assert not found.same
+    found = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(dora=True)))  # of the rows of the base, unknown here
+    assert [(key.key, key.a, key.b) for key in found.conditions] == [("lora_magnitude_vector", None, "missing")]
 
 
 def test_keys_that_change_the_function_come_first_and_nothings_are_alike(tmp_path: Path) -> None:
