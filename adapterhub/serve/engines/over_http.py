@@ -8,6 +8,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections import deque
@@ -32,6 +33,8 @@ _DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before an engine that has ended is started again
 _STABLE = 60.0  # seconds after which a start counts as good
 _POLL = 0.1
+_EXCEPTION = re.compile(r"\b[A-Za-z]+(?:Error|Exception): ")
+_ABOVE = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _STOP = 10.0  # seconds that a process gets to end by itself
 
 
@@ -148,7 +151,7 @@ class Process:
     up: bool = False
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _watch: asyncio.Task[None] | None = field(default=None, repr=False)
-    _last: deque[str] = field(default_factory=lambda: deque(maxlen=40), repr=False)
+    _last: deque[str] = field(default_factory=lambda: deque(maxlen=400), repr=False)
 
     async def start(self) -> None:
         """Start it and wait until it is ready; LocalIOError or RefusedError, with its last words, if it cannot be."""
@@ -200,13 +203,12 @@ class Process:
         self.up = True
 
     def _words(self) -> str:
-        """The last words that look like a reason, else the last ones."""
+        """The last exception, or else the last words that look like a reason, or else the last ones."""
+        lines = [line for line in self._last if line and _ABOVE not in line]
         marks = ("error", "fail", "unable", "cannot", "invalid")
-        lines = [line for line in self._last if line]
-        return next(
-            (line for line in reversed(lines) if any(mark in line.lower() for mark in marks)),
-            lines[-1] if lines else "it said nothing",
-        )
+        found = [line for line in lines if _EXCEPTION.search(line)]
+        found = found or [line for line in lines if any(mark in line.lower() for mark in marks)]
+        return next(reversed(found or lines), "it said nothing")
 
     async def _read(self, log_of: asyncio.StreamReader) -> None:
         """Take its log; a line without an end is cut."""

@@ -101,6 +101,20 @@ def test_why_a_process_cannot_be_started_is_told() -> None:
         asyncio.run(Process(["/no/such/program"], {}, never).start())
 
 
+FAILS_BELOW = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "raise ValueError('the KV cache is too small')"])
+for line in range(60):
+    print("  frame", line, flush=True)
+raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+"""
+
+
+def test_the_reason_is_the_exception_of_the_process_that_failed_not_that_of_its_parent() -> None:
+    with pytest.raises(RefusedError, match="before it was ready: ValueError: the KV cache is too small"):
+        asyncio.run(python(FAILS_BELOW).start())
+
+
 def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
     async def main() -> None:
         count = tmp_path / "count"
