@@ -33,6 +33,7 @@ _DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before an engine that has ended is started again
 _STABLE = 60.0  # seconds after which a start counts as good
 _POLL = 0.1
+_LOOK = 30.0  # seconds between two looks whether an engine still answers
 _EXCEPTION = re.compile(r"\b[A-Za-z]+(?:Error|Exception): ")
 _ABOVE = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _STOP = 10.0  # seconds that a process gets to end by itself
@@ -133,7 +134,7 @@ def _reason(error: Exception) -> str:
 
 @dataclass
 class Process:
-    """A server that is started again whenever it ends, with all that it has started itself.
+    """A server that is started again whenever it ends or hangs, with all that it has started itself.
 
     Attributes:
         words: Its command line.
@@ -141,6 +142,7 @@ class Process:
         ready: Asked until it returns True, after each start.
         begun: Called before each start: what the last process knew is gone.
         patience: Seconds until it must be ready.
+        silence: Seconds without `ready` after which it hangs.
     """
 
     words: Sequence[str]
@@ -148,6 +150,7 @@ class Process:
     ready: Callable[[], Awaitable[bool]]
     begun: Callable[[], object] = lambda: None
     patience: float = 600.0
+    silence: float = 300.0
     up: bool = False
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _watch: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -227,7 +230,7 @@ class Process:
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
-            code = await process.wait()
+            code = await self._end_of(process)
             self.up = False
             tries = 0 if clock() - began > _STABLE else tries
             log.error("the engine ended with %s (%s); starting it again", code, self._words())
@@ -243,6 +246,22 @@ class Process:
                     if self._process is not None:
                         await _end(self._process)
             process = cast(asyncio.subprocess.Process, self._process)
+
+
+    async def _end_of(self, process: asyncio.subprocess.Process) -> int:
+        """Wait until a process ends, and end one that hangs; return its exit code."""
+        ended, clock = asyncio.ensure_future(process.wait()), asyncio.get_running_loop().time
+        heard = clock()
+        try:
+            while not (await asyncio.wait([ended], timeout=min(_LOOK, self.silence / 2)))[0]:
+                if await self.ready():
+                    heard = clock()
+                elif clock() - heard > self.silence:
+                    log.error("the engine has not answered for %.0f seconds; ending it", clock() - heard)
+                    await _end(process)
+            return ended.result()
+        finally:
+            ended.cancel()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -99,6 +100,28 @@ def test_why_a_process_cannot_be_started_is_told() -> None:
         asyncio.run(python("raise SystemExit(1)").start())
     with pytest.raises(LocalIOError, match="No such file"):
         asyncio.run(Process(["/no/such/program"], {}, never).start())
+
+
+def test_a_process_that_hangs_is_ended_and_started_again() -> None:
+    async def main() -> None:
+        answers = True
+
+        async def ready() -> bool:
+            return answers
+
+        process = Process([sys.executable, "-c", "import time; time.sleep(60)"], {}, ready, silence=0.2)
+        await process.start()
+        first = process._process
+        assert first is not None
+        answers = False
+        await asyncio.wait_for(first.wait(), 60)
+        answers = True
+        while process._process is first or not process.up:
+            await asyncio.sleep(0.01)
+        assert first.returncode == -signal.SIGTERM
+        await process.close()
+
+    asyncio.run(main())
 
 
 FAILS_BELOW = """
