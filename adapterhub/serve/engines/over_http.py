@@ -36,6 +36,7 @@ _POLL = 0.1
 _LOOK = 30.0  # seconds between two looks whether an engine still answers
 _EXCEPTION = re.compile(r"\b[A-Za-z]+(?:Error|Exception): ")
 _ABOVE = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
+_INSTRUCTIONS = "It was built for another processor than this one; install another build"
 _STOP = 10.0  # seconds that a process gets to end by itself
 
 
@@ -199,7 +200,8 @@ class Process:
         while not await self.ready():
             if self._process.returncode is not None:
                 await asyncio.wait([reading], timeout=1)
-                raise RefusedError(self.words[0], f"ended with {self._process.returncode} before it was ready: {self._words()}")
+                what = f"{_how(self._process.returncode)} before it was ready: {self._words()}"
+                raise RefusedError(self.words[0], what, _INSTRUCTIONS if self._process.returncode == -signal.SIGILL else "")
             if asyncio.get_running_loop().time() > deadline:
                 raise RefusedError(self.words[0], f"is not ready after {self.patience:.0f} seconds: {self._words()}")
             await asyncio.sleep(_POLL)
@@ -233,7 +235,7 @@ class Process:
             code = await self._end_of(process)
             self.up = False
             tries = 0 if clock() - began > _STABLE else tries
-            log.error("the engine ended with %s (%s); starting it again", code, self._words())
+            log.error("the engine %s (%s); starting it again", _how(code), self._words())
             await _end(process)
             while not self.up:
                 await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
@@ -246,7 +248,6 @@ class Process:
                     if self._process is not None:
                         await _end(self._process)
             process = cast(asyncio.subprocess.Process, self._process)
-
 
     async def _end_of(self, process: asyncio.subprocess.Process) -> int:
         """Wait until a process ends, and end one that hangs; return its exit code."""
@@ -271,6 +272,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await asyncio.wait_for(process.wait(), _STOP)
     _signal(process, signal.SIGKILL)
     await process.wait()
+
+
+def _how(code: int) -> str:
+    """How a process ended: its exit code, or the name of the signal."""
+    names = {one.value: one.name for one in signal.Signals}
+    return f"ended with {code}" if code >= 0 else f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:

@@ -98,6 +98,8 @@ def test_why_a_process_cannot_be_started_is_told() -> None:
         asyncio.run(python("import time; time.sleep(60)", patience=0.2).start())
     with pytest.raises(RefusedError, match="ended with 1 before it was ready: it said nothing"):
         asyncio.run(python("raise SystemExit(1)").start())
+    with pytest.raises(RefusedError, match="was ended by SIGILL before it was ready: bye. It was built for another processor"):
+        asyncio.run(python("import os; print('bye', flush=True); os.kill(os.getpid(), 4)").start())
     with pytest.raises(LocalIOError, match="No such file"):
         asyncio.run(Process(["/no/such/program"], {}, never).start())
 
