@@ -8,7 +8,6 @@ import ctypes
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections import deque
@@ -34,7 +33,7 @@ _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before an engine that has ended is s
 _STABLE = 60.0  # seconds after which a start counts as good
 _POLL = 0.1
 _LOOK = 30.0  # seconds between two looks whether an engine still answers
-_EXCEPTION = re.compile(r"\b[A-Za-z]+(?:Error|Exception): ")
+_EXCEPTIONS = ("Error: ", "Exception: ")
 _ABOVE = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _INSTRUCTIONS = "It was built for another processor than this one; install another build"
 _STOP = 10.0  # seconds that a process gets to end by itself
@@ -211,7 +210,7 @@ class Process:
         """The last exception, or else the last words that look like a reason, or else the last ones."""
         lines = [line for line in self._last if line and _ABOVE not in line]
         marks = ("error", "fail", "unable", "cannot", "invalid")
-        found = [line for line in lines if _EXCEPTION.search(line)]
+        found = [line for line in lines if any(mark in line for mark in _EXCEPTIONS)]
         found = found or [line for line in lines if any(mark in line.lower() for mark in marks)]
         return next(reversed(found or lines), "it said nothing")
 
