@@ -182,7 +182,7 @@ ERRORS: dict[str, str] = {
     "no-such-version": "The name is there, and has no such version. `adapterhub log NAME` has those that were.",
     "no-tls": "The server does not encrypt, or leads to one that does not. Credentials and digests are not sent over a network in the clear.",
     "not-a-base": "A base model is a folder with config.json and safetensors files, a .gguf file, or an address of one. What is there is something else.",
-    "not-a-regular-file": "A link, a pipe or a device is where a file should be. A folder from somewhere else could lead out of itself by such means, or make a reader wait forever.",
+    "not-a-regular-file": "A link, a pipe, a device or a folder is where a file should be. A folder from somewhere else could lead out of itself by such means, or make a reader wait forever.",
     "not-found": "The place was reached, and has nothing of that name. A hint lists names that are there.",
     "not-loaded": "The blend was not loaded, or is not any more. Load it again.",
     "not-locked": "`pull --locked` writes what is in adapters.lock and nothing else.",

@@ -12,7 +12,9 @@ import pytest
 
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.containers import open_file
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import FormatError, RefusedError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Make = Callable[..., Path]
@@ -96,6 +98,13 @@ def test_a_device_and_a_pipe_are_refused_before_they_are_opened(tmp_path: Path) 
     for path in (Path("/dev/zero"), pipe(tmp_path / "pipe")):
         with pytest.raises(RefusedError, match="a pipe or a device"):
             open_file.open_regular(path)
+
+
+@pytest.mark.parametrize("kind", [SafetensorsFile, GGUFFile])
+def test_a_folder_in_the_place_of_weights_is_named(tmp_path: Path, kind: type[open_file.OpenFile]) -> None:
+    with pytest.raises(FormatError, match=r"a folder, not a file\. Name a file in it") as caught:
+        kind(tmp_path)
+    assert (caught.value.where, caught.value.code) == (str(tmp_path), "not-a-regular-file")
 
 
 def test_a_pipe_of_the_shell_is_read_where_the_user_names_it(tmp_path: Path) -> None:

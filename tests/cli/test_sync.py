@@ -240,7 +240,10 @@ def test_an_output_replaces_no_other_kind_and_not_its_own_source(run: Run, two: 
     run("list")  # which notes in the index of a copied registry that its logs were compared
     before = _digests(two)
     for line, says in (
-        ("merge a b -o base --replace", "base: is a model, and would be replaced by an adapter"),
+        (
+            "merge a b -o base --replace",
+            "base: is a model, and would be replaced by an adapter. Remove it yourself, or name another output",
+        ),
         ("merge ./a --into base -o base --replace", "base: is the source or contains it"),
         ("convert a a --to mlx --base base --replace", "a: is the source or contains it"),
         ("merge a b -o a --replace", "a: is the source or contains it"),

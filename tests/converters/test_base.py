@@ -136,6 +136,20 @@ def _gguf(path: Path, **metadata: str) -> None:
         ("x.gguf", {"general_type": "adapter", "general_architecture": "llama"}, "its general.type is 'adapter'"),
         ("x.gguf", {"general_architecture": "mamba"}, "'mamba' has no verified mapping"),
         ("x.gguf", {"other": "deepseek2"}, "'' has no verified mapping"),
+        (
+            "x",
+            {
+                "config.json": b"{}",
+                "model.safetensors.index.json": json.dumps({"weight_map": {f"{n}": f"{n}" for n in range(10_001)}}).encode(),
+            },
+            "weight_map names 10,001 files, and no model is read from more than 10,000",
+        ),
+        (
+            "x",
+            {"model_index.json": b"{}"},
+            "the pipeline has none of the models that adapters change: unet, transformer, transformer_2, text_encoder, ",
+        ),
+        ("x", {"model_index.json": b"{}"}, "connectors. Download their folders, each with its config.json"),
     ],
 )
 def test_what_is_no_base_is_refused_in_one_line(tmp_path: Path, name: str, content: object, says: str) -> None:
@@ -277,8 +291,11 @@ def test_any_part_of_a_split_gguf_is_the_whole_model(tmp_path: Path, part: int) 
 def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     paths = split(tmp_path)
     paths[1].rename(tmp_path / "away.gguf")
-    with pytest.raises(NotFoundError, match="m-00002-of-00003.gguf: no such file: a part of 3"):
+    with pytest.raises(
+        NotFoundError, match=r"m-00002-of-00003.gguf: no such file: one of 3 parts of a model\. Download it"
+    ) as caught:
         read_base(paths[0])
+    assert caught.value.code == "no-such-file"
     with pytest.raises(RefusedError, match=r"part 1 \(from 0\) of 3 of a model, and its name has no part number"):
         read_base(tmp_path / "away.gguf")
     paths[0].rename(paths[1])
@@ -304,6 +321,18 @@ def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: A
     with pytest.raises(FormatError) as caught:
         read_base(split(tmp_path, **changes)[0])
     assert says in str(caught.value)
+
+
+def test_a_tensor_that_two_parts_have_is_refused(tmp_path: Path) -> None:
+    first, second, _ = split(tmp_path)
+    own = {f"split.{key}": gguf_file.Value("UINT16", value) for key, value in (("no", 1), ("count", 3))}
+    gguf_file.write(second, own, {"token_embd.weight": np.zeros((12, 8), np.float32)})
+    with pytest.raises(FormatError) as caught:
+        read_base(first)
+    assert str(caught.value) == (
+        f"{second}: tensor 'token_embd.weight' is also in an earlier part, so that the parts are not those of one model. "
+        "Download all of them again"
+    )
 
 
 @pytest.mark.peer

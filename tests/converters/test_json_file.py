@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -79,6 +82,25 @@ def test_long_texts_are_not_many_values() -> None:
         "weights": {f"model.layers.{n}.mlp.weight": "model.safetensors" for n in range(9)},
     }
     assert json_file.parse_object(json.dumps(document), "x", memory=32 << 20) == document
+
+
+def test_memory_that_the_machine_does_not_have_is_no_defect_of_the_document() -> None:
+    code = """
+import resource
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import LocalIOError
+text = "[" + "[]," * 4_000_000 + "[]]"
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    json_file.parse(text, "data.jsonl", memory=None)
+except LocalIOError as error:
+    print(error.code, error)
+"""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False)
+    says = "out-of-memory data.jsonl: needs more memory than is free. Close other programs, or split the file\n"
+    assert (done.stdout, done.stderr) == (says, "")
 
 
 def test_a_document_without_an_object_is_not_an_object() -> None:

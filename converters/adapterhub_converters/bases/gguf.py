@@ -102,8 +102,9 @@ def _header(files: Files, name: str) -> _Part:
     ranged = files.ranged(name)
     part = _PART.fullmatch(name)
     if ranged is None:
-        what = f"no such file: a part of {int(part['count'])}" if part else "no such file"
-        raise NotFoundError(files.label(name), what, "Download it: all parts are read together" if part else "")
+        what = f"no such file: one of {int(part['count'])} parts of a model" if part else "no such file"
+        hint = "Download it: all parts are read together" if part else ""
+        raise NotFoundError(files.label(name), what, hint, code="no-such-file")
     header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
     if "general.type" in header.metadata and header.text("general.type") != "model":
         raise FormatError(
@@ -138,7 +139,8 @@ def _together(parts: Sequence[_Part]) -> dict[str, gguf_file.GGUFTensor]:
     for ranged, header in parts:
         twice = next((name for name in header.tensors if name in tensors), None)
         if twice is not None:
-            raise FormatError(ranged.where, f"tensor {twice!r} is in another part too")
+            what = f"tensor {twice!r} is also in an earlier part, so that the parts are not those of one model"
+            raise FormatError(ranged.where, what, "Download all of them again")
         tensors |= header.tensors
     first, header = parts[0]
     count = _number(header, "split.tensors.count", len(tensors), first.where)

@@ -207,11 +207,12 @@ def _weight_map(index: Mapping[str, Any], where: str) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise FormatError(where, "weight_map is not a map of tensor names to file names")
-    for name in set(weight_map.values()):
+    shards = set(weight_map.values())
+    if len(shards) > _MAX_PARTS:
+        raise FormatError(where, f"weight_map names {len(shards):,} files, and no model is read from more than {_MAX_PARTS:,}")
+    for name in shards:
         if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
             raise FormatError(where, f"shard name {name[:80]!r} is not a plain file name")
-    if len(set(weight_map.values())) > _MAX_PARTS:
-        raise FormatError(where, f"lists more than {_MAX_PARTS} files")
     return weight_map
 
 
@@ -322,7 +323,8 @@ def read_pipeline(folder: Path) -> BaseSpec:
     name = json_file.read_object(folder / PIPELINE_INDEX).get("_class_name")
     models = {part: read_hf(folder / part) for part in PIPELINE_PARTS if (folder / part / CONFIG).is_file()}
     if not models:
-        raise NotFoundError(str(folder), f"a pipeline without models: {', '.join(PIPELINE_PARTS)} are all missing")
+        what = f"the pipeline has none of the models that adapters change: {', '.join(PIPELINE_PARTS)}"
+        raise NotFoundError(str(folder), what, f"Download their folders, each with its {CONFIG}", code="not-a-base")
     return BaseSpec(
         where=str(folder),
         kind="hf",

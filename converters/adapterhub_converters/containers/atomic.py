@@ -96,20 +96,19 @@ def _is_taken(out: Path) -> bool:
 
 def _check_replaceable(out: Path, *, folder: bool) -> None:
     """Raise UsageError unless `out` can be an earlier output, and is nothing more than that."""
-    hint = "Remove it yourself, or name another"
     if out.is_symlink():
         raise UsageError(str(out), "is a link, and links are not replaced", "Name what it points to, or remove it")
     if out.is_dir() != folder or not (folder or out.is_file()):
-        raise UsageError(str(out), f"is not a {'folder' if folder else 'file'}, and the output is one", hint)
+        raise UsageError(str(out), f"is not a {'folder' if folder else 'file'}, and the output is one", _REMOVE)
     if not folder:
         return
     inner = next((entry.name for entry in os.scandir(out) if entry.name.startswith(".") and entry.is_dir()), None)
     if inner:
-        raise UsageError(str(out), f"contains {inner}, which is no part of an earlier output", hint)
+        raise UsageError(str(out), f"contains {inner}, which is no part of an earlier output", _REMOVE)
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(str(out), "is the working folder or contains it, and cannot be replaced", "Run this elsewhere")
     if kind_of(out) is None:
-        raise UsageError(str(out), "is not an earlier output: it contains neither an adapter nor a model", hint)
+        raise UsageError(str(out), "is not an earlier output: it contains neither an adapter nor a model", _REMOVE)
 
 
 def kind_of(folder: Path) -> str | None:
@@ -224,7 +223,7 @@ def _swap(inside: Path, out: Path, name: Path) -> None:
     made, there = kind_of(inside), kind_of(out)
     if made != there:
         what = f"is {_KINDS.get(there or '', 'no output')}, and would be replaced by {_KINDS.get(made or '', 'something else')}"
-        raise UsageError(str(name), what, "Remove it yourself, or name another")
+        raise UsageError(str(name), what, _REMOVE)
     for path, _ in list(walk(inside)):
         _keep(out / path, inside / path)
     lock = locked(out)  # it stays locked under its new name: nobody else puts it back or removes it
@@ -251,6 +250,7 @@ def _keep(there: Path, made: Path) -> None:
     linked.unlink(missing_ok=True)
 
 
+_REMOVE = "Remove it yourself, or name another output"
 _KINDS = {"layout": "an image layout", "ollama": "a folder for Ollama", "adapter": "an adapter", "model": "a model"}
 
 

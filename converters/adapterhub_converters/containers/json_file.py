@@ -70,6 +70,7 @@ def parse(
     Raises:
         FormatError: It is not JSON or not UTF-8, has a duplicate key, NaN, a number too large for a float, or half a character,
             is nested more than `MAX_DEPTH` deep, or takes more than `memory`.
+        LocalIOError: There is not enough memory on this machine.
     """
     text = _decoded(text, where) if isinstance(text, bytes) else text
     if memory is not None and pairs is None:
@@ -84,7 +85,8 @@ def parse(
     except RecursionError as error:
         raise FormatError(where, f"not valid JSON (nested more than {MAX_DEPTH} deep)") from error
     except MemoryError as error:
-        raise FormatError(where, "takes more memory than there is") from error
+        what = "needs more memory than is free"
+        raise LocalIOError(where, what, "Close other programs, or split the file", code="out-of-memory") from error
     except ValueError as error:
         raise FormatError(where, f"not valid JSON ({reason(error, text)})") from error
     return document

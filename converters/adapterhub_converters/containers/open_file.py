@@ -121,7 +121,7 @@ class OpenFile:
         except FileNotFoundError as error:
             raise NotFoundError(self.where, "no such file", code="no-such-file") from error
         except IsADirectoryError as error:
-            raise FormatError(self.where, "a folder, not a file") from error
+            raise FormatError(self.where, "a folder, not a file", "Name a file in it", code="not-a-regular-file") from error
         except OSError as error:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:
