@@ -312,6 +312,21 @@ ONE = {expert(0, "w1"): low(FF, D)}
         (Adapter({expert(0, "w1"): stack(FF, D)}), base(), "or vice versa"),
         (Adapter({**ONE, GATE_UP: stack(96, D)}), base(), "there are several deltas for the same rows of blk.0.ffn_gate_exps"),
         (
+            Adapter({expert(0, "w1"): low(FF, D, r=5), GATE_UP: stack(96, D)}),
+            base(),
+            "there are several deltas for the same rows of blk.0.ffn_gate_exps",
+        ),
+        (
+            Adapter({GATE_UP: stack(97, D)}),
+            base(),
+            "97 rows cannot be divided evenly into blk.0.ffn_gate_exps and blk.0.ffn_up_exps",
+        ),
+        (
+            Adapter({"transformer.h.0.self_attention.query_key_value": low(96, D)}),
+            base("FalconForCausalLM", "falcon", new_decoder_architecture=True, num_kv_heads=3),
+            "query_key_value: 4 heads cannot be divided evenly into 3 groups",
+        ),
+        (
             Adapter({"model.layers.0.self_attn.k_proj": low(48, D)}),
             fused_base(head_dim=None),
             "the base has no such module (base), but blk.0.attn_qkv.weight, which may fuse it with others",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +264,48 @@ def test_a_source_config_with_a_wrong_scale_is_refused(tmp_path: Path) -> None:
         gguf_lora.read(path)
 
 
+Lines = list[list[Any]]
+
+
+def _twice(rows: Lines) -> None:
+    rows.append(rows[0])
+
+
+def _of_a_norm(rows: Lines) -> None:
+    rows[0][1] = "model.layers.0.norm"
+
+
+def _in_16_bits(rows: Lines) -> None:
+    for row in rows:
+        row[5] = row[2] != 1.0
+    next(row for row in rows if row[5])[3] = "BF16"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_twice, "adapterhub.source.tensors has a module in two lines"),
+        (_of_a_norm, "adapterhub.source.tensors has 'model.layers.0.norm', of which llama.cpp's llama has no tensor"),
+        (_in_16_bits, "adapterhub.source.ulps are for a source in F32, and its own was BF16"),
+    ],
+)
+def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Lines], None], says: str
+) -> None:
+    path = tmp_path / "a.gguf"
+    gguf_lora.write(ADAPTER, path, base=llama())
+    with GGUFFile(path) as file:
+        rows = json.loads(str(file.header.metadata["adapterhub.source.tensors"]))
+        change(rows)
+        size = sum(math.prod(file.tensors[f"{row[0]}.weight.lora_b"].shape) for row in rows if row[5])
+    ulps = base64.b64encode(bytes(-(-size // 4))).decode()
+    changes = {"tensors": json.dumps(rows), "ulps": ulps}
+    strip(path, path, without="never", **{f"adapterhub_source_{key}": string(text) for key, text in changes.items()})
+    with pytest.raises(FormatError) as caught:
+        gguf_lora.read(path)
+    assert f"{says}. Convert the adapter from its source again" in str(caught.value)
+
+
 def test_alpha_absent_means_a_scale_of_1(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(Adapter({UP: delta(48)}), path, base=llama())
@@ -354,7 +399,7 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
             PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((2, 6, 2), np.float32)},
             "has shape (2, 6, 2), which llama.cpp does not multiply",
         ),
-        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.int32)}, "contains integers"),
+        (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 2), np.int32)}, "contains integers, and factors are floats"),
         (KIND, {name.replace("ffn_up", "ffn_gate_inp"): array for name, array in PAIR.items()}, "has no verified name"),
         (
             KIND,

@@ -163,6 +163,15 @@ def test_a_bomb_ends_at_the_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
+def test_one_that_loads_for_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path)
+    monkeypatch.setattr(pickles, "_SECONDS", 0.001)
+    with pytest.raises(FormatError, match=r"adapter_model\.bin: loading it took more than 0\.001 seconds, and was stopped"):
+        convert.convert(tmp_path, tmp_path / "out", to="mlx", unsafe_pickle=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.peer
 @pytest.mark.parametrize("part", [0.3, 0.999])
 def test_a_truncated_one_is_malformed(tmp_path: Path, part: float) -> None:
     path, _ = save(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, FormatError, ParameterError, RefusedError
 from adapterhub_converters.formats import convert, peft, raw
 from tests.conftest import Run
 
@@ -63,8 +63,11 @@ def test_there_and_back_is_the_same_bytes(tmp_path: Path) -> None:
     convert.convert(tmp_path / "x.safetensors", tmp_path / "again", to="peft")
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (source / name).read_bytes()
-    with pytest.raises(RefusedError, match="Leave"):
-        convert.convert(tmp_path / "x.safetensors", tmp_path / "more", to="peft", alpha=3)
+    for given in ({"alpha": 3.0}, {"rslora": True}):
+        says = r"its config records the alpha, and whether it is rsLoRA\. Leave out alpha and rslora"
+        with pytest.raises(RefusedError, match=says) as caught:
+            convert.convert(tmp_path / "x.safetensors", tmp_path / "more", to="peft", **given)
+        assert caught.value.code == "alpha-recorded"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "source", "x.safetensors"]
 
 
@@ -110,11 +113,27 @@ def test_a_file_of_other_tensors_is_no_adapter(tmp_path: Path) -> None:
         convert.sniff(tmp_path / "x.safetensors")
 
 
+def test_a_config_without_the_kind_of_adapter_is_told_how_to_get_it(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / peft.WEIGHTS)
+    (tmp_path / peft.CONFIG).write_text(json.dumps({"r": 2, "lora_alpha": 4}))
+    says = r"its adapter_config\.json has no peft_type\. Add the peft_type to its config"
+    with pytest.raises(FormatError, match=says) as caught:
+        convert.sniff(tmp_path)
+    assert caught.value.code == "peft-type-missing"
+    error = run("convert", tmp_path, "out", "--to", "gguf", code=4).stderr
+    assert "`adapterhub fix` adds a missing peft_type" in error
+    assert "[peft-type-missing]" in error
+
+
 def test_alpha_for_a_format_that_records_it_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     peft.write(Adapter({Q: LowRank(A, B, 5.0)}), tmp_path / "a")
-    with pytest.raises(UsageError, match="Leave"):
-        convert.convert(tmp_path / "a", tmp_path / "b", to="mlx", alpha=1)
+    for given, says in (
+        ({"alpha": 1.0}, r"^alpha: .*/a is in peft, which records its own alpha\. Leave it out"),
+        ({"rslora": True}, r"^rslora: .*/a is in peft, which records its own scale\. Leave it out"),
+    ):
+        with pytest.raises(ParameterError, match=says):
+            convert.convert(tmp_path / "a", tmp_path / "b", to="mlx", **given)
 
 
 def test_the_command_takes_it(run: Run, tmp_path: Path) -> None:

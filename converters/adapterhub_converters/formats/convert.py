@@ -231,10 +231,10 @@ def _unpickled(found: Path, pickle: Path) -> Path:
 
 def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
     if alpha is not None and not row.alpha:
-        raise ParameterError("alpha", f"{path}: {row.name} adapters record their own alpha", "Leave it out")
+        raise ParameterError("alpha", f"{path} is in {row.name}, which records its own alpha", "Leave it out")
     if rslora and not row.rslora:
-        scale = "scales by alpha / r" if row.alpha else "adapters record their own scale"
-        raise ParameterError("rslora", f"{path}: {row.name} {scale}", "Leave it out")
+        scale = "scales by alpha / r" if row.alpha else "records its own scale"
+        raise ParameterError("rslora", f"{path} is in {row.name}, which {scale}", "Leave it out")
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
     with collector.paused():

@@ -94,7 +94,7 @@ def converted(pickle: Path, folder: Path) -> Path:
             command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        raise FormatError(str(pickle), f"loading it took more than {_SECONDS} seconds") from error
+        raise FormatError(str(pickle), f"loading it took more than {_SECONDS} seconds, and was stopped") from error
     except OSError as error:
         raise LocalIOError(str(pickle), error.strerror or str(error)) from error
     _check(pickle, done)

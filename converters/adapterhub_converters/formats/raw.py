@@ -64,7 +64,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         tensors = {name: file.tensor(name) for name in file.tensors}
     if text is not None:
         if alpha is not None or rslora:
-            raise RefusedError(where, "its config records the alpha", "Leave out alpha and rsLoRA", code="alpha-recorded")
+            what = "its config records the alpha, and whether it is rsLoRA"
+            raise RefusedError(where, what, "Leave out alpha and rslora", code="alpha-recorded")
         return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
     if alpha is None:
         return _of_alpha_rank(tensors, where)

@@ -156,6 +156,8 @@ def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
     return isinstance(payload, str) and payload == digest
 
 
+AGAIN = "Convert the adapter from its source again"
+"""The hint for a source's config that contradicts the file that it is in."""
 IGNORED = "the tensors or their scale have changed since the conversion, so the source's config in the file was ignored"
 
 
@@ -174,7 +176,7 @@ def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
             case _:
                 raise _malformed(row, where)
     if len({line.target for line in lines}) < len(lines):
-        raise FormatError(where, f"{_KEY}.tensors names a module twice")
+        raise FormatError(where, f"{_KEY}.tensors has a module in two lines", AGAIN)
     return lines
 
 
@@ -277,7 +279,7 @@ def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: st
     if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
         return lora_B
     if ulps is not None and line.dtype != "F32":
-        raise FormatError(where, f"{line.target}: {_KEY}.ulps for {line.dtype}, only F32 can have them")
+        raise FormatError(where, f"{line.target}: {_KEY}.ulps are for a source in F32, and its own was {line.dtype}", AGAIN)
     return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 

@@ -129,7 +129,9 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
     """The stem of each part, its row there, and start, step and count of its rows."""
     found: list[_Rows] = []
     stems = architecture.stems(target)
-    count = size.rows // len(stems)
+    count, odd = divmod(size.rows, len(stems))
+    if odd:
+        raise RefusedError(where, f"{target}: {size.rows} rows cannot be divided evenly into {' and '.join(stems)}")
     interleaved = bool(architecture.experts and architecture.experts.interleaved)
     for number, stem in enumerate(stems):
         start, step = (number, len(stems)) if interleaved else (number * count, 1)
@@ -167,8 +169,6 @@ def _row(name: str, count: int, total: int, where: str) -> int:
 def _check(layout: Layout, where: str) -> None:
     ends: dict[tuple[str, int | None], list[tuple[int, int, str]]] = {}
     for target, parts in layout.parts.items():
-        if len({layout.rank[part.stem] for part in parts}) > 1:
-            raise RefusedError(where, f"{target}: its parts would have different ranks in llama.cpp's tensors")
         for part in parts:
             ends.setdefault((part.stem, part.expert), []).append((part.row, part.row + part.count, target))
     for (stem, expert), spans in ends.items():

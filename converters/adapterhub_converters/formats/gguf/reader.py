@@ -109,7 +109,8 @@ def _restored(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, where: s
         if line.stem not in pairs:
             raise FormatError(where, "adapterhub.source.tensors does not match the file")
         if not architecture.stems(line.target):
-            raise FormatError(where, f"{line.stem!r} is not llama.cpp's name of {line.target!r}")
+            what = f"adapterhub.source.tensors has {line.target!r}, of which llama.cpp's {architecture.gguf} has no tensor"
+            raise FormatError(where, what, source_config.AGAIN)
     taken = _all_taken(architecture, lines, pairs, where)
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +203,7 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.
         if half not in ("lora_a", "lora_b") or stem == full:
             raise RefusedError(where, f"tensor {name!r} is not part of a low-rank pair; llama.cpp ignores or refuses it")
         if array.dtype.kind in "iu":
-            raise FormatError(where, f"tensor {name!r} contains integers, which factors do not")
+            raise FormatError(where, f"tensor {name!r} contains integers, and factors are floats")
         if array.ndim != (3 if stem.endswith("_exps") else 2) or 0 in array.shape:
             raise RefusedError(where, f"tensor {name!r} has shape {array.shape}, which llama.cpp does not multiply")
         halves.setdefault(stem, {})[half] = array
