@@ -171,6 +171,48 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         megatron.read(folder, base=LLAMA, alpha=4)
 
 
+def _without(tensors: Tensors, name: str) -> None:
+    del tensors[name]
+
+
+def _of_other_columns(tensors: Tensors, name: str) -> None:
+    tensors[name] = tensors[name][:, :-1]
+
+
+def _of_other_type(tensors: Tensors, name: str) -> None:
+    tensors[name] = tensors[name].astype(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_without, "some tensor ranks of pipeline rank 0 have it, and others do not"),
+        (_of_other_columns, "its shards, float32 (1, 16) and float32 (1, 15), are not parts of one matrix"),
+        (_of_other_type, "its shards, float32 (1, 16) and float16 (1, 16), are not parts of one matrix"),
+    ],
+)
+def test_shards_of_two_checkpoints_are_refused(tmp_path: Path, change: Callable[[Tensors, str], None], says: str) -> None:
+    whole = tensors_of(written(shared(), tmp_path / "a.safetensors"))
+    shard = sharded(whole, tmp_path / "f", tp=2, pp=1, local=True) / "mp_rank_01/model.safetensors"
+    tensors = tensors_of(shard)
+    name = "decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight"
+    change(tensors, f"module.{name}")
+    safetensors_file.write(shard, tensors)
+    with pytest.raises(FormatError) as caught:
+        megatron.read(tmp_path / "f", base=LLAMA, alpha=4)
+    assert f"{name}: {says}. Take all shards from one checkpoint" in str(caught.value)
+
+
+def test_a_tensor_that_two_ranks_have_with_other_values_is_refused(tmp_path: Path) -> None:
+    name, array = "output_layer.adapter.linear_in.weight", np.ones((2, 16), np.float32)
+    for rank in (0, 1):
+        folder = tmp_path / f"mp_rank_00_00{rank}"
+        folder.mkdir()
+        safetensors_file.write(folder / "model.safetensors", {name: array + rank})
+    with pytest.raises(FormatError, match=rf"{name}: two ranks have it with different values\. Take all shards from one"):
+        megatron.read(tmp_path, base=LLAMA, alpha=4)
+
+
 @pytest.mark.parametrize("name", ["iter_1/__0_0.distcp", "nemo2/weights/__0_0.distcp", "sql.nemo"])
 def test_a_distributed_checkpoint_is_refused_by_name(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
@@ -318,6 +360,18 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: Tensors
     [
         (trained.full(), None, "depend on the base. Name its base model"),
         (trained.full(), trained.base("GPT2LMHeadModel"), "no verified mapping to Megatron's names"),
+        (
+            shared(),
+            trained.base(num_key_value_heads=3),
+            "4 attention heads of size 4 cannot be divided evenly into 3 groups. Name a base with a valid config",
+        ),
+        (
+            shared(),
+            trained.base(head_dim=None, hidden_size=2),
+            "4 attention heads of size 0 cannot be divided evenly into 2 groups",
+        ),
+        (shared(), trained.base(head_dim="x" * 99), f'"head_dim" in its config is {"x" * 40}, not a number above 0'),
+        (shared(), trained.base(num_attention_heads=None), 'its config has no "num_attention_heads". Name a base whose config'),
         (Adapter({Q: trained.delta(magnitude=np.ones(16))}), LLAMA, "q_proj: DoRA cannot be expressed in Megatron's adapters"),
         (
             shared(),

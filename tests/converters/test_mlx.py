@@ -122,7 +122,11 @@ PAIR = {f"{Q}.lora_a": np.ones((8, 2), np.float32), f"{Q}.lora_b": np.ones((2, 6
 @pytest.mark.parametrize(
     ("config", "tensors", "says"),
     [
-        ({"fine_tune_type": "next", "lora_parameters": GOOD}, PAIR, "fine_tune_type 'next' is not supported"),
+        (
+            {"fine_tune_type": "next", "lora_parameters": GOOD},
+            PAIR,
+            "fine_tune_type 'next' is not supported, only lora, dora and full",
+        ),
         ({"fine_tune_type": "full", "lora_parameters": GOOD}, PAIR, "is of a LoRA, and its config has whole parameters"),
         ({"fine_tune_type": "dora", "lora_parameters": GOOD}, PAIR, "m is missing in a DoRA adapter"),
         ({"fine_tune_type": "lora"}, PAIR, "there are no lora_parameters"),

@@ -153,5 +153,6 @@ def test_what_is_no_parameter_is_refused_in_one_line(tmp_path: Path, tensors: di
 
 def test_a_model_type_that_mlx_lm_changes_when_it_loads_it_is_refused_by_name(tmp_path: Path) -> None:
     base = BaseSpec("base", "hf", "Qwen3_5ForCausalLM", "qwen3_5", {})  # 1 is added to its norms
-    with pytest.raises(RefusedError, match="the parameters of qwen3_5 in the form of its files"):
+    says = "the parameters of qwen3_5 in the form of its files. Fuse the two with mlx_lm.fuse, and use the fused model"
+    with pytest.raises(RefusedError, match=says):
         convert.read(made(tmp_path / "a"), base=base)

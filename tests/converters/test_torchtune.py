@@ -166,6 +166,15 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
     assert says in str(caught.value)
 
 
+def test_another_alpha_than_the_recorded_one_is_refused(tmp_path: Path) -> None:
+    plain = trained.stripped(written(trained.full(alpha=6), tmp_path / "a.safetensors"))
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 6, "peft_type": "LORA"}')
+    with pytest.raises(RefusedError, match=r"its recorded alpha is 6, not 4\. Leave out alpha") as caught:
+        torchtune.read(plain, base=LLAMA, alpha=4)
+    assert caught.value.code == "alpha-recorded"
+    assert set(torchtune.read(plain, base=LLAMA, alpha=6).deltas) == set(trained.TARGETS)
+
+
 def test_peft_reads_what_was_turned_back(tmp_path: Path) -> None:
     plain = trained.stripped(written(trained.full(), tmp_path / "a.safetensors"))
     convert.convert(plain, tmp_path / "peft", to="peft", base=LLAMA, alpha=4)

@@ -19,6 +19,7 @@ from tests.converters import trained
 from tests.converters.trained import LLAMA
 
 MODULES: dict[str, Any] = {"torchtune": torchtune, "litgpt": litgpt, "megatron": megatron}
+AGAIN = "Convert the adapter from its source again"
 VALUES = st.sampled_from([0, -1, 3, 10**400, 1e300, True, None, "x", [], [4, 4], {}, [[]], 2**40])
 
 
@@ -75,5 +76,32 @@ def test_a_list_that_hides_a_tensor_is_refused(tmp_path: Path, name: str) -> Non
     rows = [row for row in json.loads(metadata["adapterhub.source.tensors"]) if row[1] != trained.K]
     lies = {"adapterhub.source.tensors": json.dumps(rows), "adapterhub.source.config": json.dumps(config)}
     signed(tmp_path / "b.safetensors", tensors, metadata | lies)
-    with pytest.raises(FormatError, match="lacks"):
+    with pytest.raises(FormatError, match=rf"adapterhub\.source\.tensors lacks rows of .*, which have a delta\. {AGAIN}"):
         convert.read(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "says"),
+    [
+        ("torchtune", 0, "layers.0.attn.k_proj", "'layers.0.attn.k_proj' in the order 4, which no such file has"),
+        ("torchtune", 4, [2, 2], "'layers.0.attn.q_proj' in the order (2, 2), which no such file has"),
+        ("torchtune", 6, None, "has no rank for 'model.layers.0.self_attn.q_proj'"),
+        ("litgpt", 0, "transformer.h.1.attn.qkv", "'transformer.h.1.attn.qkv' in the order 0, which no such file has"),
+        ("litgpt", 6, None, "which no such file has"),
+        ("megatron", 0, "decoder.layers.0.mlp", "'decoder.layers.0.mlp' in the order 0, which no such file has"),
+        ("megatron", 4, 3, "in the order 3, which no such file has"),
+    ],
+)
+def test_a_module_in_a_wrong_place_of_the_source_config_is_named(
+    tmp_path: Path, name: str, place: int, value: object, says: str
+) -> None:
+    MODULES[name].write(trained.full("q_proj", "k_proj"), tmp_path / "a.safetensors", base=LLAMA)
+    tensors, metadata = parts(tmp_path / "a.safetensors")
+    rows = json.loads(metadata["adapterhub.source.tensors"])
+    row = next(row for row in rows if row[1] == trained.Q)
+    row[place:] = [value, *row[place + 1 :]] if value is not None else []
+    signed(tmp_path / "b.safetensors", tensors, metadata | {"adapterhub.source.tensors": json.dumps(rows)})
+    with pytest.raises(FormatError) as caught:
+        convert.read(tmp_path / "b.safetensors")
+    assert "adapterhub.source.tensors has " in str(caught.value)
+    assert f"{says}. {AGAIN}" in str(caught.value)

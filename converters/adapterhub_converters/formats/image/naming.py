@@ -101,7 +101,7 @@ def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: M
         return "text_encoder_3"
     if "text_encoder_2" in base:
         return "text_encoder_2"
-    reason = f"{stem!r}: the name of both FLUX.1's second and Stable Diffusion 3's third text encoder"
+    reason = f"{stem!r} may be in FLUX.1's second text encoder or in Stable Diffusion 3's third"
     raise RefusedError(where, reason, "Name the pipeline's folder as its base", code="base-required")
 
 

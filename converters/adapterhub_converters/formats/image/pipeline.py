@@ -183,11 +183,12 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
             case [str(own), int(r)] if ours in adapter.deltas and 0 < r <= adapter.deltas[ours].r and own not in deltas:
                 deltas[own] = _of_rank(adapter.deltas[ours], r)
             case _:
-                raise FormatError(where, f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}")
+                what = f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}"
+                raise FormatError(where, what, source_config.AGAIN)
     if lacking := [
         ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
     ]:
-        raise FormatError(where, f"adapterhub.source.targets lacks {lacking[0]!r}")
+        raise FormatError(where, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.AGAIN)
     text, header = str(metadata.get("adapterhub.source.config", "")), _map(metadata, "metadata", where)
     named = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
     own_names = _map(metadata, "names", where)

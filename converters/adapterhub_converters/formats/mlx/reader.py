@@ -177,7 +177,7 @@ def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale
     for name, module in modules.items():
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
-                raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}")
+                raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.AGAIN)
     targets = {line.stem: line.target for line in lines}
     magnitudes = {targets[name]: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return source_config.with_magnitudes(adapter, magnitudes)

@@ -43,7 +43,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: st
     """
     if base is not None and base.model_type and base.model_type not in SAME:
         what = f"mlx-lm {VERSION} is not known to have the parameters of {base.model_type} in the form of its files"
-        raise RefusedError(where, what, "Fuse it with mlx-lm, and use the model")
+        raise RefusedError(where, what, "Fuse the two with mlx_lm.fuse, and use the fused model")
     replaced: dict[str, np.ndarray] = {}
     for name, array in sorted(tensors.items()):
         _check(name, array, where)

@@ -55,18 +55,23 @@ def number(base: BaseSpec, key: str) -> int:
     """A positive number in the base's config; RefusedError without one."""
     value = base.config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise RefusedError(base.where, f'its config has no "{key}"', "Name a base whose config has it")
+        what = (
+            f'its config has no "{key}"'
+            if value is None
+            else f'"{key}" in its config is {str(value)[:40]}, not a number above 0'
+        )
+        raise RefusedError(base.where, what, "Name a base whose config has it")
     return value
 
 
 def heads(base: BaseSpec) -> tuple[int, int, int]:
     """The numbers of query heads and of key heads, and the rows of one head."""
-    queries, size = number(base, "num_attention_heads"), base.config.get("head_dim")
+    queries = number(base, "num_attention_heads")
     keys = number(base, "num_key_value_heads") if base.config.get("num_key_value_heads") is not None else queries
-    if size is None:
-        size = number(base, "hidden_size") // queries
-    if not isinstance(size, int) or size < 1 or queries % keys:
-        raise RefusedError(base.where, f"{queries} heads of size {size} cannot be divided evenly into {keys} groups")
+    size = number(base, "head_dim") if base.config.get("head_dim") is not None else number(base, "hidden_size") // queries
+    if not size or queries % keys:
+        what = f"{queries} attention heads of size {size} cannot be divided evenly into {keys} groups"
+        raise RefusedError(base.where, what, "Name a base with a valid config")
     return queries, keys, size
 
 
@@ -325,7 +330,8 @@ def restored(
 
     def own(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         if line.block is None:
-            raise FormatError(file.where, f"adapterhub.source.tensors has no rank for {line.target!r}")
+            what = f"adapterhub.source.tensors has no rank for {line.target!r}"
+            raise FormatError(file.where, what, source_config.AGAIN)
         lora_A, lora_B = padded(line)
         r = line.block.r
         if line.block.rank != len(lora_A) or r > len(lora_A) or lora_A[r:].tobytes().strip(b"\0"):
@@ -340,8 +346,17 @@ def restored(
     for name, array in file.tensors.items():
         rest = array[~file.taken.get(name, np.zeros(len(array), bool))]
         if name.endswith(tail) and rest.tobytes().strip(b"\0"):
-            raise FormatError(file.where, f"adapterhub.source.tensors lacks {name!r}")
+            what = f"adapterhub.source.tensors lacks rows of {name!r}, which have a delta"
+            raise FormatError(file.where, what, source_config.AGAIN)
     return adapter
+
+
+def misplaced(file: File, line: source_config.Line) -> FormatError:
+    """The error for a line of the source's config that is not of the trainer's layout."""
+    what = (
+        f"adapterhub.source.tensors has {line.target!r} as {line.stem[:80]!r} in the order {line.order}, which no such file has"
+    )
+    return FormatError(file.where, what, source_config.AGAIN)
 
 
 def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: float | None) -> float:
@@ -361,7 +376,8 @@ def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: fl
     if not all(isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40 for value in found):
         raise FormatError(file.where, f'"{key}" is {str(found[0])[:40]}, not a number in range')
     if found and alpha is not None and alpha != found[0]:
-        raise RefusedError(file.where, f"its recorded alpha is {found[0]:g}", "Leave out alpha", code="alpha-recorded")
+        what = f"its recorded alpha is {found[0]:g}, not {alpha:g}"
+        raise RefusedError(file.where, what, "Leave out alpha", code="alpha-recorded")
     if not found and alpha is None:
         reason = "its alpha is not recorded anywhere, and the scale depends on it"
         raise RefusedError(file.where, reason, "Give the alpha it was trained with", code="alpha-required")

@@ -220,7 +220,7 @@ def _restored(file: fused.File, alpha: float) -> Adapter:
     for line in lines:
         kind = fused.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
-            raise FormatError(file.where, f"adapterhub.source.tensors has {line.stem[:80]!r} for {line.target!r}")
+            raise fused.misplaced(file, line)
         modules.setdefault(line.stem, []).append(line)
     places = {stem: _places(file, stem, own) for stem, own in modules.items()}
 

@@ -316,9 +316,9 @@ def _restored(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
     for line in source_config.lines_of(file.metadata, file.where):
         there = place_of(fused.kind_of(line.target))
         if there is None or line.stem != _stem(line.target, shared=shared) or line.block is None:
-            raise FormatError(file.where, f"adapterhub.source.tensors has {line.stem[:80]!r} for {line.target!r}")
+            raise fused.misplaced(file, line)
         if isinstance(line.order, tuple) != (shared and there.path == QKV) or (isinstance(line.order, int) and line.order):
-            raise FormatError(file.where, f"adapterhub.source.tensors has {line.target!r} in the order {line.order}")
+            raise fused.misplaced(file, line)
         if base is not None and isinstance(line.order, tuple) and line.order != _groups(base):
             raise RefusedError(
                 file.where, f"{line.target}: its rows are in {line.order[0]} groups, but the base has another number"

@@ -25,6 +25,7 @@ _LAYER = linear.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
 _EXPERT = linear.Pattern(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
 _WRAPPED = linear.Pattern(r"^(?:module\.|model\.)+")
 
+_ONE = "Take all shards from one checkpoint"
 Rank = tuple[int, int, int]
 """The indices of a rank among the tensor, pipeline and expert ranks."""
 
@@ -77,7 +78,9 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
         for ep in range(sizes[2]):
             ranks = [read[tp, pp, ep] for tp in range(sizes[0])]
             if len({frozenset(rank) for rank in ranks}) > 1:
-                raise FormatError(str(path), f"the tensor ranks of pipeline rank {pp} have different tensors")
+                name = min(frozenset.union(*map(frozenset, ranks)) - frozenset.intersection(*map(frozenset, ranks)))
+                what = f"{name}: some tensor ranks of pipeline rank {pp} have it, and others do not"
+                raise FormatError(str(path), what, _ONE)
             stage = {name: _joined(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
             found, own_experts = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
             layers = _offset(found, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers") if found else 0
@@ -98,10 +101,10 @@ def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
         return parts[0]
     columns = name.endswith(".linear_in.weight") and (".linear_proj." in name or ".linear_fc2." in name)
     axis = parts[0].ndim - (1 if columns else 2)
-    if any(part.ndim != parts[0].ndim or part.ndim not in (2, 3) or part.dtype != parts[0].dtype for part in parts):
-        raise FormatError(where, f"{name}: its shards are not parts of one tensor")
-    if len({(part.shape[:axis], part.shape[axis + 1 :]) for part in parts}) > 1:
-        raise FormatError(where, f"{name}: its shards are not parts of one tensor")
+    kinds = {(part.dtype, part.ndim, part.shape[:axis], part.shape[axis + 1 :]) for part in parts}
+    if len(kinds) > 1 or parts[0].ndim not in (2, 3):
+        shards = " and ".join(dict.fromkeys(f"{part.dtype} {part.shape}" for part in parts))
+        raise FormatError(where, f"{name}: its shards, {shards}, are not parts of one matrix", _ONE)
     if name.endswith(".linear_fc1.adapter.linear_out.weight"):
         if any(part.shape[axis] % 2 for part in parts):
             raise FormatError(where, f"{name}: a shard cannot be split into gate and up")
@@ -143,4 +146,4 @@ def _add(whole: dict[str, np.ndarray], name: str, array: np.ndarray, *, stacks: 
             raise RefusedError(where, f"{name}: each expert rank has one delta for its experts, which is not supported")
         whole[name] = np.concatenate([there, array])
     elif there.dtype != array.dtype or there.shape != array.shape or there.tobytes() != array.tobytes():
-        raise FormatError(where, f"{name}: it differs between two ranks")
+        raise FormatError(where, f"{name}: two ranks have it with different values", _ONE)

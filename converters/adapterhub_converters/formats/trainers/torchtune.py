@@ -187,7 +187,7 @@ def _restored(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
 
     def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         if fused.kind_of(line.target) not in _MODULES or line.stem != _stem(line.target) or not isinstance(line.order, int):
-            raise FormatError(file.where, f"adapterhub.source.tensors has {line.stem[:80]!r} for {line.target!r}")
+            raise fused.misplaced(file, line)
         if base is not None and base.architecture in _TURNED and line.order != _order(line.target, base):
             raise RefusedError(
                 file.where, f"{line.target}: its rows were permuted for {line.order} heads, but the base has another number"
