@@ -161,11 +161,16 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"general__architecture": gguf_file.string("qwen2")}, "architecture 'qwen2' cannot be converted to"),
-        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "pre-tokenizer 'llama-bpe' is not supported"),
+        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "only gpt-2, smollm; another one would split differently"),
         ({"tokenizer__ggml__model": gguf_file.string("llama")}, "tokenizer model 'llama' cannot be converted to"),
         ({"llama__rope__scaling__type": gguf_file.string("yarn")}, "llama.rope.scaling.type = yarn changes"),
         ({"llama__rope__dimension_count": gguf_file.u32(2)}, "a partial rotary embedding"),
         ({"llama__block_count": gguf_file.string("")}, "llama.block_count is '', not a number"),
+        ({"llama__block_count": gguf_file.Value("[UINT32]", [1])}, "llama.block_count is an array, not one value"),
+        (
+            {"tokenizer__ggml__token_type": gguf_file.Value("[INT32]", [3, 1])},
+            "tokenizer.ggml.token_type has 2 entries for 6 tokens",
+        ),
     ],
 )
 def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.Value], says: str) -> None:

@@ -704,12 +704,132 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x0a\xff", b"\x0a\x02\x0a\x05", b"\x08\x01", b"\x0a\x03\x0a\x01\xff"])
-def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, raw: bytes, llama: Any) -> None:
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "not a SentencePiece model: it has no pieces"),
+        (b"\x0a\xff", "truncated, or not a SentencePiece model"),
+        (b"\x0a\x02\x0a\x05", "piece 0: truncated, or not a SentencePiece model"),
+        (b"\x08\x01", "piece 0: not a SentencePiece model: a number is in place of a message"),
+        (b"\x0a\x03\x0a\x01a\x0a\x03\x0a\x01\xff", "piece 1: not UTF-8 text"),
+        (b"\x0a\x02\x08\x01", "piece 0: its text, score or type is not one that SentencePiece writes"),
+        (b"\x0a\x02\x18\x09", "piece 0: its text, score or type is not one that SentencePiece writes"),
+        (b"\x0a\x03\x0a\x01a", "a SentencePiece model of another kind than BPE, which llama.cpp would merge as BPE"),
+    ],
+)
+def test_a_broken_tokenizer_model_is_refused(tmp_path: Path, raw: bytes, message: str, llama: Any) -> None:
     shutil.copytree(llama[0], tmp_path / "hf")
     (tmp_path / "hf/tokenizer.model").write_bytes(raw)
-    with pytest.raises(AdapterhubError, match=r"tokenizer\.model"):
+    with pytest.raises(AdapterhubError, match=rf"tokenizer\.model: {message}"):
         written(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "vocab.json", "spiece.model"])
+def test_a_tokenizer_in_another_file_is_named(tmp_path: Path, name: str, llama: Any) -> None:
+    shutil.copytree(llama[0], tmp_path / "hf")
+    (tmp_path / "hf" / name).write_bytes(b"{}")
+    with pytest.raises(RefusedError) as caught:
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+    says = f"hf: its only tokenizer is {name}, which is not supported. Save it with transformers as tokenizer.json"
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "message"),
+    [
+        ("Glm4ForCausalLM", ["<|endoftext|>"], "tokenizer.json: the added token <|user|> of GLM-4 is missing"),
+        ("Glm4MoeForCausalLM", ["[gMASK]"], "tokenizer.json: the added token <|user|> of GLM-4.5 is missing"),
+    ],
+)
+def test_a_token_that_a_family_needs_and_lacks_is_named(tmp_path: Path, name: str, there: list[str], message: str) -> None:
+    need_module("transformers")
+    tiny.model(name).save_pretrained(tmp_path / "hf")
+    tokens = [{"id": number, "content": text} for number, text in enumerate(there)]
+    (tmp_path / "hf/tokenizer.json").write_text(json.dumps({"added_tokens": tokens, "model": {}}))
+    with pytest.raises(RefusedError) as caught:
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("Lfm2ForCausalLM", {"layer_types": None}, "layer_types does not have one entry for each of 2 layers"),
+        ("Qwen3_5ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types does not have one entry for each of 2 layers"),
+        ("Gemma2ForCausalLM", {"query_pre_attn_scalar": 17}, "query_pre_attn_scalar is 17, but llama.cpp's gemma2 uses 16"),
+        (
+            "Phi3ForCausalLM",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG, "short_factor": [1.0]}},
+            "long_factor and short_factor of the rotary embedding do not have 8 numbers each",
+        ),
+        ("LlamaForCausalLM", {"num_hidden_layers": 1 << 31}, "num_hidden_layers is 2147483648, not a number from 1 to 10,000"),
+        ("LlamaForCausalLM", {"num_attention_heads": 0}, "num_attention_heads is 0, not a number from 1 to 1,048,576"),
+        ("ApertusForCausalLM", {"head_dim": 1 << 31}, "head_dim is 2147483648, not a number from 1 to 1,048,576"),
+        (
+            "Cohere2ForCausalLM",
+            {"rotary_pct": -1},
+            "rope.dimension_count of the GGUF would be -16, which does not fit into UINT32",
+        ),
+        (
+            "Lfm2ForCausalLM",
+            {"num_key_value_heads": 1 << 31},
+            r"attention.head_count_kv of the GGUF would be \[.*, which does not fit into \[INT32\]",
+        ),
+    ],
+)
+def test_a_config_of_numbers_that_no_model_of_its_family_has_is_refused(
+    tmp_path: Path, name: str, config: dict[str, Any], message: str
+) -> None:
+    need_module("transformers")
+    tiny.model(name).save_pretrained(tmp_path / "hf")
+    changed(tmp_path / "hf", **config)
+    with pytest.raises(RefusedError, match=f"config.json: {message}"):
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_kinds_of_layers_by_an_interval_are_those_of_a_list(tmp_path: Path) -> None:
+    need_module("transformers")
+    tiny.model("Qwen3_5ForCausalLM").save_pretrained(tmp_path / "hf")
+    listed = contents(written(tmp_path / "hf", tmp_path / "listed.gguf"))
+    changed(tmp_path / "hf", layer_types=None, full_attention_interval=2)
+    keys, tensors = contents(written(tmp_path / "hf", tmp_path / "interval.gguf"))
+    assert keys.pop("qwen35.full_attention_interval")[1] == 2
+    assert listed[0].pop("qwen35.full_attention_interval")[1] == 4
+    assert (keys, tensors) == listed
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "shape", "message"),
+    [
+        (
+            "Qwen2MoeForCausalLM", "model.layers.1.mlp.experts.0.up_proj.weight", None,
+            "the tensor of expert 0 for llama.cpp's blk.1.ffn_up_exps is missing, and others up to 3 are there",
+        ),
+        (
+            "Qwen2MoeForCausalLM", "model.layers.1.mlp.experts.2.up_proj.weight", (4, 4),
+            "model.layers.1.mlp.experts.2.up_proj.weight (4, 4): other experts have",
+        ),
+        (
+            "ApertusForCausalLM", "model.layers.1.mlp.act_fn.beta", None,
+            "layer 1 has no tensor of one number for llama.cpp's xielu.beta",
+        ),
+    ],
+)  # fmt: skip
+def test_a_part_of_a_layer_that_is_missing_is_named(
+    tmp_path: Path, name: str, tensor: str, shape: tuple[int, ...] | None, message: str
+) -> None:
+    need_module("transformers")
+    folder = tmp_path / "hf"
+    tiny.model(name).save_pretrained(folder)
+    with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
+        tensors = {one: np.array(file.tensor(one)) for one in file.tensors}
+    del tensors[tensor]
+    if shape:
+        tensors[tensor] = np.zeros(shape, np.float32)
+    safetensors_file.write(folder / "model.safetensors", tensors, {})
+    with pytest.raises(RefusedError) as caught:
+        written(folder, tmp_path / "out.gguf")
+    assert message in str(caught.value)
 
 
 def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, u32
 from adapterhub_converters.errors import RefusedError
 
+from .checks import layer_kinds
 from .configured import Config
 from .shared_keys import GATING, Numbers, head_size, rotated, some, vocabulary, window
 
@@ -213,9 +214,7 @@ def _minimax_m2(config: Config) -> Numbers:
 
 
 def _lfm2(config: Config) -> Numbers:
-    kinds, wide = config.get("layer_types"), config.count("intermediate_size")
-    if not isinstance(kinds, list) or len(kinds) != config.count("num_hidden_layers"):
-        raise RefusedError(config.where, "config.json: no layer_types for every layer")
+    kinds, wide = layer_kinds("lfm2", config), config.count("intermediate_size")
     if config.get("block_auto_adjust_ff_dim"):
         wide, of = int(2 * wide / 3), config.count("block_multiple_of")
         if config.get("block_ffn_dim_multiplier") is not None:
@@ -245,12 +244,7 @@ def _qwen3vl(config: Config) -> Numbers:
 
 
 def _qwen35(config: Config) -> Numbers:
-    kinds, count = config.get("layer_types"), config.count("num_hidden_layers")
-    if not isinstance(kinds, list):
-        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
-        kinds = ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
-    if len(kinds) != count:
-        raise RefusedError(config.where, f"config.json: {len(kinds)} layer_types for {count} layers")
+    kinds = layer_kinds("qwen35", config)
     sections = _sections(config) if "mrope_section" in config.rope else {}
     values = config.count("linear_num_value_heads")
     return {
@@ -274,8 +268,6 @@ def _olmo(config: Config) -> Numbers:
 
 
 def _nemotron(config: Config) -> Numbers:
-    if config.get("num_key_value_heads") is None:
-        raise RefusedError(config.where, "config.json: num_key_value_heads is missing")
     scaling: Numbers = {}
     if config.get("factor") or config.rope.get("factor"):
         factor = config.number("factor") if config.get("factor") else config.rope_number("factor")
@@ -313,10 +305,9 @@ def _gemma2(config: Config) -> Numbers:
     # llama.cpp derives the scale of the queries from the number of layers (src/models/gemma2.cpp).
     divided = config.count("hidden_size") / config.count("num_attention_heads")
     wanted = divided if config.count("num_hidden_layers") == 46 else config.count("head_dim")
-    if config.get("query_pre_attn_scalar") not in (None, wanted):
-        raise RefusedError(
-            config.where, f"config.json: query_pre_attn_scalar is not {wanted:g}, the only one llama.cpp supports"
-        )
+    if (given := config.get("query_pre_attn_scalar")) not in (None, wanted):
+        what = f"query_pre_attn_scalar is {str(given)[:40]}, but llama.cpp's gemma2 uses {wanted:g}"
+        raise RefusedError(config.where, f"config.json: {what}")
     capped = {key: f32(config.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return _gemma(config) | capped | window(config)
 
@@ -371,7 +362,8 @@ def _gpt2(config: Config) -> Numbers:
 def _only(config: Config, asked: Mapping[str, object], name: str) -> None:
     for key, value in asked.items():
         if config.get(key) not in (None, value):
-            raise RefusedError(config.where, f"config.json: {key} is {config.get(key)}, but llama.cpp's {name} uses {value}")
+            what = f"{key} is {str(config.get(key))[:40]}, but llama.cpp's {name} uses {value}"
+            raise RefusedError(config.where, f"config.json: {what}")
 
 
 def _stablelm(config: Config) -> Numbers:

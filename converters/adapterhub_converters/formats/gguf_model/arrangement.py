@@ -269,18 +269,22 @@ class _Work:
     def stacks(self) -> Iterator[Arranged]:
         """Stack the experts that the checkpoint stores one by one."""
         for stem, found in self._experts.items():
-            shapes = {shape for _, shape in found.values()}
-            if sorted(found) != list(range(len(found))) or len(shapes) != 1:
-                raise RefusedError(self._where, f"{stem}: its experts have gaps in their numbers, or differ in shape")
-            shape = shapes.pop()
+            gap = next((number for number in range(len(found)) if number not in found), None)
+            if gap is not None:
+                what = f"the tensor of expert {gap} for llama.cpp's {stem} is missing, and others up to {max(found)} are there"
+                raise RefusedError(self._where, what)
+            shape = found[0][1]
+            if other := next(((name, other) for name, other in found.values() if other != shape), None):
+                raise RefusedError(self._where, f"{other[0]} {other[1]}: other experts have {shape}")
             parts = tuple(SourcePart(found[number][0], 0, shape[0]) for number in range(len(found)))
             yield Arranged(f"{stem}.weight", (len(found), *shape), parts)
 
     def numbers(self) -> dict[str, tuple[str, ...]]:
         """The tensors of one number each; RefusedError if a layer lacks one."""
         for key in self._architecture.numbers.values():
-            if sorted(self._numbers.get(key, {})) != list(range(self._layers)):
-                raise RefusedError(self._where, f"a layer without the number for llama.cpp's {key}")
+            found = self._numbers.get(key, {})
+            if (layer := next((layer for layer in range(self._layers) if layer not in found), None)) is not None:
+                raise RefusedError(self._where, f"layer {layer} has no tensor of one number for llama.cpp's {key}")
         return {key: tuple(found[layer] for layer in range(self._layers)) for key, found in self._numbers.items()}
 
     def check(self) -> None:
@@ -344,7 +348,8 @@ def _phi3(config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
     given = {kind: rope.get(f"{kind}_factor") for kind in ("long", "short")}
     for numbers in given.values():
         if not isinstance(numbers, list) or len(numbers) != half or not all(isinstance(one, int | float) for one in numbers):
-            raise RefusedError(config.where, f"config.json: long_factor and short_factor are not {half} numbers each")
+            what = f"long_factor and short_factor of the rotary embedding do not have {half} numbers each"
+            raise RefusedError(config.where, f"config.json: {what}")
     factors = {kind: np.array(numbers, np.float32) for kind, numbers in given.items()}
     original = config.count("original_max_position_embeddings")
     scale = config.count("max_position_embeddings") / original

@@ -66,7 +66,7 @@ def _check_biases(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
 
 def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> None:
     count = config.count("num_hidden_layers")
-    kinds = _kinds(gguf, config, count)
+    kinds = layer_kinds(gguf, config)
     layers: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         if name.startswith("blk."):
@@ -82,14 +82,19 @@ def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
             raise RefusedError(config.where, what)
 
 
-def _kinds(gguf: str, config: Config, count: int) -> list[object]:
-    """The kind of each layer; those of one kind have the same tensors."""
+def layer_kinds(gguf: str, config: Config) -> list[object]:
+    """The kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
+    count, stated = config.count("num_hidden_layers"), config.get("layer_types")
     if key := _DENSE_FIRST.get(gguf):
         return [layer >= config.count(key) for layer in range(count)]
-    stated = config.get("layer_types")
-    if gguf in _HYBRID and isinstance(stated, list) and len(stated) == count:
-        return list(stated)
-    return [None] * count
+    if gguf not in _HYBRID:
+        return [None] * count
+    if stated is None and gguf.startswith("qwen35"):
+        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        return ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
+    if not isinstance(stated, list) or len(stated) != count:
+        raise RefusedError(config.where, f"config.json: layer_types does not have one entry for each of {count} layers")
+    return list(stated)
 
 
 _DENSE_FIRST = {

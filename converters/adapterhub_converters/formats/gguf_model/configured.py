@@ -118,6 +118,8 @@ _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads"
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _SCALED = ("llama3", "yarn", "longrope")
 _LARGEST = 3.4e38  # of float32
+_MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 1 << 20, "hidden_size": 1 << 24, "head_dim": 1 << 20}
+"""The largest numbers of which lists and arrays are made, and by which others are divided."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,9 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
     values = {**_DEFAULTS[model_type], **config}
     for own, usual in _OWN_NAMES.get(model_type, {}).items():
         values.setdefault(usual, values.get(own))
+    for key, most in _MOST.items():
+        if isinstance(number := values.get(key), int) and not 1 <= number <= most:
+            raise RefusedError(where, f"config.json: {key} is {number}, not a number from 1 to {most:,}")
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     if model_type in _MULTI_HEAD and values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = heads

@@ -91,7 +91,16 @@ def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
     made = special(config) if special else shared(config) | (more(config) if more else {})
     if architecture.gguf in ("granite", "granitemoe"):  # llama.cpp has no head_dim for them
         made = {key: value for key, value in made.items() if key not in ("attention.key_length", "attention.value_length")}
+    for key, value in made.items():
+        numbers = value.value if value.kind.startswith("[") else [value.value]
+        holds = _HOLDS.get(value.kind.strip("[]"))
+        if holds is not None and not all(number in holds for number in numbers):
+            what = f"config.json: {key} of the GGUF would be {str(value.value)[:40]}, which does not fit into {value.kind}"
+            raise RefusedError(config.where, what)
     return {"block_count": u32(config.count("num_hidden_layers"))} | made
+
+
+_HOLDS = {"UINT32": range(1 << 32), "INT32": range(-1 << 31, 1 << 31)}
 
 
 def _check(architecture: Architecture, config: Config) -> None:

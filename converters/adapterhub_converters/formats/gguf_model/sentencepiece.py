@@ -42,10 +42,11 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
         raw = read_bytes(path)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
-    pieces, kind, prefixed = [], 1, True
+    pieces: list[tuple[str, float, int]] = []
+    kind, prefixed = 1, True
     for field, value in _fields(raw, str(path)):
         if field == 1:
-            pieces.append(_piece(value, str(path)))
+            pieces.append(_piece(value, f"{path}: piece {len(pieces)}"))
         elif field == 2:
             kind = next((number for inner, number in _fields(value, str(path)) if inner == 3), kind)
         elif field == 3:
@@ -53,7 +54,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     if not pieces:
         raise FormatError(str(path), "not a SentencePiece model: it has no pieces")
     if kind != _BPE:
-        raise RefusedError(str(path), "not a BPE model, but llama.cpp would merge it as one")
+        raise RefusedError(str(path), "a SentencePiece model of another kind than BPE, which llama.cpp would merge as BPE")
     return Pieces(tuple(pieces), prefixed)
 
 
@@ -61,17 +62,17 @@ def _piece(raw: Any, where: str) -> tuple[str, float, int]:
     found = dict(_fields(raw, where))
     text, score, kind = found.get(1, b""), found.get(2, 0.0), found.get(3, NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, float) or not isinstance(kind, int) or not 1 <= kind <= 6:
-        raise FormatError(where, "a malformed piece")
+        raise FormatError(where, "its text, score or type is not one that SentencePiece writes")
     try:
         return text.decode(), score, NORMAL if kind == _USER_DEFINED_PIECE else kind
     except UnicodeDecodeError as error:
-        raise FormatError(where, "a piece is not UTF-8") from error
+        raise FormatError(where, "not UTF-8 text") from error
 
 
 def _fields(raw: Any, where: str) -> Iterator[tuple[int, Any]]:
     """Iterate over the fields of a message: number, and value as an integer, a float, or bytes."""
     if not isinstance(raw, bytes):
-        raise FormatError(where, "a number in place of a message")
+        raise FormatError(where, "not a SentencePiece model: a number is in place of a message")
     at = 0
     while at < len(raw):
         key, at = _varint(raw, at, where)

@@ -6,6 +6,8 @@ that llama.cpp runs on token ids only, with a note.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import Value, boolean, string, u32
@@ -38,7 +40,8 @@ def _vocabulary(gguf: str, tokenizer: Tokenizer, size: int) -> tuple[dict[str, V
     if not pieces and not tokenizer.json:
         others = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
         if others:
-            raise RefusedError(str(folder), f"a tokenizer in {others[0]} only", "Save it as tokenizer.json")
+            what = f"its only tokenizer is {others[0]}, which is not supported"
+            raise RefusedError(str(folder), what, "Save it with transformers as tokenizer.json")
         return {"tokenizer.ggml.model": string("none"), f"{gguf}.vocab_size": u32(size)}, (NOTHING,)
     if pieces and (gguf in _PIECES_ONLY or (gguf in _EITHER and not _is_gpt2(gguf, tokenizer))):
         return _of_pieces(gguf, tokenizer, size), ()
@@ -70,9 +73,7 @@ def _of_pieces(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
 def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
     more = {}
     if gguf == "glm4":
-        added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
-        if not {"<|endoftext|>", "<|user|>"} <= set(added):
-            raise RefusedError(tokenizer.where, "a GLM-4 without the tokens <|endoftext|> and <|user|>")
+        added = _added(tokenizer, "GLM-4", ("<|endoftext|>", "<|user|>"))
         more = dict.fromkeys(("eos", "unk", "bos"), added["<|endoftext|>"]) | {"eot": added["<|user|>"]}
     elif gguf == "glm4moe":
         more = _glm4moe(tokenizer)
@@ -81,11 +82,17 @@ def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
     return made | (_hunyuan(tokenizer) if gguf == "hunyuan-dense" else {})
 
 
-def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
+def _added(tokenizer: Tokenizer, family: str, needed: Iterable[str]) -> dict[str, int]:
+    """The ids of the added tokens by their text; RefusedError if one is `needed` and missing."""
     added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
+    if missing := next((text for text in needed if text not in added), None):
+        raise RefusedError(tokenizer.where, f"tokenizer.json: the added token {missing} of {family} is missing")
+    return added
+
+
+def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
     named = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
-    if missing := next((text for text in named.values() if text not in added), None):
-        raise RefusedError(tokenizer.where, f"a GLM-4.5 without the token {missing}")
+    added = _added(tokenizer, "GLM-4.5", named.values())
     return {kind: added[text] for kind, text in named.items()}
 
 

@@ -181,7 +181,8 @@ class DeltaReader:
             raise kind(self._where, f"vera_A and vera_B {found} from the random numbers of a seed", hint)
         for name in ("vera_A", "vera_B"):
             if name not in self._shared:
-                raise FormatError(self._where, f"base_model.{name} is missing, but save_projection is true")
+                what = f"base_model.{name} is missing, which peft saves unless save_projection is false"
+                raise FormatError(self._where, what, "Save it again with save_projection=True")
         vera_A, vera_B = self._shared["vera_A"], self._shared["vera_B"]
         shapes = f"vera_A {vera_A.shape} and vera_B {vera_B.shape}"
         if vera_A.ndim != 2 or vera_B.ndim != 2 or vera_A.shape[0] != vera_B.shape[1] or 0 in (*vera_A.shape, *vera_B.shape):

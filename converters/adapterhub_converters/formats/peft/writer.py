@@ -121,8 +121,8 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
 
 def _check_lora(adapter: Adapter) -> None:
     if adapter.meta.method == FULL:
-        what = "the adapter is whole parameters and no delta, and a config of LoRA would name it LoRA"
-        raise RefusedError("peft", what, "Merge it into its base")
+        what = "the parameters were tuned as a whole, and there is no low-rank delta to write"
+        raise RefusedError("peft", what, "Merge the adapter into its base")
     if adapter.meta.method:
         raise RefusedError("peft", f"the adapter is by {adapter.meta.method}, and a config of LoRA would name it LoRA")
     for target, delta in adapter.deltas.items():
