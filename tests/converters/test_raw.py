@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.errors import AdapterhubError, FormatError, ParameterError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, NotFoundError, ParameterError, RefusedError
 from adapterhub_converters.formats import convert, peft, raw
 from tests.conftest import Run
 
@@ -123,6 +124,23 @@ def test_a_config_without_the_kind_of_adapter_is_told_how_to_get_it(run: Run, tm
     error = run("convert", tmp_path, "out", "--to", "gguf", code=4).stderr
     assert "`adapterhub fix` adds a missing peft_type" in error
     assert "[peft-type-missing]" in error
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (os.mkfifo, RefusedError, "a pipe or a device, not a regular file. Replace it with a file"),
+        (lambda path: path.symlink_to("nothing"), NotFoundError, "no such file"),
+        (lambda path: path.mkdir(), LocalIOError, "Is a directory"),
+    ],
+    ids=["pipe", "link", "folder"],
+)
+def test_a_config_that_is_no_file_is_named(tmp_path: Path, make: Any, error: type[AdapterhubError], says: str) -> None:
+    save(tmp_path / peft.WEIGHTS)
+    make(tmp_path / peft.CONFIG)
+    with pytest.raises(error) as caught:
+        convert.sniff(tmp_path)
+    assert str(caught.value) == f"{tmp_path / peft.CONFIG}: {says}"
 
 
 def test_alpha_for_a_format_that_records_it_is_a_usage_error(tmp_path: Path) -> None:

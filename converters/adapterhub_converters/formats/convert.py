@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def sniff(path: Path | Candidate) -> str:
             raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one of a format that is known here")
         what = f"{what}: its {peft.CONFIG} has no peft_type"
         raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")
+    if os.path.lexists(path / peft.CONFIG):
+        json_file.read_text(path / peft.CONFIG)  # refuses a pipe, a folder, and a link to nothing by name
     if path.is_dir():
         what = f"no adapter in this folder: PEFT and MLX adapters have an {peft.CONFIG}"
         hint = peft.nested(path) or "Name the folder or the file of an adapter"
