@@ -207,12 +207,15 @@ class Process:
         self.up = True
 
     def _words(self) -> str:
-        """The last exception, or else the last words that look like a reason, or else the last ones."""
+        """The last exception, with the line below that belongs to it, or else the last words that look like a reason."""
         lines = [line for line in self._last if line and _ABOVE not in line]
         marks = ("error", "fail", "unable", "cannot", "invalid")
-        found = [line for line in lines if any(mark in line for mark in _EXCEPTIONS)]
-        found = found or [line for line in lines if any(mark in line.lower() for mark in marks)]
-        return next(reversed(found or lines), "it said nothing")
+        found = [number for number, line in enumerate(lines) if any(mark in line for mark in _EXCEPTIONS)]
+        found = found or [number for number, line in enumerate(lines) if any(mark in line.lower() for mark in marks)]
+        if not found:
+            return lines[-1] if lines else "it said nothing"
+        first, *below = lines[found[-1] : found[-1] + 2]
+        return " ".join([first, *(line.strip() for line in below if line.startswith("  "))])  # pydantic's are of several lines
 
     async def _read(self, log_of: asyncio.StreamReader) -> None:
         """Take its log; a line without an end is cut."""

@@ -128,7 +128,7 @@ def test_a_process_that_hangs_is_ended_and_started_again() -> None:
 
 FAILS_BELOW = """
 import subprocess, sys
-subprocess.run([sys.executable, "-c", "raise ValueError('the KV cache is too small')"])
+subprocess.run([sys.executable, "-c", "raise ValueError('1 error in it\\\\n  the KV cache is too small')"])
 for line in range(60):
     print("  frame", line, flush=True)
 raise RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
@@ -136,7 +136,7 @@ raise RuntimeError("Engine core initialization failed. See root cause above. Fai
 
 
 def test_the_reason_is_the_exception_of_the_process_that_failed_not_that_of_its_parent() -> None:
-    with pytest.raises(RefusedError, match="before it was ready: ValueError: the KV cache is too small"):
+    with pytest.raises(RefusedError, match="before it was ready: ValueError: 1 error in it the KV cache is too small"):
         asyncio.run(python(FAILS_BELOW).start())
 
 
