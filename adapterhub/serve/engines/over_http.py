@@ -215,7 +215,7 @@ class Process:
         if not found:
             return lines[-1] if lines else "it said nothing"
         first, *below = lines[found[-1] : found[-1] + 2]
-        return " ".join([first, *(line.strip() for line in below if line.startswith("  "))])  # pydantic's are of several lines
+        return " ".join([first, *(line.strip() for line in below if line.startswith("  ") or first.rstrip().endswith(":"))])
 
     async def _read(self, log_of: asyncio.StreamReader) -> None:
         """Take its log; a line without an end is cut."""
