@@ -183,7 +183,7 @@ def _parts(raw: bytes, where: str) -> _Parts:
     entry = _only({"keyid": "", **_object(signatures[0], where)}, ("sig", "keyid"), where)
     if entry["keyid"] != "":
         raise FormatError(where, "does not name its key as model_signing does", _AGAIN)
-    return _Parts(_decoded(envelope["payload"], where), _decoded(entry["sig"], where), key, certificate)
+    return _Parts(_decoded(envelope, "payload", where), _decoded(entry, "sig", where), key, certificate)
 
 
 def _signer(value: object, where: str) -> tuple[str, bytes]:
@@ -193,7 +193,7 @@ def _signer(value: object, where: str) -> tuple[str, bytes]:
         _only(material, (_CERTIFICATE, _LOG), where, also=(_TIMES,))
         if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
             raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log", _AGAIN)
-        return "", _decoded(_only(material[_CERTIFICATE], ("rawBytes",), where)["rawBytes"], where)
+        return "", _decoded(_only(material[_CERTIFICATE], ("rawBytes",), where), "rawBytes", where)
     _only(material, (_KEY, _LOG), where)
     if material[_LOG] != []:
         raise RefusedError(where, "has entries of a transparency log, and is signed by a key", "Use model_signing")
@@ -211,13 +211,13 @@ def _only(value: object, names: tuple[str, ...], where: str, *, also: tuple[str,
             raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes", _AGAIN)
     for name in names:
         if name not in found:
-            raise FormatError(where, f"a bundle without {name!r}", _AGAIN)
+            raise FormatError(where, f"the bundle has no {name!r}", _AGAIN)
     return found
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(where, "not a bundle: an object is missing", _AGAIN)
+        raise FormatError(where, "not a bundle: one of its parts is not an object", _AGAIN)
     return value
 
 
@@ -230,12 +230,13 @@ def _encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _decoded(value: object, where: str) -> bytes:
+def _decoded(found: dict[str, Any], name: str, where: str) -> bytes:
     """Bytes in base64 in their one spelling: no other alphabet, no spaces, no bits that are ignored."""
+    value = found[name]
     try:
         data = base64.b64decode(value.encode("ascii"), validate=True) if isinstance(value, str) else b""
     except (binascii.Error, UnicodeEncodeError):
         data = b""
     if not data or _encoded(data) != value:
-        raise FormatError(where, "not base64 in its canonical spelling", _AGAIN)
+        raise FormatError(where, f"{name!r} is not base64 in its canonical form", _AGAIN)
     return data

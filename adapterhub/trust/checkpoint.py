@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PREDICATE_TYPE = "urn:adapterhub:checkpoint:1"
 MAX_CHECKPOINT = 64 << 20  # bytes; a name takes some hundred
 _SUBJECT, _BUNDLE = "logs", "bundle"
+_HINT = "Sign a new one"
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Chec
         IntegrityError: The signature is by none of them, or of another checkpoint.
     """
     document = json_file.parse_object(raw, where)
-    payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE, None)), signers, where)
+    if _BUNDLE not in document:
+        raise FormatError(where, "not a checkpoint: it has no signature", _HINT)
+    payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE)), signers, where)
     statement = json_file.parse_object(payload, where)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
-        raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}")
+        raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)
     if statement.get("subject") != _subject(document):
         raise IntegrityError(where, "was changed after it was signed", code="signature")
     return _parsed(document, where), signer
@@ -84,7 +87,7 @@ def _parsed(document: dict[str, Any], where: str) -> Checkpoint:
     logs = ends.values() if isinstance(ends, dict) else [None]
     found = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
     if not isinstance(time, str) or not all(map(_is_end, found)) or not (audit is None or _is_end(audit, "")):
-        raise FormatError(where, "not a checkpoint")
+        raise FormatError(where, "not a checkpoint: its time, or the end of a log, is none", _HINT)
     kept = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
     return Checkpoint(time, kept, None if audit is None else (audit[0], audit[1]))
 

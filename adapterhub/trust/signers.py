@@ -63,13 +63,18 @@ class _Uri:
 
 
 def _parse(text: str) -> _Uri:
+    before, pin, _ = text.partition("pin-value=")
+    if pin:
+        raise UsageError(f"{before[:200]}{pin}…", "a PIN in a URI ends up in logs", "Leave pin-value out; the PIN is asked for")
     path, _, query = text.removeprefix(SCHEME).partition("?")
     found: dict[str, bytes] = {}
     for known, part, separator in ((_PATH, path, ";"), (_QUERY, query, "&")):
         for one in part.split(separator) if part else ():
             name, equals, value = one.partition("=")
-            if name not in known or not equals or name in found:
-                raise UsageError(text[:200], f"{name[:80]!r} is unknown, or given twice", _HINT)
+            if name not in known:
+                raise UsageError(text[:200], f"{name[:80]!r} is not supported, only {', '.join(known)}", _HINT)
+            if not equals or name in found:
+                raise UsageError(text[:200], f"{name!r} {'is given twice' if equals else 'has no value'}", _HINT)
             found[name] = unquote_to_bytes(value)
     try:
         texts = {name: value.decode() for name, value in found.items() if name != "id"}

@@ -26,7 +26,7 @@ from adapterhub.remotes.oci import referrers
 from adapterhub.store.signatures import MOST, bounded
 from adapterhub.trust import bundle, keys, signers
 from adapterhub.trust.statement import Statement
-from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError, UsageError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, ParameterError, RefusedError, UsageError
 from tests.conftest import ROOT, Run
 from tests.support.adapters import Make
 from tests.support.signing import resign
@@ -221,6 +221,10 @@ def _over_a_blob(document: Any) -> None:
     document["messageSignature"] = document.pop("dsseEnvelope")
 
 
+def _without_a_payload(document: Any) -> None:
+    del document["dsseEnvelope"]["payload"]
+
+
 def _with_spaces(document: Any) -> None:
     document["dsseEnvelope"]["payload"] += "\n"
 
@@ -235,8 +239,10 @@ BUNDLES = {
     "older": (_in("mediaType", value="application/vnd.dev.sigstore.bundle+json;version=0.2"), "a bundle of the type"),
     "unsigned": (_in(*_ENVELOPE, "signatures", value=[]), "not exactly one signature"),
     "signed twice": (_edit(_twice), "not exactly one signature"),
-    "empty signature": (_in(*_SIGNATURE, "sig", value=""), "not base64"),
-    "none": (_in(*_SIGNATURE, "sig", value=None), "not base64"),
+    "empty signature": (_in(*_SIGNATURE, "sig", value=""), "'sig' is not base64 in its canonical form"),
+    "none": (_in(*_SIGNATURE, "sig", value=None), "'sig' is not base64 in its canonical form"),
+    "no payload": (_edit(_without_a_payload), "the bundle has no 'payload'"),
+    "no envelope": (_in(*_ENVELOPE, value=[]), "not a bundle: one of its parts is not an object"),
     "key of its own": (_edit(_of_its_own_key), "'rawBytes' has no place"),
     "key id": (_in(*_SIGNATURE, "keyid", value="other"), "does not name its key"),
     "no key": (_in("verificationMaterial", "publicKey", "hint", value=""), "does not name its key"),
@@ -245,8 +251,8 @@ BUNDLES = {
     "message": (_edit(_over_a_blob), "'messageSignature' has no place"),
     "another type": (_in(*_ENVELOPE, "payloadType", value="text/plain"), "a payload of the type 'text/plain'"),
     "type in capitals": (_in(*_ENVELOPE, "payloadType", value="application/vnd.in-toto+JSON"), "a payload of the type"),
-    "spaces": (_edit(_with_spaces), "not base64"),
-    "another alphabet": (_edit(_url_safe), "not base64"),
+    "spaces": (_edit(_with_spaces), "'payload' is not base64"),
+    "another alphabet": (_edit(_url_safe), "'sig' is not base64"),
     "algorithm": (_in("verificationMaterial", "keyDetails", value="PKIX_RSA_PKCS1V5"), "'keyDetails' has no place"),
     "a list": (lambda _: b"[]", "not a JSON object"),
     "key twice": (lambda raw: raw.replace(b"{", b'{"mediaType":"x",', 1), "duplicate key"),
@@ -302,8 +308,8 @@ STATEMENTS = {
     "blake2": (_serialization(hash_type="blake2"), "has digests by 'blake2'"),
     "other algorithm": (_resource(algorithm="md5"), "not a sha256 digest"),
     "short digest": (_resource(digest="00"), "not a sha256 digest"),
-    "twice": (lambda s: s["predicate"]["resources"].append(s["predicate"]["resources"][0]), "twice"),
-    "no name": (_resource(name=7), "without a name"),
+    "twice": (lambda s: s["predicate"]["resources"].append(s["predicate"]["resources"][0]), "signs the file 'a.txt' twice"),
+    "no name": (_resource(name=7), "signs a file without a name, or with one of over"),
 }
 
 
@@ -318,6 +324,7 @@ def test_a_statement_of_another_form_is_refused_though_the_key_is_trusted(
     with pytest.raises(FormatError) as error:
         bundle.verify(signature.read_bytes(), [secret.public], "model.sig")
     assert expected in error.value.what, error.value.what
+    assert error.value.hint == "Have it signed again"
 
 
 # ---- keys
@@ -479,22 +486,40 @@ def test_a_passphrase_comes_from_stdin_or_a_terminal_and_is_checked(run: Run, st
 
 
 @pytest.mark.parametrize(
-    "uri",
+    ("uri", "words"),
     [
-        "pkcs11:",
-        "pkcs11:token=team;object=k",
-        "pkcs11:object=k?module-path=/x.so",
-        "pkcs11:token=team?module-path=/x.so",
-        "pkcs11:token=team;token=other;object=k?module-path=/x.so",
-        "pkcs11:token=team;object=k?module-path=/x.so&pin-value=1234",
-        "pkcs11:token=%ff;object=k?module-path=/x.so",
-        "pkcs11:token=team;object?module-path=/x.so",
+        ("pkcs11:", "does not name a library, a token and a key"),
+        ("pkcs11:token=team;object=k", "does not name a library, a token and a key"),
+        ("pkcs11:object=k?module-path=/x.so", "does not name a library, a token and a key"),
+        ("pkcs11:token=team?module-path=/x.so", "does not name a library, a token and a key"),
+        ("pkcs11:token=team;token=other;object=k?module-path=/x.so", "'token' is given twice"),
+        ("pkcs11:token=team;object=k?module-path=/x.so&pin-value=1234", "a PIN in a URI ends up in logs"),
+        ("pkcs11:pin-value=1234;token?module-path=/x.so", "a PIN in a URI ends up in logs"),
+        (
+            "pkcs11:token=team;type=private;object=k?module-path=/x.so",
+            "'type' is not supported, only token, serial, object, id",
+        ),
+        ("pkcs11:token=team;object=k?module-name=x", "'module-name' is not supported, only module-path"),
+        ("pkcs11:token=%ff;object=k?module-path=/x.so", "is not UTF-8"),
+        ("pkcs11:token=team;object?module-path=/x.so", "'object' has no value"),
     ],
 )
-def test_a_uri_that_names_no_one_key_in_hardware_is_refused_before_a_library_is_loaded(uri: str) -> None:
+def test_a_uri_that_names_no_one_key_in_hardware_is_refused_before_a_library_is_loaded(uri: str, words: str) -> None:
     with pytest.raises(UsageError) as error:
         signers.read(uri, b"1234")
-    assert "1234" not in error.value.what
+    assert error.value.what == words
+    assert "1234" not in str(error.value)
+    assert error.value.hint
+
+
+def test_a_key_of_an_unknown_kind_is_not_made_and_an_encrypted_one_needs_its_passphrase(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="kind: unknown kind of key 'rsa'. Known kinds: p256, p384, p521, ed25519"):
+        keys.generate(tmp_path / "k", "rsa")
+    assert not list(tmp_path.iterdir())
+    secret, _ = keys.generate(tmp_path / "k", passphrase=b"correct horse")
+    with pytest.raises(ParameterError, match=f"passphrase: {secret} is encrypted. Pass its passphrase") as error:
+        keys.read_private(secret)
+    assert error.value.code == "passphrase-required"
 
 
 def test_a_policy_cannot_name_the_same_keys_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

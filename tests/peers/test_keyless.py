@@ -230,6 +230,7 @@ def test_tokens_that_are_none_have_expired_or_are_refused_are_errors_of_one_line
         path.write_text(text)
         done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", private.config, code=code)
         assert words in done.stderr
+        assert not text or "Get a new one, for the audience sigstore" in done.stderr
         assert not text or text not in done.stderr
     path.write_text(private.token())
     (tmp_path / "gone.json").write_text(private.config.read_text().replace("127.0.0.1:", "127.0.0.1:1"))

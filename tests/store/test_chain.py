@@ -15,6 +15,7 @@ import adapterhub as ah
 from adapterhub.hub.database import MIGRATIONS, HubDatabase
 from adapterhub.hub.people import audit as rows
 from adapterhub.trust import keys
+from adapterhub.trust.checkpoint import Checkpoint
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 from tests.support.adapters import write_adapter
 
@@ -193,7 +194,8 @@ def edited(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
         (lambda document: document.update(time="2020"), IntegrityError, "was changed after it was signed"),
         (lambda document: document.update(audit=None), IntegrityError, "was changed after it was signed"),
         (lambda document: document.update(more=1), IntegrityError, "was changed after it was signed"),
-        (lambda document: document.pop("bundle"), FormatError, "not a JSON object"),
+        (lambda document: document.pop("bundle"), FormatError, "not a checkpoint: it has no signature. Sign a new one"),
+        (lambda document: document.update(bundle=[]), FormatError, "not a JSON object. Have it signed again"),
     ],
 )
 def test_a_checkpoint_that_was_changed_is_refused(
@@ -201,6 +203,21 @@ def test_a_checkpoint_that_was_changed_is_refused(
 ) -> None:
     edited(copy / "checkpoint.json", edit)
     with pytest.raises(kind, match=message):
+        faults(copy)
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        Checkpoint(7, {}),  # type: ignore[arg-type]
+        Checkpoint("2026-01-01T00:00:00Z", {"refs": {"team/sql": (0, f"sha256:{1:064x}")}}),
+        Checkpoint("2026-01-01T00:00:00Z", {"refs": {"team/sql": (1, "sha256:1")}}),
+        Checkpoint("2026-01-01T00:00:00Z", {}, (1, "z" * 64)),
+    ],
+)
+def test_a_signed_document_that_is_no_checkpoint_is_refused(copy: Path, checkpoint: Checkpoint) -> None:
+    (copy / "checkpoint.json").write_bytes(checkpoint.sign(keys.read_private(copy / "audit.key"), "x"))
+    with pytest.raises(FormatError, match="not a checkpoint: its time, or the end of a log, is none. Sign a new one"):
         faults(copy)
 
 
