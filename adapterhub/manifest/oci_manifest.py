@@ -172,7 +172,10 @@ def parse(raw: bytes, where: str) -> Manifest:
     if "manifests" in document and layers is not None:
         raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")
     if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
-        raise FormatError(where, f"not an OCI image manifest but {str(kind)[:80]!r}")
+        why = (
+            f" but {str(kind)[:80]!r}" if kind != MANIFEST_TYPE else ": its schemaVersion is not 2, or it has no list of layers"
+        )
+        raise FormatError(where, f"not an OCI image manifest{why}")
     if len(layers) > MAX_FILES:
         raise FormatError(where, f"{len(layers)} files are over the limit of {MAX_FILES}")
     found = tuple(_descriptor(layer, where, named=True) for layer in layers)

@@ -174,7 +174,7 @@ def _ignored(folder: Path) -> tuple[str, ...]:
     patterns = tuple(line for line in lines if line and not line.startswith("#"))
     if len(patterns) > MAX_PATTERNS or any(len(pattern) > MAX_PATTERN for pattern in patterns):
         what = f"more than {MAX_PATTERNS} patterns, or one of more than {MAX_PATTERN} characters"
-        raise FormatError(f"{folder}/{IGNORE_FILE}", what, "Name folders instead of files")
+        raise FormatError(f"{folder}/{IGNORE_FILE}", what, "Write one pattern for many files, such as logs/ or *.json")
     return patterns
 
 

@@ -77,7 +77,9 @@ class Present:
             what = f"exists, and differs from the version it was: {shortened(self.changed)}"
             raise OutputExistsError(str(self.folder), what)
         if self.changed:
-            raise OutputExistsError(str(self.folder), f"exists, and has files of no version: {shortened(self.changed)}")
+            raise OutputExistsError(
+                str(self.folder), f"exists, and has files that are part of no version: {shortened(self.changed)}"
+            )
         if self.digest is None or not known(self.digest):
             raise OutputExistsError(str(self.folder))
 

@@ -79,19 +79,30 @@ def test_names_that_collide_are_refused(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"schemaVersion": 1}, {"layers": {}}, {"layers": [3]}, {"config": None}, {"mediaType": "text/plain"},
-        {"annotations": {"a": 3}}, {"layers": [{"mediaType": "x", "digest": DIGEST, "size": 1}]},
-        {"config": {"mediaType": "x", "digest": "sha256:../../x", "size": 1}},
-        {"config": {"mediaType": "x", "digest": DIGEST, "size": -1}},
-        {"config": {"mediaType": "x", "digest": DIGEST.upper(), "size": 1}},
-        {"config": {"mediaType": "x", "digest": DIGEST, "size": True}},
+        ({"schemaVersion": 1}, "not an OCI image manifest: its schemaVersion is not 2, or it has no list of layers"),
+        ({"layers": {}}, "not an OCI image manifest: its schemaVersion is not 2, or it has no list of layers"),
+        ({"layers": [3]}, "a descriptor is not an object"),
+        ({"config": None}, "a descriptor is not an object"),
+        ({"mediaType": "text/plain"}, "not an OCI image manifest but 'text/plain'"),
+        ({"annotations": {"a": 3}}, "annotations are not a map of strings to strings"),
+        ({"layers": [{"mediaType": "x", "digest": DIGEST, "size": 1}]}, f"the layer {DIGEST} has no file name"),
+        ({"config": {"mediaType": "x", "digest": "sha256:../../x", "size": 1}}, "'sha256:../../x' is not a digest of the form"),
+        ({"config": {"mediaType": "x", "digest": DIGEST, "size": -1}}, "a descriptor without a valid size or media type"),
+        (
+            {"config": {"mediaType": "x", "digest": DIGEST.upper(), "size": 1}},
+            f"'{DIGEST.upper()}' is not a digest of the form",
+        ),
+        ({"config": {"mediaType": "x", "digest": DIGEST, "size": True}}, "a descriptor without a valid size or media type"),
+        ({"config": {"digest": DIGEST, "size": 1}}, "a descriptor without a valid size or media type"),
     ],
-)  # fmt: skip
-def test_malformed_manifests_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(FormatError):
+)
+def test_malformed_manifests_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(FormatError) as error:
         oci_manifest.parse(document(**change), "x")
+    assert error.value.where == "x"
+    assert error.value.what.startswith(words)
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"\xff", b"{" * 10_000, b" " * (5 << 20)])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest.package_files import Selection, listing, survey
-from adapterhub_converters.errors import RefusedError
+from adapterhub.manifest.package_files import MAX_PATTERN, MAX_PATTERNS, Selection, listing, survey
+from adapterhub_converters.errors import FormatError, RefusedError
 from tests.support.adapters import Make
 
 # What a Trainer leaves next to an adapter, and what people put there.
@@ -75,6 +75,17 @@ def test_an_ignore_file_excludes_as_the_option_does(make: Make) -> None:
     found = listing(folder)
     assert set(found.files) == set(PACKAGED) - {"trainer_state.json"}
     assert {"logs/a.json", ".adapterhubignore"} <= set(found.skipped)
+
+
+@pytest.mark.parametrize("text", ["x\n" * (MAX_PATTERNS + 1), "x" * (MAX_PATTERN + 1)])
+def test_an_ignore_file_has_a_limited_number_of_patterns_of_limited_length(make: Make, text: str) -> None:
+    folder = make()
+    (folder / ".adapterhubignore").write_text(text)
+    with pytest.raises(FormatError) as error:
+        listing(folder)
+    assert error.value.where == f"{folder}/.adapterhubignore"
+    assert error.value.what == "more than 256 patterns, or one of more than 256 characters"
+    assert error.value.hint == "Write one pattern for many files, such as logs/ or *.json"
 
 
 def test_no_link_is_part_of_an_adapter_unless_it_is_excluded(make: Make, tmp_path: Path) -> None:

@@ -106,8 +106,9 @@ def test_only_what_is_locked_is_found() -> None:
     for ref in ("team/sql", "team/sql:v2", f"team/sql@{DIGEST}", "oci://host/team/sql:v2"):
         assert lockfile.find(there, ref, path) == ONE
     for ref in ("team/sql:v3", "team/other", "sql", f"team/sql@{DIGEST[:-1]}1", "oci://host/team/sql:v3"):
-        with pytest.raises(RefusedError, match=r"adapters\.lock"):
+        with pytest.raises(RefusedError, match=r"adapters\.lock.* Lock (it|this one instead)$") as error:
             lockfile.find(there, ref, path)
+        assert (error.value.code, error.value.fields) == ("not-locked", {"ref": ref})
 
 
 @pytest.mark.parametrize(
@@ -289,8 +290,11 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
         text = path.read_text()
         digest = json.loads(text)["adapters"]["team/sql"]["digest"]
 
-        assert "is not in" in run("pull", "--locked", "team/other", code=6).stderr
-        assert "has team/sql:v1" in run("pull", "--locked", "team/sql:v2", code=6).stderr
+        other = f"error: team/other: is not in {path}, which has team/sql. Run `adapterhub lock team/other`  [not-locked]\n"
+        assert run("pull", "--locked", "team/other", code=6).stderr == other
+        newer = run("pull", "--locked", "team/sql:v2", code=6).stderr
+        assert f"error: team/sql:v2: {path} has team/sql:v1 (sha256:" in newer
+        assert "). Run `adapterhub lock team/sql:v2`  [not-locked]" in newer
         run("pull", "--locked", "--remote", "odd", code=2)
         run("pull", code=2)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import adapterhub as ah
 from adapterhub.index import queries
 from adapterhub.index.search import Query, parse_metric, search
 from adapterhub.maintenance.fsck import fsck
@@ -124,6 +125,23 @@ def test_gates() -> None:
         measurements.parse_gate("accuracy>0.8", "--gate")
     with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({f"m{n}": 1.0 for n in range(101)}, "over 100 metrics. Report the most important ones"),
+        ({"exact match": 1.0}, "'exact match' is not a name of a metric. Use letters, digits, ., - and _, as in exact_match"),
+        ({"loss": float("nan")}, "loss=nan is not a number. Write NAME=VALUE, as in exact_match=0.71"),
+    ],
+)
+def test_what_another_program_measured_is_checked_before_the_version_is_stored(
+    registry: Registry, make: Make, metrics: dict[str, float], words: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        ah.push(make("a3", 3), "team/sql", metrics=metrics, workspace=ah.Workspace(registry=registry.root))
+    assert str(error.value) == f"team/sql: {words}"
+    assert queries.name(registry.index, "team/sql").seq == 2
 
 
 def test_show_and_log_display_it(run: Run, make: Make, tmp_path: Path) -> None:
