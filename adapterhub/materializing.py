@@ -232,7 +232,7 @@ def _base(recipe: MergeRecipe, given: StrPath | None, workspace: Workspace) -> P
         place = HubPath(recipe.base.repo, recipe.base.revision)
         path = base_sources.in_cache(place, workspace) or path
     if not path.exists():
-        what = f"the base of the recipe is not at {path}"
+        what = f"the recipe has its base at {path}, and nothing is there"
         raise NotFoundError(str(recipe.base), what, "Name its path", code="recipe-base-elsewhere")
     return path
 
@@ -286,6 +286,6 @@ def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]
     check_address(workspace.admitted(ref, Path("the recipe")), workspace)
     with sources.opened(ref, workspace) as one:
         if one.digest != digest:
-            what = f"is now another adapter: {one.digest or 'without a digest'}, not {digest}"
+            what = f"is another adapter now: {one.digest or 'one without a digest'}, not {digest}"
             raise NotFoundError(ref, what, "Name the right one", code="recipe-adapter-moved")
         yield one.path

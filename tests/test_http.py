@@ -692,10 +692,20 @@ def test_a_proxy_that_refuses_is_named_without_its_password(scheme: str) -> None
     assert "wrong" not in str(caught.value)
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1", "https://127.0.0.1:1"])
-def test_a_proxy_that_cannot_be_used_is_one_line(proxy: str) -> None:
-    with pytest.raises(RemoteError, match="Set HTTPS_PROXY to one like"):
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("socks5://127.0.0.1:1", "the address of the proxy begins with socks5://; only http:// is supported"),
+        ("https://127.0.0.1:1", "the address of the proxy begins with https://; only http:// is supported"),
+        ("http://:3128", "the address of the proxy is invalid"),
+        ("http://127.0.0.1:port", "the address of the proxy is invalid"),
+        ("http://[::1", "the address of the proxy is invalid"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_one_line(proxy: str, words: str) -> None:
+    with pytest.raises(RemoteError) as error:
         proxy_to("https", "registry.test", lambda *_: proxy, "x")
+    assert str(error.value) == f"x: {words}. Set HTTPS_PROXY to one like http://proxy.example:3128"
 
 
 def test_only_the_command_line_reads_the_environment(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,27 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding, connections
+from adapterhub_converters.errors import RefusedError
+
+
+@pytest.mark.parametrize(
+    ("encrypted", "asks_who", "error"),
+    [
+        (
+            False,
+            True,
+            "public-needs-tls 0.0.0.0: tokens would cross the network in clear text. Bind 127.0.0.1, give a certificate,",
+        ),
+        (True, False, "hub-needs-login 0.0.0.0: anyone on the network could use this server. Require a login"),
+    ],
+)
+def test_a_public_address_needs_encryption_and_a_login(encrypted: bool, asks_who: bool, error: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        binding.check_exposure("0.0.0.0", encrypted=encrypted, asks_who=asks_who, code="hub-needs-login")
+    assert f"{caught.value.code} {caught.value}".startswith(error)
+    binding.check_exposure("0.0.0.0", encrypted=True, asks_who=True, code="hub-needs-login")
+    for host in ("127.0.0.1", "localhost", "::1"):
+        binding.check_exposure(host, encrypted=False, asks_who=False, code="hub-needs-login")
 
 
 async def _app(scope: Any, _receive: Any, send: Any) -> None:

@@ -66,7 +66,7 @@ class HubPath:
         if not _ID.fullmatch(repo) or len(repo) > 96 or "--" in repo or ".." in repo:
             raise UsageError(text, f"{repo[:100]!r} is not a valid model name", hint)
         if not revision.isprintable() or any(part in ("", ".", "..") for part in path.split("/") if path):
-            raise UsageError(text, "invalid revision or path", hint)
+            raise UsageError(text, "the revision or the path is not valid", hint)
         return cls(repo, revision, path)
 
     @classmethod

@@ -106,7 +106,7 @@ def _only_gguf(place: HubPath, prefix: str, names: list[str], listing: Mapping[s
 def _fetch(place: HubPath, hub: Hub, cache: Path, wanted: list[str], show: Callable[[int], None]) -> None:
     """Have huggingface_hub download files into its cache."""
     import huggingface_hub
-    from huggingface_hub import utils
+    from huggingface_hub import errors, utils
 
     class Counting(utils.tqdm):  # type: ignore[misc]
         """Passes on the bytes of all files, and draws nothing."""
@@ -134,11 +134,16 @@ def _fetch(place: HubPath, hub: Hub, cache: Path, wanted: list[str], show: Calla
         )
     except AdapterhubError:
         raise
+    except errors.GatedRepoError as error:
+        hint = f"Ask for access on its page{'' if hub.token else ' and set HF_TOKEN'}"
+        raise RemoteError(str(place), "a gated model", hint, code="gated-model") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise RemoteError(str(place), f"the download failed ({reason[:200]})", "What has arrived is kept; try again") from error
+        answer = getattr(error, "response", None)  # the text of an error with one has its address, which may be signed
+        reason = next(iter(str(error).splitlines()), "") if answer is None else f"HTTP {answer.status_code}"
+        what = f"the download failed ({reason[:200] or type(error).__name__})"
+        raise RemoteError(str(place), what, "Files that have arrived are kept. Try again") from error
 
 
 def _verify(file: Path, known: Known, place: HubPath, digests: Path | None) -> None:

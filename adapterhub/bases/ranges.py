@@ -30,6 +30,7 @@ _WORKERS = 8
 _CONTENT_RANGE = linear.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 MAX_SKIPPED = 1 << 27  # bytes read to reach those behind them, of a server without ranges
 _TIMEOUT = 15.0  # seconds without a byte
+_DOWNLOAD = "Download it, and name the file"
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -129,7 +130,7 @@ def _wanted(found: Body, answer: Answer, n: int, start: int | None, where: str) 
         return 0
     if start is None:
         if length is None and answer.headers.get("transfer-encoding", "").lower() != "chunked":
-            raise RemoteError(where, "the server does not send the length of the file")
+            raise RemoteError(where, "the server does not send the length of the file", _DOWNLOAD)
         if length is not None and length > n:
             raise TooLargeError(where, f"{length} bytes, more than the {n} of a small file")
         return n + 1  # the one more shows that there are too many
@@ -137,7 +138,7 @@ def _wanted(found: Body, answer: Answer, n: int, start: int | None, where: str) 
         return n
     if start + n > MAX_SKIPPED and start:
         what = f"the server supports no ranges, and {start + n} bytes would have to be read for {n} at their end"
-        raise RemoteError(where, what, "Download it, and name the file")
+        raise RemoteError(where, what, _DOWNLOAD)
     return start + n
 
 
@@ -300,11 +301,12 @@ class WebFile:
         size = answer.number("content-length")
         if answer.status != 200 or size is None:
             unknown = "the server does not send the length of the file"
-            raise RemoteError(self._where, "HTTP 416 for bytes inside the file" if answer.status == 416 else unknown)
+            what = "HTTP 416 (range not satisfiable) for bytes inside the file" if answer.status == 416 else unknown
+            raise RemoteError(self._where, what, _DOWNLOAD)
         self._same(size, answer)
         self._ranges = False
         if len(answer.body) < min(size, start + n):
-            raise RemoteError(self._where, f"{len(answer.body)} bytes received instead of {min(size, start + n)}")
+            raise RemoteError(self._where, f"{len(answer.body)} bytes received instead of {min(size, start + n)}", "Try again")
         # `read_at` and `_extend` expect the bytes from `start` on.
         return answer.body[start : start + n]
 

@@ -110,7 +110,7 @@ def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str
         raise RemoteError(where, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
     commit, siblings = document.get("sha"), document.get("siblings")
     if not isinstance(commit, str) or not is_hex(commit, 40) or not isinstance(siblings, list):
-        raise RemoteError(where, f"{hub.endpoint} lists neither the commit nor its files", "Is HF_ENDPOINT right?")
+        raise RemoteError(where, f"{hub.endpoint} does not list the files of a commit", "Is HF_ENDPOINT right?")
     return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
 
 

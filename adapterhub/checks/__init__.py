@@ -134,7 +134,7 @@ def check_codes(codes: Iterable[str]) -> None:
             close = difflib.get_close_matches(code, CODES, 1)
             raise ParameterError("ignore", f"unknown code {code[:80]!r}", f"Did you mean {close[0]}?" if close else "")
         if code in UNREAD:
-            raise ParameterError("ignore", f"{code} cannot be ignored: nothing is checked of such an adapter")
+            raise ParameterError("ignore", f"{code} cannot be ignored: nothing else is checked of such an adapter")
 
 
 @contextmanager

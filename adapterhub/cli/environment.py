@@ -271,8 +271,9 @@ def _renewed_token() -> str:
     try:
         return get_token() or ""
     except Exception as error:
-        what = str(error).partition("\n")[0][:200]
-        raise RemoteError("HF_OIDC_RESOURCE", f"no token could be obtained: {what}", "Set HF_TOKEN instead") from error
+        what = str(error).partition("\n")[0].partition(". ")[0][:200]
+        hint = "Unset it, and set HF_TOKEN instead"
+        raise RemoteError("HF_OIDC_RESOURCE", f"no token could be obtained: {what}", hint) from error
 
 
 def _on(name: str) -> bool:

@@ -203,7 +203,7 @@ ERRORS: dict[str, str] = {
     "quota": "The namespace has reached the size or number of files that its hub allows. `adapterhub hub namespace set` changes it.",
     "rebuild-index": "registry.db and the logs in .adapterhub disagree. The logs are right.",
     "recipe-adapter-missing": "The recipe names the adapter by digest, and neither the registry nor --adapter has it.",
-    "recipe-adapter-moved": "The folder has other bytes than the adapter of the recipe.",
+    "recipe-adapter-moved": "Another adapter is at the address now than the one that the recipe names by its digest.",
     "recipe-base-elsewhere": "The recipe records a path that is not on this machine.",
     "recipe-base-required": "The adapter was made with a base, by its fingerprint, and none or another one was given.",
     "recipe-name-taken": "The registry has a recipe of that name, for another model.",

@@ -101,8 +101,11 @@ def proxy_to(scheme: str, host: str, named: ProxyOf, where: str) -> Proxy | None
         port = parts.port or 8080
     except ValueError as error:
         raise RemoteError(where, "the address of the proxy is invalid", hint) from error
-    if parts.scheme != "http" or not parts.hostname:
-        raise RemoteError(where, f"the proxy uses {parts.scheme[:20]!r}; only http is supported", hint)
+    if parts.scheme != "http":
+        what = f"the address of the proxy begins with {parts.scheme[:20]}://; only http:// is supported"
+        raise RemoteError(where, what, hint)
+    if not parts.hostname:
+        raise RemoteError(where, "the address of the proxy is invalid", hint)
     headers = {}
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

@@ -31,7 +31,7 @@ def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> 
         hint = "Bind 127.0.0.1, give a certificate, or put a proxy with TLS in front"
         raise RefusedError(host, "tokens would cross the network in clear text", hint, code="public-needs-tls")
     if not asks_who:
-        raise RefusedError(host, "anyone on the network could read the adapters", "Require a login", code=code)
+        raise RefusedError(host, "anyone on the network could use this server", "Require a login", code=code)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -131,7 +131,7 @@ def sign(source: StrPath, key: Signer, workspace: Workspace, *, name: str | None
 
     with opened(source, workspace) as found:
         if not found.files:
-            raise NotFoundError(found.where, "has no files to sign")
+            raise NotFoundError(found.where, "has no files to sign", "Name a folder with an adapter")
         return found, found.add(bundle.sign(Statement(name or found.name, found.files), key))
 
 

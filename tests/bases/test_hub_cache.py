@@ -147,6 +147,32 @@ def test_bytes_that_are_not_those_that_the_hub_names_are_refused(hub: Hub, tmp_p
         base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
 
 
+def test_a_download_that_fails_is_one_line_with_the_reason(hub: Hub, tmp_path: Path) -> None:
+    base(tmp_path / "made")
+    files = files_of(tmp_path / "made")
+    publish(hub, "org/tiny", files)
+    del hub.large[hashlib.sha256(files["model.safetensors"]).hexdigest()]
+    with pytest.raises(RemoteError) as error:
+        base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+    hint = "Files that have arrived are kept. Try again"
+    assert str(error.value) == f"hf://org/tiny: the download failed (HTTP 404). {hint}"
+    assert "signature" not in repr(error.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "hint"), [(None, "Ask for access on its page and set HF_TOKEN"), ("x", "Ask for access on its page")]
+)
+def test_a_gated_model_whose_files_alone_are_withheld_is_called_one(
+    hub: Hub, tmp_path: Path, token: str | None, hint: str
+) -> None:
+    base(tmp_path / "made")
+    publish(hub, "org/tiny", files_of(tmp_path / "made"))
+    hub.repos["org/tiny"].gated_files = True
+    with pytest.raises(RemoteError) as error:
+        hub_download.download(HubPath("org/tiny"), Address(hub.url, token), tmp_path / "hub")
+    assert (error.value.code, str(error.value)) == ("gated-model", f"hf://org/tiny: a gated model. {hint}")
+
+
 @pytest.mark.parametrize(
     ("files", "error", "says"),
     [

@@ -240,12 +240,22 @@ def test_places_on_a_hub(text: str, place: HubPath) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["hf://", "hf:///m", "hf://a--b/c", "hf://org/m/../x", "hf://org/m@", "hf://.org/m", "hf://org/m@a%0Ab"],
+    ("text", "words"),
+    [
+        ("hf://", "not a model on a hub"),
+        ("hf:///m", "not a model on a hub"),
+        ("hf://a--b/c", "'a--b/c' is not a valid model name"),
+        ("hf://.org/m", "'.org/m' is not a valid model name"),
+        ("hf://org/m@", "not a model on a hub"),
+        ("hf://org/m/../x", "the revision or the path is not valid"),
+        ("hf://org/m@a%0Ab", "the revision or the path is not valid"),
+    ],
 )
-def test_what_is_no_place_on_a_hub_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+def test_what_is_no_place_on_a_hub_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as error:
         HubPath.parse(text)
+    hint = "Write hf://org/model, hf://org/model@revision or hf://org/model/file.gguf"
+    assert str(error.value) == f"{text}: {words}. {hint}"
 
 
 # ---- servers that err
@@ -343,6 +353,37 @@ def test_a_dishonest_server_is_refused_in_one_line(web: Web, tmp_path: Path, cha
     assert "\n" not in str(caught.value)
 
 
+def unsatisfiable(to: Handler) -> None:
+    to.send(416, **{"Content-Range": "bytes */100"})
+
+
+def of_no_length(to: Handler) -> None:
+    to.send(200, b"GGUF", **{"Content-Length": "", "Connection": "close"})
+    to.close_connection = True
+
+
+def shorter_than_its_length(to: Handler) -> None:
+    """Chunks, which count, and a length of more bytes, which should not be there with them (RFC 9112, 6.2)."""
+    to.send(200, b"4\r\nGGUF\r\n0\r\n\r\n", **{"Content-Length": "1000", "Transfer-Encoding": "chunked"})
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (unsatisfiable, "HTTP 416 (range not satisfiable) for bytes inside the file. Download it, and name the file"),
+        (of_no_length, "the server does not send the length of the file. Download it, and name the file"),
+        (shorter_than_its_length, "4 bytes received instead of 1000. Try again"),
+    ],
+)
+def test_an_answer_without_the_bytes_that_were_requested_is_refused(
+    web: Web, answer: Callable[[Handler], None], words: str
+) -> None:
+    web.rules["/m.gguf"] = answer
+    with pytest.raises(RemoteError) as caught:
+        read(f"{web.url}/m.gguf")
+    assert str(caught.value) == f"{web.url}/m.gguf: {words}"
+
+
 def test_a_file_that_changes_between_two_ranges_is_noticed(web: Web, tmp_path: Path) -> None:
     data = gguf(tmp_path / "g").read_bytes()
     etags = iter(['"1"', '"2"'])
@@ -388,6 +429,14 @@ def test_refusals_of_a_hub_map_to_errors(
     web.rules["/api/models/org/model/revision/main"] = lambda to: to.send(status, b"<html>", **headers)
     with pytest.raises(error, match=says):
         read("hf://org/model", Hub(web.url))
+
+
+@pytest.mark.parametrize("listing", [{}, {"sha": COMMIT}, {"sha": "main", "siblings": []}])
+def test_a_listing_without_a_commit_and_its_files_is_refused(web: Web, listing: dict[str, object]) -> None:
+    web.files["/api/models/org/model/revision/main"] = json.dumps(listing).encode()
+    with pytest.raises(RemoteError) as error:
+        read("hf://org/model/m.gguf", Hub(web.url))
+    assert str(error.value) == f"hf://org/model: {web.url} does not list the files of a commit. Is HF_ENDPOINT right?"
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -470,7 +519,7 @@ def test_validate_reports_what_it_read(run: Run, web: Web, storage: Web, tmp_pat
         ("hf://org/none", 3, "error: hf://org/none: no such file (HTTP 404)"),
         ("hf://a--b", 2, "is not a valid model name"),
         ("URL/none/x.gguf", 3, "none/x.gguf: no such file"),
-        ("URL/none/", 3, "not a base model: there is no config.json. Name a .gguf"),
+        ("URL/none/", 3, "not a base model: there is no config.json. Name a .gguf, a .safetensors or an index.json"),
     ],
 )
 def test_the_exit_codes_of_a_base_that_cannot_be_read(
@@ -495,6 +544,15 @@ def test_offline_means_offline(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     done = validate(run, web, "hf://org/model", code=5, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in done.stderr
+    assert web.requests == []
+
+
+def test_a_job_that_is_given_no_token_to_exchange_is_told_so(run: Run, web: Web, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    no_job = {"HF_OIDC_ID_TOKEN": "", "GITHUB_ACTIONS": ""}
+    done = validate(run, web, "hf://org/model", code=5, HF_OIDC_RESOURCE="team/sql", **no_job)
+    assert done.stderr.startswith("error: HF_OIDC_RESOURCE: no token could be obtained: HF_OIDC_RESOURCE is set but no OIDC id")
+    assert done.stderr.endswith("HF_OIDC_ID_TOKEN is not set. Unset it, and set HF_TOKEN instead  [remote-error]\n")
     assert web.requests == []
 
 

@@ -213,16 +213,31 @@ def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> N
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == [peft.CONFIG, peft.WEIGHTS]
 
 
-@pytest.mark.parametrize("kind", ["gguf", "mlx", "none"])
-def test_what_is_not_pefts_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "code", "words"),
+    [
+        ("gguf", "convert-to-peft", "only PEFT adapters can be repaired"),
+        ("mlx", "convert-to-peft", "an MLX adapter; only PEFT adapters can be repaired"),
+        ("none", "no-adapter", "no PEFT adapter: neither adapter_config.json nor adapter_model.safetensors"),
+    ],
+)
+def test_what_is_not_pefts_is_refused(tmp_path: Path, kind: str, code: str, words: str) -> None:
     target = tmp_path / "b"
     if kind == "none":
         target.mkdir()
     else:
         convert.convert(adapter(tmp_path / "a", pairs(2)), target, to=kind, base=base(tmp_path / "base", 2))
-    with pytest.raises(AdapterhubError, match=r"PEFT|safetensors"):
+    with pytest.raises(AdapterhubError) as error:
         fix(target, tmp_path / "out")
+    assert (error.value.code, error.value.what) == (code, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_alpha_is_refused_for_an_adapter_that_records_it(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "a", pairs(2))
+    error = "error: a: it has a config, which decides the scale. Leave out --alpha and --rslora  [alpha-recorded]\n"
+    for option in (("--alpha", "8"), ("--rslora",)):
+        assert run("fix", "a", *option, code=6).stderr == error
 
 
 HOSTILE = [

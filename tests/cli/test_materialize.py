@@ -101,6 +101,21 @@ def test_a_folder_that_is_in_no_registry_is_reported_and_has_to_be_named(place: 
     assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
 
+def test_an_adapter_whose_address_leads_to_another_one_now_is_refused(place: Path, run: Any) -> None:
+    address = f"layout://{place}/images:sql"
+    run("push", "./a", address, cwd=place)
+    run("merge", address, "--into", "base", "--recipe-only", "-o", "a.json", cwd=place)
+    assert "byte for byte" in run("materialize", "a.json", "-o", "out", cwd=place).stdout
+    (place / "a" / "README.md").write_text("# Another version\n")
+    run("push", "./a", address, cwd=place)
+    run("rm", "team/a", cwd=place)
+    run("gc", "--grace", "0", cwd=place)
+    error = run("materialize", "a.json", "-o", "second", cwd=place, code=3).stderr
+    assert f"error: {address}: is another adapter now: sha256:" in error
+    assert ". Pass the right one with --adapter  [recipe-adapter-moved]\n" in error
+    assert not (place / "second").exists()
+
+
 def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -> None:
     run(*KEEP, cwd=place)
     write_base(place / "other", seed=3)  # of the same names, shapes and sizes
@@ -109,7 +124,8 @@ def test_another_base_is_refused_and_nothing_is_written(place: Path, run: Any) -
     safetensors_file.write(place / "third" / "model.safetensors", {f"{Q}.weight": np.ones((64, 64), dtypes.BF16)})
     assert "not the base model of the recipe" in run("materialize", "a.json", "--base", "third", cwd=place, code=6).stderr
     (place / "base").rename(place / "moved")
-    assert "Pass its path with --base" in run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
+    gone = "error: base: the recipe has its base at base, and nothing is there. Pass its path with --base"
+    assert run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr == f"{gone}  [recipe-base-elsewhere]\n"
     assert not [path for path in place.iterdir() if path.name.startswith((".", "out"))]
 
 

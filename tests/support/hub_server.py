@@ -55,6 +55,7 @@ class Commit:
 class Repo:
     private: bool = False
     gated: bool = False
+    gated_files: bool = False  # what the Hub has of a gated model is listed for all
     branches: dict[str, Commit] = field(default_factory=dict)
     tags: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
@@ -243,6 +244,8 @@ def commits(handler: Handler, _body: bytes, query: dict[str, Any], repo: str, re
 @route("GET", r"/{id}/resolve/{rev}/(?P<path>.+)")
 def resolve(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str, rev: str, path: str) -> None:
     commit = handler.commit(handler.repo(repo), rev)
+    if handler.server.repos[repo].gated_files:
+        raise Refusal(401, "GatedRepo", f"Access to model {repo} is restricted")
     file = commit.files.get(path)
     if file is None:
         raise Refusal(404, "EntryNotFound", "Entry not found", commit.oid)
@@ -337,6 +340,8 @@ def put(handler: Handler, body: bytes, query: dict[str, Any], oid: str) -> None:
 
 @route("GET", r"/(?P<oid>[0-9a-f]{64})")
 def get(handler: Handler, _body: bytes, _query: dict[str, Any], oid: str) -> None:
+    if oid not in handler.server.hub.large:
+        raise Refusal(404, "", "NoSuchKey")
     handler.send_file(handler.server.hub.large[oid], ETag=f'"{oid}"')
 
 

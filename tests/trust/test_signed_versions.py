@@ -223,7 +223,16 @@ def test_a_rule_that_says_nothing_is_an_error(run: Run, make: Make, tmp_path: Pa
 
 def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make) -> None:
     run("push", make("sql"), "team/sql")
-    assert "Pass --key" in run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
+    error = run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
+    what = "team/sql: no keys are known to verify a signature with"
+    hint = "Pass --key or --identity, or set policy.signers in adapterhub.toml"
+    assert error == f"error: {what}. {hint}  [keys-required]\n"
+
+
+def test_a_folder_without_files_has_nothing_to_sign(run: Run, team: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty" / ".git").mkdir(parents=True)
+    done = run("sign", "./empty", "--key", team[0], code=3)
+    assert done.stderr == "error: empty: has no files to sign. Name a folder with an adapter  [not-found]\n"
 
 
 def test_gc_removes_the_signatures_of_versions_that_are_gone(

@@ -382,4 +382,7 @@ def test_a_public_address_needs_encryption_and_keys(run: Run, models: Models, re
         0,
     )
     assert "tokens would cross the network in clear text" in run(*words, code=6).stderr
-    assert "--route" in run(*words, "--behind-proxy", code=6).stderr
+    error = (
+        "error: 0.0.0.0: anyone on the network could use this server. Name a file with [keys] as --route  [gateway-needs-keys]"
+    )
+    assert error in run(*words, "--behind-proxy", code=6).stderr
