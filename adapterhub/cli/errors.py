@@ -62,6 +62,7 @@ HINTS: dict[str, str] = {
     "local-only": "Copy it here first: `adapterhub copy {address} NAMESPACE/NAME`",
     "no-device-login": "Pass a token with --token-stdin",
     "login-required": "Log in with `adapterhub login {host}`",
+    "misplaced": "Run `adapterhub fsck`",
     "look-at-log": "Run `adapterhub log {ref}`",
     "loss-not-allowed": "{options} would help",
     "name-of-base-and-adapter": "Pass another one as --base-name",

@@ -47,7 +47,7 @@ def check_adapters(registry: Registry, adapters: Iterable[Ingredient]) -> None:
     for adapter in adapters:
         where = adapter.ref or ""
         if "://" not in where and not _whole(registry, adapter.digest):
-            what = "not in this registry, where a gc would keep it for the recipe"
+            what = "is not in this registry, so that nothing would keep it for the recipe"
             raise NotFoundError(where or adapter.digest, what, "Push it first, or write the recipe to a .json file")
 
 

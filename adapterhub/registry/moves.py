@@ -138,8 +138,8 @@ def _check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | N
     rows = queries.versions(ledger.index, name=name, number=number)
     found = rows[0].digest if rows else ABSENT
     if not found.startswith(wanted):
-        what = f"moved meanwhile: it is {found}, not {expect}"
-        raise ConflictError(str(Ref(name, tag=tag)), what, "Look at that version, then try again")
+        what = f"moved in the meantime: it is {found}, not {expect}"
+        raise ConflictError(str(Ref(name, tag=tag)), what, "Review that version, then try again")
 
 
 # ---- tags

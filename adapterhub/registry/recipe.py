@@ -156,7 +156,7 @@ def merge(
 
 
 def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec | None = None) -> None:
-    """Make the adapter in `folder` again from its recipe, in the new folder `out`.
+    """Make the adapter in `folder` again from its recipe and the parents that it names, in the new folder `out`.
 
     Raises RefusedError if it has no recipe, or `base` is not the one it was made with.
     """
@@ -168,14 +168,15 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
             what = "it was trained; its training record describes how"
         raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only merged and converted adapters have one")
     recipe = known.recipe
-    if len(parents) != len(known.parents):
-        raise FormatError(f"{folder}/{ADAPTER_JSON}", f"{len(known.parents)} parents are named, {len(parents)} were given")
+    if not parents or (recipe.kind == CONVERT and len(parents) > 1):
+        what = f"names {len(parents)} parents for a recipe of the kind {recipe.kind!r}"
+        raise FormatError(f"{folder}/{ADAPTER_JSON}", what)
     if recipe.kind == MERGE:
         merge(parents, out, recipe, base=known.base)
         return
     if recipe.base and (base is None or base.fingerprint != recipe.base):
-        given = "another was given" if base else "none was given"
-        what = f"made with the base {recipe.base[:19]}, and {given}"
+        given = "another one was given" if base else "none was given"
+        what = f"made with the base whose fingerprint is {recipe.base[:19]}, and {given}"
         raise RefusedError(str(folder), what, "Pass that base", code="recipe-base-required")
     convert(parents[0], out, Conversion.of(recipe), name=_stem(folder), base=base)
 

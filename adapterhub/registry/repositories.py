@@ -19,7 +19,7 @@ from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import HUB, Entry, Store
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
+from adapterhub_converters.errors import FormatError, RefusedError
 
 from .moves import now
 from .registry import Registry
@@ -259,9 +259,7 @@ def with_head(repository: Repository, branch: str, commit: str, *, after: str, d
 
 
 def without_head(repository: Repository, branch: str) -> Repository:
-    """The repository without a branch; NotFoundError if it has none of that name."""
-    if branch not in repository.heads:
-        raise NotFoundError(branch, "no such branch")
+    """The repository without a branch."""
     return replace(repository, heads={name: head for name, head in repository.heads.items() if name != branch})
 
 

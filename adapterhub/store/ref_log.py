@@ -99,7 +99,7 @@ class Entry:
             *document.get("numbers", ()),
         ]
         if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
-            raise FormatError(where, "unknown operation or number out of range")
+            raise FormatError(where, "has an unknown operation, or a number that is out of range")
         if document["digest"]:
             parse_digest(document["digest"], where)
         document["numbers"] = tuple(document.get("numbers", ()))
@@ -193,7 +193,10 @@ class RefLog:
             return None
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
-        return placed(raw, name, seq, str(path))
+        try:
+            return placed(raw, name, seq, str(path))
+        except FormatError as error:
+            raise FormatError(error.where, error.what, "Check the registry", code=error.own_code or "check-registry") from error
 
     def ends_at(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is no entry after `seq`.

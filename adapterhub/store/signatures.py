@@ -66,7 +66,7 @@ class Signatures:
             if path in there:
                 return False
             if len(there) >= most:
-                raise RefusedError(digest, f"has {len(there)} signatures already")
+                raise RefusedError(digest, f"has {len(there)} signatures already, as many as are kept")
             self._files.make_dir(path.parent)
             self._files.replace(path, signature)
         return True

@@ -139,6 +139,17 @@ def test_a_small_signature_is_read_whatever_else_is_attached() -> None:
     assert b"real" in bounded([*crowd, (64 << 10, lambda: b"real")])
 
 
+def test_no_more_signatures_of_a_version_are_kept_than_are_read(tmp_path: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    with Registry.init(tmp_path / "r") as registry:
+        kept = registry.store.signatures
+        assert [kept.add(digest, text, 2) for text in (b"1", b"2", b"1")] == [True, True, False]
+        with pytest.raises(RefusedError) as error:
+            kept.add(digest, b"3", 2)
+        assert str(error.value) == f"{digest}: has 2 signatures already, as many as are kept"
+        assert sorted(kept.read(digest, 10)) == [b"1", b"2"]
+
+
 def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_that_is_required(
     run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Mode
     ("options", "text", "code", "said"),
     [
         ((), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
+        ((), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
         (("--adapter", "./a0"), "", 2, "./a0: is not in the registry. Push it first"),
     ],
 )

@@ -114,7 +114,8 @@ def test_a_moved_ref_is_a_conflict(run: Run, sql: Path, tmp_path: Path) -> None:
     other = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
     run("push", other, "team/sql:prod", "--expect", first["digest"])
     done = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
-    assert "moved meanwhile" in done.stderr
+    assert "error: team/sql:prod: moved in the meantime: it is sha256:" in done.stderr
+    assert f", not {first['digest']}. Review that version, then try again  [conflict]\n" in done.stderr
 
 
 def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ def test_metrics_need_a_token_where_reading_does(tmp_path: Path) -> None:
         assert urllib3.request("GET", f"{hub.url}/metrics", headers=headers).status == 200
 
 
+def test_a_hub_in_a_database_and_a_bucket_is_asked_for_both(run: Run) -> None:
+    what = "not set, and this is for a hub in a database and a bucket"
+    for words, env, missing in (
+        (("hub", "migrate"), {}, "ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS"),
+        (("hub", "recover"), {"ADAPTERHUB_BLOBS": "s3://x"}, "ADAPTERHUB_DATABASE"),
+        (("hub", "gc"), {"ADAPTERHUB_DATABASE": "postgresql://x"}, "ADAPTERHUB_BLOBS"),
+    ):
+        assert run(*words, env=env, code=2).stderr == f"error: {missing}: {what}. Set {missing}  [invalid-usage]\n"
+
+
 # ---- log lines
 
 

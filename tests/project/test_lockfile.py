@@ -253,7 +253,10 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     address = there["team/sql"]["source"]
     run("pull", address, "-o", "c", "--lock")
     assert json.loads((tmp_path / "adapters.lock").read_text())["adapters"]["team/sql"]["ref"] == address
-    run("pull", "team/here", "--to", "mlx", "--lock", code=2)
+    error = (
+        "error: --lock: records the version, not a conversion of it. Lock it with `adapterhub lock`  [conflicting-options]\n"
+    )
+    assert run("pull", "team/here", "--to", "mlx", "--lock", code=2).stderr == error
 
 
 def test_the_lock_is_next_to_the_project_s_file(run: Run, team: str, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_of_eight_pushes_that_expect_the_same_one_wins(template: Path, make: Mak
     (won,) = (path.name.removeprefix("won-") for path in tmp_path.glob("won-*"))
     lost = [path.read_text() for path in tmp_path.glob("lost-*")]
     assert len(lost) == 7
-    assert all(f"moved meanwhile: it is sha256:{won}, not {before}" in text for text in lost)
+    assert all(f"moved in the meantime: it is sha256:{won}, not {before}" in text for text in lost)
     with Registry.open(template) as registry:
         assert registry.resolve(PROD).digest == f"sha256:{won}"
         assert registry.resolve(SQL).number == 5

@@ -172,6 +172,28 @@ def test_what_has_no_recipe_or_no_parents_here_is_refused(run: Run, team: Path) 
     assert "this parent is not in the registry" in run("rebuild", "team/elsewhere", code=3).stderr
 
 
+@pytest.mark.parametrize(("name", "kind", "count"), [("both", "merge", 0), ("light", "convert", 0), ("light", "convert", 2)])
+def test_a_recipe_for_another_number_of_parents_is_refused(run: Run, team: Path, name: str, kind: str, count: int) -> None:
+    known = AdapterManifest.read(team / name)
+    assert known is not None
+    changed = describe.describe(team / name, parents=(known.parents * 2)[:count], recipe=known.recipe)
+    dataclasses.replace(changed, base=known.base).write(team / name)
+    run("push", name, f"team/{name}")
+    error = f"team/{name}:v2/adapter.json: names {count} parents for a recipe of the kind {kind!r}"
+    assert run("rebuild", f"team/{name}", code=4).stderr == f"error: {error}  [malformed]\n"
+
+
+def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: Path) -> None:
+    run("push", "a", "team/based", "--to", "gguf", "--base", "base")
+    base(team / "other", 3)
+    prefix = "error: team/based:v1: made with the base whose fingerprint is sha256:"
+    for given, words in (((), "none was given"), (("--base", "other"), "another one was given")):
+        error = run("rebuild", "team/based", *given, code=6).stderr
+        assert error.startswith(prefix)
+        assert f", and {words}. Pass it as --base  [recipe-base-required]\n" in error
+    assert "every byte matches" in run("rebuild", "team/based", "--base", "base").stdout
+
+
 def test_ulps_cross_zero() -> None:
     one, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
     assert recipe.ulps(one, other) == 0

@@ -485,6 +485,18 @@ def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, m
         assert again.push(make("c", 2), SQL).number == 3
 
 
+def test_an_index_without_its_store_is_no_registry_and_is_not_filled_anew(registry: Registry, make: Make) -> None:
+    registry.push(make("a"), SQL)
+    registry.close()
+    registry.store.root.rename(registry.root / "elsewhere")
+    with pytest.raises(IntegrityError) as error:
+        Registry.open(registry.root)
+    assert error.value.where == str(registry.store.root)
+    assert error.value.what == "the store is missing, and registry.db contains no adapters itself"
+    assert error.value.hint == "Restore the store from a backup"
+    assert not registry.store.root.exists()
+
+
 def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     registry.push(make("a"), SQL)
     registry.push(make("b", 1), SQL)
@@ -497,19 +509,36 @@ def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
 
 
 ENTRY = Entry("team/sql", 2, "tag", "t", "sha256:" + "0" * 64, 1, 1, ("a",))
-BAD_FIELDS: list[dict[str, Any]] = [
-    {"tags": ("a,b",)}, {"size": 2**70}, {"number": -1}, {"op": "x"}, {"digest": "sha256:../x"}, {"seq": 3}, {"number": 7},
-]  # fmt: skip
-BAD_ENTRIES = [b"", b"{}", b'{"version":1}', b"\xff", b'{"version": 9}', ENTRY.dump()[:-5]]
-BAD_ENTRIES += [dataclasses.replace(ENTRY, **change).dump() for change in BAD_FIELDS]
+BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"tags": ("a,b",)}, "'a,b' is not a tag"),
+    ({"size": 2**70}, "has an unknown operation, or a number that is out of range. Check the registry"),
+    ({"number": -1}, "has an unknown operation, or a number that is out of range. Check the registry"),
+    ({"op": "x"}, "has an unknown operation, or a number that is out of range. Check the registry"),
+    ({"digest": "sha256:../x"}, "'sha256:../x' is not a digest of the form"),
+    ({"seq": 3}, "is entry 3 of team/sql. Check the registry"),
+    ({"name": "team/other"}, "is entry 2 of team/other"),
+    ({"number": 7}, "does not follow the entry before it: the log was changed. Check the registry"),
+]
+BAD_ENTRIES = [
+    (b"", "not valid JSON (Expecting value: line 1 column 1 (char 0)). Check the registry"),
+    (b"{}", "not an entry of a ref log. Check the registry"),
+    (b'{"version":1}', "not an entry of a ref log"),
+    (b"\xff", "not valid JSON (Expecting value: line 1 column 1 (char 0)). Check the registry"),
+    (b'{"version": 9}', "entry version 9 is newer than version 5, the last supported. Upgrade adapterhub"),
+    (ENTRY.dump()[:-5], "not valid JSON (Unterminated string starting at: line 1 column 180 (char 179)). Check the registry"),
+]
+BAD_ENTRIES += [(dataclasses.replace(ENTRY, **change).dump(), words) for change, words in BAD_FIELDS]
 
 
-@pytest.mark.parametrize("raw", BAD_ENTRIES)
-def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes) -> None:
+@pytest.mark.parametrize(("raw", "words"), BAD_ENTRIES)
+def test_a_malformed_log_entry_is_one_line(registry: Registry, make: Make, raw: bytes, words: str) -> None:
     registry.push(make("a"), SQL)
-    registry.store.log.path("team/sql", 2).write_bytes(raw)
-    with pytest.raises(AdapterhubError, match="00000002.json"):
+    path = registry.store.log.path("team/sql", 2)
+    path.write_bytes(raw)
+    with pytest.raises(AdapterhubError) as error:
         registry.resolve(SQL)
+    assert str(error.value).startswith(f"{path}: {words}")
+    assert (error.value.code == "misplaced") == words.startswith("is entry")
     assert "broken-log" in {finding.code for finding in fsck(registry)}
 
 

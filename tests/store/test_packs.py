@@ -15,9 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.store.packs import byte_planes, chains, container, cutting
+from adapterhub.store.store import Store
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.errors import FormatError, RefusedError
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 DIGEST = "sha256:" + "1" * 64
 
@@ -219,6 +220,34 @@ def test_a_hostile_pack_is_one_line_and_little_memory(raw: bytes) -> None:
         assert tracemalloc.get_traced_memory()[1] < 60 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"PK" + bytes(100), "not a pack"),
+        (b"ahpack\0", "not a pack"),
+        (b"ahpack\0\0" + bytes(56), "the head of the pack is invalid"),
+        (pack(b"x" * 5000)[:-1], "a damaged pack: truncated"),
+        (forged([entry(1, 1, (1,), delta=1)], b"a"), "a damaged pack: its index is invalid"),
+        (
+            forged([entry(1, 1, (1,), delta=1)], b"a", parent=b"\1" * 32),
+            "a damaged pack: block 0: its difference needs bytes beyond the end of the parent",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_pack_is_told(raw: bytes, words: str) -> None:
+    with pytest.raises(FormatError) as error:
+        unpack(raw)
+    assert str(error.value) == f"x.pack: {words}. Check the registry"
+    assert error.value.code == "check-registry"
+
+
+def test_a_pack_that_was_removed_is_not_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.create()
+    with pytest.raises(NotFoundError, match=rf"{DIGEST[7:]}: no such pack"), store.open_pack(DIGEST):
+        pass
 
 
 def test_a_pack_of_a_newer_program_is_refused_by_name() -> None:

@@ -155,11 +155,11 @@ def test_who_expects_something_else_learns_who_won(registry: Registry, make: Mak
         lambda: registry.push(make("new", 9), PROD, expect=two[:20]),
         lambda: registry.tag(v(3), "prod", expect=ABSENT),
     ):
-        with pytest.raises(ConflictError, match=f"team/sql:prod: moved meanwhile: it is {one}, not "):
+        with pytest.raises(ConflictError, match=f"team/sql:prod: moved in the meantime: it is {one}, not "):
             call()
     with pytest.raises(ConflictError, match="it is absent, not sha256"):
         registry.tag(v(1), "dev", expect=one)
-    with pytest.raises(ConflictError, match="team/sql: moved meanwhile"):
+    with pytest.raises(ConflictError, match="team/sql: moved in the meantime"):
         registry.rm(SQL, expect=one)
     with pytest.raises(RefError, match="is not a digest"):
         registry.rm(PROD, expect="v1")

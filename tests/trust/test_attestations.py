@@ -150,8 +150,16 @@ def test_a_folder_has_no_attestations(place: Path, run: Run, here: Workspace) ->
     with pytest.raises(ParameterError, match="nothing to attest"):
         ah.attest("team/sql", "ci.key", workspace=here)
     assert "Pass --key" in run("verify", "team/sql", "--attestations", code=2).stderr
-    for words in (("--recompute",), ("--attestations", "--base", "base"), ("--attestations", "--signed-as", "x")):
-        run("verify", "team/sql", *words, *PUBLIC, code=2)
+    for words, error in (
+        (("--recompute", *PUBLIC), "--recompute: requires --attestations. Pass --attestations too"),
+        (
+            ("--attestations", "--base", "base", *PUBLIC),
+            "--base, --data and --parent-key: require --recompute. Pass --recompute too",
+        ),
+        (("--attestations", "--signed-as", "x", *PUBLIC), "--signed-as: is not for --attestations. Leave it out"),
+        (("--signed-as", "x"), "--signed-as: requires --key or --identity. Pass the signer's too"),
+    ):
+        assert run("verify", "team/sql", *words, code=2).stderr == f"error: {error}  [conflicting-options]\n"
 
 
 # ---- required

@@ -143,7 +143,7 @@ class _Talk:
             case "/adapter" if rest:
                 self.use(rest, 0)
             case "/adapter":
-                raise UsageError(word, "needs a name", "Write one like team/sql:v3, or /base")
+                raise UsageError(word, "needs the name of an adapter", "Write /adapter team/sql:v3, or /base for none")
             case "/base":
                 self.use(conversation.gateway.settings.base_name, 0)
             case "/compare" if rest:

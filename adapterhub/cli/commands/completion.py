@@ -18,14 +18,12 @@ from adapterhub.cli.options import Settings, command
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print a script that makes a shell complete commands, options and refs."""
-    from click.shell_completion import get_completion_class
+    from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
     from adapterhub.cli import output
 
-    found = get_completion_class(shell)
-    if found is None:  # click dropped the shell
-        raise click.UsageError(f"no completion for {shell}")
+    kind = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}[shell]
     program = context.find_root()
     name, settings = str(program.info_name), context.ensure_object(Settings)
-    script = found(program.command, {}, name, f"_{name.upper()}_COMPLETE").source()
+    script = kind(program.command, {}, name, f"_{name.upper()}_COMPLETE").source()
     output.emit({"shell": shell, "script": script}, as_json=settings.as_json, text=lambda: output.write_document(script))

@@ -110,7 +110,8 @@ def pull(
             hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
             raise UsageError("--to", "converts versions of the local registry only", hint)
     elif conversion is not None and lock:
-        raise UsageError("--lock", "records the version, not a conversion of it", "Lock it with `adapterhub lock`")
+        what = "records the version, not a conversion of it"
+        raise UsageError("--lock", what, "Lock it with `adapterhub lock`", code="conflicting-options")
     elif base is not None and conversion is None:
         raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
     called = None if remote is None else ref

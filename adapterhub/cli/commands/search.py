@@ -64,7 +64,8 @@ def _refuse_elsewhere(words: Sequence[str], remote: str | None) -> None:
 
     what = "has no index to search; this works on the local registry"
     if remote is not None:
-        raise UsageError(remote_to_ask(remote).url, what, "List its names with `adapterhub list --remote`")
+        found = remote_to_ask(remote)
+        raise UsageError(found.url, what, f"List its names with `adapterhub list --remote {found.name}`")
     if address := next(filter(is_address, words), None):
         raise UsageError(address, what, f"List its names with `adapterhub list {address}`")
 

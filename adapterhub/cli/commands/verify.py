@@ -64,8 +64,11 @@ def verify(
     from adapterhub.attesting import Inputs
     from adapterhub.signing import verify as verified
 
-    if signed_as and (attestations or not keys):
-        raise UsageError("--signed-as", "requires --key", "Leave it out", code="conflicting-options")
+    if signed_as and attestations:
+        raise UsageError("--signed-as", "is not for --attestations", "Leave it out", code="conflicting-options")
+    if signed_as and not keys:
+        what = "requires --key or --identity"
+        raise UsageError("--signed-as", what, "Pass the signer's too", code="conflicting-options")
     if recompute and not attestations:
         raise UsageError("--recompute", "requires --attestations", "Pass --attestations too", code="conflicting-options")
     if (base or data or parents) and not recompute:

@@ -181,7 +181,8 @@ class Reader(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, where: str, parent: Reader | BinaryIO | None = None) -> None:
-        self._file, self.name, self._parent = file, where, parent
+        self._file, self.name = file, where
+        self._parent = io.BytesIO() if parent is None else parent
         self.head = read_head(_read_at(file, 0, HEAD_SIZE), where)
         self._entries = self._index()
         self._starts = _before(self._entries["size"])
@@ -260,8 +261,6 @@ class Reader(io.RawIOBase):
     def _of_parent(self, offset: int, size: int) -> bytes:
         if isinstance(self._parent, Reader):
             return self._parent._plain(offset, size)
-        if self._parent is None:
-            raise FormatError("", "its difference needs a parent, and the head names none")
         return _read_at(self._parent, offset, size)
 
     def _damaged(self, what: str) -> FormatError:
@@ -286,8 +285,7 @@ class Reader(io.RawIOBase):
         """Close the pack and its parent."""
         self._cache = {}
         self._file.close()
-        if self._parent is not None:
-            self._parent.close()
+        self._parent.close()
         super().close()
 
 

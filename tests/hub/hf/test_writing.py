@@ -141,6 +141,8 @@ def test_branches_and_tags_are_made_and_removed(hf: Any, repo: str, adapter: Cal
     hf.delete_tag(repo, tag="stable")
     hf.delete_branch(repo, branch="try")
     assert {ref.name for ref in hf.list_repo_refs(repo).branches} == {"main"}
+    with pytest.raises(HfHubHTTPError, match="try: no such branch"):
+        hf.delete_branch(repo, branch="try")
 
 
 def test_going_back_to_earlier_content_moves_main_back(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:

@@ -140,4 +140,3 @@ def test_the_commands_move_a_hub_and_make_a_lost_database_again(
     assert [token["account"] for token in listed["tokens"]] == ["alice", "bob"]
     assert "has a hub already" in run("--registry", folder, "hub", "migrate", env=env, code=6).stderr
     assert "recovered 5 moves" in run("hub", "recover", env={**env, "ADAPTERHUB_DATABASE": postgres.database()}).stdout
-    assert "neither is known" in run("--registry", folder, "hub", "migrate", code=2).stderr

@@ -103,9 +103,9 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
 def _shared_settings(settings: Settings) -> HubSettings:
     """The settings of a hub in a database and a bucket; UsageError unless both are known."""
     chosen = environment.hub_settings(settings)
-    if not (chosen.database and chosen.blobs):
-        what = "neither is known" if not (chosen.database or chosen.blobs) else "only one of them is known"
-        raise UsageError("database and bucket", what, f"Set {environment.DATABASE} and {environment.BLOBS}")
+    places = {environment.DATABASE: chosen.database, environment.BLOBS: chosen.blobs}
+    if missing := " and ".join(name for name, value in places.items() if not value):
+        raise UsageError(missing, "not set, and this is for a hub in a database and a bucket", f"Set {missing}")
     return chosen
 
 
