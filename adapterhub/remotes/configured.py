@@ -16,6 +16,14 @@ _HUBS = {"hf": False, "hub+https": True, "hub+http": True}
 """Schemes whose names have two parts, and whether a host comes first."""
 _LAYOUT = "layout"
 _HINT = "Write it like oci://registry.example/team"
+_LIKE = {
+    **dict.fromkeys(("oci", "oci+http", "oci+https"), "oci://registry.example/team"),
+    "hf": "hf://team",
+    **dict.fromkeys(("hub+http", "hub+https"), "hub+https://hub.example/team"),
+    "file": "file:///adapters",
+    "layout": "layout:///adapters",
+}
+"""Kind of remote to the URL of one; that of any other has a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,12 @@ def check_url(text: str) -> str:
         kinds = ", ".join(f"{kind}://" for kind in location.kinds())
         raise UsageError(url[:200], "unknown kind of remote", f"Supported: {kinds}")
     url = f"{scheme.lower()}://{rest}"
-    location.parse(nobody(url))
+    try:
+        location.parse(nobody(url))
+    except UsageError as error:
+        what = error.what.replace(f"/{NOBODY}/x", "").replace(f"/{NOBODY}", "")  # which nobody has written
+        hint = f"Write it like {_LIKE.get(scheme.lower(), f'{scheme.lower()}://bucket/adapters')}"
+        raise UsageError(url[:200], what, hint, code=error.own_code) from error
     return url
 
 

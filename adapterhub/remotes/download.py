@@ -345,5 +345,6 @@ def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES
     whole = bytes(data)
     if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
         where = f"{source.where}: {blob.path or blob.digest}"
-        raise IntegrityError(where, f"got {len(whole)} bytes that are not the {blob.size} of {blob.digest}")
+        what = f"{len(whole)} bytes of {sha256_bytes(whole)} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
     return whole

@@ -14,10 +14,10 @@ from adapterhub.registry.registry import Registry, Version
 from adapterhub.store.export import linked
 from adapterhub.store.store import local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 
 from .download import pass_over, received_concurrently
-from .protocol import Put, Reader, Source
+from .protocol import Put, Reader, Source, check_complete
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -89,9 +89,7 @@ class Local:
         """Make it the next version of the name, if its adapter.json is true of its files and its check finds no errors."""
         store = self.registry.store
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
-        missing = [blob for blob in (*made.layers, made.config) if not store.has(blob.digest, blob.size)]
-        if missing:
-            raise IntegrityError(str(ref), f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
+        check_complete((*made.layers, made.config), lambda blob: store.has(blob.digest, blob.size), str(ref))
         if not store.has(made.digest, len(made.raw)):  # what is in the store has been looked at
             self._check(made)
         self.check(made, str(ref))

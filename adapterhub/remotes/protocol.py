@@ -8,14 +8,14 @@ that. An object stands for one adapter's name; a reference, a tag or a digest, s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub_converters.errors import ParameterError, UsageError
+from adapterhub_converters.errors import IntegrityError, ParameterError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
@@ -116,6 +116,15 @@ class Unnamed(Target, Protocol):
         """Send a blob of `size` bytes; return its digest."""
 
 
+def check_complete(blobs: Iterable[Descriptor], has: Callable[[Descriptor], bool], where: str) -> None:
+    """IntegrityError unless a place `has` all blobs of a manifest that is to be stored there."""
+    missing = [blob for blob in blobs if not has(blob)]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        what = f"{missing[0].path or 'its config'}, blob {missing[0].digest}, is missing there{more}"
+        raise IntegrityError(where, what, "Try again")
+
+
 class Connected(Target, ABC):
     """An open remote, a context manager that closes it. The methods with a body are those that some kinds of remotes lack.
 
@@ -152,7 +161,8 @@ class Connected(Target, ABC):
         Raises:
             ParameterError: The remote cannot compare and write in one step.
         """
-        raise ParameterError("expect", f"{self.where} cannot compare a tag before it moves it", "Leave it out")
+        what = f"{self.kind} cannot compare and move a tag in one step"
+        raise ParameterError("expect", what, "Leave it out", code="expect-unsupported")
 
     def annotate(self, message: str) -> None:
         """Record a message with the version or the tag that is written next.

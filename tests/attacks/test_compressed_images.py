@@ -15,7 +15,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.oci.image import Image, Unpacked
 from adapterhub.remotes.protocol import Reader
-from adapterhub_converters.errors import FormatError
+from adapterhub_converters.errors import FormatError, NotFoundError
 from tests.remotes.test_contract import read
 from tests.support.adapters import Make
 
@@ -85,12 +85,18 @@ def test_a_compressed_layer_that_brings_nothing_ends_with_its_size(image: Image)
     assert source.taken <= 100_000
 
 
-@pytest.mark.parametrize("packed", [b"no gzip at all", b""])
-def test_a_layer_that_is_no_gzip_brings_no_file(image: Image, packed: bytes) -> None:
-    inside = Unpacked(Compressed(image, packed, size=20))
-    blob = inside.manifest("latest").layers[0]
-    with contextlib.suppress(FormatError):
-        assert read(inside, blob) == b""
+def test_a_layer_that_is_no_gzip_brings_no_file(image: Image) -> None:
+    inside = Unpacked(Compressed(image, b"no gzip at all", size=20))
+    with pytest.raises(FormatError, match="its layer is not gzip, or is damaged"):
+        read(inside, inside.manifest("latest").layers[0])
+    inside = Unpacked(Compressed(image, b"", size=20))
+    assert read(inside, inside.manifest("latest").layers[0]) == b""
+
+
+def test_an_image_has_a_layer_and_a_config_and_no_other_blob(image: Image) -> None:
+    other = Descriptor("", f"sha256:{7:064x}", 1)
+    with pytest.raises(NotFoundError, match=f"the image has no blob {other.digest}"):
+        read(image, other)
 
 
 def test_what_a_compressed_layer_has_beyond_the_packaged_files_is_not_kept(image: Image) -> None:

@@ -23,6 +23,8 @@ from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.objects import log
 from adapterhub.remotes.objects.address import ObjectAddress
 from adapterhub.remotes.objects.store import Objects
+from adapterhub.remotes.oci import host, repository
+from adapterhub.remotes.oci.address import Address
 from adapterhub.store.store import Entry
 from adapterhub_converters.bases import hf
 from adapterhub_converters.bases.files import Ranged
@@ -111,6 +113,20 @@ def test_a_list_of_tags_without_an_end_is_no_list(run: Run, web: Web) -> None:
     asked = endless_pages(web, "/v2/team/sql/tags/list", lambda n: {"tags": [f"t{n}"]})
     one_line(run("list", address(web), code=5), "more than 1000 pages")
     assert len(asked) == 1000
+
+
+def test_lists_of_more_tags_or_names_than_anybody_has_are_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "_MAX_TAGS", 3)
+    monkeypatch.setattr(host, "_MAX_NAMES", 3)
+    place = Address.parse(address(web))
+    web.files["/v2/team/sql/tags/list"] = b'{"tags": ["a", "b", "c", "d"]}'
+    with repository.Oci(place) as registry, pytest.raises(RemoteError) as error:
+        registry.tags()
+    assert (error.value.where, error.value.what) == (address(web), "it lists more than 3 tags")
+    web.files["/v2/_catalog"] = b'{"repositories": ["a", "b", "c", "d"]}'
+    with host.Host(place, lambda: None) as every, pytest.raises(RemoteError) as error:
+        every.names()
+    assert error.value.what == "it lists more than 3 names"
 
 
 def test_a_list_takes_only_so_long(web: Web) -> None:
@@ -274,7 +290,7 @@ def test_the_log_of_a_name_in_an_object_store_has_a_limit(tmp_path: Path, monkey
         (folder / f"{entry.seq:08}.json").write_bytes(entry.dump())
     with Objects(ObjectAddress.parse(f"{store}/team/sql"), {}) as place:
         assert len(place.history()) == 150
-        with pytest.raises(RefusedError, match="more than 150 entries"):
+        with pytest.raises(RefusedError, match="more than 150 entries or 256 MiB. Copy its versions to another name"):
             place._appended(Entry("team/sql", 151, "tag", now()))
     assert not (folder / "00000151.json").exists()
     (folder / "00000151.json").write_bytes(b"{}")

@@ -9,10 +9,13 @@ import pytest
 
 from adapterhub.registry.registry import Registry, find
 from adapterhub.remotes import download, folders
+from adapterhub.remotes.download import received
+from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import ConflictError, LocalIOError, RefusedError
+from tests.support.adapters import write_adapter
 
 OLD = 1_000_000_000  # seconds since 1970
 STRANGER = 65534  # nobody
@@ -45,12 +48,22 @@ def test_the_owner_of_a_link_is_who_made_it(tmp_path: Path) -> None:
     assert not is_mine(tmp_path / "link")
 
 
+def test_a_file_that_another_process_receives_is_left_to_it(tmp_path: Path) -> None:
+    source, files, part = AdapterFolder(write_adapter(tmp_path / "sql")), Inside(tmp_path), tmp_path / "x.part"
+    blob = source.manifest("latest").layers[0]
+    with received(source, blob, files, part), pytest.raises(ConflictError) as error, received(source, blob, files, part):
+        pass
+    assert str(error.value) == f"{part}: another process is receiving it. Wait for that process"
+
+
 def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) -> None:
     waiting = tmp_path / ".sql.pull-0123456789ab"
     waiting.mkdir()
     waiting.chmod(0o777)
-    with pytest.raises(LocalIOError, match="others own it or can write to it"):
+    with pytest.raises(LocalIOError) as error:
         folders._make(waiting)
+    what = "is not a folder, or others own it or can write to it"
+    assert str(error.value) == f"{waiting}: {what}. Remove it, or write to another folder"
     waiting.chmod(0o700)
     folders._make(waiting)
     (waiting / "x.part").write_text("")

@@ -74,7 +74,11 @@ def test_a_log_elsewhere_has_messages_and_authors_and_what_has_no_log_refuses_th
         ("tag", None, "Ada"),
         ("push", "twice the data", "Ada"),
     ]
-    assert "--message: " in run("push", "sql", f"layout://{tmp_path}/x.tar:v1", "-m", "why", code=2).stderr
+    layout = f"layout://{tmp_path}/x.tar:v1"
+    unkept = "error: --message: an image layout keeps no messages. Leave it out  [invalid-parameter]\n"
+    assert run("push", "sql", layout, "-m", "why", code=2).stderr == unkept
+    what = "--expect: an image layout cannot compare and move a tag in one step. Leave out --expect  [expect-unsupported]"
+    assert run("push", "sql", layout, "--expect", "absent", code=2).stderr == f"error: {what}\n"
     assert "--metric: is recorded by the local registry" in run("push", "sql", address, "--metric", "a=1", code=2).stderr
 
 

@@ -58,7 +58,7 @@ def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected:
 @pytest.mark.parametrize(
     ("url", "ref", "words"),
     [
-        ("oci://host", "oci://other/x", "an address names its place already"),
+        ("oci://host", "oci://other/x", "an address names its place already, so it takes no remote. Write a ref"),
         ("oci://host", "../x", "is not a valid name"),
         ("oci://host", "a//b", "is not a valid name"),
         ("oci://host", "a/./b", "is not a valid name"),
@@ -86,12 +86,33 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(run: Run, text: str) 
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["x", "oci://", "oci://ho st", "oci://host/UP", "ftp://host", "oci://host?x=1", "oci:///x", "://", "oci://host/a\nb"],
+    ("text", "words"),
+    [
+        ("x", "unknown kind of remote"),
+        ("://", "unknown kind of remote"),
+        ("ftp://host", "unknown kind of remote"),
+        ("oci://", "'' is not a valid host"),
+        ("oci:///x", "'' is not a valid host"),
+        ("oci://host/UP", "'UP' is not a valid name in a registry"),
+        ("s3://", "not a valid address of an object store"),
+        ("hf://a--b", "'a--b' is not a valid model name"),
+        ("hf://a/b/c", "an adapter on a hub is a repository, org/name"),
+        ("layout://", "not a valid address of an image layout, a folder or a .tar"),
+        ("oci://ho st", "the URL of a remote has no query, fragment or space"),
+        ("oci://host?x=1", "the URL of a remote has no query, fragment or space"),
+        ("oci://host/a\nb", "the URL of a remote has no query, fragment or space"),
+    ],
 )
-def test_what_is_no_url_of_a_remote_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+def test_what_is_no_url_of_a_remote_is_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as error:
         check_url(text)
+    assert error.value.what == words
+    assert error.value.where.partition("://")[0] == text.partition("://")[0]
+    assert "remote-test" not in str(error.value)
+    if not words.startswith("unknown kind"):
+        assert error.value.hint.startswith(f"Write it like {text.partition('://')[0]}://")
+    else:
+        assert error.value.hint.startswith("Supported: az://, file://, gs://, hf://, ")
 
 
 def said(run: Run, *words: object, **options: object) -> dict[str, object]:

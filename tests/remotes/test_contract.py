@@ -177,10 +177,15 @@ def test_a_version_has_one_manifest_by_tag_and_by_digest(places: Places, adapter
 def test_what_is_not_there_is_not_found(places: Places, adapter: Path, kind: str) -> None:
     source = places.source(kind, adapter)
     for reference in ("nothing", "sha256:" + "0" * 64):
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError) as error:
             source.manifest(reference)
-    with pytest.raises(NotFoundError):
-        read(source, blob_of(b"nothing"))
+    if kind in ("layout", "archive"):
+        assert error.value.what == "no manifest of this digest in the image layout"
+    blob = blob_of(b"nothing")
+    with pytest.raises(NotFoundError) as error:
+        read(source, blob)
+    if kind in ("layout", "archive"):
+        assert error.value.what == f"no blob {blob.digest}"
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -238,8 +243,17 @@ def test_bytes_that_come_a_few_at_a_time_arrive_as_they_are(places: Places, kind
 @pytest.mark.parametrize("wrong", [b"abd", b"ab", b""], ids=["flipped", "short", "empty"])
 def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: bytes) -> None:
     place, blob = places.target(kind), blob_of(b"abc")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError) as error:
         place.put_blob(blob, Bytes(wrong))
+    if kind in ("oci", "our hub", "hf", "file", "s3"):
+        assert (error.value.hint, error.value.code) == ("Nothing was stored", "source-damaged")
+        assert blob.digest in str(error.value)
+    else:
+        digest = f"sha256:{hashlib.sha256(wrong).hexdigest()}"
+        assert error.value.what == f"received {len(wrong)} bytes of {digest} instead of 3 of {blob.digest}"
+        assert error.value.hint == "They were discarded"
+    words = "ended after" if kind in ("oci", "our hub") and len(wrong) < 3 else "were read"
+    assert (words in error.value.what) == (error.value.code == "source-damaged")
     assert not place.has(blob)
 
 
@@ -247,10 +261,14 @@ def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: byte
 def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, kind: str) -> None:
     place, source = places.target(kind), AdapterFolder(adapter)
     made = source.manifest("latest")
-    for blob in unique(made)[1:]:
+    missing, *others = unique(made)
+    for blob in others:
         place.put_blob(blob, source)
-    with pytest.raises(AdapterhubError):
+    with pytest.raises(AdapterhubError) as error:
         place.put_manifest(made, "latest")
+    if kind not in ("oci", "our hub"):  # which have their own words
+        assert error.value.what == f"{missing.path}, blob {missing.digest}, is missing there"
+        assert (error.value.exit_code, error.value.hint) == (4, "Try again")
     with pytest.raises(NotFoundError):
         place.manifest("latest")
 

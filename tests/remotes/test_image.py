@@ -110,8 +110,12 @@ def test_every_blob_of_an_image_is_read_from_anywhere(source: Path) -> None:
 def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -> None:
     folder = AdapterFolder(source)
     (source / "deep/er/more.json").write_text("[]")
-    with pytest.raises(IntegrityError, match=r"deep/er/more\.json"):
+    with pytest.raises(IntegrityError) as error:
         Image(folder, "latest")
+    assert error.value.where == f"{source}: deep/er/more.json"
+    assert error.value.what.startswith("2 bytes of sha256:4f53cda18c2b")
+    assert " were read instead of 2 of sha256:" in error.value.what
+    assert (error.value.code, error.value.hint) == ("source-damaged", "Nothing was sent")
 
 
 def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> None:
@@ -251,5 +255,6 @@ def test_an_image_of_another_tool_is_named_as_one(run: Run, host: str, tmp_path:
         need_program("oras"), "push", "--plain-http", f"{host}/images/other:v1", "--config", f"config.json:{kind}",
         "layer.tar:application/vnd.oci.image.layer.v1.tar", cwd=tmp_path,
     )  # fmt: skip
-    assert "is a container image" in run("pull", f"oci://{host}/images/other:v1", code=6).stderr
+    error = run("pull", f"oci://{host}/images/other:v1", code=6).stderr
+    assert "is a container image that adapterhub did not make. Extract its files, and push those" in error
     assert contents(tmp_path).keys() == {"layer.tar", "config.json"}

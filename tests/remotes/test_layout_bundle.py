@@ -131,6 +131,14 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
 
 
 @pytest.mark.usefixtures("filled")
+def test_two_versions_that_would_have_one_name_are_not_bundled(make: Make, run: Run, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run("push", make(f"a{seed}", seed), f"layout://x{seed}:v1")
+    error = "error: v1: two different versions would have this name. Bundle them separately  [invalid-usage]\n"
+    assert run("bundle", "layout://x1:v1", "layout://x2:v1", "-o", "b.tar", code=2).stderr == error
+    assert not (tmp_path / "b.tar").exists()
+
+
 def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

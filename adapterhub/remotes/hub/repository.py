@@ -23,7 +23,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import Steady, read_blob, seek
-from adapterhub.remotes.protocol import Connected, Put, Reader, Source
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source, check_complete
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -285,9 +285,7 @@ class HubRepository(Connected):
 
     def _manifest(self, made: Manifest) -> AdapterManifest:
         """The adapter.json of a version; it must be complete here and give the same OCI manifest again."""
-        missing = [layer for layer in made.layers if not self.has(layer)]
-        if missing:
-            raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, first {missing[0].digest}")
+        check_complete(made.layers, self.has, self.where)
         if made.adapter_json is None:
             raise RefusedError(self.where, f"it has no {ADAPTER_JSON}", "Pull it into a folder, then push the folder")
         raw = self._content(made.adapter_json)

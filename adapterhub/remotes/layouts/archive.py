@@ -233,8 +233,8 @@ def _stream(reader: Reader, blob: Descriptor, file: BinaryIO, more: More | None)
         if more:
             more(n)
     if (done, f"sha256:{state.hexdigest()}") != (blob.size, blob.digest):
-        what = f"{done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(blob.path or blob.digest, what, "Nothing was written")
+        what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
+        raise IntegrityError(blob.path or blob.digest, what, "Nothing was written", code="source-damaged")
 
 
 def _all(file: BinaryIO, data: bytes | memoryview) -> None:

@@ -13,7 +13,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.protocol import Connected, Put, Reader
+from adapterhub.remotes.protocol import Connected, Put, Reader, check_complete
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import index as layout_index
@@ -110,7 +110,7 @@ class Layout(Connected):
             digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
         found = self.blob(digest)
         if found is None:
-            raise NotFoundError(where, "no such manifest in this image layout")
+            raise NotFoundError(where, "no manifest of this digest in the image layout")
         file, offset, size = found
         with file:
             if size > MAX_MANIFEST:
@@ -167,7 +167,7 @@ class Layout(Connected):
 
     def put_manifest(self, made: Manifest, tag: str | None) -> Put:
         """Store a manifest whose blobs are all here, and point a name at it."""
-        self.check_complete(made)
+        check_complete((*made.layers, made.config), self.has, self.where)
         entries = self.entries() if self.exists() else []
         before = layout_index.find(entries, tag) if tag else None
         self.put_document(made.raw, made.digest, tag)
@@ -175,12 +175,6 @@ class Layout(Connected):
             new=all(entry["digest"] != made.digest for entry in entries),
             moved=tag is not None and (before is None or before["digest"] != made.digest),
         )
-
-    def check_complete(self, made: Manifest) -> None:
-        """IntegrityError unless every blob of a manifest is there."""
-        missing = [blob for blob in (*made.layers, made.config) if not self.has(blob)]
-        if missing:
-            raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first")
 
 
 class Window(io.RawIOBase):

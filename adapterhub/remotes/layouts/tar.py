@@ -114,7 +114,7 @@ def _number(field: bytes, where: str) -> int:
 def _check_pax(file: BinaryIO, at: int, size: int, length: int, where: str) -> None:
     """FormatError for an extended header that is invalid, or changes the name or size of the next member."""
     if size > _MAX_PAX:
-        raise FormatError(where, f"an extended header of {size} bytes")
+        raise FormatError(where, f"an extended header of {size} bytes, over the limit of {_MAX_PAX}")
     text, begin = _read(file, at, size, length, where), 0
     while begin < size:
         number, space, _ = text[begin : begin + 8].partition(b" ")

@@ -29,7 +29,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry.moves import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.protocol import Connected, Put, Reader, Source
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source, check_complete
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
@@ -184,9 +184,7 @@ class Objects(Connected):
         """Make a manifest the next version of the name, or point a tag at the version that it is already."""
         tag = None if tag in (None, LATEST) else parse_tag(str(tag), self.where)
         self._begin()
-        missing = [blob for blob in (*made.layers, made.config) if not self._is_there(blob)]
-        if missing:
-            raise IntegrityError(self.where, f"{len(missing)} of its blobs are missing, {missing[0].digest} first", "Try again")
+        check_complete((*made.layers, made.config), self._is_there, self.where)
         itself = Descriptor(MANIFEST_TYPE, made.digest, len(made.raw))
         if not self._is_there(itself):
             self._bucket.put(_key(made.digest), made.raw)

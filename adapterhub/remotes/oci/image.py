@@ -77,8 +77,10 @@ class Image:
                     state.update(buffer[:n])
                     size += n
             if (f"sha256:{state.hexdigest()}", size) != (piece.digest, piece.size):
-                what = f"{size} bytes of sha256:{state.hexdigest()} instead of {piece.size} of {piece.digest}"
-                raise IntegrityError(f"{self.where}: {wanted[piece.digest].path}", what, "Nothing was sent")
+                what = f"{size} bytes of sha256:{state.hexdigest()} were read instead of {piece.size} of {piece.digest}"
+                raise IntegrityError(
+                    f"{self.where}: {wanted[piece.digest].path}", what, "Nothing was sent", code="source-damaged"
+                )
         return f"sha256:{whole.hexdigest()}"
 
     def manifest(self, reference: str) -> Manifest:
