@@ -174,6 +174,48 @@ def test_a_helper_that_docker_s_config_names_gets_the_secret(
     run("logout", "team", code=3)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a helper is a script here")
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo nonsense", "its answer is not a login"),
+        ('echo \'{"Username": "ada"}\'', "its answer is not a login"),
+        ("sleep 60", "did not answer within 0.01 seconds"),
+        ("", "could not be run: Permission denied"),
+    ],
+)
+def test_a_helper_that_fails_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{helper(tmp_path, script)}:{os.environ['PATH']}")
+    monkeypatch.setattr(credentials, "_PATIENCE", 0.01 if script.startswith("sleep") else 60)
+    with pytest.raises(LocalIOError) as error:
+        credentials.find("host", config(tmp_path, '{"credsStore": "ours"}'))
+    hint = "Repair it, or remove it from docker's config.json"
+    assert str(error.value) == f"docker-credential-ours: {words}. {hint}"
+
+
+def helper(tmp_path: Path, script: str) -> Path:
+    """A folder with a credential helper, which cannot be run without a script."""
+    program = tmp_path / "bin/docker-credential-ours"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755 if script else 0o644)
+    return program.parent
+
+
+def test_a_helper_that_stores_nothing_is_named_and_no_secret_is_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{helper(tmp_path, 'exit 1')}:{os.environ['PATH']}")
+    path = config(tmp_path, '{"credsStore": "ours"}')
+    with pytest.raises(LocalIOError) as error:
+        credentials.store("host", path, Credentials("ada", "s3cr3t"))
+    hint = f"Unlock it, or remove it from {path}"
+    assert str(error.value) == f"docker-credential-ours: could not store the login at host. {hint}"
+    assert path.read_text() == '{"credsStore": "ours"}'
+
+
 def test_with_a_keyring_no_secret_is_in_a_file(
     run: Run, behind: str, login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,8 @@ def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hu
         with remote(proxy.address) as to, pytest.raises(AdapterhubError) as caught:
             copy(source, "latest", to, "main")
         assert caught.value.exit_code in (4, 5)
+        if caught.value.exit_code == 4:
+            assert re.search(r"the hub has other bytes than were sent: \S+\. Push it again$", str(caught.value))
 
 
 # ---- cuts
@@ -346,20 +349,31 @@ def test_a_hostile_name_is_refused_where_it_would_be_written(hub: Hub, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"files": None}, {"files": []}, {"files": [1]}, {"files": [{"path": "x"}]}, {"base": 3}, {"training": 7},
-        {"format": None},
-        {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]}, {"dtype": []}, {"parents": {"a": 1}},
+        ({"files": None}, "adapter.json: lists no files, or more than"),
+        ({"files": []}, "adapter.json: lists no files, or more than"),
+        ({"files": [1]}, "adapter.json: its list of files has an invalid entry, or two of one path"),
+        ({"files": [{"path": "x"}]}, "adapter.json: its list of files has an invalid entry, or two of one path"),
+        (
+            {"files": [{"path": "adapter.json", "digest": "sha256:" + "0" * 64, "size": 1}]},
+            "adapter.json: its list of files has an invalid entry, or two of one path",
+        ),
+        ({"base": 3}, "adapter.json: base: 3 is not of type 'object'"),
+        ({"training": 7}, "adapter.json: training: 7 is not of type 'object', 'null'"),
+        ({"format": None}, "adapter.json: format: None is not one of ['peft', "),
+        ({"dtype": []}, "adapter.json: dtype: [] is not of type 'string'"),
+        ({"parents": {"a": 1}}, "adapter.json: parents: {'a': 1} is not of type 'array'"),
     ],
-)  # fmt: skip
-def test_an_invalid_manifest_is_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
+)
+def test_an_invalid_manifest_is_one_line(hub: Hub, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     pushed(hub, write_adapter(tmp_path / "sql"))
     files = hub.repos["org/sql"].branches["main"].files
     files["adapter.json"] = File(json.dumps({**json.loads(files["adapter.json"].data), **change}).encode())
-    with remote(hub.host) as source, contextlib.suppress(IntegrityError, RefusedError):
-        # It names another version, as any change of adapter.json does.
-        assert source.manifest("main").digest != oci_manifest.build(tmp_path / "sql").digest
+    with remote(hub.host) as source, pytest.raises((IntegrityError, RefusedError)) as error:
+        source.manifest("main")
+    assert words in str(error.value)
+    assert words.endswith("'") or "[" in words or error.value.hint == "Ask its owner to push it again"
 
 
 def test_names_that_no_adapter_has_are_refused_by_name(hub: Hub, tmp_path: Path) -> None:

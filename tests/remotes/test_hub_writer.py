@@ -15,7 +15,7 @@ from adapterhub.remotes.copy import copy
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub_converters.errors import FormatError, RefusedError, RemoteError
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError, RemoteError
 from tests.cli.test_process import loaded
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -152,3 +152,16 @@ def test_a_login_in_the_browser_is_renewed(started: Run, adapter: Path, tmp_path
         started("push", adapter, "hf://org/sql", "--private", env=env)
         started("pull", "hf://org/sql", "-o", "out", env=env)
     assert (home / "token").read_text() == TOKEN
+
+
+def test_weights_that_change_while_they_are_sent_are_no_version(hub: Hub, adapter: Path) -> None:
+    source = AdapterFolder(adapter)
+    made = source.manifest("latest")
+    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+    (adapter / weights.path).write_bytes(bytes(weights.size))
+    with HubRepository(HubAddress.parse("hf://org/sql"), hub.url, pauses=()) as to, pytest.raises(IntegrityError) as error:
+        to.put_blob(weights, source)
+    assert error.value.where.endswith(weights.path)
+    assert error.value.what == f"other bytes were read than the {weights.size} of {weights.digest}"
+    assert (error.value.code, error.value.hint) == ("source-damaged", "Nothing was stored")
+    assert not hub.large

@@ -75,6 +75,18 @@ def test_a_number_that_is_asked_for_is_given_once(host: str, make: Folder, tmp_p
         assert copy(other, "latest", place, "latest").put.number == 8
 
 
+def test_a_number_that_another_writer_takes_at_once_is_a_conflict(host: str, make: Folder, tmp_path: Path) -> None:
+    address = Address.parse(f"oci://{host}/numbers/taken")
+    with Oci(address, pauses=()) as other, Contended(address, pauses=()) as place:
+        theirs = copy(AdapterFolder(write_adapter(tmp_path / "theirs", 1)), "latest", other, "v9").manifest
+        place.rival = lambda: other.point(theirs, "v1")
+        with pytest.raises(ConflictError) as error:
+            copy(AdapterFolder(make()), "latest", place, "v1")
+        what = "another writer took this number. Review that version, or push without a number"
+        assert str(error.value) == f"oci://{host}/numbers/taken:v1: {what}"
+        assert place.digest_of("v1") == theirs.digest
+
+
 def test_a_version_that_another_tool_pushed_gets_a_number_with_its_next_push(host: str, make: Folder, tmp_path: Path) -> None:
     with Oci(Address.parse(f"oci://{host}/numbers/foreign"), pauses=()) as place:
         copied = copy(AdapterFolder(make()), "latest", place, "latest")

@@ -269,6 +269,51 @@ def test_an_upload_resumes_at_the_offset_the_registry_reports(adapter: Path, los
     assert sum(len(found.body) for found in proxy.seen if found.status == 202) == blob.size
 
 
+def test_an_upload_of_which_the_registry_lost_a_part_begins_anew(adapter: Path, tmp_path: Path) -> None:
+    source, uploads = AdapterFolder(adapter), Uploads()
+    blob = readme(source.manifest("latest"))
+    with Proxy() as proxy:
+        address = Address.parse(f"oci://{proxy.address}/faults/lost")
+
+        def place() -> Oci:
+            return Oci(address, pauses=(), piece=1 << 16, largest=1 << 16, uploads=tmp_path / "notes")
+
+        def cut(found: Exchange) -> None:
+            uploads.answer(found)
+            if found.method == "PATCH" and len(proxy.seen) > 3:
+                found.status = 503
+
+        proxy.before = cut
+        with place() as to, pytest.raises(RemoteError):
+            to.put_blob(blob, source)
+        (session,) = uploads.sessions.values()
+        del session[100:]
+        proxy.before = uploads.answer
+        with place() as to:
+            to.put_blob(blob, source)
+    assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
+    assert len(uploads.sessions) == 2
+
+
+def test_a_registry_that_refuses_each_piece_is_given_up(adapter: Path) -> None:
+    source, uploads = AdapterFolder(adapter), Uploads()
+    blob = readme(source.manifest("latest"))
+
+    def before(found: Exchange) -> None:
+        uploads.answer(found)
+        if found.method == "PATCH":
+            uploads.sessions[found.path].clear()
+            found.status = 416
+
+    with Proxy() as proxy, remote(proxy.address, "never") as to:
+        proxy.before = before
+        with pytest.raises(RemoteError) as error:
+            to.put_blob(blob, source)
+    assert error.value.where.startswith(f"oci://{proxy.address}/faults/never")
+    assert error.value.what == "the registry refuses the next piece of the upload (HTTP 416) (2 tries)"
+    assert error.value.hint == "Try again later"
+
+
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, host: str, adapter: Path) -> None:
     made = pushed(host, "again", adapter)
     answers = iter((503, 429))

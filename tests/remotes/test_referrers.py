@@ -18,7 +18,7 @@ from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.oci import referrers
 from adapterhub.remotes.oci.address import Address
 from adapterhub.remotes.oci.repository import Oci
-from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call
 from tests.support.proxy import Exchange, Proxy
@@ -195,6 +195,26 @@ def test_a_dishonest_attachment_is_refused(
     with pytest.raises(error, match=message):
         referrers.fetch(layout, found, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_attachment_without_files_has_nothing_to_write(make: Make, tmp_path: Path) -> None:
+    layout, digest = attached_layout(make(), tmp_path / "x", lambda it: it)
+    (found,) = referrers.referrers(layout, digest)
+    with pytest.raises(NotFoundError) as error:
+        referrers.fetch(layout, found, tmp_path / "out")
+    assert str(error.value) == f"{layout.where}@{found.digest}: the attachment has no files with a name"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.peer
+def test_no_more_is_attached_than_is_listed(make: Make, host: str, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(referrers, "MAX_REFERRERS", 1)
+    with Oci(Address.parse(f"oci://{host}/attached/many")) as place:
+        made = copy(AdapterFolder(make()), "latest", place, "v1").manifest
+        referrers.attach(place, made, SCAN, [scan])
+        with pytest.raises(RefusedError) as error:
+            referrers.attach(place, made, SIGNATURE, [scan])
+    assert error.value.what == f"{made.digest} has 1 attachments already, as many as are listed"
 
 
 def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, scan: Path, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from adapterhub_converters.yaml_lines import key_of
 
 from .client import Entry, Listing
 
+_HINT = "Ask its owner to push it again"
+
 CARD = "README.md"
 MAX_CARD = 4 << 20  # bytes; a longer README is left as it is
 _CHECKPOINT = linear.Pattern(r"checkpoint-\d+/")
@@ -90,10 +92,10 @@ def listed(document: Mapping[str, Any], where: str) -> dict[str, tuple[Digest, i
     for entry in listed if isinstance(listed, list) else []:
         path, size = (entry.get("path"), entry.get("size")) if isinstance(entry, dict) else (None, None)
         if not isinstance(path, str) or type(size) is not int or size < 0 or path == ADAPTER_JSON or path in found:
-            raise FormatError(where, "invalid list of files")
+            raise FormatError(where, "its list of files has an invalid entry, or two of one path", _HINT)
         found[path] = (parse_digest(entry.get("digest"), where), size)
     if not found or len(found) > MAX_FILES:
-        raise FormatError(where, "lists no files, or too many")
+        raise FormatError(where, f"lists no files, or more than {MAX_FILES}", _HINT)
     return found
 
 

@@ -26,6 +26,8 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 KEYRING = "the system's keyring"
+_PATIENCE = 60  # seconds for an answer of a helper
+_HELPER_HINT = "Repair it, or remove it from docker's config.json"
 _HELPER = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HUB_KEYS = ("https://index.docker.io/v1/", "docker.io", "index.docker.io")
@@ -74,7 +76,8 @@ def store(host: str, config: Path, who: Credentials, *, plain: bool = False) -> 
     if helper and not who.bearer:  # helpers have no place for a bearer token
         secret = {"ServerURL": keys[0], "Username": who.user, "Secret": who.password}
         if _run(helper, "store", json.dumps(secret)).returncode != 0:
-            raise LocalIOError(f"docker-credential-{helper}", f"could not store the credentials for {host}")
+            what = f"could not store the login at {host}"
+            raise LocalIOError(f"docker-credential-{helper}", what, f"Unlock it, or remove it from {config}")
         _change(config, keys[0], {})
         return f"docker-credential-{helper}"
     for key, _ in _from_helper(helper, keys):  # it is asked first
@@ -224,7 +227,7 @@ def _from_helper(helper: str, keys: Sequence[str]) -> Iterator[tuple[str, Creden
             answer = json_file.parse_object(done.stdout, source)
             user, secret = str(answer["Username"]), str(answer["Secret"])
         except (FormatError, KeyError) as error:
-            raise LocalIOError(source, "invalid answer") from error
+            raise LocalIOError(source, "its answer is not a login", _HELPER_HINT) from error
         identity = user == _IDENTITY
         yield key, Credentials(identity=secret, source=source) if identity else Credentials(user, secret, source=source)
 
@@ -234,11 +237,13 @@ def _run(helper: str, verb: str, text: str) -> subprocess.CompletedProcess[bytes
     if not _HELPER.fullmatch(helper):
         raise LocalIOError("config.json", f"{helper[:80]!r} is not the name of a credential helper")
     try:
-        return subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=60, check=False)
+        return subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=_PATIENCE, check=False)
     except FileNotFoundError as error:
         raise LocalIOError(program, "docker's config.json names it, but it isn't installed", "Install it") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LocalIOError(program, "did not answer") from error
+    except subprocess.TimeoutExpired as error:
+        raise LocalIOError(program, f"did not answer within {_PATIENCE} seconds", _HELPER_HINT) from error
+    except OSError as error:
+        raise LocalIOError(program, f"could not be run: {error.strerror or error}", _HELPER_HINT) from error
 
 
 # ---- the keyring

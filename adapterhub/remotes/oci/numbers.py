@@ -66,7 +66,9 @@ def put(place: Tagged, made: Manifest, tag: str | None) -> Put:
         place.point(made, tag)
     if number and wanted and place.digest_of(f"v{number}") != made.digest:
         if asked:
-            raise ConflictError(f"{place.where}:{tag}", "another writer took this number", "Review that version")
+            raise ConflictError(
+                f"{place.where}:{tag}", "another writer took this number", "Review that version, or push without a number"
+            )
         number = _taken(place, made, place.tags())
     return Put(new=new, moved=tag is not None and before != made.digest, number=number)
 

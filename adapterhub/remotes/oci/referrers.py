@@ -167,7 +167,7 @@ def _list_by_tag(place: Referring, made: Referrer, subject: Digest) -> None:
         if any(found["digest"] == made.digest for found in entries):
             return
         if len(entries) >= MAX_REFERRERS:
-            raise RefusedError(place.where, f"{subject} has {len(entries)} attachments already")
+            raise RefusedError(place.where, f"{subject} has {len(entries)} attachments already, as many as are listed")
         index = layout_index.dump([*entries, entry])
         place.put_document(index, sha256_bytes(index), _tag(subject))
     raise RemoteError(place.where, "others are changing the attachments at the same time", "Try again")
@@ -269,7 +269,7 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
     where = f"{place.where}@{referrer.digest}"
     check_paths((layer.path for layer in files), where)
     if not files:
-        raise NotFoundError(where, "has no named files")
+        raise NotFoundError(where, "the attachment has no files with a name")
     with atomic.whole(out) as folder:
         inside = Inside(folder)
         for layer in files:

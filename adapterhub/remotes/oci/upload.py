@@ -104,8 +104,9 @@ class Uploader:
                 return None
             try:
                 url, there = self._status(begun.url, where)
-                if not begun.sent <= there <= blob.size:
-                    raise AgainError("the registry lost part of this upload")
+                if not begun.sent <= there <= blob.size:  # the registry lost part of it
+                    note.drop()
+                    return None
                 sending.pass_to(there)
                 url = self._pieces(sending, url, there, note, where)
                 self._finish(blob, url, b"", where)
@@ -176,7 +177,7 @@ class Uploader:
                 )
                 if answer.status == 202:
                     return resolved(answer.url, answer.headers.get("location"), where)
-                raise AgainError("the registry expects another byte")
+                raise AgainError("the registry refuses the next piece of the upload (HTTP 416)")
             except AgainError as error:
                 if failed == len(self._pauses):
                     raise self._client.given_up(error, where, failed + 1) from error

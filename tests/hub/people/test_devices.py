@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -19,7 +20,8 @@ from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.oauth import device
 from adapterhub.hub.people import accounts, audit, devices, tokens
 from adapterhub.hub.people.devices import DeviceError
-from adapterhub_converters.errors import NotFoundError
+from adapterhub.remotes.hub.login import HubLogin
+from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.conftest import Run, _environment, missing
 from tests.hub.conftest import Running, run_hf
 from tests.hub.web.conftest import Visitor
@@ -122,6 +124,13 @@ def test_a_login_that_is_refused_gets_nothing(hub: Running) -> None:
     login = begun(hub)
     post(hub, "/device", code=login["user_code"], token=hub.token, answer="deny")
     assert collected(hub, login) == {"error": "access_denied"}
+    waiting = HubLogin(hub.url, sleep=lambda _: None)
+    mine = waiting.begin()
+    post(hub, "/device", code=mine.code, token=hub.token, answer="deny")
+    for one, what in ((mine, "the login was refused"), (dataclasses.replace(mine, end=0.0), "the code has expired")):
+        with pytest.raises(RemoteError) as error:
+            waiting.wait(one)
+        assert str(error.value) == f"{hub.url}: {what}. Log in again"
 
 
 def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
