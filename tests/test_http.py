@@ -689,6 +689,9 @@ def test_a_proxy_that_refuses_is_named_without_its_password(scheme: str) -> None
         asking = Client(f"{scheme}://registry.test:5", pauses=(), proxy=lambda *_: f"http://user:wrong@{company.address}")
         with pytest.raises(RemoteError, match="407") as caught:
             get(asking, "/x")
+    if scheme == "https":
+        assert f"the proxy {company.address} refused (407 Proxy Authentication Required)" in caught.value.what
+        assert caught.value.hint.endswith("into the variable that names it, like http://USER:PASSWORD@HOST:PORT")
     assert "wrong" not in str(caught.value)
 
 

@@ -204,7 +204,9 @@ def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) 
         hint = "If your own authority issued it, set SSL_CERT_FILE to a file with that authority's certificate"
         return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint, code="certificate")
     if proxy and str(cause).startswith("Tunnel connection failed"):
-        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({str(cause).partition(': ')[2][:80]})")
+        said = str(cause).partition(": ")[2][:80]
+        hint = "Write its user and password into the variable that names it, like http://USER:PASSWORD@HOST:PORT"
+        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({said})", hint if "407" in said else "")
     if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
         return RemoteError(where, "it does not speak TLS", plain, code="no-tls")
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:

@@ -185,8 +185,8 @@ def _check_true(known: AdapterManifest, files: Files, seen: Seen, folder: Path) 
     # A card, a tokenizer or adapter.toml may be edited: their digests are updated.
     for entry in known.files:
         if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
-            kind = "has changed since" if entry.path in files else "is missing"
-            raise IntegrityError(where, f"{entry.path} {kind}, so this is not the manifest of this folder", hint)
+            what = "has other bytes than it records" if entry.path in files else "is missing, which it records"
+            raise IntegrityError(where, f"{entry.path} {what}", hint)
     check_facts(known, seen, where, hint, folder=folder)
 
 

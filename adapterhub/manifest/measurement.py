@@ -80,7 +80,7 @@ def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
     for name, value in metrics.items():
         if not _METRIC.fullmatch(name):
             raise UsageError(
-                where, f"{name[:60]!r} is not a name of a metric", "Use letters, digits, ., - and _, as in exact_match"
+                where, f"{name[:60]!r} is not a valid name for a metric", "Use letters, digits, ., - and _, as in exact_match"
             )
         if not _is_number(value):
             raise UsageError(where, f"{name}={value} is not a number", "Write NAME=VALUE, as in exact_match=0.71")

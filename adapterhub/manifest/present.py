@@ -74,7 +74,7 @@ class Present:
     def check_lost(self, known: Callable[[Digest], bool]) -> None:
         """Raise OutputExistsError if replacing the folder loses something; `known` tells whether a version is elsewhere."""
         if self.changed and self.digest is None:
-            what = f"exists, and differs from the version it was: {shortened(self.changed)}"
+            what = f"exists, and is not as its adapter.json records it: {shortened(self.changed)}"
             raise OutputExistsError(str(self.folder), what)
         if self.changed:
             raise OutputExistsError(

@@ -25,6 +25,7 @@ FILE = "adapters.lock"
 HERE = "registry"
 """The source of a version in the local registry."""
 _VERSION = 1
+_AGAIN = "Lock it again"
 _BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
 _PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
@@ -96,13 +97,13 @@ def _parsed(name: str, value: Any, where: str) -> Locked:
     where = f"{where}: {name[:80]}"
     check_name(name, where)
     if not isinstance(value, dict) or set(value) != {"ref", "source", "digest", "size", "base"}:
-        raise FormatError(where, 'is not an object with "ref", "source", "digest", "size" and "base"')
+        raise FormatError(where, 'is not an object with "ref", "source", "digest", "size" and "base"', _AGAIN)
     ref, source, size, base = value["ref"], value["source"], value["size"], value["base"]
     texts = [ref, source, *(base.values() if isinstance(base, dict) else [None])]
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or set(base) - set(_BASE):
-        raise FormatError(where, '"ref", "source" and "base" are not strings')
+        raise FormatError(where, '"ref", "source" and "base" are not strings', _AGAIN)
     if type(size) is not int or not 0 <= size < 2**63:
-        raise FormatError(where, '"size" is not a number of bytes')
+        raise FormatError(where, '"size" is not a number of bytes', _AGAIN)
     return Locked(name, ref, source, parse_digest(value["digest"], where), size, base)
 
 

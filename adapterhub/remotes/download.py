@@ -78,7 +78,8 @@ class Steady:
                 self._stack.close()
                 self._reader, self._brought = None, 0
                 if self._failed == len(self._pauses):
-                    raise CutError(error.where, f"{error.what} ({self._failed + 1} tries)", "Try again later") from error
+                    tries = f" ({self._failed + 1} tries)" if self._failed else ""
+                    raise CutError(error.where, error.what + tries, "Try again later") from error
                 time.sleep(self._pauses[self._failed])
                 self._failed += 1
                 continue

@@ -165,4 +165,4 @@ def accepted(
     what = f"has no attestation {kind!r}"
     if reasons:
         what += f" that is accepted, of {len(found)}: {'; '.join(dict.fromkeys(reasons[:_SHOWN]))}"
-    raise IntegrityError(where, what, code=CODE)
+    raise IntegrityError(where, what, "Have it attested by a signer who is accepted", code=CODE)

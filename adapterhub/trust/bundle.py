@@ -170,7 +170,9 @@ def _parts(raw: bytes, where: str) -> _Parts:
         document = json_file.parse_object(raw, where)
     except FormatError as error:
         raise FormatError(where, error.what, _AGAIN) from error
-    if (kind := document.get("mediaType")) != MEDIA_TYPE:
+    if "mediaType" not in document:
+        raise FormatError(where, "not a bundle: it has no 'mediaType'", _AGAIN)
+    if (kind := document["mediaType"]) != MEDIA_TYPE:
         raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", _AGAIN)
     _only(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), where)
     key, certificate = _signer(document["verificationMaterial"], where)

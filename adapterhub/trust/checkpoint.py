@@ -72,7 +72,7 @@ def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Chec
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)
     if statement.get("subject") != _subject(document):
-        raise IntegrityError(where, "was changed after it was signed", code="signature")
+        raise IntegrityError(where, "was changed after it was signed", "Use a copy that was not", code="signature")
     return _parsed(document, where), signer
 
 

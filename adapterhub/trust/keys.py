@@ -141,7 +141,7 @@ def _kind(key: object, where: str) -> str:
     for kind, (known, _) in _CURVES.items():
         if isinstance(curve, known):
             return kind
-    raise RefusedError(where, f"a key of the kind {getattr(curve, 'name', type(key).__name__)}", _HINT)
+    raise RefusedError(where, f"a key of the kind {getattr(curve, 'name', type(key).__name__)}, which is not supported", _HINT)
 
 
 # ---- making

@@ -56,7 +56,8 @@ class Statement:
         found += [f"{path} (not signed)" for path in files if path not in self.files]
         found += [f"{path} (changed)" for path in files if self.files.get(path, files[path]) != files[path]]
         if found:
-            raise IntegrityError(where, f"is not what was signed: {shortened(sorted(found))}", code="signature")
+            hint = "Fetch the files that were signed, or have these signed"
+            raise IntegrityError(where, f"is not what was signed: {shortened(sorted(found))}", hint, code="signature")
 
     def check_name(self, name: str, where: str) -> None:
         """IntegrityError unless it was signed under this name: the whole of it, or its last parts.

@@ -113,6 +113,7 @@ def test_files_that_are_not_those_that_were_signed_are_named(
     done = run("verify", "sql", "--key", pair[1], "--json", code=1)
     (finding,) = json.loads(done.stdout)["findings"]
     assert (finding["code"], finding["what"]) == ("signature", f"is not what was signed: {FOLDERS[attack]}")
+    assert finding["hint"] == "Fetch the files that were signed, or have these signed"
 
 
 def test_a_link_in_a_signed_folder_is_refused(run: Run, signed: Path, pair: tuple[Path, Path]) -> None:
@@ -236,6 +237,10 @@ def _without_a_payload(document: Any) -> None:
     del document["dsseEnvelope"]["payload"]
 
 
+def _without_a_type(document: Any) -> None:
+    del document["mediaType"]
+
+
 def _with_spaces(document: Any) -> None:
     document["dsseEnvelope"]["payload"] += "\n"
 
@@ -247,6 +252,7 @@ def _url_safe(document: Any) -> None:
 
 _ENVELOPE, _SIGNATURE = ("dsseEnvelope",), ("dsseEnvelope", "signatures", 0)
 BUNDLES = {
+    "no type": (_edit(_without_a_type), "not a bundle: it has no 'mediaType'"),
     "older": (_in("mediaType", value="application/vnd.dev.sigstore.bundle+json;version=0.2"), "a bundle of the type"),
     "unsigned": (_in(*_ENVELOPE, "signatures", value=[]), "not exactly one signature"),
     "signed twice": (_edit(_twice), "not exactly one signature"),
@@ -383,7 +389,11 @@ def _pem(key: Any) -> bytes:
 KEYS: dict[str, tuple[Callable[[bytes, bytes], bytes], type[AdapterhubError], str]] = {
     "private": (lambda secret, _: secret, RefusedError, "a private key"),
     "rsa": (lambda *_: _pem(rsa.generate_private_key(65537, 2048)), RefusedError, "a key of the kind"),
-    "another curve": (lambda *_: _pem(ec.generate_private_key(ec.SECP256K1())), RefusedError, "a key of the kind secp256k1"),
+    "another curve": (
+        lambda *_: _pem(ec.generate_private_key(ec.SECP256K1())),
+        RefusedError,
+        "a key of the kind secp256k1, which is not supported",
+    ),
     "two": (lambda _, public: public * 2, FormatError, "2 keys in PEM"),
     "none": (lambda *_: b"key", FormatError, "0 keys in PEM"),
     "damaged": (lambda _, public: public.replace(b"M", b"!"), FormatError, "not a public key in PEM"),

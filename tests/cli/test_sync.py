@@ -75,7 +75,7 @@ def test_a_folder_with_changes_is_refused_by_the_names_of_the_files(run: Run, te
     before = contents(team)
     for ref in ("team/sql:v1", "team/sql:v2"):
         error = run("pull", ref, "-o", "out", code=2).stderr
-        assert "out: exists, and differs from the version it was: README.md (edited), notes.txt (added)" in error
+        assert "out: exists, and is not as its adapter.json records it: README.md (edited), notes.txt (added)" in error
         assert "--replace" in error
         assert contents(team) == before
     done = run("pull", "team/sql:v2", "-o", "out", "--replace")
@@ -87,15 +87,18 @@ def test_a_folder_with_changes_is_refused_by_the_names_of_the_files(run: Run, te
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("train.py", "exists, and has files that are part of no version: train.py (added). Name another, or replace it with"),
-        (".git/config", "exists, and has files that are part of no version: .git (added). Name another, or replace it with"),
-        ("sub/more.md", "exists, and differs from the version it was: sub/more.md (added). Name another, or replace it with"),
+        ("train.py", "exists, and has files that are part of no version: train.py (added). Name another, or replace"),
+        (".git/config", "exists, and has files that are part of no version: .git (added). Name another, or replace"),
+        (
+            "sub/more.md",
+            "exists, and is not as its adapter.json records it: sub/more.md (added). Name another, or replace",
+        ),
     ],
 )
 def test_a_file_of_no_version_is_never_lost(run: Run, team: Path, name: str, words: str) -> None:
     (team / name).parent.mkdir(exist_ok=True)
     (team / name).write_text("mine")
-    assert f"error: out: {words} --replace  [output-exists]\n" in run("pull", "team/sql:v2", "-o", "out", code=2).stderr
+    assert f"error: out: {words} it with --replace  [output-exists]\n" in run("pull", "team/sql:v2", "-o", "out", code=2).stderr
     if name.startswith(".git"):
         error = run("pull", "team/sql:v2", "-o", "out", "--replace", code=2).stderr
         assert "out: contains .git, which is no part of an earlier output" in error

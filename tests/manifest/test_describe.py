@@ -120,7 +120,7 @@ def test_changed_weights_make_the_document_untrue(make: Make) -> None:
     folder = make()
     describe.describe(folder).write(folder)
     make(seed=1)
-    with pytest.raises(IntegrityError, match=r"adapter_model.safetensors has changed since.*Delete adapter.json"):
+    with pytest.raises(IntegrityError, match=r"adapter_model.safetensors has other bytes than it records. Delete adapter.json"):
         describe.settle(folder)
 
 

@@ -131,7 +131,10 @@ def test_gates() -> None:
     ("metrics", "words"),
     [
         ({f"m{n}": 1.0 for n in range(101)}, "over 100 metrics. Report the most important ones"),
-        ({"exact match": 1.0}, "'exact match' is not a name of a metric. Use letters, digits, ., - and _, as in exact_match"),
+        (
+            {"exact match": 1.0},
+            "'exact match' is not a valid name for a metric. Use letters, digits, ., - and _, as in exact_match",
+        ),
         ({"loss": float("nan")}, "loss=nan is not a number. Write NAME=VALUE, as in exact_match=0.71"),
     ],
 )

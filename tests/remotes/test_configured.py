@@ -244,7 +244,7 @@ def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, mak
     for wrong in (right[:-1], right[:-1] + bytes([right[-1] ^ 1])):
         weights.write_bytes(wrong)
         assert (
-            "differs from the version it was: adapter_model.safetensors (edited)"
+            "is not as its adapter.json records it: adapter_model.safetensors (edited)"
             in run("pull", f"oci://{host}/conf/again:v1", "-o", "out", code=2).stderr
         )
         assert weights.read_bytes() == wrong

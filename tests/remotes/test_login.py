@@ -153,8 +153,10 @@ def test_a_malformed_token_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_
         found.status, found.data = 200, body
 
     world.tokens.before = nonsense
-    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError, match="token service"):
+    with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as error:
         read(source)
+    assert error.value.what == "its token service does not answer with a token"
+    assert error.value.hint == "Try again later"
 
 
 @pytest.mark.parametrize("challenge", ["", "Negotiate", 'Basic realm="x"', "Bearer", 'Bearer realm="ftp://x"', '=,="'])
@@ -167,8 +169,9 @@ def test_without_a_password_every_challenge_ends_in_one_line(challenge: str) -> 
 def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None:
     for text in ("oci://here/x", "oci://127.0.0.1:1/x", "oci+http://here/x"):
         login = Login(text, Address.parse(text), "Log in", lambda: Credentials("user", PASSWORD))
-        with pytest.raises(RemoteError, match="over plain HTTP"):
+        with pytest.raises(RemoteError, match="it asks for the password over plain HTTP") as error:
             login(['Bearer realm="http://evil.example/token"'], "")
+        assert error.value.code == "no-tls"
 
 
 @pytest.mark.parametrize(

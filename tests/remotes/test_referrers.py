@@ -173,8 +173,8 @@ def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]],
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda it: it.update(layers=3), RefusedError, "not an OCI image manifest"),
-        (lambda it: it.update(layers=[{}] * 1001), RefusedError, "not an OCI image manifest"),
+        (lambda it: it.update(layers=3), RefusedError, "not an OCI image manifest: it has no list of at most 1000 layers"),
+        (lambda it: it.update(layers=[{}] * 1001), RefusedError, "it has no list of at most 1000 layers"),
         (lambda it: it.update(layers=[{"mediaType": "a/b", "digest": "../x", "size": 1}]), FormatError, "not a digest"),
         (lambda it: it.update(config=None), FormatError, "not a descriptor"),
         (lambda it: it.update(annotations={"a": 1}), FormatError, "map of strings"),

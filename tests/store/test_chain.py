@@ -193,7 +193,7 @@ def edited(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
         (lambda document: document["ends"]["refs"].pop("team/sql"), IntegrityError, "was changed after it was signed"),
         (lambda document: document.update(time="2020"), IntegrityError, "was changed after it was signed"),
         (lambda document: document.update(audit=None), IntegrityError, "was changed after it was signed"),
-        (lambda document: document.update(more=1), IntegrityError, "was changed after it was signed"),
+        (lambda document: document.update(more=1), IntegrityError, "was changed after it was signed. Use a copy that was not"),
         (lambda document: document.pop("bundle"), FormatError, "not a checkpoint: it has no signature. Sign a new one"),
         (lambda document: document.update(bundle=[]), FormatError, "not a JSON object. Have it signed again"),
     ],

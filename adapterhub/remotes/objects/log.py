@@ -128,7 +128,7 @@ class Log:
         self._size += len(raw)
         entry = Entry.parse(raw, where)
         if (entry.name, entry.seq) != (self._name, seq):
-            raise FormatError(where, f"belongs to {entry.name[:80]} {entry.seq}, not here")
+            raise FormatError(where, f"is entry {entry.seq} of {entry.name[:80]}", "Restore it from a backup")
         if entry.previous != self.state.head:
             raise IntegrityError(where, "does not follow the entry before it: the log was changed", "Restore it from a backup")
         self.state.apply(entry)

@@ -134,7 +134,7 @@ class Login:
         scheme, host, _ = origin(realm, self.where)
         registry = origin(self._address.base, self.where)
         if scheme != "https" and (registry[0] == "https" or (credentials and host != registry[1] and not is_loopback(host))):
-            raise RemoteError(self.where, "it asks for the password over plain HTTP")
+            raise RemoteError(self.where, "it asks for the password over plain HTTP", code="no-tls")
         asked = [("service", challenge["service"])] if challenge.get("service") else []
         asked += [("scope", one) for one in (scope.split() or [challenge.get("scope", "")]) if one]
         answer = self._asked(realm, asked, credentials)
@@ -144,7 +144,7 @@ class Login:
         except FormatError:
             token = None
         if not isinstance(token, str) or not _is_token(token):
-            raise RemoteError(self.where, "invalid answer of its token service")
+            raise RemoteError(self.where, "its token service does not answer with a token", "Try again later")
         self.secrets += (token,)
         return token
 

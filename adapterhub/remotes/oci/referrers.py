@@ -194,7 +194,8 @@ class _Document:
         kind = document.get("mediaType")
         layers = document.get("layers")
         if kind != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
-            raise RefusedError(where, f"the attachment is not an OCI image manifest but {str(kind)[:80]!r}")
+            why = f" but {str(kind)[:80]!r}" if kind != MANIFEST_TYPE else f": it has no list of at most {MAX_REFERRERS} layers"
+            raise RefusedError(where, f"the attachment is not an OCI image manifest{why}")
         config, subject = document.get("config"), document.get("subject")
         annotations = document.get("annotations") or {}
         layout_index.check({"mediaType": kind, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
