@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
+from adapterhub_converters.adapter_files import is_pickle_name, is_weights
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 
 from .workspace import StrPath, Workspace
 
@@ -167,10 +168,20 @@ def naming(folder: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def as_folder(source: Source) -> Iterator[Path]:
-    """A folder that contains the adapter and nothing else: its own, or a new one for a file among others."""
+    """A folder that contains the adapter and nothing else: its own, or a new one for a file among others.
+
+    Raises:
+        FormatError: A file is no adapter.
+        RefusedError: It is one under a name that no file of weights has, by which nothing would find it in a folder.
+    """
     if not source.path.is_file() or source.ref or Path(source.where).is_dir():
         yield source.folder
         return
+    if not (is_weights(source.path.name) or is_pickle_name(source.path.name)):
+        from adapterhub_converters.formats import convert  # needs numpy
+
+        what = f"an adapter in the format {convert.sniff(source.path)}, whose name ends in neither .safetensors nor .gguf"
+        raise RefusedError(source.where, what, "Rename it, or convert it to PEFT")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         place(source.path, Path(temporary) / source.path.name)
         with naming(Path(temporary), str(source.folder)):

@@ -13,9 +13,11 @@ import safetensors.numpy
 
 from adapterhub.manifest import describe
 from adapterhub.manifest.document import AdapterManifest, Training
+from adapterhub_converters.formats import convert
 from tests.conftest import Run
 from tests.manifest.test_package_files import LEFT_OUT, PACKAGED, fill
 from tests.support.adapters import Make
+from tests.support.folders import adapter, base, pairs
 
 
 @pytest.fixture
@@ -39,6 +41,22 @@ def test_a_folder_of_a_trainer_is_pushed_with_one_note(run: Run, make: Make, tmp
     assert note.endswith(" and 3 more")
     run("pull", "team/sql", "-o", "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*PACKAGED, "adapter.json"}
+
+
+@pytest.mark.parametrize("words", [("push", "PATH", "team/sql"), ("show", "PATH"), ("bom", "PATH"), ("diff", "PATH", "PATH")])
+def test_a_file_that_is_no_adapter_or_has_another_name_is_named_itself(
+    run: Run, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    convert.convert(adapter(tmp_path / "sql", pairs(1)), tmp_path / "sql.gguf", to="gguf", base=base(tmp_path / "base", 1))
+    (tmp_path / "sql.gguf").rename(tmp_path / "weights")
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def error(path: str, code: int) -> str:
+        return run(*(path if word == "PATH" else word for word in words), code=code).stderr
+
+    what = "an adapter in the format gguf, whose name ends in neither .safetensors nor .gguf"
+    assert error("./weights", 6) == f"error: ./weights: {what}. Rename it, or convert it to PEFT  [refused]\n"
+    assert error("./notes.txt", 4).startswith("error: notes.txt: not an adapter of a known format. Name ")
 
 
 def test_validate_reports_what_push_will_leave_out_and_refuse(run: Run, make: Make) -> None:
