@@ -57,7 +57,7 @@ def check_private(path: Path) -> None:
     if found.st_uid != os.geteuid():
         raise LocalIOError(str(path), "belongs to another user and is not read", "Remove it")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise LocalIOError(str(path), "others can read it, so it is not used", f"chmod 600 {path}, or remove it")
+        raise LocalIOError(str(path), "others can read it, so it is not used", f"Run `chmod 600 {path}`, or remove it")
 
 
 def is_mine(path: Path) -> bool:

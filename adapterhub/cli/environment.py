@@ -199,7 +199,9 @@ def hub() -> Hub:
                 token = _renewed_token()
     token = token.replace("\r", "").replace("\n", "").strip()
     if not token.isascii() or not token.isprintable():
-        raise UsageError("HF_TOKEN", "invalid token: it contains characters that no token has")
+        raise UsageError(
+            "HF_TOKEN", "the token has characters that no token has", "Copy it again, or log in with `hf auth login`"
+        )
     return Hub(endpoint, token or None, proxy)
 
 

@@ -28,7 +28,8 @@ def weights_of(text: str | None, count: int) -> list[float]:
     except ValueError as error:
         raise UsageError("--weights", f"{text!r} is not a list of numbers", "Write it like 0.7,-0.4") from error
     if len(weights) != count:
-        raise UsageError("--weights", f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}")
+        what = f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}"
+        raise UsageError("--weights", what, "Write one for each adapter, in their order")
     return weights
 
 

@@ -547,6 +547,14 @@ def test_offline_means_offline(run: Run, web: Web, tmp_path: Path) -> None:
     assert web.requests == []
 
 
+def test_a_token_that_cannot_be_one_is_not_sent_and_not_shown(run: Run, web: Web, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    done = validate(run, web, "hf://org/model", code=2, HF_TOKEN="hf_größe")
+    what = "the token has characters that no token has. Copy it again, or log in with `hf auth login`"
+    assert done.stderr == f"error: HF_TOKEN: {what}  [invalid-usage]\n"
+    assert web.requests == []
+
+
 def test_a_job_that_is_given_no_token_to_exchange_is_told_so(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     no_job = {"HF_OIDC_ID_TOKEN": "", "GITHUB_ACTIONS": ""}

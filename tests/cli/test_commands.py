@@ -192,7 +192,7 @@ def test_merge_into_an_adapter_keeps_its_parents(run: Run, sql: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--weights", "1,2"], "2 weights for 1 adapter"),
+        (["--weights", "1,2"], "2 weights for 1 adapter. Write one for each adapter, in their order"),
         (["--weights", "much"], "is not a list of numbers"),
         (["--into", "base", "--rank", "3"], "is for a merge of adapters"),
         (["--method", "average"], "is not one of"),

@@ -98,7 +98,8 @@ def test_the_command_reports_how_many(run: Run, registry: Registry, tmp_path: Pa
     run("fsck", "--repair", "--from", tmp_path / "a", *at, code=1)
     done = run("fsck", "--repair", "--from", tmp_path / "b", *at)
     assert done.stderr == f"restored 4 blobs from {tmp_path / 'b'}\n"
-    assert "--repair: requires --from SRC" in run("fsck", "--repair", *at, code=2).stderr
+    error = "error: --repair: requires --from SRC. Pass --from SRC too  [conflicting-options]\n"
+    assert run("fsck", "--repair", *at, code=2).stderr == error
     assert "--from: requires --repair" in run("fsck", "--from", "a", *at, code=2).stderr
     assert "no such option" in run("fsck", "--rebuild", *at, code=2).stderr.lower()
 

@@ -159,7 +159,7 @@ def test_a_private_file_is_its_owner_s_alone(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o640)
     for act in (lambda: user_files.read(path, private=True), lambda: user_files.change(path, lambda _: "", private=True)):
-        with pytest.raises(LocalIOError, match="others can read it"):
+        with pytest.raises(LocalIOError, match=r"others can read it, so it is not used. Run `chmod 600 \S+`, or remove it"):
             act()
     path.chmod(0o600)
     if os.geteuid() == 0:

@@ -111,7 +111,7 @@ def test_a_login_is_checked_and_stored_in_docker_s_config(run: Run, behind: str,
     assert "user (docker's config.json)" in run("remote", "test", "team").stdout
     assert run("logout", "team").stdout == f"{behind}: logged out\n"
     assert json.loads(file(tmp_path).read_text()) == {"auths": {}}
-    run("logout", "team", code=3)
+    assert f"error: {behind}: no login is stored for it" in run("logout", "team", code=3).stderr
     run("remote", "test", "team", code=5)
 
 

@@ -98,7 +98,8 @@ def test_what_was_attached_is_listed_and_comes_back(address: str, scan: Path, ru
     run("attached", address, "--type", SIGNATURE, "-o", "sig")
     assert (tmp_path / "sig/model.sig").read_bytes() == bytes(range(256))
     assert "has 2 attachments" in run("attached", address, "-o", "both", code=2).stderr
-    assert "has no attachment of type a/b" in run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
+    error = run("attached", address, "--type", "a/b", "-o", "none", code=3).stderr
+    assert f"has no attachment of type a/b. `adapterhub attached {address}` lists those of other types  [not-found]" in error
     digest = said(run, "pull", address, "-o", "again")["digest"]
     assert digest == found["subject"]  # the version is what it was
 

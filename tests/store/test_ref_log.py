@@ -232,7 +232,10 @@ def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
         (["tag", "team/sql:v1"], "TAG is missing. Write `adapterhub tag team/sql:v1 TAG`"),
         (["tag", "team/sql:v1", "prod", "--restore"], "--restore: takes NAME:TAG only"),
         (["tag", "team/sql:v1", "--restore"], "has no tag. Write team/sql:TAG"),
-        (["deprecate", "team/sql:v1", "why", "--undo"], "--undo: cannot be combined with MESSAGE"),
+        (
+            ["deprecate", "team/sql:v1", "why", "--undo"],
+            "--undo: cannot be combined with MESSAGE. Leave one out",
+        ),
     ],
 )
 def test_usage(run: Run, registry: Registry, args: list[str], says: str) -> None:

@@ -53,7 +53,8 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
 def _only(found: list[Referrer], address: str, kind: str | None) -> Referrer:
     if not found:
-        raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}")
+        hint = f"`adapterhub attached {address}` lists those of other types" if kind else ""
+        raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}", hint)
     if len(found) > 1:
         types = ", ".join(dict.fromkeys(each.artifact_type for each in found))
         hint = "Choose one with --type" if kind is None else "Use `oras pull` with its digest"

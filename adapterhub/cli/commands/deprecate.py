@@ -34,7 +34,7 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote:
         raise remotes.lacking(address, "deprecation of versions")
     target = Ref.parse(ref)
     if undo and message:
-        raise UsageError("--undo", "cannot be combined with MESSAGE", code="conflicting-options")
+        raise UsageError("--undo", "cannot be combined with MESSAGE", "Leave one out", code="conflicting-options")
     with open_registry(settings) as registry:
         number = registry.deprecate(target, message, undo=undo)
     name = str(Ref(target.name, number=number or None))

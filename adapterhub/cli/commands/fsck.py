@@ -39,7 +39,8 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
-        raise UsageError("--repair" if repair else "--from", f"requires {'--from SRC' if repair else '--repair'}")
+        option, other = ("--repair", "--from SRC") if repair else ("--from", "--repair")
+        raise UsageError(option, f"requires {other}", f"Pass {other} too", code="conflicting-options")
     if rebuild:
         registry, findings = checks.rebuilt(registry_folder(settings))
     else:
