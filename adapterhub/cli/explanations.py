@@ -224,7 +224,7 @@ ERRORS: dict[str, str] = {
     "t-for-weights": "slerp has a position between two adapters and no weights.",
     "token-without-tls": "Your token would cross the network in the clear.",
     "too-large": "The file is larger than a file of its kind can sensibly be, so that it was not read.",
-    "too-long": "The prompt and the answer together need more positions than the server was started with, or than the model has. Ask for fewer tokens, or shorten the prompt.",
+    "too-long": "The prompt and the longest answer that was asked for need more positions than the model has, or than the server was started with. Ask for fewer tokens, or shorten the prompt.",
     "torchtune-export": "torchtune's export of DoRA has the magnitudes of q and k in another order than their rows.",
     "trailing": "Bytes follow the last tensor of a safetensors file, in which something could be hidden. safetensors does not write such files.",
     "training-memory": "The training would need more memory than is free, and would be killed. The error names the setting that helps most.",

@@ -102,15 +102,17 @@ def answered(
     """Return the answers with the adapter and then, to compare, without it.
 
     Raises:
-        RefusedError: Prompt and answer are longer than the model can see.
+        RefusedError: There is nothing to continue, or prompt and answer are longer than the model can see.
     """
     text = engine.text_of(prompt)
     ids = engine.tokens(text, raw=prompt.raw)
     if not ids:
         raise RefusedError(engine.where, "the prompt has no token to continue")
     if engine.longest is not None and len(ids) + max_tokens > engine.longest:
-        what = f"sees {engine.longest} tokens at most, and the prompt has {len(ids)} of {len(ids) + max_tokens}"
-        raise RefusedError(engine.where, what, "Ask for fewer tokens")
+        what = (
+            f"the prompt has {len(ids):,} tokens and the answer may have {max_tokens:,}, but the model sees {engine.longest:,}"
+        )
+        raise RefusedError(engine.where, what, "Ask for fewer tokens, or shorten the prompt", code="too-long")
     answers, count = [], 0
     for adapted in (True, False) if compare else (True,):
         parts = []

@@ -42,7 +42,7 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
 
     Raises:
         FormatError: llama.cpp cannot load the base.
-        RefusedError: It cannot load the adapter.
+        RefusedError: It cannot load the adapter, or the base does not generate text.
     """
     bindings: Any = importlib.import_module("llama_cpp_py_sync._cffi_bindings")
     ffi, lib = bindings.get_ffi(), bindings.get_lib()
@@ -55,6 +55,10 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
 
     with GGUFFile(base) as file:
         metadata = file.header.metadata
+    if metadata.get(f"{metadata.get('general.architecture')}.attention.causal") is False:
+        raise RefusedError(
+            str(base), "is an encoder, which computes embeddings and no text", "Name a model that generates text"
+        )
     lib.llama_log_set(record, ffi.NULL)
     lib.llama_backend_init()
     parameters = lib.llama_model_default_params()
@@ -76,7 +80,8 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
 
 def _reason(log: Sequence[str]) -> str:
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
-    found = next((line for line in reversed(lines) if "fail" in line or "error" in line), "no reason given")
+    telling = (line for line in reversed(lines) if ("fail" in line or "error" in line) and "ret = " not in line)
+    found = next(telling, "no reason given")
     return found[:200]
 
 
@@ -136,14 +141,21 @@ class LlamaCppEngine:
         return str(tokens[number]) if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens) else ""
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
-        """Return the ids; special tokens such as `<|im_start|>` are recognized, and a template writes them itself."""
+        """Return the ids; special tokens such as `<|im_start|>` are recognized, and a template writes them itself.
+
+        Raises:
+            RefusedError: The file has no tokenizer.
+        """
+        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would end the process
+            raise RefusedError(
+                self.where, "contains no tokenizer", "Convert the model again, from a folder with tokenizer.json"
+            )
         encoded = text.encode()
-        room = len(encoded) + 8
-        ids = self._ffi.new("llama_token[]", room)
-        special = raw or not self.has_template
-        count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), ids, room, special, True)
-        if count < 0:
-            raise FormatError(self.where, "llama.cpp cannot tokenize the prompt")
+        count, special = -len(encoded) - 8, raw or not self.has_template
+        while count < 0:  # the room that is needed: SentencePiece makes three bytes of a space, which may be three tokens
+            room = -count
+            ids = self._ffi.new("llama_token[]", room)
+            count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), ids, room, special, True)
         return [int(ids[i]) for i in range(count)]
 
     def started(self, *, adapted: bool, room: int) -> contextlib.AbstractContextManager[Callable[[list[int]], Any]]:
@@ -163,7 +175,8 @@ class LlamaCppEngine:
         settings.flash_attn_type = _NO_FLASH
         context = self._lib.llama_init_from_model(self._model, settings)
         if context == self._ffi.NULL:
-            raise RefusedError(self.where, f"llama.cpp cannot make a context of {room} tokens")
+            what = f"llama.cpp cannot make a context of {room:,} tokens ({_reason(self._log)})"
+            raise RefusedError(self.where, what, "Ask for fewer tokens")
         try:
             if adapters:
                 pointers = self._ffi.new("struct llama_adapter_lora *[]", [one for one, _ in adapters])
@@ -189,7 +202,7 @@ class LlamaCppEngine:
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i == len(ids) - 1
             if self._lib.llama_decode(context, batch):
-                raise RefusedError(self.where, "llama.cpp cannot decode the prompt")
+                raise RefusedError(self.where, f"llama.cpp cannot compute the next token ({_reason(self._log)})")
             pointer = self._lib.llama_get_logits_ith(context, len(ids) - 1)
             return np.frombuffer(self._ffi.buffer(pointer, 4 * self.size), np.float32).copy()
         finally:

@@ -40,7 +40,7 @@ def opened(
     with BaseFiles(base, cache) as files:
         found = adapters.read(adapter, files.spec)
         if not found.pairs:
-            raise RefusedError(found.where, "has no low-rank delta, and others cannot be run")
+            raise RefusedError(found.where, "has no low-rank factors, and no other kind of adapter can be run")
         adapters.check_base(found, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import adapterhub as ah  # noqa: E402
 from adapterhub.generation import torch_engine  # noqa: E402
 from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
+from adapterhub_converters.containers import gguf_file  # noqa: E402
+from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import Run, need_module  # noqa: E402
+from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
 from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
 
@@ -99,10 +103,24 @@ def test_greedy_text_is_that_of_transformers(float_base: Path, tmp_path: Path) -
     assert tokenizer.decode(right, skip_special_tokens=True).rstrip("\ufffd") == made.text.rstrip("\ufffd")
 
 
-def test_a_prompt_that_the_model_cannot_see_whole_is_refused(float_base: Path, tmp_path: Path) -> None:
+def test_a_prompt_that_the_model_cannot_see_whole_or_without_a_token_is_refused(float_base: Path, tmp_path: Path) -> None:
     peft_adapter(float_base, tmp_path / "sql")
-    with pytest.raises(RefusedError, match="sees 256 tokens at most"):
+    with pytest.raises(
+        RefusedError, match=r"the prompt has \d+ tokens and the answer may have 100, but the model sees 256"
+    ) as one:
         ah.generate(tmp_path / "sql", "x" * 250, base=float_base, max_tokens=100)
+    assert (one.value.code, one.value.hint) == ("too-long", "Ask for fewer tokens, or shorten the prompt")
+    with pytest.raises(RefusedError, match="base: the prompt has no token to continue"):
+        ah.generate(tmp_path / "sql", "", base=float_base, raw=True)
+
+
+def test_an_adapter_without_low_rank_factors_is_refused(tmp_path: Path) -> None:
+    peft, model = pytest.importorskip("peft"), tiny.model()
+    model.save_pretrained(tmp_path / "base")
+    config = peft.TrainableTokensConfig(token_indices=[5, 7], target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "rows")
+    with pytest.raises(RefusedError, match="rows: has no low-rank factors, and no other kind of adapter can be run"):
+        ah.generate(tmp_path / "rows", "hello", base=tmp_path / "base")
 
 
 def test_a_chat_template_that_never_ends_is_stopped(float_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +163,8 @@ def test_a_draw_with_top_p_takes_the_fewest_likeliest_tokens_that_reach_it() -> 
     assert [count > 0 for count in drawn(0.95)] == [True, True, True]
     assert [count > 0 for count in drawn(0.7)] == [False, True, True]
     np.testing.assert_allclose(np.array(drawn(0.7)) / 2000, [0, 2 / 3, 1 / 3], atol=0.04)
-    for tiny in (0.6, 0.1, 0.0):
-        assert drawn(tiny) == [0, 2000, 0]
+    for least in (0.6, 0.1, 0.0):
+        assert drawn(least) == [0, 2000, 0]
 
 
 # ---- llama.cpp
@@ -190,6 +208,62 @@ def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_pat
     adapter(tmp_path / "other", pairs(2))
     done = run("run", "other", "hello", "--base", smollm2, code=6)
     assert done.stderr.count("error:") == 1
+
+
+SPOKEN = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a"]
+
+
+def spoken(path: Path, *, name: str = "LlamaForCausalLM", **tokenizer: Value) -> Path:
+    """A tiny GGUF of a SentencePiece vocabulary in which a space has no piece."""
+    need_module("llama_cpp_py_sync")
+    words: dict[str, Value] = {
+        "model": string("llama"),
+        "tokens": strings(SPOKEN),
+        "scores": Value("[FLOAT32]", [0.0] * len(SPOKEN)),
+        "token_type": Value("[INT32]", [2, 3, 3, *[6] * 256, 1]),
+    }
+    return tiny.write_gguf(tiny.model(name, vocab_size=len(SPOKEN)), path, **(words | tokenizer))
+
+
+def test_a_prompt_may_have_more_tokens_than_bytes(tmp_path: Path) -> None:
+    with llama_cpp.opened(spoken(tmp_path / "m.gguf")) as engine:
+        assert len(engine.tokens(" " * 20, raw=True)) == 1 + 3 * 21
+
+
+def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered_with_nothing(tmp_path: Path) -> None:
+    says = "mute.gguf: contains no tokenizer. Convert the model again, from a folder with tokenizer.json"
+    mute = tiny.write_gguf(tiny.model(), tmp_path / "mute.gguf")
+    with llama_cpp.opened(mute) as engine, pytest.raises(RefusedError, match=says):
+        engine.tokens("hello", raw=True)
+    gguf_file.write(
+        tmp_path / "bert.gguf", {"general.architecture": string("bert"), "bert.attention.causal": boolean(False)}, {}
+    )
+    says = "bert.gguf: is an encoder, which computes embeddings and no text. Name a model that generates text"
+    with pytest.raises(RefusedError, match=says), llama_cpp.opened(tmp_path / "bert.gguf"):
+        pass
+
+
+def test_what_llama_cpp_cannot_compute_is_one_line_with_its_reason(tmp_path: Path) -> None:
+    with llama_cpp.opened(spoken(tmp_path / "m.gguf")) as engine:
+        says = r"llama.cpp cannot compute the next token \(decode: failed to .+\)"
+        with engine.started(adapted=False, room=8) as logits_after, pytest.raises(RefusedError, match=says):
+            logits_after([len(SPOKEN)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited")
+def test_a_context_that_needs_more_memory_than_there_is_is_refused(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    with llama_cpp.opened(spoken(tmp_path / "m.gguf")) as engine:
+        resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), before[1]))
+        try:
+            says = r"llama.cpp cannot make a context of 1,000,000,000 tokens \(.+\). Ask for fewer tokens"
+            with pytest.raises(RefusedError, match=says), engine.started(adapted=False, room=10**9):
+                pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 # ---- the command

@@ -179,8 +179,8 @@ def _adds_one(name: str) -> bool:
     return name.startswith(("Gemma", "Qwen3_5")) and not name.startswith("Gemma4")
 
 
-def write_gguf(made: Any, path: Path) -> Path:
-    """`made` as a GGUF model in float32 with no tokenizer, enough for llama.cpp to run token ids."""
+def write_gguf(made: Any, path: Path, **tokenizer: Value) -> Path:
+    """`made` as a GGUF model in float32, by default without a tokenizer, which is enough for llama.cpp to run token ids."""
     config = made.config.to_dict()
     architecture = names.by_class(config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny")
     metadata: dict[str, Value] = {
@@ -204,7 +204,7 @@ def write_gguf(made: Any, path: Path) -> Path:
         "vocab_size": u32(config["vocab_size"]),
     } | EXTRAS.get(architecture.gguf, {})
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in numbers.items()}
-    metadata["tokenizer.ggml.model"] = string("none")
+    metadata |= {f"tokenizer.ggml.{key}": value for key, value in ({"model": string("none")} | tokenizer).items()}
     tensors: dict[str, np.ndarray] = {}
     for name, parameter in made.named_parameters():
         module, _, kind = name.rpartition(".")
