@@ -94,25 +94,28 @@ def test_a_tokenizer_of_its_own_is_refused_without_advice_to_trust_it(base: Path
     change(base, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.A", "own.B"]}, tokenizer_class="OwnTokenizer")
     with pytest.raises(RefusedError, match="tokenizer_config.json: needs code of its own, which is not run") as caught:
         loaded(base)
+    assert caught.value.hint == "Use a base whose tokenizer is part of transformers"
     assert "trust_remote_code" not in str(caught.value)
     assert not list(base.rglob("ran"))
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "says"),
     [
-        ("config.json", {"model_type": ["llama"]}),
-        ("config.json", {"model_type": None}),
-        ("config.json", {"hidden_size": "64"}),
-        ("config.json", {"rope_parameters": 3}),
-        ("tokenizer_config.json", {"auto_map": [1, 2, 3]}),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}),
-        ("tokenizer_config.json", {"tokenizer_class": 5}),
+        ("config.json", {"model_type": ["llama"]}, "config.json: transformers has no model of type"),
+        ("config.json", {"model_type": None}, "config.json: transformers has no model of type 'None'"),
+        ("config.json", {"hidden_size": "64"}, r"base: transformers cannot build it \(.*'hidden_size': \w+"),
+        ("config.json", {"rope_parameters": 3}, r"base: transformers cannot build it \(.*'rope_parameters': \w+"),
+        ("tokenizer_config.json", {"auto_map": [1, 2, 3]}, r"base: transformers cannot build it \("),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": 1}}, r"cannot build it \(.*`added_tokens_decoder`"),
+        ("tokenizer_config.json", {"tokenizer_class": 5}, r"base: transformers cannot build it \("),
     ],
 )
-def test_configs_that_transformers_cannot_read_are_refused_in_one_line(base: Path, name: str, changes: dict[str, Any]) -> None:
+def test_configs_that_transformers_cannot_read_are_refused_in_one_line(
+    base: Path, name: str, changes: dict[str, Any], says: str
+) -> None:
     change(base, name, **changes)
-    with pytest.raises((FormatError, RefusedError)) as caught:
+    with pytest.raises((FormatError, RefusedError), match=says) as caught:
         loaded(base)
     assert "\n" not in str(caught.value)
 

@@ -19,14 +19,14 @@ from adapterhub import training  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.training.config import BaseConfig, LoRAConfig  # noqa: E402
 from adapterhub.training.layers import lora, nf4  # noqa: E402
-from adapterhub.training.model import digest_cache, quantized_cache  # noqa: E402
+from adapterhub.training.model import digest_cache, families, library, quantized_cache  # noqa: E402
 from adapterhub.training.model.base import Base  # noqa: E402
 from adapterhub.training.model.base_files import BaseFiles  # noqa: E402
 from adapterhub.training.model.weights import FolderWeights  # noqa: E402
 from adapterhub_converters.architectures import names  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
-from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
+from adapterhub_converters.errors import FormatError, RefusedError, StoppedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training.conftest import load_base  # noqa: E402
 from tests.training.test_gguf_model import tiny  # noqa: E402
@@ -116,6 +116,8 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     path.write_bytes(raw)
     made = loaded(tiny_base, copy)
     assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
+    if damage == "checksums":
+        assert f"is not in both {quantized_cache._CHECKSUMS} and the weights" in made.notes[0]
     assert frozen(made) == frozen(loaded(tiny_base))
     assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
     assert loaded(tiny_base, copy).notes == ()
@@ -282,8 +284,24 @@ def test_an_output_layer_must_equal_the_table_that_it_is_tied_to(same: bool, tmp
     if same:
         assert frozen(loaded(tmp_path / "base")) == frozen(loaded(tiny_base))
     else:
-        with pytest.raises(RefusedError, match="lm_head.weight differs from the table that config.json ties it to"):
+        with pytest.raises(RefusedError, match="lm_head.weight differs from the table that config.json ties it to") as refused:
             loaded(tmp_path / "base")
+        assert refused.value.hint == "Set tie_word_embeddings to false, or remove the tensor"
+
+
+def test_a_model_without_its_weights_is_refused_by_the_name_of_a_parameter(tiny_base: Path) -> None:
+    with BaseFiles(tiny_base) as files:
+        made, _ = library.config_and_tokenizer(files.folder, json.loads(files.config_text), where="base")
+    model = library.empty(made, torch.float32, where="base")
+    with pytest.raises(RefusedError, match=r"base: model.\S+ is not in its files, and transformers computes no value for it"):
+        families.compute_buffers(model, "base")
+
+
+def test_what_is_closed_while_it_is_hashed_ends_with_a_reason(tiny_base: Path) -> None:
+    with BaseFiles(tiny_base) as files:
+        files._closed = True
+        with pytest.raises(StoppedError, match="closed while its digests were computed"):
+            _ = files.digests
 
 
 def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:

@@ -487,7 +487,10 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
     write(tmp_path / "a.jsonl", {"text": "document"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
     settings = config_file.parse(text, folder=tmp_path, where="c.toml")
-    with pytest.raises(RefusedError, match=r"\[data\] heldout_share: it holds out whole documents, and of 1 one part is empty"):
+    says = (
+        r"c.toml: \[data\] heldout_share: it holds out whole documents, and of 1 one part is empty. Name other files in heldout"
+    )
+    with pytest.raises(RefusedError, match=says):
         data.datasets(settings, tokenizer)
 
 

@@ -178,7 +178,8 @@ def test_a_model_that_multiplies_with_a_weight_itself_trains_in_bfloat16(name: s
 @pytest.mark.parametrize("name", ["BloomForCausalLM", "Lfm2ForCausalLM", "GptOssForCausalLM"])
 def test_documents_that_a_model_cannot_tell_apart_do_not_share_rows(name: str, tmp_path: Path) -> None:
     made = kinds.loaded(whole(saved(name, tmp_path, **FAMILIES[name][0])))
-    with pytest.raises(RefusedError, match=rf"{name} does not separate the documents that share a row. Set pack = false"):
+    says = rf"c.toml: \[data\] pack: {name} does not separate the documents that share a row. Set pack = false"
+    with pytest.raises(RefusedError, match=says):
         check_isolation(made, [kinds.rows()], "c.toml")
     check_isolation(made, [single()], "c.toml")
 

@@ -127,8 +127,21 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
 def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> None:
     made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2, learning_rate=5e-3)
     poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {2, 3, 4})
-    with pytest.raises(RefusedError, match=r"train: the gradient was not finite in 3 steps in a row, up to step 5"):
+    with pytest.raises(RefusedError, match=r"train: the gradient was not finite in 3 steps in a row, up to step 5") as ended:
         loop.run(made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None)
+    assert (ended.value.code, ended.value.hint) == ("diverged", "Lower learning_rate, or set base.dtype to float32")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_loss_that_is_not_finite_ends_the_training_by_name(held: bool, tiny_base: Path) -> None:
+    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2)
+    with torch.no_grad():
+        next(layer for _, layer in lora.lora_layers(made.model)).lora_B.fill_(float("nan"))
+    says = f"train: the {'held-out ' * held}loss is nan at step {1 - held}. Lower learning_rate, or raise warmup"
+    given, state = rows() if held else None, new_state(made.model, options)
+    with pytest.raises(RefusedError, match=says) as ended:
+        loop.run(made, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
+    assert ended.value.code == "diverged"
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def _check_workspace(where: str) -> None:
         try:
             settings.read_string(json_file.read_text(path))
         except configparser.Error as error:
-            raise FormatError(str(path), f"not W&B's settings ({_reason(error)})", "Remove the file") from error
+            raise FormatError(str(path), f"is not a file of W&B's settings ({_reason(error)})", "Remove the file") from error
         for key in (key for section in settings for key in settings[section]):
             if key not in _WORKSPACE:
                 hint = "Remove the line; WANDB_BASE_URL can name your server"

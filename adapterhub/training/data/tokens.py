@@ -7,6 +7,7 @@ themselves are read when a step needs them.
 from __future__ import annotations
 
 import array
+import io
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from adapterhub_converters.errors import LocalIOError
 
 from .examples import Example
 
@@ -25,7 +24,6 @@ _COLUMNS = np.dtype([
     ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
     ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
-_HEADER = 128  # bytes of numpy's header of an array of one dimension, which is written when its length is known
 _PIECE = 1 << 20  # bytes that are written at a time
 _LAST = 3  # tokens at the end of an answer among which its stop token is
 
@@ -77,14 +75,19 @@ def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: P
         documents = np.fromiter(_lines(examples, stops, marked.frombytes), _COLUMNS)
         return Tokens(np.frombuffer(marked, np.uint32), documents)
     with open(out, "wb", buffering=_PIECE) as file:
-        file.write(bytes(_HEADER))
+        file.write(_header(0))
         documents = np.fromiter(_lines(examples, stops, file.write), _COLUMNS)
-        count = (file.tell() - _HEADER) // np.dtype(np.uint32).itemsize
+        count = (file.tell() - len(_header(0))) // np.dtype(np.uint32).itemsize
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (count,)})
-        if file.tell() != _HEADER:
-            raise LocalIOError(str(out), f"numpy's header has {file.tell()} bytes, and not {_HEADER}")
+        file.write(_header(count))
     return Tokens(np.load(out, mmap_mode="r") if count else np.zeros(0, np.uint32), documents)
+
+
+def _header(count: int) -> bytes:
+    """numpy's header of an array of so many tokens, which leaves room for the largest count (`GROWTH_AXIS_MAX_DIGITS`)."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<u4", "fortran_order": False, "shape": (count,)})
+    return header.getvalue()
 
 
 def _lines(

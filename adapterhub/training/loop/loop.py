@@ -158,7 +158,7 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     state.step += 1
     if state.scale.skipped >= _MOST_SKIPPED and state.scale.factor == 1.0:
         what = f"the gradient was not finite in {state.scale.skipped} steps in a row, up to step {state.step}"
-        raise RefusedError("train", what, "Lower learning_rate, or set base.dtype to float32")
+        raise RefusedError("train", what, "Lower learning_rate, or set base.dtype to float32", code="diverged")
     line = {"step": state.step, "loss": state.loss, "learning_rate": rate, "tokens": state.tokens}
     state.rows, state.loss = 0, 0.0
     if not accepted:

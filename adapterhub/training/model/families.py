@@ -105,7 +105,7 @@ def compute_buffers(model: nn.Module, where: str) -> None:
         _rebuild(module, f"{where}: {path}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
-            raise RefusedError(where, f"{name}: no value is known for it")
+            raise RefusedError(where, f"{name} is not in its files, and transformers computes no value for it")
 
 
 def _models_above(model: nn.Module, path: str) -> list[Any]:

@@ -146,7 +146,7 @@ def _guarded(where: str) -> Iterator[None]:
         if "trust_remote_code" in str(error):
             what = f"{_TOKENIZER_CONFIG}: needs code of its own, which is not run"
             raise RefusedError(where, what, "Use a base whose tokenizer is part of transformers") from error
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(where, f"transformers cannot build it ({reason[:200]})") from error
 
 

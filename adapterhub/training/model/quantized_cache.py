@@ -76,7 +76,7 @@ class CachedWeights(FolderWeights):
         unmatched = sorted(set(self._checksums) ^ set(self._files))
         if unmatched:
             self._open.close()
-            raise FormatError(self.where, f"{unmatched[0]!r} has no checksum, or no tensor")
+            raise FormatError(self.where, f"{unmatched[0]!r} is not in both {_CHECKSUMS} and the weights")
         with contextlib.suppress(OSError):  # the folder may be read-only
             os.utime(entry.folder)  # the time of its last use
 

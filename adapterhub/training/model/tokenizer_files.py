@@ -52,7 +52,7 @@ def _check_document(document: Mapping[str, Any], where: str) -> None:
     for part in ("normalizer", "decoder"):
         growth = math.prod(_growth(one) for one in _parts(document.get(part)))
         if growth > _MAX_GROWTH:
-            raise RefusedError(where, f"its {part} makes up to {growth:,.0f} characters of one", "Use another base")
+            raise RefusedError(where, f"its {part} can make {growth:,.0f} characters of one", "Use another base")
     added = sum(map(_added, _parts(document.get("post_processor"))))
     if added > _MAX_ADDED:
         raise RefusedError(where, f"its post_processor adds {added:,} tokens to every text", "Use another base")
