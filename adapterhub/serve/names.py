@@ -63,6 +63,7 @@ def _part(text: str, model: str, namespace: str, remote: str) -> Part:
     if bare.count("/") == 2:
         first, _, name = name.partition("/")
         if first != remote:
+            Ref.parse(name)  # what is no name in itself is refused for that
             raise RefError(model[:80], f"{first[:40]!r} is not the remote that is served here", f"Write {name[:80]}")
     ref = Ref.parse(name)
     if not star:

@@ -33,7 +33,7 @@ from adapterhub.store.atomic import local_errors
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.containers.open_file import walk
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, OutputExistsError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, OutputExistsError, RefusedError
 
 UNUSED = 30 * 24.0
 """Hours after which a gc removes a folder that no process holds, since it was last resolved."""
@@ -120,9 +120,9 @@ class ServedFolder:
         for folder in self._files.folders(parent):
             if folder.name == form or folder.name.startswith(f"{form}~"):
                 with suppress(AdapterhubError, OSError):  # damaged, or another process removes it
-                    made = _verified(folder)
-                    self._files.touch(folder)
-                    return folder, made
+                    if (made := _verified(folder)) is not None:
+                        self._files.touch(folder)
+                        return folder, made
         return None
 
     def make(self, digest: Digest, form: str, write: Callable[[Path], Made]) -> tuple[Path, Made]:
@@ -292,17 +292,16 @@ def _names(folder: Path) -> list[str]:
     return sorted(str(path) for path, found in walk(folder) if stat.S_ISREG(found.st_mode))
 
 
-def _verified(folder: Path) -> Made:
-    """What served.json has, if the files are those that it names, byte for byte; IntegrityError if not."""
+def _verified(folder: Path) -> Made | None:
+    """What served.json has, if the files are those that it names, byte for byte; None if not."""
     record: dict[str, Any] = json_file.read_object(folder / _RECORD, follow=False)
     files = record.pop("files", None)
     if not isinstance(files, dict) or {*files, _RECORD} != {*_names(folder)}:
-        raise IntegrityError(str(folder), "has other files than were made")
-    for name, digest in files.items():
-        if sha256_file(folder / name) != digest:
-            raise IntegrityError(str(folder / name), "damaged")
+        return None
+    if any(sha256_file(folder / name) != digest for name, digest in files.items()):
+        return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
         return Made(**values)
-    except TypeError as error:
-        raise IntegrityError(str(folder / _RECORD), "has other entries than were made") from error
+    except TypeError:  # entries of another version of adapterhub
+        return None

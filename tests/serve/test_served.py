@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -54,7 +55,7 @@ def test_what_is_made_is_found_and_cannot_be_written(folder: ServedFolder) -> No
     assert at(path).model == f"team/sql@{DIGEST}"
 
 
-@pytest.mark.parametrize("harm", ["changed", "removed", "added", "record", "linked"])
+@pytest.mark.parametrize("harm", ["changed", "removed", "added", "record", "entries", "linked"])
 def test_a_damaged_folder_is_made_anew_beside_it(folder: ServedFolder, harm: str) -> None:
     path = made(folder)
     path.chmod(0o755)
@@ -65,10 +66,11 @@ def test_a_damaged_folder_is_made_anew_beside_it(folder: ServedFolder, harm: str
         weights.symlink_to("/etc/passwd")
     if harm == "added":
         (path / "more").write_text("")
-    if harm in ("changed", "record"):
-        one = path / "served.json" if harm == "record" else weights
+    if harm in ("changed", "record", "entries"):
+        one = weights if harm == "changed" else path / "served.json"
         one.chmod(0o644)
-        one.write_bytes(b"{}" if harm == "record" else b"weighty" * 10_000)
+        of_another_version = json.dumps({**json.loads((path / "served.json").read_text()), "newer": 1})
+        one.write_text({"changed": "weighty" * 10_000, "record": "{}", "entries": of_another_version}[harm])
     before = sorted((one.name, one.lstat().st_ino, one.lstat().st_mtime_ns) for one in path.iterdir())
     assert folder.find(DIGEST, "vllm-1") is None
     other = made(folder)

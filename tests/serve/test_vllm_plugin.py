@@ -90,6 +90,9 @@ def test_what_has_no_fixed_meaning_or_is_forbidden_is_refused_before_anything_is
     with pytest.raises(RefusedError) as caught:
         start().find(model)
     assert caught.value.code == code
+    if code == "moving-tag":
+        assert caught.value.what == "may mean another version later, which vLLM would not notice"
+        assert caught.value.hint == "Name a version, like team/sql:v3, or a digest"
     assert not Path("cache").exists()
 
 

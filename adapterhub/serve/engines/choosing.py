@@ -195,7 +195,9 @@ def _program(wanted: Wanted, name: str) -> list[str]:
     if wanted.program:
         path = shutil.which(wanted.program, path=wanted.environ.get("PATH"))
         if path is None:
-            raise NotFoundError(wanted.program, "no such program")
+            raise NotFoundError(
+                wanted.program, "no such program", "Name its path, or leave it out for the one that is installed"
+            )
         return [path, "-m", module] if module else [path]
     if module and importlib.util.find_spec(module.partition(".")[0]):
         return [sys.executable, "-m", module]

@@ -178,7 +178,7 @@ class Router(_LlamaCpp, Server):
             if model["id"] == section:
                 found: Mapping[str, Any] = model["status"]
                 return found
-        raise EngineDownError(f"llama-server has no {section}")
+        raise EngineDownError(f"llama-server does not list {section}")
 
     async def forget(self, served: Served) -> None:
         """Remove its section, which ends its process."""
@@ -256,7 +256,7 @@ class OneProcess(_LlamaCpp):
 
     def _running(self) -> _Running:
         if self._now is None:
-            raise EngineDownError("the engine is not started")
+            raise EngineDownError("the engine has not been started")
         return self._now
 
     async def _started(self) -> _Running:

@@ -68,9 +68,11 @@ class Vllm(Server):
             try:
                 await self._load(self._zeros.name, self._zeros)
             except RefusedError as error:
-                what = "is older than 0.33, so it answers for the base with adapters of the same batch, and it cannot load the "
+                what = (
+                    "is older than 0.33, which answers for the base with adapters of the same batch; the adapter of zeros that "
+                )
                 hint = "Use vLLM 0.33 or later, or one that sees the files here"
-                raise RefusedError(self.client.url, f"{what}adapter of zeros against it: {error.what}", hint) from error
+                raise RefusedError(self.client.url, f"{what}prevents it cannot be loaded: {error.what}", hint) from error
 
     async def _mixes_base(self) -> bool:
         """Whether it is older than the version that keeps the base apart; an unknown version is not."""
@@ -94,7 +96,7 @@ class Vllm(Server):
         )
         if status == 404 and "Not Found" in words_of(document):
             hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            raise RefusedError(self.client.url, "this vLLM loads no adapters while it runs", hint)
+            raise RefusedError(self.client.url, "does not load adapters while it runs", hint)
         if status != 200 and not await self._has(name, folder):
             raise RefusedError(name, f"vLLM cannot load it ({words_of(document)})")
         self._known.add(name)

@@ -160,14 +160,24 @@ class Gateway:
         if not self.ready:
             raise ProblemError(503, "The engine is starting", code=DOWN, seconds=2)
         if key is not None and key.windows is not None and (window := key.windows.count(key.name)).over:
-            raise ProblemError(429, f"More than {key.windows.most} requests", code=BUSY, seconds=window.seconds)
+            raise ProblemError(
+                429,
+                f"More than {key.windows.most} requests in {key.windows.seconds:,} seconds",
+                code=BUSY,
+                seconds=window.seconds,
+            )
         if key is not None and key.tokens is not None and (window := key.tokens.count(key.name, 0)).over:
-            raise ProblemError(429, f"More than {key.tokens.most} tokens", code=BUSY, seconds=window.seconds)
+            raise ProblemError(
+                429, f"More than {key.tokens.most} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
+            )
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
-            raise ProblemError(429, f"{key.most} requests of this key are running", code=BUSY, seconds=1)
-        if (running := self._running.total()) >= self.settings.requests:
-            raise ProblemError(429, f"{running} requests are running", code=BUSY, seconds=1)
+            raise ProblemError(
+                429, f"As many requests of this key are running as may at once: {key.most}", code=BUSY, seconds=1
+            )
+        if self._running.total() >= self.settings.requests:
+            what = f"As many requests are running as may at once: {self.settings.requests}"
+            raise ProblemError(429, what, code=BUSY, seconds=1)
         self._running[name] += 1
         try:
             with self.metrics.now.track_inprogress():

@@ -79,7 +79,9 @@ class Versions:
         """
         distinct = {found.model: found for found, _ in parts}
         if len(distinct) > self.most:
-            raise ProblemError(400, f"A blend of {len(distinct)} versions, and the engine holds {self.most}", param="model")
+            raise ProblemError(
+                400, f"A blend of {len(distinct)} versions, but the engine holds {self.most} at most", param="model"
+            )
         versions = await self._admitted(distinct)
         try:
             served = {model: await self._known(version) for model, version in versions.items()}

@@ -69,10 +69,7 @@ class ApiRequest:
         _check_names(body, path)
         values = _Values(body)
         n = values.whole("n", 1, least=1, most=MAX_ANSWERS)
-        if path == COMPLETIONS:
-            prompts = _prompts(host, body.get("prompt"), most=MAX_ANSWERS // n)
-        else:
-            prompts = [_conversation(host, body.get("messages"))]
+        prompts = _prompts(host, body.get("prompt"), n) if path == COMPLETIONS else [_conversation(host, body.get("messages"))]
         common = Request(
             ids=[],
             blend=blend,
@@ -180,11 +177,12 @@ class _Values:
         return max(1, room if path == CHAT else min(_DEFAULT_TOKENS, room))
 
 
-def _prompts(host: Answering, prompt: object, *, most: int) -> list[list[int]]:
-    """The tokens of each prompt: a text, a list of texts, tokens, or a list of lists of tokens."""
+def _prompts(host: Answering, prompt: object, n: int) -> list[list[int]]:
+    """The tokens of each prompt, to be answered `n` times: a text, a list of texts, tokens, or a list of lists of tokens."""
     several = prompt if isinstance(prompt, list) and prompt and not _are_tokens(prompt) else [prompt]
-    if len(several) > most:
-        raise ParameterError("prompt", f"has {len(several):,} prompts; at most {MAX_ANSWERS} answers are supported, n included")
+    if len(several) * n > MAX_ANSWERS:
+        what = f"asks for {len(several) * n:,} answers, n to each prompt; at most {MAX_ANSWERS} are supported"
+        raise ParameterError("prompt", what, "Send fewer prompts at once")
     found = []
     for one in several:
         if isinstance(one, str):
@@ -205,7 +203,7 @@ def _tokens(host: Answering, name: str, text: str, *, special: bool) -> list[int
     most = _SLACK * host.longest * host.text.longest_token
     if len(text) > most:
         what = f"has {len(text):,} characters, and the base sees {host.longest:,} tokens at most"
-        raise ParameterError(name, what, "Ask with less", code=TOO_LONG)
+        raise ParameterError(name, what, "Shorten the text", code=TOO_LONG)
     return host.text.tokens(text, special=special)
 
 

@@ -54,7 +54,7 @@ class Request:
         if tokens > longest:
             asked = f"the prompt has {len(self.ids):,} tokens and the answer may have {self.max_tokens:,}"
             what = f"{asked}, but prompt and answer together have at most {longest:,}"
-            raise ParameterError("max_tokens", what, "Ask for fewer", code=TOO_LONG)
+            raise ParameterError("max_tokens", what, "Ask for fewer tokens, or shorten the prompt", code=TOO_LONG)
 
 
 @dataclass(frozen=True)

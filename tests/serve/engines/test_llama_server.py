@@ -17,12 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.serve.engines.llama_server import OneProcess, Options, explicit
+from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines.llama_server import OneProcess, Options, Router, explicit
+from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.served import Served
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models
+
+from .test_vllm import Server as Answering
 
 pytestmark = pytest.mark.peer
 # Long enough for a prefix to be worth reusing.
@@ -251,6 +255,32 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
     *good, damaged = asyncio.run(main())
     assert good == [None, None]
     assert isinstance(damaged, RefusedError)
+
+
+class Forgetful(Answering):
+    """A router that lists nothing, and cannot read its presets."""
+
+    def answer(self, path: str, body: Any) -> tuple[int, object]:
+        return {"/models": (200, {"data": []}), "/models/load": (200, {})}.get(path, (400, {"error": {"message": "line 3"}}))
+
+
+def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(tmp_path: Path) -> None:
+    options = Options(Path("llama-server"), tmp_path / "base.gguf", tmp_path, {})
+
+    async def main() -> None:
+        async with Forgetful("").running() as url:
+            router = Router(options)
+            await router.client.close()
+            router.client = Client(url)
+            with pytest.raises(EngineDownError, match="llama-server does not list team-sql"):
+                await router._load("team-sql")
+            with pytest.raises(EngineDownError, match="llama-server cannot read its presets: line 3"):
+                await router._reload()
+            await router.client.close()
+        with pytest.raises(EngineDownError, match="the engine has not been started"):
+            await OneProcess(options).ask("/v1/completions", {}, ())
+
+    asyncio.run(main())
 
 
 def test_a_request_lists_every_adapter() -> None:

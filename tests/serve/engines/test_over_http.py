@@ -155,7 +155,7 @@ def test_a_process_that_ends_is_started_again(tmp_path: Path) -> None:
         process._process.kill()
         while process.up:
             await asyncio.sleep(0.01)
-        with pytest.raises(EngineDownError):
+        with pytest.raises(EngineDownError, match="the engine has ended, and is being started again"):
             process.check()
         while not process.up:
             await asyncio.sleep(0.01)

@@ -152,6 +152,32 @@ def test_later_ones_are_asked_for_the_base_itself(tmp_path: Path, version: str) 
 @pytest.mark.parametrize("resolves", [False, True])
 def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, resolves: bool) -> None:
     server = Server("0.32.0", sees=False)
-    with pytest.raises(RefusedError, match=r"is older than 0\.33, .*No adapter found.* Use vLLM 0\.33 or later, or one that"):
+    zeros = r"the adapter of zeros that prevents it cannot be loaded: .*No adapter found.* Use vLLM 0\.33 or later, or one that"
+    says = rf"is older than 0\.33, which answers for the base with adapters of the same batch; {zeros}"
+    with pytest.raises(RefusedError, match=says):
         ask_base(server, tmp_path, resolves=resolves)
     assert server.asked == []
+
+
+class Fixed(Server):
+    """One that was started without the path that loads adapters."""
+
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+        return (404, {"detail": "Not Found"}) if path == "/v1/load_lora_adapter" else super().answer(path, body)
+
+
+def test_one_that_loads_no_adapters_is_told_how_to_be_started(tmp_path: Path) -> None:
+    server, spec = Fixed("0.33.0"), base(tmp_path / "base")
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
+            await engine.start()
+            try:
+                await engine.ensure(Served("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4))
+            finally:
+                await engine.close()
+
+    with pytest.raises(RefusedError, match=r"http://\S+: does not load adapters while it runs") as refused:
+        asyncio.run(main())
+    assert refused.value.hint == "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"

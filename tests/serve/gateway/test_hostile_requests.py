@@ -207,7 +207,9 @@ def test_a_body_that_does_not_come_is_waited_for_no_longer_than_a_minute(send: S
     monkeypatch.setattr(app, "_BODY_SECONDS", 0.05)
     with socket.create_connection(send.address, timeout=60) as client:
         client.sendall(request()[:-1])
-        assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+        answer = client.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"message": "The body took more than 0 seconds"' in answer
 
 
 def test_the_body_of_the_engine_is_that_of_the_client(send: Sender) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -22,6 +23,7 @@ from adapterhub.serve import resolving
 from adapterhub.serve.engines import Answer, EngineDownError
 from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.gateway import rewriting, versions
+from adapterhub.serve.gateway.answers import ProblemError
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
@@ -124,7 +126,7 @@ def test_a_base_under_a_name_of_an_adapter_is_refused(settings: GatewaySettings,
 
     with pytest.raises(RefusedError, match="is the name of the base and of an adapter") as caught:
         in_loop(named, test)
-    assert caught.value.code == "name-of-base-and-adapter"
+    assert (caught.value.code, caught.value.hint) == ("name-of-base-and-adapter", "Give the base another one")
 
 
 def test_so_is_that_of_the_registry(settings: GatewaySettings) -> None:
@@ -173,6 +175,26 @@ def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: Gateway
         assert gateway.version_of(((found, 0.1 + 0.2),)) == f"{found.model}*0.3"
 
     in_loop(replace(settings, routes=None), test)
+
+
+def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: GatewaySettings) -> None:
+    (settings.routes or Path()).write_text(f'[keys.one]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrunning = 1\n')
+
+    async def test(gateway: Gateway, _engine: Holder) -> None:
+        for header, words in (("", "Send an API key as Authorization: Bearer KEY"), ("Bearer x", "Incorrect API key")):
+            with pytest.raises(ProblemError, match=words) as refused:
+                gateway.key_of({"authorization": header})
+            assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
+        key = gateway.key_of({"authorization": "Bearer secret"})
+        for second, words in ((key, "As many requests of this key are running as may at once: 1"),
+                              (None, "As many requests are running as may at once: 1")):  # fmt: skip
+            with gateway.admitted(key), pytest.raises(ProblemError, match=words) as refused, gateway.admitted(second):
+                pass
+            assert (refused.value.status, refused.value.code, refused.value.seconds) == (429, "rate_limit_exceeded", 1)
+        with gateway.admitted(key):
+            pass
+
+    in_loop(replace(settings, requests=1), test)
 
 
 def test_routes_are_read_again_when_their_file_changes(settings: GatewaySettings) -> None:
@@ -256,7 +278,8 @@ def test_while_the_engine_is_being_started_clients_are_told_to_come_again(settin
             asked = {"model": "team/sql", "prompt": "x"}
             for reply in (await client.post("/v1/completions", json=asked), await client.get("/v1/models")):
                 assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
-                assert reply.json()["error"]["code"] == "service_unavailable"
+                error = reply.json()["error"]
+                assert (error["code"], error["message"]) == ("service_unavailable", "The engine is starting")
             health = await client.get("/health")
             assert (health.status_code, health.json()["status"]) == (503, "loading")
             engine.go.set()

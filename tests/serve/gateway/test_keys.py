@@ -127,7 +127,8 @@ def test_one_request_too_many(gateway: Gateway) -> None:
     replies += [gateway.complete("legal", P, headers=by("few")) for _ in range(2)]
     assert [reply.status for reply in replies] == [200, 200, 200, 429]
     assert 0 < int(replies[-1].headers["retry-after"]) <= 3600
-    assert replies[-1].document["error"]["code"] == "rate_limit_exceeded"
+    error = replies[-1].document["error"]
+    assert (error["code"], error["message"]) == ("rate_limit_exceeded", "More than 3 requests in 3,600 seconds")
 
 
 def test_one_request_too_many_at_once(gateway: Gateway) -> None:
@@ -150,7 +151,7 @@ def test_more_tokens_than_a_key_has(gateway: Gateway, key: str, stream: bool) ->
     replies = [gateway.complete("base", "x", headers=by(key), stream=stream) for _ in range(2)]
     assert [reply.status for reply in replies] == [200, 429]  # of the prompt, a token
     assert 0 < int(replies[1].headers["retry-after"]) <= 3600
-    assert replies[1].document["error"]["message"] == f"More than {COUNT + 1} tokens"
+    assert replies[1].document["error"]["message"] == f"More than {COUNT + 1} tokens in 3,600 seconds"
 
 
 def test_routes_change_without_a_restart(gateway: Gateway, file: Path, models: Models) -> None:

@@ -117,6 +117,16 @@ def test_requests_for_one_version_share_its_preparation() -> None:
     in_loop(test)
 
 
+def test_a_blend_of_more_versions_than_fit_is_refused_before_any_is_prepared() -> None:
+    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+        with pytest.raises(ProblemError, match="A blend of 3 versions, but the engine holds 2 at most") as refused:
+            await use(made, 1, 2, 3)
+        assert (refused.value.status, refused.value.param, folders.prepared) == (400, "model", [])
+        await use(made, 1, 2, 2)  # a version twice is held once
+
+    in_loop(test)
+
+
 def test_what_is_gone_from_the_cache_is_made_anew_once(tmp_path: Path) -> None:
     async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
         folders.path = tmp_path / "served"

@@ -133,6 +133,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"prompt": []}, "prompt", "is not a text"),
     (COMPLETIONS, {"prompt": [1.5]}, "prompt", "is not a text"),
     (COMPLETIONS, {"prompt": [True]}, "prompt", "is not a text"),
+    (COMPLETIONS, {"prompt": ["a"] * 129}, "prompt", "asks for 129 answers, n to each prompt; at most 128 are supported. Send"),
+    (COMPLETIONS, {"prompt": ["a"] * 65, "n": 2}, "prompt", "asks for 130 answers"),
     (COMPLETIONS, {"prompt": [99999]}, "prompt", "not one of the 259"),
     (COMPLETIONS, {"prompt": "a", "echo": True}, "echo", "not supported"),
     (COMPLETIONS, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
@@ -152,7 +154,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"prompt": "a", "n": 0}, "n", "from 1 to 128"),
     (COMPLETIONS, {"prompt": "a", "seed": 1.5}, "seed", "not a whole number"),
     (COMPLETIONS, {"prompt": "a", "seed": 10**30}, "seed", "not a whole number"),
-    (COMPLETIONS, {"prompt": "a", "stop": ["x"] * 17}, "stop", "at most 16"),
+    (COMPLETIONS, {"prompt": "a", "stop": ["x"] * 17}, "stop", "has 17 texts; at most 16 are supported"),
     (COMPLETIONS, {"prompt": "a", "stop": ["x" * 257]}, "stop", "256 characters"),
     (COMPLETIONS, {"prompt": "a", "stop": [""]}, "stop", "256 characters"),
     (COMPLETIONS, {"prompt": "a", "stream": "yes"}, "stream", "neither true nor false"),
@@ -168,7 +170,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {**HELLO, "tools": [{"type": "function"}]}, "tools", "not supported"),
     (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
     (CHAT, {**HELLO, "reasoning_effort": "high"}, "reasoning_effort", "not supported"),
-    (CHAT, {**HELLO, "top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+    (CHAT, {**HELLO, "top_logprobs": 3}, "top_logprobs", "needs logprobs to be true"),
     (CHAT, {**HELLO, "prompt": "x"}, "prompt", "unknown parameter"),
 ]
 
@@ -194,10 +196,24 @@ def test_what_asks_for_nothing_more_is_accepted(host: Host) -> None:
 
 
 def test_more_than_the_base_sees(host: Host) -> None:
-    for body in ({"prompt": "a" * 600}, {"prompt": "a" * 500, "max_tokens": 13}, {"prompt": "a", "max_tokens": 2**31}):
-        with pytest.raises(ApiError) as caught:
+    together = r"the prompt has [\d,]+ tokens and the answer may have [\d,]+, but .* together have at most 512. Ask for fewer"
+    text = r"prompt: has 9,000,000 characters, and the base sees 512 tokens at most. Shorten the text"
+    for body, says in (
+        ({"prompt": "a" * 600}, together),
+        ({"prompt": "a" * 500, "max_tokens": 13}, together),
+        ({"prompt": "a", "max_tokens": 2**31}, together),
+        ({"prompt": "a" * 9_000_000}, text),
+    ):
+        with pytest.raises(ApiError, match=says) as caught:
             ask(host, COMPLETIONS, body, BLEND, "team/sql")
         assert (caught.value.status, caught.value.document["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_bug_is_an_error_of_the_server_without_a_traceback(host: Host) -> None:
+    nothing: Any = None
+    with pytest.raises(ApiError, match=r"^the engine failed \(TypeError\)$") as caught:
+        ask(host, COMPLETIONS, {"prompt": "a"}, nothing, "team/sql")
+    assert (caught.value.status, caught.value.document["error"]["type"]) == (500, "server_error")
 
 
 def test_a_version_that_is_not_loaded_and_a_queue_that_is_full(host: Host) -> None:
