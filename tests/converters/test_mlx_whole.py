@@ -126,7 +126,7 @@ def test_no_other_format_calls_it_lora(to: str, tmp_path: Path) -> None:
 
 
 def test_only_a_merge_into_its_base_merges_it(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="by full is no sum of deltas"):
+    with pytest.raises(RefusedError, match=r"an adapter by full is no sum of deltas. Merge it into its base"):
         ah.merge([made(tmp_path / "a"), tmp_path / "a"], tmp_path / "b", weights=[0.5, 0.5])
 
 

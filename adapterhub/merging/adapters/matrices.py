@@ -22,9 +22,8 @@ def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
     """The deltas of one module, checked to be mergeable: of one kind and one shape."""
     first, same = deltas[0], list[Mergeable]()
     for delta in deltas:
-        if not isinstance(delta, Mergeable):
-            raise RefusedError(target, f"a {type(delta).__name__} delta cannot be merged")
-        if type(delta) is not type(first) or delta.shape != first.shape or _transposed(delta) != _transposed(first):
+        fits = type(delta) is type(first) and delta.shape == first.shape and _transposed(delta) == _transposed(first)
+        if not fits or not isinstance(delta, Mergeable):  # of other kinds, `factored_out` has left none
             raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
         same.append(delta)
     return same

@@ -269,7 +269,9 @@ class _Scheme:
         less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
         groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
         if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
-            raise RefusedError(name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}")
+            raise RefusedError(
+                name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}, an unknown layout"
+            )
         size = -(-into // groups)
 
         def make(opened: Opened) -> Rows:
@@ -300,7 +302,8 @@ class _Scheme:
         groups = scale.info.shape[0] if scale.info.shape else 0
         fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
         if not fits or scale.info.shape != (groups, out) or into % groups:
-            raise RefusedError(name, f"AWQ with words {words.info.shape} and scales {scale.info.shape}")
+            shapes = f"words {words.info.shape}, scales {scale.info.shape} and zero points {zeros.info.shape}"
+            raise RefusedError(name, f"AWQ with {shapes}, an unknown layout")
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
@@ -326,7 +329,7 @@ class _Scheme:
         if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per) != words.info.shape[1]:
             raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, an unknown layout")
         if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
-            raise RefusedError(name, f"packed integers with scales {scale.info.shape}")
+            raise RefusedError(name, f"packed integers with scales {scale.info.shape}, an unknown layout")
 
         def make(opened: Opened) -> Rows:
             scales = np.broadcast_to(scale.load(opened).astype(np.float32), (shape[0], scale.info.shape[1]))
@@ -360,7 +363,7 @@ def _without(name: str, leaves: Leaves, *others: str) -> None:
 def _integers(name: str, *places: StoredTensor) -> None:
     for place in places:
         if place.info.dtype != "I32":
-            raise RefusedError(name, f"{place.info.name} is {place.info.dtype}, not words of 32 bits")
+            raise RefusedError(name, f"its {place.info.name.rpartition('.')[2]} is {place.info.dtype}, not integers of 32 bits")
 
 
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:

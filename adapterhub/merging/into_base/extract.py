@@ -131,7 +131,9 @@ def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
             raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(other)} in {after.where}", hint)
         for model, one in ((before, name), (after, other)):
             if not is_float(model.dtype(one)) and "inv_freq" not in one:
-                raise RefusedError(one, f"{model.dtype(one)} in {model.where}, not floats", "Name the model in 16 or 32 bits")
+                raise RefusedError(
+                    one, f"is {model.dtype(one)} in {model.where}, not a type of floats", "Name the model in 16 or 32 bits"
+                )
     extra = sorted(after.names - set(called.values()))
     if extra and not (len(extra) == 1 and extra[0].endswith("lm_head.weight")):
         raise RefusedError(extra[0], f"is in {after.where} and not in the base", "Is it a fine-tune of this base?")

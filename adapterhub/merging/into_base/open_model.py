@@ -235,7 +235,7 @@ class GgufModel:
         for tensor, at, part in self._parts[name]:
             info, stored_as = self._file.tensors[tensor.name], kind(self.dtype(name))
             if stored_as is None:
-                raise RefusedError(tensor.name, f"is {info.type_name}, which holds no weights to compare")
+                raise RefusedError(tensor.name, f"is {info.type_name}, a type without weights to compare")
             rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
             stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, stored_as)
             stored.read(self._opened, at, at + len(rows), rows, fresh)

@@ -144,6 +144,7 @@ OTHERS: dict[str, tuple[Adapter, str]] = {
     "modules_to_save": (dataclasses.replace(PLAIN, replaced={"head.weight": VECTOR}), "head.weight: replaces"),
     "rows": (dataclasses.replace(PLAIN, rows={"embed": Rows((1,), VECTOR[None])}), "embed: replaces"),
     "aLoRA": (dataclasses.replace(PLAIN, meta=Meta("b", invocation=(1,))), "aLoRA"),
+    "an infinite scale": (adapter(q=low_rank(2, alpha=float("inf"))), "q: alpha inf does not give a finite scaling"),
     "PiSSA": (dataclasses.replace(PLAIN, meta=Meta("b", init="pissa")), "initialized by pissa"),
     "a copy of the base's table": (dataclasses.replace(PLAIN, copies={"embed.weight": VECTOR}), "a copy of the base's weight"),
     "layer_replication": (dataclasses.replace(PLAIN, meta=Meta("b", layers=((0, 2),))), "repeated layers"),

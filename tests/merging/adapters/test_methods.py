@@ -267,7 +267,7 @@ def test_parameters_that_are_no_probabilities_together_are_refused(
     method: str, fits: dict[str, float], does_not: dict[str, float]
 ) -> None:
     merged(some(), [1, 1], method, **fits)
-    with pytest.raises(ParameterError, match="sum to more than 1|are not probabilities above 0"):
+    with pytest.raises(ParameterError, match="sum to more than 1|is not a probability above 0. Use a smaller epsilon"):
         merged(some(), [1, 1], method, **does_not)
 
 

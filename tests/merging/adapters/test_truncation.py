@@ -103,6 +103,7 @@ def test_a_budget_holds_for_every_method(method: str) -> None:
         ({"method": "svd", "budget": 100}, "100 bytes are not enough: rank 1 of all modules takes 288"),
         ({"method": "cat", "energy": 0.9}, "cat keeps the sum exactly"),
         ({"method": "slerp", "weights": [1, 2]}, "slerp takes no weights. Set t instead"),
+        ({"method": "model_stock", "weights": [1, 2]}, "weights: model_stock takes no weights. Leave them out"),
         ({"method": "karcher", "weights": [1, -2]}, "none may be negative"),
         ({"method": "rerank"}, "rerank merges exactly 1 adapter, not 2"),
         ({"method": "tie"}, "Did you mean ties?"),
@@ -110,7 +111,10 @@ def test_a_budget_holds_for_every_method(method: str) -> None:
         ({"method": "ties", "parameters": {"density": 0.0}}, "density: 0.0 is not above 0 and up to 1"),
         ({"method": "ties", "parameters": {"density": float("nan")}}, "nan is not above 0"),
         ({"method": "nuslerp", "parameters": {"by": "cells"}}, "cells is not one of all, rows, columns"),
-        ({"method": "della", "parameters": {"density": 0.95}}, "0.95 -+ 0.1 are not probabilities"),
+        (
+            {"method": "della", "parameters": {"density": 0.95}},
+            "epsilon: density 0.95 plus or minus epsilon 0.1 is not a probability above 0. Use",
+        ),
         ({"method": "breadcrumbs", "parameters": {"gamma": 0.2}}, "0.9 and gamma 0.2 sum to more than 1"),
     ],
 )

@@ -23,8 +23,8 @@ from adapterhub.merging.into_base import verify
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile
+from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
+from adapterhub_converters.containers.gguf_file import GGUFFile, Value
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
 from tests.conftest import Run, need_module
@@ -693,8 +693,9 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any
     folder, adapter = llama
     table = np.zeros((130, 64), np.float32)
     resized = Adapter({}, copies={"model.embed_tokens.weight": table, "lm_head.weight": table})
-    with pytest.raises(RefusedError, match="resizes the vocabulary"):
+    with pytest.raises(RefusedError, match="the adapter resizes the vocabulary, and a GGUF contains the tokenizer") as caught:
         fuse([(resized, 1.0)], folder, tmp_path / "out.gguf")
+    assert caught.value.hint == "Merge into a folder, add the tokenizer there, and convert that"
     with pytest.raises(RefusedError, match="nf4: is a type of Hugging Face folders"):
         fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(requantize="nf4"))
     with pytest.raises(RefusedError, match="matrices become q8_0 already"):
@@ -702,6 +703,19 @@ def test_what_a_gguf_of_a_folder_cannot_be_is_refused(tmp_path: Path, llama: Any
     with pytest.raises(RefusedError, match="becomes one GGUF file"):
         fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(shard_size=1000))
     assert not list(tmp_path.iterdir())
+
+
+def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, llama: Any) -> None:
+    folder, adapter = llama
+    fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf")
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        kinds, said = file.header.kinds, file.header.metadata
+        tensors = {name: np.array(file.tensor(name)) for name in file.tensors}
+    tensors["blk.0.attn_q.weight"] = np.ones(tensors["blk.0.attn_q.weight"].shape, np.int32)
+    metadata = {key: Value(kinds[key], np.array(said[key]).tolist()) for key in said}
+    gguf_file.write(tmp_path / "out.gguf", metadata, tensors)
+    with pytest.raises(RefusedError, match=r"blk.0.attn_q.weight: is I32, a type without weights to compare"):
+        verify.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize(

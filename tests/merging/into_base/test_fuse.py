@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import fuse
+from adapterhub.merging import Options, fuse
 from adapterhub.merging.into_base.product import chained, keeps_order, panels, product
 from adapterhub.merging.into_base.verify import prove
 from adapterhub_converters import dtypes
@@ -158,7 +158,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(Adapter({Q: low_rank(scale=np.nan)}), 1)], {}, f"{Q}.lora_B: contains NaN or Inf"),
         ([(PLAIN, float("nan"))], {}, "nan is not a finite number"),
         ([(PLAIN, 1)], {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
-        ([(PLAIN, 1)], {"dtype": np.dtype("i1")}, "is I8, not bfloat16, float16 or float32"),
+        ([(PLAIN, 1)], {"dtype": np.dtype("i1")}, "is I8, not bfloat16, float16 or float32. Dequantize it first"),
         ([(PLAIN, 1e6)], {"dtype": dtypes.F16}, "the sum is over 65504, the largest float16 number"),
         ([(PLAIN, 1)], {"dtype": dtypes.F16, "scale": np.inf}, "the base has NaN or Inf"),
     ],
@@ -171,6 +171,13 @@ def test_refused(tmp_path: Path, adapters: Any, base: dict[str, Any], says: str)
     assert says in str(caught.value)
     assert caught.value.exit_code == 6
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_type_of_gguf_for_a_folder_is_refused_by_its_code(tmp_path: Path) -> None:
+    says = "q8_0: is a type of GGUF files, and the output is a Hugging Face folder. Merge into a .gguf, or choose nf4"
+    with pytest.raises(AdapterhubError, match=says) as caught:
+        fuse([(PLAIN, 1)], base_in(tmp_path / "base"), tmp_path / "out", options=Options(requantize="q8_0"))
+    assert (caught.value.code, caught.value.exit_code) == ("gguf-type-for-folder", 6)
 
 
 def test_a_name_that_could_be_two_tensors(tmp_path: Path) -> None:

@@ -365,6 +365,7 @@ def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options:
     with pytest.raises(AdapterhubError, match=says) as caught:
         prepared([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
     assert caught.value.exit_code == 6
+    assert (caught.value.code, caught.value.hint) in [("refused", "Choose q4_0"), ("two-types", "Name one type")]
 
 
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
@@ -372,7 +373,9 @@ def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}
     gguf_file.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
-    with pytest.raises(AdapterhubError, match="no output layer but the embedding table"):
+    with pytest.raises(
+        AdapterhubError, match="no output layer but the embedding table: merged, a change of one would act in both"
+    ):
         prepared([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
 
 

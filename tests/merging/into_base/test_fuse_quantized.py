@@ -178,7 +178,16 @@ def test_compressed_tensors_by_hand(tmp_path: Path) -> None:
     ("tensors", "config", "says"),
     [
         ({"qweight": np.ones((1, 8), np.int32), "scales": np.ones((1, 8), np.float16)}, {"quant_method": "gptq", "bits": 4},
-         "GPTQ without"),
+         "GPTQ without its scales or zero points"),
+        ({"qweight": np.ones((1, 8), np.int32), "scales": np.ones((1, 8), np.float16), "qzeros": np.ones((2, 1), np.int32)},
+         {"quant_method": "gptq", "bits": 4}, r"GPTQ with scales \(1, 8\) and zero points \(2, 1\), an unknown layout"),
+        ({"qweight": np.ones((1, 8), np.int32), "scales": np.ones((1, 8), np.float16), "qzeros": np.ones((1, 1), np.int64)},
+         {"quant_method": "gptq", "bits": 4}, "its qzeros is I64, not integers of 32 bits"),
+        ({"qweight": np.ones((8, 1), np.int32), "scales": np.ones((3, 8), np.float16), "qzeros": np.ones((3, 1), np.int32)},
+         {"quant_method": "awq", "bits": 4}, r"AWQ with words \(8, 1\), scales \(3, 8\) and zero points \(3, 1\), an unknown"),
+        ({"weight_packed": np.ones((8, 1), np.int32), "weight_scale": np.ones((8, 3), np.float32),
+          "weight_shape": np.array([8, 8])}, compressed(4, "pack-quantized"),
+         r"packed integers with scales \(8, 3\), an unknown layout"),
         ({"qweight": np.ones((3, 8), np.int32), "scales": np.ones((1, 8), np.float16), "qzeros": np.ones((1, 1), np.int32),
           "g_idx": np.zeros(32, np.int32)}, {"quant_method": "gptq", "bits": 3}, "GPTQ in 3 bits"),
         ({"weight": np.ones((8, 8), np.uint8)}, {"quant_method": "hqq"}, "an unknown layout"),
@@ -194,6 +203,15 @@ def test_an_unknown_layout_is_refused_by_name(tmp_path: Path, tensors: Any, conf
         fuse([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
     assert Q in str(caught.value)
     assert caught.value.exit_code == 6
+
+
+def test_bitsandbytes_of_a_model_with_transposed_weights_is_refused(tmp_path: Path) -> None:
+    base = written(tmp_path / "base", dict(OTHER), {"quant_method": "bitsandbytes", "load_in_8bit": True})
+    said = {**json.loads((base / "config.json").read_text()), "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    (base / "config.json").write_text(json.dumps(said))
+    says = "base: bitsandbytes stores the weights of gpt2 transposed, unlike any model in floats. Name the full-precision model"
+    with pytest.raises(AdapterhubError, match=says):
+        fuse([(nothing(8, 8), 1.0)], base, tmp_path / "out", options=FLOATS)
 
 
 @pytest.mark.peer

@@ -115,7 +115,7 @@ def della(
     Cost: O(m n (R + log n)), in memory a tile
     """
     if not (density - epsilon > 0 and density + epsilon <= 1):
-        what = f"density {density:g} -+ {epsilon:g} are not probabilities above 0"
+        what = f"density {density:g} plus or minus epsilon {epsilon:g} is not a probability above 0"
         raise ParameterError("epsilon", what, "Use a smaller epsilon")
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
