@@ -72,6 +72,7 @@ HINTS: dict[str, str] = {
     "no-such-account": "`adapterhub hub user list` shows the accounts and their roles; --registry names another hub",
     "no-such-adapter": "Run `adapterhub list`",
     "no-such-base": "`adapterhub base list` shows the names of bases",
+    "no-such-number": "`adapterhub hub {kind} list` shows the numbers; --registry names another hub",
     "no-such-recipe": "Run `adapterhub materialize --list`",
     "no-such-tag": "Run `adapterhub list {repository}` for its tags",
     "no-such-version": "Run `adapterhub list {name}`",

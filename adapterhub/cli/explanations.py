@@ -177,6 +177,7 @@ ERRORS: dict[str, str] = {
     "no-such-base": "The text is no path, no registered base, and no model in the cache of the Hub.",
     "no-such-file": "Nothing is at that path. Relative paths begin at the folder in which the command runs.",
     "no-such-host": "The name of the host has no address. Check the spelling, the network and the proxy.",
+    "no-such-number": "The hub of the registry in use has no token, publisher, webhook or admission rule with this number: it was never given, or was removed. A command without --registry uses the nearest registry.db, which may belong to another hub.",
     "no-such-recipe": "The registry has no merge recipe of that name.",
     "no-such-tag": "The name is there, and has no such tag.",
     "no-such-version": "The name is there, and has no such version. `adapterhub log NAME` has those that were.",

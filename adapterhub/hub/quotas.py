@@ -106,8 +106,8 @@ class Quotas:
                 before = self._database.select("SELECT size FROM arriving WHERE id = ?", upload)
                 others = self._arriving(limits, [upload])
                 if not before and self._opened(limits) >= _MOST_OPEN:
-                    what = f"has {_MOST_OPEN:,} uploads that are open"
-                    raise RefusedError(limits.name, what, "End them, or wait a day", code="quota")
+                    what = f"has {_MOST_OPEN:,} open uploads, which are the most that may be open"
+                    raise RefusedError(limits.name, what, "End one, or wait a day until they expire", code="quota")
                 if not before or size > before[0][0]:
                     _check(limits, held, [size], others, files=False)
                 size = max(size, min(size + more, limits.max_bytes - sum(held.values()) - others))

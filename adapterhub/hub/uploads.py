@@ -362,7 +362,7 @@ async def collected(body: AsyncIterator[bytes], limit: int) -> bytes:
     async for piece in body:
         size += len(piece)
         if size > limit:
-            raise TooLargeError(f"a body of over {limit:,} bytes")
+            raise TooLargeError(f"the body is larger than {limit:,} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 

@@ -94,7 +94,7 @@ def remove(database: HubDatabase, ident: int) -> None:
     with database.transaction():
         database.execute("DELETE FROM deliveries WHERE webhook = ?", ident)
         if not database.execute("DELETE FROM webhooks WHERE id = ?", ident):
-            raise NotFoundError(str(ident), "no such webhook", "List the webhooks")
+            raise NotFoundError(str(ident), "no such webhook", "List the webhooks", code="no-such-number", kind="webhook")
 
 
 def deliveries(database: HubDatabase, limit: int = 100) -> list[Delivery]:

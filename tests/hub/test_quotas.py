@@ -106,6 +106,9 @@ def test_uploads_without_bytes_cannot_be_begun_without_end(hub: Running, monkeyp
     settle(hub, max_bytes=1000)
     begun = [asked(hub, "POST", "/v2/team/sql/blobs/uploads/") for _ in range(4)]
     assert [one.status for one in begun] == [202, 202, 202, 400]
+    assert begun[3].json()["errors"][0]["message"] == (
+        "team: has 3 open uploads, which are the most that may be open. End one, or wait a day until they expire"
+    )
     assert asked(hub, "PATCH", begun[0].headers["location"], body=bytes(10)).status == 202
     asked(hub, "DELETE", begun[0].headers["location"])
     assert asked(hub, "POST", "/v2/team/sql/blobs/uploads/").status == 202

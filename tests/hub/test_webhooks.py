@@ -27,7 +27,7 @@ from adapterhub.hub.webhooks import Webhooks, signature
 from adapterhub.index.queries import Name
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub.store.store import Store
-from adapterhub_converters.errors import UsageError
+from adapterhub_converters.errors import NotFoundError, UsageError
 from tests.conftest import ROOT
 from tests.hub.conftest import Running
 
@@ -249,6 +249,9 @@ def test_a_webhook_that_is_removed_is_told_nothing(database: HubDatabase, log: R
     webhooks.remove(database, ident)
     sender.deliver()
     assert receiver.received.empty()
+    with pytest.raises(NotFoundError, match=f"{ident}: no such webhook. List the webhooks") as gone:
+        webhooks.remove(database, ident)
+    assert (gone.value.code, gone.value.fields) == ("no-such-number", {"kind": "webhook"})
 
 
 def test_a_receiver_that_is_behind_has_no_other_one_wait(database: HubDatabase, log: RefLog, receiver: Receiver) -> None:

@@ -82,7 +82,7 @@ def _listed(value: Any) -> list[Any]:
 def _object(one: Any) -> tuple[Digest, int]:
     oid, size = (one.get("oid"), one.get("size")) if isinstance(one, dict) else (None, None)
     if not isinstance(oid, str) or not is_hex(oid) or type(size) is not int or size < 0:
-        raise UsageError("objects", "an object without a sha256 and a size")
+        raise UsageError("objects", "an object has no sha256 as its oid, or no size in bytes")
     return f"sha256:{oid}", size
 
 

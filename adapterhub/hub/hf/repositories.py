@@ -191,7 +191,7 @@ async def delete_branch(hub: Hub, request: Request) -> Response:
         of = found(hub, worker, who, name)
         hub.access.check_write(who, name)
         if branch == MAIN:
-            raise RefusedError(f"{name}@{branch}", "is the branch that every repository has")
+            raise RefusedError(f"{name}@{branch}", "the main branch cannot be deleted")
         if branch not in commits.branches(of):
             raise NotFoundError(f"{name}@{branch}", "no such branch")
         worker.repositories.change(name, lambda state: without_head(state, branch))

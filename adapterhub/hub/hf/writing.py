@@ -145,7 +145,7 @@ async def _received(hub: Hub, request: Request, name: str) -> _Changes:
         one = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
         key, value = one.get("key"), one.get("value")
         if not isinstance(value, dict):
-            raise FormatError("commit", "a line without an object as its value")
+            raise FormatError("commit", "the value of a line is not an object")
         path = str(value.get("path", ""))
         if key == "header":
             changes.title, changes.description = str(value.get("summary", ""))[:500], str(value.get("description", ""))[:10_000]
@@ -176,7 +176,7 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in body:
         total += len(piece)
         if total > _MAX_COMMIT:
-            raise AnswerError(413, "", f"a commit of over {_MAX_COMMIT:,} bytes: upload large files on their own")
+            raise AnswerError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
         *ended, rest = piece.split(b"\n")
         for line in ended:
             if whole := b"".join([*pieces, line]).strip():
@@ -185,7 +185,7 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         pieces.append(rest)
         length += len(rest)
         if length > _MAX_LINE:
-            raise AnswerError(413, "", f"a line of over {_MAX_LINE:,} bytes: upload large files on their own")
+            raise AnswerError(413, "", f"a line of more than {_MAX_LINE:,} bytes: upload large files on their own")
     if whole := b"".join(pieces).strip():
         yield whole
 

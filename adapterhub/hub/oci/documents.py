@@ -101,7 +101,7 @@ def _kind(document: Mapping[str, Any], told: str, where: str) -> str:
 def _check(document: Mapping[str, Any], kind: str, where: str) -> None:
     """The form of an image manifest or an index."""
     if document.get("schemaVersion") != 2:
-        raise FormatError(where, "a manifest without schemaVersion 2")
+        raise FormatError(where, "schemaVersion is not 2")
     # Another program could take it for the other one (CVE-2021-41190).
     if "manifests" in document and "layers" in document:
         raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")

@@ -71,7 +71,7 @@ async def put(hub: Hub, request: Request) -> Response:
     try:
         raw = await collected(request.stream(), MAX_MANIFEST)
     except TooLargeError as error:
-        raise OciError(413, "SIZE_INVALID", f"{name}: a manifest has at most {MAX_MANIFEST} bytes") from error
+        raise OciError(413, "SIZE_INVALID", f"{name}: a manifest has at most {MAX_MANIFEST:,} bytes") from error
     kind = request.headers.get("content-type", "")
 
     def parsed() -> _Push:

@@ -92,7 +92,7 @@ def remove(database: HubDatabase, ident: int) -> None:
     """Remove a rule, and the roles that it gave. NotFoundError without it."""
     with database.transaction():
         if not database.execute("DELETE FROM admissions WHERE id = ?", ident):
-            raise NotFoundError(str(ident), "no such rule", "List the rules")
+            raise NotFoundError(str(ident), "no such rule", "List the rules", code="no-such-number", kind="admission")
         database.execute("DELETE FROM members WHERE admission = ?", ident)
 
 

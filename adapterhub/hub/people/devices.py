@@ -73,7 +73,7 @@ def waiting(database: HubDatabase, code: str) -> Login:
     sql = "SELECT code, address, expires FROM devices WHERE code = ? AND expires > ? AND answer IS NULL"
     for found, address, expires in database.select(sql, _plain(code[:40]), time.time()):
         return Login(f"{found[:4]}-{found[4:]}", address, expires)
-    raise NotFoundError(code[:40], "no login waits for this code", "Begin the login again")
+    raise NotFoundError(code[:40], "no login waits for this code", "Check the code, or begin the login again")
 
 
 def approve(database: HubDatabase, code: str, who: Identity) -> Login:

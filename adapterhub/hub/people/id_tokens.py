@@ -70,7 +70,7 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FormatError(_WHERE, "not in base64url") from error
+        raise FormatError(_WHERE, "not a JSON web token: a part is not in base64url") from error
 
 
 def is_value(found: object, value: str) -> bool:

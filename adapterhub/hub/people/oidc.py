@@ -162,7 +162,7 @@ def _redeemed(client: Client, provider: Provider, about: Mapping[str, Any], fiel
         )
     except DeniedError as error:
         what = "does not accept this hub's client id and secret"
-        raise RefusedError(provider.issuer, what, "Have the hub's operator look at them") from error
+        raise RefusedError(provider.issuer, what, "Ask the hub's operator to check them") from error
 
 
 def _more(

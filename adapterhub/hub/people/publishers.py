@@ -47,7 +47,7 @@ def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str
     id_tokens.check_issuer(issuer)
     if not any(claims.get(name) for name in _TELLING):
         hint = f"Give one of {', '.join(_TELLING)}"
-        raise UsageError(issuer, "everybody who uses this provider would be trusted", hint)
+        raise UsageError(issuer, "its claims would trust everybody who uses this provider", hint)
     with database.transaction():
         accounts.ensure(database, account)
         sql = "INSERT INTO publishers (scope, issuer, claims, account) VALUES (?, ?, ?, ?) RETURNING id"
@@ -63,7 +63,7 @@ def listed(database: HubDatabase) -> list[Publisher]:
 def remove(database: HubDatabase, ident: int) -> None:
     """Trust a publisher no more; its tokens end within the hour. NotFoundError without it."""
     if not database.execute("DELETE FROM publishers WHERE id = ?", ident):
-        raise NotFoundError(str(ident), "no such publisher", "List the publishers")
+        raise NotFoundError(str(ident), "no such publisher", "List the publishers", code="no-such-number", kind="publisher")
 
 
 def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str, audience: str) -> tuple[str, Publisher]:
@@ -76,7 +76,9 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
     scopes = {resource, resource.partition("/")[0]}
     trusted = [one for one in listed(database) if one.issuer == issuer and one.scope in scopes]
     if not trusted:
-        raise RefusedError(resource[:200], f"no publisher at {issuer[:200]} is trusted here", "Have the hub's operator add it")
+        raise RefusedError(
+            resource[:200], f"no publisher at {issuer[:200]} is trusted here", "Ask the hub's operator to add it"
+        )
     now = time.time()
     found = id_tokens.verify(token, issuer, audience, issuers, now=now)
     publisher = next((one for one in trusted if _is(one, found.claims)), None)
@@ -86,7 +88,7 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
     with database.transaction():
         database.execute("DELETE FROM exchanged WHERE expires < ?", now - LIFETIME)
         if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", found.ident, found.expires):
-            raise RefusedError(resource[:200], "this id token was exchanged before", "Have the provider make another one")
+            raise RefusedError(resource[:200], "this ID token was exchanged before", "Request a new one from the provider")
         role = "write" if "/" in resource else "read"
         limits = tokens.Limits(namespaces=(resource,), kind=tokens.EXCHANGE, lifetime=LIFETIME)
         made, _ = tokens.issue(database, publisher.account, role, **limits)

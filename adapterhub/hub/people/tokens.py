@@ -146,7 +146,7 @@ def listed(database: HubDatabase) -> list[Token]:
 def revoke(database: HubDatabase, ident: int) -> None:
     """Revoke a token, at once and for good; NotFoundError without it."""
     if not database.execute("UPDATE tokens SET revoked = ? WHERE id = ? AND revoked IS NULL", time.time(), ident):
-        raise NotFoundError(str(ident), "no such token", "List the tokens")
+        raise NotFoundError(str(ident), "no such token", "List the tokens", code="no-such-number", kind="token")
 
 
 def revoke_all(database: HubDatabase, account: str, kinds: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from adapterhub.maintenance import retention
 from adapterhub.maintenance.gc import GRACE, Needs, Progress, Swept
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import ParameterError, RefusedError
 
 from .blobs import RELIED, blob_key
 from .log import LOGS, parse_copy
@@ -54,7 +54,7 @@ def collect(
         IntegrityError: What a version needs cannot be determined.
     """
     if grace < LEAST:
-        raise UsageError("grace", f"{grace:g} hours are too short for uploads in progress", f"Give at least {LEAST:g}")
+        raise ParameterError("grace", f"{grace:g} h is too short for uploads in progress", f"Set at least {LEAST:g}")
     with storage.registry() as registry:
         _check_log(storage, registry)
         dropped = retention.drop(registry, last, dry_run=dry_run)

@@ -191,7 +191,7 @@ def _pages(database: PostgresDatabase) -> Iterator[list[LogRow]]:
 def _parsed(row: LogRow) -> Entry:
     entry = Entry.parse(row.raw, f"{row.log}/{row.name}/{row.seq}")
     if (entry.name, entry.seq) != (row.name, row.seq):
-        raise FormatError(f"{row.log}/{row.name}/{row.seq}", f"is entry {entry.seq} of {entry.name[:80]}")
+        raise FormatError(f"{row.log}/{row.name}/{row.seq}", f"contains entry {entry.seq} of {entry.name[:80]}")
     return entry
 
 

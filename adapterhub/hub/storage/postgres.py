@@ -173,7 +173,7 @@ class PostgresDatabase(HubDatabase):
         except psycopg.Error as error:
             if isinstance(error, psycopg.OperationalError) and error.sqlstate in (None, "57P01"):
                 raise _GoneError(self.where, "the database has closed the connection", "Try again") from error
-            raise RemoteError(self.where, f"the database refuses: {str(error).partition(chr(10))[0]}") from error
+            raise RemoteError(self.where, f"the database refuses the request: {str(error).partition(chr(10))[0]}") from error
 
     # ---- the log
 

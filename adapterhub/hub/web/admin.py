@@ -96,7 +96,7 @@ async def settle(request: Request) -> Response:
         database, name = asked.hub.database, accounts.check_namespace(fields.get("namespace", ""))
         asking.now().changes(name)
         if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
-            raise UsageError(artifacts[:80], "unknown choice of artifacts")
+            raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
         with database.transaction():
             accounts.settle(database, replace(accounts.namespace(database, name), adapters_only=_ARTIFACTS[artifacts]))
         return leading_to("/-/admin")

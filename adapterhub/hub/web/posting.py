@@ -48,7 +48,7 @@ def check_origin(asked: Asked) -> None:
     """Refuse a form that another site sent; a client that is no browser sends no Origin."""
     origin = asked.request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != urlsplit(asked.url).netloc:
-        raise ForbiddenError("This form was sent by another site.")
+        raise ForbiddenError("This form was sent by another site. Open the page on this hub, and retry.")
 
 
 async def sent(request: Request) -> dict[str, str]:

@@ -110,7 +110,7 @@ def unpacked(chunk: Chunk, raw: bytes, where: str) -> bytes:
         try:
             data = lz4.frame.LZ4FrameDecompressor().decompress(raw, max_length=chunk.size + 1)
         except RuntimeError as error:
-            raise FormatError(where, f"a chunk is not LZ4 ({error})") from error
+            raise FormatError(where, f"a chunk is not LZ4, as it is declared to be ({error})") from error
     if len(data) != chunk.size:
         raise FormatError(where, f"a chunk has {len(data)} bytes or more instead of {chunk.size}")
     return _ungrouped(data) if chunk.scheme == _GROUPED else data

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
+from adapterhub.hub.hf import writing
 from adapterhub.ref import Ref
 from adapterhub.registry.repositories import commit_id
 from tests.hub.conftest import Running, serving
@@ -327,6 +328,39 @@ def test_a_batch_is_answered_to_every_client_that_negotiates(ask: Ask, sql: str,
     down = ask("POST", "/team/sql.git/info/lfs/objects/batch", {**asked, "operation": "download"}, token="").json()
     # What is only uploaded, and in no version yet, is nobody's to read but those who may write.
     assert down["objects"][1]["actions"]["download"]["href"]
+
+
+def test_a_commit_that_is_not_there_is_named(read: Ask) -> None:
+    answer = read("GET", f"/api/models/team/sql/revision/{'0' * 40}")
+    assert (answer.status, answer.headers["x-error-code"]) == (404, "RevisionNotFound")
+    assert answer.json()["error"] == f"team/sql@{'0' * 40}: no such commit"
+
+
+def test_main_and_what_is_no_branch_are_not_deleted(read: Ask) -> None:
+    for branch, status, words in (("main", 400, "the main branch cannot be deleted"), ("none", 404, "no such branch")):
+        answer = read("DELETE", f"/api/models/team/sql/branch/{branch}")
+        assert (answer.status, answer.json()["error"]) == (status, f"team/sql@{branch}: {words}")
+
+
+def test_lines_that_are_no_commit_are_refused(read: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_MAX_LINE", 1000)
+    for line, status, words in (
+        (b'{"key": "header", "value": 1}', 400, "commit: the value of a line is not an object"),
+        (b'{"key": "file"}', 400, "commit: the value of a line is not an object"),
+        (b" " * 1001, 413, "a line of more than 1,000 bytes: upload large files on their own"),
+    ):
+        answer = read("POST", "/api/models/team/sql/commit/main", line)
+        assert (answer.status, answer.json()["error"]) == (status, words)
+
+
+@pytest.mark.parametrize("one", [{}, {"oid": "x", "size": 1}, {"oid": "0" * 64}, {"oid": "0" * 64, "size": -1}, 5])
+def test_an_object_of_a_batch_has_a_sha256_and_a_size(read: Ask, one: Any) -> None:
+    asked = {"operation": "upload", "transfers": ["basic"], "objects": [one]}
+    answer = read("POST", "/team/sql.git/info/lfs/objects/batch", asked)
+    assert (answer.status, answer.headers["x-error-message"]) == (
+        400,
+        "objects: an object has no sha256 as its oid, or no size in bytes",
+    )
 
 
 @pytest.mark.parametrize("text", ["-", "ø"])

@@ -80,7 +80,7 @@ def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Ru
         worker = Worker(registry, Repositories(registry), {}, {}, database)
         seen = commits.view(worker, repo)
         made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
-        with pytest.raises(AnswerError, match="has moved meanwhile"):
+        with pytest.raises(AnswerError, match="team/sql@main has moved meanwhile: commit again"):
             writing._keep(worker, seen, "main", CommitRecord({}))
     assert hf.model_info(repo).sha == made.oid
 

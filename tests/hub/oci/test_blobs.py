@@ -121,7 +121,8 @@ def test_a_blob_is_mounted_from_where_the_client_may_read_it(hub: Running, regis
 def test_nobody_reads_a_blob_of_others_by_its_digest(hub: Running, registry: Registry) -> None:
     layer = registry.put_blob(DATA)
     eve = Registry(hub.url, hub.make_token("eve", "write", namespaces=["eve"]), "eve/any")
-    assert eve.ask("GET", f"blobs/{layer['digest']}").code == "BLOB_UNKNOWN"
+    unknown = eve.ask("GET", f"blobs/{layer['digest']}")
+    assert (unknown.code, unknown.words) == ("BLOB_UNKNOWN", f"eve/any: no blob {layer['digest']}")
     eve.put_blob(b"{}")
     for kind in ("application/vnd.oci.image.manifest.v1+json", "application/vnd.example+json"):
         named = {"schemaVersion": 2, "config": {**layer, "digest": digest_of(b"{}"), "size": 2}, "layers": [layer]}

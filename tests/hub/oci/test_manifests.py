@@ -69,38 +69,40 @@ def test_an_index_may_name_manifests_and_indexes_of_the_repository(registry: Reg
 
 
 @pytest.mark.parametrize(
-    ("document", "kind", "code"),
+    ("document", "kind", "code", "words"),
     [
-        (b"not JSON", MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (b"[]", MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (b'{"a":1,"a":2}', MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (b"[" * 100_000, MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(schemaVersion=1), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(config=None), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(layers={}), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(layers=[{**ABSENT, "size": -1}]), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(layers=[{**ABSENT, "digest": "../../etc/passwd"}]), MANIFEST_TYPE, "DIGEST_INVALID"),
-        (image(layers=[ABSENT]), MANIFEST_TYPE, "MANIFEST_BLOB_UNKNOWN"),
-        (image(layers=[{**EMPTY, "size": 3}]), MANIFEST_TYPE, "SIZE_INVALID"),
-        (image(subject={}), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(annotations={"a": 1}), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(manifests=[]), MANIFEST_TYPE, "MANIFEST_INVALID"),
-        (image(), INDEX, "MANIFEST_INVALID"),
-        ({"schemaVersion": 2}, "application/json", "MANIFEST_INVALID"),
-        ({"schemaVersion": 2}, "a/b\u00e4", "MANIFEST_INVALID"),
+        (b"not JSON", MANIFEST_TYPE, "MANIFEST_INVALID", "JSON"),
+        (b"[]", MANIFEST_TYPE, "MANIFEST_INVALID", "not a JSON object"),
+        (b'{"a":1,"a":2}', MANIFEST_TYPE, "MANIFEST_INVALID", "duplicate key 'a'"),
+        (b"[" * 100_000, MANIFEST_TYPE, "MANIFEST_INVALID", "nested more than 64 deep"),
+        (image(schemaVersion=1), MANIFEST_TYPE, "MANIFEST_INVALID", "schemaVersion is not 2"),
+        (image(config=None), MANIFEST_TYPE, "MANIFEST_INVALID", "needs a config and layers"),
+        (image(layers={}), MANIFEST_TYPE, "MANIFEST_INVALID", "needs a config and layers"),
+        (image(layers=[{**ABSENT, "size": -1}]), MANIFEST_TYPE, "MANIFEST_INVALID", ""),
+        (image(layers=[{**ABSENT, "digest": "../../etc/passwd"}]), MANIFEST_TYPE, "DIGEST_INVALID", "digest"),
+        (image(layers=[ABSENT]), MANIFEST_TYPE, "MANIFEST_BLOB_UNKNOWN", ""),
+        (image(layers=[{**EMPTY, "size": 3}]), MANIFEST_TYPE, "SIZE_INVALID", ""),
+        (image(subject={}), MANIFEST_TYPE, "MANIFEST_INVALID", ""),
+        (image(annotations={"a": 1}), MANIFEST_TYPE, "MANIFEST_INVALID", "annotations"),
+        (image(manifests=[]), MANIFEST_TYPE, "MANIFEST_INVALID", "both an image manifest, with layers, and an image index"),
+        (image(), INDEX, "MANIFEST_INVALID", "and it was sent as"),
+        ({"schemaVersion": 2}, "application/json", "MANIFEST_INVALID", "is not the media type of a manifest"),
+        ({"schemaVersion": 2}, "a/b\u00e4", "MANIFEST_INVALID", "is not the media type of a manifest"),
     ],
 )  # fmt: skip
-def test_what_is_no_manifest_is_refused(registry: Registry, document: Any, kind: str, code: str) -> None:
+def test_what_is_no_manifest_is_refused(registry: Registry, document: Any, kind: str, code: str, words: str) -> None:
     registry.put_blob(b"{}")
     refused = registry.put(document, "x", kind)
     assert (refused.status, refused.code) == (400, code), refused.body
+    assert words in refused.words
     assert registry.ask("GET", "manifests/x").status == 404
 
 
 def test_a_manifest_has_at_most_4_mib_and_the_digest_of_its_address(registry: Registry) -> None:
     registry.put_blob(b"{}")
     assert registry.put(image(new="x" * (3 << 20))).status == 201
-    assert registry.put(image(new="x" * (5 << 20))).status == 413
+    large = registry.put(image(new="x" * (5 << 20)))
+    assert (large.status, large.words) == (413, "team/other: a manifest has at most 4,194,304 bytes")
     for wrong in (digest_of(b"x"), digest_of(b"x", "sha512")):
         assert registry.put(image(), wrong).code == "DIGEST_INVALID"
     for tag in ("-x", "x" * 129, "%C3%A4", "a%2Fb"):
@@ -181,8 +183,10 @@ def test_tags_and_manifests_are_removed_and_gone_at_once(registry: Registry) -> 
     assert registry.ask("GET", f"manifests/{digest}").status == 200
     assert registry.ask("DELETE", f"manifests/{digest}").status == 202
     for reference in ("two", digest):
-        assert registry.ask("GET", f"manifests/{reference}").status == 404
-        assert registry.ask("DELETE", f"manifests/{reference}").status == 404
+        for method in ("GET", "DELETE"):
+            gone = registry.ask(method, f"manifests/{reference}")
+            unknown = (404, "MANIFEST_UNKNOWN", f"team/other: no manifest {reference}")
+            assert (gone.status, gone.code, gone.words) == unknown
     assert registry.ask("GET", "tags/list").json["tags"] == []
 
 

@@ -76,8 +76,11 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
         accounts.remove(database, "ada")
         assert tokens.identify(database, token) is None
         assert accounts.listed(database) == []
-        with pytest.raises(NotFoundError):
+        with pytest.raises(NotFoundError, match="ada: no account with this name"):
             accounts.set_member(database, "team", "ada", "read")
+        with pytest.raises(NotFoundError, match="ada in team: no such member") as gone:
+            accounts.remove_member(database, "team", "ada")
+        assert gone.value.code == "no-such-account"
         accounts.add(database, "ada")
         assert tokens.identify(database, token) is None
         assert [(one.name, one.roles) for one in accounts.listed(database)] == [("ada", {})]

@@ -105,7 +105,9 @@ def test_who_is_signed_in_approves_without_typing_a_token(hub: Running) -> None:
     assert signed_in.post("/device", fields).status == 403
     assert signed_in.post("/device", {**fields, "csrf": Visitor(hub).signed_in(hub.token).csrf()}).status == 403
     fields["csrf"] = signed_in.csrf(page)
-    assert signed_in.post("/device", fields, Origin="https://example.org").status == 403
+    foreign = signed_in.post("/device", fields, Origin="https://example.org")
+    assert foreign.status == 403
+    assert "This form was sent by another site. Open the page on this hub, and retry." in foreign.text
     assert collected(hub, login) == {"error": "authorization_pending"}
     assert "was approved for alice" in signed_in.post("/device", fields).text
     assert collected(hub, login)["access_token"]
@@ -136,6 +138,15 @@ def test_a_login_that_is_refused_gets_nothing(hub: Running) -> None:
 def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
     login = begun(hub)
     assert [collected(hub, login)["error"] for _ in range(2)] == ["authorization_pending", "slow_down"]
+
+
+def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_MOST", 2)
+    answers = [post(hub, "/oauth/device", client_id="x") for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 400]
+    large = post(hub, "/oauth/device", client_id="x" * (16 << 10))
+    assert (large.status, "the body is larger than 16,384 bytes" in large.data.decode()) == (413, True), large.data
+    assert "too many logins wait for approval. Try again in some minutes" in answers[2].data.decode()
 
 
 def test_codes_cannot_be_tried_one_after_the_other(hub: Running) -> None:
@@ -171,8 +182,12 @@ def test_the_token_of_a_person_stays_one_of_a_person(hub: Running) -> None:
 
 def test_nobody_is_logged_in_as_an_account_that_is_not_there(hub: Running) -> None:
     login = begun(hub)
-    with database(hub) as found, pytest.raises(NotFoundError):
-        devices.approve_as(found, login["user_code"], "ada")
+    with database(hub) as found:
+        with pytest.raises(NotFoundError, match="ada: no account with this name"):
+            devices.approve_as(found, login["user_code"], "ada")
+        accounts.add(found, "ada")
+        with pytest.raises(NotFoundError, match="BBBB-BBBB: no login waits for this code. Check the code, or begin the login"):
+            devices.approve_as(found, "BBBB-BBBB", "ada")
 
 
 @pytest.mark.parametrize("fields", [{}, {"grant_type": "password"}, {"grant_type": "refresh_token"}])

@@ -15,7 +15,7 @@ import urllib3
 from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.people import accounts, publishers, tokens
 from adapterhub.ref import Ref
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from tests.hub.conftest import Running, run_hf
 
 pytest.importorskip("cryptography")
@@ -78,7 +78,9 @@ def test_a_token_is_exchanged_once(trusting: Running, issuer: Issuer) -> None:
     assert exchange(trusting, token).status == 200
     again = exchange(trusting, token)
     assert (again.status, again.json()["error"]) == (400, "invalid_grant")
-    assert "exchanged before" in again.json()["error_description"]
+    assert again.json()["error_description"] == (
+        "team/sql: this ID token was exchanged before. Request a new one from the provider"
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,35 @@ def test_claims_that_were_changed_are_refused(trusting: Running, issuer: Issuer)
     assert "with any of the issuer's keys" in exchange(trusting, f"{header}.{forged}.{signature}").json()["error_description"]
 
 
-@pytest.mark.parametrize("token", ["", "x", "a.b.c", "e30.e30.", "." * 40, "e30." * 3, "é.é.é", "e30.e30.e30" + "A" * 20_000])
-def test_what_is_no_token_is_refused(trusting: Running, token: str) -> None:
-    assert exchange(trusting, token).status == 400
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("", "not a signed JSON web token"),
+        ("x", "not a signed JSON web token"),
+        ("a.b.c", "not a JSON web token: a part is not in base64url"),
+        ("e30.e30.", "is trusted here"),
+        ("." * 40, "not a signed JSON web token"),
+        ("e30." * 3, "not a signed JSON web token"),
+        ("é.é.é", "not a signed JSON web token"),
+        ("e30.e30.e30" + "A" * 20_000, "not a signed JSON web token"),
+    ],
+)
+def test_what_is_no_token_is_refused(trusting: Running, token: str, words: str) -> None:
+    answer = exchange(trusting, token)
+    assert (answer.status, words in answer.json()["error_description"]) == (400, True), answer.json()
+
+
+def test_an_issuer_that_publishes_as_another_is_not_believed(trusting: Running, issuer: Issuer) -> None:
+    issuer.about["issuer"] = "https://other.example"
+    answer = exchange(trusting, job(issuer, trusting.url))
+    assert answer.json()["error_description"] == f"{issuer.url}: its configuration names another issuer"
+
+
+def test_a_publisher_that_is_not_there_is_not_removed(hub: Running) -> None:
+    says = "7: no such publisher. List the publishers"
+    with closing(HubDatabase(hub.folder)) as database, pytest.raises(NotFoundError, match=says) as gone:
+        publishers.remove(database, 7)
+    assert (gone.value.code, gone.value.fields) == ("no-such-number", {"kind": "publisher"})
 
 
 def test_a_request_cannot_say_whom_a_token_is_for(trusting: Running, issuer: Issuer) -> None:
@@ -145,14 +173,16 @@ def test_a_publisher_of_a_namespace_may_push_to_its_repositories(hub: Running, i
 
 
 @pytest.mark.parametrize(
-    ("issuer_url", "claims"),
+    ("issuer_url", "claims", "words"),
     [
-        ("https://ci.example", {}),
-        ("https://ci.example", {"ref": "refs/heads/main"}),
-        ("http://ci.example", {"sub": "x"}),
-        ("file:///etc", {"sub": "x"}),
+        ("https://ci.example", {}, "its claims would trust everybody who uses this provider. Give one of "),
+        ("https://ci.example", {"ref": "refs/heads/main"}, "its claims would trust everybody who uses this provider. Give "),
+        ("http://ci.example", {"sub": "x"}, ""),
+        ("file:///etc", {"sub": "x"}, ""),
     ],
 )
-def test_a_publisher_that_could_be_anybody_is_not_added(tmp_path: Path, issuer_url: str, claims: dict[str, str]) -> None:
-    with closing(HubDatabase(tmp_path)) as database, pytest.raises(AdapterhubError):
+def test_a_publisher_that_could_be_anybody_is_not_added(
+    tmp_path: Path, issuer_url: str, claims: dict[str, str], words: str
+) -> None:
+    with closing(HubDatabase(tmp_path)) as database, pytest.raises(AdapterhubError, match=words):
         publishers.add(database, "team/sql", issuer_url, claims, "ci")

@@ -474,7 +474,7 @@ def test_an_answer_without_a_code_of_the_issuer_is_refused(hub: Running, query: 
         ("/token", {}, "gives no ID token"),
         ("/token", {"id_token": ["x"]}, "gives no ID token"),
         ("/token", {"id_token": "x.y.z"}, ""),
-        ("/token", (401, {}, {"error": "invalid_client"}), "does not accept this hub's client id and secret"),
+        ("/token", (401, {}, {"error": "invalid_client"}), "id and secret. Ask the hub's operator to check them"),
         ("/token", (400, {}, {"error": "invalid_grant"}), "HTTP 400"),
         ("/token", (302, {"Location": "http://127.0.0.1:9/"}, b""), "HTTP 302"),
         ("/token", (200, {"Content-Length": str(2 << 20)}, b" " * (2 << 20)), "larger than the limit"),
@@ -591,7 +591,8 @@ def test_rules_are_kept_by_commands(hub: Running, run: Run, issuer: Issuer, data
     assert sign_in(hub, issuer).status == 303
     run("hub", "admission", "rm", "1", *at)
     assert sign_in(hub, issuer).status == 403
-    assert "no such rule" in run("hub", "admission", "rm", "1", *at, code=3).stderr
+    gone = run("hub", "admission", "rm", "1", *at, code=3).stderr
+    assert "1: no such rule. `adapterhub hub admission list` shows the numbers; --registry names another hub" in gone
     assert "Name a claim" in run("hub", "admission", "add", "--issuer", issuer.url, *at, code=2).stderr
     assert [one.action for one in audit.events(database) if one.action.startswith("cli.")] == [
         "cli.admission.rm", "cli.admission.add",

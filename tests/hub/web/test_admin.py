@@ -45,12 +45,20 @@ def test_an_admin_settles_which_artifacts_a_namespace_takes(hub: Running, visito
 
 
 @pytest.mark.parametrize(
-    ("namespace", "artifacts"), [("team", ""), ("team", "all"), ("", "any"), ("Team/x", "any"), ("x" * 5000, "any")]
+    ("namespace", "artifacts", "words"),
+    [
+        ("team", "", "artifacts: '' is not one of any, adapters"),
+        ("team", "all", "artifacts: 'all' is not one of any, adapters"),
+        ("", "any", ""),
+        ("Team/x", "any", ""),
+        ("x" * 5000, "any", ""),
+    ],
 )
-def test_what_no_form_says_settles_nothing(hub: Running, visitor: Visitor, namespace: str, artifacts: str) -> None:
+def test_what_no_form_says_settles_nothing(hub: Running, visitor: Visitor, namespace: str, artifacts: str, words: str) -> None:
     admin = visitor.signed_in(hub.make_token("root", "admin"))
     fields = {"csrf": admin.csrf(), "namespace": namespace, "artifacts": artifacts}
-    assert admin.post("/-/admin/settle", fields).status == 400
+    refused = admin.post("/-/admin/settle", fields)
+    assert (refused.status, words in refused.text) == (400, True), refused.text
     with closing(HubDatabase(hub.folder)) as database:
         assert accounts.namespaces(database) == []
 
@@ -66,7 +74,8 @@ def test_an_admin_sees_tokens_by_their_first_characters_and_revokes_them(hub: Ru
         assert admin.post("/-/admin/revoke", {**fields, "csrf": ""}).status == 403
         assert admin.post("/-/admin/revoke", fields).status == 303
         assert tokens.identify(database, hub.token) is None
-    assert admin.post("/-/admin/revoke", fields).status == 404
+    gone = admin.post("/-/admin/revoke", fields)
+    assert (gone.status, "no such token. List the tokens" in gone.text) == (404, True)
     assert admin.post("/-/admin/revoke", {**fields, "token": "x"}).status == 400
 
 

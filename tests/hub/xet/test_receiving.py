@@ -100,7 +100,7 @@ def sender(hub: Running, hf: Any) -> Sender:
     return Sender(hub, "team/sql", hub.token)
 
 
-XORB = "ab" * 32
+XORB, OTHER = "ab" * 32, "cd" * 32
 
 
 @pytest.mark.parametrize("scheme", [0, 1, 2])
@@ -140,6 +140,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_says_is_not_unpacked() -> None:
 def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
     data = b"hello"
     assert sender.post(f"/v1/xorbs/default/{XORB}", chunk(data))[0] == 200
+    assert sender.post(f"/v1/xorbs/default/{OTHER}", chunk(data, 1, raw=b"not LZ4"))[0] == 200
     right = hashlib.sha256(data).digest()
     for made, words in (
         (shard(hashlib.sha256(b"other").digest(), [(XORB, 5, 0, 1)]), "its chunks make"),
@@ -147,6 +148,7 @@ def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
         (shard(right, [(XORB, 5, 0, 2)]), "of a xorb with 1"),
         (shard(right, [(XORB, 0, 0, 1)]), "a term of 5 bytes"),
         (shard(right, [(XORB, 5, 1, 1)]), "of a xorb with 1"),
+        (shard(right, [(OTHER, 5, 0, 1)]), "a chunk is not LZ4, as it is declared to be ("),
         (shard(right, [(XORB, 5, 0, 1)], flags=0), "without its sha256"),
         (shard(right, [(XORB, 5, 0, 1)])[:-20], "ends before the mark of its end"),
         (shard(right, [(XORB, 5, 0, 1)])[:60], "ends before the mark of its end"),

@@ -16,7 +16,7 @@ from adapterhub.hub.storage.collection import collect
 from adapterhub.hub.storage.shared import SharedStorage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub_converters.errors import RefusedError, UsageError
+from adapterhub_converters.errors import ParameterError, RefusedError
 from tests.conftest import Run
 from tests.hub.conftest import serving
 from tests.hub.sending import WEIGHTS, Sending, lines_of
@@ -170,5 +170,6 @@ def test_the_command_says_what_it_removed(
 
 def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapterhub.hub.storage.collection.LEAST", 2)
-    with pytest.raises(UsageError, match="at least 2"):
+    says = "grace: 1 h is too short for uploads in progress. Set at least 2"
+    with pytest.raises(ParameterError, match=says):
         collect(storage, grace=1)

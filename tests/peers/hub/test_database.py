@@ -66,6 +66,11 @@ def test_who_has_seen_a_row_has_seen_all_before_it(url: str) -> None:
         assert sorted(seen) == sorted(f"team/a{n}" for n in range(200))
 
 
+def test_a_statement_that_the_server_refuses_is_one_error(database: HubDatabase) -> None:
+    with pytest.raises(RemoteError, match='the database refuses the request: relation "nowhere" does not exist$'):
+        database.select("SELECT id FROM nowhere")
+
+
 def test_a_server_that_is_not_there_is_an_error_without_the_password() -> None:
     with pytest.raises(RemoteError) as error:
         PostgresDatabase("postgresql://me:secret@127.0.0.1:9/hub?connect_timeout=1")

@@ -21,7 +21,7 @@ from adapterhub.maintenance import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repositories import Repositories, Repository
-from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run
 from tests.support.postgres import Postgres
 
@@ -120,6 +120,16 @@ def test_a_lost_database_is_made_again_from_the_bucket(
     settings = HubSettings(registry=tmp_path / "copies", **{**places, "database": new})
     with closing(open_storage(settings)) as storage, storage.registry() as registry, Registry.open(folder) as before:
         assert registry.list() == before.list()
+
+
+def test_an_entry_in_the_place_of_another_is_not_moved_out(folder: Path, tmp_path: Path, ends: Any) -> None:
+    database, bucket = ends
+    migration.move_in(folder, database, bucket)
+    raw = next(row.raw for row in database.after(0, 9) if (row.name, row.seq) == ("team/sql", 2))
+    assert database.append("refs", "team/other", 1, raw)
+    with pytest.raises(FormatError, match="refs/team/other/1: contains entry 2 of team/sql"):
+        migration.move_out(database, bucket, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_log_with_a_hole_is_not_recovered(folder: Path, ends: Any, postgres: Postgres) -> None:

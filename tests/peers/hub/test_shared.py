@@ -222,10 +222,13 @@ def test_a_folder_with_adapters_of_its_own_and_one_of_another_hub_are_refused(
 ) -> None:
     with Registry.init(tmp_path / "own") as registry:
         registry.push(adapter(1), Ref("team/sql"))
-    with pytest.raises(RefusedError, match="a registry of its own"):
+    says = "own: has a registry of its own, .* Name another folder; `hub migrate` takes adapters along"
+    with pytest.raises(RefusedError, match=says):
         opened("own")
     opened("one").close()
-    with pytest.raises(RefusedError, match="another hub"):
+    with pytest.raises(
+        RefusedError, match="one: has copies of another hub than that of .* Remove the folder, or name another one"
+    ):
         opened("one", database=postgres.database())
     with pytest.raises(UsageError):
         opened("one", blobs="")
