@@ -17,7 +17,7 @@ from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.web.posting import check_origin, check_session, sent
 from adapterhub.hub.web.site import Asked, Page, answered, rendered
 from adapterhub.hub.workers import Worker
-from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 _MAX_FORM = 16 << 10  # bytes
 
@@ -102,6 +102,8 @@ async def decide(request: Request) -> Response:
                 found = devices.deny(asked.hub.database, code)
                 return rendered(asked, DevicePage(done=f"The login {found.code} was refused."))
             found = devices.approve(asked.hub.database, code, who)
+        except RefusedError as error:
+            return _about(asked, code, str(error))  # the login waits on, for another token
         except AdapterhubError as error:
             return rendered(asked, DevicePage(wrong=str(error)), 404)
         done = f"The login {found.code} was approved for {who.account}. You can close this page."

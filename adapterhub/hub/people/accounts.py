@@ -184,7 +184,7 @@ def settle(database: HubDatabase, wanted: Namespace) -> None:
     """Settle what holds in a namespace."""
     check_namespace(wanted.name)
     if wanted.readers not in READERS:
-        raise UsageError(wanted.readers, "not a kind of readers", f"Choose one of {', '.join(READERS)}")
+        raise UsageError("readers", f"{wanted.readers!r} is not one of {', '.join(READERS)}")
     database.execute(
         "INSERT INTO namespaces VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET readers = excluded.readers,"
         " max_bytes = excluded.max_bytes, max_files = excluded.max_files, adapters_only = excluded.adapters_only",

@@ -71,7 +71,7 @@ class Log:
         for row in rows:
             entry = Entry.parse(row.raw, f"entry {row.id} of the log")
             if (entry.name, entry.seq) != (row.name, row.seq):
-                raise FormatError(f"entry {row.id} of the log", f"is entry {entry.seq} of {entry.name[:80]}")
+                raise FormatError(f"entry {row.id} of the log", f"contains entry {entry.seq} of {entry.name[:80]}")
             log.mirror(row.raw, entry, log=row.log)
             if row.log == REFS:
                 found.append(entry)

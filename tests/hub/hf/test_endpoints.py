@@ -353,6 +353,73 @@ def test_lines_that_are_no_commit_are_refused(read: Ask, monkeypatch: pytest.Mon
         assert (answer.status, answer.json()["error"]) == (status, words)
 
 
+def commit_of(key: str, **value: Any) -> str:
+    return json.dumps({"key": key, "value": value})
+
+
+REFUSED: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/api/repos/create", {"name": "x", "type": "space"}, 501, "this hub has adapters (type model), no spaces"),
+    ("POST", "/api/repos/move", {"fromRepo": "team/sql", "toRepo": "Team/SQL"}, 409,
+     "team/sql: exists already. Choose another name"),
+    ("POST", "/api/models/team/sql/branch/-x", {}, 400,
+     "-x: cannot be the name of a branch or a tag. Use letters, digits and . _ -"),
+    ("POST", "/api/models/team/sql/tag/main", {"tag": "latest"}, 400,
+     "latest: cannot be the name of a branch or a tag. Use letters, digits and . _ -"),
+    ("POST", "/api/models/team/sql/preupload/main", {"files": [{"path": "a.txt", "size": 10**15}]}, 400,
+     "team/sql: a.txt: a file may have at most 1,099,511,627,776 bytes"),
+    ("POST", "/api/models/team/sql/commit/main", commit_of("x"), 400, "commit: a line of the unknown kind 'x'"),
+    ("POST", "/api/models/team/sql/commit/main", commit_of("deletedFile", path="x" * 5000), 400,
+     f"team/sql: {'x' * 80}: a path of more than 1024 characters. Rename the file"),
+    ("POST", "/api/models/team/sql/commit/main", commit_of("file", path="a.md", encoding="utf-8"), 400,
+     "commit: a.md: the encoding 'utf-8' is not known"),
+    ("POST", "/api/models/team/sql/commit/main", commit_of("lfsFile", path="a.md", oid="x"), 400,
+     "commit: a.md: 'x' is not a sha256"),
+    ("POST", "/api/models/team/sql/commit/main", commit_of("lfsFile", path="a.md", oid="0" * 64), 400,
+     f"team/sql: a.md: sha256:{'0' * 64} was not uploaded. Upload it again"),
+    ("POST", "/api/models/team/sql/commit/none", commit_of("header"), 404, "team/sql@none: no such branch"),
+    ("POST", "/api/models/team/sql/commit/v1", commit_of("header"), 400,
+     "team/sql@v1: is not a branch. Commit to main, or create a branch first"),
+    ("POST", "/team/sql.git/info/lfs/objects/batch", {"objects": 1}, 400, "objects: not a list of at most 1000 objects"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "sent", "status", "words"), REFUSED)
+def test_what_a_client_should_not_send_is_refused_in_words(
+    read: Ask, method: str, path: str, sent: Any, status: int, words: str
+) -> None:
+    answer = read(method, path, sent)
+    assert (answer.status, answer.headers["x-error-message"]) == (status, words)
+
+
+def test_a_commit_is_bounded(read: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "MAX_FILES", 1)
+    lines = "\n".join(commit_of("deletedFile", path=path) for path in "ab")
+    monkeypatch.setattr(writing, "_MAX_COMMIT", len(lines))
+    for sent, status, words in (
+        (lines, 400, "team/sql: more than 1 files"),
+        (f"{lines}\n", 413, f"a commit of more than {len(lines)} bytes: upload large files on their own"),
+    ):
+        answer = read("POST", "/api/models/team/sql/commit/main", sent)
+        assert (answer.status, answer.json()["error"]) == (status, words)
+
+
+def test_a_removed_name_is_given_to_nothing_else_and_only_a_version_gets_a_tag(ask: Ask, sql: str) -> None:
+    ask("POST", "/api/repos/create", {"name": "team/soon"})
+    card = commit_of("file", path="README.md", content=base64.b64encode(b"# Soon").decode(), encoding="base64")
+    assert ask("POST", "/api/models/team/soon/commit/main", card).status == 200
+    tagged = ask("POST", "/api/models/team/soon/tag/main", {"tag": "x"})
+    said = "team/soon@main: is not a whole adapter, and only versions have tags. Upload the rest first"
+    assert (tagged.status, tagged.json()["error"]) == (400, said)
+    assert ask("DELETE", "/api/repos/delete", {"name": "team/sql"}).status == 200
+    for path, fields in (
+        ("/api/repos/create", {"name": "team/sql"}),
+        ("/api/repos/move", {"fromRepo": "team/soon", "toRepo": "team/sql"}),
+    ):
+        refused = ask("POST", path, fields)
+        said = "team/sql: this name was removed. Have it restored, or choose another name"
+        assert (refused.status, refused.json()["error"]) == (400, said)
+
+
 @pytest.mark.parametrize("one", [{}, {"oid": "x", "size": 1}, {"oid": "0" * 64}, {"oid": "0" * 64, "size": -1}, 5])
 def test_an_object_of_a_batch_has_a_sha256_and_a_size(read: Ask, one: Any) -> None:
     asked = {"operation": "upload", "transfers": ["basic"], "objects": [one]}

@@ -38,11 +38,19 @@ def test_a_blob_comes_in_one_request_or_in_two_or_in_pieces(registry: Registry, 
 def test_a_session_tells_how_far_it_has_come_and_refuses_what_does_not_follow(registry: Registry) -> None:
     place = begun(registry)
     assert registry.ask("PATCH", place, DATA[:100], Content_Range="0-99").headers["range"] == "0-99"
-    for wrong in ("50-149", "101-200", "0-99"):
+    for wrong, words in (
+        ("50-149", "the next byte is 100, not 50"),
+        ("101-200", "the next byte is 100, not 101"),
+        ("0-99", "the next byte is 100, not 0"),
+        ("9-1", "'9-1' is not a range of bytes"),
+        ("x", "'x' is not a range of bytes"),
+    ):
         refused = registry.ask("PATCH", place, DATA[100:200], Content_Range=wrong)
         assert (refused.status, refused.headers["range"], refused.code) == (416, "0-99", "BLOB_UPLOAD_INVALID")
+        assert refused.words == words
         assert refused.headers["location"] == place
-    assert registry.ask("PATCH", place, DATA[100:150], Content_Range="100-199").code == "SIZE_INVALID"
+    short = registry.ask("PATCH", place, DATA[100:150], Content_Range="100-199")
+    assert (short.code, short.words) == ("SIZE_INVALID", "50 bytes are not the range 100-199")
     told = registry.ask("GET", place)
     assert (told.status, told.headers["range"], told.headers["location"]) == (204, "0-99", place)
     assert registry.ask("PATCH", place, DATA[100:200], Content_Range="100-199").headers["range"] == "0-199"

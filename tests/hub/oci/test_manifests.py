@@ -107,6 +107,10 @@ def test_a_manifest_has_at_most_4_mib_and_the_digest_of_its_address(registry: Re
         assert registry.put(image(), wrong).code == "DIGEST_INVALID"
     for tag in ("-x", "x" * 129, "%C3%A4", "a%2Fb"):
         assert registry.put(image(), tag).status == 400
+    many = registry.put(image(), digest_of(json.dumps(image()).encode()) + "?" + "&".join(f"tag=t{n}" for n in range(101)))
+    assert (many.status, many.code, many.words) == (400, "MANIFEST_INVALID", "more than 100 tags")
+    listed = registry.put({**image(), "layers": [EMPTY] * 20_001})
+    assert (listed.code, listed.words) == ("MANIFEST_INVALID", "team/other: 20002 descriptors are over the limit of 20000")
 
 
 def test_tags_are_listed_in_order_and_in_pages(registry: Registry) -> None:
@@ -188,6 +192,8 @@ def test_tags_and_manifests_are_removed_and_gone_at_once(registry: Registry) -> 
             unknown = (404, "MANIFEST_UNKNOWN", f"team/other: no manifest {reference}")
             assert (gone.status, gone.code, gone.words) == unknown
     assert registry.ask("GET", "tags/list").json["tags"] == []
+    nothing = registry.ask("DELETE", "/v2/team/none/manifests/x")
+    assert (nothing.status, nothing.code, nothing.words) == (404, "NAME_UNKNOWN", "team/none: no such repository")
 
 
 def test_a_tag_moves_between_adapters_and_other_manifests(hub: Running, adapter: Callable[..., Path]) -> None:

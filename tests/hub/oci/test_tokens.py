@@ -90,6 +90,12 @@ def test_a_private_repository_is_none_for_those_who_may_not_see_it(
     assert (mount.status, anonymous.status) == (202, 202)
 
 
+def test_a_form_that_is_too_large_asks_for_no_token(hub: Running) -> None:
+    for form in (b"password=" + b"x" * (1 << 20), b"&".join(b"a=1" for _ in range(101))):
+        answer = Registry(hub.url, None).ask("POST", "/v2/token", form)
+        assert (answer.status, answer.words) == (400, "not the form of a request for a token")
+
+
 def test_a_token_writes_only_where_it_may(hub: Running) -> None:
     for token in (hub.make_token("bob", "read"), hub.make_token("ann", "write", namespaces=["ann"])):
         refused = Registry(hub.url, token).ask("POST", "blobs/uploads/", b"")

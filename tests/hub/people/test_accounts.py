@@ -14,7 +14,7 @@ from adapterhub.hub.database import MIGRATIONS, HubDatabase
 from adapterhub.hub.people import accounts, tokens
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.ref import Ref
-from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
 from tests.conftest import Run
 from tests.hub.conftest import Running, client
 
@@ -110,6 +110,12 @@ def test_a_namespace_is_read_by_whom_it_is_for(
         "reader": as_whom(hub, person(hub, "ada", team="read")).repo_exists("team/sql"),
     }
     assert seen == {"nobody": nobody, "stranger": stranger, "reader": reader}
+
+
+def test_a_namespace_is_for_no_other_readers(tmp_path: Path) -> None:
+    says = "readers: 'all' is not one of anyone, accounts, members"
+    with closing(HubDatabase(tmp_path)) as database, pytest.raises(UsageError, match=says):
+        accounts.settle(database, Namespace("team", "all"))
 
 
 def test_a_private_adapter_is_seen_by_members_only(hub: Running, hf: Any) -> None:

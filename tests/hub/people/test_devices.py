@@ -190,6 +190,15 @@ def test_nobody_is_logged_in_as_an_account_that_is_not_there(hub: Running) -> No
             devices.approve_as(found, "BBBB-BBBB", "ada")
 
 
+def test_a_token_of_a_service_that_expires_approves_nothing(hub: Running) -> None:
+    login, token = begun(hub), hub.make_token("ci", "write", lifetime=60)
+    refused = post(hub, "/device", code=login["user_code"], token=token, answer="approve")
+    words = "ci: this token of a service expires, and the login would go on without it. Approve it with a token of your account"
+    assert (refused.status, words in refused.data.decode()) == (403, True), refused.data
+    assert login["user_code"] in refused.data.decode()  # it waits on, for another token
+    assert collected(hub, login) == {"error": "authorization_pending"}
+
+
 @pytest.mark.parametrize("fields", [{}, {"grant_type": "password"}, {"grant_type": "refresh_token"}])
 def test_other_grants_are_refused(hub: Running, fields: dict[str, str]) -> None:
     assert post(hub, "/oauth/token", **fields).status == 400

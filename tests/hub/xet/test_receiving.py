@@ -130,6 +130,11 @@ def test_a_malformed_xorb_is_refused(sender: Sender, raw: bytes, words: str) -> 
     assert (status, words in said) == (400, True), said
 
 
+def test_a_xorb_is_named_by_its_hash(sender: Sender) -> None:
+    status, said = sender.post("/v1/xorbs/default/zz", chunk(b"x"))
+    assert (status, "zz: is not the hash of a xorb" in said) == (400, True), said
+
+
 def test_a_chunk_that_unpacks_to_more_than_it_says_is_not_unpacked() -> None:
     raw = chunk(b"\0" * (64 << 20), 1, size=1000)
     (found,) = formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x") if len(raw) < formats.MAX_CHUNK else (None,)
