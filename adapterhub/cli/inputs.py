@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +38,10 @@ def byte_count(text: str, option: str) -> int:
     return count
 
 
-def opened(text: str, settings: Settings) -> AbstractContextManager[Source]:
-    """See `sources.opened`."""
-    return sources.opened(text, workspace(settings))
+def opened(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
+    """See `sources.opened`; shows its notes, such as that a version is deprecated, unless `notes` is off."""
+    here = workspace(settings)
+    return sources.opened(text, here if notes else dataclasses.replace(here, tell=lambda _: None))
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:

@@ -181,7 +181,7 @@ def _norms(source: str, settings: Settings, asked: _Asked) -> Heat | str:
         if not asked and (seconds := _seconds(source, settings)) > _SECONDS:
             return f"left out, about {seconds:.0f} seconds of work; --full computes them"
         bar = progress.count_bar("computing norms") if asked else nullcontext()
-        with inputs.opened(source, settings) as found, bar as show:
+        with inputs.opened(source, settings, notes=False) as found, bar as show:  # they were shown with the document
             adapter = convert.read(found.path, base=spec, mapped=True)
             norms = analysis.heat(adapter, base=weights, progress=show)
             where = found.where
