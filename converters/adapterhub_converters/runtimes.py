@@ -80,7 +80,7 @@ _PEFT_RULES = (
         "ignores {key} with a warning: correct only if that changes nothing",
         "peft/config.py, from_peft_type",
     ),
-    Rule("rank-config", REFUSED, "size mismatch for …: the config's rank is not the tensors'", _PEFT),
+    Rule("rank-config", REFUSED, "size mismatch for …: the config and the tensors disagree on the rank", _PEFT),
     *(Rule(f"experts-{verdict}", verdict, "{what}", _PEFT_EXPERTS) for verdict in (IGNORED, WRONG, REFUSED)),
     Rule("magnitude-flag", IGNORED, "magnitudes are skipped unless use_dora is true", _PEFT),
     Rule("no-magnitude", WRONG, "reports missing keys: magnitudes keep their initial values", _PEFT),

@@ -147,7 +147,7 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
     draft.config |= {"r": common, "rank_pattern": explicit}
     code = "rank-config" if wrong else "pattern-overlap" if overlap else "pattern-unused"
     also = f", {len(explicit)} modules by whole paths in rank_pattern" if explicit else ""
-    draft.record(code, f'ranks are those of the tensors: "r" is {common}{also}')
+    draft.record(code, f'ranks are taken from the tensors: "r" is {common}{also}')
 
 
 def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
