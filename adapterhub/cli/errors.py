@@ -151,7 +151,7 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
     context = click.get_current_context(silent=True)
     if option and context and all(parameter.name != option for parameter in context.command.params):
         error.hint, error.worded = other, True  # while the command is known
-    elif error.code in HINTS:
+    elif error.code in HINTS and "meant" not in error.fields:  # a name that was found to be close is the better hint
         error.hint = HINTS[error.code].format_map(_spelled(error.fields))
     return error
 

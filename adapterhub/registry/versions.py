@@ -112,7 +112,8 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
     if state.seq == 0:
         close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
         if close:
-            raise NotFoundError(str(ref), "no such adapter", f"Did you mean {close[0]}?")
+            hint = f"Did you mean {close[0]}?"
+            raise NotFoundError(str(ref), "no such adapter", hint, code="no-such-adapter", meant=close[0])
         raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
     if state.deleted:
         raise NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)

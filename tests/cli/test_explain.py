@@ -124,6 +124,13 @@ def test_a_hint_that_a_command_words_itself_keeps_the_code(run: Run, tmp_path: P
     assert run("show", "sql", code=6).stderr.endswith("`adapterhub fix SRC --alpha N`  [alpha-or-rslora-required]\n")
 
 
+def test_a_name_that_was_meant_is_the_hint_under_the_same_code(run: Run, tmp_path: Path) -> None:
+    adapter(tmp_path / "sql", pairs(2))
+    run("push", "sql", "team/sql")
+    line = "error: team/sq1: no such adapter. Did you mean team/sql?  [no-such-adapter]\n"
+    assert run("show", "team/sq1", code=3).stderr == line
+
+
 def test_a_code_of_another_server_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     say(RefusedError("chat", "is refused", code="engine_failed"))
     assert capsys.readouterr().err == "error: chat: is refused  [refused]\n"
