@@ -167,7 +167,7 @@ def _there(registry: Registry, name: str) -> NamedDocument:
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
     if not state.there:
         if close := difflib.get_close_matches(name, names(registry), 1):
-            raise NotFoundError(name, "no base of this name", f"Did you mean {close[0]}?")
+            raise NotFoundError(name, "no base of this name", f"Did you mean {close[0]}?", code="no-such-base", meant=close[0])
         raise NotFoundError(name, "no base of this name", "List the bases", code="no-such-base")
     return state
 

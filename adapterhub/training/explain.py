@@ -270,7 +270,8 @@ def explain(wanted: str | None = None) -> list[Explained]:
         known = [*SECTIONS, *(item.key for item in found)]
         close = difflib.get_close_matches(name, known, 1)
         what = "is not a key or section of a config"
-        raise UsageError(wanted[:60], what, f"Did you mean {close[0]}?" if close else "", code="" if close else "config-key")
+        meant = {"meant": close[0]} if close else {}
+        raise UsageError(wanted[:60], what, f"Did you mean {close[0]}?" if close else "", code="config-key", **meant)
     return chosen
 
 

@@ -240,7 +240,8 @@ def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_p
         assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in said
     assert document(run, "validate", "sql", "--base", "./tiny")["base"] == "tiny"
     assert document(run, "base", "show", "base:tiny")["name"] == "tiny"
-    assert "no base of this name. Did you mean tiny?" in run("validate", "sql", "--base", "base:tinny", code=3).stderr
+    told = run("validate", "sql", "--base", "base:tinny", code=3).stderr
+    assert told.endswith("no base of this name. Did you mean tiny?  [no-such-base]\n")
 
 
 def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ def test_one_key_is_found_however_it_is_written(name: str) -> None:
 
 def test_a_section_has_all_of_its_keys_and_an_unknown_one_is_refused() -> None:
     assert {item.section for item in explain.explain("lora")} == {"lora"}
-    with pytest.raises(UsageError, match="Did you mean learning_rate?"):
+    with pytest.raises(UsageError, match="Did you mean learning_rate?") as caught:
         explain.explain("learnig_rate")
+    assert caught.value.code == "config-key"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
