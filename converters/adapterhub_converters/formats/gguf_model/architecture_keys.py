@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, u32
 from adapterhub_converters.errors import RefusedError
 
-from .checks import layer_kinds
 from .configured import Config
-from .shared_keys import GATING, Numbers, head_size, rotated, some, vocabulary, window
+from .shared_keys import GATING, Numbers, head_size, layer_kinds, rotated, some, vocabulary, window
 
 SIZES = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 RMS, NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"

@@ -14,6 +14,7 @@ from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.errors import RefusedError
 
 from .configured import Config
+from .shared_keys import layer_kinds
 
 Shape = tuple[int, ...]
 _BIASES = ("attn_q.", "attn_k.", "attn_v.", "attn_qkv.", "attn_output.", "ffn_")
@@ -80,29 +81,6 @@ def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
         if other:
             what = f"layer {layer} has {found.get(other, 'no tensor')} for {other}, but others have {like.get(other, 'none')}"
             raise RefusedError(config.where, what)
-
-
-def layer_kinds(gguf: str, config: Config) -> list[object]:
-    """The kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
-    count, stated = config.count("num_hidden_layers"), config.get("layer_types")
-    if key := _DENSE_FIRST.get(gguf):
-        return [layer >= config.count(key) for layer in range(count)]
-    if gguf not in _HYBRID:
-        return [None] * count
-    if stated is None and gguf.startswith("qwen35"):
-        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
-        return ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
-    if not isinstance(stated, list) or len(stated) != count:
-        raise RefusedError(config.where, f"config.json: layer_types does not have one entry for each of {count} layers")
-    return list(stated)
-
-
-_DENSE_FIRST = {
-    "deepseek2": "first_k_dense_replace", "glm4moe": "first_k_dense_replace", "ernie4_5-moe": "moe_layer_start_index",
-}  # fmt: skip
-"""Architectures whose first layers have no experts, to the key with their number."""
-_HYBRID = ("lfm2", "qwen35", "qwen35moe")
-"""Architectures with several kinds of layers."""
 
 
 # ---- The computation

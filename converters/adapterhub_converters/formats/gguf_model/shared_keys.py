@@ -100,3 +100,26 @@ def vocabulary(config: Config) -> Numbers:
 def window(config: Config) -> Numbers:
     """The width of the window of layers that have one."""
     return {"attention.sliding_window": u32(config.count("sliding_window"))}
+
+
+def layer_kinds(gguf: str, config: Config) -> list[object]:
+    """The kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
+    count, stated = config.count("num_hidden_layers"), config.get("layer_types")
+    if key := _DENSE_FIRST.get(gguf):
+        return [layer >= config.count(key) for layer in range(count)]
+    if gguf not in _HYBRID:
+        return [None] * count
+    if stated is None and gguf.startswith("qwen35"):
+        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        return ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
+    if not isinstance(stated, list) or len(stated) != count:
+        raise RefusedError(config.where, f"config.json: layer_types does not have one entry for each of {count} layers")
+    return list(stated)
+
+
+_DENSE_FIRST = {
+    "deepseek2": "first_k_dense_replace", "glm4moe": "first_k_dense_replace", "ernie4_5-moe": "moe_layer_start_index",
+}  # fmt: skip
+"""Architectures whose first layers have no experts, to the key with their number."""
+_HYBRID = ("lfm2", "qwen35", "qwen35moe")
+"""Architectures with several kinds of layers."""
