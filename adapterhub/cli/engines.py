@@ -33,7 +33,7 @@ _OPTIONS = (
     ),
     click.option("--program", metavar="PATH", default="", help="Path of llama-server, or of a Python that has the engine."),
     click.option(
-        "--base-name", "name", metavar="NAME", help="The base's own name in requests. [default: that of its file or folder]"
+        "--base-name", "name", metavar="NAME", help="The base's own name in requests. [default: the name of its file or folder]"
     ),
     max_rank_option("what vLLM, SGLang and torch reserve memory for.", default=64, show_default=True),
     click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),

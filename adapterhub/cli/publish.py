@@ -31,7 +31,7 @@ def published(made: Version | Sent) -> Shown:
         count = output.plural(len(made.overridden), "error")
         output.say(output.one_line(f"stored despite {count}, the first {made.overridden[0]}"))
     if "files-changed" in made.overridden:
-        output.say("left out of adapter.json: the records of other weights, such as that of a training")
+        output.say("left out of adapter.json: the records of other weights, such as a training")
     if made.skipped:
         output.say(output.one_line(f"left out: {shortened(made.skipped)}"))
     if not isinstance(made, Sent):

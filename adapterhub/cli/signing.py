@@ -159,7 +159,7 @@ _OWN = (
         "--identity-token",
         "token",
         metavar="FILE",
-        help="Identity token of --keyless: a file, or - for stdin. [default: that of the machine, as CI systems have it]",
+        help="Identity token of --keyless: a file, or - for stdin. [default: the machine's, as CI systems have it]",
     ),
     _trust_config,
     passphrase_options,
@@ -234,6 +234,6 @@ parent_keys = click.option(
     metavar="PEM",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Key, in PEM: a public one that must have signed each parent of a merge; repeatable. [default: that of --key]",
+    help="Key, in PEM: a public one that must have signed each parent of a merge; repeatable. [default: --key]",
 )
 signed_as = click.option("--signed-as", metavar="NAME", help="Accept a signature for another name.")

@@ -22,7 +22,7 @@ from adapterhub.cli.options import Settings, base_option, command, output_option
 @output_option("file. [default: stdout]")
 @click.option("--html", is_flag=True, help="Write one page of HTML instead of CycloneDX.")
 @base_option("its model card has the license.")
-@click.option("--base-license", metavar="SPDX", help="License of the base, in place of that of its model card.")
+@click.option("--base-license", metavar="SPDX", help="License of the base, instead of the one in its model card.")
 @replace_option
 @remote_option
 @click.pass_obj

@@ -75,8 +75,8 @@ def chat(
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
-    The engines are those of `adapterhub serve`, for this conversation alone. /help lists what can be changed during it: the
-    version that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
+    Without --engine-url, an engine of `adapterhub serve` is started for this conversation. /help lists what you can change
+    during it: the version that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation

@@ -44,7 +44,7 @@ _NAMES = ("ref", "name", "path")  # of a parent or a file of data
 def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: bool, remote: str | None) -> int:
     """Show what changed between two adapters, or two versions of one: files, facts, and what they compute.
 
-    A and B are folders, files, refs or addresses, in any format; with --remote, refs there. Facts are those of adapter.json:
+    A and B are folders, files, refs or addresses, in any format; with --remote, refs there. Facts come from adapter.json:
     license, base, rank, training, parents, metrics. Modules are compared by the matrices they add to the base, whatever their
     ranks, scales and factors: a conversion is no difference. Differences below float32's rounding count as equal. Exits 0, or
     with --exit-code 1 when the two compute different functions.

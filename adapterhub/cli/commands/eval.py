@@ -64,7 +64,7 @@ def eval(  # noqa: A001 - the command's name
 
     For a version in the registry the result is recorded in its log (the version does not change): `show` prints it and
     `search --metric 'eval_perplexity<12'` finds it; the latest result of a name counts. A gate compares ppl, loss, tokens, or
-    ppl/base, the perplexity relative to that of the base alone. Exits 1 when a gate fails.
+    ppl/base, the perplexity relative to the base alone. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
     from adapterhub import learning

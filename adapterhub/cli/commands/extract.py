@@ -60,8 +60,8 @@ def extract(
 ) -> None:
     """Extract an adapter from a full fine-tune: for every weight, the nearest low-rank matrix to its change.
 
-    BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is that of the
-    adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
+    BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is
+    computed from the adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
     from adapterhub.merging.into_base.extract import Wanted
 

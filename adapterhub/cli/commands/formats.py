@@ -32,7 +32,7 @@ _MARKS = {"bytes": "=", "function": "~", "no": "-"}
 def formats(settings: Settings) -> None:
     """List the formats that can be read and written, which of them need a base, and which round trips are exact.
 
-    In the second table a file of the row's format is converted to that of the column and back: = gives the same file byte for
+    In the second table, a file of the row's format is converted to the column's format and back: = gives the same file byte for
     byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter.
     """
     from adapterhub_converters import formats as table

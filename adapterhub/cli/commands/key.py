@@ -39,8 +39,8 @@ def key() -> None:
 def generate(settings: Settings, *, path: Path, kind: str, passphrase: signing.Passphrase) -> None:
     """Write a new pair of keys: PATH.key, which only you can read, and PATH.pub, to give to others.
 
-    The kinds p256, p384 and p521 (ECDSA) are those of OpenSSF model signing, so that its program `model_signing` verifies what
-    they sign. It cannot verify signatures by ed25519; adapterhub can.
+    OpenSSF model signing has the kinds p256, p384 and p521 (ECDSA) too, so its program `model_signing` verifies their
+    signatures. It cannot verify signatures by ed25519; adapterhub can.
     """
     from adapterhub.trust import keys
 

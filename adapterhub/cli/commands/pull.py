@@ -56,7 +56,7 @@ _NETWORK = ("http://", "https://", "hf://")
 @click.option("--require-signature", is_flag=True, help="Refuse a version that no accepted signer has signed.")
 @signing.accepted_signers
 @signing.signed_as
-@click.option("--remember", is_flag=True, help="Require who has signed it of its whole namespace from now on.")
+@click.option("--remember", is_flag=True, help="Require its signer for the whole namespace from now on.")
 @replace_option
 @conversion_options("ollama")
 @model_option

@@ -21,14 +21,16 @@ from adapterhub.manifest.package_files import SIGNATURE
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
 @signing.own_signer
 @click.option(
-    "--name", metavar="NAME", help="Name of the adapter that is signed. [default: that of the ref, the address or the folder]"
+    "--name",
+    metavar="NAME",
+    help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
 @click.pass_obj
 def sign(settings: Settings, *, source: str, own: signing.Own, name: str | None) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
-    The signature of a folder is written to model.sig in it, that of a version here is stored with the registry, and that of a
-    version in an OCI registry or an image layout is attached to it. The version and its digest do not change.
+    The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in
+    an OCI registry or an image layout. The version and its digest do not change.
 
     With --keyless, Sigstore certifies who you are for ten minutes, by an identity token, and records the signature in its log:
     with the public Sigstore, your identity and the digest of what you sign are public, for good.

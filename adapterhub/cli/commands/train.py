@@ -84,7 +84,7 @@ def train(
 
     CONFIG is a TOML file: base, data, lora, train, preference, card. The command first shows what is trained and the memory
     it needs, and refuses what cannot fit (exit 6). --dry-run trains nothing: it reads and checks the data, shows examples,
-    tokens, steps and the least time, and compares the memory with that of other settings. Afterwards the command reports the
+    tokens, steps and the least time, and compares the memory with other settings. Afterwards the command reports the
     held-out perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command
     resumes. A push that fails leaves OUT in place. Needs the extra: pip install 'adapterhub[train]'.
     """

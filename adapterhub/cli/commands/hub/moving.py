@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     adapterhub hub migrate
     adapterhub --registry NEW hub migrate --back""",
 )
-@click.option("--back", is_flag=True, help="Into a new folder, that of --registry.")
+@click.option("--back", is_flag=True, help="Copy back, into the new folder --registry.")
 @click.pass_obj
 def migrate(settings: Settings, *, back: bool) -> None:
     """Copy the hub of the registry's folder into $ADAPTERHUB_DATABASE, which is empty, and $ADAPTERHUB_BLOBS.

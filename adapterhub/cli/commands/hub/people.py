@@ -236,7 +236,7 @@ def namespace() -> None:
 @click.option(
     "--readers",
     type=click.Choice(("anyone", "accounts", "members")),
-    help="Who can read what is not private: anyone, those with a token, or only those with a role.",
+    help="Who can read adapters that are not private: anyone, anyone with a token, or only accounts with a role.",
 )
 @click.option("--max-size", metavar="SIZE", help="Bytes of all files, each counted once: 500M, 50G; 0 for no limit.")
 @click.option("--max-files", metavar="N", type=click.IntRange(min=0), help="Number of those files; 0 for no limit.")
