@@ -122,7 +122,9 @@ def _lock(lock: Callable[[], object], folder: Path) -> None:
             return
         else:
             return
-    raise LocalIOError(str(folder), "another process keeps this folder locked", "End it")
+    raise LocalIOError(
+        str(folder), "another process keeps this folder locked", "Wait for that process, or end it", code="in-use"
+    )
 
 
 @contextmanager

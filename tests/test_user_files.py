@@ -61,7 +61,9 @@ def test_a_lock_that_somebody_keeps_is_not_waited_for_without_end(tmp_path: Path
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH)
-        with pytest.raises(user_files.LocalIOError, match="another process keeps this folder locked"):
+        with pytest.raises(
+            user_files.LocalIOError, match="another process keeps this folder locked. Wait for that process, or end it"
+        ):
             write(tmp_path / "file")
     finally:
         os.close(handle)

@@ -22,6 +22,7 @@ from .hub_address import Hub, HubPath
 from .ranges import Known, RangeClient
 from .remote import listed
 
+_AGAIN = "Delete it, and try again"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _KINDS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors")
 _DOCUMENTS = ("README.md", "LICENSE", "NOTICE")
@@ -151,6 +152,6 @@ def _verify(file: Path, known: Known, place: HubPath, digests: Path | None) -> N
     if not file.is_file():
         raise RemoteError(str(place), f"{file.name} is not among what was downloaded", "The model may have changed; try again")
     if known.size is not None and file.stat().st_size != known.size:
-        raise IntegrityError(str(file), f"{file.stat().st_size} bytes, but the hub names {known.size}", "Delete it; try again")
+        raise IntegrityError(str(file), f"has {file.stat().st_size} bytes, not the {known.size} that the hub lists", _AGAIN)
     if known.sha256 is not None and digest_cache.digest(file, digests) != known.sha256:
-        raise IntegrityError(str(file), f"its bytes are not {known.sha256}, which the hub names", "Delete it; try again")
+        raise IntegrityError(str(file), f"its bytes do not match {known.sha256}, the digest that the hub lists", _AGAIN)

@@ -142,6 +142,7 @@ ERRORS: dict[str, str] = {
     "hub-needs-login": "Beyond this machine, anyone who reaches the address could read the adapters.",
     "image-here": "A container image can only be pushed to a remote or an image layout; versions in the local registry are files.",
     "image-repacked": "The layer of the image has changed: somebody packed it again, other than with gzip.",
+    "in-use": "Another process works on the same file or folder. Nothing was changed. Wait until that process is done, or end it.",
     "integrity": "Bytes do not match a digest, a size or a log, or some of them are missing. They were not used. Fetch them again; for a registry on this disk, `adapterhub fsck` tells more.",
     "internal-error": "A bug in adapterhub. The error names a file with the traceback, which helps when you report it.",
     "interrupted": "A signal, or the end of the program, stopped the work. Finished parts are kept.",

@@ -289,7 +289,7 @@ def _claimed(files: Inside, part: Path) -> Iterator[BinaryIO]:
             if not user_files.is_only_mine(os.fstat(file.fileno())):
                 raise ConflictError(str(part), "others can write to it", "Remove it")
             if not _locked(file):
-                raise ConflictError(str(part), "another process is receiving it", "Wait for that process")
+                raise ConflictError(str(part), "another process is receiving it", "Wait for that process", code="in-use")
             # Between the two, the last owner may have moved the file to its final name: what is locked is then a finished blob.
             if files.is_at(file, part):
                 yield file

@@ -54,6 +54,7 @@ def test_a_file_that_another_process_receives_is_left_to_it(tmp_path: Path) -> N
     with received(source, blob, files, part), pytest.raises(ConflictError) as error, received(source, blob, files, part):
         pass
     assert str(error.value) == f"{part}: another process is receiving it. Wait for that process"
+    assert error.value.code == "in-use"
 
 
 def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) -> None:

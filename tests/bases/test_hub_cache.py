@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,17 @@ def test_bytes_that_are_not_those_that_the_hub_names_are_refused(hub: Hub, tmp_p
     publish(hub, "org/tiny", files)
     digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
     hub.large[digest] = bytes(len(files["model.safetensors"]))
-    with pytest.raises(IntegrityError, match="which the hub names"):
+    what = f"its bytes do not match sha256:{digest}, the digest that the hub lists. Delete it, and try again"
+    with pytest.raises(IntegrityError, match=what):
         base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+    hub.large[digest] = files["model.safetensors"]
+    shutil.rmtree(tmp_path / "hub")
+    weights = base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub)) / "model.safetensors"
+    weights.resolve().write_bytes(b"cut")
+    with pytest.raises(IntegrityError) as error:
+        base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+    assert error.value.what == f"has 3 bytes, not the {len(files['model.safetensors'])} that the hub lists"
+    assert error.value.hint == "Delete it, and try again"
 
 
 def test_a_download_that_fails_is_one_line_with_the_reason(hub: Hub, tmp_path: Path) -> None:
