@@ -130,7 +130,6 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
     assert left == {"good.tar", "bad.tar"}
 
 
-@pytest.mark.usefixtures("filled")
 def test_two_versions_that_would_have_one_name_are_not_bundled(make: Make, run: Run, tmp_path: Path) -> None:
     for seed in (1, 2):
         run("push", make(f"a{seed}", seed), f"layout://x{seed}:v1")
@@ -139,6 +138,7 @@ def test_two_versions_that_would_have_one_name_are_not_bundled(make: Make, run: 
     assert not (tmp_path / "b.tar").exists()
 
 
+@pytest.mark.usefixtures("filled")
 def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
