@@ -62,3 +62,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     up = "../" * page.file.src_uri.count("/")
     markdown = _SOURCE.sub(lambda found: f"]({up}{_GENERATED[found[1]]})", markdown)
     return _OUTSIDE.sub(rf"]({up}\1)", markdown)
+
+
+_TABLE, _CODE = re.compile(r"<table>.*?</table>", re.DOTALL), re.compile(r"<code>[^<]*</code>")
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    r"""Show the `\|` of code in a table as GitHub does, without the escape."""
+    return _TABLE.sub(lambda table: _CODE.sub(lambda code: code[0].replace(r"\|", "|"), table[0]), html)
