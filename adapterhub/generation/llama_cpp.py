@@ -25,6 +25,7 @@ from . import Prompt
 
 _F32, _NO_FLASH = 0, 0  # a ggml_type, a llama_flash_attn_type
 _MODULES = ("llama_cpp_py_sync", "jinja2")
+_VAGUE = ("ret = ", "failed to load model")  # lines of its log that follow the one with the reason
 
 
 def check_extra() -> None:
@@ -80,7 +81,7 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
 
 def _reason(log: Sequence[str]) -> str:
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
-    telling = (line for line in reversed(lines) if ("fail" in line or "error" in line) and "ret = " not in line)
+    telling = (line for line in reversed(lines) if ("fail" in line or "error" in line) and not any(v in line for v in _VAGUE))
     found = next(telling, "no reason given")
     return found[:200]
 

@@ -20,7 +20,7 @@ from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
 from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings  # noqa: E402
-from adapterhub_converters.errors import RefusedError  # noqa: E402
+from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
@@ -243,6 +243,15 @@ def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered
         pass
 
 
+def test_what_llama_cpp_cannot_load_is_one_line_with_its_reason(tmp_path: Path) -> None:
+    need_module("llama_cpp_py_sync")
+    gguf_file.write(tmp_path / "odd.gguf", {"general.architecture": string("nonsense")}, {})
+    with pytest.raises(FormatError) as caught, llama_cpp.opened(tmp_path / "odd.gguf"):
+        pass
+    assert f"{tmp_path}/odd.gguf: llama.cpp cannot load it (" in str(caught.value)
+    assert "unknown model architecture: 'nonsense'" in str(caught.value)
+
+
 def test_what_llama_cpp_cannot_compute_is_one_line_with_its_reason(tmp_path: Path) -> None:
     with llama_cpp.opened(spoken(tmp_path / "m.gguf")) as engine:
         says = r"llama.cpp cannot compute the next token \(decode: failed to .+\)"
@@ -278,7 +287,8 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
     assert (by_file["prompt"], by_file["text"]) == (by_argument["prompt"], by_argument["text"])
     assert by_argument["base_text"] is None
     assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
-    assert "--system" in run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr
+    error = "error: --system: raw text has no messages. Put it into the prompt  [invalid-parameter]\n"
+    assert run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr == error
 
 
 def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, float_base: Path, tmp_path: Path) -> None:
