@@ -120,6 +120,6 @@ def words_of(document: Any) -> str:
     """What an engine gives as the reason of a failure, in one line."""
     if isinstance(document, dict):
         inner = document.get("error", document)
-        found = inner.get("message", inner) if isinstance(inner, dict) else inner
+        found = inner.get("message", inner.get("error_message", inner)) if isinstance(inner, dict) else inner
         document = found if isinstance(found, str) else json.dumps(found)
     return printable(" ".join(str(document).split()))[:500]

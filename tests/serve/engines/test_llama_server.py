@@ -21,7 +21,7 @@ from adapterhub.serve.engines import EngineDownError
 from adapterhub.serve.engines.llama_server import OneProcess, Options, Router, explicit
 from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.served import Served
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models
@@ -121,6 +121,10 @@ def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: 
 def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path) -> None:
     words = ("serve", models.gguf, "--registry", registry, "--program", llama_server.program(), "--one-process", "--port", 0)
     assert "takes all adapters for embeddings" in run(*words, "--", "--embeddings", code=2).stderr
+    options = Options(llama_server.program(), models.gguf, registry, more=("--embeddings",))
+    with pytest.raises(UsageError, match="whatever it is asked for. Have a process for each version") as caught:
+        OneProcess(options)
+    assert caught.value.code == "mixed-embeddings"
 
 
 def test_a_blend_is_answered_by_one_process(models: Models, registry: Path, tmp_path: Path) -> None:
@@ -257,10 +261,32 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
     assert isinstance(damaged, RefusedError)
 
 
+def test_the_router_refuses_a_version_that_it_cannot_load_and_keeps_the_rest(models: Models, tmp_path: Path) -> None:
+    good, damaged = converted(models, tmp_path)
+    damaged.write_bytes(good.read_bytes()[:1000])
+    served = [Served("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)]
+
+    async def main() -> None:
+        router = Router(Options(llama_server.program(), models.gguf, tmp_path / "presets", os.environ))
+        await router.start()
+        try:
+            await router.ensure(served[0])
+            with pytest.raises(RefusedError) as caught:
+                await router.ensure(served[1])
+            assert f": llama-server cannot load it on {models.gguf}" in str(caught.value)
+            assert (await router.ask("/v1/completions", {"prompt": P, "max_tokens": 1}, ((served[0], 1.0),))).status == 200
+        finally:
+            await router.close()
+
+    asyncio.run(main())
+
+
 class Forgetful(Answering):
-    """A router that lists nothing, and cannot read its presets."""
+    """A router that lists nothing, starts nothing new, and cannot read its presets."""
 
     def answer(self, path: str, body: Any) -> tuple[int, object]:
+        if path == "/models/load" and body["model"] == "team-new":
+            return 500, {"error": {"message": "failed to spawn server instance"}}
         return {"/models": (200, {"data": []}), "/models/load": (200, {})}.get(path, (400, {"error": {"message": "line 3"}}))
 
 
@@ -274,6 +300,8 @@ def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(
             router.client = Client(url)
             with pytest.raises(EngineDownError, match="llama-server does not list team-sql"):
                 await router._load("team-sql")
+            with pytest.raises(RefusedError, match="team-new: llama-server cannot load it .failed to spawn server instance."):
+                await router._load("team-new")
             with pytest.raises(EngineDownError, match="llama-server cannot read its presets: line 3"):
                 await router._reload()
             await router.client.close()

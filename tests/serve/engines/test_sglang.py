@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,12 @@ from typing import Any, Optional
 import pytest
 
 from adapterhub.serve.engines import sglang
+from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.served import Served
+from adapterhub_converters.errors import RefusedError
 from tests.support.environments import environment
+
+from .test_vllm import Server
 
 pytestmark = pytest.mark.peer
 DIGEST = "sha256:" + "a" * 64
@@ -45,6 +50,31 @@ def test_a_version_and_the_base_are_what_it_understands(base: str) -> None:
     parse = own_parser(base)
     assert parse(sglang.model_of(base, ((SQL, 1.0),))) == (base, f"team/sql@{DIGEST}")
     assert parse(sglang.model_of(base, ())) == (base, None)
+
+
+class Full(Server):
+    """One that loads no adapter of this rank."""
+
+    def answer(self, path: str, body: Any) -> tuple[int, object]:
+        if path != "/load_lora_adapter":
+            return super().answer(path, body)
+        what = "Failed to load LoRA adapter: rank 8 is over max_lora_rank 4"
+        return 400, {"success": False, "error_message": what, "loaded_adapters": {}}
+
+
+def test_what_it_does_not_load_is_refused_with_its_reason() -> None:
+    async def main() -> None:
+        async with Full("").running() as url:
+            engine = sglang.Sglang(Client(url), None, most=2)
+            try:
+                await engine.ensure(SQL)
+            finally:
+                await engine.close()
+
+    with pytest.raises(RefusedError) as refused:
+        asyncio.run(main())
+    reason = "Failed to load LoRA adapter: rank 8 is over max_lora_rank 4"
+    assert str(refused.value).endswith(f"{DIGEST}: SGLang cannot load it ({reason})")
 
 
 def test_alone_it_takes_unknown_names_for_the_base() -> None:

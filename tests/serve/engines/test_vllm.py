@@ -159,6 +159,31 @@ def test_one_before_0_33_that_does_not_see_the_zeros_is_refused(tmp_path: Path, 
     assert server.asked == []
 
 
+class Full(Server):
+    """One that loads no adapter of this rank, as vLLM 0.32 refuses it."""
+
+    def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+        what = "LoRA rank 4 is greater than max_lora_rank 2."
+        return (400, {"error": {"message": what}}) if path == "/v1/load_lora_adapter" else super().answer(path, body)
+
+
+def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> None:
+    spec, digest = base(tmp_path / "base"), f"sha256:{'a' * 64}"
+
+    async def main() -> None:
+        async with Full("0.33.0").running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
+            await engine.start()
+            try:
+                await engine.ensure(Served("team/sql:v1", "team/sql", digest, "vllm", tmp_path, 4))
+            finally:
+                await engine.close()
+
+    with pytest.raises(RefusedError) as refused:
+        asyncio.run(main())
+    assert f"{digest}: vLLM cannot load it (LoRA rank 4 is greater than max_lora_rank 2.)" in str(refused.value)
+
+
 class Fixed(Server):
     """One that was started without the path that loads adapters."""
 
