@@ -40,6 +40,7 @@ CHUNK = 4 * BLOCK
 _RANK = 24  # of the adapters in the test: with padding
 _STEPS = 2  # passes of the test in which each request adds a token
 _SPREAD = 0.02  # of the numbers of the adapters in the test
+_ELSEWHERE = "Serve it with another engine"
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,8 @@ def load(
         spec = files.spec
     base.model.eval()
     if not type(base.model)._supports_attention_backend:
-        raise RefusedError(where, f"{type(base.model).__name__} brings its own attention, which keeps no requests apart")
+        what = f"{type(base.model).__name__} cannot use the attention that keeps the requests of a batch apart"
+        raise RefusedError(where, what, _ELSEWHERE)
     base.model.set_attn_implementation(attention.register())
     model = Model(base, spec, Text(base, path), slots)
     _test(model, rows, where)
@@ -173,7 +175,8 @@ def _test(model: Model, rows: int, where: str) -> None:
     errors = torch.tensor([float((own - right).norm() / right.norm().clamp(min=1e-30)) for own, right in pairs])
     every_layer = len(spans[0].keys_values.layers) == model.base.model.config.get_text_config().num_hidden_layers
     if not (every_layer and float(errors.median()) <= 4 * torch.finfo(model.base.head.dtype).eps ** 0.75):
-        raise RefusedError(where, f"{type(model.base.model).__name__} does not keep the tokens of several requests apart")
+        what = f"{type(model.base.model).__name__} does not keep the tokens of several requests apart"
+        raise RefusedError(where, what, _ELSEWHERE)
 
 
 def _alone(model: Model, prompt: list[int], use: Use) -> tuple[list[int], list[Tensor]]:
