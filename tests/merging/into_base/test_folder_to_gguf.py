@@ -749,6 +749,23 @@ def test_a_tokenizer_in_another_file_is_named(tmp_path: Path, name: str, llama: 
 
 
 @pytest.mark.parametrize(
+    ("name", "there", "says"),
+    [
+        ("GemmaForCausalLM", "tokenizer.json", "llama.cpp's gemma reads its vocabulary from tokenizer.model, which is missing"),
+        ("GPT2LMHeadModel", "tokenizer.model", "llama.cpp's gpt2 reads its vocabulary from tokenizer.json, which is missing"),
+    ],
+)
+def test_a_tokenizer_file_that_llama_cpp_does_not_read_for_a_family_is_not_enough(
+    tmp_path: Path, name: str, there: str, says: str
+) -> None:
+    need_module("transformers")
+    tiny.model(name).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / there).write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}')
+    with pytest.raises(RefusedError, match=f"{says}. Copy it from the original model"):
+        written(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
     ("name", "there", "message"),
     [
         ("Glm4ForCausalLM", ["<|endoftext|>"], "tokenizer.json: the added token <|user|> of GLM-4 is missing"),

@@ -47,7 +47,8 @@ def _vocabulary(gguf: str, tokenizer: Tokenizer, size: int) -> tuple[dict[str, V
         return _of_pieces(gguf, tokenizer, size), ()
     if gguf in _PIECES_ONLY or not tokenizer.json:
         wanted = sentencepiece.NAME if gguf in _PIECES_ONLY else "tokenizer.json"
-        raise RefusedError(str(folder), f"llama.cpp's {gguf} reads its vocabulary from {wanted}, which is missing")
+        what = f"llama.cpp's {gguf} reads its vocabulary from {wanted}, which is missing"
+        raise RefusedError(str(folder), what, "Copy it from the original model")
     return _of_bytes(gguf, tokenizer, size), ()
 
 
