@@ -56,10 +56,8 @@ _DETAILS = linear.Pattern(
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
-class Unsupported(AdapterhubError):  # noqa: N818 - not seen outside this package
+class Unsupported(Exception):  # noqa: N818 - not seen outside this package
     """The store reports that it cannot create exclusively."""
-
-    default_code = "internal-error"
 
 
 class Bucket:
@@ -205,7 +203,7 @@ class Bucket:
             except obstore.exceptions.AlreadyExistsError:
                 return False
             except (obstore.exceptions.NotSupportedError, NotImplementedError) as error:
-                raise Unsupported(self.where, "cannot create exclusively") from error
+                raise Unsupported from error
         self._settle(key)
         return True
 
