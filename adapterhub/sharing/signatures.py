@@ -217,7 +217,7 @@ def wanted(named: Named, workspace: Workspace, demand: Demand = NOTHING) -> bool
         return True
     if demand.keys is not None:
         what = "no keys are known to verify a signature with"
-        raise UsageError(named.where, what, "Name them", code="keys-required")
+        raise UsageError(named.where, what, "Name the keys or identities to accept", code="keys-required")
     return bool(rules)
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve.resolving import resolve
+from adapterhub.sharing import pulling
+from adapterhub.sharing.signatures import Demand
 from adapterhub.trust import keys
 from adapterhub.workspace import Workspace
-from adapterhub_converters.errors import RefusedError
+from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import Make
 
@@ -221,12 +223,16 @@ def test_a_rule_that_says_nothing_is_an_error(run: Run, make: Make, tmp_path: Pa
     assert "adapterhub.toml" in run("push", make("sql"), "team/sql", code=2).stderr
 
 
-def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make) -> None:
+def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make, tmp_path: Path) -> None:
+    run("init")
     run("push", make("sql"), "team/sql")
     error = run("pull", "team/sql", "-o", "out", "--require-signature", code=2).stderr
     what = "team/sql: no keys are known to verify a signature with"
     hint = "Pass --key or --identity, or set policy.signers in adapterhub.toml"
     assert error == f"error: {what}. {hint}  [keys-required]\n"
+    with pytest.raises(UsageError, match="Name the keys or identities to accept"):
+        pulling.pull("team/sql", tmp_path / "out", Workspace(registry=tmp_path), demand=Demand(keys=()))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_files_has_nothing_to_sign(run: Run, team: tuple[Path, Path], tmp_path: Path) -> None:
