@@ -38,6 +38,7 @@ _MAX_CONFIG = 4 << 20  # bytes of a trust config; that of the public Sigstore ha
 _DAY = 24 * 60 * 60
 _AGAIN = "Have it signed again"
 _UNKNOWN = "Have it signed by somebody who is accepted, or accept this identity if you trust it"
+_CONFIG = "Pass a client trust config or, to verify, a trusted root, in the JSON of Sigstore"
 _SHOWN = 160  # characters of a foreign text in an error
 _INVALID = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
@@ -161,13 +162,19 @@ def _config(path: Path | None) -> ClientTrustConfig:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    from pydantic import ValidationError
     from sigstore.errors import Error
 
     try:
         yield
+    except ValidationError as error:  # whose text has several lines, with addresses
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise FormatError(
+            str(path), f"not a trust config: {_shown(f'{place}: ' * bool(place) + first['msg'])}", _CONFIG
+        ) from error
     except (Error, *_INVALID) as error:
-        hint = "Pass a client trust config or, to verify, a trusted root, in the JSON of Sigstore"
-        raise FormatError(str(path), f"not a trust config: {_shown(str(error))}", hint) from error
+        raise FormatError(str(path), f"not a trust config: {_shown(str(error))}", _CONFIG) from error
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -233,6 +234,11 @@ def test_tokens_that_are_none_have_expired_or_are_refused_are_errors_of_one_line
         assert not text or "Get a new one, for the audience sigstore" in done.stderr
         assert not text or text not in done.stderr
     path.write_text(private.token())
+    hint = "Pass a client trust config or, to verify, a trusted root, in the JSON of Sigstore"
+    for text, words in (("{}", "mediaType: Field required"), ("[]", "Input should be an object"), ("x", "Invalid JSON: .*")):
+        (tmp_path / "odd.json").write_text(text)
+        done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "odd.json", code=4)
+        assert re.fullmatch(rf"error: odd.json: not a trust config: {words}. {hint}  \[malformed\]\n", done.stderr)
     (tmp_path / "gone.json").write_text(private.config.read_text().replace("127.0.0.1:", "127.0.0.1:1"))
     done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "gone.json", code=5)
     assert path.read_text() not in done.stderr
