@@ -186,6 +186,8 @@ def test_what_is_not_there_is_not_found(places: Places, adapter: Path, kind: str
         read(source, blob)
     if kind in ("layout", "archive"):
         assert error.value.what == f"no blob {blob.digest}"
+    elif kind in ("folder", "hf"):
+        assert error.value.what == f"no file with the digest {blob.digest}"
 
 
 @pytest.mark.parametrize("kind", TARGETS)

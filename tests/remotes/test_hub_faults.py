@@ -129,6 +129,7 @@ def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hu
         assert caught.value.exit_code in (4, 5)
         if caught.value.exit_code == 4:
             assert re.search(r"the hub has other bytes than were sent: \S+\. Push it again$", str(caught.value))
+            assert (caught.value.code, caught.value.hint) == ("integrity", "Push it again")
 
 
 # ---- cuts
@@ -248,7 +249,7 @@ def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
     blob = next(layer for layer in made.layers if layer.path == "notes.txt")
     with remote(proxy.address) as source:
         source.manifest("main")
-        with pytest.raises(RemoteError, match="another range"):
+        with pytest.raises(RemoteError, match="the server sends another range than requested"):
             source.open_blob(blob, 5).__enter__()
 
 

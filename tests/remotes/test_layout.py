@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import adapterhub as ah
 from adapterhub.manifest import oci_manifest
 from adapterhub.remotes import download, location
 from adapterhub.remotes.copy import copy
@@ -28,7 +29,7 @@ from adapterhub.remotes.layouts import tar as archive_tar
 from adapterhub.remotes.layouts.archive import Archive
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub_converters.containers.inside import Inside
-from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, UsageError
+from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, IntegrityError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
 from tests.support.registry import listed
@@ -248,6 +249,9 @@ def test_flipped_bytes_are_not_accepted(make: Make, run: Run, tmp_path: Path) ->
         pushed = run("push", make("other", 1), "layout://x.tar:v4", code=4)  # it would be written again
         assert f"error: sha256:{member.name[-64:]}: {member.size} bytes of sha256:" in pushed.stderr
         assert f" were read instead of {member.size} of sha256:{member.name[-64:]}. Nothing was stored; if it" in pushed.stderr
+        with pytest.raises(IntegrityError) as caught:
+            ah.push(tmp_path / "other", f"layout://{tmp_path}/x.tar:v4")
+        assert (caught.value.hint, caught.value.code) == ("Nothing was written", "source-damaged")
         assert (tmp_path / "x.tar").read_bytes() == flipped
         assert not (tmp_path / f"out-{number}").exists()
 

@@ -69,7 +69,8 @@ def test_a_number_that_is_asked_for_is_given_once(host: str, make: Folder, tmp_p
     with Oci(Address.parse(f"oci://{host}/numbers/given"), pauses=()) as place:
         assert copy(AdapterFolder(make()), "latest", place, "v7").put.number == 7
         other = AdapterFolder(write_adapter(tmp_path / "other", 1))
-        with pytest.raises(ConflictError, match="a version number does not move"):
+        hint = f"Push to oci://{host}/numbers/given, which takes the next number"
+        with pytest.raises(ConflictError, match=f", and a version number does not move. {hint}"):
             copy(other, "latest", place, "v7")
         assert copy(AdapterFolder(make()), "latest", place, "v7").put.moved is False
         assert copy(other, "latest", place, "latest").put.number == 8

@@ -306,7 +306,7 @@ def test_wrong_credentials_are_reported_without_a_secret(rclone: Server, adapter
     bucket, env = rclone.bucket(), {**rclone.environ, "AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}
     for words in (("push", "sql", f"s3://{bucket}/team/sql"), ("pull", f"s3://{bucket}/team/sql", "-o", "out")):
         done = run(*words, env=env, code=5)
-        assert "refuses (403" in done.stderr
+        assert f"s3://{bucket}: the store refuses (403" in done.stderr
         assert "AWS_SECRET_ACCESS_KEY" in done.stderr
         assert not any(secret in done.stderr + done.stdout for secret in (SECRET, rclone.environ["AWS_ACCESS_KEY_ID"]))
         assert len(done.stderr.splitlines()) == 1
@@ -321,6 +321,13 @@ def test_a_missing_bucket_is_reported_with_how_to_create_it(
         assert "aws s3 mb s3://no-such" in run(*words, env=env, code=3).stderr
 
 
+def test_without_credentials_it_is_told_what_to_set(run: Run) -> None:
+    settings = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's"
+    env = {"HTTP_PROXY": "http://127.0.0.1:9"}  # so that no cloud which this runs in has any
+    error = run("list", "s3://bucket/team/sql", env=env, code=5).stderr
+    assert error == f"error: s3://bucket: no credentials. {settings}  [access-denied]\n"
+
+
 def test_an_unreachable_server_is_reported(run: Run) -> None:
     env = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
     assert "127.0.0.1:9 does not answer" in run("list", "s3://bucket/team/sql", env=env, code=5).stderr
@@ -329,13 +336,14 @@ def test_an_unreachable_server_is_reported(run: Run) -> None:
 @pytest.mark.parametrize(
     ("address", "env", "said"),
     [
-        ("s3://bucket/team/sql", {"AWS_ENDPOINT_URL": "http://example.invalid"}, "AWS_ALLOW_HTTP=true"),
+        ("s3://bucket/team/sql", {"AWS_ENDPOINT_URL": "http://example.invalid"},
+         "http://example.invalid is plain HTTP, which is refused. Use https, or set AWS_ALLOW_HTTP=true"),
         ("s3://bucket/team/sql", {"AWS_ALLOW_HTTP": "perhaps"}, "settings in AWS_… cannot be used"),
         ("s3://bucket/team/sql", {"AWS_CA_BUNDLE": "nowhere.pem"}, "AWS_CA_BUNDLE names it"),
         ("az://box/team/sql", {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": f"!{SECRET}"}, "AZURE_STORAGE"),
         ("gs://bucket/team/sql", {"GOOGLE_SERVICE_ACCOUNT_KEY": f"{{{SECRET}"}, "GOOGLE_APPLICATION_CREDENTIALS"),
     ],
-)
+)  # fmt: skip
 def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
     env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
     done = run("list", address, env=env, code=None)

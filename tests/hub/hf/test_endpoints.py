@@ -118,6 +118,15 @@ def test_what_is_missing_has_its_code(read: Ask, sha: str, path: str, code: str)
     assert answer.headers.get("x-repo-commit") == (sha if code == "EntryNotFound" else None)
 
 
+def test_a_revision_that_is_none_is_told_as_one(read: Ask) -> None:
+    for revision, words in (
+        ("refs/pr/1", "no such revision"),  # what no tag can be called
+        ("none", "no such tag; the registry has latest, v1. List the versions of team/sql"),
+    ):
+        answer = read("GET", f"/api/models/team/sql/revision/{revision.replace('/', '%2F')}")
+        assert answer.headers["x-error-message"] == f"team/sql:{revision}: {words}"
+
+
 def test_every_spelling_of_a_name_and_of_its_newest_revision_is_the_same_commit(read: Ask, sha: str) -> None:
     for path in (
         "team/sql",
