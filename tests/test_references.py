@@ -62,5 +62,5 @@ def test_the_digits_of_one_digest_are_enough_and_those_of_two_are_not() -> None:
     assert references.begins(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
     assert references.begins("sha256:a", [ONE, ONE], "r") == ONE
     assert references.begins("sha256:b", [ONE, TWO], "r") is None
-    with pytest.raises(RefError, match=f"ambiguous digest prefix: 2 versions, such as {ONE}, {TWO}"):
+    with pytest.raises(RefError, match=f"ambiguous digest prefix: 2 versions, such as {ONE}, {TWO}. Use more digits"):
         references.begins("sha256:a", [TWO, ONE], "r")

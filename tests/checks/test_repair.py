@@ -238,6 +238,8 @@ def test_an_alpha_is_refused_for_an_adapter_that_records_it(run: Run, tmp_path: 
     error = "error: a: it has a config, which decides the scale. Leave out --alpha and --rslora  [alpha-recorded]\n"
     for option in (("--alpha", "8"), ("--rslora",)):
         assert run("fix", "a", *option, code=6).stderr == error
+    with pytest.raises(RefusedError, match="it has a config, which decides the scale. Leave out its alpha and rsLoRA"):
+        fix(tmp_path / "a", tmp_path / "out", alpha=8)
 
 
 HOSTILE = [

@@ -589,7 +589,7 @@ def test_the_nearest_registry_of_ours_is_found(tmp_path: Path) -> None:
 
 def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
     assert find(tmp_path, default=tmp_path / "data") == tmp_path / "data"
-    with pytest.raises(NotFoundError, match="Create a registry"):
+    with pytest.raises(NotFoundError, match="no registry.db here or above. Create a registry"):
         find(tmp_path)
     with pytest.raises(NotFoundError, match="no registry there"):
         Registry.open(tmp_path)
@@ -599,7 +599,7 @@ def test_without_a_registry_the_default_is_taken(tmp_path: Path) -> None:
 def test_a_registry_owned_by_another_user_is_skipped(tmp_path: Path) -> None:
     Registry.init(tmp_path).close()
     os.chown(tmp_path / "registry.db", 12345, -1)
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="no registry.db here or above"):
         find(tmp_path)
 
 

@@ -64,8 +64,9 @@ def test_a_tag_is_known_after_each_entry(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("seq", [0, 7])
 def test_an_entry_that_the_log_does_not_have_is_refused(ledger: Ledger, seq: int) -> None:
-    with pytest.raises(NotFoundError, match=f"there is no entry {seq}; the log has 1 to 6"):
+    with pytest.raises(NotFoundError, match=f"there is no entry {seq}; the log has 1 to 6. Look at the log") as caught:
         versions.number_before(ledger, PROD, logged(ledger, *MOVES), seq)
+    assert (caught.value.code, caught.value.fields) == ("look-at-log", {"ref": "team/sql"})
 
 
 def test_a_tag_that_was_never_set_is_told_from_one_that_is_gone(ledger: Ledger) -> None:
@@ -122,7 +123,7 @@ def test_a_ref_names_a_version_by_tag_number_digest_or_range(ledger: Ledger) -> 
         (":dev", "no-such-tag", "no such tag; the registry has 1.0.0, latest, v1"),
         (":v2", "no-such-version", "no such version; the registry has 1.0.0, latest, v1"),
         ("@2222", "no-such-version", "no such version; the registry has"),
-        (":^3", "not-found", "no tag is in this range; the version tags are 1.0.0"),
+        (":^3", "not-found", "no tag is in this range; the version tags are 1.0.0. A range matches tags like 1.2.0"),
     ],
 )
 def test_a_version_that_is_not_there_is_told_with_those_that_are(ledger: Ledger, text: str, code: str, says: str) -> None:

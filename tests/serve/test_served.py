@@ -150,7 +150,7 @@ def test_what_is_held_no_longer_is_removed_unless_another_name_of_it_is_held(fol
         swept = folder.sweep()
         assert (swept.folders, swept.held) == (1, 1)
         assert not one.exists()
-        with pytest.raises(NotFoundError, match="no longer there"):
+        with pytest.raises(NotFoundError, match="no longer there. Resolve the version again"):
             lease.add(served["team/a"])
     assert folder.sweep().folders == 1
 
@@ -177,7 +177,7 @@ def test_a_folder_that_is_gone_cannot_be_held(folder: ServedFolder) -> None:
     path = made(folder)
     path.chmod(0o755)
     shutil.rmtree(path)
-    with pytest.raises(NotFoundError, match="no longer there"), folder.held(at(path)):
+    with pytest.raises(NotFoundError, match="no longer there. Resolve the version again"), folder.held(at(path)):
         pass
 
 

@@ -147,8 +147,9 @@ def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
 def test_a_folder_has_no_attestations(place: Path, run: Run, here: Workspace) -> None:
     with pytest.raises(UsageError, match="is a folder, and only versions have attestations"):
         ah.attest("./sql", "ci.key", training=True, workspace=here)
-    with pytest.raises(ParameterError, match="nothing to attest"):
+    with pytest.raises(ParameterError, match="fits: nothing to attest. Choose what to attest") as caught:
         ah.attest("team/sql", "ci.key", workspace=here)
+    assert caught.value.code == "nothing-to-attest"
     assert "Pass --key" in run("verify", "team/sql", "--attestations", code=2).stderr
     for words, error in (
         (("--recompute", *PUBLIC), "--recompute: requires --attestations. Pass --attestations too"),

@@ -85,8 +85,9 @@ def test_a_key_does_not_make_up_for_an_identity_nor_the_reverse(tmp_path: Path) 
 
 def test_an_identity_is_two_lines_of_bounded_length() -> None:
     for name, issuer in (("", "x"), ("x", ""), ("a\nb", "x"), ("x", "a" * (LONGEST + 1))):
-        with pytest.raises(ParameterError, match="is not one line of at most 2048 characters"):
+        with pytest.raises(ParameterError, match="is not one line of at most 2048 characters") as caught:
             Identity(name, issuer)
+        assert caught.value.hint == "Write it as the certificates of the signer have it"
 
 
 def test_known_signers_keep_identities_whatever_is_in_them(tmp_path: Path) -> None:
