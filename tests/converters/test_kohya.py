@@ -657,6 +657,8 @@ A, B = np.ones((2, 8), np.float32), np.ones((6, 2), np.float32)
         ({"lora_up.weight": B}, FormatError, "lora_up alone; its counterpart is missing"),
         ({"alpha": scalar(1)}, RefusedError, "without a pair of factors"),
         ({"lora_down.weight": A, "lora_up.weight": B.T}, FormatError, "are not a pair"),
+        ({"lora_down.weight": np.ones((2, 4, 3, 3), np.float32), "lora_up.weight": np.ones((6, 2, 3, 3), np.float32)},
+         FormatError, "and lora_up (6, 2, 3, 3): the second of two convolutions must be 1 by 1"),
         ({"lora_down.weight": A, "lora_up.weight": B, "alpha": scalar(np.nan)}, FormatError, "not a number in range"),
         ({"lora_down.weight": A, "lora_up.weight": B, "alpha": scalar(1e30)}, FormatError, "not a number in range"),
         ({"lora_down.weight": A, "lora_up.weight": B, "alpha": np.ones(2)}, FormatError, "not a number in range"),

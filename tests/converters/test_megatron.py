@@ -338,6 +338,10 @@ PAIR = {f"{STEM}.linear_in.weight": np.ones((2, 16), np.float32), f"{STEM}.linea
         ({f"{STEM}.linear_in.weight": np.ones((2, 16), np.float32)}, "has linear_in alone; its counterpart is missing"),
         ({**PAIR, f"{STEM}.weight_magnitude": np.ones(32, np.float32)}, "tensor 'decoder.layers.0.self_attention.linear_qkv"),
         (
+            PAIR | {k.replace("adapter.", "adapter.adapter_k."): np.ones((2, 16), np.float32) for k in PAIR},
+            f"{STEM}.adapter_k: there is another delta of model.layers.0.self_attn.k_proj",
+        ),
+        (
             {k.replace("linear_qkv.adapter", "linear_qkv.adapter.adapter_up"): v for k, v in PAIR.items()},
             "linear_qkv has no adapter_up",
         ),

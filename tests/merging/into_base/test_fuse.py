@@ -159,7 +159,7 @@ def replaced(**tensors: np.ndarray) -> Adapter:
         ([(PLAIN, float("nan"))], {}, "nan is not a finite number"),
         ([(PLAIN, 1)], {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
         ([(PLAIN, 1)], {"dtype": np.dtype("i1")}, "is I8, not bfloat16, float16 or float32. Dequantize it first"),
-        ([(PLAIN, 1e6)], {"dtype": dtypes.F16}, "the sum is over 65504, the largest float16 number"),
+        ([(PLAIN, 1e6)], {"dtype": dtypes.F16}, "is over 65504, the largest float16 number. Write bfloat16 instead"),
         ([(PLAIN, 1)], {"dtype": dtypes.F16, "scale": np.inf}, "the base has NaN or Inf"),
     ],
 )

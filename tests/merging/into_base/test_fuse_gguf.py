@@ -315,7 +315,7 @@ TABLE = np.ones((128, 64), np.float32)
         (Adapter({}, replaced={"lm_head.what": TABLE}), "F32", "the base has no output.what"),
         (Adapter({}, rows={"model.embed_tokens": Rows((128,), TABLE[:1])}), "F32", "do not fit token_embd.weight"),
         (Adapter({"lm_head": low_rank(128)}, replaced={"lm_head.weight": TABLE}), "F32", "another changes it too"),
-        (Adapter({Q: low_rank(scale=1e6)}), "F16", "the sum is over 65504, the largest float16 number"),
+        (Adapter({Q: low_rank(scale=1e6)}), "F16", "the largest float16 number. Write bfloat16 instead"),
     ],
 )  # fmt: skip
 def test_refused(tmp_path: Path, llama: Any, adapter: Adapter, form: str, says: str) -> None:
