@@ -68,7 +68,7 @@ def generate(
     from adapterhub.generation import Prompt, answered
 
     if raw and system is not None:
-        raise ParameterError("system", "raw text has no messages", "Put it into the prompt")
+        raise ParameterError("system", "a raw prompt has no system message", "Put it into the prompt")
     here = workspace or Workspace()
     with contextlib.ExitStack() as stack:
         path = None if base is None else base_sources.weights(base, here)

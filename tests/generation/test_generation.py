@@ -287,7 +287,7 @@ def test_a_prompt_comes_from_a_file_or_is_an_argument_and_not_both(run: Run, flo
     assert (by_file["prompt"], by_file["text"]) == (by_argument["prompt"], by_argument["text"])
     assert by_argument["base_text"] is None
     assert "is an argument already" in run("run", "sql", "hello", "-p", "question.txt", *shared, code=2).stderr
-    error = "error: --system: raw text has no messages. Put it into the prompt  [invalid-parameter]\n"
+    error = "error: --system: a raw prompt has no system message. Put it into the prompt  [invalid-parameter]\n"
     assert run("run", "sql", "hello", "--raw", "--system", "x", *shared, code=2).stderr == error
 
 

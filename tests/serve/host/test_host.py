@@ -200,10 +200,12 @@ def test_a_closed_host_tells_those_who_wait(llama: Peers) -> None:
     with with_adapters(llama, slots=1, rows=1) as host:
         streams = [host.submit(answers("a0", PROMPTS[0], 400, temperature=1.5, seed=0)) for _ in range(3)]
     for stream in streams:
-        with pytest.raises(StoppedError, match="^the host was closed$"):
+        with pytest.raises(StoppedError) as caught:
             list(stream)
-    with pytest.raises(StoppedError, match="^the host is closed$"):
+        assert str(caught.value) == "the host was closed"
+    with pytest.raises(StoppedError) as caught:
         host.submit(answers("a0", PROMPTS[0]))
+    assert str(caught.value) == "the host is closed"
 
 
 def test_requests_from_many_threads_while_versions_come_and_go(llama: Peers) -> None:

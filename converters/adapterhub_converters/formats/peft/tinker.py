@@ -100,7 +100,7 @@ def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> Pairs:
     pairs: Pairs = {}
     for module, parts in halves.items():
         if len(parts) < 2:
-            raise FormatError(where, f"{module} has lora_{next(iter(parts))} alone")
+            raise FormatError(where, f"{module} has lora_{next(iter(parts))} alone; its counterpart is missing")
         lora_A, lora_B = parts["A"], parts["B"]
         if lora_A.size == lora_B.size == 0:  # the gate of experts that have none
             continue
