@@ -321,11 +321,19 @@ def test_a_missing_bucket_is_reported_with_how_to_create_it(
         assert "aws s3 mb s3://no-such" in run(*words, env=env, code=3).stderr
 
 
-def test_without_credentials_it_is_told_what_to_set(run: Run) -> None:
-    settings = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's"
-    env = {"HTTP_PROXY": "http://127.0.0.1:9"}  # so that no cloud which this runs in has any
-    error = run("list", "s3://bucket/team/sql", env=env, code=5).stderr
-    assert error == f"error: s3://bucket: no credentials. {settings}  [access-denied]\n"
+@pytest.mark.parametrize(
+    ("store", "env", "settings"),
+    [
+        ("s3://bucket", {}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's"),
+        ("s3://bucket", {"AWS_ACCESS_KEY_ID": "x"}, "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless"),
+        ("az://box", {}, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"),
+    ],
+)
+def test_without_credentials_it_is_told_what_to_set(run: Run, store: str, env: dict[str, str], settings: str) -> None:
+    env = {**env, "HTTP_PROXY": "http://127.0.0.1:9"}  # so that no cloud which this runs in has any
+    error = run("list", f"{store}/team/sql", env=env, code=5).stderr
+    assert error.startswith(f"error: {store}: credentials are missing. Set {settings}")
+    assert error.endswith("  [access-denied]\n")
 
 
 def test_an_unreachable_server_is_reported(run: Run) -> None:

@@ -230,7 +230,9 @@ def test_another_key_and_a_signature_of_something_else_are_refused(copy: Path) -
     secret = keys.read_private(copy / "audit.key")
     signed = json.loads(bundle.sign(statement.Statement("x", statement.files_in(copy / "a1")), secret))
     edited(copy / "checkpoint.json", lambda document: document.update(bundle=signed))
-    with pytest.raises(FormatError, match="signs .https://model_signing/signature/v1.0., not urn:adapterhub:checkpoint:1. Sign a new one"):
+    with pytest.raises(
+        FormatError, match="signs .https://model_signing/signature/v1.0., not urn:adapterhub:checkpoint:1. Sign a new one"
+    ):
         faults(copy)
     with pytest.raises(NotFoundError):
         ah.audit(copy / "r", checkpoint=copy / "absent.json", keys=[copy / "audit.pub"])

@@ -53,6 +53,7 @@ _NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|spec
 _DETAILS = linear.Pattern(
     r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
 )
+_MISSING = (": Missing", ": Account must be specified")
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
@@ -275,8 +276,8 @@ class Bucket:
         if self._scheme == "file":
             found = _OS_ERROR.search(text)
             return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
-        if "169.254.169.254" in text or "Missing" in text.partition("\n")[0]:
-            return _DeniedError(self.where, "no credentials", _LOGIN[self._scheme])
+        if "169.254.169.254" in text:  # where machines of a cloud have theirs
+            return _missing_credentials(self.where, self._scheme)
         found = _DETAILS.search(text)
         words = " ".join(word for word in found.groups() if word) if found else ""
         if kind in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
@@ -382,8 +383,14 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, lo
             if config.pop(unknown, None) is None:
                 raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
         except exceptions.BaseError as error:
+            if any(words in str(error).partition("\n")[0] for words in _MISSING):
+                raise _missing_credentials(address.store, address.scheme) from error
             what = f"the settings in {prefix}… cannot be used"
             raise RemoteError(address.store, what, _LOGIN[address.scheme]) from error
+
+
+def _missing_credentials(where: str, scheme: str) -> _DeniedError:
+    return _DeniedError(where, "credentials are missing", _LOGIN[scheme])
 
 
 def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
