@@ -19,7 +19,7 @@ from pathlib import Path
 from adapterhub.digest import Digest, parse_digest, sha256_bytes
 from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.json_file import parse_object
-from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, RefusedError
+from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 
 from .atomic import Files, local_errors, random_name, write_all
 
@@ -75,7 +75,7 @@ class Entry:
 
     def dump(self) -> bytes:
         """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
-        version = next((number for number, ops in _OPS.items() if self.op in ops), 1)
+        version = min(number for number, ops in _OPS.items() if self.op in ops)
         version = 5 if self.author or (self.message and version == 1) else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
@@ -187,16 +187,14 @@ class RefLog:
         if self.ends_at(name, seq - 1, log=log):
             return None
         path = self.path(name, seq, log=log)
-        try:
+        with local_errors(path), contextlib.suppress(FileNotFoundError):
             raw = self._files.read(path, MAX_ENTRY)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LocalIOError(str(path), error.strerror or str(error)) from error
-        try:
-            return placed(raw, name, seq, str(path))
-        except FormatError as error:
-            raise FormatError(error.where, error.what, "Check the registry", code=error.own_code or "check-registry") from error
+            try:
+                return placed(raw, name, seq, str(path))
+            except FormatError as error:
+                code = error.own_code or "check-registry"
+                raise FormatError(error.where, error.what, "Check the registry", code=code) from error
+        return None
 
     def ends_at(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is no entry after `seq`.

@@ -45,6 +45,7 @@ TARGETS = {
     "adapterhub.registry.versions": "tests/registry/test_versions.py",
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",
+    "adapterhub.store.ref_log": "tests/store/test_ref_log.py -k 'not usage and not commands'",
 }
 SECONDS = 120  # a mutant that takes longer runs forever
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {

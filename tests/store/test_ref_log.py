@@ -17,8 +17,9 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry
 from adapterhub.store.oci_index import IndexFile
-from adapterhub.store.store import Entry
-from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, NotFoundError, RefusedError
+from adapterhub.store.ref_log import BASES, HUB, RefLog, in_force
+from adapterhub.store.store import Entry, Store
+from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.support.adapters import Make
 
@@ -175,6 +176,7 @@ NEWER: list[dict[str, Any]] = [
     {"numbers": ["1"]},
     {"numbers": [True]},
     {"keep": -1},
+    {"number": 2**53},
     {"message": 1},
 ]
 
@@ -192,6 +194,80 @@ def test_entries_that_older_programs_know_are_written_as_they_were() -> None:
         b'{"digest":"","name":"team/sql","number":0,"op":"untag","previous":"","seq":1,"size":0,"tags":["prod"],"time":"t",'
         b'"version":1}\n'
     )
+
+
+def test_a_number_is_as_large_as_every_json_parser_reads_exactly() -> None:
+    entry = Entry("team/sql", 1, "keep", "t", keep=2**53 - 1, numbers=(2**53 - 1,))
+    assert Entry.parse(entry.dump(), "") == entry
+
+
+def test_a_removal_is_undone_for_the_versions_that_the_restore_lists() -> None:
+    pushes = [Entry("team/sql", number, "push", "t", number=number) for number in (1, 2)]
+    tagged, removed = Entry("team/sql", 3, "tag", "t", number=1), Entry("team/sql", 4, "delete", "t")
+    restored, pushed = Entry("team/sql", 5, "restore", "t", numbers=(2,)), Entry("team/sql", 6, "push", "t", number=3)
+    assert in_force([*pushes, tagged]) == ([*pushes, tagged], [])
+    assert in_force([*pushes, tagged, removed]) == ([], [*pushes, tagged])
+    current, undone = in_force([*pushes, tagged, removed, restored, pushed])
+    assert (current, undone) == ([pushes[1], tagged, pushed], [*pushes, tagged])
+
+
+# ---- the files
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RefLog:
+    store = Store(tmp_path / "store")
+    store.create()
+    return store.log
+
+
+def test_an_entry_whose_number_is_taken_is_not_written(log: RefLog) -> None:
+    first, second = Entry("team/sql", 1, "delete", "first"), Entry("team/sql", 1, "delete", "second")
+    assert (log.append(first), log.append(second)) == (True, False)
+    assert list(log.entries("team/sql")) == [first]
+
+
+def test_a_log_ends_at_its_last_entry(log: RefLog) -> None:
+    assert log.ends_at("team/sql", 0)
+    log.append(Entry("team/sql", 1, "delete", "t"))
+    assert (log.ends_at("team/sql", 0), log.ends_at("team/sql", 1)) == (False, True)
+
+
+def test_entries_beyond_a_gap_are_found(log: RefLog) -> None:
+    for seq in (1, 3, 4):
+        log.append(Entry("team/sql", seq, "delete", "t"))
+    (log.path("team/sql", 1).parent / "00000009.txt").touch()
+    assert log.after("team/sql", 3) == [log.path("team/sql", 4)]
+    assert [log.has_entry_after("team/sql", seq) for seq in (1, 4)] == [True, False]
+
+
+def test_names_are_listed_by_log_and_by_namespace(log: RefLog) -> None:
+    for name, kind in [("b/x", HUB), ("a/y", HUB), ("a/x", HUB), ("llama", BASES)]:
+        log.append(Entry(name, 1, "tag", "t"), log=kind)
+    assert (log.names(HUB), log.names(HUB, "a"), log.names(HUB, "c"), log.names()) == (
+        ["a/x", "a/y", "b/x"],
+        ["a/x", "a/y"],
+        [],
+        [],
+    )
+    assert (log.document_names(HUB), log.document_names(BASES)) == (["a/x", "a/y", "b/x"], ["llama"])
+
+
+def test_an_entry_that_cannot_be_read_is_an_error_with_its_path(log: RefLog) -> None:
+    path = log.path("team/sql", 1)
+    path.mkdir(parents=True)
+    with pytest.raises(LocalIOError) as caught:
+        log.entry("team/sql", 1)
+    assert (caught.value.where, caught.value.what) == (str(path), "Is a directory")
+
+
+def test_a_damaged_entry_is_told_from_one_of_another_number(log: RefLog) -> None:
+    log.append(Entry("team/sql", 1, "delete", "t"))
+    for raw, code in [(b"{}", "check-registry"), (Entry("team/sql", 2, "delete", "t").dump(), "misplaced")]:
+        log.path("team/sql", 1).write_bytes(raw)
+        with pytest.raises(FormatError) as caught:
+            log.entry("team/sql", 1)
+        assert (caught.value.code, caught.value.hint) == (code, "Check the registry")
 
 
 # ---- the same, typed
