@@ -47,6 +47,8 @@ TARGETS = {
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",
     "adapterhub.store.ref_log": "tests/store/test_ref_log.py -k 'not usage and not commands'",
+    "adapterhub.merging.adapters.truncation": "tests/merging/adapters/test_truncation.py "
+    "-k 'cut_is or range or stack or loss_is or budget_goes or passes or below or computed or rounding'",
 }
 SECONDS = 120  # a mutant that takes longer waits forever
 CPU_SECONDS = 5  # one that computes longer runs forever

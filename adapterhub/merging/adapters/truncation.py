@@ -60,7 +60,7 @@ class Spectra:
     @property
     def rank(self) -> int:
         """The least rank that holds all known singular values."""
-        return max((part.rank for part in self.parts), default=1)
+        return max(part.rank for part in self.parts)
 
     def kept(self) -> np.ndarray:
         """The energy of the first 0, 1, 2 … ranks of all parts together."""
@@ -146,8 +146,7 @@ def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
 
 def _gain(gains: np.ndarray, rank: int, found: Spectra) -> float:
     """The energy that one more rank than `rank` keeps, over its bytes."""
-    more = rank < min(found.rank, len(gains))
-    return float(gains[rank]) / found.bytes_for_one if more else 0.0
+    return float(gains[rank]) / found.bytes_for_one if rank < found.rank else 0.0
 
 
 def lost(found: Spectra, rank: int) -> float:

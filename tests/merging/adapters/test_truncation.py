@@ -10,16 +10,131 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging import METHODS, combine
+from adapterhub.merging.adapters.dense import Tiled
 from adapterhub.merging.adapters.matrices import sign_conflict
-from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub.merging.adapters.methods import Random
+from adapterhub.merging.adapters.truncation import Cut, Spectra, lost, spectra, within
+from adapterhub_converters.errors import AdapterhubError, ParameterError, RefusedError
 from tests.merging.factored import adapter, dense, factors, low_rank
 
+RANDOM = Random(0, "q")
 CUTTING = [name for name, method in METHODS.items() if method.cuts and method.count[0] <= 2 <= method.count[1]]
 
 
 def pair(r: int = 4, m: int = 20, n: int = 16) -> list[Any]:
     return [adapter(q=low_rank(r, m, n, seed), k=low_rank(r, n, m, seed + 5)) for seed in range(2)]
+
+
+# ---- singular values that are known
+
+
+def diagonal(m: int, n: int, *values: float) -> Factors:
+    """A matrix with these singular values."""
+    return Factors(np.eye(m, len(values)) * values, np.eye(len(values), n))
+
+
+def spectra_of(*matrices: Factors | Tiled, ranks: tuple[int, ...] = (1,), **cut: Any) -> Spectra:
+    return spectra(matrices, ranks=ranks, cut=Cut(**cut), random=RANDOM)
+
+
+def tiled(matrix: np.ndarray) -> Tiled:
+    m, n = matrix.shape
+    return Tiled((m, n), lambda rows: matrix[rows].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cut", "says"),
+    [
+        ({"rank": 0}, "rank: 0 is below 1"),
+        ({"energy": 0.0}, "energy: 0.0 is not a share above 0"),
+        ({"energy": 1.1}, "energy: 1.1 is not a share above 0 and up to 1"),
+        ({"budget": 0}, "budget: 0 is below 1"),
+        ({"rank": 1, "budget": 1}, "budget: cannot be combined with a rank"),
+    ],
+)
+def test_a_cut_is_one_number_in_its_range(cut: dict[str, Any], says: str) -> None:
+    with pytest.raises(ParameterError, match=says):
+        Cut(**cut).check()
+
+
+@pytest.mark.parametrize("cut", [{}, {"rank": 1}, {"energy": 1e-9}, {"energy": 1.0}, {"budget": 1}])
+def test_the_ends_of_its_range_are_a_cut(cut: dict[str, Any]) -> None:
+    Cut(**cut).check()
+    assert Cut(**cut).asked is bool(cut)
+
+
+def test_the_rank_of_a_stack_is_the_least_that_keeps_a_share_of_the_energy_of_all() -> None:
+    found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
+    assert (found.rank, found.energy) == (2, pytest.approx(34))
+    assert [found.rank_for(share) for share in (0.0, 25 / 34, 25.001 / 34, 1.0)] == [1, 1, 2, 2]
+    np.testing.assert_allclose(found.kept(), [0, 25, 34])
+    part = Spectra(found.parts, 40)  # 6 of it in singular values that were not computed
+    assert [part.rank_for(share) for share in (34 / 40, 0.9)] == [2, None]
+
+
+def test_a_stack_is_truncated_to_one_rank_with_zeros_where_a_matrix_has_less() -> None:
+    found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
+    for rank, wanted in [(1, [(4,), (3,)]), (2, [(4, 3), (3,)]), (3, [(4, 3), (3,)])]:
+        factors = found.truncated(rank)
+        assert {(one.left.shape, one.right.shape) for one in factors} == {((4, rank), (rank, 3))}
+        for one, values in zip(factors, wanted, strict=True):
+            exact = diagonal(4, 3, *values)
+            np.testing.assert_allclose(one.left @ one.right, exact.left @ exact.right, atol=1e-12)
+
+
+def test_a_rank_of_a_stack_takes_a_row_and_a_column_of_float32_of_each_matrix() -> None:
+    assert spectra_of(diagonal(6, 5, 1), diagonal(6, 5, 1)).bytes_for_one == 2 * 4 * (6 + 5)
+
+
+def test_the_loss_is_the_share_of_the_energy_beyond_the_rank() -> None:
+    found = spectra_of(diagonal(4, 3, 4, 3))
+    assert [lost(found, rank) for rank in (1, 2, 9)] == [pytest.approx(9 / 25), 0, 0]
+    assert lost(Spectra(found.parts, 100), 2) == pytest.approx(0.75)
+    assert [lost(Spectra(found.parts, energy), 1) for energy in (0.0, float("inf"), 15.999999)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "ranks"), [(64, (1, 1)), (83, (1, 1)), (84, (1, 2)), (127, (1, 2)), (128, (2, 2)), (172, (3, 2)), (9999, (3, 2))]
+)
+def test_a_budget_goes_to_what_keeps_most_for_its_bytes_as_long_as_it_fits(budget: int, ranks: tuple[int, int]) -> None:
+    modules = {"q": spectra_of(diagonal(6, 5, 4, 3, 2)), "k": spectra_of(diagonal(3, 2, 3, 2.3))}  # 44 and 20 bytes
+    assert tuple(within(budget, modules).values()) == ranks
+
+
+def test_a_budget_passes_over_what_does_not_fit() -> None:
+    modules = {"q": spectra_of(diagonal(6, 5, 4, 3, 2)), "k": spectra_of(diagonal(3, 2, 3, 0.1))}
+    assert [within(budget, modules) for budget in (107, 108)] == [{"q": 1, "k": 2}, {"q": 2, "k": 1}]
+
+
+def test_a_budget_below_rank_1_of_all_modules_is_refused() -> None:
+    with pytest.raises(RefusedError, match="63 bytes are not enough: rank 1 of all modules takes 64"):
+        within(63, {"q": spectra_of(diagonal(6, 5, 1)), "k": spectra_of(diagonal(3, 2, 1))})
+
+
+def test_as_many_singular_values_are_computed_as_the_cut_can_need() -> None:
+    matrix = np.random.default_rng(0).normal(size=(30, 12))
+    true = np.linalg.svd(matrix, compute_uv=False)
+    for cut, count in [({}, 3), ({"rank": 4}, 4), ({"budget": 9999}, 5), ({"energy": 1e-3}, 5)]:
+        found = spectra_of(tiled(matrix), ranks=(2, 3), **cut)
+        np.testing.assert_allclose(found.parts[0].s, true[:count], rtol=1e-5)
+        assert found.energy == pytest.approx(np.sum(true**2), rel=1e-6)
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.09, 2), (0.89, 18), (1.0, 20)])
+def test_more_singular_values_are_computed_until_they_keep_the_share(energy: float, rank: int) -> None:
+    same = spectra_of(tiled(3 * np.eye(30, 20)), tiled(np.eye(30, 20)), energy=energy)
+    assert (same.rank_for(energy), same.energy) == (rank, pytest.approx(200))
+
+
+def test_all_singular_values_keep_all_of_the_energy_up_to_rounding() -> None:
+    one = 1 + 5 * 2.0**-14  # its square is less than that in float32, of which the energy is the sum
+    found = spectra_of(tiled(one * np.eye(30, 20)), energy=1.0)
+    assert (found.rank_for(1.0), found.energy) == (20, pytest.approx(20 * one**2, rel=1e-12))
+
+
+# ---- merges
 
 
 @given(energy=st.floats(0.05, 1.0), seed=st.integers(0, 50))
