@@ -82,11 +82,10 @@ def _code(found: ast.AST) -> Iterator[ast.expr]:
     lengths = {id(node) for one in shown if isinstance(one, ast.Slice) for node in ast.walk(one)}
     calls = [one for one in ast.walk(found) if isinstance(one, ast.Call) and getattr(one.func, "attr", "") == "reshape"]
     lengths |= {id(size.operand) for call in calls for size in call.args if isinstance(size, ast.UnaryOp)}
-    for function in [node for node in ast.walk(found) if isinstance(node, ast.FunctionDef)]:
-        for statement in function.body:
-            for node in ast.walk(statement):
-                if isinstance(node, ast.expr) and id(node) not in lengths:
-                    yield node
+    functions = [node for node in ast.walk(found) if isinstance(node, ast.FunctionDef)]
+    # By identity, since a function inside another one is found twice.
+    nodes = {id(node): node for function in functions for statement in function.body for node in ast.walk(statement)}
+    yield from (node for key, node in nodes.items() if isinstance(node, ast.expr) and key not in lengths)
 
 
 def _change(node: ast.AST) -> bool:
