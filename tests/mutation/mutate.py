@@ -47,6 +47,7 @@ TARGETS = {
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",
     "adapterhub.store.ref_log": "tests/store/test_ref_log.py -k 'not usage and not commands'",
+    "adapterhub.merging.into_base.nf4": "tests/merging/into_base/test_nf4.py -k 'not two_threads'",
     "adapterhub.merging.adapters.truncation": "tests/merging/adapters/test_truncation.py "
     "-k 'cut_is or range or stack or loss_is or budget_goes or passes or below or computed or rounding'",
 }

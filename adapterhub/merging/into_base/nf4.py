@@ -57,7 +57,7 @@ def _dynamic_codes() -> NDArray[np.uint8]:
     """The index of the nearest of the 256 values for each of 65536 steps over [-1, 1], as in bitsandbytes' kernel."""
     steps = (np.arange(65536, dtype=np.float64) * (2 / 65535) - 1).astype(np.float32)
     codes = dynamic_map()
-    above = np.clip(np.searchsorted(codes, steps), 1, 255)
+    above = np.maximum(np.searchsorted(codes, steps), 1)
     below = np.abs(steps - codes[above - 1]) <= np.abs(codes[above] - steps)
     found: NDArray[np.uint8] = (above - below).astype(np.uint8)
     return found
@@ -177,10 +177,15 @@ class ThroughNF4:
         """Columns of the weight."""
         return self.inner.columns
 
+    @property
+    def _step(self) -> int:
+        """The least number of rows that are whole blocks."""
+        return BLOCK // math.gcd(BLOCK, self.columns)
+
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read the rows, and those before and after that share a block with them."""
         largest, restored = self._magnitudes(opened, buffer)
-        step = BLOCK // math.gcd(BLOCK, self.columns)
+        step = self._step
         first, last = start // step * step, min(-(-stop // step) * step, self.rows)
         values = np.empty((last - first, self.columns), np.float32)
         self.inner.read(opened, first, last, values, buffer)
@@ -196,8 +201,7 @@ class ThroughNF4:
         """The magnitudes of all blocks, and as quantized: their mean needs every one, so the tensor is read twice."""
 
         def load() -> tuple[F32Array, F32Array]:
-            step = BLOCK // math.gcd(BLOCK, self.columns)
-            step *= max(1, TILE // (step * self.columns))
+            step = self._step * max(1, TILE // (self._step * self.columns))
             found = []
             for start in range(0, self.rows, step):
                 values = np.empty((min(step, self.rows - start), self.columns), np.float32)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from adapterhub.merging.into_base.nf4 import CODE, codes_of, dynamic_map, magnitudes, mean, packed, quantized, through
-from adapterhub_converters import dtypes
+from adapterhub.merging.into_base import nf4
+from adapterhub.merging.into_base.nf4 import CODE, codes_of, dynamic_map, magnitudes, mean, packed, quantized
+from adapterhub.merging.into_base.output_files import TILE
+from adapterhub.merging.into_base.tensor_files import Buffer, Opened, Stored, fresh
+from adapterhub.merging.into_base.tensor_types import floats
 from tests.conftest import need_module
 
 pytestmark = pytest.mark.peer
@@ -30,10 +35,12 @@ def random_weight(shape: tuple[int, ...], kind: str) -> np.ndarray:
         weight[: shape[0] // 2] = 0
     elif kind == "tiny":
         weight *= np.float32(1e-38)
+    elif kind == "midway":  # between two codes, in blocks whose largest is 1
+        weight.flat = np.resize([1, *(CODE[:-1] + CODE[1:]) / 2], weight.size)
     return weight
 
 
-@pytest.mark.parametrize("kind", ["normal", "zeros", "tiny"])
+@pytest.mark.parametrize("kind", ["normal", "zeros", "tiny", "midway"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 63), (1, 130), (5, 13), (64, 64), (96, 200), (33, 77), (300, 512), (530, 515)])
 def test_every_byte_is_bitsandbytes_own(one_thread: Any, shape: tuple[int, int], kind: str) -> None:
     need_module("bitsandbytes")
@@ -47,22 +54,57 @@ def test_every_byte_is_bitsandbytes_own(one_thread: Any, shape: tuple[int, int],
     np.testing.assert_array_equal(found.codes, state.absmax.numpy())
     np.testing.assert_array_equal(found.scales, state.state2.absmax.numpy())
     assert found.offset == state.offset.numpy()
-    back = through(weight.reshape(-1), largest, found.restored()).reshape(shape)
-    np.testing.assert_array_equal(back, functional.dequantize_4bit(codes, state).numpy())
+    np.testing.assert_array_equal(nf4.sampled(weight), functional.dequantize_4bit(codes, state).numpy())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_what_comes_back_in_16_bits_is_what_bitsandbytes_gives_back(one_thread: Any, dtype: str) -> None:
+@pytest.mark.parametrize("kind", ["BF16", "F16"])
+@pytest.mark.parametrize("shape", [(96, 200), (33, 77), (5500, 200)])
+def test_any_rows_of_a_weight_in_16_bits_are_what_bitsandbytes_gives_back(
+    one_thread: Any, tmp_path: Path, shape: tuple[int, int], kind: str
+) -> None:
     need_module("bitsandbytes")
     from bitsandbytes import functional
 
-    weight = one_thread.from_numpy(random_weight((96, 200), "normal")).to(getattr(one_thread, dtype))
-    wanted = functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True))
-    wide = weight.float().numpy()
-    largest = magnitudes(wide)
-    back = through(wide.reshape(-1), largest, quantized(largest).restored()).reshape(wide.shape)
-    rounded = back.astype(dtypes.BF16 if dtype == "bfloat16" else dtypes.F16).astype(np.float32)
-    np.testing.assert_array_equal(rounded, wanted.float().numpy())
+    stored = floats(kind, "weight")
+    path, rows = tmp_path / "weight", shape[0]
+    weight = random_weight(shape, "normal").astype(stored.dtype)
+    path.write_bytes(weight.tobytes())
+    theirs = one_thread.from_numpy(weight.astype(np.float32)).to(one_thread.bfloat16 if kind == "BF16" else one_thread.float16)
+    wanted = functional.dequantize_4bit(*functional.quantize_4bit(theirs, quant_type="nf4", compress_statistics=True))
+    seen = nf4.ThroughNF4("weight", Stored(path, 0, *shape, stored), stored)
+    with Opened() as opened:
+        for start, stop in [(0, rows), (7, 20), (rows - 9, rows - 1), (rows - 1, rows)]:
+            out = np.empty((stop - start, shape[1]), np.float32)
+            seen.read(opened, start, stop, out, fresh)
+            np.testing.assert_array_equal(out, wanted[start:stop].float().numpy())
+
+
+@dataclass(frozen=True)
+class Counted(Stored):
+    """A tensor that remembers which rows were read."""
+
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def read(self, opened: Opened, start: int, stop: int, out: nf4.F32Array, buffer: Buffer) -> None:
+        """Read rows."""
+        self.asked.append((start, stop))
+        super().read(opened, start, stop, out, buffer)
+
+
+def test_a_weight_is_read_once_in_tiles_and_then_only_rows_that_share_a_block(tmp_path: Path) -> None:
+    path, (rows, columns), stored = tmp_path / "weight", (5500, 200), floats("F16", "weight")
+    path.write_bytes(bytes(rows * columns * 2))
+    source = Counted(path, 0, rows, columns, stored)
+    pieces = [(8, 16), (9, 10), (15, 17), (5499, 5500)]
+    with Opened() as opened:
+        for start, stop in pieces:
+            out = np.empty((stop - start, columns), np.float32)
+            nf4.ThroughNF4("weight", source, stored).read(opened, start, stop, out, fresh)
+    tiles, read = source.asked[: -len(pieces)], source.asked[-len(pieces) :]
+    assert read == [(8, 16), (8, 16), (8, 24), (5496, 5500)]  # eight rows are 25 blocks
+    assert [start for start, _ in tiles] == [0, *(stop for _, stop in tiles[:-1])]
+    assert tiles[-1][1] == rows
+    assert all((stop - start) * columns <= TILE for start, stop in tiles)
 
 
 def test_the_tables_are_bitsandbytes_own(torch: Any) -> None:
@@ -81,8 +123,15 @@ def sizes() -> list[int]:
 
 def test_the_mean_has_every_bit_of_torch_in_one_thread(one_thread: Any) -> None:
     values = np.abs(np.random.default_rng(0).normal(size=max(sizes()))).astype(np.float32)
-    other = [size for size in sizes() if mean(values[:size]) != one_thread.from_numpy(values[:size]).mean().numpy()]
+    parts = [values[start : start + size] for size in sizes() for start in range(4 if size < 140 else 1)]
+    other = [len(part) for part in parts if mean(part) != one_thread.from_numpy(part).mean().numpy()]
     assert not other
+
+
+def test_the_mean_has_every_bit_of_torch_where_its_blocks_become_longer(one_thread: Any) -> None:
+    values = np.abs(np.random.default_rng(2).standard_normal(2**24 + 32, np.float32))
+    for part in (values[: 2**24], values):  # the last of blocks of 16, and the first of 32
+        assert mean(part) == one_thread.from_numpy(part).mean().numpy()
 
 
 def test_the_mean_in_two_threads_is_that_of_one_below_32768_numbers_and_two_units_off_at_most_above(torch: Any) -> None:
