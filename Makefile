@@ -11,7 +11,7 @@ help:
 	@echo "make test        environment, then the tests"
 	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
 	@echo "make coverage    lines and branches that the tests reach, commands that they start included; TESTS=tests/merging for a part"
-	@echo "make mutate      one operator or number changed at a time in fourteen modules, until a test notices (ten minutes)"
+	@echo "make mutate      one operator or number changed at a time in fifteen modules, until a test notices (ten minutes)"
 	@echo "make lint        ruff, mypy, import-linter, American spelling, links of the docs"
 	@echo "make fuzz        mutations of headers, configs and documents, until one is neither read nor refused (a minute)"
 	@echo "make docs        the documentation as a site, in site/; links are checked, and nothing is loaded from other hosts"

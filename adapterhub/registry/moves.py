@@ -265,7 +265,8 @@ def _check_childless(ledger: Ledger, name: str) -> None:
         for row in queries.versions(ledger.index, parent=parent.digest)
         if row.name != name and all(held.name == name for held in queries.versions(ledger.index, digest=parent.digest))
     }
-    for child, parent in sorted(made.items(), key=lambda item: str(item[0]))[:1]:
+    if made:
+        child, parent = min(made.items(), key=lambda item: str(item[0]))
         more = f" ({len(made) - 1} more like it)" if len(made) > 1 else ""
         what = f"{child} was made from {parent} and could not be made again{more}"
         raise RefusedError(name, what, "Force it to remove it all the same", code="has-children")

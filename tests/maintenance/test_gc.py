@@ -18,17 +18,15 @@ from adapterhub.maintenance import retention
 from adapterhub.maintenance.fsck import fsck, verify
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
-from adapterhub.manifest import describe
-from adapterhub.manifest.document import Parent
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import conversion_cache
 from adapterhub.registry.recipe import Conversion
-from adapterhub.registry.registry import Registry, Version
+from adapterhub.registry.registry import Registry
 from adapterhub.store import ingest
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 from tests.conftest import Run
 from tests.registry.test_registry import flip
-from tests.support.adapters import Make
+from tests.support.adapters import Make, made_from
 from tests.support.folders import base
 
 SQL, PROD = Ref.parse("team/sql"), Ref.parse("team/sql:prod")
@@ -316,13 +314,6 @@ def test_the_commands(run: Run, registry: Registry, make: Make) -> None:
 
 
 # ---- what else needs something
-
-
-def made_from(make: Make, name: str, seed: int, *parents: Version) -> Path:
-    """An adapter that says it was made from others."""
-    folder = make(name, seed)
-    describe.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
-    return folder
 
 
 def test_what_a_version_that_stays_was_made_from_stays(registry: Registry, make: Make) -> None:

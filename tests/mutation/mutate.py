@@ -47,6 +47,10 @@ TARGETS = {
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",
     "adapterhub.store.ref_log": "tests/store/test_ref_log.py -k 'not usage and not commands'",
+    "adapterhub.registry.moves": "tests/registry/test_moves.py tests/store/test_ref_log.py tests/registry/test_registry.py "
+    "-k 'test_moves or test_ref_log and (protected or restored or undone or deprecation or expects or author) "
+    "or local and (numbered or same_content or tags_move or removed_name or restored or versions_whose or without_any "
+    "or cannot_be_done or learns_who_won)'",
     "adapterhub.merging.into_base.nf4": "tests/merging/into_base/test_nf4.py -k 'not two_threads'",
     "adapterhub.merging.adapters.truncation": "tests/merging/adapters/test_truncation.py "
     "-k 'cut_is or range or stack or loss_is or budget_goes or passes or below or computed or rounding'",

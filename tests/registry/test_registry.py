@@ -208,11 +208,11 @@ def test_only_a_removed_name_can_be_restored(registry: Registry, make: Make) -> 
 
 
 def test_a_name_is_restored_a_limited_number_of_times(registry: Registry, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapterhub.registry.moves.MAX_RESTORES", 4)
     registry.push(make("a"), SQL)
     for _ in range(4):
         registry.rm(SQL)
         registry.restore("team/sql")
-    monkeypatch.setattr("adapterhub.registry.moves.MAX_RESTORES", 4)
     registry.rm(SQL)
     with pytest.raises(RefusedError, match="was restored 4 times"):
         registry.restore("team/sql")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from adapterhub.manifest import describe
+from adapterhub.manifest.document import Parent
+from adapterhub.registry.versions import Version
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 
@@ -46,3 +49,10 @@ def write_large_adapter(path: Path, seed: int = 0, layers: int = 2) -> Path:
     }
     safetensors_file.write(path / peft.WEIGHTS, tensors, {"format": "pt"})
     return path
+
+
+def made_from(make: Make, name: str, seed: int, *parents: Version) -> Path:
+    """An adapter whose adapter.json has others as its parents."""
+    folder = make(name, seed)
+    describe.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
+    return folder
