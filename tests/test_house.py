@@ -93,20 +93,63 @@ def _distrusts(call: ast.Call) -> bool:
     return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
 
 
-def test_every_class_of_errors_has_a_code_of_its_own_for_errors_that_are_raised_without_one() -> None:
-    classes = {
-        node.name: node
-        for path in sources(everything=True)
-        for node in ast.walk(parsed(ROOT / path))
-        if isinstance(node, ast.ClassDef)
-    }
-    found, more = set(), {"AdapterhubError"}
+@functools.cache
+def error_classes() -> dict[str, ast.ClassDef]:
+    """The classes of our errors, by name."""
+    every = (node for path in sources(everything=True) for node in nodes(path) if isinstance(node, ast.ClassDef))
+    classes = {node.name: node for node in every}
+    found: set[str] = set()
+    more = {"AdapterhubError"}
     while more:
         found |= more
         more = {name for name, node in classes.items() if {ast.unparse(base) for base in node.bases} & found} - found
-    named = {name for name in found if any(ast.unparse(node).startswith("default_code") for node in classes[name].body)}
+    return {name: classes[name] for name in found}
+
+
+def test_every_class_of_errors_has_a_code_of_its_own_for_errors_that_are_raised_without_one() -> None:
+    found = error_classes()
     assert len(found) > 20
-    assert sorted(found - named) == []
+    assert [
+        name for name, node in found.items() if not any(ast.unparse(one).startswith("default_code") for one in node.body)
+    ] == []
+
+
+# What a call has, to the reason why no test has its words.
+_UNTRIED = {"'no such object'": "between a bucket and the modules that read it, which tell users what is missing"}
+
+
+def _runs(text: str, length: int) -> set[tuple[str, ...]]:
+    """The words of a text, so many in a row."""
+    words = re.findall(r"\w+", text)
+    return {tuple(words[start : start + length]) for start in range(len(words) - length + 1)}
+
+
+def test_the_words_of_every_error_are_in_a_test() -> None:
+    """Three words in a row of the message or of the hint, which shows that it was triggered and read, if not how well."""
+    others = (path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
+    texts = [re.sub(r'"\s*\n\s*[rf]{0,2}"', "", path.read_text()) for path in others]
+    tested = {length: set[tuple[str, ...]]().union(*(_runs(text, length) for text in texts)) for length in (2, 3)}
+    names, untested, count = {*error_classes(), "refused"}, [], 0
+    for path in sources(everything=True):
+        for call in nodes(path):
+            if not isinstance(call, ast.Call) or _dotted(call.func).rpartition(".")[2] not in names:
+                continue
+            strings = (node for word in call.args for node in ast.walk(word) if isinstance(node, ast.Constant))
+            runs = [(found, length) for node in strings for found, length in _longest_runs(node.value)]
+            count += bool(runs)
+            if runs and not any(found & tested[length] for found, length in runs):
+                untested.append(f"{path}:{call.lineno}: {ast.unparse(call)}")
+    assert count > 1500
+    assert "\n".join(line for line in untested if not any(words in line for words in _UNTRIED)) == ""
+    assert [words for words in _UNTRIED if not any(words in line for line in untested)] == []
+
+
+def _longest_runs(text: object) -> list[tuple[set[tuple[str, ...]], int]]:
+    """The words of a string, three in a row, or two of one that has no more."""
+    if not isinstance(text, str):
+        return []
+    length = 3 if _runs(text, 3) else 2
+    return [(found, length)] if (found := _runs(text, length)) else []
 
 
 def test_no_error_is_of_the_class_that_is_reported_as_a_bug() -> None:

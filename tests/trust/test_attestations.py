@@ -186,6 +186,7 @@ def test_a_policy_requires_attestations_on_every_way(place: Path, run: Run) -> N
     for words in ways:
         done = run(*words, code=6)
         assert "adapterhub.toml: attestations.*.fits: has no attestation 'fits'" in done.stderr, (words, done.stderr)
+        assert "Have it attested by a signer who is accepted" in done.stderr
         assert not (place / "out").exists()
     run("attest", "team/sql", "--fits", "base", *KEY)
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
