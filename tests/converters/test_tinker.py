@@ -166,7 +166,7 @@ MARK = {f"{HEAD}.lora_A.weight": np.ones((R, 8), np.float32), f"{HEAD}.lora_B.we
 @pytest.mark.parametrize(
     ("tensors", "config", "says"),
     [
-        ({f"{HEAD}.lora_A.weight": np.ones((R, 8), np.float32)}, {}, "model.unembed_tokens has lora_A alone; its counterpart is missing"),
+        ({f"{HEAD}.lora_A.weight": np.ones((R, 8), np.float32)}, {}, "tokens has lora_A alone; its counterpart is missing"),
         (MARK | {f"{LAYER}.weight": np.ones((4, 8), np.float32)}, {}, "is not half of a pair"),
         (MARK | {f"{EXPERTS}.lora_A.weight": np.ones((3, R, 8), np.float32),
                  f"{EXPERTS}.lora_B.weight": np.ones((2, 4, R), np.float32)}, {}, "3 and 2 experts"),
