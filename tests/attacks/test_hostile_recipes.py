@@ -44,7 +44,7 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
     ("change", "code", "said"),
     [
         ({"base": {"source": "/dev/zero"}}, 3, "/dev/zero: no such folder"),
-        ({"base": {"source": "../../../nowhere"}}, 3, "is not at"),
+        ({"base": {"source": "../../../nowhere"}}, 3, "has its base at ../../../nowhere, and nothing is there"),
         ({"base": {"source": "\x1b[31m"}}, 3, r"\x1b[31m"),
         ({"adapters": [{"digest": f"sha256:{'1' * 64}", "weight": 1.0}] * 5000}, 4, "adapters: "),
         ({"options": {"shard_size": -1}}, 4, "options/shard_size"),
