@@ -38,7 +38,7 @@ _EXTRAS = {
     "starlette": ("hub", "serve"), "uvicorn": ("hub", "serve"), "prometheus_client": ("hub", "serve"), "httpx2": ("serve",),
     "nh3": ("hub",), "lz4": ("hub",), "markdown_it": ("hub",), "markupsafe": ("hub",),
     "psycopg": ("postgres",), "psycopg_pool": ("postgres",), "cryptography": ("sign",), "pkcs11": ("pkcs11",),
-    "sigstore": ("sigstore",),
+    "sigstore": ("sigstore",), "pydantic": ("sigstore",),
 }  # fmt: skip
 
 

@@ -46,11 +46,26 @@ class Server:
         return name
 
 
+# moto looks whether an object is there, and then writes it: of two that create one at once, both win. S3 has no such gap.
+_MOTO = """
+import sys, threading
+from moto import server
+answered, lock = server.DomainDispatcherApplication.__call__, threading.Lock()
+def one_at_a_time(self, environ, start):
+    if "HTTP_IF_NONE_MATCH" not in environ:
+        return answered(self, environ, start)
+    with lock:
+        return [*answered(self, environ, start)]
+server.DomainDispatcherApplication.__call__ = one_at_a_time
+server.main(["-H", "127.0.0.1", "-p", sys.argv[1]])
+"""
+
+
 @contextmanager
 def moto(folder: Path) -> Iterator[Server]:
     need_module("moto")
     port = _free()
-    with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port, folder / "moto.log"):
+    with _running([sys.executable, "-c", _MOTO, str(port)], port, folder / "moto.log"):
         yield Server(f"http://127.0.0.1:{port}")
 
 
