@@ -65,7 +65,7 @@ coverage: $(DONE)-dev
 	@echo "-> coverage"
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(COMPILE)
-	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	-@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report $(if $(INCLUDE),--include '$(INCLUDE)')
 
