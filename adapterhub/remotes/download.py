@@ -28,7 +28,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
-from .protocol import Reader, Source
+from .protocol import Reader, Source, damaged
 
 # Bytes that are received again at most after a kill. A note is written twice as often: some bytes are not on the disk yet.
 NOTED = 8 << 20
@@ -344,8 +344,7 @@ def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES
         while len(data) <= blob.size and (n := reader.readinto(buffer)):
             data += buffer[:n]
     whole = bytes(data)
-    if len(whole) != blob.size or sha256_bytes(whole) != blob.digest:
-        where = f"{source.where}: {blob.path or blob.digest}"
-        what = f"{len(whole)} bytes of {sha256_bytes(whole)} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
+    digest = sha256_bytes(whole)
+    if (len(whole), digest) != (blob.size, blob.digest):
+        raise damaged(f"{source.where}: {blob.path or blob.digest}", len(whole), digest, blob)
     return whole

@@ -116,6 +116,12 @@ class Unnamed(Target, Protocol):
         """Send a blob of `size` bytes; return its digest."""
 
 
+def damaged(where: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
+    """Return the error for other bytes of a source than those of `blob`: so many, of this digest."""
+    what = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
+    return IntegrityError(where, what, hint, code="source-damaged")
+
+
 def check_complete(blobs: Iterable[Descriptor], has: Callable[[Descriptor], bool], where: str) -> None:
     """IntegrityError unless a place `has` all blobs of a manifest that is to be stored there."""
     missing = [blob for blob in blobs if not has(blob)]

@@ -24,13 +24,13 @@ from typing import BinaryIO
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import received
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Reader, Source, damaged
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.inside import Inside
 from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError
+from adapterhub_converters.errors import ConflictError, FormatError
 
 from . import index as layout_index
 from . import tar as archive_tar
@@ -232,9 +232,9 @@ def _stream(reader: Reader, blob: Descriptor, file: BinaryIO, more: More | None)
         done += n
         if more:
             more(n)
-    if (done, f"sha256:{state.hexdigest()}") != (blob.size, blob.digest):
-        what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(blob.path or blob.digest, what, "Nothing was written", code="source-damaged")
+    digest = f"sha256:{state.hexdigest()}"
+    if (done, digest) != (blob.size, blob.digest):
+        raise damaged(blob.path or blob.digest, done, digest, blob, "Nothing was written")
 
 
 def _all(file: BinaryIO, data: bytes | memoryview) -> None:

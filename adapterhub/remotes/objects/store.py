@@ -29,7 +29,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST, RefError, parse_prefix, parse_tag
 from adapterhub.registry.moves import ABSENT, latest_tags, now
 from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.protocol import Connected, Put, Reader, Source, check_complete
+from adapterhub.remotes.protocol import Connected, Put, Reader, Source, check_complete, damaged
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
@@ -307,9 +307,9 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, workers: Th
         yield piece
         hashed.result()
         del piece, hashed  # before there is the next one
-    if (f"sha256:{state.hexdigest()}", done) != (blob.digest, blob.size):
-        what = f"{done} bytes of sha256:{state.hexdigest()} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
+    digest = f"sha256:{state.hexdigest()}"
+    if (done, digest) != (blob.size, blob.digest):
+        raise damaged(where, done, digest, blob)
     yield piece
 
 

@@ -25,7 +25,7 @@ from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MAN
 from adapterhub.ref import LATEST
 from adapterhub.remotes.download import Steady
 from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.protocol import Reader, Source
+from adapterhub.remotes.protocol import Reader, Source, damaged
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
@@ -76,11 +76,9 @@ class Image:
                     whole.update(buffer[:n])
                     state.update(buffer[:n])
                     size += n
-            if (f"sha256:{state.hexdigest()}", size) != (piece.digest, piece.size):
-                what = f"{size} bytes of sha256:{state.hexdigest()} were read instead of {piece.size} of {piece.digest}"
-                raise IntegrityError(
-                    f"{self.where}: {wanted[piece.digest].path}", what, "Nothing was sent", code="source-damaged"
-                )
+            digest = f"sha256:{state.hexdigest()}"
+            if (size, digest) != (piece.size, piece.digest):
+                raise damaged(f"{self.where}: {wanted[piece.digest].path}", size, digest, piece, "Nothing was sent")
         return f"sha256:{whole.hexdigest()}"
 
     def manifest(self, reference: str) -> Manifest:

@@ -22,7 +22,7 @@ from adapterhub.http.urls import resolved
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import PAUSES, Steady
 from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Source
+from adapterhub.remotes.protocol import Source, damaged
 from adapterhub_converters import linear
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RemoteError
 
@@ -229,8 +229,7 @@ def _check(sending: Sending, where: str) -> None:
     """Check the bytes that were sent, before an upload is finished."""
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
-        what = f"{sending.hashed} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
-        raise IntegrityError(where, what, "Nothing was stored", code="source-damaged")
+        raise damaged(where, sending.hashed, digest, blob)
 
 
 # ---- the bytes
