@@ -19,7 +19,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFou
 
 from . import hub_cache
 from .hub_address import Hub, HubPath
-from .ranges import Known, RangeClient
+from .ranges import Known, RangeClient, gated
 from .remote import listed
 
 _AGAIN = "Delete it, and try again"
@@ -136,8 +136,7 @@ def _fetch(place: HubPath, hub: Hub, cache: Path, wanted: list[str], show: Calla
     except AdapterhubError:
         raise
     except errors.GatedRepoError as error:
-        hint = f"Ask for access on its page{'' if hub.token else ' and set HF_TOKEN'}"
-        raise RemoteError(str(place), "a gated model", hint, code="gated-model") from error
+        raise gated(str(place), "a gated model", anonymous=not hub.token) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -111,8 +111,7 @@ class RangeClient(Client):
         anonymous = at_hub and not self.known
         takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":
-            hint = f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}"
-            return RemoteError(where, f"HTTP {status}: a gated model", hint, code="gated-model")
+            return gated(where, f"HTTP {status}: a gated model", anonymous=anonymous)
         if status in (404, 410):
             kind = {"RepoNotFound": "model", "RevisionNotFound": "revision"}.get(code, "file")
             return NotFoundError(where, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else "")
@@ -121,6 +120,11 @@ class RangeClient(Client):
             missing = ", or there is no such model" if at_hub else ""
             return RemoteError(where, f"HTTP 401: {what}{missing}", takes)
         return ForbiddenError(where, "HTTP 403: forbidden", takes) if status == 403 else found
+
+
+def gated(where: str, what: str, *, anonymous: bool) -> RemoteError:
+    """Return the error for a model whose owner grants access."""
+    return RemoteError(where, what, f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}", code="gated-model")
 
 
 def _wanted(found: Body, answer: Answer, n: int, start: int | None, where: str) -> int:

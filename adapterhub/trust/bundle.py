@@ -20,7 +20,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 
 from . import statement
-from .statement import Statement
+from .statement import AGAIN, Statement
 
 if TYPE_CHECKING:
     from .keys import KeySigner, Signer, TrustedSigner
@@ -29,7 +29,6 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE = 4 << 20  # bytes; a list of files that fits a manifest of that size fits a bundle
 _KEY, _CERTIFICATE, _LOG, _TIMES = "publicKey", "certificate", "tlogEntries", "timestampVerificationData"
-_AGAIN = "Have it signed again"
 _UNKNOWN = "Have it signed by a signer who is accepted, or accept this one if you trust its owner"
 _SHOWN = 5  # reasons in an error
 
@@ -85,7 +84,7 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[by
             where, f"is signed by the key {parts.key[:16]}…, which is not accepted", _UNKNOWN, code="signature"
         )
     if not key.verifies(parts.signature, _pre_authentication(parts.payload)):
-        raise IntegrityError(where, f"the signature is not by the key {key.where}", _AGAIN, code="signature")
+        raise IntegrityError(where, f"the signature is not by the key {key.where}", AGAIN, code="signature")
     return parts.payload, key
 
 
@@ -165,26 +164,26 @@ class _Parts:
 
 def _parts(raw: bytes, where: str) -> _Parts:
     if len(raw) > MAX_BUNDLE:
-        raise FormatError(where, f"a signature of over {MAX_BUNDLE} bytes", _AGAIN)
+        raise FormatError(where, f"a signature of over {MAX_BUNDLE} bytes", AGAIN)
     try:
         document = json_file.parse_object(raw, where)
     except FormatError as error:
-        raise FormatError(where, error.what, _AGAIN) from error
+        raise FormatError(where, error.what, AGAIN) from error
     if "mediaType" not in document:
-        raise FormatError(where, "not a bundle: it has no 'mediaType'", _AGAIN)
+        raise FormatError(where, "not a bundle: it has no 'mediaType'", AGAIN)
     if (kind := document["mediaType"]) != MEDIA_TYPE:
-        raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", _AGAIN)
+        raise FormatError(where, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", AGAIN)
     _only(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), where)
     key, certificate = _signer(document["verificationMaterial"], where)
     envelope = _only(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), where)
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise FormatError(where, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", _AGAIN)
+        raise FormatError(where, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", AGAIN)
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
-        raise FormatError(where, "not exactly one signature", _AGAIN)
+        raise FormatError(where, "not exactly one signature", AGAIN)
     entry = _only({"keyid": "", **_object(signatures[0], where)}, ("sig", "keyid"), where)
     if entry["keyid"] != "":
-        raise FormatError(where, "does not name its key as model_signing does", _AGAIN)
+        raise FormatError(where, "does not name its key as model_signing does", AGAIN)
     return _Parts(_decoded(envelope, "payload", where), _decoded(entry, "sig", where), key, certificate)
 
 
@@ -194,14 +193,14 @@ def _signer(value: object, where: str) -> tuple[str, bytes]:
     if _CERTIFICATE in material:
         _only(material, (_CERTIFICATE, _LOG), where, also=(_TIMES,))
         if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
-            raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log", _AGAIN)
+            raise FormatError(where, "is signed by an identity, and has not exactly one entry of a transparency log", AGAIN)
         return "", _decoded(_only(material[_CERTIFICATE], ("rawBytes",), where), "rawBytes", where)
     _only(material, (_KEY, _LOG), where)
     if material[_LOG] != []:
         raise RefusedError(where, "has entries of a transparency log, and is signed by a key", "Use model_signing")
     hint = _only(material[_KEY], ("hint",), where)["hint"]
     if not isinstance(hint, str) or not hint:
-        raise FormatError(where, "does not name its key as model_signing does", _AGAIN)
+        raise FormatError(where, "does not name its key as model_signing does", AGAIN)
     return hint, b""
 
 
@@ -210,16 +209,16 @@ def _only(value: object, names: tuple[str, ...], where: str, *, also: tuple[str,
     found = _object(value, where)
     for name in found:
         if name not in names + also:
-            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes", _AGAIN)
+            raise FormatError(where, f"{name[:80]!r} has no place in a bundle that model_signing writes", AGAIN)
     for name in names:
         if name not in found:
-            raise FormatError(where, f"the bundle has no {name!r}", _AGAIN)
+            raise FormatError(where, f"the bundle has no {name!r}", AGAIN)
     return found
 
 
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(where, "not a bundle: one of its parts is not an object", _AGAIN)
+        raise FormatError(where, "not a bundle: one of its parts is not an object", AGAIN)
     return value
 
 
@@ -240,5 +239,5 @@ def _decoded(found: dict[str, Any], name: str, where: str) -> bytes:
     except (binascii.Error, UnicodeEncodeError):
         data = b""
     if not data or _encoded(data) != value:
-        raise FormatError(where, f"{name!r} is not base64 in its canonical form", _AGAIN)
+        raise FormatError(where, f"{name!r} is not base64 in its canonical form", AGAIN)
     return data

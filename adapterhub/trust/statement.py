@@ -22,7 +22,7 @@ from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOErr
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-_AGAIN = "Have it signed again"
+AGAIN = "Have it signed again"
 UNSIGNED = (SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore")
 """What of a folder is not signed: the signature, and what model_signing leaves out by itself."""
 
@@ -77,11 +77,11 @@ def parse(raw: bytes, where: str) -> Statement:
     _expect(kind == PREDICATE_TYPE, where, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
     subjects, predicate = document.get("subject"), _object(document.get("predicate"), where, "predicate")
     if not isinstance(subjects, list) or len(subjects) != 1:
-        raise FormatError(where, "does not sign exactly one subject", _AGAIN)
+        raise FormatError(where, "does not sign exactly one subject", AGAIN)
     subject = _object(subjects[0], where, "subject")
     name = subject.get("name")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_PATH:
-        raise FormatError(where, "signs a subject without a name", _AGAIN)
+        raise FormatError(where, "signs a subject without a name", AGAIN)
     files = _files(predicate, where)
     digests = [digest.removeprefix("sha256:") for digest in files.values()]
     _expect(subject.get("digest") == {"sha256": _root(digests)}, where, "the digest of its subject is not that of its files")
@@ -94,29 +94,29 @@ def _files(predicate: dict[str, Any], where: str) -> dict[str, Digest]:
     _expect(how.get("hash_type") == "sha256", where, f"has digests by {str(how.get('hash_type'))[:80]!r}, not sha256")
     resources = predicate.get("resources")
     if not isinstance(resources, list) or not 0 < len(resources) <= MAX_FILES:
-        raise FormatError(where, f"signs no files, or more than {MAX_FILES}", _AGAIN)
+        raise FormatError(where, f"signs no files, or more than {MAX_FILES}", AGAIN)
     files: dict[str, Digest] = {}
     for one in resources:
         entry = _object(one, where, "resources")
         path, digest = entry.get("name"), entry.get("digest")
         if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH:
-            raise FormatError(where, f"signs a file without a name, or with one of over {MAX_PATH} characters", _AGAIN)
+            raise FormatError(where, f"signs a file without a name, or with one of over {MAX_PATH} characters", AGAIN)
         _expect(path not in files, where, f"signs the file {path[:80]!r} twice")
         if entry.get("algorithm") != "sha256" or not isinstance(digest, str) or not is_hex(digest):
-            raise FormatError(where, f"{path[:80]}: not a sha256 digest", _AGAIN)
+            raise FormatError(where, f"{path[:80]}: not a sha256 digest", AGAIN)
         files[path] = f"sha256:{digest}"
     return files
 
 
 def _object(value: object, where: str, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise FormatError(where, f"{name} is not an object", _AGAIN)
+        raise FormatError(where, f"{name} is not an object", AGAIN)
     return value
 
 
 def _expect(right: bool, where: str, what: str) -> None:
     if not right:
-        raise FormatError(where, what, _AGAIN)
+        raise FormatError(where, what, AGAIN)
 
 
 def _root(digests: Sequence[str]) -> str:

@@ -103,16 +103,13 @@ def _given(host: str, username: str | None, *, password: bool, token: bool) -> C
         if not password:
             raise UsageError("password", "is missing, and there is no terminal to ask on", "Pipe it in with --password-stdin")
     name = _checked_name(username) if username else ""
-    if token or password:
-        secret = _secret(sys.stdin.read(_LONGEST), "--token-stdin" if token else "--password-stdin")
-        if token:
-            return lambda: Credentials(bearer=secret)
+    secret = _secret(sys.stdin.read(_LONGEST), "--token-stdin" if token else "--password-stdin") if token or password else ""
+    if token:
+        return lambda: Credentials(bearer=secret)
 
     def asked() -> Credentials:
         user = name or _checked_name(str(click.prompt(f"Username for {host}", err=True)))
-        if password:
-            return Credentials(user, secret)
-        return Credentials(user, _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
+        return Credentials(user, secret or _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
 
     return asked
 
