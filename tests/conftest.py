@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import gc
 import importlib.util
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-from tests.support import forked, llama_cpp_scripts
+from tests.support import forked, llama_cpp_scripts, peers
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling"]
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,9 @@ settings.register_profile(
     "adapterhub", max_examples=50, deadline=None, derandomize=bool(os.environ.get("ADAPTERHUB_REQUIRE_PEERS"))
 )
 settings.load_profile("adapterhub")
+
+# As `serve` has it: MKL reads this when torch is loaded, which other tests of this process may do first.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,26 +72,50 @@ def _umask() -> Iterator[None]:
     os.umask(before)
 
 
-def missing(peer: str, why: str = "") -> NoReturn:
-    """Skip for want of a peer, or fail where CI requires them all; `why` is what its installer said."""
-    reason = f": {why}" if why else ""
+def missing(peer: str, why: str = "", install: str = "") -> NoReturn:
+    """Skip because a peer is missing or does not work, or fail where CI requires them all.
+
+    Args:
+        peer: Its name, as the summary of a run lists it.
+        why: What its installer, or the program itself, said.
+        install: The command that installs it.
+    """
+    reason = f"{peer} isn't installed{f': {why}' if why else ''}{f' [{install}]' if install else ''}"
     if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
-        pytest.fail(f"{peer} is required here and isn't installed{reason}")
-    pytest.skip(f"{peer} isn't installed{reason}")
+        pytest.fail(f"{reason} (required here)")
+    pytest.skip(reason)
 
 
 def need_module(name: str) -> None:
     """Go on only if the Python package `name` can be imported."""
     if importlib.util.find_spec(name) is None:
-        missing(f"the Python package {name}")
+        missing(name, install=f"pip install {name}")
 
 
 def need_program(name: str) -> str:
-    """The path of a program of somebody else's."""
-    path = shutil.which(name)
+    """Return the path of a program of another project that works here, which is tried once; skip without it."""
+    path = peers.find(name)
     if path is None:
-        missing(f"the program {name}")
-    return str(path)
+        missing(name, install=peers.install_command(name))
+    if problem := peers.problem(path, name):
+        missing(name, problem, peers.install_command(name))
+    return path
+
+
+_MISSING_PEER = re.compile(r"(?:Skipped: )?(.+?) isn't installed(?:: .*?)?(?: \[(.*)\])?", re.DOTALL)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what was skipped: a line for each missing peer, with what installs it, and one for each other reason."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        peer = _MISSING_PEER.fullmatch(reason)
+        counts[(peer[1], peer[2] or "") if peer else (reason.removeprefix("Skipped: "), "")] += 1
+    if counts:
+        terminalreporter.section("skipped tests")
+        for (name, install), count in counts.most_common():
+            terminalreporter.write_line(f"{count:5} {name}{f': {install}' if install else ''}")
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +125,7 @@ def converted() -> Iterator[llama_cpp_scripts.Converter]:
         llama_cpp_scripts.downloaded()
     scripts = llama_cpp_scripts.found()
     if scripts is None:
-        missing("llama.cpp's conversion (python -m tests.support.llama_cpp_scripts fetches it)")
+        missing("llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts")
     for module in ("torch", "transformers"):
         need_module(module)
     with llama_cpp_scripts.converter(scripts) as running:

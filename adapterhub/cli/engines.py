@@ -94,7 +94,7 @@ def opened(
         )
         found = choosing.opened(wanted)
         if found.name == "torch":
-            environment.prepare_torch()
+            environment.prepare_torch(same_bits_in_batches=True)
         output.say(
             output.one_line(f"engine: {found.name}" + (" (found here; --engine chooses another)" if engine == "auto" else ""))
         )

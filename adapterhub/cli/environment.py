@@ -282,7 +282,7 @@ def _on(name: str) -> bool:
     return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-def prepare_torch() -> None:
+def prepare_torch(*, same_bits_in_batches: bool = False) -> None:
     """Set what torch and its libraries read when they are loaded, unless the user has set it; no number depends on the first.
 
     OpenMP's threads wait for each other in a busy loop, and where another program has one of the cores a step is that loop: 3
@@ -290,12 +290,19 @@ def prepare_torch() -> None:
     at once, costs more there. cuBLAS gives the same bytes each time only with a work space of this kind
     (docs.nvidia.com/cuda/cublas, "Reproducibility"), and memory in segments that grow leaves fewer holes between rows of
     different lengths.
+
+    Args:
+        same_bits_in_batches: Have MKL compute products whose bits depend neither on the size of a batch nor on threads nor on
+            where its arrays begin. On processors with AVX-512 they depend on all three otherwise (Intel, "Conditional
+            Numerical Reproducibility").
     """
     from adapterhub.training.cost.budget import cores_are_busy
 
     os.environ.setdefault("GOMP_SPINCOUNT", "0" if cores_are_busy() else "1000")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if same_bits_in_batches:
+        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def data_folder() -> Path:

@@ -94,7 +94,7 @@ def client(hub: Running, home: Path) -> Any:
     try:
         from huggingface_hub import HfApi, constants
     except ImportError:
-        missing("huggingface_hub")
+        missing("huggingface_hub", install="pip install huggingface_hub")
     constants.HF_HUB_DISABLE_XET = True
     return HfApi(endpoint=hub.url, token=hub.token)
 
@@ -103,7 +103,7 @@ def run_hf(hub: Running, home: Path, *words: str, code: int = 0, **env: str) -> 
     """Run `hf` as its users do, with a home of its own; return what it printed."""
     program = Path(sys.executable).with_name("hf")
     if not program.exists():
-        missing("the program hf")
+        missing("hf", install="pip install huggingface_hub")
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(home / "hf"), "NO_COLOR": "1"}
     done = subprocess.run(
         [str(program), *words], check=False, capture_output=True, text=True, timeout=120, env={**os.environ, **settings, **env}

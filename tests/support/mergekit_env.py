@@ -1,6 +1,6 @@
 """mergekit in an environment of its own, as the oracle of merges. It is LGPL: it is run here, and nothing of it is copied.
 
-    python -m tests.mergekit_env        # makes it once: a second, 3 MB
+    python -m tests.support.mergekit_env        # makes it once: a second, 3 MB
 
 The environment borrows torch, transformers and peft from the one that makes it, and gets only what that lacks.
 """

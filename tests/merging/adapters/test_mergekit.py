@@ -159,7 +159,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mergekit_env.made()
     python = mergekit_env.found()
     if python is None:
-        missing("mergekit (python -m tests.support.mergekit_env installs it)")
+        missing("mergekit", install="python -m tests.support.mergekit_env")
     found = tmp_path_factory.mktemp("mergekit")
     base(found / "base", 0.1)
     base(found / "zero", 0.0)

@@ -35,7 +35,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     One process of llama.cpp's script writes them all: it imports torch for seconds.
     """
     need_module("peft")
-    scripts = llama_cpp_scripts.found() or missing("llama.cpp's scripts", "python -m tests.support.llama_cpp_scripts")
+    scripts = llama_cpp_scripts.found() or missing(
+        "llama.cpp's conversion", install="python -m tests.support.llama_cpp_scripts"
+    )
     found = {name: adapted(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
     script = scripts / "convert_lora_to_gguf.py"
     words = [(script, at / "a", "--base", at / "base", "--outfile", at / "x.gguf", "--outtype", "f32") for at in found.values()]

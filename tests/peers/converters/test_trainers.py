@@ -19,7 +19,7 @@ def test_what_torchtune_and_litgpt_compute_is_what_we_read() -> None:
         need_module(module)
     folder = peer_env.downloaded() if os.environ.get("ADAPTERHUB_REQUIRE_PEERS") else peer_env.found()
     if folder is None:
-        missing("torchtune and litgpt (python -m tests.support.peer_env fetches them)")
+        missing("torchtune and litgpt", install="python -m tests.support.peer_env")
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "peer", "-p", "no:cacheprovider", "-p", "no:xdist", *_FILES]
     done = subprocess.run(
         pytest,

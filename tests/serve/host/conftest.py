@@ -153,6 +153,22 @@ def with_adapters(peers: Peers, **options: Any) -> Iterator[Host]:
         yield host
 
 
+def assert_same(host: Host, answers: Sequence[list[Piece]], expected: Sequence[list[Piece]]) -> None:
+    """Assert that answers are the same: bit for bit on a machine of which the host says so, else up to rounding.
+
+    Where the bits of a product depend on the size of the batch, the tokens are still the same, with logarithms of
+    probabilities that differ in their last digits.
+    """
+    if host.exact:
+        assert answers == expected
+        return
+    for answer, right in zip(answers, expected, strict=True):
+        assert [piece.token for piece in answer] == [piece.token for piece in right]
+        for piece, other in zip(answer, right, strict=True):
+            assert piece.logprob == pytest.approx(other.logprob, abs=2e-4)
+            assert dict(piece.top or ()) == pytest.approx(dict(other.top or ()), abs=2e-4)
+
+
 def tokens(host: Host, request: Request) -> list[int]:
     """The tokens of an answer that is alone in the host."""
     return [piece.token for piece in host.submit(request)]
