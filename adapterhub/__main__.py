@@ -1,4 +1,4 @@
-"""`python -m adapterhub`, and what the script `adapterhub` runs."""
+"""The entry point: `python -m adapterhub`, and the script `adapterhub`."""
 
 import sys
 from typing import NoReturn
@@ -8,14 +8,14 @@ from .version import __version__
 
 def main() -> NoReturn:
     """Run one command and exit with a code of docs/exit-codes.md."""
-    if sys.argv[1:] == ["--version"]:  # asked by scripts again and again: without click, half the time
+    if sys.argv[1:] == ["--version"]:  # scripts ask this again and again, and without click it takes half the time
         sys.stdout.write(f"adapterhub {__version__}\n")
         raise SystemExit(0)
     try:
         from adapterhub.cli.main import main
 
         main()
-    except KeyboardInterrupt:  # before the command line is there to handle it
+    except KeyboardInterrupt:  # pressed while the command line, which handles it, was being imported
         raise SystemExit(130) from None
 
 

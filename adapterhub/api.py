@@ -1,4 +1,4 @@
-"""What the command line does, as functions: every one takes `str` or `Path` and returns a value.
+"""The operations of the command line as functions: each takes `str` or `Path` and returns a value.
 
     import adapterhub as ah
 
@@ -6,7 +6,7 @@
 
 A `str` is read as on the command line: a path that exists, a ref of the registry such as `team/sql:v2`, or an address such as
 `oci://registry.example/team/sql:v2`. A `Path` is always a path. Progress and events are callbacks; nothing is printed, no
-environment is read. Where names are looked up and who asks is a `Workspace`; the default one has the registry and the policy
+environment is read. A `Workspace` says where names are looked up and who asks; the default one has the registry and the policy
 of the working folder, and asks remotes without credentials.
 """
 
@@ -93,14 +93,14 @@ def load(source: StrPath, *, base: Base | None = None, workspace: Workspace | No
     from adapterhub.manifest import describe
     from adapterhub_converters.formats import convert
 
-    here = workspace or Workspace()
-    spec = _base(base, here)
-    with sources.opened(source, here) as found, sources.as_folder(found) as folder:
-        read = convert.read(found.path, base=spec)
+    workspace = workspace or Workspace()
+    spec = _base(base, workspace)
+    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+        read = convert.read(adapter_source.path, base=spec)
         draft = describe.draft(folder, base=spec)
         manifest = draft.known or draft.manifest()
-    parts = {field.name: getattr(read, field.name) for field in fields(read)}
-    return Adapter(**parts, where=found.where, manifest=manifest)
+    canonical_fields = {field.name: getattr(read, field.name) for field in fields(read)}
+    return Adapter(**canonical_fields, where=adapter_source.where, manifest=manifest)
 
 
 def check(
@@ -122,10 +122,10 @@ def check(
         base: The model it is to be used with.
         runtimes: Runtimes that must apply it as it was trained, such as `vllm` or `llama.cpp`.
         max_rank: The largest rank that the runtime is set to take.
-        headers_only: Read no values: NaNs, infinities and zeros go unseen.
+        headers_only: Read no values; NaNs, infinities and zeros are then not noticed.
         strict: Let warnings fail the adapter as errors do.
         ignore: Codes of problems that are counted, and otherwise ignored, such as `unpinned`.
-        limit: How many problems of each code the report has, besides their number; all of them if None.
+        limit: The most problems of each code to list; the report counts all. None lists all.
         workspace: Where names are looked up.
 
     Example:
@@ -137,19 +137,19 @@ def check(
     """
     from adapterhub.checks import check as checked
 
-    here = workspace or Workspace()
-    with sources.opened(source, here) as found:
+    workspace = workspace or Workspace()
+    with sources.opened(source, workspace) as adapter_source:
         return checked(
-            found.path,
-            base=_base(base, here),
+            adapter_source.path,
+            base=_base(base, workspace),
             runtimes=runtimes,
             max_rank=max_rank,
             headers_only=headers_only,
             strict=strict,
             ignore=ignore,
-            unpublished=found.ref is None,
+            unpublished=adapter_source.ref is None,
             limit=limit,
-            where=found.where,
+            where=adapter_source.where,
         )
 
 
@@ -168,7 +168,7 @@ def scan(
         source: A folder, a file, a ref or an address; a folder or a file need not be an adapter.
         weights: Read the weights for their numbers, and compare these with those of the registry's adapters of the same base.
         strict: Let warnings fail it as errors do.
-        limit: How many problems of each code the report has, besides their number; all of them if None.
+        limit: The most problems of each code to list; the report counts all. None lists all.
         progress: Called with modules done and modules in all.
         workspace: Where names are looked up.
 
@@ -179,8 +179,8 @@ def scan(
         >>> found.weights.kinds[0].name, found.weights.kinds[0].modules, found.weights.kinds[0].percentiles
         ('self_attn.q_proj', 2, None)
     """
-    here = (workspace or Workspace()).showing(progress)
-    return scanning.scan(source, here, weights=weights, strict=strict, limit=limit)
+    workspace = (workspace or Workspace()).showing(progress)
+    return scanning.scan(source, workspace, weights=weights, strict=strict, limit=limit)
 
 
 def convert(
@@ -200,7 +200,7 @@ def convert(
     replace: bool = False,
     workspace: Workspace | None = None,
 ) -> LossReport:
-    """Write an adapter in another format; the report has what became of every tensor.
+    """Write an adapter in another format, and report what became of every tensor.
 
     Args:
         source: A folder, a file, a ref or an address.
@@ -212,7 +212,7 @@ def convert(
         allow_drop: Leave out `norms`, `biases`, `weights`, `rows`, `magnitudes`, `copies`, or names and patterns.
         rank: The rank of an approximation; the adapter's own if None.
         alpha: The alpha of a state dict without a config.
-        rslora: That it scales by alpha / sqrt(r).
+        rslora: Whether a state dict without a config scales by alpha / sqrt(r).
         unsafe_pickle: Accept a pickle, loaded in a process of its own under limits.
         model: The name of the base in Ollama.
         replace: Replace an earlier output at `target`; else it must not exist.
@@ -230,12 +230,12 @@ def convert(
     from adapterhub_converters.formats import convert as formats
     from adapterhub_converters.formats.lossy import Allowed
 
-    here = workspace or Workspace()
-    spec = _base(base, here)
-    with sources.opened(source, here) as found:
-        sources.check_apart(Path(target), found.path)
+    workspace = workspace or Workspace()
+    spec = _base(base, workspace)
+    with sources.opened(source, workspace) as adapter_source:
+        sources.check_apart(Path(target), adapter_source.path)
         return formats.convert(
-            found.path,
+            adapter_source.path,
             Path(target),
             to=to,
             base=spec,
@@ -244,7 +244,7 @@ def convert(
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
             dtype=dtype,
-            model=model or (_path_of(spec) if to == "ollama" else None),
+            model=model or (_local_path(spec) if to == "ollama" else None),
             replace=replace,
         )
 
@@ -270,8 +270,8 @@ def describe(
         >>> [change.key for change in ah.describe("./sql", license="MIT", dry_run=True).changes if change.key == "license"]
         ['license']
     """
-    here = workspace or Workspace()
-    return describing.describe(folder, declared, here, base=_base(base, here), dry_run=dry_run)
+    workspace = workspace or Workspace()
+    return describing.describe(folder, declared, workspace, base=_base(base, workspace), dry_run=dry_run)
 
 
 def bom(
@@ -292,8 +292,8 @@ def bom(
         >>> found.document["specVersion"], found.document["metadata"]["component"]["type"]
         ('1.7', 'machine-learning-model')
     """
-    here = workspace or Workspace()
-    return bill_of_materials.bom(source, here, base=_base(base, here), base_license=base_license)
+    workspace = workspace or Workspace()
+    return bill_of_materials.bom(source, workspace, base=_base(base, workspace), base_license=base_license)
 
 
 # ---- several
@@ -327,11 +327,11 @@ def diff(
         >>> found.same, found.modules[0].status, [one.path for one in found.files]
         (False, 'changed', ['adapter_model.safetensors'])
     """
-    here = (workspace or Workspace()).showing(progress)
-    return comparing.diff(a, b, here, base=_base(base, here))
+    workspace = (workspace or Workspace()).showing(progress)
+    return comparing.diff(a, b, workspace, base=_base(base, workspace))
 
 
-# Arguments of a merge into a base that say how the model is written.
+# Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
 _WRITTEN = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force")
 
 
@@ -385,7 +385,7 @@ def merge(
     replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-    **how: Any,
+    **parameters: Any,
 ) -> Combined | FuseReport:
     """Merge adapters into one adapter, or into a base model.
 
@@ -396,21 +396,21 @@ def merge(
         out: The folder or .gguf file to write; of adapters also a ref to store the result under, which then passes the checks
             of a push.
         into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
-        weights: What each adapter is multiplied by; 1 each if None.
+        weights: The factor of each adapter; 1 each if None.
         method: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`); into a base its result
             is added without truncation to a rank.
-        rank: Of adapters: the rank of every module of the result.
-        energy: Of adapters: the smallest ranks that keep this share of the energy.
-        rank_budget: Of adapters: the ranks that keep most in so many bytes of tensors.
-        seed: Of the random numbers of a method.
-        parameters: Of the method, such as `density`.
-        dtype: Into a base: the type of floats to write; the base's if None.
-        requantize: Into a base: the quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`,
+        rank: Without `into`: the rank of every module of the result.
+        energy: Without `into`: keep this share of the energy, with the smallest ranks that do.
+        rank_budget: Without `into`: the bytes of tensors to spend; ranks are chosen to keep most in them.
+        seed: The seed of the method's random numbers.
+        parameters: Parameters of the method, such as `density`.
+        dtype: With `into`: the type of floats to write; the base's if None.
+        requantize: With `into`: the quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`,
             `q5_1` or `nf4`.
-        shard_size: Into a base: bytes of tensors in a file at most.
-        onto: Into a base: its weights as they are, or rounded as training saw them.
-        dequantize: Into a base: let a quantized Hugging Face model become one in floats.
-        force: Into a base: write it even if a quantized target absorbs the adapter.
+        shard_size: With `into`: the most bytes of tensors in a file.
+        onto: With `into`: merge onto the base's weights as they are, or rounded as training saw them.
+        dequantize: With `into`: let a quantized Hugging Face model become one in floats.
+        force: With `into`: write the model even if a quantized target absorbs the adapter.
         replace: Replace an earlier output at `out`; else it must not exist.
         progress: Called with modules or bytes done and in all.
         workspace: Where names are looked up.
@@ -423,22 +423,26 @@ def merge(
     """
     from adapterhub.manifest.document import Recipe
 
-    here = (workspace or Workspace()).showing(progress)
-    texts = listed(adapters)
-    factors = [1.0] * len(texts) if weights is None else list(weights)
-    if len(factors) != len(texts):
-        raise ParameterError("weights", f"{len(factors)} for {len(texts)} adapters", "Give one for each")
+    workspace = (workspace or Workspace()).showing(progress)
+    names = listed(adapters)
+    factors = [1.0] * len(names) if weights is None else list(weights)
+    if len(factors) != len(names):
+        raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
     with ExitStack() as stack:
         target = Path(out) if into is not None else combining.destination(out)
-        found = [stack.enter_context(sources.opened(text, here)) for text in texts]
+        adapter_sources = [stack.enter_context(sources.opened(text, workspace)) for text in names]
         if into is not None:
-            written = {key: how.pop(key) for key in _WRITTEN if key in how}
-            chosen = Recipe(kind="merge", method=how.pop("method", None), seed=how.pop("seed", None), parameters=how)
-            base = base_sources.weights(into, here)
-            return combining.merge_into(found, factors, Path(out), base, here, method=chosen, replace=replace, **written)
-        options = {key: how.pop(key) for key in ("method", "rank", "energy", "seed") if key in how}
-        recipe = Recipe(kind="merge", **options, budget=how.pop("rank_budget", None), parameters=how)
-        return combining.merge_adapters(found, factors, target, recipe, here, replace=replace)
+            output_options = {key: parameters.pop(key) for key in _WRITTEN if key in parameters}
+            method_recipe = Recipe(
+                kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
+            )
+            base = base_sources.weights(into, workspace)
+            return combining.merge_into(
+                adapter_sources, factors, Path(out), base, workspace, method=method_recipe, replace=replace, **output_options
+            )
+        adapter_options = {key: parameters.pop(key) for key in ("method", "rank", "energy", "seed") if key in parameters}
+        recipe = Recipe(kind="merge", **adapter_options, budget=parameters.pop("rank_budget", None), parameters=parameters)
+        return combining.merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
 
 
 # ---- sharing
@@ -469,7 +473,7 @@ def push(
         expect: The digest that the target must still have, or `absent`.
         force: Store an adapter whose check finds errors. A policy cannot be overridden.
         private: Create a repository on a hub as private.
-        message: Why, for the log of the name, or the commit on a hub.
+        message: The reason, for the log of the name or the commit on a hub.
         tags: More tags that move to the version.
         metrics: Results of other programs, by name; the registry records them.
         progress: Called with bytes done and bytes in all.
@@ -485,12 +489,12 @@ def push(
         >>> ah.push("./sql", "layout://sql.tar:v1").tag
         'v1'
     """
-    here = (workspace or Workspace()).showing(progress)
+    workspace = (workspace or Workspace()).showing(progress)
     return pushing.push(
         source,
         target,
-        here,
-        base=_base(base, here),
+        workspace,
+        base=_base(base, workspace),
         conversion=_conversion(to),
         expect=expect,
         force=force,
@@ -528,18 +532,18 @@ def pull(
         >>> ah.pull("team/sql:prod", "./out").files[0]
         'README.md'
     """
-    here = (workspace or Workspace()).showing(progress)
-    spec = _base(base, here)
-    model = _path_of(spec) if to == "ollama" else None
-    return pulling.pull(source, out, here, conversion=_conversion(to), base=spec, model=model, replace=replace)
+    workspace = (workspace or Workspace()).showing(progress)
+    spec = _base(base, workspace)
+    model = _local_path(spec) if to == "ollama" else None
+    return pulling.pull(source, out, workspace, conversion=_conversion(to), base=spec, model=model, replace=replace)
 
 
 def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:
     return base_sources.read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
 
 
-def _path_of(base: BaseSpec | None) -> str | None:
-    """The absolute path of a base on this machine, as Ollama's name of it; None for any other."""
+def _local_path(base: BaseSpec | None) -> str | None:
+    """Return the absolute path of a base on this machine, which Ollama takes as its name; None for any other base."""
     return sources.here(base.where) if base else None
 
 

@@ -1,7 +1,9 @@
-"""Attest what others can compute again: that a version fits a base, was rebuilt from its parents, or was trained as it records.
+"""Attestations that others can compute again: a version fits a base, was rebuilt from its parents, or was trained as it
+records.
 
 A predicate is a function of the version and its inputs alone, so that anybody who has the inputs computes the same one. It also
-records who computed it and with which program, which is not compared.
+records who computed it and with which program; these fields are not compared. The statements themselves are in
+`adapterhub.trust.attestation`, signatures of files in `adapterhub.signing`.
 """
 
 from __future__ import annotations
@@ -44,24 +46,25 @@ if TYPE_CHECKING:
 BUILDER = "urn:adapterhub:trainer"
 """The default id of the builder in the provenance of a training."""
 _BUILD = "urn:adapterhub:build:train:1"
+# Facts of the base that go into the predicate. Its name and revision do too, but are not compared: the digests identify it.
 _BASE = ("fingerprint", "architecture", "model_type", "tokenizer_digest", "chat_template_digest", "quantization")
-_UNCOMPARED: Mapping[str, tuple[str, ...]] = {  # who computed it, and names of inputs
+_UNCOMPARED: Mapping[str, tuple[str, ...]] = {  # patterns of fields that differ between honest computations
     FITS: ("checker.*", "base.repo", "base.revision"),
     MERGE: ("rebuilder.*", "parents.*.signer", "parents.*.name"),
     TRAINING: ("runDetails.builder.id",),
 }
-_SHOWN = 5  # differences in a finding
+_SHOWN = 5  # differences quoted in one finding: its message is a line of a terminal
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What attestations are computed from, besides the version.
+    """Inputs that attestations are computed from, besides the version.
 
     Attributes:
-        base: The model that the version fits, or that it was trained on.
-        parents: Keys, one of which must have signed each parent of a merge.
-        data: Files that it was trained on.
-        builder: The URI of what trained it.
+        base: The model that the version fits or was trained on.
+        parents: Public keys, one of which must have signed each parent of a merge.
+        data: Files that the version was trained on.
+        builder: The URI of the system that trained it.
     """
 
     base: StrPath | BaseSpec | None = None
@@ -92,8 +95,8 @@ def attest(
         training: Attest the config, the data and the base of its training, as adapter.json records them: SLSA's provenance.
         parents: Public keys, one of which must have signed each parent; by default that of `key`.
         builder: The URI of what trained it, in the provenance.
-        passphrase: That of the key, if it is encrypted; the PIN of its hardware.
-        workspace: The registry, the credentials.
+        passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
+        workspace: The registry and the credentials.
 
     Raises:
         RefusedError: One of the claims does not hold. Nothing is signed.
@@ -105,17 +108,18 @@ def attest(
     """
     from adapterhub.trust import keys, signers
 
-    here, secret, by = workspace or Workspace(), signers.read(key, passphrase), listed(parents)
-    kinds = [kind for kind, wanted in ((FITS, fits is not None), (MERGE, merge), (TRAINING, training)) if wanted]
+    workspace, signer, parent_keys = workspace or Workspace(), signers.read(key, passphrase), listed(parents)
+    kinds = [kind for kind, requested in ((FITS, fits is not None), (MERGE, merge), (TRAINING, training)) if requested]
     if not kinds:
         raise ParameterError("fits", "nothing to attest", "Choose what to attest", code="nothing-to-attest")
-    trusted = keys.trusted(by) if by else [secret.public]
-    with _opened(ref, here) as found:
-        inputs = Inputs(fits, by, builder=builder)
-        made = [_attestation(kind, found, inputs, trusted, here) for kind in kinds]
-        for one in made:
-            found.add(one.sign(secret))
-    return tuple(Attested(one, secret.public) for one in made)
+    trusted = keys.trusted(parent_keys) if parent_keys else [signer.public]
+    with _opened(ref, workspace) as version:
+        inputs = Inputs(fits, parent_keys, builder=builder)
+        attestations = [_attestation(kind, version, inputs, trusted, workspace) for kind in kinds]
+        # Sign only after every predicate was computed: a claim that does not hold leaves nothing behind.
+        for statement in attestations:
+            version.add(statement.sign(signer))
+    return tuple(Attested(statement, signer.public) for statement in attestations)
 
 
 def verify(
@@ -124,96 +128,105 @@ def verify(
     """Verify the attestations of a version and, with `inputs`, compute them again.
 
     Returns:
-        The version, what one of `keys` attests about it, and the findings: an error if there is no attestation, or if one
-        comes out differently now; a note for each that is not accepted, since anybody can attach one.
+        The version, its attestations by one of `keys`, and the findings: an error if there is no attestation or if one comes
+        out differently now, and a note for each that is not accepted, because anybody can attach one.
     """
     from adapterhub.maintenance.findings import Finding
 
-    found, attested, findings = _accepted(source, keys, workspace)
+    version, attested, findings = _accepted_attestations(source, keys, workspace)
     if not attested:
-        reasons = f" that is accepted: {'; '.join(one.what for one in findings[:_SHOWN])}" if findings else ""
-        return found, [], [Finding(attestation.CODE, "error", found.where, f"has no attestation{reasons}")]
-    for one in attested if inputs else ():
-        findings += _compared(one.attestation, found, inputs or Inputs(), keys, workspace, others=attested)
-    return found, attested, findings
+        reasons = f" that is accepted: {'; '.join(finding.what for finding in findings[:_SHOWN])}" if findings else ""
+        return version, [], [Finding(attestation.CODE, "error", version.where, f"has no attestation{reasons}")]
+    for signed in attested if inputs else ():
+        findings += _compared(signed.attestation, version, inputs or Inputs(), keys, workspace, others=attested)
+    return version, attested, findings
 
 
-def _accepted(
+def _accepted_attestations(
     source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace
 ) -> tuple[Signable, list[Attested], list[Finding]]:
     from adapterhub.maintenance.findings import Finding
 
     attested, findings = [], []
-    with _opened(source, workspace) as found:
-        for raw in attestation.among(found.read()):
+    with _opened(source, workspace) as version:
+        for raw in attestation.among(version.read()):
             try:
-                one = attestation.verify(raw, keys, found.where)
-                one.attestation.check(one.kind, found.digest, found.where)
-                attested.append(one)
+                signed = attestation.verify(raw, keys, version.where)
+                signed.attestation.check(signed.kind, version.digest, version.where)
+                attested.append(signed)
             except AdapterhubError as error:
-                findings.append(Finding(attestation.CODE, "note", found.where, error.what))
-    return found, attested, findings
+                findings.append(Finding(attestation.CODE, "note", version.where, error.what))
+    return version, attested, findings
 
 
 @contextmanager
 def _opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
-    with signatures.opened(source, workspace) as found:
-        if not found.digest:
-            raise UsageError(found.where, "is a folder, and only versions have attestations", "Push it, and name the version")
-        yield found
+    with signatures.opened(source, workspace) as version:
+        if not version.digest:
+            raise UsageError(version.where, "is a folder, and only versions have attestations", "Push it, and name the version")
+        yield version
 
 
 def _compared(
-    known: Attestation,
-    found: Signable,
+    recorded: Attestation,
+    version: Signable,
     inputs: Inputs,
     keys: Sequence[TrustedSigner],
     workspace: Workspace,
     *,
     others: Sequence[Attested],
 ) -> Iterator[Finding]:
-    """Yield what is different when an attestation is computed again."""
+    """Compute an attestation again and yield a finding for each way in which it differs.
+
+    Args:
+        recorded: The attestation as it was signed.
+        version: The version that it is about.
+        inputs: The inputs to compute it from.
+        keys: The accepted signers, also of the parents of a merge unless `inputs` names others.
+        others: All accepted attestations of the version; one of them may be about the base at hand.
+    """
     from adapterhub.maintenance.findings import Finding
     from adapterhub.trust.keys import trusted
 
-    kind, signers = known.kind, trusted(inputs.parents) if inputs.parents else keys
+    kind, signers = recorded.kind, trusted(inputs.parents) if inputs.parents else keys
     if kind == FITS and inputs.base is None:
-        what = f"{kind}: cannot be computed again without the base {attestation.base_of(known)[:19]}…"
-        yield Finding(attestation.CODE, "error", found.where, what, "Name the base", "attested-base")
+        message = f"{kind}: cannot be computed again without the base {attestation.base_of(recorded)[:19]}…"
+        yield Finding(attestation.CODE, "error", version.where, message, "Name the base", "attested-base")
         return
     try:
-        again = _attestation(kind, found, inputs, signers, workspace)
+        again = _attestation(kind, version, inputs, signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
-        yield Finding(attestation.CODE, "error", found.where, f"{kind}: cannot be computed again: {error.what}", error.hint)
+        yield Finding(attestation.CODE, "error", version.where, f"{kind}: cannot be computed again: {error.what}", error.hint)
         return
-    old, new = attestation.base_of(known), attestation.base_of(again)
-    if old != new and any(attestation.base_of(one.attestation) == new for one in others):  # it fits several bases
-        what = f"{kind}: is about another base, {old[:19]}…, and was not compared"
-        yield Finding(attestation.CODE, "note", found.where, what)
+    old, new = attestation.base_of(recorded), attestation.base_of(again)
+    if old != new and any(attestation.base_of(other.attestation) == new for other in others):  # a version may fit several bases
+        message = f"{kind}: is about another base, {old[:19]}…, and was not compared"
+        yield Finding(attestation.CODE, "note", version.where, message)
         return
-    wrong = list(_differences(known, again))
+    differences = list(_differences(recorded, again))
     if kind == TRAINING:
-        wrong += _other_inputs(again, inputs, workspace)
+        differences += _input_differences(again, inputs, workspace)
         if inputs.base is None or not inputs.data:
-            what = f"{kind}: compared with the record in adapter.json, and not with the bytes of every input"
-            yield Finding(attestation.CODE, "note", found.where, what, "Name the base and the data to compare their bytes")
-    if wrong:
-        more = f" (and {len(wrong) - _SHOWN} more)" if wrong[_SHOWN:] else ""
-        what = f"{kind}: is another statement when it is computed again: {'; '.join(wrong[:_SHOWN])}{more}"
-        yield Finding(attestation.CODE, "error", found.where, what)
+            message = f"{kind}: compared with the record in adapter.json, and not with the bytes of every input"
+            yield Finding(attestation.CODE, "note", version.where, message, "Name the base and the data to compare their bytes")
+    if differences:
+        remainder = f" (and {len(differences) - _SHOWN} more)" if differences[_SHOWN:] else ""
+        message = f"{kind}: is another statement when it is computed again: {'; '.join(differences[:_SHOWN])}{remainder}"
+        yield Finding(attestation.CODE, "error", version.where, message)
 
 
-def _differences(known: Attestation, again: Attestation) -> Iterator[str]:
-    ignored = _UNCOMPARED[known.kind]
-    old, new = (dict(_leaves(attestation.parse(one.dump(), "").predicate)) for one in (known, again))
+# Both sides are compared as parsed JSON: a tuple and a list, or two orders of keys, are no difference.
+def _differences(recorded: Attestation, again: Attestation) -> Iterator[str]:
+    ignored = _UNCOMPARED[recorded.kind]
+    old, new = (dict(_leaves(attestation.parse(statement.dump(), "").predicate)) for statement in (recorded, again))
     for path in sorted(old.keys() | new.keys()):
-        name, (was, now) = ".".join(path), (repr(one[path]) if path in one else "absent" for one in (old, new))
-        if was != now and not any(fnmatchcase(name, pattern) for pattern in ignored):
-            yield f"{name[:80]} is {was[:60]}, and now {now[:60]}"
+        name, (before, after) = ".".join(path), (repr(leaves[path]) if path in leaves else "absent" for leaves in (old, new))
+        if before != after and not any(fnmatchcase(name, pattern) for pattern in ignored):
+            yield f"{name[:80]} is {before[:60]}, and now {after[:60]}"
 
 
 def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """The values of a document by their paths."""
+    """Yield each leaf of a JSON document with its path. An empty list or object is a leaf too."""
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
     for key, item in items:
         yield from _leaves(item, (*path, str(key)))
@@ -225,18 +238,18 @@ def _leaves(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def _attestation(
-    kind: str, found: Signable, inputs: Inputs, signers: Sequence[TrustedSigner], workspace: Workspace
+    kind: str, version: Signable, inputs: Inputs, signers: Sequence[TrustedSigner], workspace: Workspace
 ) -> Attestation:
     if kind == MERGE:
-        predicate = _merge(found, signers, workspace)
+        predicate = _merge(version, signers, workspace)
     else:
-        with sources.opened(found.pinned, workspace) as source, sources.naming(source.folder, found.where):
+        with sources.opened(version.pinned, workspace) as source, sources.naming(source.folder, version.where):
             predicate = _fits(source, inputs, workspace) if kind == FITS else _training(source, inputs.builder)
-    return Attestation(TYPES[kind], found.name, found.digest, predicate)
+    return Attestation(TYPES[kind], version.name, version.digest, predicate)
 
 
 def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[str, Any]:
-    """The digests of the base, and the verdict of each runtime on the adapter; RefusedError if it does not fit."""
+    """Return the digests of the base and the verdict of each runtime on the adapter. Raise RefusedError if it does not fit."""
     from adapterhub import checks
     from adapterhub.registry import publish
     from adapterhub_converters.bases import BaseSpec
@@ -256,67 +269,84 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
         },
         "checker": {"name": "adapterhub", "version": __version__},
         "verdicts": {
-            name: {"version": one.version, "verdict": one.verdict, "reasons": list(one.reasons)}
-            for name, one in report.verdicts.items()
+            name: {"version": verdict.version, "verdict": verdict.verdict, "reasons": list(verdict.reasons)}
+            for name, verdict in report.verdicts.items()
         },
     }
 
 
-def _merge(found: Signable, signers: Sequence[TrustedSigner], workspace: Workspace) -> dict[str, Any]:
-    """The recipe, and the parents with their signers; RefusedError if a rebuild gives other bytes."""
-    if sources.is_address(found.pinned):
+def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Workspace) -> dict[str, Any]:
+    """Return the recipe and the parents with their signers. Raise RefusedError if a rebuild gives other bytes."""
+    if sources.is_address(version.pinned):
         raise RefusedError(
-            found.where, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
+            version.where, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )
-    rebuilt = combining.rebuild(found.pinned, workspace)
+    rebuilt = combining.rebuild(version.pinned, workspace)
     if rebuilt.differences:
-        names = ", ".join(one.name for one in rebuilt.differences[:_SHOWN])
+        names = ", ".join(difference.name for difference in rebuilt.differences[:_SHOWN])
         raise RefusedError(
-            found.where, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
+            version.where, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
         )
     with workspace.opened() as registry:
-        manifest = registry.adapter_manifest(found.digest)
+        manifest = registry.adapter_manifest(version.digest)
         parents = manifest.parents if manifest else ()
-        signed = {digest: _signer(registry, digest, signers) for digest in dict.fromkeys(one.digest for one in parents)}
+        signer_ids = {
+            digest: _signer(registry, digest, signers) for digest in dict.fromkeys(parent.digest for parent in parents)
+        }
     recipe = manifest.to_dict().get("recipe") if manifest else None
     return {
         "recipe": recipe,
-        "parents": [{**_described(one), "weight": one.weight, "signer": signed[one.digest]} for one in parents],
+        "parents": [
+            {**_parent_descriptor(parent), "weight": parent.weight, "signer": signer_ids[parent.digest]} for parent in parents
+        ],
         "rebuilder": {"name": "adapterhub", "version": __version__},
     }
 
 
 def _signer(registry: Registry, digest: Digest, signers: Sequence[TrustedSigner]) -> str:
-    """The id of the signer of a parent; IntegrityError if it is none of `signers`."""
-    held = registry.holding(digest)
-    where = str(held[0].ref) if held else digest
-    made = oci_manifest.parse(registry.store.read_document(digest), where)
+    """Return the id of the signer of a parent. Raise IntegrityError if none of `signers` signed it."""
+    versions = registry.holding(digest)
+    label = str(versions[0].ref) if versions else digest
+    manifest = oci_manifest.parse(registry.store.read_document(digest), label)
     bundles = registry.store.signatures.read(digest, LIMIT)
-    return bundle.accepted(bundles, signers, files_of(made), None, where).signer.id
+    return bundle.accepted(bundles, signers, files_of(manifest), None, label).signer.id
 
 
 def _training(source: sources.Source, builder: str) -> dict[str, Any]:
-    """SLSA provenance, v1, of the training that adapter.json records; RefusedError if the digest of an input is missing."""
+    """Return the SLSA provenance (v1) of the training that adapter.json records.
+
+    Raises:
+        RefusedError: There is no record of a training, or an input has no digest.
+    """
     manifest = AdapterManifest.read(source.folder)
     training = manifest.training if manifest else None
     if manifest is None or training is None or training.config is None:
         raise RefusedError(source.where, "has no record of a training", "Attest what adapterhub trained")
-    data = [_datum(one, source.where) for one in training.data or ()]
+    data = [_data_descriptor(datum, source.where) for datum in training.data or ()]
     weights = [
-        {"name": one.path, "digest": _digests(one.digest), "annotations": {"role": "base", "size": one.size}}
-        for one in training.weights or ()
+        {
+            "name": weights_file.path,
+            "digest": _digests(weights_file.digest),
+            "annotations": {"role": "base", "size": weights_file.size},
+        }
+        for weights_file in training.weights or ()
     ]
     base = manifest.base
     if not data or not (weights or base.fingerprint):
         raise RefusedError(source.where, "its training does not record its data and its base", "Attest what adapterhub trained")
-    about = {"role": "base", "revision": base.revision, "fingerprint": base.fingerprint, "quantization": base.quantization}
-    parents = [{**_described(one), "annotations": {"role": "parent"}} for one in manifest.parents]
+    base_annotations = {
+        "role": "base",
+        "revision": base.revision,
+        "fingerprint": base.fingerprint,
+        "quantization": base.quantization,
+    }
+    parents = [{**_parent_descriptor(parent), "annotations": {"role": "parent"}} for parent in manifest.parents]
     return {
         "buildDefinition": {
             "buildType": _BUILD,
             "externalParameters": {"config": training.config},
             "internalParameters": {"seed": training.seed},
-            "resolvedDependencies": [{"name": base.repo or "base", "annotations": about}, *weights, *data, *parents],
+            "resolvedDependencies": [{"name": base.repo or "base", "annotations": base_annotations}, *weights, *data, *parents],
         },
         "runDetails": {
             "builder": {"id": builder, "version": dict(training.versions or {})},
@@ -325,16 +355,22 @@ def _training(source: sources.Source, builder: str) -> dict[str, Any]:
     }
 
 
-def _datum(one: TrainingData, where: str) -> dict[str, Any]:
-    name = one.path or one.name or "data"
-    if not one.digest:
+def _data_descriptor(datum: TrainingData, where: str) -> dict[str, Any]:
+    name = datum.path or datum.name or "data"
+    if not datum.digest:
         raise RefusedError(where, f"its training records no digest of {name}", "Attest a training on files")
-    more = {"split": one.split, "size": one.size, "documents": one.documents, "tokens": one.tokens, "license": one.license}
-    known = {key: value for key, value in more.items() if value is not None}
-    return {"name": name, "digest": _digests(one.digest), "annotations": {"role": "data", **known}}
+    facts = {
+        "split": datum.split,
+        "size": datum.size,
+        "documents": datum.documents,
+        "tokens": datum.tokens,
+        "license": datum.license,
+    }
+    recorded_facts = {key: value for key, value in facts.items() if value is not None}
+    return {"name": name, "digest": _digests(datum.digest), "annotations": {"role": "data", **recorded_facts}}
 
 
-def _described(parent: Parent) -> dict[str, Any]:
+def _parent_descriptor(parent: Parent) -> dict[str, Any]:
     return {"name": parent.ref or "parent", "digest": _digests(parent.digest)}
 
 
@@ -342,19 +378,23 @@ def _digests(digest: Digest) -> dict[str, str]:
     return {"sha256": digest.removeprefix("sha256:")}
 
 
-def _other_inputs(again: Attestation, inputs: Inputs, workspace: Workspace) -> Iterator[str]:
-    """Yield the files of the base and the data that are here and differ from those of the training."""
-    listed = again.predicate["buildDefinition"]["resolvedDependencies"]
-    data = [one["digest"] for one in listed if one["annotations"]["role"] == "data"]
-    weights = {one["name"]: one["digest"] for one in listed if one["annotations"]["role"] == "base" and "digest" in one}
+def _input_differences(again: Attestation, inputs: Inputs, workspace: Workspace) -> Iterator[str]:
+    """Yield a line for each local file of the base or the data that differs from those of the training."""
+    dependencies = again.predicate["buildDefinition"]["resolvedDependencies"]
+    data = [dependency["digest"] for dependency in dependencies if dependency["annotations"]["role"] == "data"]
+    weights = {
+        dependency["name"]: dependency["digest"]
+        for dependency in dependencies
+        if dependency["annotations"]["role"] == "base" and "digest" in dependency
+    }
     for path in map(Path, inputs.data):
         if _digests(sha256_file(path)) not in data:
             yield f"{path} is not among its data"
     if isinstance(inputs.base, str | os.PathLike):
         folder = base_sources.weights(inputs.base, workspace)
-        here = {path.name: path for path in (folder.iterdir() if folder.is_dir() else [folder])}
+        local_files = {path.name: path for path in (folder.iterdir() if folder.is_dir() else [folder])}
         for name, digest in weights.items():
-            if name not in here:
+            if name not in local_files:
                 yield f"{name} is not in {folder}"
-            elif _digests(sha256_file(here[name])) != digest:
+            elif _digests(sha256_file(local_files[name])) != digest:
                 yield f"{name} in {folder} has other bytes"

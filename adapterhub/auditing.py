@@ -1,7 +1,7 @@
-"""Audits of the logs of a registry and its hub: whether they are as they were written, and signed checkpoints of their ends.
+"""Audits of the logs of a registry and its hub, and signed checkpoints of the ends of these logs.
 
-What is verified is the store, or a copy of it, without a network and without registry.db; or, of a hub in PostgreSQL, its
-database. Nothing of either is changed.
+An audit verifies that every entry is as it was written. It reads the store or a copy of it, without a network and without
+registry.db; for a hub in PostgreSQL it reads the database. It changes nothing.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _DATABASES = ("postgresql://", "postgres://")
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Attributes:
         where: The folder of the registry, or the database.
-        faults: The first entry of each log that is not as it was written; none if all are.
-        names: The number of logs, of names and of the hub's own documents.
-        entries: The number of entries that follow each from the one before it.
+        faults: The first altered entry of each log; empty if the logs are intact.
+        names: The number of logs: of names, and of the hub's own documents.
+        entries: The number of entries that follow from the one before.
         rows: The number of rows of the hub's audit log; 0 without a hub.
-        checkpoint: The checkpoint that they were compared with; None without one, when nothing shows what is missing at an end.
-        signer: The file of the key, or the identity, that signed it; empty without one.
+        checkpoint: The checkpoint that the logs were compared with. Without one (None), entries missing at an end go unnoticed.
+        signer: The file of the key, or the identity, that signed the checkpoint; empty without one.
     """
 
     where: str
@@ -54,23 +54,23 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """True if there is no fault."""
+        """Whether there is no fault."""
         return not self.faults
 
 
 def audit(
     registry: StrPath, *, checkpoint: StrPath | None = None, keys: StrPath | Identity | Sequence[StrPath | Identity] = ()
 ) -> Audit:
-    """Verify the logs of a registry, and of the hub that serves it: each entry has the digest of the one before it.
+    """Verify the logs of a registry and of the hub that serves it: each entry has the digest of the one before it.
 
     Args:
         registry: The folder of the registry, or the address of the database of a hub, `postgresql://user@host/name`.
-        checkpoint: A file that `sign_checkpoint` wrote, whose entries must still be there.
-        keys: Public keys in PEM, folders of them, and identities, one of which must have signed it.
+        checkpoint: A file that `sign_checkpoint` wrote; its entries must still be there.
+        keys: Public keys in PEM, folders of them, or identities; one of them must have signed the checkpoint.
 
     Raises:
-        NotFoundError: There is no registry, or no checkpoint.
-        IntegrityError: The checkpoint is not signed by one of the keys, or was changed.
+        NotFoundError: There is no registry or no checkpoint.
+        IntegrityError: The checkpoint is not signed by one of the keys, or it was changed.
 
     Example:
         >>> with ah.Registry("adapters") as registry:
@@ -81,9 +81,9 @@ def audit(
     """
     from .trust.keys import trusted
 
-    known, signer = _read(Path(checkpoint), trusted(keys)) if checkpoint is not None else (None, None)
-    where, chains, row = _follow(registry, known)
-    return _audit(where, chains, row, known, signer)
+    previous, signer = _read(Path(checkpoint), trusted(keys)) if checkpoint is not None else (None, None)
+    label, chains, row = _follow(registry, previous)
+    return _audit(label, chains, row, previous, signer)
 
 
 def sign_checkpoint(
@@ -93,9 +93,9 @@ def sign_checkpoint(
 
     Args:
         registry: The folder of the registry, or the address of the database of a hub.
-        path: The file. Keep it where nobody who can write to the registry can write.
+        path: The file to write. Keep it where nobody who can write to the registry can write.
         key: A private key, the path of one in PEM, or the URI of one in hardware.
-        passphrase: That of the key, if it is encrypted; the PIN of its hardware.
+        passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
         replace: Replace an earlier checkpoint.
 
     Raises:
@@ -106,14 +106,14 @@ def sign_checkpoint(
     from .trust.signers import read
 
     signer = read(key, passphrase)
-    where, chains, row = _follow(registry, None)
+    label, chains, row = _follow(registry, None)
     if chains.faults:
-        first = chains.faults[0]
-        raise IntegrityError(f"{where}: {first.where}", f"{first.kind}: {first.what}", "Restore the log from a backup")
-    made = Checkpoint(datetime.now(UTC).isoformat(timespec="seconds"), _nonempty(chains), row)
+        fault = chains.faults[0]
+        raise IntegrityError(f"{label}: {fault.where}", f"{fault.kind}: {fault.what}", "Restore the log from a backup")
+    new_checkpoint = Checkpoint(datetime.now(UTC).isoformat(timespec="seconds"), _nonempty(chains), row)
     with atomic.whole(Path(path), folder=False, replace=replace) as file:
-        file.write_bytes(made.sign(signer, str(path)))
-    return _audit(where, dataclasses.replace(chains, ends=made.ends), row, made, signer.public)
+        file.write_bytes(new_checkpoint.sign(signer, str(path)))
+    return _audit(label, dataclasses.replace(chains, ends=new_checkpoint.ends), row, new_checkpoint, signer.public)
 
 
 def _audit(
@@ -124,34 +124,35 @@ def _audit(
 
 
 def _nonempty(chains: Chains) -> dict[str, dict[str, tuple[int, str]]]:
-    """The ends of the logs that have an entry: a name that is being created has an empty folder first."""
+    """Return the ends of the logs that have an entry: a name that is being created has an empty folder first."""
     return {log: {name: end for name, end in names.items() if end[0]} for log, names in chains.ends.items()}
 
 
-Followed = tuple[str, "Chains", tuple[int, str] | None]
-"""Where the logs are, their chains with the fault of the hub's audit log, and the number and the hash of its newest row."""
+FollowedLogs = tuple[str, "Chains", tuple[int, str] | None]
+"""The label of the logs, their chains with the fault of the hub's audit log, and the number and hash of its newest row."""
 
 
-def _follow(registry: StrPath, known: Checkpoint | None) -> Followed:
+def _follow(registry: StrPath, previous: Checkpoint | None) -> FollowedLogs:
     text = os.fspath(registry)
-    return _in_database(text, known) if text.startswith(_DATABASES) else _in_folder(Path(text), known)
+    return _follow_database(text, previous) if text.startswith(_DATABASES) else _follow_folder(Path(text), previous)
 
 
-def _in_database(url: str, known: Checkpoint | None) -> Followed:
+def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
     from .hub.people import audit as rows
     from .hub.storage.log import DatabaseLog
     from .hub.storage.postgres import PostgresDatabase
     from .store.chain import follow
 
+    # Opened as it is: an audit must not migrate the tables that it verifies.
     with closing(PostgresDatabase(url, as_it_is=True)) as database:
-        chains = follow(DatabaseLog(database), known.ends if known else None)
-        newest, broken = rows.follow(database, known.audit if known else None)
-        where = database.where
+        chains = follow(DatabaseLog(database), previous.ends if previous else None)
+        newest, broken = rows.follow(database, previous.audit if previous else None)
+        label = database.where
     faults = [broken] if broken else []
-    return where, dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
+    return label, dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
 
-def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
+def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
     from .hub.database import FILE, ReadDatabase
     from .hub.people import audit as rows
     from .store.chain import REMOVED, Fault, follow
@@ -161,14 +162,15 @@ def _in_folder(registry: Path, known: Checkpoint | None) -> Followed:
     store.check()
     if not store.exists():
         raise NotFoundError(str(registry), "no registry there", code="no-registry")
-    chains = follow(store.log, known.ends if known else None)
-    noted = known.audit if known else None
+    chains = follow(store.log, previous.ends if previous else None)
+    recorded_row = previous.audit if previous else None
+    # registry.db is an index of the store, so an audit works without it. Only the hub's audit log is nowhere else.
     if (registry / FILE).is_file():
         with closing(ReadDatabase(registry)) as database:
-            newest, broken = rows.follow(database, noted)
+            newest, broken = rows.follow(database, recorded_row)
         faults = [dataclasses.replace(broken, where=f"{FILE}: {broken.where}")] if broken else []
     else:
-        newest, faults = None, [Fault(FILE, REMOVED, "is missing, and the checkpoint has rows of it")] if noted else []
+        newest, faults = None, [Fault(FILE, REMOVED, "is missing, and the checkpoint has rows of it")] if recorded_row else []
     return str(registry), dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
 

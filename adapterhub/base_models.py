@@ -1,4 +1,4 @@
-"""Base models: read from their headers, and converted as a whole between the two kinds that runtimes load."""
+"""Base models: read from their headers, or converted as a whole between the two kinds that runtimes load."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConvertedModel:
         path: The folder or the GGUF file.
         files: Names of the files.
         size: Bytes of all files.
-        report: Of a GGUF: its tensors, and what was rounded.
+        report: For a GGUF file: its tensors, and what was rounded.
     """
 
     path: Path
@@ -98,15 +98,15 @@ def convert_model(
     from adapterhub_converters.containers import atomic
 
     atomic.check_free(out, folder=False, replace=replace)
-    floats = dtype if dtype in ("f32", "f16", "bf16") else None
-    blocks = None if floats or dtype == "source" else dtype
+    float_type = dtype if dtype in ("f32", "f16", "bf16") else None
+    block_type = None if float_type or dtype == "source" else dtype
     importance = None
     if imatrix is not None:
         from adapterhub_converters.formats.gguf_model.importance import read_importance
 
         importance = read_importance(Path(imatrix))
-    options = Options(dtype=floats, requantize=blocks, dequantize=True, importance=importance)
+    options = Options(dtype=float_type, requantize=block_type, dequantize=True, importance=importance)
     model = prepared([], path, options, gguf=True)
-    with (workspace or Workspace()).showing(progress).bar("converting") as show:
-        report = model.write(out, show, replace=replace)
+    with (workspace or Workspace()).showing(progress).bar("converting") as progress_:
+        report = model.write(out, progress_, replace=replace)
     return ConvertedModel(out, (out.name,), out.stat().st_size, report)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .manifest.document import AdapterManifest
     from .trust.bill import Ancestor, Bill
 
-_MANY = 1_000  # ancestors; a longer line is an attack
+_MAX_ANCESTORS = 1_000  # no honest adapter has so many ancestors, but a hostile manifest may
 
 
 def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, base_license: str | None = None) -> Bill:
@@ -28,17 +28,19 @@ def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, 
     Args:
         source: A folder, a file, a ref or an address.
         workspace: The registry, in which its parents are looked up.
-        base: The base model, whose card has its license; it is not compared with the adapter's.
-        base_license: The license of the base, in place of that of its card.
+        base: The base model, whose model card has its license; it is not compared with the adapter's base.
+        base_license: The license of the base, in place of the one in its card.
     """
     from adapterhub.manifest import card, describe, oci_manifest
     from adapterhub.trust.bill import bill
 
-    with sources.opened(source, workspace) as found, sources.as_folder(found) as folder:
+    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         files = describe.digests(folder)
         manifest, _ = describe.settle(folder, files)
-        digest = found.digest or oci_manifest.build(folder).digest
-        name = (found.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
+        digest = adapter_source.digest or oci_manifest.build(folder).digest
+        name = (
+            (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
+        )
     if base_license is None and base is not None and base.folder is not None:
         base_license = card.license_in(base.folder)
     return bill(name, digest, manifest, ancestors=_ancestors(manifest, workspace), base_license=base_license)
@@ -49,24 +51,26 @@ def _ancestors(manifest: AdapterManifest, workspace: Workspace) -> list[Ancestor
         return []
     try:
         with workspace.opened() as registry:
-            return _walked(manifest, registry.adapter_manifest)
+            return _walk_ancestors(manifest, registry.adapter_manifest)
     except NotFoundError:  # no registry
-        return _walked(manifest, lambda _: None)
+        return _walk_ancestors(manifest, lambda _: None)
 
 
-def _walked(manifest: AdapterManifest, read: Callable[[Digest], AdapterManifest | None]) -> list[Ancestor]:
-    """The ancestors, parents first; those whose manifest cannot be read are there by name and digest."""
+def _walk_ancestors(manifest: AdapterManifest, read: Callable[[Digest], AdapterManifest | None]) -> list[Ancestor]:
+    """Return the ancestors, parents first; an ancestor whose manifest cannot be read has only its name and digest."""
     from adapterhub.trust.bill import Ancestor
 
-    found: dict[Digest, Ancestor] = {}
-    waiting = deque(manifest.parents)
-    while waiting and len(found) < _MANY:
-        parent = waiting.popleft()
-        if parent.digest and parent.digest not in found:
+    ancestors: dict[Digest, Ancestor] = {}
+    pending = deque(manifest.parents)
+    while pending and len(ancestors) < _MAX_ANCESTORS:
+        parent = pending.popleft()
+        if parent.digest and parent.digest not in ancestors:
             try:
-                known = read(parent.digest)
+                parent_manifest = read(parent.digest)
             except AdapterhubError:  # not in this registry
-                known = None
-            found[parent.digest] = Ancestor(parent.digest, (parent.ref or parent.digest[:19]).partition("@")[0], known)
-            waiting.extend(known.parents if known else ())
-    return list(found.values())
+                parent_manifest = None
+            ancestors[parent.digest] = Ancestor(
+                parent.digest, (parent.ref or parent.digest[:19]).partition("@")[0], parent_manifest
+            )
+            pending.extend(parent_manifest.parents if parent_manifest else ())
+    return list(ancestors.values())

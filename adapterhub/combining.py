@@ -1,6 +1,7 @@
-"""Merges of adapters that were looked up: what the command `merge` and `adapterhub.merge()` do, with the recipe recorded.
+"""Merges of adapters that were looked up: the work of the command `merge` and of `adapterhub.merge()`, with the recipe
+recorded.
 
-The arithmetic is in `adapterhub.merging`; here are the base that the adapters share, the destination, and the lineage.
+The arithmetic is in `adapterhub.merging`. This module finds the base that the adapters share, the destination and the lineage.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Combined:
     Attributes:
         report: What the merge did, by module.
         manifest: Its adapter.json.
-        path: The folder, where one was asked for.
-        version: The version, where it was stored in the registry.
+        path: The folder, if a folder was asked for.
+        version: The version, if it was stored in the registry.
     """
 
     report: MergeReport
@@ -56,10 +57,10 @@ class Combined:
 
 
 def destination(out: StrPath) -> Path | Ref:
-    """The folder or the ref that a text means; UsageError where it may be both. A `Path` is a folder.
+    """Return the folder or the ref that a text names; raise UsageError where it may be both. A `Path` is a folder.
 
-    One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there
-    is no folder `a`, and ambiguous otherwise.
+    One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there is
+    no folder `a`, and ambiguous otherwise.
     """
     from adapterhub.ref import Ref
 
@@ -84,10 +85,10 @@ def destination(out: StrPath) -> Path | Ref:
 
 
 def merge_adapters(
-    found: Sequence[sources.Source],
+    adapters: Sequence[sources.Source],
     weights: Sequence[float],
     target: Path | Ref,
-    how: Recipe,
+    options: Recipe,
     workspace: Workspace,
     *,
     replace: bool = False,
@@ -95,28 +96,29 @@ def merge_adapters(
     """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
 
     Args:
-        found: The adapters.
-        weights: What each is multiplied by.
-        target: See `destination`.
-        how: The method, one of `adapterhub.merging.METHODS`, and its options.
+        adapters: The adapters.
+        weights: The factor of each adapter.
+        target: The folder or the ref; see `destination`.
+        options: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
         replace: Replace an adapter in the folder.
     """
     from adapterhub.registry import recipe
     from adapterhub_converters.containers import atomic
 
+    # Refuse a target that cannot be written before minutes are spent on the merge.
     if isinstance(target, Path):
         atomic.check_free(target, replace=replace)
-        for source in found:
+        for source in adapters:
             sources.check_apart(target, source.path)
     else:
         pushing.check_target(str(target), workspace)
-    base = common_base(found)
-    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
+    base = common_base(adapters)
+    parents = [sources.parent(source, weight) for source, weight in zip(adapters, weights, strict=True)]
 
     def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return recipe.merge(parents, out, how, base=base, progress=progress, replace=replace)
+            return recipe.merge(parents, out, options, base=base, progress=progress, replace=replace)
 
     if isinstance(target, Path):
         report, manifest = make(target)
@@ -127,11 +129,12 @@ def merge_adapters(
         return Combined(report, manifest, version=pushing.store(folder, target, workspace))
 
 
-def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
-    """The base that the adapters were trained on, as they pin it; RefusedError when they pin two."""
+def common_base(adapters: Sequence[sources.Source]) -> BaseInfo | None:
+    """Return the base that the adapters were trained on, as they pin it; raise RefusedError if they pin two."""
     pinned: dict[str, BaseInfo] = {}
-    for source in found:
-        base = _pinned(source)
+    for source in adapters:
+        base = _pinned_base(source)
+        # An adapter without a fingerprint says nothing about its base, so it agrees with any.
         if base.fingerprint:
             pinned.setdefault(base.fingerprint, base)
     if len(pinned) > 1:
@@ -145,22 +148,22 @@ def common_base(found: Sequence[sources.Source]) -> BaseInfo | None:
     return next(iter(pinned.values()), None)
 
 
-def _pinned(source: sources.Source) -> BaseInfo:
-    """The base in the adapter.json of an adapter; empty without one."""
+def _pinned_base(source: sources.Source) -> BaseInfo:
+    """Return the base in the adapter.json of an adapter; an empty one without the file."""
     from adapterhub.manifest.document import AdapterManifest, BaseInfo
 
     manifest = AdapterManifest.read(source.folder)
     return manifest.base if manifest else BaseInfo()
 
 
-def trained_in(found: Sequence[sources.Source]) -> str | None:
-    """The quantization of the base in the training of all adapters; None when none or more than one is recorded."""
-    recorded = {_pinned(source).quantization for source in found}
-    return recorded.pop() if len(recorded) == 1 else None
+def trained_in(adapters: Sequence[sources.Source]) -> str | None:
+    """Return the quantization of the base that all adapters were trained in; None if none or more than one is recorded."""
+    quantizations = {_pinned_base(source).quantization for source in adapters}
+    return quantizations.pop() if len(quantizations) == 1 else None
 
 
 def extract(
-    base: Path, tuned: Path, target: Path | Ref, wanted: Wanted, workspace: Workspace, *, replace: bool = False
+    base: Path, tuned: Path, target: Path | Ref, options: Wanted, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Adapter, Extraction, Version | None]:
     """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
     from adapterhub.manifest import describe
@@ -174,15 +177,15 @@ def extract(
     else:
         pushing.check_target(str(target), workspace)
     with workspace.steps("extracting weights") as progress:
-        adapter, report = difference.extract(base, tuned, wanted, progress=progress)
+        adapter, report = difference.extract(base, tuned, options, progress=progress)
 
     def write(folder: Path) -> None:
         peft.write(adapter, folder)
         describe.describe(folder, base=bases.read_hf(base)).write(folder)
 
     if isinstance(target, Path):
-        with atomic.whole(target, replace=replace) as made:
-            write(made)
+        with atomic.whole(target, replace=replace) as scratch:
+            write(scratch)
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         write(Path(temporary))
@@ -190,7 +193,7 @@ def extract(
 
 
 def merge_into(
-    found: Sequence[sources.Source],
+    adapters: Sequence[sources.Source],
     weights: Sequence[float],
     out: Path,
     base: Path,
@@ -199,23 +202,23 @@ def merge_into(
     onto: str = "original",
     replace: bool = False,
     method: Recipe | None = None,
-    **how: Any,
+    **fields: Any,
 ) -> FuseReport:
-    """Merge adapters into a base and write the model as `out`; `how` are fields of `adapterhub.merging.Options`."""
+    """Merge adapters into a base and write the model as `out`; `fields` are fields of `adapterhub.merging.Options`."""
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
-    options = Options(as_trained=onto == "as-trained", **how)
+    options = Options(as_trained=onto == "as-trained", **fields)
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
     atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, _ = prepare_into(found, weights, base, options, gguf=gguf, method=method)
+    merge, _ = prepare_into(adapters, weights, base, options, gguf=gguf, method=method)
     with workspace.bar("merging") as progress:
         return merge.write(out, progress, replace=replace)
 
 
 def prepare_into(
-    found: Sequence[sources.Source],
+    adapters: Sequence[sources.Source],
     weights: Sequence[float],
     base: Path,
     options: Options,
@@ -223,50 +226,51 @@ def prepare_into(
     gguf: bool = False,
     method: Recipe | None = None,
 ) -> tuple[Merge, Options]:
-    """Prepare the merge of adapters into a base, by a method or as a sum: decided and measured, nothing written.
+    """Prepare the merge of adapters into a base, by a method or as a sum: decide and measure, but write nothing.
 
-    Returned with the options, in which `trained_in` and `lineage` are filled in. The warnings of the report begin with a line
-    for every adapter that was trained on a base with tensors of other names or shapes.
+    Returns:
+        The merge, and the options with `trained_in` and `lineage` filled in. The warnings of the merge's report begin with a
+        line for every adapter that was trained on a base with tensors of other names or shapes.
     """
     from adapterhub.merging import join, prepared, read_base
     from adapterhub_converters.formats import convert
 
     model = read_base(base)
     spec = model.spec
-    adapters = [convert.read(source.path, base=spec) for source in found]
-    how, lineage = None, _lineage(found, weights, base, spec)
+    tensors = [convert.read(source.path, base=spec) for source in adapters]
+    joined, lineage = None, _lineage(adapters, weights, base, spec)
     if method is not None:
         name, seed = method.method or "cat", method.seed or 0
-        how = join(adapters, weights, method=name, seed=seed, parameters=method.parameters)
-        lineage |= {"method": name, "seed": seed, "parameters": dict(how.parameters)} if how else {}
-    options = dataclasses.replace(options, trained_in=trained_in(found), lineage=lineage)
-    merge = prepared(list(zip(adapters, weights, strict=True)), model, options, gguf=gguf, join=how)
-    warnings = (*_of_other_bases(found, spec, base), *merge.report.warnings)
+        joined = join(tensors, weights, method=name, seed=seed, parameters=method.parameters)
+        lineage |= {"method": name, "seed": seed, "parameters": dict(joined.parameters)} if joined else {}
+    options = dataclasses.replace(options, trained_in=trained_in(adapters), lineage=lineage)
+    merge = prepared(list(zip(tensors, weights, strict=True)), model, options, gguf=gguf, join=joined)
+    warnings = (*_other_base_warnings(adapters, spec, base), *merge.report.warnings)
     return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
 
 
 def check_place(out: Path, base: Path) -> None:
-    """Refuse to write a model over its base, or into the folder of its base, which would change it."""
+    """Refuse to write a model over its base or into the folder of its base, which would change the base."""
     sources.check_apart(out, base)
     if base.is_dir() and base.resolve() in out.resolve().parents:
         raise UsageError(str(out), f"is inside the base, {base}, and would change it", "Choose another output")
 
 
-def _of_other_bases(found: Sequence[sources.Source], spec: BaseSpec, base: Path) -> Iterator[str]:
-    """A line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
-    for source in found:
-        pinned = _pinned(source)
+def _other_base_warnings(adapters: Sequence[sources.Source], spec: BaseSpec, base: Path) -> Iterator[str]:
+    """Yield a line for each adapter that pins a base of other names or shapes; a fine-tune of its base has the same."""
+    for source in adapters:
+        pinned = _pinned_base(source)
         if spec.fingerprint and pinned.fingerprint not in (None, spec.fingerprint):
             trained_on = pinned.repo or f"the base {str(pinned.fingerprint)[:19]}"
-            what = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
-            yield f"{source.where} {what}. Check it on that base for the differences"
+            warning = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
+            yield f"{source.where} {warning}. Check it on that base for the differences"
 
 
-def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
-    parents = [sources.parent(source, weight) for source, weight in zip(found, weights, strict=True)]
-    known = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
+def _lineage(adapters: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
+    parents = [sources.parent(source, weight) for source, weight in zip(adapters, weights, strict=True)]
+    base_facts = {"repo": spec.repo, "revision": spec.revision, "fingerprint": spec.fingerprint}
     return {
-        "base": known if spec.repo else {**known, "name": base.resolve().name},
+        "base": base_facts if spec.repo else {**base_facts, "name": base.resolve().name},
         "adapters": [
             {"digest": parent.digest, **({"ref": parent.ref} if parent.ref else {}), "weight": parent.weight}
             for parent in parents
@@ -275,37 +279,37 @@ def _lineage(found: Sequence[sources.Source], weights: Sequence[float], base: Pa
 
 
 def verify_merge(
-    merged: Path, base: Path, found: Sequence[sources.Source], weights: Sequence[float], workspace: Workspace, *, onto: str
+    merged: Path, base: Path, adapters: Sequence[sources.Source], weights: Sequence[float], workspace: Workspace, *, onto: str
 ) -> Proofs:
-    """Compare every tensor of a merged model with what the merge of these adapters into `base` should have made of it."""
+    """Compare every tensor of a merged model with the expected result of merging these adapters into `base`."""
     from adapterhub.merging import Options
     from adapterhub.merging.into_base import verify
     from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     spec = bases.read_hf(base) if base.is_dir() else None
-    read = [convert.read(source.path, base=spec) for source in found]
-    options = Options(as_trained=onto == "as-trained", trained_in=trained_in(found))
+    tensors = [convert.read(source.path, base=spec) for source in adapters]
+    options = Options(as_trained=onto == "as-trained", trained_in=trained_in(adapters))
     with workspace.steps("comparing tensors") as progress:
-        return verify.prove(list(zip(read, weights, strict=True)), base, merged, options=options, progress=progress)
+        return verify.prove(list(zip(tensors, weights, strict=True)), base, merged, options=options, progress=progress)
 
 
-# ---- rebuilt
+# ---- rebuild
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """A version that was made again from its recipe; no `differences` where every byte is the same."""
+class RebuildResult:
+    """A version that was made again from its recipe; `differences` is empty if every byte is the same."""
 
     version: Version
     differences: tuple[Difference, ...]
 
 
-def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None) -> Rebuilt:
+def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None) -> RebuildResult:
     """Make a merged or converted adapter again from its recipe and its parents, and compare it with the stored one.
 
     Args:
-        ref: A version of the registry, which must have its parents too.
+        ref: A version of the registry, which must also have the version's parents.
         workspace: The registry.
         out: A new folder for the adapter; None to keep nothing.
         base: The model it was converted with, if any.
@@ -318,10 +322,10 @@ def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base:
         version = registry.pull(Ref.parse(ref), stored)
         workspace.deprecated(version.ref, version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
-        made = Path(out) if out else Path(temporary) / "made"
+        rebuilt = Path(out) if out else Path(temporary) / "made"
         with sources.naming(stored, str(version.ref)):
-            recipe.again(stored, parents, made, base=base)
-        return Rebuilt(version, tuple(recipe.differences(stored, made)))
+            recipe.again(stored, parents, rebuilt, base=base)
+        return RebuildResult(version, tuple(recipe.differences(stored, rebuilt)))
 
 
 def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Parent]:
@@ -329,13 +333,13 @@ def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Paren
     from adapterhub_converters.adapter_files import adapter_in
 
     manifest = registry.adapter_manifest(digest)
-    places: dict[Digest, Path] = {}  # a recipe may name one parent thousands of times
+    folders: dict[Digest, Path] = {}  # a recipe may name one parent thousands of times
     for parent in manifest.parents if manifest else ():
-        held = registry.holding(parent.digest)
-        if not held:
+        versions = registry.holding(parent.digest)
+        if not versions:
             raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
-        place = places.setdefault(held[0].digest, folder / f"{len(places)}")
-        if not place.exists():
-            registry.pull(held[0].ref, place)
+        parent_folder = folders.setdefault(versions[0].digest, folder / f"{len(folders)}")
+        if not parent_folder.exists():
+            registry.pull(versions[0].ref, parent_folder)
         weight = 1.0 if parent.weight is None else parent.weight
-        yield recipe.Parent(place, adapter_in(place), parent.digest, parent.ref, weight)
+        yield recipe.Parent(parent_folder, adapter_in(parent_folder), parent.digest, parent.ref, weight)

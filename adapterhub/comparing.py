@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Version:
-    """An adapter as it is stored or would be, before its weights are read.
+class _ComparedVersion:
+    """An adapter as it is stored or would be stored, before its weights are read.
 
     Attributes:
-        name: How to open it.
-        where: Its name for a reader.
-        digest: Of its OCI manifest.
+        name: The name to open it by.
+        label: The name to show.
+        digest: The digest of its OCI manifest.
         manifest: Its adapter.json.
-        files: Those of the OCI manifest, without adapter.json.
+        files: The files of the OCI manifest, without adapter.json.
     """
 
     name: StrPath
@@ -39,19 +39,19 @@ class _Version:
     files: tuple[FileEntry, ...]
 
     @property
-    def deciding(self) -> dict[str, Digest]:
-        """The files that decide what it computes; empty if none of them is known to have weights."""
-        found = {entry.path: entry.digest for entry in self.files if decides(entry.path)}
-        return found if any(map(is_weights, found)) else {}
+    def deciding_files(self) -> dict[str, Digest]:
+        """The files that decide what the adapter computes; empty if none of them is known to have weights."""
+        digests = {entry.path: entry.digest for entry in self.files if decides(entry.path)}
+        return digests if any(map(is_weights, digests)) else {}
 
 
 def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None = None) -> Difference:
-    """What changed from `a` to `b`. Where the same files decide what they compute, no weights are read.
+    """Return what changed from `a` to `b`. No weights are read if the files that decide what they compute are the same.
 
     Args:
         a: A folder, a file, a ref or an address.
         b: Likewise.
-        workspace: The registry, credentials; its `bar` and `steps` show the work.
+        workspace: The registry and the credentials; its `bar` and `steps` show the progress.
         base: The model of both, for formats that cannot be read without it.
 
     Raises:
@@ -61,42 +61,44 @@ def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None 
     from adapterhub.analysis import diff as functions
     from adapterhub.manifest import changes
 
-    one, two = (_version(source, workspace, base) for source in (a, b))
-    if one.deciding and one.deciding == two.deciding:
-        found = functions.Difference()
+    before, after = (_version(source, workspace, base) for source in (a, b))
+    if before.deciding_files and before.deciding_files == after.deciding_files:
+        difference = functions.Difference()
     else:
         with (
-            sources.opened(one.name, workspace) as first,
-            sources.opened(two.name, workspace) as second,
+            sources.opened(before.name, workspace) as first,
+            sources.opened(after.name, workspace) as second,
             workspace.steps("comparing") as progress,
         ):
-            found = functions.diff(first.path, second.path, base=base, progress=progress)
+            difference = functions.diff(first.path, second.path, base=base, progress=progress)
     return dataclasses.replace(
-        found,
-        names=(one.where, two.where),
-        digests=(one.digest, two.digest),
-        files=changes.files(one.files, two.files),
-        facts=changes.facts(one.manifest, two.manifest),
+        difference,
+        names=(before.where, after.where),
+        digests=(before.digest, after.digest),
+        files=changes.files(before.files, after.files),
+        facts=changes.facts(before.manifest, after.manifest),
     )
 
 
-def _version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _Version:
+def _version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
     from adapterhub.manifest.document import FileEntry
 
-    known = _of_remote(str(source), workspace) if sources.is_address(source) else _of_registry(source, workspace)
-    if known is None:
-        return _of_files(source, workspace, base)
-    name, made, manifest = known
-    files = tuple(FileEntry(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != ADAPTER_JSON)
-    return _Version(name, name, made.digest, manifest, files)
+    stored = _remote_version(str(source), workspace) if sources.is_address(source) else _registry_version(source, workspace)
+    if stored is None:
+        return _unpushed_version(source, workspace, base)
+    name, oci_document, manifest = stored
+    files = tuple(
+        FileEntry(layer.path, layer.digest, layer.size) for layer in oci_document.layers if layer.path != ADAPTER_JSON
+    )
+    return _ComparedVersion(name, name, oci_document.digest, manifest, files)
 
 
-_Known = tuple[str, "Manifest", "AdapterManifest"]
+_StoredVersion = tuple[str, "Manifest", "AdapterManifest"]
 """The name of a version, its OCI manifest, and its adapter.json."""
 
 
-def _of_registry(source: StrPath, workspace: Workspace) -> _Known | None:
-    """A version of the registry; None for a path, and for a version without adapter.json."""
+def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion | None:
+    """Return a version of the registry; None for a path, and for a version without adapter.json."""
     ref = sources.ref_of(source, workspace)
     if ref is None:
         return None
@@ -106,36 +108,38 @@ def _of_registry(source: StrPath, workspace: Workspace) -> _Known | None:
         return (str(version.ref), registry.oci_manifest(version), manifest) if manifest else None
 
 
-def _of_remote(source: str, workspace: Workspace) -> _Known | None:
-    """A version at an address; None for one without adapter.json, which is derived from its files."""
+def _remote_version(source: str, workspace: Workspace) -> _StoredVersion | None:
+    """Return a version at an address; None for one without adapter.json, which is then derived from its files."""
     from adapterhub.remotes.copy import read_manifest
     from adapterhub.remotes.location import parse
 
-    place = parse(source)
-    with workspace.connect(place) as remote:
-        made = remote.manifest(place.reference)
-        return (source, made, read_manifest(remote, made, source)) if made.adapter_json else None
+    address = parse(source)
+    with workspace.connect(address) as remote:
+        oci_document = remote.manifest(address.reference)
+        return (source, oci_document, read_manifest(remote, oci_document, source)) if oci_document.adapter_json else None
 
 
-def _of_files(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _Version:
-    """What a push of the files would store."""
+def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
+    """Return the version that a push of the files would store."""
     from adapterhub.digest import sha256_bytes
     from adapterhub.manifest import describe, oci_manifest
     from adapterhub.store.store import counter
     from adapterhub_converters.formats import convert
 
-    with sources.opened(source, workspace) as found, sources.as_folder(found) as folder:
-        kind = convert.sniff(found.path)
-        alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base
-        seen = None if alone else (kind, convert.read(found.path, base=base))
-        draft = describe.draft(folder, seen=seen)
-        with workspace.bar("reading") as show:
-            files = describe.digests(folder, counter(show, sum(describe.sizes(folder).values())))
+    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+        kind = convert.sniff(adapter_source.path)
+        alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
+        known_adapter = None if alone else (kind, convert.read(adapter_source.path, base=base))
+        draft = describe.draft(folder, seen=known_adapter)
+        with workspace.bar("reading") as progress:
+            files = describe.digests(folder, counter(progress, sum(describe.sizes(folder).values())))
         try:
             manifest, raw = draft.settle(files)
         except IntegrityError as error:
-            workspace.tell(f"note: {found.where}: its adapter.json is not about these files and is ignored: {error.what}")
+            workspace.tell(
+                f"note: {adapter_source.where}: its adapter.json is not about these files and is ignored: {error.what}"
+            )
             manifest = describe.describe(folder, files=files, seen=draft.seen, card=draft.card)
             raw = manifest.dump()
-        made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-        return _Version(source, found.where, made.digest, manifest, manifest.files)
+        oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+        return _ComparedVersion(source, adapter_source.where, oci_document.digest, manifest, manifest.files)

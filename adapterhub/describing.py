@@ -1,4 +1,7 @@
-"""adapter.json of a folder, written or renewed in place: a base pinned, facts declared, digests brought up to date."""
+"""The adapter.json of a folder, written or renewed in place: base pinned, facts declared, digests updated.
+
+The content comes from `adapterhub.manifest.describe`; this module compares it with adapter.toml and the base, and writes it.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class Described:
     Attributes:
         path: The file.
         manifest: Its content.
-        changes: What is different from before; none if it was up to date.
-        new: There was no adapter.json.
-        written: False for a dry run, and where nothing had changed.
+        changes: Differences from the earlier content; empty if it was up to date.
+        new: Whether there was no adapter.json.
+        written: Whether it was written; False for a dry run, and if nothing changed.
     """
 
     path: Path
@@ -49,11 +52,11 @@ def describe(
     base: BaseSpec | None = None,
     dry_run: bool = False,
 ) -> Described:
-    """Write or renew the adapter.json in `folder`; its records of a training, of parents and of a recipe are kept.
+    """Write or renew the adapter.json in `folder`; its records of a training, parents and a recipe are kept.
 
     Args:
         folder: The adapter's own folder.
-        declared: What its owner declares, as in adapter.toml.
+        declared: Facts that its owner declares, as in adapter.toml.
         workspace: The policy.
         base: The model it was trained on, to pin by its headers.
         dry_run: Write nothing.
@@ -61,7 +64,7 @@ def describe(
     Raises:
         UsageError: A key cannot be declared, or adapter.toml declares it already.
         RefusedError: The adapter does not fit the base, or adapter.json pins another one.
-        IntegrityError: adapter.json is that of other weights.
+        IntegrityError: adapter.json describes other weights.
     """
     from adapterhub.manifest import changes as documents
     from adapterhub.manifest import describe as describing
@@ -76,40 +79,41 @@ def describe(
     _check_toml(draft.declared, declared, f"{path}/{ADAPTER_TOML}")
     if base is not None:
         _check_base(path, draft.known, base)
-    made, raw = draft.settle(describing.digests(path))
+    manifest, raw = draft.settle(describing.digests(path))
     if declared:
-        made = describing.declare(made, declared, path)
-        raw = made.dump()
-    before = draft.known.to_dict() if draft.known else {}
-    changes = tuple(documents.changes(before, made.to_dict()))
-    write = bool(changes) and not dry_run
-    if write:
+        manifest = describing.declare(manifest, declared, path)
+        raw = manifest.dump()
+    earlier = draft.known.to_dict() if draft.known else {}
+    changes = tuple(documents.changes(earlier, manifest.to_dict()))
+    must_write = bool(changes) and not dry_run
+    if must_write:
         with atomic.whole(path / ADAPTER_JSON, folder=False, replace=True) as file:
             file.write_bytes(raw)
-    return Described(path / ADAPTER_JSON, made, changes, draft.known is None, write)
+    return Described(path / ADAPTER_JSON, manifest, changes, draft.known is None, must_write)
 
 
-def _check_toml(there: Mapping[str, Any], declared: Mapping[str, Any], where: str) -> None:
-    """Refuse to declare what adapter.toml declares otherwise, as that takes precedence in a push."""
+def _check_toml(toml: Mapping[str, Any], declared: Mapping[str, Any], where: str) -> None:
+    """Refuse to declare what adapter.toml declares otherwise, because adapter.toml takes precedence in a push."""
     for key, value in declared.items():
-        if isinstance(value, Mapping) and isinstance(there.get(key), Mapping):
-            _check_toml(there[key], value, where)
-        elif key in there and there[key] != value:
+        if isinstance(value, Mapping) and isinstance(toml.get(key), Mapping):
+            _check_toml(toml[key], value, where)
+        elif key in toml and toml[key] != value:
             raise UsageError(where, f"declares {key}, and takes precedence", "Change it there")
 
 
-def _check_base(folder: Path, known: AdapterManifest | None, base: BaseSpec) -> None:
+def _check_base(folder: Path, manifest: AdapterManifest | None, base: BaseSpec) -> None:
     from adapterhub.checks import ERROR, FIT, check
     from adapterhub_converters.adapter_files import adapter_in
 
-    pinned = known.base.fingerprint if known else None
+    pinned = manifest.base.fingerprint if manifest else None
     if pinned and pinned != base.fingerprint:
-        what = f"adapter.json pins the base {pinned[:19]}, and {base.where} is another model"
-        raise RefusedError(str(folder), what, "Name the one that it was trained on")
+        mismatch = f"adapter.json pins the base {pinned[:19]}, and {base.where} is another model"
+        raise RefusedError(str(folder), mismatch, "Name the one that it was trained on")
+    # Headers suffice: they have the names and shapes, which decide whether the adapter fits.
     report = check(adapter_in(folder), base=base, headers_only=True)
-    wrong: list[Problem] = [one for one in report.problems if one.severity == ERROR and one.code in FIT]
-    if wrong:
-        what = f"does not fit {base.where}: {wrong[0].code}: {wrong[0].what}"
+    misfits: list[Problem] = [problem for problem in report.problems if problem.severity == ERROR and problem.code in FIT]
+    if misfits:
+        misfit = f"does not fit {base.where}: {misfits[0].code}: {misfits[0].what}"
         raise RefusedError(
-            str(folder), what, "Check it on that base", code="other-base-shapes", adapter=str(folder), base=base.where
+            str(folder), misfit, "Check it on that base", code="other-base-shapes", adapter=str(folder), base=base.where
         )

@@ -1,7 +1,7 @@
 """Digests: `sha256:<64 hex>` of bytes, checked before one is used as a path.
 
-sha256 because OCI, Hugging Face's LFS and sigstore all name bytes by it. Ollama used a digest from a manifest as
-a path unchecked (CVE-2024-37032); here only `parse_digest` turns text into a digest.
+sha256 because OCI, Hugging Face's LFS and sigstore all name bytes by it. Ollama used a digest from a manifest as a path
+unchecked (CVE-2024-37032); here only `parse_digest` turns text into a digest.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ def parse_digest(text: object, where: str = "") -> Digest:
 
 
 def is_hex(text: str, digits: int = 64) -> bool:
-    """True if `text` is that many lower-case hexadecimal digits: those of a digest, by default."""
+    """Return whether `text` is that many lower-case hexadecimal digits; by default, as many as a digest has."""
     return len(text) == digits and _HEX.issuperset(text)
 
 
 def sha256_bytes(data: bytes) -> Digest:
-    """The digest of bytes in memory."""
+    """Return the digest of bytes in memory."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Digest:
-    """The digest of a file's bytes, read in chunks."""
+    """Return the digest of a file's bytes, read in chunks."""
     return sha256_and_head(path, 0, more)[0]
 
 
 def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
-    """The digest of a file's bytes and the first `head` of them, by one opening."""
+    """Return the digest of a file's bytes and the first `head` of them, opening the file once."""
     try:
         with open_regular(path) as file:
             first = file.read(head)
+            # The head is read and hashed from one handle, so that both are of the same file even if it is replaced meanwhile.
             file.seek(0)
             return copy_hashing(file, None, more=more)[0], first
     except FileNotFoundError as error:
@@ -68,11 +69,11 @@ def copy_hashing(
     Stops soon after `limit` bytes, with a size beyond it: a source that never ends must not fill the disk.
 
     Args:
-        source: Has `readinto`.
-        target: Has `write`.
-        limit: In bytes.
-        consumer: Called with every chunk in order, on a second thread: hashing releases the interpreter's lock.
-        more: Called with the count of bytes since its last call.
+        source: A file with `readinto`.
+        target: A file with `write`.
+        limit: The limit in bytes.
+        consumer: Called with every chunk in order, on a second thread, because hashing releases the interpreter's lock.
+        more: Called with the number of bytes since its last call.
     """
     state, size = hashlib.sha256(), 0
     with _SecondThread(consumer) as second:
@@ -88,7 +89,7 @@ def copy_hashing(
 
 
 class _SecondThread:
-    """Calls `work` with chunks, large ones on a thread of its own. `buffer` is free to be filled meanwhile."""
+    """Calls `work` with chunks, large ones on a thread of its own; `buffer` is free to be filled meanwhile."""
 
     def __init__(self, work: Callable[[memoryview], object] | None) -> None:
         self._work = work
@@ -101,20 +102,21 @@ class _SecondThread:
         return self._buffers[0]
 
     def start(self, size: int) -> memoryview:
-        """Start on the first `size` bytes of the buffer, once the chunk before is done, and return them."""
-        piece = self._buffers[0][:size]
+        """Start work on the first `size` bytes of the buffer, after the previous chunk is done, and return them."""
+        chunk = self._buffers[0][:size]
         if self._work:
             self._settle()
+            # A thread pays off only for files larger than one chunk; most files of a repository are smaller.
             if self._pool is None and size == CHUNK:
                 from concurrent.futures import ThreadPoolExecutor
 
                 self._pool = ThreadPoolExecutor(1)
             if self._pool:
-                self._pending = self._pool.submit(self._work, piece)
+                self._pending = self._pool.submit(self._work, chunk)
                 self._buffers.reverse()
             else:
-                self._work(piece)
-        return piece
+                self._work(chunk)
+        return chunk
 
     def _settle(self) -> None:
         pending, self._pending = self._pending, None

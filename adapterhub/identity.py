@@ -1,4 +1,4 @@
-"""Who a signer is to Sigstore: a name, and the OpenID Connect issuer that vouches for it."""
+"""The identity of a signer to Sigstore: a name, and the OpenID Connect issuer that vouches for it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from adapterhub_converters.errors import ParameterError
 
 LONGEST = 2048
-"""Characters of a name or an issuer."""
+"""The most characters of a name or an issuer."""
 
 KIND = "sigstore"
-"""The kind of a signer who is known by an identity; of others it is the kind of their key."""
+"""The kind of a signer that is an identity; the kind of any other signer is that of its key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A signer who is known by name: signatures without a key that anybody keeps, which Sigstore calls keyless.
+    """A signer who is known by name: signatures without a key to keep, which Sigstore calls keyless.
 
     Attributes:
-        name: An email address, or a URI such as that of a workflow; compared with the certificate as it is.
-        issuer: The URL of the issuer of the name's tokens. The same name of another issuer is somebody else.
+        name: An email address, or a URI such as that of a workflow; compared with the certificate exactly.
+        issuer: The URL of the issuer of the name's tokens. The same name with another issuer is somebody else.
         trust_config: The client trust config or the trusted root of a private Sigstore, in JSON; None for the public one.
 
     Example:
@@ -35,8 +35,8 @@ class Identity:
     def __post_init__(self) -> None:
         for parameter, value in (("identity", self.name), ("issuer", self.issuer)):
             if not value or not value.isprintable() or len(value) > LONGEST:
-                what = f"is not one line of at most {LONGEST} characters"
-                raise ParameterError(parameter, what, "Write it as the certificates of the signer have it")
+                problem = f"is not one line of at most {LONGEST} characters"
+                raise ParameterError(parameter, problem, "Write it as the certificates of the signer have it")
 
     @property
     def kind(self) -> str:
@@ -50,14 +50,14 @@ class Identity:
 
     @property
     def title(self) -> str:
-        """The words for it in a sentence."""
+        """The signer in words, for use in a sentence."""
         return f"{self.name} of {self.issuer}"
 
     @property
     def where(self) -> str:
-        """The name; of a key the file that it was read from."""
+        """The name of the signer; a key has here the file that it was read from."""
         return self.name
 
     def document(self) -> dict[str, str | None]:
-        """The signer as JSON; `key` is None, as there is none to keep."""
+        """Return the signer as JSON; `key` is None, because there is none to keep."""
         return {"key": None, "type": KIND, "identity": self.name, "issuer": self.issuer}

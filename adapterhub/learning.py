@@ -1,6 +1,6 @@
-"""Training and evaluation of adapters that are named as on the command line: a path, a ref or an address.
+"""Training and evaluation of adapters by path, ref or address.
 
-The computation is in `adapterhub.training`; here an adapter is looked up, and an evaluation recorded.
+The computation is in `adapterhub.training`; this module looks up the adapter and records an evaluation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.training.cost.budget import Forecast
     from adapterhub.training.trainer import Trainer
 
-# Data types as in every other function, to the names of torch.
+# Data types as the other functions name them, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -42,18 +42,17 @@ def train(
     The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes
     from the checkpoint next to `out`.
 
-    Args:
-        config: A TOML file, or a config that was read.
-        out: The folder to write, whole or not at all; the config's path without its suffix if None.
-        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
-        start: An adapter to continue: its factors are the first ones, and it becomes the parent of the result.
-        force: Start even if memory will not suffice.
-        replace: Replace an adapter at `out`; else it must not exist.
-        workspace: Where names are looked up; its `cache` keeps quantized bases.
+    config: A TOML file, or a config that was read.
+    out: The folder to write, whole or not at all; the config's path without its suffix if None.
+    on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
+    start: An adapter to continue from: training begins with its factors, and it becomes the parent of the result.
+    force: Start even if memory will not suffice.
+    replace: Replace an adapter at `out`; else it must not exist.
+    workspace: Where names are looked up; its `cache` keeps quantized bases.
 
     Raises:
         MissingExtraError: torch or another library of the extra is not installed.
-        RefusedError: The data teach nothing, the base is not understood, or memory will not suffice.
+        RefusedError: The data contain nothing to learn, the base is not supported, or memory will not suffice.
 
     Example:
         >>> result = ah.train("letters.toml", on_event=print)
@@ -78,7 +77,7 @@ def open_trainer(
     replace: bool = False,
     workspace: Workspace | None = None,
 ) -> Iterator[Trainer]:
-    """Load a training, for a program that does its steps, such as with a loss of its own; arguments are those of `train`.
+    """Load a training for a program that does its own steps, such as with its own loss; arguments are those of `train`.
 
     Example:
         >>> with ah.open_trainer("letters.toml", "stepped") as trainer:
@@ -92,24 +91,26 @@ def open_trainer(
     from adapterhub.training import open_trainer as opened
     from adapterhub.training import read_config
 
-    here = workspace or Workspace()
+    workspace = workspace or Workspace()
     path = Path(config) if isinstance(config, str | os.PathLike) else None
-    read = read_config(path) if path is not None else config
+    config_ = read_config(path) if path is not None else config
     if out is None and path is None:
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
     target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
-        first = sources.given(stack.enter_context(sources.opened(start, here))) if start is not None else None
-        cache = Path(here.cache) if here.cache is not None else None
-        more = {"start": first, "cache": cache, "replace": replace}
-        yield stack.enter_context(opened(_located(read, here), target, on_event=on_event, force=force, **more))  # type: ignore[arg-type]
+        initial = sources.given(stack.enter_context(sources.opened(start, workspace))) if start is not None else None
+        cache = Path(workspace.cache) if workspace.cache is not None else None
+        options = {"start": initial, "cache": cache, "replace": replace}
+        yield stack.enter_context(
+            opened(_with_local_base(config_, workspace), target, on_event=on_event, force=force, **options)
+        )  # type: ignore[arg-type]
 
 
 def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Workspace | None = None) -> Forecast:
-    """Predict what a training will need, from the headers of its base; nothing is downloaded.
+    """Predict the needs of a training from the headers of its base; nothing is downloaded.
 
     Args:
-        memory: Bytes of a device to plan for, a CUDA device if the config names one; None for the device that trains here.
+        memory: The memory to plan for, in bytes, of a CUDA device if the config names one; None for this machine's device.
     """
     from adapterhub.training import card_memory
     from adapterhub.training.cost.budget import forecast as predicted
@@ -123,7 +124,7 @@ def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Works
 
 @contextmanager
 def _named(config: TrainConfig) -> Iterator[None]:
-    """Name the key of the config in the error for a base that is not there."""
+    """Prefix the error for a missing base with the key of the config that names it."""
     try:
         yield
     except NotFoundError as error:
@@ -131,8 +132,8 @@ def _named(config: TrainConfig) -> Iterator[None]:
         raise
 
 
-def _located(config: TrainConfig, workspace: Workspace) -> TrainConfig:
-    """The config with its base on this disk, and with the name and the commit of one that the Hub has."""
+def _with_local_base(config: TrainConfig, workspace: Workspace) -> TrainConfig:
+    """Return the config with its base on this disk, and with the name and the commit of a base from the Hub."""
     if config.base_path.exists():
         return config
     with _named(config):
@@ -164,11 +165,11 @@ def evaluate(
         source: A folder, a file, a ref or an address.
         data: Files that the adapter was not trained on, in the formats of a training.
         base: The model's folder, with its weights, or a GGUF file.
-        trained_on: Files that it was trained on: what `data` share with them is noted.
+        trained_on: Files that it was trained on; overlaps between `data` and these are noted.
         tokens: Use about so many tokens, evenly spread; all of them if None.
         sequence: The length of a sequence; this and the next three are as in the training if None.
         loss: The tokens that count, `all` or `completion`.
-        quantize: How the base is held, `nf4` or `none`.
+        quantize: How the base is kept in memory, `nf4` or `none`.
         dtype: The type to compute in, `bf16`, `f16` or `f32`.
         threads: The number of threads; torch's if None.
         record: Record the result under this name in the log of the version, where `source` is in the registry: a search finds
@@ -191,23 +192,23 @@ def evaluate(
 
     if record is not None:
         check_name(record, "record")
-    here = workspace or Workspace()
+    workspace = workspace or Workspace()
     files = list(map(Path, listed(data)))
-    model = base_sources.weights(base, here)
+    model = base_sources.weights(base, workspace)
     if not (model.is_dir() or model.suffix == ".gguf"):
         raise UsageError(
             str(base), "is not a model", "Name the model's folder, with config.json and its weights, or a .gguf file"
         )
-    known = tuple(Path(file) for file in trained_on)
-    options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=known)
-    cache = Path(here.cache) if here.cache is not None else None
-    with sources.opened(source, here) as found:
-        made = measured(sources.given(found), model, files, options, progress=progress, cache=cache)
-    if record is None or made.ref is None or sources.is_address(made.ref):
-        return made
+    training_files = tuple(Path(file) for file in trained_on)
+    options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=training_files)
+    cache = Path(workspace.cache) if workspace.cache is not None else None
+    with sources.opened(source, workspace) as adapter_source:
+        result = measured(sources.given(adapter_source), model, files, options, progress=progress, cache=cache)
+    if record is None or result.ref is None or sources.is_address(result.ref):
+        return result
     from adapterhub.ref import Ref
     from adapterhub.registry import measurements
 
-    with here.opened() as registry:
-        measurements.record(registry, Ref.parse(made.ref), Evaluation(record, made.metrics, made.data, made.base))
-    return replace(made, recorded=True)
+    with workspace.opened() as registry:
+        measurements.record(registry, Ref.parse(result.ref), Evaluation(record, result.metrics, result.data, result.base))
+    return replace(result, recorded=True)

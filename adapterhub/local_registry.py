@@ -1,4 +1,4 @@
-"""A registry on this disk as a Python object: what the commands do with it, with `str` or `Path`."""
+"""A registry on this disk as a Python object: the work of the commands, with `str` or `Path`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Versions(list["Row"]):
-    """Versions of a registry, in the order of a list or a search."""
+    """Rows of versions of a registry, in the order of a list or a search."""
 
     def __repr__(self) -> str:
         return f"<Versions: {', '.join(str(row.ref) for row in self[:5])}{' …' if self[5:] else ''}>"
@@ -43,7 +43,7 @@ class Registry:
 
     Attributes:
         folder: Its folder.
-        workspace: The workspace of its operations: pass it to other functions for their refs to be looked up here.
+        workspace: The workspace of its operations: pass it to other functions to have their refs looked up in this registry.
 
     Example:
         >>> with ah.Registry("adapters") as registry:
@@ -75,28 +75,28 @@ class Registry:
         """Close the registry."""
         self._opened.close()
 
-    def push(self, source: StrPath, ref: str, **how: Any) -> Version:
+    def push(self, source: StrPath, ref: str, **options: Any) -> Version:
         """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
-        made = api.push(source, ref, workspace=self.workspace, **how)
-        if isinstance(made, Sent):
+        result = api.push(source, ref, workspace=self.workspace, **options)
+        if isinstance(result, Sent):
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
-        return made
+        return result
 
-    def pull(self, ref: str, out: StrPath | None = None, **how: Any) -> Pulled:
+    def pull(self, ref: str, out: StrPath | None = None, **options: Any) -> Pulled:
         """Write the files of a version; the arguments are those of `adapterhub.pull`."""
-        return api.pull(ref, out, workspace=self.workspace, **how)
+        return api.pull(ref, out, workspace=self.workspace, **options)
 
     def list(self, prefix: str | None = None) -> Versions:
-        """Every version, or those of a name or namespace, by name and newest first."""
+        """Return every version, or those of a name or namespace, by name and newest first."""
         return Versions(self._opened.list(prefix))
 
     def search(self, words: str = "", *, limit: int = 20, all_versions: bool = False, **facets: str) -> Versions:
-        """Versions by words and facets, the best match first.
+        """Search versions by words and facets, the best match first.
 
         Args:
             words: Words in names, tags, descriptions, manifests and model cards; all of them must match.
-            limit: The number of versions to return at most.
-            all_versions: Every version that matches, instead of the newest of each name.
+            limit: The most versions to return.
+            all_versions: Return every version that matches, instead of the newest of each name.
             facets: Values that must be equal: `base`, `method`, `target`, `license`, `task`, `language`, `format` …
         """
         from adapterhub.index import search as index
@@ -105,11 +105,11 @@ class Registry:
         return Versions(index.search(self._opened.index, query).rows)
 
     def resolve(self, ref: str) -> Version:
-        """The version that a ref names now: by tag, number, digest or range; without any of them the newest."""
+        """Return the version that a ref names now: by tag, number, digest or range; without any of them the newest."""
         return self._opened.resolve(Ref.parse(ref))
 
     def show(self, ref: str) -> dict[str, Any]:
-        """Everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
+        """Return everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
         return self._opened.show(Ref.parse(ref))
 
     def tag(self, ref: str, tag: str, *, expect: str | None = None) -> Version:
@@ -117,9 +117,9 @@ class Registry:
         return self._opened.tag(Ref.parse(ref), tag, expect=expect)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions, until `restore`."""
+        """Remove a tag, or a whole name with all its versions; `restore` brings a name back."""
         self._opened.rm(Ref.parse(ref), force=force)
 
     def restore(self, name: str) -> Restored:
-        """Bring back a name that was removed, with those of its versions whose data no gc has taken."""
+        """Bring back a name that was removed, with those of its versions whose data gc has not deleted."""
         return self._opened.restore(name)

@@ -1,4 +1,7 @@
-"""Versions and the lock file of a project: their entries, resolved now and again, and pulled by digest."""
+"""Entries of a project's lock file: from the version that a ref names now, resolved again, and pulled by digest.
+
+The file itself is in `adapterhub.project.lockfile`.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +23,33 @@ if TYPE_CHECKING:
 
 
 def locked(ref: str, address: str | None, workspace: Workspace) -> Locked:
-    """The entry of the version that a ref points to now; `address` is None for one of the registry."""
+    """Return the entry of the version that a ref points to now; `address` is None for a ref of the registry."""
     return entry(ref, address, here(ref, workspace) if address is None else _at(address, workspace))
 
 
 def again(old: Locked, workspace: Workspace, file: Path) -> Locked:
-    """The same entry of the lock file `file`, resolved again."""
+    """Resolve an entry of the lock file `file` again, and return the new entry."""
     from adapterhub.project import lockfile
 
-    made = here(old.ref, workspace) if old.source == lockfile.HERE else _at(workspace.admitted(old.source, file), workspace)
-    return lockfile.entry(old.name, old.ref, old.source, made)
+    manifest = here(old.ref, workspace) if old.source == lockfile.HERE else _at(workspace.admitted(old.source, file), workspace)
+    return lockfile.entry(old.name, old.ref, old.source, manifest)
 
 
-def entry(ref: str, address: str | None, made: Manifest) -> Locked:
-    """The entry of a version with this manifest; `address` is None for one of the registry."""
+def entry(ref: str, address: str | None, manifest: Manifest) -> Locked:
+    """Return the entry of a version with this manifest; `address` is None for a version of the registry."""
     from adapterhub.project import lockfile
     from adapterhub.remotes import location
 
     name = ref.partition("@")[0].partition(":")[0]
     if "://" in ref:
-        place = location.parse(ref)
-        named = (place.tag or "").partition(":")[0]  # in an image layout, a whole ref is the tag
-        name = named if "/" in named else lockfile.name_of(place.repository)
-    return lockfile.entry(name, ref, address or lockfile.HERE, made)
+        address_ = location.parse(ref)
+        named = (address_.tag or "").partition(":")[0]  # in an image layout, the tag is a whole ref
+        name = named if "/" in named else lockfile.name_of(address_.repository)
+    return lockfile.entry(name, ref, address or lockfile.HERE, manifest)
 
 
 def here(text: str, workspace: Workspace) -> Manifest:
-    """The manifest of a version of the registry."""
+    """Return the manifest of a version of the registry."""
     from adapterhub.ref import Ref
     from adapterhub.remotes.local import Local
 
@@ -60,42 +63,47 @@ def here(text: str, workspace: Workspace) -> Manifest:
 def _at(address: str, workspace: Workspace) -> Manifest:
     from adapterhub.remotes import location
 
-    place = location.parse(address)
-    with workspace.connect(place) as there:
-        return there.manifest(place.reference)
+    parsed = location.parse(address)
+    with workspace.connect(parsed) as remote:
+        return remote.manifest(parsed.reference)
 
 
-def pull(one: Locked, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
-    """Pull a version of the lock file `file` into a folder, as `pulling.pull`; False if the folder was that version already."""
+def pull(pin: Locked, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
+    """Pull a version of the lock file `file` into a folder, as `pulling.pull` does.
+
+    Returns:
+        False if the folder was that version already.
+    """
     from adapterhub.manifest import present
     from adapterhub.project import lockfile
     from adapterhub.remotes.location import parse
 
-    if one.source == lockfile.HERE:
-        return pulling.pull(f"{one.name}@{one.digest}", target, workspace, replace=replace).new
-    place = parse(one.source)
-    workspace.check_name(_asked_for(one, place))
-    there = present.look(target)
-    if there is not None and there.digest == one.digest and not there.others:
+    if pin.source == lockfile.HERE:
+        return pulling.pull(f"{pin.name}@{pin.digest}", target, workspace, replace=replace).new
+    parsed = parse(pin.source)
+    workspace.check_name(_policy_name(pin, parsed))
+    current = present.look(target)
+    if current is not None and current.digest == pin.digest and not current.others:
         return False
-    workspace.admitted(one.source, file)
-    with workspace.connect(place) as remote:
-        check_policy(remote, one.digest, Named.at(place, one.ref, _asked_for(one, place)), workspace)
-        made, new = sources.downloaded(remote, one.digest, target, place.host, workspace, replace=replace)
-    if made.digest != one.digest:
-        what = f"digest mismatch: received {made.digest}, locked {one.digest}"
-        raise IntegrityError(one.source, what, "Ask the owner of the registry")
+    # The owner of the address is checked even though it is in the lock file: the file comes with a clone of the project.
+    workspace.admitted(pin.source, file)
+    with workspace.connect(parsed) as remote:
+        check_policy(remote, pin.digest, Named.at(parsed, pin.ref, _policy_name(pin, parsed)), workspace)
+        manifest, new = sources.downloaded(remote, pin.digest, target, parsed.host, workspace, replace=replace)
+    if manifest.digest != pin.digest:
+        problem = f"digest mismatch: received {manifest.digest}, locked {pin.digest}"
+        raise IntegrityError(pin.source, problem, "Ask the owner of the registry")
     return new
 
 
-def _asked_for(one: Locked, place: Place) -> str:
-    """The name that the policy allows or not, as in a pull of the same ref without a lock: that of a ref on a remote, else the
-    whole address.
+def _policy_name(pin: Locked, place: Place) -> str:
+    """Return the name that the policy decides on, as in a pull of the same ref without a lock: the name of a ref on a remote,
+    else the whole address.
 
     A lock file can pair any name and ref with any source. Only the source tells which adapter is pulled, so a ref counts only
     if the source has its name.
     """
-    name = one.ref.partition("@")[0].partition(":")[0]
-    # In an image layout, a whole ref is the tag.
-    is_there = place.repository.endswith(f"/{name}") or (place.tag or "").startswith(f"{name}:")
-    return name if is_there and "://" not in one.ref else place.repository
+    name = pin.ref.partition("@")[0].partition(":")[0]
+    # In an image layout, the tag is a whole ref.
+    is_at_source = place.repository.endswith(f"/{name}") or (place.tag or "").startswith(f"{name}:")
+    return name if is_at_source and "://" not in pin.ref else place.repository

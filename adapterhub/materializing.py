@@ -1,4 +1,4 @@
-"""Recipes of merged models: written from a merge that was prepared, found by name or file, and made into the model again."""
+"""Recipes of merged models: writing one from a prepared merge, finding one by name or file, and making the model again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.registry.recipe import Difference
 
 
-# ---- written
+# ---- write
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def write_recipe(
     digests: bool = True,
     replace: bool = False,
 ) -> WrittenRecipe:
-    """Write the recipe of a merge that was prepared, to a .json file or under a name in the registry.
+    """Write the recipe of a prepared merge to a .json file or under a name in the registry.
 
     Args:
         merge: The merge.
@@ -52,8 +52,8 @@ def write_recipe(
         base: The base model.
         out: A path that ends in `.json`, or a name of one word.
         workspace: The registry.
-        source: The base as it was named.
-        digests: Run the merge once, into a temporary folder, for the digests of its files.
+        source: The base, as the user named it.
+        digests: Run the merge once, into a temporary folder, to record the digests of its files.
         replace: Replace the file.
     """
     from adapterhub.registry import merge_recipe, merge_recipes
@@ -63,25 +63,28 @@ def write_recipe(
     with ExitStack() as stack:
         if name:
             registry = stack.enter_context(workspace.opened(make=True))
+            # Refuse before the merge runs: a name that is taken, or adapters that the registry doesn't have.
             merge_recipes.check_free(registry, name)
-            merge_recipes.check_adapters(registry, [merge_recipe.Ingredient(**one) for one in options.lineage["adapters"]])
+            merge_recipes.check_adapters(
+                registry, [merge_recipe.Ingredient(**ingredient) for ingredient in options.lineage["adapters"]]
+            )
         else:
             atomic.check_free(Path(out), folder=False, replace=replace)
         target = registry.root / name if name else Path(out)
         with atomic.scratch_folder(target) as temporary:
-            made = _run(merge, temporary / "model", workspace) if digests else None
-            recipe = merge_recipe.of_merge(base, merge.base.spec, source, options, made, single=merge.single)
+            model = _run(merge, temporary / "model", workspace) if digests else None
+            recipe = merge_recipe.of_merge(base, merge.base.spec, source, options, model, single=merge.single)
         raw = recipe.dump()
         if name:
             merge_recipes.store(registry, name, recipe)
         else:
-            with atomic.whole(target, folder=False, replace=replace) as inside:
-                json_file.write_text(inside, raw.decode())
+            with atomic.whole(target, folder=False, replace=replace) as scratch:
+                json_file.write_text(scratch, raw.decode())
     return WrittenRecipe(name or out, len(raw), recipe)
 
 
 def _new_name(text: str) -> str | None:
-    """The name in the registry that `text` is; None for a file."""
+    """Return `text` if it is a name for the registry, None if it names a file; raise UsageError if it is neither."""
     from adapterhub.store.named_documents import parse_document_name
 
     if text.endswith(".json"):
@@ -94,7 +97,7 @@ def _new_name(text: str) -> str | None:
 
 
 def _run(merge: Merge, out: Path, workspace: Workspace) -> Made:
-    """Write a merged model, for the digests of its files."""
+    """Write a merged model to get the digests of its files."""
     from adapterhub.registry.merge_recipe import Made
 
     with workspace.bar("merging") as progress:
@@ -102,11 +105,11 @@ def _run(merge: Merge, out: Path, workspace: Workspace) -> Made:
     return Made(out, merge.single, tuple(merge.report.touched))
 
 
-# ---- found
+# ---- find
 
 
 def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
-    """The recipe in a file or under a name in the registry, and a name for the model.
+    """Return the recipe in a file or under a name in the registry, and a name for the model.
 
     Raises:
         UsageError: `source` is both; `merge:NAME` is always the name.
@@ -127,7 +130,7 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
 
 
 def _name(text: str) -> str | None:
-    """The registry name that `text` may be; None for what can only be a file."""
+    """Return the registry name that `text` may be; None if it can only be a file."""
     from adapterhub.registry import merge_recipes
     from adapterhub.store import named_documents
 
@@ -149,7 +152,7 @@ def _known(name: str, workspace: Workspace) -> bool:
         return False
 
 
-# ---- made again
+# ---- make again
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Materialized:
     Attributes:
         path: The folder or the GGUF file.
         recipe: The recipe.
-        differences: Files that differ from the recipe; empty where all match, or where the recipe has no digests.
+        differences: Files that differ from the recipe; empty if all match or the recipe has no digests.
     """
 
     path: Path
@@ -181,7 +184,7 @@ def materialize(
     adapters: Sequence[StrPath] = (),
     replace: bool = False,
 ) -> Materialized:
-    """Make a merged model from its recipe, and compare it with the digests in that.
+    """Make a merged model from its recipe, and compare it with the digests in the recipe.
 
     Adapters come from the registry, by digest, or from the addresses in the recipe.
 
@@ -189,13 +192,13 @@ def materialize(
         source: The recipe, a file or a name in the registry.
         out: The folder or .gguf file to write; the name of the recipe if None.
         workspace: The registry, the policy, credentials.
-        base: Where the base model is, if not where the recipe has it.
+        base: The base model, if it is not where the recipe says.
         adapters: Adapters of the recipe that are elsewhere.
         replace: Replace a model at `out`.
 
     Raises:
         RefusedError: The base is not that of the recipe; nothing was written.
-        NotFoundError: An adapter or the base is not there.
+        NotFoundError: An adapter or the base is missing.
     """
     from adapterhub.merging import prepared, read_base
     from adapterhub.registry import merge_recipe
@@ -208,84 +211,86 @@ def materialize(
     merge_recipe.check_base(recipe, folder, model.spec)
     with ExitStack() as stack:
         paths = _adapters(stack, recipe, adapters, workspace)
-        read = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
-        merge = prepared(read, model, recipe.merge_options())
+        tensors = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
+        merge = prepared(tensors, model, recipe.merge_options())
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         sources.check_apart(target, folder)
-        with atomic.whole(target, folder=not merge.single, replace=replace) as inside:
+        with atomic.whole(target, folder=not merge.single, replace=replace) as scratch:
             if recipe.files is None and not merge_recipe.check_weights(recipe, folder):
                 workspace.tell("note: the recipe has no digests; only names, shapes and sizes of the base were compared")
-            made = _run(merge, inside, workspace)
-            differences = merge_recipe.differences(recipe, made) if recipe.files is not None else []
+            model_files = _run(merge, scratch, workspace)
+            differences = merge_recipe.differences(recipe, model_files) if recipe.files is not None else []
             if differences:
-                merge_recipe.check_weights(recipe, folder)  # refuses another base, whose model is then not kept
+                merge_recipe.check_weights(recipe, folder)  # raises if the base is another one; the model is then discarded
     return Materialized(target, recipe, tuple(differences))
 
 
-def _base(recipe: MergeRecipe, given: StrPath | None, workspace: Workspace) -> Path:
-    if given:
-        return base_sources.weights(given, workspace)
+def _base(recipe: MergeRecipe, named: StrPath | None, workspace: Workspace) -> Path:
+    if named:
+        return base_sources.weights(named, workspace)
     from adapterhub.bases.hub_address import HubPath
 
     path = Path(recipe.base.source or recipe.base.name)
     if not path.exists() and recipe.base.repo and recipe.base.revision:
-        place = HubPath(recipe.base.repo, recipe.base.revision)
-        path = base_sources.in_cache(place, workspace) or path
+        hub_path = HubPath(recipe.base.repo, recipe.base.revision)
+        path = base_sources.in_cache(hub_path, workspace) or path
     if not path.exists():
-        what = f"the recipe has its base at {path}, and nothing is there"
-        raise NotFoundError(str(recipe.base), what, "Name its path", code="recipe-base-elsewhere")
+        problem = f"the recipe has its base at {path}, and nothing is there"
+        raise NotFoundError(str(recipe.base), problem, "Name its path", code="recipe-base-elsewhere")
     return path
 
 
 def _adapters(
-    stack: ExitStack, recipe: MergeRecipe, given: Sequence[StrPath], workspace: Workspace
+    stack: ExitStack, recipe: MergeRecipe, named: Sequence[StrPath], workspace: Workspace
 ) -> Iterator[tuple[Path, float]]:
-    """The files of every adapter of the recipe, digests verified, and their weights."""
+    """Yield the files of every adapter of the recipe, with verified digests, and their weights."""
     by_digest: dict[str, Path] = {}
-    wanted = {adapter.digest for adapter in recipe.adapters}
-    for text in given:
-        one = stack.enter_context(sources.opened(text, workspace))
-        digest = sources.parent(one).digest
-        if digest not in wanted:
+    recipe_digests = {adapter.digest for adapter in recipe.adapters}
+    for text in named:
+        adapter_source = stack.enter_context(sources.opened(text, workspace))
+        digest = sources.parent(adapter_source).digest
+        if digest not in recipe_digests:
             raise UsageError(str(text), f"is {digest}, which is not an adapter of the recipe", "Name another, or leave it out")
-        by_digest[digest] = one.path
+        by_digest[digest] = adapter_source.path
+    # In the recipe's order: the sum of floats depends on it.
     for adapter in recipe.adapters:
         if adapter.digest not in by_digest:
-            by_digest[adapter.digest] = stack.enter_context(_fetched(adapter, workspace))
+            by_digest[adapter.digest] = stack.enter_context(_fetch_adapter(adapter, workspace))
         yield by_digest[adapter.digest], adapter.weight
 
 
 @contextmanager
-def _fetched(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
-    """An adapter from the registry, else from the address in the recipe."""
+def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
+    """Yield the path of an adapter from the registry, else from the address in the recipe."""
     from adapterhub_converters.adapter_files import adapter_in
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / "adapter"
-        held = False
+        is_stored = False
         try:
             with workspace.opened() as registry:
-                held = registry.pull_digest(adapter.digest, folder)
+                is_stored = registry.pull_digest(adapter.digest, folder)
         except NotFoundError:  # no registry
             pass
-        if not held and adapter.ref and sources.is_address(adapter.ref):
+        if not is_stored and adapter.ref and sources.is_address(adapter.ref):
             with _from_address(adapter.ref, adapter.digest, workspace) as path:
                 yield path
             return
-        if not held:
-            which = f"an adapter of the recipe, {adapter.digest}," if adapter.ref else "an adapter of the recipe"
-            what, hint = f"{which} is not in the registry", "Push or pull it here first"
-            raise NotFoundError(adapter.ref or adapter.digest, what, hint, code="recipe-adapter-missing")
+        if not is_stored:
+            subject = f"an adapter of the recipe, {adapter.digest}," if adapter.ref else "an adapter of the recipe"
+            problem, hint = f"{subject} is not in the registry", "Push or pull it here first"
+            raise NotFoundError(adapter.ref or adapter.digest, problem, hint, code="recipe-adapter-missing")
         with sources.naming(folder, adapter.ref or adapter.digest):
             yield adapter_in(folder)
 
 
 @contextmanager
 def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
-    """The adapter at an address, if it still has that digest and the policy allows it."""
+    """Yield the path of the adapter at an address, if it still has that digest and the policy allows it."""
+    # The recipe is a document of somebody else, so the policy decides about the addresses in it.
     check_address(workspace.admitted(ref, Path("the recipe")), workspace)
-    with sources.opened(ref, workspace) as one:
-        if one.digest != digest:
-            what = f"is another adapter now: {one.digest or 'one without a digest'}, not {digest}"
-            raise NotFoundError(ref, what, "Name the right one", code="recipe-adapter-moved")
-        yield one.path
+    with sources.opened(ref, workspace) as adapter_source:
+        if adapter_source.digest != digest:
+            problem = f"is another adapter now: {adapter_source.digest or 'one without a digest'}, not {digest}"
+            raise NotFoundError(ref, problem, "Name the right one", code="recipe-adapter-moved")
+        yield adapter_source.path

@@ -1,6 +1,6 @@
-"""Pictures by matplotlib, written whole or not at all: without a display, of a limited size, with texts that mean themselves.
+"""Pictures by matplotlib, written whole or not at all: without a display, of limited size, with texts shown literally.
 
-A dollar sign begins no mathematics, an empty glyph is no warning, and a text of a stranger goes through `label`.
+A dollar sign starts no formula, a missing glyph raises no warning, and texts from others go through `label`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from adapterhub_converters.display import printable
 _LONGEST = 120  # characters of a text
 _DPI = 150
 LARGEST = 60.0
-"""Inches of a side, 9,000 pixels."""
+"""The longest side in inches; 9,000 pixels."""
 BLUE, ORANGE, GRAY, LIGHT = "#3b6fb6", "#d9622b", "#6b7280", "#e5e7eb"
-"""What is shown; what stands out; words; the grid and what is missing."""
+"""Colors: what is shown, what stands out, words, and the grid and missing values."""
 
 
 def check() -> None:
-    """Raise ImportError without matplotlib, before any work is done."""
+    """Raise ImportError if matplotlib is missing, before any work is done."""
     import matplotlib  # noqa: F401
 
 
 def label(text: str) -> str:
-    """`text` as a printable one of limited length."""
-    shown = printable(text[: _LONGEST + 1])
-    return shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…"
+    """Return `text` in printable characters, with limited length."""
+    printable_text = printable(text[: _LONGEST + 1])
+    return printable_text if len(printable_text) <= _LONGEST else printable_text[: _LONGEST - 1] + "…"
 
 
 def extent(text: str, *, size: float, bold: bool = False) -> tuple[float, float]:
-    """Width in inches of a text's longest line, and the sum of the heights of its lines, at `size` points."""
+    """Return the width in inches of a text's longest line, and the height of all its lines, at `size` points."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
@@ -47,30 +47,30 @@ def extent(text: str, *, size: float, bold: bool = False) -> tuple[float, float]
 
 
 def fitted(text: str, inches: float, *, size: float, bold: bool = False) -> str:
-    """`label` of a text, cut with an ellipsis to the width that there is."""
-    shown = label(text)
-    if len(shown) < 2 or extent(shown, size=size, bold=bold)[0] <= inches:
-        return shown
-    # A text is wider than its beginnings, so that a few have to be measured.
-    kept = bisect_right(range(len(shown) - 1), inches, key=lambda count: extent(f"{shown[:count]}…", size=size, bold=bold)[0])
-    return f"{shown[: max(0, kept - 1)]}…"
+    """Return the `label` of a text, cut with an ellipsis to the available width."""
+    full = label(text)
+    if len(full) < 2 or extent(full, size=size, bold=bold)[0] <= inches:
+        return full
+    # A text is wider than its prefixes, so a binary search measures only a few of them.
+    length = bisect_right(range(len(full) - 1), inches, key=lambda count: extent(f"{full[:count]}…", size=size, bold=bold)[0])
+    return f"{full[: max(0, length - 1)]}…"
 
 
 def heading(axes: Any, title: str, *subtitle: str) -> None:
-    """Write a title and gray lines beneath it above axes that are the whole picture, cut to its width."""
-    room = axes.figure.get_figwidth() - 1.2
-    lines = [fitted(line, room, size=9) for line in subtitle if line]
+    """Write a title and gray lines beneath it above axes that fill the whole picture, cut to its width."""
+    available = axes.figure.get_figwidth() - 1.2
+    lines = [fitted(line, available, size=9) for line in subtitle if line]
     axes.set_title(
-        fitted(title, room, size=13, bold=True), loc="left", fontsize=13, fontweight="bold", pad=10 + 13 * len(lines)
+        fitted(title, available, size=13, bold=True), loc="left", fontsize=13, fontweight="bold", pad=10 + 13 * len(lines)
     )
     for number, line in enumerate(reversed(lines)):
-        at = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "baseline"}
-        axes.annotate(line, (0, 1), (0, 8 + 13 * number), color=GRAY, fontsize=9, **at)
+        position = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "baseline"}
+        axes.annotate(line, (0, 1), (0, 8 + 13 * number), color=GRAY, fontsize=9, **position)
 
 
 @contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure of that size in inches, or of the largest, that becomes the PNG `path` at the end of the block."""
+    """Yield a matplotlib figure of that size in inches, at most `LARGEST`, and write it as the PNG `path` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,9 +79,9 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         size, margins = (min(width, LARGEST), min(height, LARGEST)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-        made = Figure(figsize=size, dpi=_DPI, layout=margins)
-        FigureCanvasAgg(made)
-        yield made
+        drawing = Figure(figsize=size, dpi=_DPI, layout=margins)
+        FigureCanvasAgg(drawing)
+        yield drawing
         with atomic.whole(path, folder=False) as temporary:
             # Matplotlib writes its own version into the file unless told not to.
-            made.savefig(temporary, format="png", metadata={"Software": None})
+            drawing.savefig(temporary, format="png", metadata={"Software": None})

@@ -16,7 +16,7 @@ from .digest import is_hex
 _DIGITS = frozenset("0123456789")
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz") | _DIGITS
 _TAG = _LOWER | {letter.upper() for letter in _LOWER} | frozenset("._-")
-# Windows cannot create a folder of such a name.
+# Names of devices: Windows cannot create a folder of such a name.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _HUB = ("huggingface.co", "www.huggingface.co", "hf.co")
 _MAX_COMPONENT, _MAX_TAG = 100, 128
@@ -44,9 +44,9 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Parse `text`; raises RefError if it is invalid."""
+        """Parse `text`; raise RefError if it is invalid."""
         if "://" in text or address_meant(text):
-            raise _elsewhere(text)
+            raise _address_error(text)
         name, at, digest = text.partition("@")
         name, colon, tag = name.partition(":")
         parse_name(name, text)
@@ -69,57 +69,62 @@ class Ref:
 
 
 def address_meant(text: str) -> str:
-    """The address that is meant by the URL of a page on the hub, or by a name as docker writes it; empty for any other text."""
-    scheme, found, rest = text.partition("://")
-    scheme, rest = (scheme.lower(), rest) if found else ("", text)
-    host, _, path = rest.partition("/")
+    """Return the address meant by the URL of a page on the hub, or by a name as docker writes it; empty for other texts."""
+    scheme, separator, remainder = text.partition("://")
+    scheme, remainder = (scheme.lower(), remainder) if separator else ("", text)
+    host, _, path = remainder.partition("/")
     if scheme in ("", "http", "https") and host.lower() in _HUB:
-        parts = path.partition("?")[0].strip("/").split("/")
-        revision = f"@{parts[3]}" if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") and parts[3] != "main" else ""
-        return f"hf://{parts[0]}/{parts[1]}{revision}" if len(parts) > 1 else ""
+        segments = path.partition("?")[0].strip("/").split("/")
+        revision = (
+            f"@{segments[3]}"
+            if len(segments) > 3 and segments[2] in ("tree", "blob", "resolve") and segments[3] != "main"
+            else ""
+        )
+        return f"hf://{segments[0]}/{segments[1]}{revision}" if len(segments) > 1 else ""
     if scheme == "docker":
-        return f"oci://{rest}"
+        return f"oci://{remainder}"
     name, _, port = host.partition(":")
     is_host = name == "localhost" or ("." in name and not name.startswith("."))
-    return f"oci://{rest}" if not scheme and path and is_host and (port.isdigit() or (not port and "/" in path)) else ""
+    return f"oci://{remainder}" if not scheme and path and is_host and (port.isdigit() or (not port and "/" in path)) else ""
 
 
-def _elsewhere(text: str) -> RefError:
-    """The error for an address where a ref of the local registry is needed, without a password in it."""
-    scheme, found, rest = text.partition("://")
-    user, at, host = rest.partition("/")[0].rpartition("@")
-    if found and at and user:
+def _address_error(text: str) -> RefError:
+    """Return the error for an address where a ref of the local registry is needed, without a password in it."""
+    scheme, separator, remainder = text.partition("://")
+    user, at, host = remainder.partition("/")[0].rpartition("@")
+    # Refused before the other errors, none of which may repeat the password.
+    if separator and at and user:
         return RefError(f"{scheme}://…@{host}", "credentials in an address end up in logs", "Remove them")
-    if meant := address_meant(text):
-        return RefError(text, "not a ref and not an address", f"Write {meant}")
+    if intended := address_meant(text):
+        return RefError(text, "not a ref and not an address", f"Write {intended}")
     return RefError(text, "an address, and this works on the local registry", code="local-only", address=text)
 
 
 def parse_name(name: str, where: str) -> str:
     """Return `name` if it is `namespace/name`, else raise RefError."""
-    parts = name.split("/")
-    if len(parts) != 2:
+    components = name.split("/")
+    if len(components) != 2:
         raise RefError(where, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
-    for part in parts:
-        if not _is_component(part):
+    for component in components:
+        if not _is_component(component):
             hint = f"Write {name.lower()}" if name != name.lower() else "Use a-z and 0-9, with single . _ - between them"
-            raise RefError(where, f"{part[:80]!r} cannot be part of a name", hint)
+            raise RefError(where, f"{component[:80]!r} cannot be part of a name", hint)
     return name
 
 
 def is_name(text: str) -> bool:
-    """Return True for a text that `parse_name` returns."""
+    """Return whether `parse_name` accepts a text."""
     try:
         return bool(parse_name(text, ""))
     except RefError:
         return False
 
 
-def _is_component(part: str) -> bool:
-    """Whether `part` is lower-case letters and digits, with single `.`, `_` or `-` between them, and no device."""
-    if len(part) > _MAX_COMPONENT or part.partition(".")[0] in _DEVICES:
+def _is_component(text: str) -> bool:
+    """Return whether `part` is lower-case letters and digits, with single `.`, `_` or `-` between them, and not a device."""
+    if len(text) > _MAX_COMPONENT or text.partition(".")[0] in _DEVICES:
         return False
-    return all(word and _LOWER.issuperset(word) for word in part.replace("_", ".").replace("-", ".").split("."))
+    return all(word and _LOWER.issuperset(word) for word in text.replace("_", ".").replace("-", ".").split("."))
 
 
 def parse_tag(tag: str, where: str) -> str:
@@ -134,7 +139,7 @@ def parse_tag(tag: str, where: str) -> str:
 
 
 def is_tag(text: str) -> bool:
-    """Whether `text` can be a tag in an OCI registry."""
+    """Return whether `text` can be a tag in an OCI registry."""
     return 0 < len(text) <= _MAX_TAG and text[0] not in ".-" and _TAG.issuperset(text)
 
 
@@ -158,7 +163,7 @@ def _check_range(text: str, where: str) -> str:
 
 
 def parse_prefix(text: str, where: str) -> str:
-    """Parse a digest or a prefix of one, with or without `sha256:`, which the result has."""
+    """Return a digest or a prefix of one, given with or without `sha256:`, with it."""
     digits = text.removeprefix("sha256:")
     if not 4 <= len(digits) <= 64 or not is_hex(digits, len(digits)):
         raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")

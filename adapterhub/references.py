@@ -1,6 +1,6 @@
 """Selection of a version, here and on remotes: by a range of tags such as `^1.2`, or by the first digits of a digest.
 
-A tag comes first: `1.2` is a range only where there is no such tag, and `v3` is never one.
+A tag takes precedence: `1.2` is a range only if there is no such tag, and `v3` is never one.
 """
 
 from __future__ import annotations
@@ -14,47 +14,53 @@ from adapterhub_converters import linear
 
 _NUMBER = linear.Pattern(r"v([1-9][0-9]{0,8})")
 _DIGEST = "sha256:"
-_WHOLE = len(_DIGEST) + 64
+_DIGEST_LENGTH = len(_DIGEST) + 64
 
 
 def number(tag: str) -> int | None:
-    """The number of a tag like `v3`; None for any other."""
-    found = _NUMBER.fullmatch(tag)
-    return int(found[1]) if found else None
+    """Return the number of a tag like `v3`; None for any other tag."""
+    match = _NUMBER.fullmatch(tag)
+    return int(match[1]) if match else None
 
 
 def is_range(reference: str) -> bool:
-    """Tell whether a reference is a range, and cannot be a tag."""
+    """Return whether a reference is a range, and cannot be a tag."""
     return reference.startswith(("^", "~"))
 
 
 def is_prefix(reference: str) -> bool:
-    """Tell whether a reference is the first digits of a digest."""
-    return reference.startswith(_DIGEST) and len(reference) < _WHOLE
+    """Return whether a reference is the first digits of a digest."""
+    return reference.startswith(_DIGEST) and len(reference) < _DIGEST_LENGTH
 
 
 def in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Callable[[str], object], where: str) -> str | None:
-    """The tag of the highest version in a range; None if no tag is in it, or for a reference that is no range.
+    """Return the tag of the highest version in a range; None if no tag is in it, or if the reference is not a range.
+
+    Args:
+        reference: The range.
+        tags: Returns all tags; called only if the reference may be a range.
+        version_of: Returns what identifies the version that a tag points to.
+        label: The name for an error.
 
     Raises:
-        RefError: Two spellings of the highest one, `1.2.0` and `v1.2.0`, are at different versions by `version_of`.
+        RefError: The highest one has two spellings, `1.2.0` and `v1.2.0`, which point to different versions.
     """
-    found = [] if number(reference) else semver.highest_in(reference, tags())
-    if len(found) > 1 and len({version_of(tag) for tag in found}) > 1:
-        what = f"{' and '.join(found)} are the same version number and point to different versions"
-        raise RefError(where, what, "Name one of them")
-    return found[0] if found else None
+    candidates = [] if number(reference) else semver.highest_in(reference, tags())
+    if len(candidates) > 1 and len({version_of(tag) for tag in candidates}) > 1:
+        problem = f"{' and '.join(candidates)} are the same version number and point to different versions"
+        raise RefError(where, problem, "Name one of them")
+    return candidates[0] if candidates else None
 
 
 def begins(prefix: str, digests: Iterable[Digest], where: str) -> Digest | None:
-    """The digest that begins with `prefix`; None without one, RefError if several do."""
-    found = sorted({digest for digest in digests if digest.startswith(prefix)})
-    if len(found) > 1:
-        raise ambiguous(where, found)
-    return found[0] if found else None
+    """Return the digest that begins with `prefix`; None if there is none. Raise RefError if there are several."""
+    matches = sorted({digest for digest in digests if digest.startswith(prefix)})
+    if len(matches) > 1:
+        raise ambiguous(where, matches)
+    return matches[0] if matches else None
 
 
 def ambiguous(where: str, versions: Sequence[object]) -> RefError:
-    """The error for the first digits of the digests of several versions."""
-    what = f"ambiguous digest prefix: {len(versions)} versions, such as {versions[0]}, {versions[1]}"
-    return RefError(where, what, "Use more digits")
+    """Return the error for the first digits of the digests of several versions."""
+    problem = f"ambiguous digest prefix: {len(versions)} versions, such as {versions[0]}, {versions[1]}"
+    return RefError(where, problem, "Use more digits")

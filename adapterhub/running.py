@@ -1,4 +1,4 @@
-"""Generation with an adapter that is named as on the command line; the computation is in `adapterhub.generation`."""
+"""Generation of text with an adapter that is named by path, ref or address; the computation is in `adapterhub.generation`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.generation import Engine, Generated, OnText
 
-_TORCH = ("torch", "transformers", "tokenizers", "jinja2")
+_TORCH_MODULES = ("torch", "transformers", "tokenizers", "jinja2")
 
 
 def generate(
@@ -43,21 +43,21 @@ def generate(
 
     Args:
         source: A folder, a file, a ref or an address.
-        prompt: What the model is asked.
+        prompt: The question or instruction for the model.
         base: The model's folder or GGUF file, its name in the cache of the Hub, or `hf://org/model`, which is downloaded. None
-            for the one that the adapter records, by its name.
+        for the base that the adapter records by name.
         system: The message of the system before the prompt.
         raw: Continue the prompt as it is, without the model's chat template.
         compare: Also answer without the adapter.
         max_tokens: The largest number of tokens of an answer.
-        temperature: 0 for the likeliest token each time; more for more variety.
-        seed: Of the random numbers of a temperature.
+        temperature: 0 for the most likely token each time; more for more variety.
+        seed: The seed of the random numbers of a temperature.
         on_text: Called with whether the adapter is on, and with each piece of text; first with it, then without.
         workspace: Where names are looked up; its `steps` show the loading.
 
     Raises:
-        MissingExtraError: What runs the base is not installed.
-        NotFoundError: The base is not here.
+        MissingExtraError: The library that runs the base is not installed.
+        NotFoundError: The base is not on this machine.
         RefusedError: The adapter is for another base, cannot be run, or prompt and answer are too long.
 
     Example:
@@ -69,16 +69,16 @@ def generate(
 
     if raw and system is not None:
         raise ParameterError("system", "a raw prompt has no system message", "Put it into the prompt")
-    here = workspace or Workspace()
+    workspace = workspace or Workspace()
     with contextlib.ExitStack() as stack:
-        path = None if base is None else base_sources.weights(base, here)
-        found = stack.enter_context(sources.opened(source, here))
+        path = None if base is None else base_sources.weights(base, workspace)
+        adapter_source = stack.enter_context(sources.opened(source, workspace))
         if base is None or path is None:
-            base = base_sources.recorded(found)
-            here.tell(f"base: {base}, which the adapter records")
-            path = base_sources.weights(base, here)
-        engine = stack.enter_context(_engine(found, path, here))
-        made = answered(
+            base = base_sources.recorded(adapter_source)
+            workspace.tell(f"base: {base}, which the adapter records")
+            path = base_sources.weights(base, workspace)
+        engine = stack.enter_context(_engine(adapter_source, path, workspace))
+        result = answered(
             engine,
             Prompt(prompt, system, raw),
             compare=compare,
@@ -87,44 +87,45 @@ def generate(
             seed=seed,
             on_text=on_text or (lambda _adapted, _piece: None),
         )
-    return dataclasses.replace(made, base=os.fspath(base))
+    return dataclasses.replace(result, base=os.fspath(base))
 
 
 @contextlib.contextmanager
-def _engine(found: sources.Source, base: Path, workspace: Workspace) -> Iterator[Engine]:
+def _engine(adapter_source: sources.Source, base: Path, workspace: Workspace) -> Iterator[Engine]:
     if base.suffix == ".gguf":
         from adapterhub.generation import llama_cpp
 
         llama_cpp.check_extra()
-        with _as_gguf(found, base) as adapter, llama_cpp.opened(adapter, base, where=found.where) as engine:
+        with _as_gguf(adapter_source, base) as adapter, llama_cpp.opened(adapter, base, where=adapter_source.where) as engine:
             yield engine
         return
     if not base.is_dir():
         raise UsageError(str(base), "is not a model", "Name the model's folder, or a .gguf file")
-    for name in _TORCH:
+    for name in _TORCH_MODULES:
         if importlib.util.find_spec(name) is None:
-            what = f"running a Hugging Face model needs {name}, which is not installed"
-            raise MissingExtraError("", what, "Run `pip install 'adapterhub[train]'`")
+            problem = f"running a Hugging Face model needs {name}, which is not installed"
+            raise MissingExtraError("", problem, "Run `pip install 'adapterhub[train]'`")
     from adapterhub.generation import torch_engine
 
     cache = Path(workspace.cache) if workspace.cache is not None else None
     with contextlib.ExitStack() as stack:
+        # The progress ends before the model is used: its line would be mixed with the generated text.
         with workspace.steps("loading") as progress:
-            opened = torch_engine.opened(sources.given(found), base, progress=progress, cache=cache)
-            torch_model = stack.enter_context(opened)
+            loading = torch_engine.opened(sources.given(adapter_source), base, progress=progress, cache=cache)
+            torch_model = stack.enter_context(loading)
         yield torch_model
 
 
 @contextlib.contextmanager
-def _as_gguf(found: sources.Source, base: Path) -> Iterator[Path]:
-    """The adapter as a GGUF file: itself, or a temporary one."""
-    if found.path.suffix == ".gguf":
-        yield found.path
+def _as_gguf(adapter_source: sources.Source, base: Path) -> Iterator[Path]:
+    """Yield the adapter as a GGUF file: itself, or a temporary one."""
+    if adapter_source.path.suffix == ".gguf":
+        yield adapter_source.path
         return
     from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        target = Path(temporary, os.path.basename(found.folder) or "adapter").with_suffix(".gguf")
-        convert.convert(found.path, target, to="gguf", base=bases.read_base(base))
+        target = Path(temporary, os.path.basename(adapter_source.folder) or "adapter").with_suffix(".gguf")
+        convert.convert(adapter_source.path, target, to="gguf", base=bases.read_base(base))
         yield target

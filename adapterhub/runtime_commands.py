@@ -1,4 +1,4 @@
-"""The command that runs an adapter or a model in the program that its format is for."""
+"""The commands that run an adapter or a model in the program that its format is for."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from adapterhub_converters.errors import AdapterhubError
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-# What vLLM takes as --max-lora-rank (config/lora.py); 16 is its default.
+# The values that vLLM accepts as --max-lora-rank (config/lora.py); 16 is its default.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_UNKNOWN = "BASE"
+_UNKNOWN_BASE = "BASE"
 
 
 def vllm_rank(rank: int) -> int | None:
-    """The smallest maximum rank that vLLM accepts for a rank; None above all of them."""
-    return next((one for one in VLLM_RANKS if one >= rank), None)
+    """Return the smallest maximum rank that vLLM accepts for a rank; None above all of them."""
+    return next((maximum for maximum in VLLM_RANKS if maximum >= rank), None)
 
 
 def flags(runtime: str, name: str, adapter: str, *, rank: int, modules: Sequence[str] = (), base: str = "") -> tuple[str, ...]:
-    """The options with which a runtime's server has an adapter under a name.
+    """Return the options with which a runtime's server loads an adapter under a name.
 
     Args:
-        runtime: One of those that verdicts are about.
-        name: What requests call the adapter.
+        runtime: One of the runtimes that have verdicts.
+        name: The name of the adapter in requests.
         adapter: Its folder or file.
-        rank: The largest of its modules.
+        rank: The largest rank of its modules.
         modules: The last parts of the names of its modules.
         base: The base model; empty if unknown.
     """
     match runtime:
         case "vllm":
-            module = {"name": name, "path": adapter, **({"base_model_name": base} if base else {})}
-            return ("--enable-lora", "--max-lora-rank", str(vllm_rank(rank) or rank), "--lora-modules", json.dumps(module))
+            lora_module = {"name": name, "path": adapter, **({"base_model_name": base} if base else {})}
+            return ("--enable-lora", "--max-lora-rank", str(vllm_rank(rank) or rank), "--lora-modules", json.dumps(lora_module))
         case "sglang":
-            # Strict: else weights that match no module are left out with a warning.
-            module = {"lora_name": name, "lora_path": adapter}
+            # Strict loading: otherwise weights that match no module are left out with a warning.
+            lora_module = {"lora_name": name, "lora_path": adapter}
             options = ("--enable-lora", "--lora-strict-loading", "--max-lora-rank", str(rank))
-            return (*options, "--lora-target-modules", *modules, "--lora-paths", json.dumps(module))
+            return (*options, "--lora-target-modules", *modules, "--lora-paths", json.dumps(lora_module))
         case "llama.cpp":
             # Its cache of prompts in RAM does not tell adapters apart (llama.cpp #26207).
             return ("--lora", adapter, "--cache-ram", "0")
@@ -53,31 +53,33 @@ def flags(runtime: str, name: str, adapter: str, *, rank: int, modules: Sequence
 
 
 def vllm(name: str, adapter: str, base: str, *, rank: int) -> str | None:
-    """Serve an adapter by vLLM under a name; None for a rank above those that vLLM takes."""
-    served = vllm_rank(rank)
-    if served is None:
+    """Return the command to serve an adapter by vLLM under a name; None for a rank above those that vLLM accepts."""
+    max_rank = vllm_rank(rank)
+    if max_rank is None:
         return None
-    more = ["--max-lora-rank", str(served)] if served > 16 else []
-    return shlex.join(["vllm", "serve", base or _UNKNOWN, "--enable-lora", "--lora-modules", f"{name}={adapter}", *more])
+    rank_options = ["--max-lora-rank", str(max_rank)] if max_rank > 16 else []
+    return shlex.join(
+        ["vllm", "serve", base or _UNKNOWN_BASE, "--enable-lora", "--lora-modules", f"{name}={adapter}", *rank_options]
+    )
 
 
 def llama_server(model: str, adapter: str) -> str:
-    """Serve an adapter in GGUF by llama.cpp, on a base in GGUF."""
-    return shlex.join(["llama-server", "-m", model or f"{_UNKNOWN}.gguf", "--lora", adapter])
+    """Return the command to serve an adapter in GGUF by llama.cpp, on a base in GGUF."""
+    return shlex.join(["llama-server", "-m", model or f"{_UNKNOWN_BASE}.gguf", "--lora", adapter])
 
 
 def mlx(base: str, adapter: str) -> str:
-    """Generate text by mlx-lm."""
-    return shlex.join(["mlx_lm.generate", "--model", base or _UNKNOWN, "--adapter-path", adapter, "--prompt", "Hello"])
+    """Return the command to generate text by mlx-lm."""
+    return shlex.join(["mlx_lm.generate", "--model", base or _UNKNOWN_BASE, "--adapter-path", adapter, "--prompt", "Hello"])
 
 
 def ollama(name: str, folder: str) -> str:
-    """Add a folder with a Modelfile to Ollama."""
+    """Return the command to add a folder with a Modelfile to Ollama."""
     return shlex.join(["ollama", "create", name, "-f", f"{folder}/Modelfile"])
 
 
 def of_adapter(style: str, target: Path, base: BaseSpec | None) -> str | None:
-    """The command for an adapter in the format `style`; None where the format is for no runtime with a command."""
+    """Return the command for an adapter in the format `style`; None if no runtime with a command reads the format."""
     name = target.name.removesuffix(".gguf")
     match style:
         case "gguf":
@@ -87,25 +89,25 @@ def of_adapter(style: str, target: Path, base: BaseSpec | None) -> str | None:
         case "mlx":
             return mlx(_folder(base), str(target))
         case "peft":
-            rank, recorded = _of_config(target / "adapter_config.json")
+            rank, recorded = _rank_and_base(target / "adapter_config.json")
             return vllm(name, str(target), _folder(base, recorded), rank=rank)
     return None
 
 
 def of_model(style: str, target: Path) -> str:
-    """The command for a whole model, as GGUF or as a Hugging Face folder."""
+    """Return the command for a whole model, as GGUF or as a Hugging Face folder."""
     return shlex.join(["llama-server", "-m", str(target)] if style == "gguf" else ["vllm", "serve", str(target)])
 
 
 def _folder(base: BaseSpec | None, recorded: str | None = None) -> str:
-    """The base as a Hugging Face model: its folder, its name, or the name that the adapter records; empty if unknown."""
+    """Return the base as a Hugging Face model: its folder, its name, or the name that the adapter records; empty if unknown."""
     if base is not None and base.folder is not None:
         return str(base.folder)
     return (base.repo if base else None) or recorded or ""
 
 
-def _of_config(path: Path) -> tuple[int, str | None]:
-    """The largest rank that an adapter_config.json has, and the base that it names."""
+def _rank_and_base(path: Path) -> tuple[int, str | None]:
+    """Return the largest rank that an adapter_config.json has, and the base that it names."""
     try:
         config = json_file.read_object(path)
     except AdapterhubError:

@@ -1,4 +1,7 @@
-"""Scan an adapter by path, ref or address: its files, and the norms of its weights among those of adapters of the same base."""
+"""Scans of an adapter by path, ref or address: its files, and the norms of its weights among adapters of the same base.
+
+The checks of files are in `adapterhub.checks.scan`.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """The norms of an adapter's weights among those of others: numbers, from which no verdict follows.
+    """The norms of an adapter's weights compared with those of other adapters: numbers, without a verdict.
 
     Attributes:
         base: The name of the base whose adapters they are compared with; None if it is not known.
-        population: How many other adapters there are.
+        population: The number of other adapters.
         kinds: The numbers of each kind of module, such as `self_attn.q_proj`, in all layers.
-        modules: Those of each module.
+        modules: The numbers of each module.
         left_out: Modules without numbers, with the reason.
-        missing: Why there are no numbers at all; empty if there are.
+        missing: The reason why there are no numbers at all; empty if there are.
     """
 
     base: str | None = None
@@ -43,7 +46,7 @@ class Weights:
 
 @dataclass(frozen=True, repr=False)
 class Scan:
-    """What a scan found.
+    """The result of a scan.
 
     Attributes:
         report: The problems; its `ok` is about the codes of docs/scan.md alone.
@@ -58,7 +61,7 @@ class Scan:
         return f"<Scan {self.report.where}: {counts or 'nothing found'}>"
 
     def _repr_html_(self) -> str:
-        rows = [(one.severity, one.code, one.where, one.what) for one in self.report.problems]
+        rows = [(problem.severity, problem.code, problem.where, problem.what) for problem in self.report.problems]
         return display.table(rows, head=("severity", "code", "where", "what"), caption=repr(self))
 
 
@@ -69,15 +72,15 @@ def scan(
 
     Args:
         source: A folder, a file, a ref or an address; a folder or a file need not be an adapter.
-        workspace: The registry, credentials; its `steps` shows the work.
+        workspace: The registry and the credentials; its `steps` show the progress.
         weights: Read the weights for their numbers, besides the bytes of files.
-        strict: Let warnings fail it as errors do.
-        limit: How many problems of each code the report has, besides their number; all of them if None.
+        strict: Let warnings fail the adapter as errors do.
+        limit: The most problems of each code to list; the report counts all. None lists all.
     """
     from adapterhub.checks.scan import scan as scan_files
 
-    with _opened(source, workspace) as (path, where, name):
-        report = replace(scan_files(path, where=where, limit=limit), strict=strict)
+    with _opened(source, workspace) as (path, label, name):
+        report = replace(scan_files(path, where=label, limit=limit), strict=strict)
         if not weights:
             return Scan(report, Weights(missing="not asked for"))
         try:
@@ -88,13 +91,14 @@ def scan(
 
 @contextmanager
 def _opened(source: StrPath, workspace: Workspace) -> Iterator[tuple[Path, str, str]]:
-    """The folder or file, what its user calls it, and the name of a version of the registry."""
+    """Yield the folder or file, its name for messages, and its name in the registry (empty for a path)."""
+    # A path is scanned as it is, whatever it contains; only a ref or an address must be an adapter to be read.
     path = None if sources.is_address(source) else sources.resolve(source, workspace)[0]
     if path is not None:
         yield path, str(source), ""
         return
-    with sources.opened(source, workspace) as found:
-        yield found.folder, found.where, (found.ref or "").partition(":")[0].partition("@")[0]
+    with sources.opened(source, workspace) as adapter_source:
+        yield adapter_source.folder, adapter_source.where, (adapter_source.ref or "").partition(":")[0].partition("@")[0]
 
 
 def _weights(path: Path, workspace: Workspace, name: str) -> Weights:
@@ -104,21 +108,21 @@ def _weights(path: Path, workspace: Workspace, name: str) -> Weights:
     from adapterhub_converters.formats import convert
 
     adapter = convert.read(adapter_in(path))
-    with workspace.steps("computing norms") as show:
-        found, left_out = spectra.spectra(adapter, progress=show)
+    with workspace.steps("computing norms") as progress:
+        spectra_, left_out = spectra.spectra(adapter, progress=progress)
     manifest = AdapterManifest.read(path if path.is_dir() else path.parent)
     base = manifest.base if manifest else BaseInfo(adapter.meta.base_model)
-    others = _others(workspace, base, name, found)
-    kinds, modules = spectra.ranked(found, others)
-    return Weights(base.repo, len(others), tuple(kinds), tuple(modules), left_out)
+    other_spectra = _others(workspace, base, name, spectra_)
+    kinds, modules = spectra.ranked(spectra_, other_spectra)
+    return Weights(base.repo, len(other_spectra), tuple(kinds), tuple(modules), left_out)
 
 
-def _others(workspace: Workspace, base: BaseInfo, name: str, own: Spectra) -> list[Spectra]:
-    """The numbers of other adapters, without the same adapter under another name."""
+def _others(workspace: Workspace, base: BaseInfo, name: str, own_spectra: Spectra) -> list[Spectra]:
+    """Return the numbers of other adapters, leaving out the same adapter under another name."""
     from adapterhub.registry import population
 
     try:
         with workspace.opened() as registry:
-            return [found for found in population.others(registry, base, without=name) if found != own]
+            return [other for other in population.others(registry, base, without=name) if other != own_spectra]
     except NotFoundError:  # no registry
         return []

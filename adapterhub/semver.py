@@ -30,13 +30,13 @@ class Version:
 
     @property
     def is_pre(self) -> bool:
-        """True for a prerelease."""
+        """Whether it is a prerelease."""
         return self.pre[0] == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """From `low` up to, not including, the release `high`."""
+    """A range of versions from `low` up to, not including, the release `high`."""
 
     low: Version
     high: Release
@@ -48,32 +48,32 @@ class Range:
 
 
 def parse(text: str) -> Version | None:
-    """Parse a tag; None if it is not a version."""
+    """Parse a tag; return None if it is not a version."""
     match = _VERSION.fullmatch(text)
     return Version((int(match[1]), int(match[2]), int(match[3])), _pre(match[4])) if match else None
 
 
 def parse_range(text: str) -> Range | None:
-    """Parse `^1.2`, `~1.2` or `1.2`; None if the text is not a range."""
+    """Parse `^1.2`, `~1.2` or `1.2`; return None if the text is not a range."""
     match = _RANGE.fullmatch(text)
     if not match:
         return None
-    given = [int(part) for part in match.group(2, 3, 4) if part is not None]
-    major, minor, patch = (*given, 0, 0)[:3]
-    return Range(Version((major, minor, patch), _pre(match[5])), _end(match[1], given))
+    numbers = [int(part) for part in match.group(2, 3, 4) if part is not None]
+    major, minor, patch = (*numbers, 0, 0)[:3]
+    return Range(Version((major, minor, patch), _pre(match[5])), _end(match[1], numbers))
 
 
-def _end(kind: str, given: list[int]) -> Release:
-    """The end of a range: `^` keeps the leftmost number that is not 0, `~` the first two, a plain one all that are given."""
+def _end(kind: str, numbers: list[int]) -> Release:
+    """Return the end of a range: `^` keeps the leftmost number that is not 0, `~` the first two, a plain range all."""
     if kind == "^":
-        keep = next((at for at, part in enumerate(given) if part), len(given) - 1) + 1
+        length = next((index for index, number in enumerate(numbers) if number), len(numbers) - 1) + 1
     elif kind == "~":
-        keep = min(len(given), 2)
+        length = min(len(numbers), 2)
     else:
-        keep = len(given)
-    kept = given[:keep]
-    kept[-1] += 1
-    major, minor, patch = (*kept, 0, 0)[:3]
+        length = len(numbers)
+    prefix = numbers[:length]
+    prefix[-1] += 1
+    major, minor, patch = (*prefix, 0, 0)[:3]
     return major, minor, patch
 
 
@@ -83,14 +83,14 @@ def _pre(text: str | None) -> _Pre:
     return (0, tuple((0, int(word), "") if word.isdecimal() else (1, 0, word) for word in text.split(".")))
 
 
-def highest(tags: list[str], wanted: Range) -> list[str]:
-    """The tags of the highest version in a range: several if one version has two spellings, none if none is in it."""
-    found = [(version, tag) for tag in tags if (version := parse(tag)) and version in wanted]
-    top = max((version for version, _ in found), default=None)
-    return [tag for version, tag in found if version == top]
+def highest(tags: list[str], range_: Range) -> list[str]:
+    """Return the tags of the highest version in a range: several if it has two spellings, none if no tag is in the range."""
+    matches = [(version, tag) for tag in tags if (version := parse(tag)) and version in range_]
+    top = max((version for version, _ in matches), default=None)
+    return [tag for version, tag in matches if version == top]
 
 
 def highest_in(text: str, tags: Iterable[str]) -> list[str]:
-    """The tags of the highest version in the range that `text` is, as `highest`; none if it is not a range."""
-    wanted = parse_range(text)
-    return highest(list(tags), wanted) if wanted else []
+    """Return the tags of the highest version in the range `text`, as `highest` does; none if `text` is not a range."""
+    range_ = parse_range(text)
+    return highest(list(tags), range_) if range_ else []

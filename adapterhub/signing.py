@@ -1,4 +1,7 @@
-"""Sign and verify adapters by path, ref or address, as the commands `sign` and `verify` do."""
+"""Signing and verification of adapters by path, ref or address, as the commands `sign` and `verify` do.
+
+The formats and the trust are in `adapterhub.trust`, attestations in `attesting`, checkpoints of logs in `auditing`.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ class Signature:
 
     Attributes:
         ref: The ref, the address or the folder of the adapter.
-        name: What it is signed as.
-        digest: Of the version's manifest; None for a folder.
+        name: The name it is signed as.
+        digest: The digest of the version's manifest; None for a folder.
         files: Paths of the files that are signed, sorted.
-        signer: The key, or the identity; `title` describes it, and the `id` of a key is the sha256 of its public PEM.
+        signer: The key or the identity; `title` describes it, and the `id` of a key is the sha256 of its public PEM.
     """
 
     ref: str
@@ -51,10 +54,10 @@ class Verified:
     """The result of a verification.
 
     Attributes:
-        ref: What was verified, as it was asked for.
-        findings: What does not match; notes do not count as errors.
-        signature: The signature by one of the keys; None if none was asked for, or none is valid.
-        attestations: What one of the keys attests, if that was asked for.
+        ref: The verified adapter, as the caller named it.
+        findings: Mismatches; notes do not count as errors.
+        signature: The signature by one of the keys; None if it was not asked for or none is valid.
+        attestations: The attestations by one of the keys, if they were asked for.
     """
 
     ref: str
@@ -64,7 +67,7 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """True if every byte matches its digest and, with keys, the digests are signed by one of them."""
+        """Whether every byte matches its digest and, with keys, one of them signed the digests."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def __repr__(self) -> str:
@@ -88,9 +91,9 @@ def sign(
         source: A folder, a ref or an address.
         key: Your private key, in PEM; `pkcs11:…`, the URI of one in hardware; or a signer, such as one by
             `adapterhub.trust.keyless`, which signs by an identity.
-        name: What to sign it as; by default the name of the ref, at the address, or of the folder.
-        passphrase: That of the key, if it is encrypted; the PIN of its hardware.
-        workspace: The registry, the credentials.
+        name: The name to sign it as; by default the name of the ref, at the address, or of the folder.
+        passphrase: The passphrase of the key, if it is encrypted, or the PIN of its hardware.
+        workspace: The registry and the credentials.
 
     Raises:
         ParameterError: The passphrase is missing or wrong.
@@ -102,9 +105,9 @@ def sign(
     """
     from adapterhub.trust import signers
 
-    secret = signers.read(key, passphrase)
-    made, _ = signatures.sign(source, secret, workspace or Workspace(), name=name)
-    return _signature(made, name or made.name, secret.public)
+    signer = signers.read(key, passphrase)
+    signed, _ = signatures.sign(source, signer, workspace or Workspace(), name=name)
+    return _signature(signed, name or signed.name, signer.public)
 
 
 def verify(
@@ -119,8 +122,8 @@ def verify(
 ) -> Verified:
     """Compare bytes with digests: a folder with its adapter.json, a version here or at an address with its manifest.
 
-    With `keys`, the digests must have been signed by one of them, for all of the files and no others; with `attestations`, one
-    of them must have attested something about the version instead.
+    With `keys`, one of them must have signed the digests, of all of the files and no others; with `attestations`, one of them
+    must have attested something about the version instead.
 
     Args:
         source: A folder, a ref or an address.
@@ -129,7 +132,7 @@ def verify(
         attestations: Verify the attestations of a version.
         recompute: Compute them again from these inputs, and compare.
         progress: Called with bytes read and bytes in all.
-        workspace: The registry, the credentials.
+        workspace: The registry and the credentials.
 
     Raises:
         NotFoundError: There is no such adapter, or no such key.
@@ -142,7 +145,7 @@ def verify(
     """
     from adapterhub.trust.keys import trusted
 
-    here = (workspace or Workspace()).showing(progress)
+    workspace = (workspace or Workspace()).showing(progress)
     if not keys and (name or attestations):
         parameter = "name" if name else "attestations"
         raise ParameterError(parameter, "is for a signature, and no key is given to verify one with", code="keys-required")
@@ -152,22 +155,25 @@ def verify(
         exact: StrPath = source
         findings: Findings = []
         if attestations:
-            found, attested, findings = attesting.verify(source, trusted(keys), here, inputs=recompute)
-            exact = found.pinned  # what was signed, wherever its tag is now
+            signed_version, attested, findings = attesting.verify(source, trusted(keys), workspace, inputs=recompute)
+            exact = signed_version.pinned  # the signed version, even if its tag was moved meanwhile
         elif keys:
-            found, signed = signatures.verify(source, trusted(keys), here, name=name)
-            exact, signature = found.pinned, _signature(found, signed.statement.name, signed.signer)
-        findings = [*findings, *(_compared(exact, here) if exact else ())]  # all files of a folder are signed
-    except IntegrityError as error:  # the document with the digests, or the signature
-        findings = [_finding(error)]
+            signed_version, accepted = signatures.verify(source, trusted(keys), workspace, name=name)
+            exact, signature = signed_version.pinned, _signature(signed_version, accepted.statement.name, accepted.signer)
+        findings = [
+            *findings,
+            *(_compared(exact, workspace) if exact else ()),
+        ]  # `exact` is empty for a folder whose files the signature covers
+    except IntegrityError as error:  # raised for the document with the digests, or for the signature
+        findings = [_error_finding(error)]
     return Verified(os.fspath(source), tuple(findings), signature, tuple(attested))
 
 
-def _signature(found: Signable, name: str, signer: TrustedSigner) -> Signature:
-    return Signature(found.where, name, found.digest or None, tuple(sorted(found.files)), signer)
+def _signature(signed_version: Signable, name: str, signer: TrustedSigner) -> Signature:
+    return Signature(signed_version.where, name, signed_version.digest or None, tuple(sorted(signed_version.files)), signer)
 
 
-def _finding(error: IntegrityError) -> Finding:
+def _error_finding(error: IntegrityError) -> Finding:
     from adapterhub.maintenance.findings import Finding
 
     code = "signature" if error.code.startswith("signature") else "unreadable"
@@ -178,8 +184,8 @@ def _compared(source: StrPath, workspace: Workspace) -> Findings:
     from adapterhub.maintenance import fsck
 
     if sources.is_address(source):
-        with sources.opened(source, workspace) as found:  # verified as it is fetched
-            return fsck.verify_folder(found.folder)
+        with sources.opened(source, workspace) as adapter_source:  # the download compares every digest
+            return fsck.verify_folder(adapter_source.folder)
     path, ref = sources.resolve(source, workspace)
     with workspace.bar("verifying") as progress:
         if ref is None:

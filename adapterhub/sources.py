@@ -1,7 +1,7 @@
-"""The adapter that a text means: a path, a ref of the registry, or an address; never a guess between two.
+"""The adapter that a text names: a path, a ref of the registry, or an address; never a guess between two.
 
-Used by every command and function that takes a SRC; `base_sources` is the same for a BASE.
-Bytes from a registry or an address are verified on the way.
+Every command and function that takes a SRC uses this module; `base_sources` is the same for a BASE. `ref` parses refs, and
+`references` picks a version for one. Bytes from a registry or an address are verified on the way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.training import InitialAdapter
 
 ADDRESSES = ("https://", "http://", "hf://")
-"""What the address of a base begins with."""
+"""Prefixes of the address of a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Source:
     """An adapter to read.
 
     Attributes:
-        path: What a format reader takes: a folder or a file.
+        path: The folder or file that a format reader takes.
         folder: The folder that contains it.
         where: The name that the user gave it.
-        ref: Its ref or address, where it came from a registry.
-        digest: The digest of its manifest, where it came from one.
+        ref: Its ref or address, if it came from a registry.
+        digest: The digest of its manifest, if it came from a registry.
     """
 
     path: Path
@@ -54,11 +54,11 @@ class Source:
 
 @contextmanager
 def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
-    """The adapter that `source` names, until the context ends.
+    """Yield the adapter that `source` names; copies from a registry are removed when the context ends.
 
     Raises:
-        NotFoundError: Neither a path nor a ref of the registry.
-        UsageError: Both of them.
+        NotFoundError: It is neither a path nor a ref of the registry.
+        UsageError: It is both.
     """
     from adapterhub_converters.adapter_files import adapter_in, folder_for
 
@@ -81,8 +81,8 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         return
     with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
-        with workspace.bar("reading") as show:
-            version = registry.pull(ref, folder, show)
+        with workspace.bar("reading") as progress:
+            version = registry.pull(ref, folder, progress)
         workspace.deprecated(version.ref, version.deprecated)
         with naming(folder, str(version.ref)):
             yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
@@ -90,13 +90,13 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
 
 @contextmanager
 def in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
-    """A path or a version of the registry for a look at its headers: its blobs where they are, neither copied nor verified."""
+    """Yield the path of an adapter whose headers are to be read: the blobs of a version are linked, not copied or verified."""
     from adapterhub_converters.adapter_files import adapter_in
 
     ref = ref_of(source, workspace)
     if ref is None:
-        with opened(source, workspace) as found:
-            yield found.path
+        with opened(source, workspace) as adapter_source:
+            yield adapter_source.path
         return
     from adapterhub.store.export import linked
 
@@ -112,37 +112,38 @@ def in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
 def downloaded(
     remote: Remote, reference: str, folder: Path, host: str, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Manifest, bool]:
-    """Write a version of a remote into a folder; its manifest, and whether it was not there already.
+    """Write a version of a remote into a folder. Return its manifest, and whether it was not there already.
 
     Another version that is there is replaced if it is unmodified, or with `replace`.
     """
     from adapterhub.remotes import folders
     from adapterhub.remotes.oci.image import Unpacked
 
-    there: list[bool] = []
+    unchanged: list[bool] = []
 
     def replacing(present: Present) -> None:
         if not replace:
+            # A version that exists in the registry or on the remote can be pulled again, so nothing is lost.
             present.check_lost(lambda digest: _stored(digest, workspace) or folders.has_version(remote, digest))
         workspace.tell(f"replaces {present}")
 
-    with workspace.bar(f"pulling from {host}") as show:
-        made = folders.download(
+    with workspace.bar(f"pulling from {host}") as progress:
+        manifest = folders.download(
             Unpacked(remote),
             reference,
             folder,
-            show,
+            progress,
             replacing=replacing,
-            found=lambda: there.append(True),
+            found=lambda: unchanged.append(True),
             **workspace.transfer(),
         )
-    if made.adapter_json is None:
+    if manifest.adapter_json is None:
         workspace.tell("there was no adapter.json: it was derived from the files")
-    return made, not there
+    return manifest, not unchanged
 
 
 def _stored(digest: Digest, workspace: Workspace) -> bool:
-    """Tell whether the registry has a version."""
+    """Return whether the registry has a version."""
     try:
         with workspace.opened() as registry:
             return bool(registry.holding(digest))
@@ -151,14 +152,14 @@ def _stored(digest: Digest, workspace: Workspace) -> bool:
 
 
 def check_apart(out: Path, source: Path) -> None:
-    """Refuse an output that is its own source or contains it: replacing the one would remove the other."""
+    """Refuse an output that is its own source or contains it, because replacing it would remove the source."""
     if out.resolve() in (source.resolve(), *source.resolve().parents):
         raise UsageError(str(out), "is the source or contains it", "Choose another output")
 
 
 @contextmanager
 def naming(folder: Path, name: str) -> Iterator[None]:
-    """Have errors name `name` instead of a temporary folder, which means nothing to their reader."""
+    """Replace a temporary folder by `name` in the errors of the block: its path means nothing to their reader."""
     try:
         yield
     except AdapterhubError as error:
@@ -168,11 +169,11 @@ def naming(folder: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def as_folder(source: Source) -> Iterator[Path]:
-    """A folder that contains the adapter and nothing else: its own, or a new one for a file among others.
+    """Yield a folder that contains the adapter and nothing else: its own, or a new one for a file among others.
 
     Raises:
-        FormatError: A file is no adapter.
-        RefusedError: It is one under a name that no file of weights has, by which nothing would find it in a folder.
+        FormatError: A file is not an adapter.
+        RefusedError: The file has a name that no reader of a folder takes for weights.
     """
     if not source.path.is_file() or source.ref or Path(source.where).is_dir():
         yield source.folder
@@ -180,8 +181,8 @@ def as_folder(source: Source) -> Iterator[Path]:
     if not (is_weights(source.path.name) or is_pickle_name(source.path.name)):
         from adapterhub_converters.formats import convert  # needs numpy
 
-        what = f"an adapter in the format {convert.sniff(source.path)}, whose name ends in neither .safetensors nor .gguf"
-        raise RefusedError(source.where, what, "Rename it, or convert it to PEFT")
+        problem = f"an adapter in the format {convert.sniff(source.path)}, whose name ends in neither .safetensors nor .gguf"
+        raise RefusedError(source.where, problem, "Rename it, or convert it to PEFT")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         place(source.path, Path(temporary) / source.path.name)
         with naming(Path(temporary), str(source.folder)):
@@ -189,7 +190,7 @@ def as_folder(source: Source) -> Iterator[Path]:
 
 
 def parent(source: Source, weight: float = 1.0) -> Parent:
-    """The adapter as a parent of another, by the digest that a push of it has."""
+    """Return the adapter as a parent of another, by the digest that pushing it would give."""
     from adapterhub.manifest import oci_manifest
     from adapterhub.registry import recipe
 
@@ -201,15 +202,15 @@ def parent(source: Source, weight: float = 1.0) -> Parent:
 
 
 def given(source: Source) -> InitialAdapter:
-    """The adapter to continue a training from, or to evaluate."""
+    """Return the adapter to continue a training from, or to evaluate."""
     from adapterhub.training import InitialAdapter
 
-    made = parent(source)
-    return InitialAdapter(made.path, made.folder, made.digest, source.where, made.ref)
+    as_parent = parent(source)
+    return InitialAdapter(as_parent.path, as_parent.folder, as_parent.digest, source.where, as_parent.ref)
 
 
 def place(path: Path, target: Path) -> None:
-    """Put the same bytes under another name: a hard link where the file system allows one."""
+    """Put the same bytes under another name: as a hard link where the file system allows one, else as a copy."""
     try:
         os.link(path.resolve(), target)
     except OSError:
@@ -217,7 +218,7 @@ def place(path: Path, target: Path) -> None:
 
 
 def is_address(source: StrPath) -> bool:
-    """Whether `source` is an address, such as `oci://…`; a `Path` never is."""
+    """Return whether `source` is an address, such as `oci://…`; a `Path` never is."""
     if not isinstance(source, str):
         return False
     from adapterhub.remotes.location import is_address
@@ -226,33 +227,39 @@ def is_address(source: StrPath) -> bool:
 
 
 def ref_of(source: StrPath, workspace: Workspace) -> Ref | None:
-    """The ref that `source` is, None for a path or an address; as `resolve`."""
+    """Return the ref that `source` is; None for a path or an address. Raises as `resolve` does."""
     return None if is_address(source) else resolve(source, workspace)[1]
 
 
 def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | None]:
-    """The path or the ref that `source` is; UsageError when it is both, NotFoundError when it is neither."""
+    """Return the path or the ref that `source` is.
+
+    Raises:
+        UsageError: It is both, or an address.
+        NotFoundError: It is neither.
+    """
     from adapterhub.ref import Ref, address_meant
 
     text, path = os.fspath(source), Path(source)
     if is_address(source):
         raise UsageError(text, "an address, and this works on local adapters only", "Pull it, or copy it to the registry")
-    there = path.exists() or path.is_symlink()
+    # A broken link counts as a path: it is what the user named, and the error should say that it leads nowhere.
+    exists = path.exists() or path.is_symlink()
     try:
         ref = Ref.parse(text)
     except UsageError as error:
-        if there:
+        if exists:
             return path, None
         if ":" in text or "@" in text:
             raise
         hint = error.hint if address_meant(text) else "A ref is like team/sql:v2"
         raise NotFoundError(text, "no such file or folder, and not a ref either", hint, code="no-such-file") from error
-    if not isinstance(source, str) or (there and not _known(ref, workspace)):
+    if not isinstance(source, str) or (exists and not _known(ref, workspace)):
         return path, None
-    if not there:
+    if not exists:
         return None, ref
-    plain = f"{text}:latest" if str(ref) == ref.name else text
-    hint = f"Write ./{text} for the path, {plain} for the adapter"
+    explicit_ref = f"{text}:latest" if str(ref) == ref.name else text
+    hint = f"Write ./{text} for the path, {explicit_ref} for the adapter"
     raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
 
 
@@ -266,10 +273,10 @@ def _known(ref: Ref, workspace: Workspace) -> bool:
 
 
 def existing(text: str) -> Path:
-    """A path that must be there."""
+    """Return the path that `text` names. Raise NotFoundError if nothing is there, and UsageError for an address."""
     if text.lower().startswith(ADDRESSES):
-        what = "is not on this disk, and the weights are needed, not only headers"
-        raise UsageError(text.partition("?")[0], what, "Download it, and name the folder or file")
+        problem = "is not on this disk, and the weights are needed, not only headers"
+        raise UsageError(text.partition("?")[0], problem, "Download it, and name the folder or file")
     path = Path(text)
     if not path.exists():
         raise NotFoundError(text, "no such file or folder", code="no-such-file")
@@ -277,5 +284,5 @@ def existing(text: str) -> Path:
 
 
 def here(base: StrPath | None) -> str | None:
-    """The absolute path of a base on this machine; None for any other."""
+    """Return the absolute path of a base on this machine; None for any other base."""
     return str(Path(base).resolve()) if base and Path(base).exists() else None

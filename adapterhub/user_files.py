@@ -1,4 +1,4 @@
-"""Small files that belong to people: read, changed and replaced atomically, by one process at a time."""
+"""Small files of the user: read, changed and replaced atomically, by one process at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import LocalIOError, NotFoundError
 
-_TRIES, _PAUSE = 600, 0.05  # to lock a folder, and seconds between two
+_TRIES, _PAUSE = 600, 0.05  # attempts to lock a folder, and seconds between two: 30 seconds in all
 
 
 def change(path: Path, new: Callable[[str], str | None], *, private: bool = False, follow: bool = True) -> bool:
@@ -22,11 +22,11 @@ def change(path: Path, new: Callable[[str], str | None], *, private: bool = Fals
 
     Args:
         new: Returns the new text for the old one, which is empty for a missing file; None to write nothing.
-        private: Only the owner may read the file; one that others can read already is a LocalIOError.
-        follow: False for a file of a project, which may be a clone of somebody else's: a link is then a RefusedError.
+        private: Only the owner may read the file; a file that others can read already raises LocalIOError.
+        follow: False for a file of a project, which may be a clone of somebody else's: a link then raises RefusedError.
 
     Returns:
-        True if the file was written.
+        Whether the file was written.
     """
     real = Path(os.path.realpath(path if follow else path.parent)) / ("" if follow else path.name)
     with _errors(path):
@@ -40,7 +40,7 @@ def change(path: Path, new: Callable[[str], str | None], *, private: bool = Fals
 
 
 def read(path: Path, *, private: bool = False, follow: bool = True) -> str:
-    """The text of a file, empty if it is missing; the arguments are those of `change`."""
+    """Return the text of a file, empty if it is missing; the arguments are those of `change`."""
     try:
         if private:
             check_private(path)
@@ -50,29 +50,29 @@ def read(path: Path, *, private: bool = False, follow: bool = True) -> str:
 
 
 def check_private(path: Path) -> None:
-    """LocalIOError if others can read `path`, or it belongs to another user; FileNotFoundError if it is missing."""
+    """Raise LocalIOError if others can read `path` or it belongs to another user, FileNotFoundError if it is missing."""
     if not hasattr(os, "geteuid"):
         return
-    found = path.stat()
-    if found.st_uid != os.geteuid():
+    status = path.stat()
+    if status.st_uid != os.geteuid():
         raise LocalIOError(str(path), "belongs to another user and is not read", "Remove it")
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    if stat.S_IMODE(status.st_mode) & 0o077:
         raise LocalIOError(str(path), "others can read it, so it is not used", f"Run `chmod 600 {path}`, or remove it")
 
 
 def is_mine(path: Path) -> bool:
-    """True if a file belongs to the user, as git requires of `.git`: one from a stranger in a folder above is not trusted.
+    """Return whether a file belongs to the user. As git requires of `.git`, a stranger's file in a folder above is not trusted.
 
-    Of a link, the owner is the user who made the link: a stranger can link to a file of the user's.
+    The owner of a link is the user who made the link: a stranger can link to a file of the user's.
     """
     with suppress(OSError):
         return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
     return False
 
 
-def is_only_mine(found: os.stat_result) -> bool:
-    """True for a file or folder that belongs to the user and that nobody else can write to."""
-    return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022)
+def is_only_mine(status: os.stat_result) -> bool:
+    """Return whether a file or folder belongs to the user and nobody else can write to it."""
+    return not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o022)
 
 
 def _replace(path: Path, data: bytes, *, private: bool) -> None:
@@ -82,6 +82,7 @@ def _replace(path: Path, data: bytes, *, private: bool) -> None:
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private or mode is not None else 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
+            # The data must be on disk before the new name is: after a crash the file has the old text or the new one.
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -97,7 +98,8 @@ def _replace(path: Path, data: bytes, *, private: bool) -> None:
 def _alone(folder: Path) -> Iterator[None]:
     """Keep other processes from changing files in `folder`, where folders can be locked.
 
-    A change takes milliseconds. Who can read the folder can lock it, and forever, so that it is not waited for like that.
+    A change takes milliseconds. Anyone who can read the folder can also lock it, for as long as they like, so waiting for the
+    lock is limited.
     """
     try:
         import fcntl

@@ -1,7 +1,7 @@
-"""The surroundings of operations: the registry, the project's policy, credentials, caches, all handed in as values.
+"""The surroundings of operations: the registry, the project's policy, credentials and caches, all passed in as values.
 
-The library reads no environment. The command line makes a `Workspace` of options, variables and the user's files; in Python
-the default one has the registry and the policy of the working folder, and asks others without credentials.
+The library reads no environment. The command line makes a `Workspace` of options, variables and the user's files; in Python the
+default one has the registry and the policy of the working folder, and accesses remotes without credentials.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
 def listed(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
-    """Return one path, or several, as a list."""
+    """Return one path or several as a list."""
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path:
-    """The user's own folder for adapterhub's files of a kind: `data`, `config` or `cache`.
+    """Return the user's own folder for adapterhub's files of a kind: `data`, `config` or `cache`.
 
     `environ` may name other places: the XDG base directories, and on Windows APPDATA and LOCALAPPDATA.
     """
@@ -54,12 +54,12 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
         return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "adapterhub"
     if sys.platform == "win32":
         folder = Path(environ.get(windows) or Path.home()) / "adapterhub"
-        return folder / "cache" if kind == "cache" else folder  # its local data are in the folder itself
+        return folder / "cache" if kind == "cache" else folder  # on Windows, LOCALAPPDATA is for data and caches alike
     return Path.home() / unix / "adapterhub"
 
 
 def project_file(start: Path) -> Path | None:
-    """The nearest adapterhub.toml at or above a folder, of any owner; a link too, so that reading it reports that."""
+    """Return the nearest adapterhub.toml at or above a folder, whoever owns it; a link counts, so that reading reports it."""
     start = start.absolute()
     return next((folder / PROJECT for folder in (start, *start.parents) if _is_there(folder / PROJECT)), None)
 
@@ -72,7 +72,7 @@ def _is_there(path: Path) -> bool:
 
 
 def project_at(start: Path) -> SettingsFile | None:
-    """The settings of the project that a folder is in; another user's file is not trusted."""
+    """Return the settings of the project that a folder is in; None without one, or if the file is another user's."""
     path = project_file(start)
     if path is None:
         return None
@@ -82,12 +82,12 @@ def project_at(start: Path) -> SettingsFile | None:
     return settings.read(path, follow=False) if user_files.is_mine(path) else None
 
 
-def _policy_here() -> Policy | None:
-    found = project_at(Path.cwd())
-    return found.policy if found else None
+def _working_folder_policy() -> Policy | None:
+    project = project_at(Path.cwd())
+    return project.policy if project else None
 
 
-def _anonymous() -> Hub:
+def _anonymous_hub() -> Hub:
     from adapterhub.bases.hub_address import Hub
 
     return Hub()
@@ -105,7 +105,7 @@ def _trusts_nobody(_owner: str, _file: Path) -> bool:
     return False
 
 
-def _nothing(_note: str) -> None:
+def _ignore_note(_note: str) -> None:
     return None
 
 
@@ -118,19 +118,19 @@ class Workspace:
     """The surroundings of an operation.
 
     Attributes:
-        registry: The folder of the registry, or a function that returns it, asked when a registry is needed. None for the
-            nearest one at or above the working folder, else that of its adapterhub.toml, else the user's own.
+        registry: The folder of the registry, or a function that returns it, called when a registry is needed. None for the
+          nearest one at or above the working folder, else that of its adapterhub.toml, else the user's own.
         policy: Requirements on adapters that are stored or pulled, or a function that returns them; by default those of the
-            nearest adapterhub.toml. None for none.
+          nearest adapterhub.toml. None for none.
         docker: The path of docker's config.json, for credentials of registries; None for none.
         hub: Returns the Hugging Face Hub to ask, and the token.
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
-        trusts: Called before anything is asked at an address that only a file of the project names, with the owner of the
-            address (`remotes.location.Place.owner`) and that file; True to continue. By default nobody is trusted.
+        trusts: Called before a request to an address that only a file of the project names, with the owner of the address
+          (`remotes.location.Place.owner`) and that file; returns True to continue. By default nobody is trusted.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
-        models: The cache of huggingface_hub, where base models are found by name, and downloaded to; None for none.
+        models: The cache of huggingface_hub, where base models are looked up by name and downloaded to; None for none.
         tell: Called with a line for each note, such as that a version is deprecated.
         bar: Called with a title when bytes begin to be counted; its context gives the callback, `(done, total)`.
         steps: The same for things that are not bytes.
@@ -145,16 +145,16 @@ class Workspace:
     """
 
     registry: StrPath | Callable[[], Path] | None = None
-    policy: Policy | Callable[[], Policy | None] | None = field(default=_policy_here, repr=False)
+    policy: Policy | Callable[[], Policy | None] | None = field(default=_working_folder_policy, repr=False)
     docker: StrPath | None = None
-    hub: Callable[[], Hub] = field(default=_anonymous, repr=False)
+    hub: Callable[[], Hub] = field(default=_anonymous_hub, repr=False)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: ProxyOf = field(default=_no_proxy, repr=False)
     trusts: Callable[[str, Path], bool] = field(default=_trusts_nobody, repr=False)
     uploads: StrPath | None = None
     cache: StrPath | None = None
     models: StrPath | None = field(default_factory=_hub_cache)
-    tell: Callable[[str], object] = field(default=_nothing, repr=False)
+    tell: Callable[[str], object] = field(default=_ignore_note, repr=False)
     bar: Bar = field(default=_no_bar, repr=False)
     steps: Bar = field(default=_no_bar, repr=False)
     jobs: int = 4
@@ -163,7 +163,7 @@ class Workspace:
     known_signers: StrPath | None = None
 
     def folder(self) -> Path:
-        """The folder of the registry, which need not be there yet."""
+        """Return the folder of the registry, which need not exist yet."""
         if callable(self.registry):
             return self.registry()
         if self.registry is not None:
@@ -171,15 +171,15 @@ class Workspace:
         from adapterhub.registry.registry import find
 
         project = project_at(Path.cwd())
-        named = self.admitted_registry(project) if project else None
-        return find(Path.cwd(), explicit=named, default=user_folder("data"))
+        project_registry = self.admitted_registry(project) if project else None
+        return find(Path.cwd(), explicit=project_registry, default=user_folder("data"))
 
     def rules(self) -> Policy | None:
-        """The policy, None where there is none."""
+        """Return the policy; None without one."""
         return self.policy() if callable(self.policy) else self.policy
 
     def check_name(self, name: str) -> None:
-        """Compare a name with the policy, before anybody is asked for it.
+        """Compare a name with the policy, before any remote is asked for it.
 
         Raises:
             RefusedError: The policy does not allow it.
@@ -188,13 +188,13 @@ class Workspace:
             policy.check_name(name)
 
     def within(self, registry: Registry) -> Workspace:
-        """The same, with the policy of a registry as well."""
+        """Return a copy whose policy also has the rules of a registry."""
         from adapterhub.project.policy import joined
 
         return self if registry.policy is None else replace(self, policy=joined(self.rules(), registry.policy))
 
     def admitted(self, address: str, file: StrPath) -> str:
-        """An address that a file of the project names, for use.
+        """Return an address that a file of the project names, if it may be used.
 
         Raises:
             RefusedError: Its owner is not trusted; code `unknown-host` or `unknown-folder`.
@@ -205,7 +205,7 @@ class Workspace:
         return address
 
     def admitted_registry(self, project: SettingsFile) -> Path | None:
-        """The folder of the registry that a project names, None without one; errors as those of `admitted`."""
+        """Return the folder of the registry that a project names, None without one. Raises as `admitted` does."""
         from adapterhub.remotes.location import owner_of
 
         if project.registry is not None:
@@ -213,17 +213,17 @@ class Workspace:
         return project.registry
 
     def admitted_base(self, project: SettingsFile) -> str | None:
-        """The base model that a project checks its adapters against, for use; errors as those of `admitted`."""
+        """Return the base model that a project checks its adapters against. Raises as `admitted` does."""
         from urllib.parse import urlsplit
 
         from adapterhub.remotes.location import owner_of
 
         text = project.validate.base
-        if text is None or text.lower().startswith("hf://"):  # the user chooses the hub
+        if text is None or text.lower().startswith("hf://"):  # the hub is the user's choice, not the project's
             return text
         if text.lower().startswith(("https://", "http://")):
-            parts = urlsplit(text)
-            self._admit(f"{parts.scheme}://{parts.netloc}".lower(), project.path)
+            url = urlsplit(text)
+            self._admit(f"{url.scheme}://{url.netloc}".lower(), project.path)
             return text
         path = project.path.absolute().parent / text
         if not path.exists():
@@ -234,14 +234,15 @@ class Workspace:
     def _admit(self, owner: str, file: Path) -> None:
         from adapterhub.remotes.location import is_below
 
+        # A project may be a clone of somebody else's: its files must not lead to new hosts or folders unnoticed.
         if not is_below(owner, file.parent) and not self.trusts(owner, file):
-            what = f"names {owner}, which you have not used before"
+            problem = f"names {owner}, which you have not used before"
             code = "unknown-folder" if owner.startswith("file:") else "unknown-host"
-            raise RefusedError(file.name, what, "Allow it, or name it yourself", code=code, owner=owner)
+            raise RefusedError(file.name, problem, "Allow it, or name it yourself", code=code, owner=owner)
 
     @contextmanager
     def opened(self, *, make: bool = False) -> Iterator[Registry]:
-        """The registry, until the context ends; NotFoundError where there is none, unless it is to be made."""
+        """Yield the registry and close it at the end; NotFoundError if there is none, unless `make` creates it."""
         from adapterhub.registry.registry import Registry
 
         folder = self.folder()
@@ -257,19 +258,19 @@ class Workspace:
             yield registry
 
     def transfer(self) -> dict[str, Any]:
-        """The arguments of `copy.copy` and `folders.download` that tell how fast bytes move."""
+        """Return the arguments of `copy.copy` and `folders.download` that limit how fast bytes move."""
         from adapterhub.remotes.parallel import Pace
 
         return {"jobs": self.jobs, "pace": Pace(self.rate)}
 
     def showing(self, progress: Progress | None) -> Workspace:
-        """The same, with every count given to `progress`; itself where that is None."""
+        """Return a copy that reports every count to `progress`; the workspace itself if that is None."""
         if progress is None:
             return self
         return replace(self, bar=lambda _title: nullcontext(progress), steps=lambda _title: nullcontext(progress))
 
     def surroundings(self) -> Surroundings:
-        """The part of it that remotes ask for."""
+        """Return the part of the workspace that remotes need."""
         from adapterhub.remotes.location import Surroundings
 
         docker = _path(self.docker)
@@ -277,26 +278,26 @@ class Workspace:
         def login(host: str, plain: bool) -> str | None:
             from adapterhub.remotes.oci import credentials
 
-            found = credentials.find(host, docker, plain=plain)
-            return (found.bearer or found.password or None) if found else None
+            stored = credentials.find(host, docker, plain=plain)
+            return (stored.bearer or stored.password or None) if stored else None
 
         return Surroundings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
 
     def connect(self, place: Place) -> Connected:
-        """An address, opened; the caller closes it."""
+        """Open an address; the caller closes it."""
         from adapterhub.remotes import location
 
         return location.connect(place, self.surroundings())
 
     def tell_notes(self, remote: Connected) -> str:
-        """Tell the notes of a remote; return the commit that was read or made, empty for a remote without commits."""
+        """Report the notes of a remote, and return the commit that was read or made; empty for a remote without commits."""
         commit = remote.commit_id
         for note in [*remote.notes, *([f"commit {commit}"] if commit else [])]:
             self.tell(note)
         return commit
 
     def deprecated(self, ref: object, message: str | None) -> None:
-        """Tell that a version should not be used any more; nothing where it may be."""
+        """Warn that a version is deprecated; do nothing if it is not (`message` is None)."""
         if message is not None:
             self.tell(f"warning: {ref} is deprecated" + (f": {message}" if message else ""))
 

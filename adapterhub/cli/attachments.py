@@ -1,4 +1,4 @@
-"""Files attached to versions, as OCI referrers."""
+"""The commands' access to files attached to versions, as OCI referrers."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(address: str) -> Iterator[tuple[Referring, Place]]:
-    """Open an address that can have attachments; UsageError for any other."""
+    """Open an address that can have attachments; raise UsageError for any other."""
     from adapterhub.remotes.location import is_address, parse
 
     if not is_address(address):
         hint = "Copy it to a registry or a layout first, like oci://HOST/NAME:TAG or layout://PATH:NAME"
         raise UsageError(address, "is not an address, and attachments are stored at an address", hint)
-    place = parse(address)
-    with remotes.opened(address) as there:
-        referring = there.referring()
+    parsed = parse(address)
+    with remotes.opened(address) as remote:
+        referring = remote.referring()
         if referring is None:
             raise UsageError(address, "does not support attachments", "Use an OCI registry or an image layout")
-        yield referring, place
+        yield referring, parsed
 
 
 def carry(source: str, target: str) -> int:
     """Copy the attachments of a version to the address it will be copied to, and return their number."""
     from adapterhub.remotes.oci import referrers
 
-    with opened(source) as (there, where), opened(target) as (place, _):
-        return len(referrers.copy(there, there.manifest(where.reference).digest, place))
+    with opened(source) as (source_remote, source_place), opened(target) as (target_remote, _):
+        return len(referrers.copy(source_remote, source_remote.manifest(source_place.reference).digest, target_remote))
 
 
 def document(referrer: Referrer) -> dict[str, object]:
-    """An attachment with stable keys."""
+    """Return an attachment as JSON."""
     return {
         "digest": referrer.digest,
         "size": referrer.size,

@@ -1,4 +1,4 @@
-"""What the commands that collect garbage share: their options, and what they print."""
+"""The options and the report that the commands which collect garbage share."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from adapterhub.serve.served import Removed
 
 
-def sweep_options(least: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of a gc, whose grace period has at least so many hours."""
+def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of a gc, whose grace period has at least `least` hours."""
     grace = click.option(
         "--grace",
         metavar="HOURS",
-        type=click.FloatRange(min=least),
+        type=click.FloatRange(min=min_hours),
         default=24.0,
         show_default=True,
         help="Keep objects newer than HOURS.",
@@ -37,7 +37,7 @@ def sweep_options(least: float) -> Callable[[Callable[..., None]], Callable[...,
 
 
 def emit_swept(settings: Settings, swept: Swept, served: Removed | None = None) -> None:
-    """Print what a gc removed; `served` are the versions that were prepared for runtimes, which a hub has none of."""
+    """Print what a gc removed; `served` counts versions that were prepared for runtimes, which a hub doesn't have."""
     output.emit(_document(swept, served), as_json=settings.as_json, text=lambda: _text(swept, served))
 
 
@@ -78,8 +78,8 @@ def _text(swept: Swept, served: Removed | None) -> None:
         output.write(
             f"{output.plural(swept.waiting, 'unused blob')}, {output.size(swept.waiting_size)}: within the grace period"
         )
-    held = served.held if served else 0
-    if held:
-        output.write(f"{output.plural(held, 'served version')}: held by a running server")
-    if not (swept.dropped or swept.waiting or held or any(count for count, _, _ in counts)):
+    held_count = served.held if served else 0
+    if held_count:
+        output.write(f"{output.plural(held_count, 'served version')}: held by a running server")
+    if not (swept.dropped or swept.waiting or held_count or any(count for count, _, _ in counts)):
         output.write("nothing to remove")

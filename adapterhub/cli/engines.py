@@ -1,4 +1,4 @@
-"""The engine that a command asks: its options, and how it is opened on a base."""
+"""The engine that a command runs: its options, and opening it on a base."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.serve.engines import Engine
     from adapterhub_converters.bases import BaseSpec
 
-# Spelled out so that help and completion need not import the engines; a test compares.
+# Written out so that help and completion need not import the engines; a test compares.
 ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
 _OPTIONS = (
     click.option("--engine", type=Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
@@ -41,7 +41,7 @@ _OPTIONS = (
 
 
 def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options by which an engine is chosen: the arguments of `opened`."""
+    """Add the options that choose an engine: the arguments of `opened`."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -69,17 +69,18 @@ def opened(
     nf4: bool,
     **more: Any,
 ) -> Iterator[Opened]:
-    """Open the engine of `engine_options` on a base, and say which one it is; `more` are fields of `Wanted`."""
+    """Open the engine of `engine_options` on a base, and print which one it is; `more` are fields of `Wanted`."""
     from adapterhub import base_sources
     from adapterhub.serve.engines import choosing
 
     spec = inputs.read_base(base, settings)
-    named = name or _name(base, spec)
+    base_name = name or _name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
-        wanted = choosing.Wanted(
+        choice = choosing.Wanted(
             engine,
             spec,
-            named,
+            base_name,
+            # An engine that runs elsewhere has its own weights.
             weights=None if url else base_sources.weights(base, workspace(settings)),
             folder=Path(folder),
             url=url.rstrip("/"),
@@ -92,17 +93,19 @@ def opened(
             tell=lambda note: output.say(output.one_line(note)),
             **more,
         )
-        found = choosing.opened(wanted)
-        if found.name == "torch":
+        chosen_engine = choosing.opened(choice)
+        if chosen_engine.name == "torch":
             environment.prepare_torch(same_bits_in_batches=True)
         output.say(
-            output.one_line(f"engine: {found.name}" + (" (found here; --engine chooses another)" if engine == "auto" else ""))
+            output.one_line(
+                f"engine: {chosen_engine.name}" + (" (found here; --engine chooses another)" if engine == "auto" else "")
+            )
         )
-        yield Opened(found, spec, named)
+        yield Opened(chosen_engine, spec, base_name)
 
 
 def _name(base: str, spec: BaseSpec) -> str:
-    """The name of a base in requests: that on the Hub, or of its file or folder."""
+    """Return the name of a base in requests: its name on the Hub, or the name of its file or folder."""
     if "://" in base:
         return spec.repo or base.rpartition("/")[2]
     path = Path(base)

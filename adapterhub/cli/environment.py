@@ -1,4 +1,7 @@
-"""Which registry, which remote, which hub: from options, the environment, the project and the user's files, in that order."""
+"""The registry, remote, hub and settings to use: from options, the environment, the project and the user's files.
+
+Sources are tried in this order.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.known_hosts import KnownHosts
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Spelled out so that help and completion need not import the checks (numpy); tests compare.
+# Written out so that help and completion need not import the checks (numpy); a test compares.
 RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
@@ -40,32 +43,32 @@ ENGINE_KEY = "ADAPTERHUB_ENGINE_KEY"
 _MAX_AUTHOR = 100
 ALLOW_HOSTS = "ADAPTERHUB_ALLOW_HOSTS"
 DEFAULT = ""
-"""What --remote is without a name."""
-_COMPLETING = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
+"""The value of --remote without a name."""
+_COMPLETION_VARIABLE = "_ADAPTERHUB_COMPLETE"  # set by a shell that completes a word
 
 
 def registry_folder(settings: Settings) -> Path:
-    """The folder of the registry to use; it may not be there yet."""
+    """Return the folder of the registry to use; it may not exist yet."""
     return chosen_registry(settings)[0]
 
 
 def chosen_registry(settings: Settings) -> tuple[Path, str]:
-    """The folder of the registry to use, and what chose it."""
+    """Return the folder of the registry to use, and what chose it."""
     from adapterhub.registry.registry import find
 
-    named, by = _named_registry(settings)
-    if named:
-        return find(Path.cwd(), explicit=Path(named)), by
+    explicit, chooser = _named_registry(settings)
+    if explicit:
+        return find(Path.cwd(), explicit=Path(explicit)), chooser
     mine = user()
     default = (mine and mine.registry) or data_folder()
-    found = find(Path.cwd(), default=default)
-    if found != default:
-        return found, "found here" if found == Path.cwd() else "found above this folder"
-    return found, str(user_file()) if mine and mine.registry else "the default"
+    folder = find(Path.cwd(), default=default)
+    if folder != default:
+        return folder, "found here" if folder == Path.cwd() else "found above this folder"
+    return folder, str(user_file()) if mine and mine.registry else "the default"
 
 
 def named_registry(settings: Settings) -> str | None:
-    """The registry that an option, the environment or the project names."""
+    """Return the registry that an option, the environment or the project names."""
     return _named_registry(settings)[0]
 
 
@@ -74,17 +77,17 @@ def _named_registry(settings: Settings) -> tuple[str | None, str]:
         return settings.registry, "--registry"
     if os.environ.get(ENVIRONMENT):
         return os.environ[ENVIRONMENT], f"${ENVIRONMENT}"
-    found = project()
-    folder = Workspace(trusts=trusts).admitted_registry(found) if found else None
-    return (str(folder), str(found.path)) if found and folder else (None, "")
+    settings_file = project()
+    folder = Workspace(trusts=trusts).admitted_registry(settings_file) if settings_file else None
+    return (str(folder), str(settings_file.path)) if settings_file and folder else (None, "")
 
 
 def workspace(settings: Settings) -> Workspace:
-    """All that the library may need of options, variables, the project and its user."""
+    """Return the workspace of a command: options, variables, the project and its user."""
     from . import output, progress
 
     context = click.get_current_context(silent=True)
-    given = context.meta if context else {}
+    meta = context.meta if context else {}
     return Workspace(
         registry=lambda: registry_folder(settings),
         policy=policy,
@@ -99,15 +102,15 @@ def workspace(settings: Settings) -> Workspace:
         tell=lambda note: output.say(output.one_line(note)),
         bar=progress.bytes_bar,
         steps=progress.count_bar,
-        jobs=given.get(JOBS) or 4,
-        rate=given.get(RATE),
+        jobs=meta.get(JOBS) or 4,
+        rate=meta.get(RATE),
         author=author(),
         known_signers=config_folder() / "known_signers",
     )
 
 
 def open_registry(settings: Settings, *, make: bool = False) -> Registry:
-    """The registry to use, open. `make`: a push may be the first thing that happens to it."""
+    """Open the registry to use; `make` creates a missing one, because a push may come first."""
     from adapterhub.registry.registry import Registry
 
     folder = registry_folder(settings)
@@ -122,30 +125,30 @@ def open_registry(settings: Settings, *, make: bool = False) -> Registry:
 
 
 def author() -> str:
-    """Who logs say has moved a ref: ADAPTERHUB_AUTHOR, which may be empty, else git's variable, else the user's name here."""
+    """Return the author that logs record for a move: ADAPTERHUB_AUTHOR, which may be empty, else git's, else the user."""
     if AUTHOR in os.environ:
         return os.environ[AUTHOR][:_MAX_AUTHOR]
     import getpass
 
-    with suppress(KeyError, OSError):  # no user of that number
+    with suppress(KeyError, OSError):  # the user id has no name, as in some containers
         return (os.environ.get("GIT_AUTHOR_NAME") or getpass.getuser())[:_MAX_AUTHOR]
     return ""
 
 
 def hub_settings(settings: Settings, **more: Any) -> HubSettings:
-    """The settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
+    """Return the settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
 
-    The address of a database has its password, which others on the machine could read among a command's words.
+    The address of a database contains its password, so it is no option: others on the machine can read the words of a command.
     """
     from adapterhub.hub.settings import HubSettings
 
-    places = {"database": os.environ.get(DATABASE, ""), "blobs": os.environ.get(BLOBS, ""), "environ": os.environ}
-    chosen = {key: value for key, value in more.items() if value is not None}
-    return HubSettings(registry=registry_folder(settings), **{**places, **chosen})
+    defaults = {"database": os.environ.get(DATABASE, ""), "blobs": os.environ.get(BLOBS, ""), "environ": os.environ}
+    given_options = {key: value for key, value in more.items() if value is not None}
+    return HubSettings(registry=registry_folder(settings), **{**defaults, **given_options})
 
 
 def oidc_secret(file: Path | None) -> str:
-    """The secret of a hub at its provider: in a file, or in ADAPTERHUB_OIDC_SECRET; never among a command's words."""
+    """Return the secret of a hub at its provider: from a file, or ADAPTERHUB_OIDC_SECRET; never from the words of a command."""
     from adapterhub_converters.containers.open_file import read_bytes
 
     if file is None:
@@ -157,7 +160,7 @@ def oidc_secret(file: Path | None) -> str:
 
 
 def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The refs that begin as what was typed, for a shell."""
+    """Return the refs that begin with the typed text, for a shell."""
     try:
         with open_registry(context.find_object(Settings) or Settings()) as registry:
             rows = registry.list()
@@ -166,22 +169,23 @@ def complete_ref(context: click.Context, _parameter: click.Parameter, typed: str
     return completions({str(row.ref) for row in rows} | {row.name for row in rows}, typed)
 
 
-_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}._:/@-")  # one word to every shell, and nothing more than a word
+# Characters of a word that no shell interprets.
+_PLAIN = frozenset(f"{string.ascii_letters}{string.digits}._:/@-")
 
 
 def completions(names: Iterable[str], typed: str) -> list[CompletionItem]:
-    """Those of the names that begin as what was typed.
+    """Return the names that begin with the typed text.
 
-    They come from the files of a clone, and the shell shows them and puts them into its line as they are: whatever could
-    control the terminal or run a command there is left out.
+    They come from the files of a clone, and the shell shows them and puts them into its line as they are. Names that could
+    control the terminal or run a command there are left out.
     """
     return [CompletionItem(name) for name in sorted(names) if name.startswith(typed) and _PLAIN.issuperset(name)]
 
 
 def hub() -> Hub:
-    """The Hugging Face Hub and the user's token for it, by the variables and files of huggingface_hub (`utils/_auth.py`).
+    """Return the Hugging Face Hub and the user's token, by the variables and files of huggingface_hub (`utils/_auth.py`).
 
-    The library is imported only for a token that it has to get or renew: its import takes 0.1 s.
+    The library is imported only if it has to get or renew a token: its import takes 0.1 s.
     """
     from adapterhub.bases.hub_address import ENDPOINT, OFFLINE, Hub
 
@@ -191,7 +195,7 @@ def hub() -> Hub:
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if os.environ.get("HF_OIDC_RESOURCE"):
         token = _renewed_token()
-    elif not token.strip() and not _on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+    elif not token.strip() and not _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         with suppress(OSError, UnicodeDecodeError, RuntimeError):
             file = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
             token = file.read_text()
@@ -210,15 +214,15 @@ def _hub_home() -> Path:
 
 
 def hub_cache() -> Path:
-    """The cache of huggingface_hub, by its variables (`constants.py`)."""
+    """Return the cache of huggingface_hub, by its variables (`constants.py`)."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    with suppress(RuntimeError):  # no home
+    with suppress(RuntimeError):  # there is no home directory
         return Path(named or _hub_home() / "hub").expanduser()
     return Path(named or _hub_home() / "hub")
 
 
 def known_hosts() -> KnownHosts:
-    """Those that the user has dealt with, by their files and by ADAPTERHUB_ALLOW_HOSTS."""
+    """Return the hosts that the user has dealt with, by their files and by ADAPTERHUB_ALLOW_HOSTS."""
     from adapterhub.remotes.known_hosts import KnownHosts
 
     allowed = [text.strip() for text in os.environ.get(ALLOW_HOSTS, "").split(",")]
@@ -232,69 +236,72 @@ def known_hosts() -> KnownHosts:
 
 
 def trusts(owner: str, file: Path) -> bool:
-    """Whether a project may send us to somebody: the user knows them, or is asked now, once, on a terminal."""
-    known = known_hosts()
-    if known.knows(owner):
+    """Return whether a project may lead to an owner's address: the user knows the owner, or allows it now on a terminal."""
+    hosts = known_hosts()
+    if hosts.knows(owner):
         return True
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _COMPLETING in os.environ:
+    # A shell that completes a word must not be asked a question.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _COMPLETION_VARIABLE in os.environ:
         return False
     from . import output
 
     if not output.agreed(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?"):
         return False
-    known.keep(owner)
+    hosts.keep(owner)
     return True
 
 
 def used(address: str) -> None:
-    """Remember the hosts that the user has named, because a file of the project names them from now on."""
+    """Remember the hosts of an address that the user named, because a file of the project names them from now on."""
     from adapterhub.remotes.location import parse
 
     known_hosts().keep(parse(address).owner)
 
 
 def is_offline() -> bool:
-    """True if the variables of huggingface_hub or transformers forbid access to the Hub."""
-    return _on("HF_HUB_OFFLINE") or _on("TRANSFORMERS_OFFLINE")
+    """Return whether the variables of huggingface_hub or transformers forbid access to the Hub."""
+    return _is_set("HF_HUB_OFFLINE") or _is_set("TRANSFORMERS_OFFLINE")
 
 
 def proxy(scheme: str, host: str) -> str:
-    """The proxy for a host by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else by macOS' or Windows' settings."""
+    """Return the proxy for a host: by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else by the system's
+    settings.
+    """
     import urllib.request
 
-    found = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
-    return found.get(scheme) or found.get("all") or ""
+    proxies = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
+    return proxies.get(scheme) or proxies.get("all") or ""
 
 
 def _renewed_token() -> str:
-    """The token of a login in the browser (`hf auth login`), renewed if it is about to expire, or of an OIDC exchange."""
+    """Return the token of a login in the browser (`hf auth login`), renewed if it expires soon, or of an OIDC exchange."""
     from huggingface_hub import get_token
 
     try:
         return get_token() or ""
     except Exception as error:
-        what = str(error).partition("\n")[0].partition(". ")[0][:200]
+        problem = str(error).partition("\n")[0].partition(". ")[0][:200]
         hint = "Unset it, and set HF_TOKEN instead"
-        raise RemoteError("HF_OIDC_RESOURCE", f"no token could be obtained: {what}", hint) from error
+        raise RemoteError("HF_OIDC_RESOURCE", f"no token could be obtained: {problem}", hint) from error
 
 
-def _on(name: str) -> bool:
+def _is_set(name: str) -> bool:
     return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def prepare_torch(*, same_bits_in_batches: bool = False) -> None:
-    """Set what torch and its libraries read when they are loaded, unless the user has set it; no number depends on the first.
+    """Set the variables that torch and its libraries read when they are loaded, unless the user has set them.
 
-    OpenMP's threads wait for each other in a busy loop, and where another program has one of the cores a step is that loop: 3
-    to 6 times as long with a spin count of 10,000 as with 1,000, which costs 15 % where no other program runs; 0, which sleeps
-    at once, costs more there. cuBLAS gives the same bytes each time only with a work space of this kind
-    (docs.nvidia.com/cuda/cublas, "Reproducibility"), and memory in segments that grow leaves fewer holes between rows of
+    OpenMP's threads wait for each other in a busy loop. While another program uses one of the cores, that loop makes a step 3
+    to 6 times as long with a spin count of 10,000 as with 1,000, which costs 15 % if no other program runs; 0, which sleeps at
+    once, costs more there. No number depends on this setting. cuBLAS gives the same bytes each time only with a work space of
+    this kind (docs.nvidia.com/cuda/cublas, "Reproducibility"). Memory in segments that grow leaves fewer holes between rows of
     different lengths.
 
     Args:
-        same_bits_in_batches: Have MKL compute products whose bits depend neither on the size of a batch nor on threads nor on
-            where its arrays begin. On processors with AVX-512 they depend on all three otherwise (Intel, "Conditional
-            Numerical Reproducibility").
+        same_bits_in_batches: Make MKL compute products whose bits do not depend on the size of a batch, on threads, or on where
+            its arrays begin. Otherwise they depend on all three on processors with AVX-512 (Intel, "Conditional Numerical
+            Reproducibility").
     """
     from adapterhub.training.cost.budget import cores_are_busy
 
@@ -306,42 +313,42 @@ def prepare_torch(*, same_bits_in_batches: bool = False) -> None:
 
 
 def data_folder() -> Path:
-    """The user's own registry, used when no other is named."""
+    """Return the folder of the user's own registry, used when no other is named."""
     return user_folder("data", os.environ)
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: quantized bases, digests of large files."""
+    """Return the folder of what can be made again: quantized bases, digests of large files."""
     return user_folder("cache", os.environ)
 
 
 def config_folder() -> Path:
-    """The folder of the user's own settings and remotes."""
+    """Return the folder of the user's own settings and remotes."""
     return user_folder("config", os.environ)
 
 
 def user_file() -> Path:
-    """The user's own settings."""
+    """Return the path of the user's own settings."""
     return config_folder() / "config.toml"
 
 
 def docker_config() -> Path:
-    """The config.json of docker, in which docker, oras and `adapterhub login` store credentials."""
+    """Return the path of docker's config.json, in which docker, oras and `adapterhub login` store credentials."""
     folder = os.environ.get("DOCKER_CONFIG")
     return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
 
 
 def lock_file() -> Path:
-    """The lock file of the project, next to its adapterhub.toml; without one, here."""
+    """Return the path of the project's lock file, next to its adapterhub.toml; without one, in the working folder."""
     from adapterhub.project.lockfile import FILE
 
-    found = project_file(Path.cwd())
-    return (found.parent if found else Path.cwd()) / FILE
+    settings_path = project_file(Path.cwd())
+    return (settings_path.parent if settings_path else Path.cwd()) / FILE
 
 
 @functools.cache
 def project() -> SettingsFile | None:
-    """The settings of the project; another user's file is ignored with a warning."""
+    """Return the settings of the project; another user's file is ignored with a warning."""
     path = project_file(Path.cwd())
     if path is None:
         return None
@@ -357,13 +364,13 @@ def project() -> SettingsFile | None:
 
 
 def validation(settings: SettingsFile) -> Validation:
-    """The options of `adapterhub validate` in a project's settings; UsageError for an unknown runtime or code."""
+    """Return the options of `adapterhub validate` in a project's settings; raise UsageError for an unknown runtime or code."""
     from adapterhub.checks import check_codes
 
-    rules, where = settings.validate, str(settings.path)
+    rules, label = settings.validate, str(settings.path)
     if unknown := [name for name in rules.runtimes if name not in RUNTIMES]:
         raise UsageError(
-            f"{where}: validate.runtimes",
+            f"{label}: validate.runtimes",
             f"unknown runtime {unknown[0]!r}",
             f"One of {', '.join(RUNTIMES)}",
             code="invalid-config",
@@ -371,13 +378,13 @@ def validation(settings: SettingsFile) -> Validation:
     try:
         check_codes(rules.ignore)
     except ParameterError as error:
-        raise UsageError(f"{where}: validate.ignore", error.what, error.hint, code="invalid-config") from error
+        raise UsageError(f"{label}: validate.ignore", error.what, error.hint, code="invalid-config") from error
     return rules
 
 
 @functools.cache
 def user() -> SettingsFile | None:
-    """What the user has settled for all projects."""
+    """Return the user's settings for all projects."""
     path = user_file()
     if not path.is_file():
         return None
@@ -387,62 +394,73 @@ def user() -> SettingsFile | None:
 
 
 def policy() -> Policy | None:
-    """What the project asks of adapters that come and go; None: nothing."""
-    found = project()
-    return found.policy if found else None
+    """Return the requirements of the project on adapters that are stored or pulled; None without any."""
+    settings = project()
+    return settings.policy if settings else None
 
 
 def remotes() -> dict[str, Remote]:
-    """The remotes there are, by name; a project's comes before a user's of the same name."""
+    """Return the remotes by name; one of the project takes precedence over one of the user with the same name."""
     from adapterhub.remotes.configured import Remote
 
-    found: dict[str, Remote] = {}
-    for settled in (user(), project()):
-        if settled:
-            found |= {name: Remote(name, url, settled.path) for name, url in settled.remotes.items()}
-    return dict(sorted(found.items()))
+    named_remotes: dict[str, Remote] = {}
+    for settings in (user(), project()):
+        if settings:
+            named_remotes |= {name: Remote(name, url, settings.path) for name, url in settings.remotes.items()}
+    return dict(sorted(named_remotes.items()))
 
 
 def default_remote() -> str | None:
-    """The name of the remote that is meant where none is named."""
-    settled = [found.remote for found in (project(), user()) if found and found.remote]
-    return os.environ.get(REMOTE) or next(iter(settled), None)
+    """Return the name of the remote to use if none is named."""
+    named = [settings.remote for settings in (project(), user()) if settings and settings.remote]
+    return os.environ.get(REMOTE) or next(iter(named), None)
 
 
 def remote(name: str) -> Remote:
-    """A remote by its name, or the default one."""
-    there = remotes()
-    found = name or default_remote()
-    names = f"Name one of {', '.join(there)}" if there else "Add one with `adapterhub remote add NAME URL --default`"
-    if not found:
-        raise UsageError("--remote", "there is no default remote", names)
-    if found not in there:
-        raise NotFoundError(found[:80], "no remote of this name", names)
+    """Return a remote by its name, or the default one."""
+    named_remotes = remotes()
+    remote_name = name or default_remote()
+    hint = (
+        f"Name one of {', '.join(named_remotes)}"
+        if named_remotes
+        else "Add one with `adapterhub remote add NAME URL --default`"
+    )
+    if not remote_name:
+        raise UsageError("--remote", "there is no default remote", hint)
+    if remote_name not in named_remotes:
+        raise NotFoundError(remote_name[:80], "no remote of this name", hint)
     from adapterhub.remotes.configured import check_url
 
-    check_url(there[found].url)
-    return there[found]
+    check_url(named_remotes[remote_name].url)
+    return named_remotes[remote_name]
 
 
 def remote_to_ask(name: str) -> Remote:
-    """A remote by its name, or the default one, to send requests to; RefusedError for a host that only the project names."""
-    found = remote(name)
-    if (here := project()) and found.path == here.path:
+    """Return a remote by its name, or the default one, to send requests to.
+
+    Raises:
+        RefusedError: Only the project names the host of the remote.
+    """
+    chosen = remote(name)
+    if (project_settings := project()) and chosen.path == project_settings.path:
         from adapterhub.remotes.configured import nobody
 
-        Workspace(trusts=trusts).admitted(nobody(found.url), found.path)
-    return found
+        Workspace(trusts=trusts).admitted(nobody(chosen.url), chosen.path)
+    return chosen
 
 
 def remote_at(text: str) -> Remote:
-    """A remote by its name or its URL, to send requests to; the default one for an empty text. One by its URL has no name."""
+    """Return a remote by its name or its URL, to send requests to; the default one for an empty text.
+
+    A remote by its URL has no name.
+    """
     from adapterhub.remotes.configured import Remote, check_url
 
     return Remote("", check_url(text), Path()) if "://" in text else remote_to_ask(text)
 
 
 def at_remote(ref: str, name: str | None) -> str:
-    """The address of a ref on the remote that --remote names; the ref itself when there is no such option."""
+    """Return the address of a ref on the remote that --remote names; the ref itself without the option."""
     if name is None:
         return ref
     from adapterhub.remotes.configured import below
@@ -451,30 +469,31 @@ def at_remote(ref: str, name: str | None) -> str:
 
 
 def on_remote(text: str, name: str | None) -> str:
-    """As `at_remote`, for a SRC: an address, or a path that is written as one, like ./sql, stays what it is."""
+    """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
     from adapterhub.remotes.location import is_address
 
     return text if name is None or is_address(text) or text.startswith((".", "/")) else at_remote(text, name)
 
 
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    """The remotes that begin as what was typed, for a shell."""
+    """Return the remotes that begin with the typed text, for a shell."""
     try:
         return completions(remotes(), typed)
     except AdapterhubError:
         return []
 
 
-def _its_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
-    # Asked before the arguments are counted: one that was read as the name would be reported as missing.
+def _check_remote_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    # An eager callback, because it must run before arguments are counted: a REF that was parsed as the name would be reported
+    # as missing.
     if value and ("/" in value or ":" in value):
         hint = "Give an address without --remote" if "://" in value else "Write --remote last, or --remote NAME"
         raise UsageError(value[:80], "cannot be the name of a remote", hint)
     return value
 
 
-def _its_name_or_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    return value if value and "://" in value else _its_name(context, option, value)
+def _check_remote_name_or_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return value if value and "://" in value else _check_remote_name(context, option, value)
 
 
 def _remote_option(what: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]) -> Callable[[F], F]:
@@ -490,15 +509,15 @@ def _remote_option(what: str, check: Callable[[click.Context, click.Parameter, s
     )
 
 
-remote_option = _remote_option("REF is on this remote; without NAME, on the default one.", _its_name)
+remote_option = _remote_option("REF is on this remote; without NAME, on the default one.", _check_remote_name)
 served_remote_option = _remote_option(
-    "REF is looked up on this remote, a name or a URL; without NAME, on the default one.", _its_name_or_url
+    "REF is looked up on this remote, a name or a URL; without NAME, on the default one.", _check_remote_name_or_url
 )
 
 
 @contextmanager
 def hinting(where: str) -> Iterator[None]:
-    """Have the error for a ref that is not in the registry here show how to ask the default remote; not for an address."""
+    """Add to the error for a ref that the registry doesn't have how to ask the default remote; not for an address."""
     from adapterhub.remotes.location import is_address
 
     try:

@@ -1,6 +1,6 @@
-"""Errors in the words of the command line: the option behind a parameter, the command that helps, the explanation of a code.
+"""Errors in the words of the command line: the option for a parameter, the command that helps, the explanation of a code.
 
-The library names parameters and codes; flags and commands are written here alone.
+The library names parameters and codes; only this module writes flags and commands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .explanations import ERRORS, FINDINGS, STORED
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
 
-# Parameter to the option that sets it, where the two differ in more than dashes.
+# Parameter to the option that sets it, if the two differ in more than dashes.
 OPTIONS = {
     "budget": "--rank-budget",
     "conversion": "--to",
@@ -118,7 +118,7 @@ HINTS: dict[str, str] = {
 
 
 # Code of an error to the option in its hint, and to the hint for commands without that option.
-_ELSEWHERE = {
+_HINTS_WITHOUT_OPTION = {
     "alpha-or-rslora-required": ("alpha", "Restore adapter_config.json, or make one: `adapterhub fix SRC --alpha N`"),
 }
 
@@ -132,8 +132,8 @@ def hint_of(finding: Finding) -> str:
 _LOSSES = {"approx": "--allow-approx", "weights": "--base with a Hugging Face folder that has the weights"}
 
 
-def _spelled(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields of an error, in which the `options` that would allow a conversion are a list of flags."""
+def _with_flags(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of an error; `options` that would allow a conversion become a list of flags."""
     options = fields.get("options")
     if not isinstance(options, tuple):
         return dict(fields)
@@ -142,38 +142,39 @@ def _spelled(fields: Mapping[str, object]) -> dict[str, object]:
 
 
 def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubError | None:
-    """The same error with options for parameters, and the hint of its code."""
+    """Replace the parameter of an error by its option, and its hint by that of its code; return the error."""
     if error is None or error.worded:
         return error
     if isinstance(error, ParameterError):
         error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
-    option, other = _ELSEWHERE.get(error.code, ("", ""))
+    option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     context = click.get_current_context(silent=True)
     if option and context and all(parameter.name != option for parameter in context.command.params):
-        error.hint, error.worded = other, True  # while the command is known
-    elif error.code in HINTS and "meant" not in error.fields:  # a name that was found to be close is the better hint
-        error.hint = HINTS[error.code].format_map(_spelled(error.fields))
+        error.hint, error.worded = alternative, True  # now, because later the command is not known any more
+    elif error.code in HINTS and "meant" not in error.fields:  # a similar name is the better hint
+        error.hint = HINTS[error.code].format_map(_with_flags(error.fields))
     return error
 
 
+# Limits of what a stranger's adapter can print on a terminal.
 _LONGEST_LINE, _MOST_LINES = 2000, 50
 
 
 def lines(error: AdapterhubError) -> list[str]:
-    """Return the lines to print for an error: its problems, or the one that it is, with the hint whole at its end.
+    """Return the lines to print for an error: its problems, or the error itself, with the whole hint at the end.
 
-    Names of strangers are in them, and lists of such names, whose number and length they choose.
+    Names from others are in them, and lists of such names; others choose their number and length, so both are limited.
     """
-    found = [_shortened(problem) for problem in error.problems[:_MOST_LINES]]
+    problem_lines = [_shorten(problem) for problem in error.problems[:_MOST_LINES]]
     if len(error.problems) > _MOST_LINES:
-        found.append(f"{len(error.problems) - _MOST_LINES:,} more problems")
-    hint = f". {_shortened(error.hint)}" if error.hint else ""
-    return found or [_shortened(str(error).removesuffix(f". {error.hint}")) + hint]
+        problem_lines.append(f"{len(error.problems) - _MOST_LINES:,} more problems")
+    hint = f". {_shorten(error.hint)}" if error.hint else ""
+    return problem_lines or [_shorten(str(error).removesuffix(f". {error.hint}")) + hint]
 
 
-def _shortened(text: str) -> str:
-    more = len(text) - _LONGEST_LINE
-    return f"{text[:_LONGEST_LINE]} … and {more:,} characters more" if more > 0 else text
+def _shorten(text: str) -> str:
+    surplus = len(text) - _LONGEST_LINE
+    return f"{text[:_LONGEST_LINE]} … and {surplus:,} characters more" if surplus > 0 else text
 
 
 def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
@@ -185,9 +186,9 @@ def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> Non
 
 
 def say(error: AdapterhubError, *, about: str = "") -> None:
-    """Print an error to stderr, with a line for each of its problems, and its code as the last word of the first.
+    """Print an error to stderr, with a line for each of its problems, and its code as the last word of the first line.
 
-    The code is one that `adapterhub explain` knows: that of the class in place of another server's.
+    The code is one that `adapterhub explain` knows: the code of the class replaces one of another server.
     """
     code = error.code if error.code in ERRORS or error.code in FINDINGS else error.default_code
     for number, line in enumerate(lines(in_words_of_the_command_line(error) or error)):
@@ -195,12 +196,12 @@ def say(error: AdapterhubError, *, about: str = "") -> None:
 
 
 class Explanation(NamedTuple):
-    """A code: `kind` is the severity of a finding, or `error` of any other command.
+    """The explanation of a code; `kind` is the severity of a finding, or `error` for an error of any command.
 
     Attributes:
-        meaning: One line; empty if `text` is all.
-        text: Why, and what to do.
-        fix: The hint that the error itself has, with the names of its fields in capitals; empty for a finding.
+        meaning: One line; empty if `text` says it all.
+        text: The reason, and what to do.
+        fix: The hint of the error itself, with the names of its fields in capitals; empty for a finding.
         reported_by: The command that reports it as a finding, such as `validate`; empty for an error of any command.
     """
 
@@ -213,7 +214,7 @@ class Explanation(NamedTuple):
 
 
 class _Capitals(dict[str, str]):
-    """Stands in for the fields of an error: each is its own name in capitals."""
+    """A stand-in for the fields of an error, in which each field is its own name in capitals."""
 
     def __missing__(self, key: str) -> str:
         return key.upper()

@@ -1,4 +1,4 @@
-"""SRC and BASE of a command, in the workspace of its options (`adapterhub.sources`)."""
+"""The SRC and BASE of a command, in the workspace of its options; see `adapterhub.sources` and `adapterhub.base_sources`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIZE = linear.Pattern(r"(?i)(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(i?))?B?")
 
 
 def byte_count(text: str, option: str) -> int:
-    """Return the bytes of a size like 5GB, 500M or 24GiB; UsageError for others, and for none."""
+    """Return the bytes of a size like 5GB, 500M or 24GiB; raise UsageError for any other text and for 0."""
     match = _SIZE.fullmatch(text.strip())
     power = " KMGT".index(match[2].upper()) if match and match[2] else 0
     if not match or not (count := int(float(match[1]) * (1024 if match[3] else 1000) ** power)):
@@ -39,9 +39,9 @@ def byte_count(text: str, option: str) -> int:
 
 
 def opened(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
-    """See `sources.opened`; shows its notes, such as that a version is deprecated, unless `notes` is off."""
-    here = workspace(settings)
-    return sources.opened(text, here if notes else dataclasses.replace(here, tell=lambda _: None))
+    """See `sources.opened`; prints its notes, such as that a version is deprecated, unless `notes` is off."""
+    settings_workspace = workspace(settings)
+    return sources.opened(text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None))
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
@@ -70,11 +70,11 @@ def base_name(text: str, settings: Settings) -> str | None:
 
 
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
-    """See `base_sources.read_base`; shows how much of it was fetched, and its notes unless `notes` is off."""
+    """See `base_sources.read_base`; prints how much was fetched, and the notes unless `notes` is off."""
     spec = base_sources.read_base(text, workspace(settings))
     if spec.fetched is not None:
-        of = f" of {output.size(spec.size)}" if spec.size else ""
-        output.say(f"read {output.size(spec.fetched)}{of} by range")
+        total = f" of {output.size(spec.size)}" if spec.size else ""
+        output.say(f"read {output.size(spec.fetched)}{total} by range")
     for note in spec.notes if notes else ():
         output.say(output.one_line(f"note: {note} ({spec.where})"))
     return spec

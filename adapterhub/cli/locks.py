@@ -1,4 +1,4 @@
-"""Entries of a lock file."""
+"""Entries that commands add to a lock file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def keep_version(settings: Settings, ref: str, version: Version) -> None:
     keep(ref, None, locking.here(str(Ref(version.name, digest=version.digest)), workspace(settings)))
 
 
-def keep(ref: str, address: str | None, made: Manifest) -> None:
+def keep(ref: str, address: str | None, manifest: Manifest) -> None:
     """Record a version in the lock file; `address` is None for one of the local registry."""
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
     if address is not None:
         environment.used(address)
-    new = lockfile.record(path, {(locked := locking.entry(ref, address, made)).name: locked})
-    output.say(output.one_line(f"{'locked' if new else 'already locked'}: {locked.ref} in {shown(path)}"))
+    is_new = lockfile.record(path, {(locked := locking.entry(ref, address, manifest)).name: locked})
+    output.say(output.one_line(f"{'locked' if is_new else 'already locked'}: {locked.ref} in {shown(path)}"))
 
 
 def shown(path: Path) -> str:
-    """The path of a lock file as shown."""
+    """Return the path of a lock file as shown to the user: its name alone in the working folder."""
     return path.name if path.parent == Path.cwd() else str(path)

@@ -1,4 +1,4 @@
-"""The registry of a login."""
+"""The registry that a login is for."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
 
 
 HUBS = {"hub+https": "oci+https", "hub+http": "oci+http"}
-"""Schemes of hubs, and those of the registry at the same address, for which a login is stored once."""
+"""Schemes of hubs, and those of the registry at the same address; a login is stored once for both."""
 
 
 def is_hub(text: str) -> bool:
-    """Tell whether a URL or a remote is that of a hub, where one logs in by a code."""
+    """Return whether a URL or a remote is a hub, where users log in with a code."""
     return _url(text).partition("://")[0].lower() in HUBS
 
 
 def _url(text: str) -> str:
-    found = environment.remote_to_ask(text) if text in environment.remotes() else None
-    return found.url if found else text if "://" in text else f"oci://{text}"
+    remote = environment.remote_to_ask(text) if text in environment.remotes() else None
+    return remote.url if remote else text if "://" in text else f"oci://{text}"
 
 
 def address_of(text: str) -> Address:
-    """The registry that a host, a URL or a remote names; UsageError for a kind with logins of its own."""
+    """Return the registry that a host, a URL or a remote names; raise UsageError for a kind with logins of its own."""
     from adapterhub.remotes.oci.address import Address
 
     url = _url(text)
-    scheme, _, rest = url.partition("://")
-    if "@" in rest.partition("/")[0]:
-        host = rest.partition("/")[0].rpartition("@")[2]
+    scheme, _, remainder = url.partition("://")
+    if "@" in remainder.partition("/")[0]:
+        host = remainder.partition("/")[0].rpartition("@")[2]
         raise UsageError(host, "contains credentials, which end up in logs", f"Run `adapterhub login {host}`")
     scheme = scheme.lower()
     if scheme in HUBS:
         scheme = HUBS[scheme]
     if not scheme.startswith("oci"):
-        raise UsageError(f"{scheme}://", "has logins of its own", _ELSEWHERE.get(scheme, _OTHERS))
-    return Address.parse(f"{scheme}://{rest.partition('/')[0]}/x")
+        raise UsageError(f"{scheme}://", "has logins of its own", _HINTS.get(scheme, _OTHER_HINT))
+    return Address.parse(f"{scheme}://{remainder.partition('/')[0]}/x")
 
 
-_OTHERS = "Its own tools store them, and adapterhub reads those"
+_OTHER_HINT = "Its own tools store them, and adapterhub reads those"
 
-_ELSEWHERE = {
+_HINTS = {
     "hf": "Run `hf auth login`; adapterhub reads its token",
     "s3": "Run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",

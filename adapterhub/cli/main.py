@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 PROGRAM = "adapterhub"
 EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal, as shells count
-# Module to the extras of pyproject.toml that bring it: that of the command's name, if it is one of them, else the first.
+# Module to the extras of pyproject.toml that bring it. An extra with the command's name is named in the error, else the first
+# one.
 _EXTRAS = {
     "torch": ("train",), "transformers": ("train",), "tokenizers": ("train",), "safetensors": ("train",), "peft": ("dev",),
     "bitsandbytes": ("demo",), "jinja2": ("train", "hub", "run"), "matplotlib": ("plot",), "obstore": ("objectstore",),
@@ -42,8 +43,8 @@ _EXTRAS = {
 }  # fmt: skip
 
 
-# What each command does, by purpose. A command is the module of its name in `commands`, with an underscore for a dash; the
-# words are here, so that the program's help needs none of these modules.
+# The summary of each command, by purpose. A command is the module of its name in `commands`, with an underscore for a dash; the
+# summaries are here, so that the program's help imports none of these modules.
 GROUPS = {
     "Use": {
         "run": "Try an adapter: answer a prompt with and without it.",
@@ -114,15 +115,15 @@ GROUPS = {
         "completion": "Print a completion script for a shell.",
     },
 }
-_RESUMED = {"push", "pull", "copy"}
+_RESUMABLE = {"push", "pull", "copy"}
 COMMANDS = tuple(name for group in GROUPS.values() for name in group)
 
 
 class _Program(click.Group):
-    """Commands whose modules are imported when they are asked for."""
+    """The group of all commands, whose modules are imported when they are needed."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; `help COMMAND` is `COMMAND --help`."""
+        """Parse as click does; `help COMMAND` is `COMMAND --help`."""
         return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -132,18 +133,18 @@ class _Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        found = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
-        return found if isinstance(found, click.Command) else None
+        command_ = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
+        return command_ if isinstance(command_, click.Command) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         refuse_unknown(ctx, args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        wide = max(map(len, COMMANDS))
+        name_width = max(map(len, COMMANDS))
         for title, group in GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(wide), does) for name, does in group.items()])
+                formatter.write_dl([(name.ljust(name_width), summary) for name, summary in group.items()])
         formatter.write_paragraph()
         formatter.write_text(
             "`adapterhub COMMAND --help` shows options and examples. To begin: `adapterhub validate ./my-adapter` checks one, "
@@ -188,8 +189,8 @@ def app(context: click.Context) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, about overflow: results are checked
-    warnings.simplefilter("ignore", FutureWarning)  # addressed to programmers, not to users of a command
+    warnings.simplefilter("ignore", RuntimeWarning)  # numpy's warnings about overflow; results are checked
+    warnings.simplefilter("ignore", FutureWarning)  # for programmers, not for users of a command
     code, reported = 0, False
     try:
         try:
@@ -197,18 +198,18 @@ def run(arguments: list[str]) -> int:
         except (BrokenPipeError, KeyboardInterrupt):
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
-            known = _known(error, arguments)
-            code, reported = known.exit_code, True
-            _report(known, arguments)
+            reportable = _known(error, arguments)
+            code, reported = reportable.exit_code, True
+            _report(reportable, arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         resumes = "; the same command resumes. Until then, hidden files may remain"
-        output.say(f"interrupted{resumes if _RESUMED.intersection(arguments[:1]) else ''}")
+        output.say(f"interrupted{resumes if _RESUMABLE.intersection(arguments[:1]) else ''}")
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_PIPE
-        _discard(sys.stderr)  # it may be the one that nobody reads
-    except OSError as error:  # stdout is a file on a full disk
+        _discard(sys.stderr)  # it may be the broken pipe
+    except OSError as error:  # as when stdout is a file on a full disk
         if not reported:
             code = LocalIOError.exit_code
             errors.say(LocalIOError("stdout", (error.strerror or str(error)).lower()))
@@ -219,12 +220,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    # As an exception, so that temporary folders are removed and locks released on the way out.
+    # Exit by an exception, so that temporary folders are removed and locks released on the way out.
     sys.exit(EXIT_TERMINATED)
 
 
 def _discard(stream: TextIO) -> None:
-    # The interpreter flushes both once more at exit, which would fail again.
+    # The interpreter flushes the stream once more at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -235,25 +236,25 @@ def _invoke(arguments: list[str]) -> int:
         with app.make_context(PROGRAM, list(arguments)) as context:
             result = app.invoke(context)
             return result if isinstance(result, int) else 0
-    except click.exceptions.Exit as done:
-        return done.exit_code
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
     except click.Abort:
         return EXIT_INTERRUPTED
 
 
 def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
-    """The error to report for any exception; that of a bug names a file with the traceback."""
-    known = errors.in_words_of_the_command_line(translate(error, arguments))
+    """Return the error to report for any exception; for a bug, it names a file with the traceback."""
+    reportable = errors.in_words_of_the_command_line(translate(error, arguments))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
         for row in "".join(traceback.format_exception(error)).splitlines():
             output.say(row)
-    if known is None:
-        where = "" if debug else _crash_report(error, arguments)
-        known = AdapterhubError(
-            type(error).__name__, str(error) or "no message", f"This is a bug; report: {where}" if where else ""
+    if reportable is None:
+        report_path = "" if debug else _crash_report(error, arguments)
+        reportable = AdapterhubError(
+            type(error).__name__, str(error) or "no message", f"This is a bug; report: {report_path}" if report_path else ""
         )
-    return known
+    return reportable
 
 
 def _report(error: AdapterhubError, arguments: list[str]) -> None:
@@ -263,16 +264,16 @@ def _report(error: AdapterhubError, arguments: list[str]) -> None:
 
 
 def _usage_error(error: click.UsageError) -> UsageError:
-    """The error of click in one sentence, and what was meant or where to look as its hint."""
+    """Return click's error in one sentence, with what was meant or where to look as its hint."""
     if isinstance(error, click.NoSuchOption) and error.possibilities:
         return UsageError("", error.message.rstrip("."), f"Did you mean {' or '.join(map(repr, error.possibilities))}?")
     command = error.ctx.command_path if error.ctx else PROGRAM
-    what, close, meant = error.format_message().rstrip(".").partition(". Did you mean ")
-    return UsageError("", what, f"Did you mean {meant}" if close else f"See `{command} --help`")
+    message, separator, suggestion = error.format_message().rstrip(".").partition(". Did you mean ")
+    return UsageError("", message, f"Did you mean {suggestion}" if separator else f"See `{command} --help`")
 
 
 def translate(error: Exception, arguments: Sequence[str] = ()) -> AdapterhubError | None:
-    """The error to report for an exception of a command line, or None for a bug."""
+    """Return the error to report for an exception of a command line, or None for a bug."""
     if isinstance(error, AdapterhubError):
         return None if type(error) is AdapterhubError else error
     if isinstance(error, click.UsageError):
@@ -288,7 +289,7 @@ def translate(error: Exception, arguments: Sequence[str] = ()) -> AdapterhubErro
 
 
 def _missing_extra(module: str, arguments: Sequence[str]) -> MissingExtraError | None:
-    """The error for a module that is not installed; None for one that every installation has."""
+    """Return the error for a module that is not installed; None for a module that every installation has."""
     extras = _EXTRAS.get(module, ())
     extra = next((extra for extra in extras if extra in arguments), "".join(extras[:1]))
     hint = f"Run `pip install 'adapterhub[{extra}]'`"
@@ -296,12 +297,12 @@ def _missing_extra(module: str, arguments: Sequence[str]) -> MissingExtraError |
 
 
 def _wants_json(arguments: list[str]) -> bool:
-    # Read from the arguments themselves: the error may be that they could not be parsed.
+    # Read from the arguments themselves, because the error may be that they could not be parsed.
     return any(word in ("--json", "--format=json") for word in arguments) or ("--format", "json") in pairwise(arguments)
 
 
 def _crash_report(error: Exception, arguments: list[str]) -> str:
-    """Write the traceback to a file for a bug report; its path, or empty if it could not be written."""
+    """Write the traceback to a file for a bug report; return its path, or an empty text if it could not be written."""
     from adapterhub.version import __version__
 
     text = [f"adapterhub {__version__}, Python {sys.version}, {sys.platform}\n", f"arguments: {arguments}\n\n"]

@@ -1,4 +1,4 @@
-"""The merge of adapters into an adapter, shown."""
+"""The command's merge of adapters into an adapter, and its report."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
 
 def into_adapter(
     settings: Settings,
-    found: Sequence[inputs.Source],
+    adapters: Sequence[inputs.Source],
     weights: Sequence[float],
     target: Path | Ref,
-    how: Recipe,
+    recipe: Recipe,
     *,
     plot: str | None = None,
     replace: bool = False,
 ) -> None:
-    """Merge into a folder or a ref, and show the report."""
+    """Merge adapters into a folder or a ref, and show the report."""
     from adapterhub_converters.containers import atomic
 
+    # Fail before the merge if the picture cannot be drawn or written after it.
     if plot:
         picture.check()
         atomic.check_free(Path(plot), folder=False)
-    made = combining.merge_adapters(found, weights, target, how, workspace(settings), replace=replace)
-    where = str(made.version.ref if made.version else target)
+    result = combining.merge_adapters(adapters, weights, target, recipe, workspace(settings), replace=replace)
+    label = str(result.version.ref if result.version else target)
     if plot:
         from .views import merge_plot
 
-        merge_plot.draw(made.report, Path(plot), title=where)
-    document = merged.document(where, made.version, made.report, made.manifest.to_dict()["parents"])
-    text = merged.lines(where, made.manifest, made.report)
+        merge_plot.draw(result.report, Path(plot), title=label)
+    document = merged.document(label, result.version, result.report, result.manifest.to_dict()["parents"])
+    text = merged.lines(label, result.manifest, result.report)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(text))

@@ -1,4 +1,4 @@
-"""The merge of adapters into a base, from options to report."""
+"""The command's merge of adapters into a base, from options to report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def weights_of(text: str | None, count: int) -> list[float]:
-    """The numbers of --weights, one per adapter."""
+    """Return the numbers of --weights, one per adapter; 1 each without the option."""
     if text is None:
         return [1.0] * count
     try:
@@ -28,14 +28,14 @@ def weights_of(text: str | None, count: int) -> list[float]:
     except ValueError as error:
         raise UsageError("--weights", f"{text!r} is not a list of numbers", "Write it like 0.7,-0.4") from error
     if len(weights) != count:
-        what = f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}"
-        raise UsageError("--weights", what, "Write one for each adapter, in their order")
+        problem = f"{output.plural(len(weights), 'weight')} for {output.plural(count, 'adapter')}"
+        raise UsageError("--weights", problem, "Write one for each adapter, in their order")
     return weights
 
 
 def run(
     settings: Settings,
-    found: Sequence[inputs.Source],
+    adapters: Sequence[inputs.Source],
     weights: Sequence[float],
     places: tuple[str, str],
     into: Mapping[str, Any],
@@ -43,13 +43,13 @@ def run(
     how: Recipe | None = None,
     replace: bool = False,
 ) -> None:
-    """Merge into a base by a method, None for a sum, or show the plan; `places` are the base and the output."""
+    """Merge into a base by a method, or as a sum if `how` is None, or show the plan; `places` are the base and the output."""
     from adapterhub.merging import Options
     from adapterhub_converters.containers import atomic
 
     base, out = inputs.weights(places[0], settings), Path(places[1])
     size = into["shard_size"]
-    asked = Options(
+    options = Options(
         dtype=into["dtype"],
         requantize=into["requantize"],
         shard_size=inputs.byte_count(size, "--shard-size") if size else None,
@@ -64,22 +64,23 @@ def run(
     if how and into["recipe_only"]:
         raise UsageError("--recipe-only", "records a sum of adapters, and no method", "Leave one of the two out")
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
+    # Refuse an output that exists before the merge is prepared, which reads all weights.
     if not into["dry_run"] and not into["recipe_only"]:
-        atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(asked.shard_size)), replace=replace)
-    merge, asked = combining.prepare_into(found, weights, base, asked, gguf=gguf, method=how)
+        atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
+    merge, options = combining.prepare_into(adapters, weights, base, options, gguf=gguf, method=how)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
         from adapterhub import materializing
 
-        here = workspace(settings)
+        settings_workspace = workspace(settings)
         digests = not into["no_digest"]
-        made = materializing.write_recipe(
-            merge, asked, base, places[1], here, source=places[0], digests=digests, replace=replace
+        recipe = materializing.write_recipe(
+            merge, options, base, places[1], settings_workspace, source=places[0], digests=digests, replace=replace
         )
-        for address in filter(sources.is_address, (one.ref or "" for one in made.recipe.adapters)):
+        for address in filter(sources.is_address, (adapter.ref or "" for adapter in recipe.recipe.adapters)):
             environment.used(address)
-        recipes.written(made, merge.report.size, as_json=settings.as_json)
+        recipes.written(recipe, merge.report.size, as_json=settings.as_json)
         return
     report = merge.report
     if not into["dry_run"]:

@@ -1,7 +1,7 @@
 """Options that several commands share, and those of every command.
 
-An option has one name and one meaning in all commands, so its help begins the same in all of them; a test compares. Only
-`adapterhub search` differs: its options are filters, each named for the field it compares.
+An option has one name and one meaning in all commands, so its help begins the same in all of them; a test compares. The
+exception is `adapterhub search`: its options are filters, each named for the field it compares.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
 
-# What people type to the command that does it.
+# Words that people type, to the command that they mean.
 SYNONYMS = {
     "add": "push", "check": "validate", "config": "info", "cp": "copy", "delete": "rm", "doctor": "info", "download": "pull",
     "env": "info", "export": "bundle", "get": "pull", "history": "log", "inspect": "show", "lint": "validate", "ls": "list",
@@ -38,7 +38,7 @@ SYNONYMS = {
 
 @dataclass
 class Settings:
-    """What every command understands."""
+    """The options that every command understands."""
 
     registry: str | None = None
     as_json: bool = False
@@ -68,7 +68,7 @@ class Command(click.Command):
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, and with the command's name in the error of an option without its value."""
+        """Parse as click does, and name the command in the error for an option without its value."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -76,7 +76,7 @@ class Command(click.Command):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does, and with a hint for this command in its errors."""
+        """Run as click does, and add a hint for this command to its errors."""
         try:
             return super().invoke(ctx)
         except AdapterhubError as error:
@@ -99,27 +99,29 @@ class Group(Command, click.Group):
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does; a group alone shows its help, which newer versions of click call an error."""
+        """Parse as click does; a group alone shows its help, which newer versions of click call an error."""
         if not args:
             click.echo(ctx.get_help())
             ctx.exit()
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the command that was probably meant."""
+        """Resolve as click does, and suggest the command that was probably meant."""
         refuse_unknown(ctx, args[0], self.list_commands(ctx))
         return super().resolve_command(ctx, args)
 
 
 def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> None:
-    """Raise UsageError for a word that names no command, with the command it probably means."""
+    """Raise UsageError for a word that names no command, with the command that was probably meant."""
     if typed in names or typed.startswith("-"):
         return
     import difflib
 
-    known = {name: name for name in names} | {word: meant for word, meant in SYNONYMS.items() if meant in (*names, "--version")}
-    close = difflib.get_close_matches(typed.lower(), known, 1)
-    hint = f"Did you mean `{context.command_path} {known[close[0]]}`?" if close else f"See `{context.command_path} --help`"
+    commands = {name: name for name in names} | {
+        word: target for word, target in SYNONYMS.items() if target in (*names, "--version")
+    }
+    close = difflib.get_close_matches(typed.lower(), commands, 1)
+    hint = f"Did you mean `{context.command_path} {commands[close[0]]}`?" if close else f"See `{context.command_path} --help`"
     raise UsageError(typed[:80], "no such command", hint)
 
 
@@ -130,7 +132,7 @@ def set_shared(context: click.Context, option: click.Parameter, value: Any) -> N
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a command of the program."""
+    """Return a decorator that makes a function a command of the program."""
     return click.command(name, cls=Command, example=example)
 
 
@@ -140,60 +142,60 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def base_option(detail: str, **more: Any) -> Decorator:
-    """`--base BASE`: the base model."""
+    """Return the option `--base BASE`: the base model."""
     return click.option("--base", metavar="BASE", help=f"Base model: {detail}", **more)
 
 
 def output_option(detail: str, **more: Any) -> Decorator:
-    """`-o OUT`, the argument `out`: the file or folder to write."""
+    """Return the option `-o OUT`, the argument `out`: the file or folder to write."""
     return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **more)
 
 
 def replace_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--replace`: an earlier output may be replaced."""
+    """Add the option `--replace`: an earlier output may be replaced."""
     return click.option("--replace", is_flag=True, help="Replace OUT if it is an earlier output.")(function)
 
 
 def force_option(detail: str) -> Decorator:
-    """`--force`: do what would be refused."""
+    """Return the option `--force`: do what would be refused."""
     return click.option("--force", is_flag=True, help=f"Override a refusal: {detail}")
 
 
 def plot_option(detail: str) -> Decorator:
-    """`--plot PNG`: a picture as well."""
+    """Return the option `--plot PNG`: draw a picture as well."""
     return click.option("--plot", metavar="PNG", help=f"Also draw {detail} (needs matplotlib).")
 
 
 def adapter_option(detail: str, **more: Any) -> Decorator:
-    """`--adapter SRC`, repeatable; the argument `adapters`."""
+    """Return the option `--adapter SRC`, repeatable; the argument `adapters`."""
     return click.option("--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **more)
 
 
 def headers_only_option(detail: str) -> Decorator:
-    """`--headers-only`: no tensor is read."""
+    """Return the option `--headers-only`: no tensor is read."""
     return click.option("--headers-only", is_flag=True, help=f"Read headers only: {detail}")
 
 
 def explain_option(detail: str, **more: Any) -> Decorator:
-    """`--explain NAME`: documentation of one thing."""
+    """Return the option `--explain NAME`: documentation of one thing."""
     return click.option("--explain", "about", metavar="NAME", help=f"Explain a {detail}", **more)
 
 
 def rank_option(detail: str) -> Decorator:
-    """`--rank R`: the rank of what is made."""
+    """Return the option `--rank R`: the rank of the result."""
     return click.option("--rank", metavar="R", type=click.IntRange(1), help=f"Rank of {detail}")
 
 
 def max_rank_option(detail: str, **more: Any) -> Decorator:
-    """`--max-rank R`: the largest rank there may be."""
+    """Return the option `--max-rank R`: the largest rank that is allowed."""
     return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **more)
 
 
 class Choice(click.Choice[str]):
-    """One of several words; the error for another one ends with the word that was probably meant."""
+    """One of several words; the error for any other word ends with the one that was probably meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As click does."""
+        """Convert as click does."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
@@ -205,9 +207,9 @@ class Choice(click.Choice[str]):
             raise click.BadParameter(f"{error.message.rstrip('.')}. Did you mean {close[0]}?", ctx, param) from error
 
 
-def dtype_option(choices: Sequence[str], of: str, *, default_text: str = "", **more: Any) -> Decorator:
-    """`--dtype DTYPE`: how numbers are stored or held; `default_text` for a default that depends."""
-    help_text = f"Data type of {of}: {', '.join(choices)}." + (f" [default: {default_text}]" if default_text else "")
+def dtype_option(choices: Sequence[str], subject: str, *, default_text: str = "", **more: Any) -> Decorator:
+    """Return the option `--dtype DTYPE`: the type of numbers; `default_text` describes a default that varies."""
+    help_text = f"Data type of {subject}: {', '.join(choices)}." + (f" [default: {default_text}]" if default_text else "")
     return click.option("--dtype", metavar="DTYPE", type=Choice(choices), help=help_text, **more)
 
 
@@ -284,29 +286,29 @@ class _Rate(click.ParamType[float]):
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = _COUNT.fullmatch(str(value))
-        rate = float(found[1]) * _UNITS[found[2].lower()] if found else 0.0
+        match = _COUNT.fullmatch(str(value))
+        rate = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
         if rate < 1:
             self.fail(f"{value!r} is not a number of bytes per second, like 500k or 10M", param, ctx)
         return rate
 
 
 def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a command that moves bytes; their values go into the context's `meta`, for `remotes` and bars."""
-    jobs, rate, show = click.IntRange(1, 32), _Rate(), {"default": 4, "show_default": True}
-    for name, key, help_text, more in (
+    """Add the options of a command that moves bytes; their values go into the context's `meta`, for remotes and bars."""
+    jobs, rate, default_jobs = click.IntRange(1, 32), _Rate(), {"default": 4, "show_default": True}
+    for name, key, help_text, attributes in (
         ("--events", EVENTS, "Report progress as JSON lines on stderr.", {"is_flag": True}),
         ("--quiet", QUIET, "Show no progress.", {"is_flag": True}),
         ("--limit-rate", RATE, "Limit the transfer rate, in bytes per second, like 10M.", {"metavar": "RATE", "type": rate}),
-        ("--jobs", JOBS, "Number of files to transfer in parallel.", {"metavar": "N", "type": jobs, **show}),
+        ("--jobs", JOBS, "Number of files to transfer in parallel.", {"metavar": "N", "type": jobs, **default_jobs}),
     ):
         names = ["-q", name] if name == "--quiet" else [name]
-        option = click.option(*names, expose_value=False, callback=_into_meta(key), help=help_text, **more)
+        option = click.option(*names, expose_value=False, callback=_store_in_meta(key), help=help_text, **attributes)
         function = option(function)
     return function
 
 
-def _into_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def store(context: click.Context, _option: click.Parameter, value: Any) -> None:
         context.meta[key] = value
 
@@ -315,13 +317,13 @@ def _into_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], None
 
 # ---- conversions
 
-_IMAGE = "image"  # not a format of adapters, but what an adapter is packaged as at a remote
+_IMAGE = "image"  # not a format of adapters, but a package of one at a remote
 
 
-def to_option(names: Sequence[str], **settings: Any) -> Decorator:
-    """`--to FORMAT`, the argument `style`."""
+def to_option(names: Sequence[str], **attributes: Any) -> Decorator:
+    """Return the option `--to FORMAT`, the argument `style`."""
     help_text = f"Format: convert to {', '.join(names)}."
-    return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **settings)
+    return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **attributes)
 
 
 QUANTIZED = (
@@ -342,7 +344,7 @@ def loss_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def losses_of(dtypes: Sequence[str]) -> Decorator:
-    """`loss_options` with these choices of `dtype`."""
+    """Return `loss_options` with these choices of `dtype`."""
 
     dtype = dtype_option(dtypes, "a GGUF file", default="source")
 
@@ -354,13 +356,13 @@ def losses_of(dtypes: Sequence[str]) -> Decorator:
     return decorate
 
 
-def dropped(given: Sequence[str]) -> tuple[str, ...]:
-    """The words of every `--allow-drop`, which may have commas between them."""
-    return tuple(word.strip() for text in given for word in text.split(",") if word.strip())
+def dropped(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of every `--allow-drop`, which may be separated by commas."""
+    return tuple(word.strip() for text in values for word in text.split(",") if word.strip())
 
 
 def conversion_options(*more: str) -> Decorator:
-    """Add `--to` and `loss_options` to a command that takes them as one argument `conversion`, None without --to."""
+    """Add `--to` and `loss_options` to a command, which gets them as one argument `conversion`; None without --to."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

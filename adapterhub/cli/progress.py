@@ -19,66 +19,66 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
 QUIET, EVENTS = f"{__name__}.quiet", f"{__name__}.events"  # set by the options of a command in its context's `meta`
-_EVERY = 0.1  # seconds between two updates, and before the first
+_INTERVAL = 0.1  # seconds between two updates, and before the first
 _WINDOW = 5.0  # seconds that a rate is averaged over
 
 Show = Callable[[int, int], None]
 
 
 def has_screen() -> bool:
-    """True if stderr is a terminal that can redraw a line."""
+    """Return whether stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def bar(*columns: str | ProgressColumn) -> Progress:
-    """A bar on stderr that disappears when it is stopped. rich takes 30 ms to import, so only here."""
+    """Return a bar on stderr that disappears when it is stopped. rich takes 30 ms to import, so it is imported only here."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    more = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
+    cells = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *more, console=console, transient=True
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *cells, console=console, transient=True
     )
 
 
 @contextmanager
 def bytes_bar(title: str) -> Iterator[Show | None]:
-    """Report bytes done, of bytes in all, with rate and time left; None where no progress is wanted."""
-    with _progress(title, counted=False) as show:
-        yield show
+    """Report bytes done, of bytes in all, with rate and time left; yield None if no progress is wanted."""
+    with _progress(title, counted=False) as callback:
+        yield callback
 
 
 @contextmanager
 def count_bar(title: str) -> Iterator[Show | None]:
-    """`bytes_bar` for things that are counted."""
-    with _progress(title, counted=True) as show:
-        yield show
+    """Report as `bytes_bar` does for things that are counted."""
+    with _progress(title, counted=True) as callback:
+        yield callback
 
 
 @contextmanager
 def _progress(title: str, *, counted: bool) -> Iterator[Show | None]:
     context = click.get_current_context(silent=True)
-    wanted = context.meta if context else {}
-    if wanted.get(EVENTS):
-        with _events(title) as show:
-            yield show
-    elif wanted.get(QUIET) or not has_screen():
+    meta = context.meta if context else {}
+    if meta.get(EVENTS):
+        with _events(title) as callback:
+            yield callback
+    elif meta.get(QUIET) or not has_screen():
         yield None
     else:
-        with _drawn(title, counted=counted) as show:
-            yield show
+        with _draw_bar(title, counted=counted) as callback:
+            yield callback
 
 
 @contextmanager
-def _drawn(title: str, *, counted: bool) -> Iterator[Show]:
+def _draw_bar(title: str, *, counted: bool) -> Iterator[Show]:
     last = time.monotonic()
     drawn: Progress | None = None
 
-    def show(done: int, total: int) -> None:
+    def show(completed: int, total: int) -> None:
         nonlocal drawn, last
         now = time.monotonic()
-        if now - last < _EVERY:  # work that is done at once needs no bar
+        if now - last < _INTERVAL:  # short work needs no bar
             return
         last = now
         if drawn is None:
@@ -88,7 +88,7 @@ def _drawn(title: str, *, counted: bool) -> Iterator[Show]:
             drawn = bar("{task.percentage:>3.0f}%", *amount, TimeRemainingColumn(compact=True), "left")
             drawn.add_task(printable(title), total=total or None)
             drawn.start()
-        drawn.update(drawn.task_ids[0], completed=done, total=total or None)
+        drawn.update(drawn.task_ids[0], completed=completed, total=total or None)
 
     try:
         yield show
@@ -104,13 +104,13 @@ def _events(title: str) -> Iterator[Show]:
     def write(event: str, **more: Any) -> None:
         print(output.json_text({"event": event, "title": title, **more}), file=sys.stderr, flush=True)
 
-    def show(done: int, total: int) -> None:
+    def show(completed: int, total: int) -> None:
         nonlocal last
-        last = done, total
-        if speed.due(done):
+        last = completed, total
+        if speed.due(completed):
             rate = speed.rate()
-            left = round((total - done) / rate, 1) if rate else None
-            write("progress", done=done, total=total, rate=round(rate), seconds_left=left)
+            seconds_left = round((total - completed) / rate, 1) if rate else None
+            write("progress", done=completed, total=total, rate=round(rate), seconds_left=seconds_left)
 
     write("start")
     try:
@@ -122,22 +122,22 @@ def _events(title: str) -> Iterator[Show]:
 
 
 class _Speed:
-    """Units per second over the last few seconds."""
+    """The rate of work, in units per second, over the last few seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
-    def due(self, done: int) -> bool:
-        """Count `done` and return True, at most every `_EVERY` seconds."""
+    def due(self, completed: int) -> bool:
+        """Count `done` and return True, at most once in `_INTERVAL` seconds."""
         now = time.monotonic()
-        if self._seen and now - self._seen[-1][0] < _EVERY:
+        if self._seen and now - self._seen[-1][0] < _INTERVAL:
             return False
-        self._seen.append((now, done))
+        self._seen.append((now, completed))
         while len(self._seen) > 2 and now - self._seen[0][0] > _WINDOW:
             self._seen.popleft()
         return True
 
     def rate(self) -> float:
-        """Units per second; 0.0 until that is known."""
+        """Return units per second; 0.0 until they are known."""
         (began, first), (now, last) = self._seen[0], self._seen[-1]
         return max(last - first, 0) / (now - began) if now > began else 0.0

@@ -1,4 +1,4 @@
-"""Versions that a command has stored or written, as documents and lines."""
+"""Results of commands that store or write a version, as documents and lines."""
 
 from __future__ import annotations
 
@@ -23,81 +23,83 @@ class Shown(NamedTuple):
     text: str
 
 
-def published(made: Version | Sent) -> Shown:
-    """Show a version that was stored, in the registry or at an address; notes go to stderr."""
+def published(result: Version | Sent) -> Shown:
+    """Render a version that was stored, in the registry or at an address; notes go to stderr."""
     from adapterhub.sharing.sent import Sent
 
-    if made.overridden:
-        count = output.plural(len(made.overridden), "error")
-        output.say(output.one_line(f"stored despite {count}, the first {made.overridden[0]}"))
-    if "files-changed" in made.overridden:
+    if result.overridden:
+        count = output.plural(len(result.overridden), "error")
+        output.say(output.one_line(f"stored despite {count}, the first {result.overridden[0]}"))
+    if "files-changed" in result.overridden:
         output.say("left out of adapter.json: the records of other weights, such as a training")
-    if made.skipped:
-        output.say(output.one_line(f"left out: {shortened(made.skipped)}"))
-    if not isinstance(made, Sent):
-        if not made.new and made.tag in (None, LATEST) and LATEST not in made.tags:
-            output.say(f"{made.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
-        tags = f" ({', '.join(made.tags)})" if made.tags else ""
-        line = f"{made.ref}{tags}  {output.size(made.size or 0)}  {output.digest(made.digest)}"
-        return Shown(version_document(made), _change(made, made.tag) + line)
+    if result.skipped:
+        output.say(output.one_line(f"left out: {shortened(result.skipped)}"))
+    if not isinstance(result, Sent):
+        if not result.new and result.tag in (None, LATEST) and LATEST not in result.tags:
+            output.say(f"{result.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
+        tags = f" ({', '.join(result.tags)})" if result.tags else ""
+        line = f"{result.ref}{tags}  {output.size(result.size or 0)}  {output.digest(result.digest)}"
+        return Shown(version_document(result), _change(result, result.tag) + line)
     document = {
-        **({"commit": made.commit} if made.commit else {}),
-        "ref": made.ref,
-        "tags": [made.tag],
-        "digest": made.digest,
-        "size": made.size,
-        "sent": made.sent,
-        "new": made.new,
-        "moved": made.moved,
-        "number": made.number,
-        "skipped": list(made.skipped),
+        **({"commit": result.commit} if result.commit else {}),
+        "ref": result.ref,
+        "tags": [result.tag],
+        "digest": result.digest,
+        "size": result.size,
+        "sent": result.sent,
+        "new": result.new,
+        "moved": result.moved,
+        "number": result.number,
+        "skipped": list(result.skipped),
     }
-    number = f" (v{made.number})" if made.number and made.tag != f"v{made.number}" else ""
-    line = f"{made.ref}{number}  {output.size(made.size)}  {output.digest(made.digest)}"
-    return Shown(document, _change(made, made.tag) + line)
+    number = f" (v{result.number})" if result.number and result.tag != f"v{result.number}" else ""
+    line = f"{result.ref}{number}  {output.size(result.size)}  {output.digest(result.digest)}"
+    return Shown(document, _change(result, result.tag) + line)
 
 
-def _change(made: Version | Sent, tag: str | None) -> str:
-    """What a push changed, unless it stored a new version."""
-    if made.new:
+def _change(result: Version | Sent, tag: str | None) -> str:
+    """Return what a push changed, if it stored no new version."""
+    if result.new:
         return ""
-    return f"tagged {tag} (its bytes were there): " if made.moved and tag else "already there: "
+    return f"tagged {tag} (its bytes were there): " if result.moved and tag else "already there: "
 
 
-def pulled(made: Pulled) -> Shown:
-    """Show what was written of a version."""
-    many = output.plural(len(made.files), "file")
-    # Tags and ranges at an address move without a log here, so the digest is the only name of what came.
-    which = made.ref if made.version or "@" in made.ref else f"{made.ref}@{output.digest(made.digest)}"
-    text = f"{'' if made.new else 'already there: '}{made.path}: {which}, {many}, {output.size(made.size)}, verified"
-    if made.version is None:
+def pulled(pull: Pulled) -> Shown:
+    """Render what was written of a version."""
+    file_count = output.plural(len(pull.files), "file")
+    # No log here records where tags and ranges at an address lead, so the digest is the only name of the pulled version.
+    version_name = pull.ref if pull.version or "@" in pull.ref else f"{pull.ref}@{output.digest(pull.digest)}"
+    text = (
+        f"{'' if pull.new else 'already there: '}{pull.path}: {version_name}, {file_count}, {output.size(pull.size)}, verified"
+    )
+    if pull.version is None:
         document: dict[str, Any] = {
-            **({"commit": made.commit} if made.commit else {}),
-            "ref": made.ref,
-            "digest": made.digest,
-            "size": made.size,
-            "output": str(made.path),
-            "new": made.new,
-            "files": list(made.files),
+            **({"commit": pull.commit} if pull.commit else {}),
+            "ref": pull.ref,
+            "digest": pull.digest,
+            "size": pull.size,
+            "output": str(pull.path),
+            "new": pull.new,
+            "files": list(pull.files),
         }
         return Shown(document, text)
-    document = {**version_document(made.version), "new": made.new, "output": str(made.path), "files": list(made.files)}
+    document = {**version_document(pull.version), "new": pull.new, "output": str(pull.path), "files": list(pull.files)}
     del document["skipped"]
     return Shown(document, text)
 
 
-def converted(made: Pulled, to: str) -> Shown:
-    """Show what a version was converted to on its way out."""
-    loss = made.loss or {}
+def converted(result: Pulled, to: str) -> Shown:
+    """Render what a version was converted to when it was pulled."""
+    loss = result.loss or {}
     document = {
-        "ref": made.ref,
-        "digest": made.digest,
-        "deprecated": made.version.deprecated if made.version else None,
-        "output": str(made.path),
+        "ref": result.ref,
+        "digest": result.digest,
+        "deprecated": result.version.deprecated if result.version else None,
+        "output": str(result.path),
         "format": to,
         "loss": loss,
-        "cached": made.cached,
+        "cached": result.cached,
     }
     losses = ", ".join(f"{count} {name}" for name, count in loss.items())
-    cached = ", from the cache" if made.cached else ""
-    return Shown(document, f"{made.path}: {made.ref} as {to}, {sum(loss.values())} tensors: {losses}{cached}")
+    cached = ", from the cache" if result.cached else ""
+    return Shown(document, f"{result.path}: {result.ref} as {to}, {sum(loss.values())} tensors: {losses}{cached}")

@@ -1,4 +1,4 @@
-"""Remotes, opened with the credentials of the user who runs the command."""
+"""Access to remotes with the credentials of the user who runs the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def surroundings() -> Surroundings:
-    """The files and variables in which credentials are kept."""
+    """Return the files and variables in which credentials are kept."""
     return workspace(Settings()).surroundings()
 
 
@@ -25,9 +25,9 @@ def connect(place: Place) -> Connected:
 
 
 def lacking(text: str, what: str) -> UsageError:
-    """The error for something that the place of an address does not have."""
-    with opened(text) as there:
-        return there.lacking(what)
+    """Return the error for a feature that the remote at an address does not have."""
+    with opened(text) as remote:
+        return remote.lacking(what)
 
 
 def opened(text: str) -> Connected:

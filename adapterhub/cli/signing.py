@@ -1,4 +1,4 @@
-"""Signers, keys and passphrases of the commands that sign and verify."""
+"""Options for signers, keys and passphrases of the commands that sign and verify."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ _LONGEST_TOKEN = 64 << 10  # bytes of an identity token
 
 @dataclass(frozen=True)
 class Passphrase:
-    """Where a passphrase comes from: stdin, or else a person on a terminal. No option takes it: others could see it."""
+    """A source of a passphrase: stdin, or else a person on a terminal.
+
+    No option takes the passphrase itself: others on the machine could read it.
+    """
 
     wanted: bool
     from_stdin: bool
 
     def new(self) -> bytes | None:
-        """The passphrase for a new key; None where none is wanted."""
+        """Return the passphrase for a new key; None if none is wanted."""
         if self.from_stdin:
             return _line(sys.stdin.read(_LONGEST + 1))
         return self._asked(confirm=True) if self.wanted else None
 
     def existing(self) -> bytes | None:
-        """The passphrase of a key, from stdin; None if it is not there."""
+        """Return the passphrase of a key, from stdin; None if it is not passed there."""
         return _line(sys.stdin.read(_LONGEST + 1)) if self.from_stdin else None
 
     def _asked(self, *, confirm: bool = False) -> bytes:
@@ -48,7 +51,7 @@ class Passphrase:
         return _line(str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)))
 
     def asked(self) -> bytes:
-        """The passphrase of a key that is encrypted, from a terminal."""
+        """Ask on a terminal for the passphrase of an encrypted key."""
         return self._asked()
 
 
@@ -65,7 +68,7 @@ class Own:
 
     Attributes:
         key: The path of a private key, or the URI of one in hardware; None to sign by an identity.
-        token_file: That of an identity token, `-` for stdin; None for that of the machine.
+        token_file: The file of an identity token, `-` for stdin; None for the token of the machine.
     """
 
     key: Path | None
@@ -74,7 +77,7 @@ class Own:
     trust_config: Path | None = None
 
     def read(self) -> Signer:
-        """Read the key; a person is asked for the passphrase or the PIN that it needs. Or get the token of the identity."""
+        """Read the key, asking on a terminal for its passphrase or PIN; without a key, get the identity's token."""
         from adapterhub.trust import signers
 
         if self.key is None:
@@ -95,23 +98,23 @@ class Own:
         else:
             token = sys.stdin.read(_LONGEST_TOKEN) if source == "-" else json_file.read_text(Path(source), _LONGEST_TOKEN)
         if not token.strip():
-            what = "is missing, and this machine gives its jobs none"
-            raise UsageError("identity token", what, "Pass its file as --identity-token, or run it in a job that has one")
+            problem = "is missing, and this machine gives its jobs none"
+            raise UsageError("identity token", problem, "Pass its file as --identity-token, or run it in a job that has one")
         return keyless.KeylessSigner(token.strip(), self.trust_config)
 
 
-def attested(one: Attested) -> dict[str, object]:
-    """An attestation as JSON."""
+def attested(attestation: Attested) -> dict[str, object]:
+    """Return an attestation as JSON."""
     return {
-        "kind": one.kind or None,
-        "type": one.attestation.type,
-        "predicate": one.predicate,
-        "signer": one.signer.document(),
+        "kind": attestation.kind or None,
+        "type": attestation.attestation.type,
+        "predicate": attestation.predicate,
+        "signer": attestation.signer.document(),
     }
 
 
 def told(signer: TrustedSigner) -> str:
-    """A signer in a line: a key with its file, or an identity."""
+    """Return a signer in a line: a key with its file, or an identity."""
     return signer.title if isinstance(signer, Identity) else f"{signer.where} ({signer.kind} key {signer.id[:16]}…)"
 
 
@@ -127,7 +130,7 @@ _OPTIONS = (
 
 
 def passphrase_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the option for a passphrase, as the argument `passphrase`; `new` ones can also be asked for."""
+    """Add the option for a passphrase, as the argument `passphrase`."""
 
     @functools.wraps(function)
     def call(*args: Any, wanted: bool = False, from_stdin: bool, **kwargs: Any) -> Any:
@@ -137,7 +140,7 @@ def passphrase_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def new_passphrase_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `passphrase_options`, with the one that asks for it."""
+    """Add the options of `passphrase_options`, and the one that asks for a new passphrase."""
     return _OPTIONS[0](passphrase_options(function))
 
 
@@ -147,7 +150,7 @@ _trust_config = click.option(
     type=click.Path(path_type=Path),
     help="Trust config, in JSON, of a private Sigstore. [default: the public one]",
 )
-_OWN = (
+_SIGNER_OPTIONS = (
     click.option(
         "--key",
         metavar="PEM",
@@ -167,7 +170,7 @@ _OWN = (
 
 
 def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for the signer, as the argument `own`."""
+    """Add the options for the user's signer, as the argument `own`."""
 
     @functools.wraps(function)
     def call(
@@ -187,10 +190,10 @@ def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
             )
         return function(*args, own=Own(key, passphrase, token, trust_config), **kwargs)
 
-    return functools.reduce(lambda made, option: option(made), reversed(_OWN), call)
+    return functools.reduce(lambda command_, option: option(command_), reversed(_SIGNER_OPTIONS), call)
 
 
-_ACCEPTED = (
+_ACCEPTED_SIGNER_OPTIONS = (
     click.option(
         "--key",
         "keys",
@@ -210,7 +213,7 @@ _ACCEPTED = (
 
 
 def accepted_signers(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for those who may have signed, as the argument `keys`: paths and an identity."""
+    """Add the options for the accepted signers, as the argument `keys`: paths and an identity."""
 
     @functools.wraps(function)
     def call(
@@ -222,10 +225,10 @@ def accepted_signers(function: Callable[..., Any]) -> Callable[..., Any]:
             )
         if trust_config and identity is None:
             raise UsageError("--trust-config", "requires --identity", "Pass --identity too", code="conflicting-options")
-        named = (Identity(identity, issuer, trust_config),) if identity is not None and issuer is not None else ()
-        return function(*args, keys=(*keys, *named), **kwargs)
+        identities = (Identity(identity, issuer, trust_config),) if identity is not None and issuer is not None else ()
+        return function(*args, keys=(*keys, *identities), **kwargs)
 
-    return functools.reduce(lambda made, option: option(made), reversed(_ACCEPTED), call)
+    return functools.reduce(lambda command_, option: option(command_), reversed(_ACCEPTED_SIGNER_OPTIONS), call)
 
 
 parent_keys = click.option(

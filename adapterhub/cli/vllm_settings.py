@@ -1,9 +1,9 @@
-"""The settings of the plugin of vLLM, by variables: vLLM calls it without arguments, in each of its processes.
+"""The settings of vLLM's plugin, from variables: vLLM calls it without arguments, in each of its processes.
 
     ADAPTERHUB_VLLM_ALLOW   patterns of names that may be asked for, such as `team/*,other/sql`; without it, nothing happens
-    ADAPTERHUB_VLLM_TAGS    `refuse` (default) or `pin`: what becomes of names that may move
+    ADAPTERHUB_VLLM_TAGS    `refuse` (default) or `pin`: how to treat names that may move
     ADAPTERHUB_VLLM_BASE    the base model, if the name that vLLM has for it leads nowhere
-    ADAPTERHUB_REMOTE       the URL or the name of the remote that versions are pulled from; without it, the registry has them
+    ADAPTERHUB_REMOTE       the URL or the name of the remote to pull versions from; without it, they are in the registry
 
 The registry, the policy, credentials and caches are those of the command line.
 """
@@ -31,14 +31,14 @@ def register() -> None:
     """Serve adapters of a registry by vLLM: the entry point `adapterhub` of the group `vllm.general_plugins`.
 
     Raises:
-        RuntimeError: The variables contradict each other or vLLM's, so that vLLM must not start.
+        RuntimeError: The variables contradict each other or vLLM's, so vLLM must not start.
     """
-    if found := settings():
-        vllm_plugin.register(found)
+    if plugin_settings := settings():
+        vllm_plugin.register(plugin_settings)
 
 
 def settings() -> vllm_plugin.Settings | None:
-    """What the variables say, None where they allow no names; no file is read."""
+    """Return the settings in the variables; None if they allow no names. No file is read."""
     names = os.environ.get(ALLOW, "")
     if not names.strip(", "):
         return None
@@ -52,19 +52,19 @@ def settings() -> vllm_plugin.Settings | None:
             check_url(remote)
         except UsageError as error:
             raise RuntimeError(f"{environment.REMOTE}: {error}") from None
-    named = "" if "://" in remote else remote
+    remote_name = "" if "://" in remote else remote
     base = os.environ.get(BASE, "")
-    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), named, base, pin=tags == "pin")
+    return vllm_plugin.Settings(allowed, _workspace, partial(_address, remote), remote_name, base, pin=tags == "pin")
 
 
 def _workspace() -> Workspace:
-    here, plain = environment.workspace(Settings()), Workspace()
-    return replace(here, bar=plain.bar, steps=plain.steps)
+    command_workspace, plain = environment.workspace(Settings()), Workspace()
+    return replace(command_workspace, bar=plain.bar, steps=plain.steps)
 
 
 def _address(remote: str, ref: str) -> str:
-    """The address of a ref on a remote, a URL or a name; the ref itself without one."""
+    """Return the address of a ref on a remote, a URL or a name; the ref itself without one."""
     try:
         return below(environment.remote_at(remote).url, ref) if remote else ref
-    except NotFoundError as error:  # the remote, not the adapter
+    except NotFoundError as error:  # the remote is not known; to vLLM, NotFoundError would mean that the adapter is missing
         raise LocalIOError(error.where, error.what, error.hint) from error

@@ -1,4 +1,4 @@
-"""Answers as they come: one after the other, or two side by side."""
+"""Answers of models while they arrive: one after the other, or two side by side."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from adapterhub.cli import output
 from adapterhub_converters.display import printable
 
 WIDE = 80
-"""Columns of a terminal from which on two answers fit side by side."""
+"""The columns of a terminal from which on two answers fit side by side."""
 
 
 class OneByOne:
-    """Answers below each other: the next one begins when the last has ended, and was kept until then.
+    """Answers below each other: each begins when the one before has ended, and is buffered until then.
 
     Args:
         titles: A heading for each answer, if there are several.
-        note: Prints what is known of an answer that has ended.
+        note: Prints the facts about an answer that has ended.
     """
 
     def __init__(self, titles: Sequence[str], note: Callable[[str], object]) -> None:
@@ -67,16 +67,16 @@ class _Column:
     ended: bool = False
 
     def add(self, piece: str) -> None:
-        first, *rest = map(printable, piece.expandtabs(4).split("\n"))
+        first, *following = map(printable, piece.expandtabs(4).split("\n"))
         self._grow(first)
-        for text in rest:
+        for text in following:
             self.lines.append((self.line, False))
             self.line = ""
             self._grow(text)
 
     def _grow(self, text: str) -> None:
-        *whole, self.line = broken(self.line + text, self.wide)
-        self.lines += [(line, False) for line in whole]
+        *complete, self.line = broken(self.line + text, self.wide)
+        self.lines += [(line, False) for line in complete]
 
     def end(self, note: str) -> None:
         self.lines += [(self.line, False)] if self.line else []
@@ -90,16 +90,16 @@ class _Column:
 
 
 class SideBySide:
-    """Answers in columns. A row is done when all have gone beyond it, so that nothing above the last line is drawn again.
+    """Answers in columns. A row is printed when all columns have passed it, so only the last line is ever redrawn.
 
     Args:
         titles: A heading for each column.
-        screen: Columns of the terminal.
+        screen: The columns of the terminal.
     """
 
     def __init__(self, titles: Sequence[str], screen: int) -> None:
         self._bar = " │ " if output.has_blocks() else " | "
-        # The last column of the terminal stays free: a character there makes some of them begin a new line.
+        # The last column of the terminal stays free: after a character there, some terminals begin a new line.
         wide = (screen - 1 - len(self._bar) * (len(titles) - 1)) // len(titles)
         self._columns = [_Column(wide) for _ in titles]
         self._row, self._open = 0, False
@@ -113,7 +113,7 @@ class SideBySide:
         self._draw()
 
     def end(self, side: int, note: str) -> None:
-        """End an answer with what is known of it."""
+        """End an answer with the facts about it."""
         self._columns[side].end(note)
         self._draw()
 
@@ -138,7 +138,7 @@ class SideBySide:
 
 
 def cells(text: str) -> int:
-    """The columns of a terminal that a printable text takes: two for each character of East Asian width."""
+    """Return the columns of a terminal that a printable text takes: two for each character of East Asian width."""
     return len(text) if text.isascii() else sum(map(_cell, text))
 
 
@@ -147,19 +147,19 @@ def _cell(char: str) -> int:
 
 
 def broken(text: str, wide: int) -> list[str]:
-    """A printable line in pieces of at most `wide` cells, between words where there is a space; their indentation stays."""
+    """Break a printable line into pieces of at most `wide` cells, between words if there is a space; indentation stays."""
     return [*_broken(text, wide)]
 
 
 def _broken(text: str, wide: int) -> Iterator[str]:
     start = used = 0
     space = -1
-    for at, char in enumerate(text):
+    for index, char in enumerate(text):
         used += _cell(char)
         if char == " ":
-            space = at
-        if used > wide and at > start:
-            cut = space + 1 if space >= start else at
+            space = index
+        if used > wide and index > start:
+            cut = space + 1 if space >= start else index
             yield text[start:cut].rstrip(" ")
-            start, used = cut, cells(text[cut : at + 1])
+            start, used = cut, cells(text[cut : index + 1])
     yield text[start:]

@@ -10,12 +10,12 @@ from adapterhub.trust.bill import PREFIX, SPEC, UNRECORDED, Bill
 from adapterhub_converters import display
 
 
-def page(found: Bill) -> str:
-    """The bill as one page of HTML, with nothing loaded from elsewhere and no script."""
-    component = found.document["metadata"]["component"]
+def page(bill: Bill) -> str:
+    """Return the bill as one page of HTML, without scripts and without anything loaded from elsewhere."""
+    component = bill.document["metadata"]["component"]
     title = "/".join(filter(None, (component.get("group"), component["name"])))
     heading = f"<h1>Bill of materials: {html.escape(display.printable(title))}</h1>"
-    body = "\n".join([heading, *_sections(found, component)])
+    body = "\n".join([heading, *_sections(bill, component)])
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Bill of materials</title>'
@@ -31,33 +31,35 @@ _STYLE = (
 )
 
 
-def _sections(found: Bill, component: Mapping[str, Any]) -> Iterator[str]:
-    about = [("version", component["version"]), ("description", component.get("description"))]
-    about += [("specification", f"CycloneDX {SPEC}"), ("serial number", found.document["serialNumber"])]
-    yield display.table(about, caption="Adapter")
+def _sections(bill: Bill, component: Mapping[str, Any]) -> Iterator[str]:
+    identification = [("version", component["version"]), ("description", component.get("description"))]
+    identification += [("specification", f"CycloneDX {SPEC}"), ("serial number", bill.document["serialNumber"])]
+    yield display.table(identification, caption="Adapter")
     yield display.table(
-        [("combined", found.license.expression or UNRECORDED), *(("", reason) for reason in found.license.reasons)],
+        [("combined", bill.license.expression or UNRECORDED), *(("", reason) for reason in bill.license.reasons)],
         caption="License: all that are recorded, joined; no legal advice",
     )
-    made = component["pedigree"]["ancestors"]
-    yield display.table([_row(one) for one in made], head=_HEAD, caption="Made from")
-    if sets := found.document["components"]:
-        yield display.table([_row(one) for one in sets], head=_HEAD, caption="Training data")
+    ancestors = component["pedigree"]["ancestors"]
+    yield display.table([_row(ancestor) for ancestor in ancestors], head=_HEAD, caption="Made from")
+    if sets := bill.document["components"]:
+        yield display.table([_row(data_set) for data_set in sets], head=_HEAD, caption="Training data")
     metrics = component.get("modelCard", {}).get("quantitativeAnalysis", {}).get("performanceMetrics", [])
     if metrics:
-        yield display.table([(one["type"], one["value"]) for one in metrics], caption="Measured at the end of its training")
+        yield display.table(
+            [(metric["type"], metric["value"]) for metric in metrics], caption="Measured at the end of its training"
+        )
     files = [(name, digest, facts) for name, _, digest, _, facts in map(_row, component.get("components", ()))]
     yield display.table(files, head=("name", "sha256", "facts"), caption="Files")
-    properties = [(one["name"].removeprefix(PREFIX), one["value"]) for one in component["properties"]]
-    yield display.table([one for one in properties if not one[0].startswith("license:")], caption="Facts")
+    properties = [(property_["name"].removeprefix(PREFIX), property_["value"]) for property_ in component["properties"]]
+    yield display.table([property_ for property_ in properties if not property_[0].startswith("license:")], caption="Facts")
 
 
 _HEAD = ("name", "version", "sha256", "license", "facts")
 
 
-def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
-    hashes, licenses = one.get("hashes") or [{}], one.get("licenses") or [{}]
-    facts = ", ".join(f"{fact['name'].rpartition(':')[2]} {fact['value']}" for fact in one.get("properties", ()))
-    name = "/".join(filter(None, (one.get("group"), one["name"])))
-    version = one.get("version") if not str(one.get("version", "")).startswith("sha256:") else ""
+def _row(component: Mapping[str, Any]) -> tuple[object, ...]:
+    hashes, licenses = component.get("hashes") or [{}], component.get("licenses") or [{}]
+    facts = ", ".join(f"{fact['name'].rpartition(':')[2]} {fact['value']}" for fact in component.get("properties", ()))
+    name = "/".join(filter(None, (component.get("group"), component["name"])))
+    version = component.get("version") if not str(component.get("version", "")).startswith("sha256:") else ""
     return (name, version, hashes[0].get("content"), licenses[0].get("expression") or UNRECORDED, facts)

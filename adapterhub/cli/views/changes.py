@@ -19,7 +19,7 @@ _SHORT = 12 + len("sha256:")
 
 
 def show(settings: Settings, changes: Sequence[Change], summary: Callable[[], str], **more: object) -> None:
-    """Print the changed files and a summary, or their document with `more` in it."""
+    """Print the changed files and a summary, or a document of them that also has the keys `more`."""
     document = {
         "files": [dataclasses.asdict(change) for change in changes],
         "size": sum(change.size for change in changes),
@@ -28,9 +28,12 @@ def show(settings: Settings, changes: Sequence[Change], summary: Callable[[], st
     }
 
     def text() -> None:
-        shown = [change for change in changes if change.outcome in ("packed", "unpacked")]
-        if shown:
-            cells = [[change.ref, change.path, output.size(change.size), _stored(change), _how(change)] for change in shown]
+        changed = [change for change in changes if change.outcome in ("packed", "unpacked")]
+        if changed:
+            cells = [
+                [change.ref, change.path, output.size(change.size), _stored(change), _storage_kind(change)]
+                for change in changed
+            ]
             output.write_table(_CHANGES, cells)
         output.write(summary())
 
@@ -41,7 +44,7 @@ def _stored(change: Change) -> str:
     return f"{output.size(change.stored)} ({change.stored / change.size:.0%})" if change.size else output.size(change.stored)
 
 
-def _how(change: Change) -> str:
+def _storage_kind(change: Change) -> str:
     if change.outcome == "unpacked":
         return "plain"
     return f"difference to {change.parent[:_SHORT]}" if change.parent else "alone"

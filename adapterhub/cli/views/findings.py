@@ -1,4 +1,4 @@
-"""Findings about stored bytes, of `verify` and `fsck`."""
+"""Findings about stored bytes, for `verify` and `fsck`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def show(
     settings: Settings, where: str, findings: Sequence[Finding], *, good: str, more: Mapping[str, object] | None = None
 ) -> int:
-    """Print the findings, or their document with `more` in it; 1 when one is an error."""
+    """Print the findings, or a document of them that also has the keys `more`. Return 1 if one is an error, else 0."""
     errors = sum(finding.severity == "error" for finding in findings)
     document = {
         "ok": not errors,

@@ -12,15 +12,15 @@ from . import groups
 if TYPE_CHECKING:
     from adapterhub.merging import Change, FuseReport
 
-_SHOWN = 5  # modules of that table
+_SHOWN = 5  # rows of the table
 
 _INDENT = "  "
 
-_DOUBT = 0.01  # an uncertainty of the kept share below this is not shown
+_DOUBT = 0.01  # a smaller uncertainty of the kept share is not shown
 
 
 def document(report: FuseReport) -> dict[str, Any]:
-    """A merge report with stable keys."""
+    """Return a merge report as JSON; the keys are stable."""
     return {
         "output": str(report.out) if report.out else None,
         "tensors": report.tensors,
@@ -45,20 +45,24 @@ def document(report: FuseReport) -> dict[str, Any]:
 
 def text(report: FuseReport) -> None:
     """Print a merge report."""
-    where = str(report.out) if report.out else "nothing written"
+    label = str(report.out) if report.out else "nothing written"
     output.write(
-        f"{where}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}"
+        f"{label}: {output.plural(report.tensors, 'tensor')}, {output.size(report.size)}"
         + (f"; {len(report.touched)} changed, {output.size(report.touched_size)}" if report.touched else "")
     )
     changes = {name: change for name, change in report.touched.items() if change.relative is not None}
     if changes:
         largest = max(change.relative or 0.0 for change in changes.values())
-        kept = min(change.kept for change in changes.values() if change.kept is not None)
-        more = "; all of it with --dtype f32" if any(one.is_lost and not one.quantized for one in changes.values()) else ""
-        _write(f"  largest change {largest:.2%} of a weight's norm; at least {kept:.1%} of it survived rounding{more}")
+        least_kept = min(change.kept for change in changes.values() if change.kept is not None)
+        advice = (
+            "; all of it with --dtype f32"
+            if any(change.is_lost and not change.quantized for change in changes.values())
+            else ""
+        )
+        _write(f"  largest change {largest:.2%} of a weight's norm; at least {least_kept:.1%} of it survived rounding{advice}")
     errors = [(change.original, change.as_trained) for change in changes.values() if change.original is not None]
     if errors:
-        original, trained = (max(error[which] or 0.0 for error in errors) for which in (0, 1))
+        original, trained = (max(error[column] or 0.0 for error in errors) for column in (0, 1))
         _write(
             f"  trained on a base in 4 bits: on the original weights its effect is off by up to {original:.2%}, with "
             f"--onto as-trained by up to {trained:.2%}"
@@ -78,17 +82,17 @@ def _write(line: str) -> None:
 
 
 def _worst(changes: Mapping[str, Change]) -> list[str]:
-    """The modules that lost most to rounding."""
+    """Return the table of the modules that lost most to rounding."""
     worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
-    known = any(change.original is not None for _, change in worst)
+    has_errors = any(change.original is not None for _, change in worst)
     columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True, drop=1), output.Column("KEPT", right=True)]
-    if known:
+    if has_errors:
         columns += [output.Column("ERROR ORIGINAL", right=True, drop=2), output.Column("AS TRAINED", right=True, drop=3)]
     rows = []
     for name, change in worst:
         doubt = f" ± {change.doubt:.0%}" if change.doubt > _DOUBT else ""
         row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}{doubt}"]
-        if known:
+        if has_errors:
             row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
         rows.append(row)
     screen = output.width()

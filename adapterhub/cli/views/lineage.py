@@ -11,19 +11,19 @@ from adapterhub_converters.display import printable
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Edge, Lineage, Node
 
-_MANY = 3  # other names of an adapter
+_MAX_NAMES = 3  # other names of an adapter
 
 
-def document(found: Lineage) -> dict[str, Any]:
-    """The graph with stable keys."""
+def document(graph: Lineage) -> dict[str, Any]:
+    """Return the graph as JSON; the keys are stable."""
     return {
-        "digest": found.root,
-        "nodes": [_node(node) for node in found.nodes.values()],
+        "digest": graph.root,
+        "nodes": [_node(node) for node in graph.nodes.values()],
         "edges": [
-            {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in found.edges
+            {"parent": edge.parent, "child": edge.child, "weight": edge.weight, "method": edge.method} for edge in graph.edges
         ],
         "models": [
-            {"name": model.name, "parent": model.parent, "weight": model.weight, "base": model.base} for model in found.models
+            {"name": model.name, "parent": model.parent, "weight": model.weight, "base": model.base} for model in graph.models
         ],
     }
 
@@ -43,56 +43,56 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def name_of(node: Node) -> str:
-    """The first of its refs, else its digest, shortened."""
+    """Return the first ref of a node, else its shortened digest."""
     return node.refs[0] if node.refs else output.digest(node.digest)
 
 
 def _about(node: Node) -> str:
     rank = node.manifest.r if node.manifest else None
-    parts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
-    return ", ".join(part for part in parts if part)
+    facts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
+    return ", ".join(part for part in facts if part)
 
 
-def tree(found: Lineage) -> Iterator[str]:
-    """Lines of the tree, ancestors first."""
-    root = found.nodes[found.root]
+def tree(graph: Lineage) -> Iterator[str]:
+    """Yield the lines of the tree, ancestors first."""
+    root = graph.nodes[graph.root]
     yield f"{name_of(root)}  {output.digest(root.digest)}  {_about(root)}"
     if len(root.refs) > 1:
-        yield f"   also {_shortened(root.refs[1:])}"
+        yield f"   also {_shorten_refs(root.refs[1:])}"
     yield from _data(root, "")
-    yield from _branches(found, found.root, "", {found.root}, up=True)
-    if found.children(found.root):
+    yield from _branches(graph, graph.root, "", {graph.root}, up=True)
+    if graph.children(graph.root):
         yield ""
         yield "made from it:"
-        yield from _branches(found, found.root, "", {found.root}, up=False)
-    if found.models:
+        yield from _branches(graph, graph.root, "", {graph.root}, up=False)
+    if graph.models:
         yield ""
         yield "models in recipes:"
-        for model in found.models:
-            what = f"{model.weight:g} × {name_of(found.nodes[model.parent])} in {model.base}"
-            yield f"   {model.name}  {what}"
+        for model in graph.models:
+            description = f"{model.weight:g} × {name_of(graph.nodes[model.parent])} in {model.base}"
+            yield f"   {model.name}  {description}"
 
 
-def _shortened(refs: Sequence[str]) -> str:
-    return ", ".join(refs[:_MANY]) + (f" and {len(refs) - _MANY} more" if len(refs) > _MANY else "")
+def _shorten_refs(refs: Sequence[str]) -> str:
+    return ", ".join(refs[:_MAX_NAMES]) + (f" and {len(refs) - _MAX_NAMES} more" if len(refs) > _MAX_NAMES else "")
 
 
-def _branches(found: Lineage, digest: str, indent: str, seen: set[str], *, up: bool) -> Iterator[str]:
-    """Yield the lines below an adapter; what an adapter was made from is shown once, as paths to it can be countless."""
-    edges = found.parents(digest) if up else found.children(digest)
+def _branches(graph: Lineage, digest: str, indent: str, shown_digests: set[str], *, up: bool) -> Iterator[str]:
+    """Yield the lines below an adapter. The ancestors of each are shown once, because the paths to it can be countless."""
+    edges = graph.parents(digest) if up else graph.children(digest)
     for number, edge in enumerate(edges, 1):
-        other = edge.parent if up else edge.child
-        node = found.nodes[other]
+        neighbor = edge.parent if up else edge.child
+        node = graph.nodes[neighbor]
         last = number == len(edges)
-        again = other in seen and bool(found.parents(other) if up else found.children(other))
-        about = "(see above)" if again else _about(node)
+        is_repeat = neighbor in shown_digests and bool(graph.parents(neighbor) if up else graph.children(neighbor))
+        about = "(see above)" if is_repeat else _about(node)
         yield f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {about}"
-        deeper = indent + ("   " if last else "│  ")
-        if up and not again:
-            yield from _data(node, deeper)
-        if other not in seen:
-            seen.add(other)
-            yield from _branches(found, other, deeper, seen, up=up)
+        child_indent = indent + ("   " if last else "│  ")
+        if up and not is_repeat:
+            yield from _data(node, child_indent)
+        if neighbor not in shown_digests:
+            shown_digests.add(neighbor)
+            yield from _branches(graph, neighbor, child_indent, shown_digests, up=up)
 
 
 def _weight(edge: Edge) -> str:
@@ -105,22 +105,22 @@ def _data(node: Node, indent: str) -> Iterator[str]:
         yield f"{indent}   data {name}  {output.digest(item.digest or '')}".rstrip()
 
 
-def dot(found: Lineage) -> Iterator[str]:
-    """Lines of the graph in the language of Graphviz."""
+def dot(graph: Lineage) -> Iterator[str]:
+    """Yield the lines of the graph in the language of Graphviz."""
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
-    for node in found.nodes.values():
+    for node in graph.nodes.values():
         style = "" if node.manifest else ", style=dashed"
-        bold = ", penwidth=2" if node.digest == found.root else ""
+        bold = ", penwidth=2" if node.digest == graph.root else ""
         label = _quoted(f"{name_of(node)}: {_about(node)}")
         yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"
-    bases = {node.base for node in found.nodes.values() if node.base}
+    bases = {node.base for node in graph.nodes.values() if node.base}
     for base in sorted(bases):
         yield f"  {_quoted(f'base {base}')} [label={_quoted(base)}, shape=cylinder];"
-    for node in found.nodes.values():
-        if node.base and not found.parents(node.digest):
+    for node in graph.nodes.values():
+        if node.base and not graph.parents(node.digest):
             yield f"  {_quoted(node.digest)} -> {_quoted(f'base {node.base}')} [style=dotted];"
-    for edge in found.edges:
+    for edge in graph.edges:
         label = f" [label={_quoted(f'{edge.weight:g}')}]" if edge.weight is not None else ""
         yield f"  {_quoted(edge.child)} -> {_quoted(edge.parent)}{label};"
     yield "}"

@@ -1,4 +1,4 @@
-"""The lineage of an adapter as a picture: base models and data, adapters, and the models that contain them, each row below."""
+"""A picture of the lineage of an adapter: base models and data, adapters, and the models that contain them, in rows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .lineage import name_of
 if TYPE_CHECKING:
     from adapterhub.registry.lineage import Lineage, Node
 
-_LIGHT = "#f3f4f6"  # of what is no adapter
+_LIGHT = "#f3f4f6"  # fill of boxes that are not adapters
 _MOST = 200  # boxes in one picture
 _MOST_DATA = 4  # data sets of one adapter
 _NAME = 44  # characters of a line
 _PAD = 0.12  # inches between a box and its text
 _MARGIN = 0.25  # inches around the graph
-_HEAD = 0.15  # inches of a straight line for the head of an arrow
+_HEAD = 0.15  # inches of the straight line behind the head of an arrow
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Box:
     dashed: bool = False
 
 
-def draw(found: Lineage, path: Path) -> None:
+def draw(graph: Lineage, path: Path) -> None:
     """Draw the graph into a PNG.
 
     Raises:
@@ -42,34 +42,34 @@ def draw(found: Lineage, path: Path) -> None:
         RefusedError: The graph has too many nodes for a picture.
     """
     picture.check()
-    boxes, edges = _graph(found)
+    boxes, edges = _graph(graph)
     if len(boxes) > _MOST:
         raise _too_large(f"{len(boxes):,} nodes")
     sizes = {name: _size(box.text) for name, box in boxes.items()}
-    placed = layout(sizes, list(edges))
-    width, height = placed.width + 2 * _MARGIN, placed.height + 2 * _MARGIN
+    layout_ = layout(sizes, list(edges))
+    width, height = layout_.width + 2 * _MARGIN, layout_.height + 2 * _MARGIN
     if max(width, height) > picture.LARGEST:
         raise _too_large(f"{len(boxes)} nodes with names of this length")
     with picture.figure(path, width, height) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.set_xlim(-_MARGIN, placed.width + _MARGIN)
-        axes.set_ylim(placed.height + _MARGIN, -_MARGIN)
-        _draw_edges(axes, placed, edges)
+        axes.set_xlim(-_MARGIN, layout_.width + _MARGIN)
+        axes.set_ylim(layout_.height + _MARGIN, -_MARGIN)
+        _draw_edges(axes, layout_, edges)
         for name, box in boxes.items():
-            _draw_box(axes, placed.centers[name], sizes[name], box)
+            _draw_box(axes, layout_.centers[name], sizes[name], box)
 
 
 def _too_large(what: str) -> RefusedError:
     return RefusedError("--plot", f"{what} are too many for a picture", "Draw the output of --dot, or use --json")
 
 
-def _graph(found: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
+def _graph(graph: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
     """Return the boxes by name, and the edges with their labels."""
     boxes: dict[str, _Box] = {}
     edges: dict[Edge, str] = {}
-    for digest, node in found.nodes.items():
-        color = picture.ORANGE if digest == found.root else picture.BLUE if node.manifest else picture.GRAY
+    for digest, node in graph.nodes.items():
+        color = picture.ORANGE if digest == graph.root else picture.BLUE if node.manifest else picture.GRAY
         boxes[digest] = _Box(_lines(name_of(node), _about(node)), color, dashed=node.manifest is None)
         if node.base and not node.parents:
             base = f"base {node.base}"
@@ -80,12 +80,12 @@ def _graph(found: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
             kind = f"data, {len(node.data) - _MOST_DATA} more" if len(node.data) > _MOST_DATA else "data"
             boxes[name] = _Box(_lines(data.name or data.path or "data", kind), picture.GRAY, _LIGHT)
             edges[name, digest] = ""
-    for digest in found.nodes:
-        parents = found.parents(digest)
+    for digest in graph.nodes:
+        parents = graph.parents(digest)
         plain = all(edge.weight in (None, 1) for edge in parents)
         for edge in parents:
             edges[edge.parent, digest] = "" if plain or edge.weight is None else f"{edge.weight:g}"
-    for model in found.models:
+    for model in graph.models:
         boxes[f"model {model.name}"] = _Box(_lines(model.name, f"model on {model.base}"), picture.BLUE, _LIGHT)
         edges[model.parent, f"model {model.name}"] = "" if model.weight == 1 else f"{model.weight:g}"
     return boxes, edges
@@ -101,7 +101,7 @@ def _lines(*texts: str) -> str:
 
 
 def _size(text: str) -> Point:
-    """Width and height of a box around a text, in inches."""
+    """Return the width and height of a box around a text, in inches."""
     width, height = picture.extent(text, size=8)
     return width + 2 * _PAD, 1.45 * height + 2 * _PAD
 

@@ -12,12 +12,12 @@ from . import groups
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import LossReport, TensorLoss
 
-# Losses as they read in a sentence, where their name does not.
+# Words for losses whose names are not clear in a sentence.
 _WORDS = {"rewritten": "exact in another form"}
 
 
 def document(report: LossReport) -> dict[str, Any]:
-    """A loss report with stable keys."""
+    """Return a loss report as JSON; the keys are stable."""
     return {
         "worst": report.worst.name.lower(),
         "summary": report.summary,
@@ -30,7 +30,7 @@ def document(report: LossReport) -> dict[str, Any]:
 
 
 def summary(report: LossReport) -> str:
-    """`420 tensors: 418 exact, 2 rounded`."""
+    """Return a summary such as `420 tensors: 418 exact, 2 rounded`."""
     parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
     return f"{output.plural(len(report.losses), 'tensor')}: {parts}"
 
@@ -43,7 +43,7 @@ def write(report: LossReport, write: Callable[[str], None], *, verbose: bool = F
             write(output.one_line(f"  {_loss(line)}: {line.name}{note}{_error(line)}"))
     else:
         lossy = [line for line in report.losses if line.loss > 0]
-        for text in groups.lines((groups.Item(f"{_loss(line)}:", line.name, _what(line)) for line in lossy), None, indent=2):
+        for text in groups.lines((groups.Item(f"{_loss(line)}:", line.name, _detail(line)) for line in lossy), None, indent=2):
             write(text)
     for note in report.notes:
         write(output.one_line(f"  note: {note}"))
@@ -54,7 +54,7 @@ def _loss(line: TensorLoss) -> str:
     return _WORDS.get(name, name)
 
 
-def _what(line: TensorLoss) -> str:
+def _detail(line: TensorLoss) -> str:
     return line.note + _error(line) if _loss(line) == "approximated" else line.note
 
 

@@ -1,4 +1,7 @@
-"""A picture of how far the adapters of a merge disagree, and of truncation losses: by layer, one color per kind of module."""
+"""A picture of disagreements between the adapters of a merge, and of truncation losses, by layer.
+
+Each kind of module has a color.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from adapterhub.cli import output
 if TYPE_CHECKING:
     from adapterhub.merging import Merged, MergeReport
 
-_KINDS, _POINTS = 16, 1000  # kinds of modules in a picture, the most frequent; points of each
+_KINDS, _POINTS = 16, 1000  # the most kinds of modules in a picture (the frequent ones win), and points of each
 _NAMED = 4  # kinds that a note names
 
 
@@ -53,11 +56,11 @@ def draw(report: MergeReport, path: Path, *, title: str) -> None:
 def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merged]]]) -> None:
     from matplotlib import colormaps
 
-    shown = sorted(sorted(kinds, key=lambda kind: -len(kinds[kind]))[:_KINDS])
-    colors = list(map(tuple, colormaps["tab10" if len(shown) <= 10 else "tab20"](range(len(shown)))))
+    kinds_shown = sorted(sorted(kinds, key=lambda kind: -len(kinds[kind]))[:_KINDS])
+    colors = list(map(tuple, colormaps["tab10" if len(kinds_shown) <= 10 else "tab20"](range(len(kinds_shown)))))
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, value, least) in zip(rows, panels, strict=True):
-        for kind, color in zip(shown, colors, strict=True):
+        for kind, color in zip(kinds_shown, colors, strict=True):
             modules = sorted(kinds[kind], key=lambda item: item[0])
             points = [(layer, value(module)) for layer, module in modules[:: -(-len(modules) // _POINTS)]]
             label = picture.fitted(kind, 1.4, size=8)
@@ -76,7 +79,7 @@ def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merg
 
 
 def _notes(kinds: Mapping[str, list[tuple[int, Merged]]], *, compared: bool) -> list[str]:
-    """What the picture leaves out."""
+    """Return notes on what the picture leaves out."""
     notes = [f"{len(kinds) - _KINDS:,} more kinds of modules are not shown"] if len(kinds) > _KINDS else []
     alone = {kind: sum(len(module.ranks) < 2 for _, module in modules) for kind, modules in kinds.items()}
     names = sorted(kind for kind, count in alone.items() if count)

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from adapterhub.merging import Merged, MergeReport
     from adapterhub.registry.registry import Version
 
-_WORST = 10  # modules that a terminal shows
+_WORST = 10  # rows of the table on a terminal
 
 
 def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report with stable keys."""
+    """Return the report as JSON; the keys are stable."""
     return {
         "output": where,
         "ref": str(version.ref) if version else None,
@@ -45,13 +45,13 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
     }
 
 
-def lines(where: str, made: AdapterManifest, report: MergeReport) -> Iterator[str]:
-    """Lines of the report."""
+def lines(where: str, manifest: AdapterManifest, report: MergeReport) -> Iterator[str]:
+    """Yield the lines of the report."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{where}: {report.method}, {count}, {rank}, {output.number(made.parameters)} parameters"
+    yield f"{where}: {report.method}, {count}, {rank}, {output.number(manifest.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")
@@ -79,14 +79,14 @@ _COLUMNS = (
 
 
 def _table(report: MergeReport) -> Iterator[str]:
-    """The modules with the largest losses and disagreements; all of them in a pipe."""
+    """Yield the modules with the largest losses and disagreements; all of them in a pipe."""
     shared = {name: module for name, module in report.modules.items() if len(module.ranks) > 1}
     order = sorted(shared.items(), key=lambda item: (-round(item[1].lost, 4), -item[1].signs, item[0]))
-    shown = order[:_WORST] if output.is_terminal() else order
+    visible = order[:_WORST] if output.is_terminal() else order
     yield ""
-    yield from output.table(_COLUMNS, [_cells(name, module) for name, module in shown], screen=output.width())
-    if len(shown) < len(order):
-        yield output.more(len(order) - len(shown), "with smaller losses")
+    yield from output.table(_COLUMNS, [_cells(name, module) for name, module in visible], screen=output.width())
+    if len(visible) < len(order):
+        yield output.more(len(order) - len(visible), "with smaller losses")
     if not all(module.exact for module in shared.values()):
         yield "signs apart: over a random sample of 65,536 elements of each module"
 
@@ -102,7 +102,7 @@ def explain(settings: Settings, name: str | None) -> None:
     """Describe one method, or list them all."""
     from adapterhub.merging.adapters.methods import METHODS, Method, method_named
 
-    def described(method: Method) -> dict[str, Any]:
+    def describe_method(method: Method) -> dict[str, Any]:
         parameters = {
             key: {"default": parameter.default, "limits": str(parameter.limits)} for key, parameter in method.parameters.items()
         }
@@ -112,7 +112,7 @@ def explain(settings: Settings, name: str | None) -> None:
     if name is None:
         rows = [[method.name, method.summary] for method in METHODS.values()]
         columns = (Column("METHOD"), Column("DESCRIPTION", wrap=True))
-        listed = {"methods": [described(method) for method in METHODS.values()]}
+        listed = {"methods": [describe_method(method) for method in METHODS.values()]}
 
         def text() -> None:
             output.write_table(columns, rows)
@@ -120,7 +120,7 @@ def explain(settings: Settings, name: str | None) -> None:
 
         output.emit(listed, as_json=settings.as_json, text=text)
         return
-    found = described(method_named(name))
-    lines = [found["name"], "", *found["description"].splitlines()]
-    lines += [f"--{key}: {item['limits']}, default {item['default']}" for key, item in found["parameters"].items()]
-    output.emit(found, as_json=settings.as_json, text=lambda: output.write_lines(lines))
+    method_document = describe_method(method_named(name))
+    lines = [method_document["name"], "", *method_document["description"].splitlines()]
+    lines += [f"--{key}: {item['limits']}, default {item['default']}" for key, item in method_document["parameters"].items()]
+    output.emit(method_document, as_json=settings.as_json, text=lambda: output.write_lines(lines))

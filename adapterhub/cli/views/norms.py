@@ -1,4 +1,4 @@
-"""Where an adapter acts: its norms as a picture on a terminal, as numbers in a pipe."""
+"""The norms of an adapter by layer and kind of module: a picture on a terminal, numbers in a pipe."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from . import groups
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
 
-_ROWS = 40  # of a picture; more are folded
+_ROWS = 40  # rows of a picture; more layers are averaged into these
 _GAP = "·"
 
 
 def document(norms: Heat | str) -> dict[str, Any]:
-    """The norms with stable keys; `missing` has the reason if there are none."""
+    """Return the norms as JSON; `missing` has the reason if there are none."""
     return {"missing": norms} if isinstance(norms, str) else {"missing": None, **asdict(norms)}
 
 
 def lines(norms: Heat | str | None) -> Iterator[str]:
-    """Lines of the norms."""
+    """Yield the lines of the norms."""
     if norms is None:
         return
     if isinstance(norms, str):
@@ -52,29 +52,29 @@ def _numbers(norms: Heat) -> list[str]:
 
 
 def _picture(norms: Heat) -> Iterator[str]:
-    """Rows are layers, columns kinds of modules, from the least to the greatest norm."""
-    shown, screen = norms.folded(_ROWS), output.width() or 80
-    label = max(len("layer"), *(len(printable(layer)) for layer in shown.layers))
-    names = list(map(printable, shown.short_kinds))
-    room = (screen - label) // len(names) - 1
-    if max(map(len, names)) > room:  # numbers for names, which are then listed below
+    """Yield the picture: rows are layers, columns kinds of modules, colors go from the least to the greatest norm."""
+    visible, screen = norms.folded(_ROWS), output.width() or 80
+    label = max(len("layer"), *(len(printable(layer)) for layer in visible.layers))
+    names = list(map(printable, visible.short_kinds))
+    available = (screen - label) // len(names) - 1
+    if max(map(len, names)) > available:  # numbers replace the names, which are listed below
         names = [str(number + 1) for number in range(len(names))]
-    wide = max(1, min(room, max(4, *map(len, names))))
-    per_row = max(1, (screen - label) // (wide + 1))
-    least, greatest = shown.scale
+    column_width = max(1, min(available, max(4, *map(len, names))))
+    per_row = max(1, (screen - label) // (column_width + 1))
+    least, greatest = visible.scale
     for start in range(0, len(names), per_row):
-        part = range(start, min(start + per_row, len(names)))
-        yield " ".join(["layer".ljust(label), *(names[i].ljust(wide) for i in part)]).rstrip()
-        for layer, row in zip(shown.layers, shown.values, strict=True):
-            yield " ".join([printable(layer).ljust(label), *(_cell(row[i], least, greatest, wide) for i in part)])
+        columns = range(start, min(start + per_row, len(names)))
+        yield " ".join(["layer".ljust(label), *(names[i].ljust(column_width) for i in columns)]).rstrip()
+        for layer, row in zip(visible.layers, visible.values, strict=True):
+            yield " ".join([printable(layer).ljust(label), *(_cell(row[i], least, greatest, column_width) for i in columns)])
     if names[0] == "1":
-        listed = ", ".join(f"{number + 1} {kind}" for number, kind in enumerate(shown.short_kinds))
+        listed = ", ".join(f"{number + 1} {kind}" for number, kind in enumerate(visible.short_kinds))
         yield from output.wrapped(listed, screen, indent=2)
     ramp = "".join(output.heat(step / 7, 1) for step in range(8))
-    folded = f"; a row is the mean of {-(-len(norms.layers) // _ROWS)} layers" if shown is not norms else ""
+    folded = f"; a row is the mean of {-(-len(norms.layers) // _ROWS)} layers" if visible is not norms else ""
     yield f"{least:.3g} {ramp} {greatest:.3g}{folded}"
-    if shown.above:
-        yield from output.wrapped(shown.above, screen, indent=2)
+    if visible.above:
+        yield from output.wrapped(visible.above, screen, indent=2)
 
 
 def _cell(value: float | None, least: float, greatest: float, wide: int) -> str:

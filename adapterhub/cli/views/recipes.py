@@ -1,4 +1,4 @@
-"""Recipes of merged models: one that was written, those of a registry, and a model that was made from one."""
+"""Recipes of merged models: a new one, those of a registry, and a model that was made from one."""
 
 from __future__ import annotations
 
@@ -24,74 +24,76 @@ _LIST = (
 )
 
 
-def written(made: WrittenRecipe, model_size: int, *, as_json: bool) -> None:
-    """Show a recipe that was written; notes on its folders go to stderr."""
-    for adapter in made.recipe.adapters:
-        if adapter.ref is None and made.out.endswith(".json"):
-            what = f"adapter {output.digest(adapter.digest)} is a folder, which the recipe cannot contain"
-            output.say(f"note: {what}. Push it, or pass it to `materialize --adapter`")
-    plain = made.recipe.to_dict()
-    files = plain["output"]["files"]
+def written(result: WrittenRecipe, model_size: int, *, as_json: bool) -> None:
+    """Show a recipe that was written; notes about its folders go to stderr."""
+    for adapter in result.recipe.adapters:
+        if adapter.ref is None and result.out.endswith(".json"):
+            problem = f"adapter {output.digest(adapter.digest)} is a folder, which the recipe cannot contain"
+            output.say(f"note: {problem}. Push it, or pass it to `materialize --adapter`")
+    fields = result.recipe.to_dict()
+    files = fields["output"]["files"]
     document = {
-        "output": made.out,
-        "size": made.size,
+        "output": result.out,
+        "size": result.size,
         "model_size": model_size,
         "files": files,
-        "base": plain["base"],
+        "base": fields["base"],
     }
-    of = f"{output.plural(len(files), 'file')} with digests" if files is not None else "without digests"
-    text = f"{made.out}: a recipe of {output.size(made.size)} for a model of {output.size(model_size)}, {of}"
+    digest_note = f"{output.plural(len(files), 'file')} with digests" if files is not None else "without digests"
+    text = f"{result.out}: a recipe of {output.size(result.size)} for a model of {output.size(model_size)}, {digest_note}"
     output.emit(document, as_json=as_json, text=lambda: output.write(output.one_line(text)))
 
 
-def stored_document(one: StoredRecipe) -> dict[str, Any]:
-    """A recipe of the registry with stable keys."""
-    plain = {key: value for key, value in one.recipe.to_dict().items() if key in ("base", "adapters", "options")}
-    return {"name": one.name, "digest": one.digest, "time": one.time, **plain, "model_size": one.recipe.size}
+def stored_document(stored: StoredRecipe) -> dict[str, Any]:
+    """Return a recipe of the registry as JSON; the keys are stable."""
+    fields = {key: value for key, value in stored.recipe.to_dict().items() if key in ("base", "adapters", "options")}
+    return {"name": stored.name, "digest": stored.digest, "time": stored.time, **fields, "model_size": stored.recipe.size}
 
 
-def write_list(found: Sequence[StoredRecipe]) -> None:
+def write_list(recipes: Sequence[StoredRecipe]) -> None:
     """Print the table of the recipes of a registry."""
-    output.write_table(_LIST, [_row(one) for one in found])
+    output.write_table(_LIST, [_row(recipe) for recipe in recipes])
 
 
-def _row(one: StoredRecipe) -> list[str]:
-    adapters = [f"{one.weight:g} × {one.ref or output.digest(one.digest)}" for one in one.recipe.adapters]
-    size = one.recipe.size
-    return [one.name, str(one.recipe.base), ", ".join(adapters), output.size(size) if size else "-", one.time[:10]]
+def _row(stored: StoredRecipe) -> list[str]:
+    adapters = [f"{stored.weight:g} × {stored.ref or output.digest(stored.digest)}" for stored in stored.recipe.adapters]
+    size = stored.recipe.size
+    return [stored.name, str(stored.recipe.base), ", ".join(adapters), output.size(size) if size else "-", stored.time[:10]]
 
 
-def materialized_document(made: Materialized) -> dict[str, Any]:
-    """A model that was made from its recipe, with stable keys."""
+def materialized_document(model: Materialized) -> dict[str, Any]:
+    """Return a model that was made from its recipe as JSON; the keys are stable."""
     return {
-        "output": str(made.path),
-        "compared": made.compared,
-        "same": not made.differences if made.compared else None,
-        "differences": [{"name": one.name, "what": one.what, "ulps": one.ulps} for one in made.differences],
-        "made_by": dict(made.recipe.made_by),
+        "output": str(model.path),
+        "compared": model.compared,
+        "same": not model.differences if model.compared else None,
+        "differences": [
+            {"name": difference.name, "what": difference.what, "ulps": difference.ulps} for difference in model.differences
+        ],
+        "made_by": dict(model.recipe.made_by),
     }
 
 
-def materialized_lines(made: Materialized) -> Iterator[str]:
-    """The comparison of a model with its recipe."""
-    out, recipe = made.path, made.recipe
+def materialized_lines(model: Materialized) -> Iterator[str]:
+    """Yield the comparison of a model with its recipe."""
+    out, recipe = model.path, model.recipe
     if recipe.files is None:
         yield output.one_line(f"{out}: written; the recipe has no digests to compare with")
         return
-    if not made.differences:
+    if not model.differences:
         yield output.one_line(f"{out}: matches the recipe byte for byte, {output.plural(len(recipe.files), 'file')}")
         return
-    yield from _different(made, recipe, len(recipe.files))
+    yield from _difference_lines(model, recipe, len(recipe.files))
 
 
-def _different(made: Materialized, recipe: MergeRecipe, count: int) -> Iterator[str]:
-    differences: Sequence[Difference] = made.differences
-    far = [one.ulps for one in differences if one.ulps is not None]
-    most = f", by {output.plural(max(far), 'unit')} in the last place at most" if far else ""
-    yield output.one_line(f"{made.path}: {output.plural(len(differences), 'file')} of {count} not as in the recipe{most}")
-    for one in differences[:_SHOWN]:
-        by = f", by {one.ulps} units in the last place at most" if one.ulps is not None else ""
-        yield output.one_line(f"  {one.name}: {one.what}{by}")
+def _difference_lines(model: Materialized, recipe: MergeRecipe, count: int) -> Iterator[str]:
+    differences: Sequence[Difference] = model.differences
+    ulps = [difference.ulps for difference in differences if difference.ulps is not None]
+    largest = f", by {output.plural(max(ulps), 'unit')} in the last place at most" if ulps else ""
+    yield output.one_line(f"{model.path}: {output.plural(len(differences), 'file')} of {count} not as in the recipe{largest}")
+    for difference in differences[:_SHOWN]:
+        by = f", by {difference.ulps} units in the last place at most" if difference.ulps is not None else ""
+        yield output.one_line(f"  {difference.name}: {difference.what}{by}")
     if len(differences) > _SHOWN:
         yield f"  {output.more(len(differences) - _SHOWN)}"
     made_by = ", ".join(f"{key} {value}" for key, value in recipe.made_by.items())

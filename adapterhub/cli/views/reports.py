@@ -16,20 +16,20 @@ from adapterhub_converters.runtimes import APPLIED
 
 from . import groups
 
-SHOWN = 1_000  # problems of one code that a report has; more are only counted
-_REASONS = 2  # reasons of a verdict that the text report shows
+SHOWN = 1_000  # problems of one code that a report lists; more are only counted
+_MAX_REASONS = 2  # reasons of a verdict that the text report shows
 _SUMMARY = ("ADAPTER", "VERDICT", "ERRORS", "WARNINGS", "NOT APPLIED BY")
 _COLORS = {ERROR: "red", WARNING: "yellow", NOTE: "blue"}
-_TESTED = tuple(code for code in CODES if code not in SCAN)  # what a check looks for
+_TESTED = tuple(code for code in CODES if code not in SCAN)  # the codes that a check can report
 # Code of a problem to the option or command that helps.
 _HINTS = {"needs-base": "Pass --base BASE", "order-unknown": "Pass --base BASE", "unpinned": "`adapterhub push --base` pins it"}
 
 
 def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool = False) -> Iterator[str]:
-    """The text report: problems grouped by code, a verdict per runtime, a summary.
+    """Yield the text report: problems grouped by code, a verdict per runtime, a summary.
 
-    Of several adapters only those with errors or warnings are shown so, without the runtimes that apply them, unless `verbose`;
-    a table has a line for each, and the last line names those that failed.
+    Of several adapters, only those with errors or warnings are shown in this form, without the runtimes that apply them, unless
+    `verbose`; a table has a line for each, and the last line names those that failed.
     """
     for report in reports:
         if len(reports) == 1 or verbose or report.count(ERROR) or report.count(WARNING):
@@ -38,19 +38,23 @@ def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool
     if len(reports) > 1:
         columns = [*map(Column, _SUMMARY[:4]), Column(_SUMMARY[4], wrap=True)]
         yield from table(columns, [_row(report) for report in reports], screen=screen)
-        bad = [report.where for report in reports if not report.ok]
-        found = color(f"{len(bad)} not ok", "red") + one_line(f": {shortened(bad, 10)}") if bad else color("all ok", "green")
-        yield from ("", f"{len(reports)} adapters: {found}")
+        failed = [report.where for report in reports if not report.ok]
+        verdict = (
+            color(f"{len(failed)} not ok", "red") + one_line(f": {shortened(failed, 10)}")
+            if failed
+            else color("all ok", "green")
+        )
+        yield from ("", f"{len(reports)} adapters: {verdict}")
 
 
 def problem_lines(report: Report, screen: int | None) -> Iterator[str]:
-    """The problems of a report, those of a code together."""
-    others = {_kind(code): report.left_out(code) for code in report.counted()}
-    return groups.lines(map(_item, report.problems), screen, others=others)
+    """Yield the problems of a report, grouped by code."""
+    left_out = {_kind(code): report.left_out(code) for code in report.counted()}
+    return groups.lines(map(_item, report.problems), screen, others=left_out)
 
 
 def _row(report: Report) -> list[str]:
-    """The line of an adapter in a table of many."""
+    """Return the row of an adapter in a table of several."""
     refused = ", ".join(verdict.runtime for verdict in report.verdicts.values() if verdict.verdict != APPLIED)
     numbers = [str(_kinds(report, severity) or "") for severity in (ERROR, WARNING)]
     return [one_line(report.where), "ok" if report.ok else "not ok", *numbers, refused if report.format else "not read"]
@@ -60,7 +64,7 @@ def _lines(report: Report, screen: int | None, *, all_verdicts: bool) -> Iterato
     yield from (*_headline(report), "")
     if report.problems:
         yield from (*problem_lines(report, screen), "")
-    verdicts = [one for one in report.verdicts.values() if all_verdicts or one.verdict != APPLIED]
+    verdicts = [verdict for verdict in report.verdicts.values() if all_verdicts or verdict.verdict != APPLIED]
     if report.format is not None and verdicts:
         yield from (*_verdict_lines(verdicts, screen), "")
     yield _sum(report)
@@ -72,7 +76,7 @@ def _headline(report: Report) -> list[str]:
         return [one_line(report.where)]
     ranks = facts["r"]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}" if ranks else "no low-rank pairs"
-    parts = [
+    properties = [
         str(report.format),
         rank,
         plural(facts["modules"], "module"),
@@ -80,8 +84,8 @@ def _headline(report: Report) -> list[str]:
         "/".join(facts["dtypes"]),
     ]
     base = f"on {report.base}" if report.base else "without a base: shapes and identity not compared (--base)"
-    more = ["identity not compared: no adapter.json"] if report.base and "identity" not in report.levels else []
-    return [one_line(f"{report.where}: {', '.join(parts)}"), base, *more]
+    gaps = ["identity not compared: no adapter.json"] if report.base and "identity" not in report.levels else []
+    return [one_line(f"{report.where}: {', '.join(properties)}"), base, *gaps]
 
 
 def _item(problem: Problem) -> groups.Item:
@@ -95,7 +99,7 @@ def _kind(code: str) -> str:
 
 
 def hint_of(problem: Problem) -> str:
-    """The hint of a problem in the words of the command line."""
+    """Return the hint of a problem in the words of the command line."""
     cause = in_words_of_the_command_line(problem.cause)
     hint = cause.hint if cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
@@ -103,41 +107,41 @@ def hint_of(problem: Problem) -> str:
 
 
 def _verdict_lines(verdicts: Iterable[Verdict], screen: int | None) -> list[str]:
-    rows = [[verdict.runtime, verdict.verdict, _why(verdict)] for verdict in verdicts]
+    rows = [[verdict.runtime, verdict.verdict, _verdict_reason(verdict)] for verdict in verdicts]
     return table([Column("RUNTIME"), Column("VERDICT"), Column("WHY", wrap=True)], rows, screen=screen)
 
 
-def _why(verdict: Verdict) -> str:
+def _verdict_reason(verdict: Verdict) -> str:
     first = [f"after `adapterhub convert --to {verdict.convert_to}`"] if verdict.convert_to else []
-    return one_line("; ".join([*first, *verdict.reasons[:_REASONS]]))
+    return one_line("; ".join([*first, *verdict.reasons[:_MAX_REASONS]]))
 
 
 def _sum(report: Report) -> str:
     counts = [text for severity in (ERROR, WARNING, NOTE) if (text := _counted(report, severity))]
-    ignored = f"; ignored: {_ignored(report)}" if report.ignored else ""
+    ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
     if report.ok:
         return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report") + ignored
-    why = "" if report.count(ERROR) else " (--strict)"
-    return color("not ok", "red") + f"{why}: {', '.join(counts)}{ignored}"
+    reason = "" if report.count(ERROR) else " (--strict)"
+    return color("not ok", "red") + f"{reason}: {', '.join(counts)}{ignored}"
 
 
 def _counted(report: Report, severity: str) -> str:
-    """`2 errors in 24 places`; empty if there is none."""
+    """Return a count such as `2 errors in 24 places`; empty if there is none."""
     codes, count = _kinds(report, severity), report.count(severity)
     return (plural(codes, severity) + (f" in {count:,} places" if count > codes else "")) if count else ""
 
 
 def _kinds(report: Report, severity: str) -> int:
-    """The number of codes: one wrong rank in the config is one error, in however many modules."""
+    """Return the number of codes: one wrong rank in the config is one error, in however many modules."""
     return sum(CODES[code][0] == severity for code in report.counted())
 
 
-def _ignored(report: Report) -> str:
+def _ignored_text(report: Report) -> str:
     return ", ".join(f"{count:,} {code}" for code, count in report.ignored.items())
 
 
 def document(report: Report) -> dict[str, Any]:
-    """The report with stable keys."""
+    """Return the report as JSON; the keys are stable."""
     return {
         "ok": report.ok,
         "strict": report.strict,
@@ -163,7 +167,7 @@ def document(report: Report) -> dict[str, Any]:
 
 
 def problems(report: Report) -> list[dict[str, str]]:
-    """The problems of a report with stable keys."""
+    """Return the problems of a report as JSON; the keys are stable."""
     return [
         {
             "code": problem.code,
@@ -180,7 +184,7 @@ def problems(report: Report) -> list[dict[str, str]]:
 
 
 def as_json(reports: Sequence[Report]) -> str:
-    """JSON of the only report, or of all under `reports`."""
+    """Return JSON of the only report, or of several under `reports`."""
     if len(reports) == 1:
         return json_text(document(reports[0]), indent=2)
     return json_text(
@@ -189,9 +193,12 @@ def as_json(reports: Sequence[Report]) -> str:
 
 
 def sarif(reports: Sequence[Report]) -> str:
-    """SARIF 2.1.0 (OASIS), one run, as code-scanning services read it; they require a physical location and a start line."""
-    found = [(report, problem) for report in reports for problem in report.problems]
-    codes = list(dict.fromkeys(problem.code for _, problem in found))
+    """Return SARIF 2.1.0 (OASIS) with one run, as code-scanning services read it.
+
+    They require a physical location and a start line.
+    """
+    located_problems = [(report, problem) for report in reports for problem in report.problems]
+    codes = list(dict.fromkeys(problem.code for _, problem in located_problems))
     rules = [
         {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
         for code in codes
@@ -204,7 +211,7 @@ def sarif(reports: Sequence[Report]) -> str:
             "message": {"text": _sentence(problem)},
             "locations": [_location(report, problem)],
         }
-        for report, problem in found
+        for report, problem in located_problems
     ]
     driver = {"name": "adapterhub", "version": __version__, "rules": rules}
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
@@ -215,7 +222,9 @@ def sarif(reports: Sequence[Report]) -> str:
 def _location(report: Report, problem: Problem) -> dict[str, Any]:
     from urllib.parse import quote
 
-    uri = quote(_file(report, problem).replace("\\", "/"), errors="surrogateescape")  # bytes of a name that is no UTF-8
+    uri = quote(
+        _file(report, problem).replace("\\", "/"), errors="surrogateescape"
+    )  # a file name that is not UTF-8 keeps its bytes
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
     if problem.name:
         location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
@@ -233,13 +242,13 @@ def _sentence(problem: Problem) -> str:
 
 
 def junit(reports: Sequence[Report]) -> str:
-    """JUnit XML: a suite per adapter and a test case per code, so that a test has the same name whether or not it fails.
+    """Return JUnit XML: a suite per adapter and a test case per code, so a test has the same name whether or not it fails.
 
-    What was not checked, or is ignored, is skipped.
+    A test case whose code was not checked, or is ignored, is skipped.
     """
     suites = [_suite(report) for report in reports]
     tests, failures = len(_TESTED) * len(reports), sum(len(_failing(report)) for report in reports)
-    skipped = sum(bool(_why_skipped(report, code)) for report in reports for code in _TESTED)
+    skipped = sum(bool(_skip_reason(report, code)) for report in reports for code in _TESTED)
     head = f'tests="{tests}" failures="{failures}" errors="0" skipped="{skipped}"'
     return "\n".join(
         [
@@ -251,8 +260,8 @@ def junit(reports: Sequence[Report]) -> str:
     )
 
 
-def _why_skipped(report: Report, code: str) -> str:
-    """Why nothing is known of a code; empty where it was checked."""
+def _skip_reason(report: Report, code: str) -> str:
+    """Return why a code has no result; empty if it was checked."""
     if code in report.ignored:
         return "ignored"
     if code in report.counted():
@@ -265,10 +274,10 @@ def _failing(report: Report) -> set[str]:
 
 
 def _suite(report: Report) -> str:
-    found: dict[str, list[Problem]] = {}
+    by_code: dict[str, list[Problem]] = {}
     for problem in report.problems:
-        found.setdefault(problem.code, []).append(problem)
-    cases = [_case(report, code, found.get(code, [])) for code in _TESTED]
+        by_code.setdefault(problem.code, []).append(problem)
+    cases = [_case(report, code, by_code.get(code, [])) for code in _TESTED]
     numbers = f'tests="{len(cases)}" failures="{len(_failing(report))}" errors="0"'
     head = f'name={_attribute(report.where)} {numbers} skipped="{sum("<skipped" in case for case in cases)}"'
     return "\n".join([f"  <testsuite {head}>", *cases, "  </testsuite>"])
@@ -277,11 +286,11 @@ def _suite(report: Report) -> str:
 def _case(report: Report, code: str, problems: list[Problem]) -> str:
     head = f"    <testcase classname={_attribute(report.where)} name={_attribute(f'{code}: {CODES[code][1]}')}"
     if not problems:
-        why = _why_skipped(report, code)
-        return f'{head}><skipped message="{why}"/></testcase>' if why else f"{head}/>"
+        skip_reason = _skip_reason(report, code)
+        return f'{head}><skipped message="{skip_reason}"/></testcase>' if skip_reason else f"{head}/>"
     message = _attribute(_line(problems[0]))
-    left = report.left_out(code)
-    body = _element("\n".join([*map(_line, problems), *([f"and {left:,} more"] if left else [])]))
+    left_out = report.left_out(code)
+    body = _element("\n".join([*map(_line, problems), *([f"and {left_out:,} more"] if left_out else [])]))
     if report.fails(problems[0]):
         return f'{head}><failure type="{code}" message={message}>{body}</failure></testcase>'
     return f"{head}><system-out>{body}</system-out></testcase>"
@@ -313,46 +322,46 @@ def _github(report: Report) -> Iterator[str]:
         place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
         yield f"::{level} {place}::{_data(text)}"
     bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
-    ignored = f"; ignored: {_ignored(report)}" if report.ignored else ""
+    ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
     about = f" ({', '.join(bad)})" if bad else ""
     yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{about}{ignored}"
 
 
 def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
     """The first problem and the sentence of each cause: problems of one code in one file are one, and no consequence is one."""
-    found: dict[tuple[str, str], list[Problem]] = {}
+    by_code: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
         consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()
         if not consequence:
-            found.setdefault((problem.code, problem.file), []).append(problem)
-    files = dict(found.keys())  # the last one with each code
-    for problems in found.values():
+            by_code.setdefault((problem.code, problem.file), []).append(problem)
+    files = dict(by_code.keys())  # the last one with each code
+    for problems in by_code.values():
         first = problems[0]
         if first.code == "runtime":
-            yield first, one_line("; ".join(f"{one.name} {one.what}" for one in problems))
+            yield first, one_line("; ".join(f"{problem.name} {problem.what}" for problem in problems))
         elif len(problems) == 1 and not report.left_out(first.code):
             yield first, _sentence(first)
         else:
-            what = first.what if len({one.what for one in problems}) == 1 else CODES[first.code][1]
-            # Those that a limit left out may be in any file with this code; nearly always there is one.
-            left = report.left_out(first.code) if first.file == files[first.code] else 0
-            names = shortened([one.name for one in problems if one.name], 3, left=left)
-            yield first, _sentence(first._replace(name=names, what=what))
+            message = first.what if len({problem.what for problem in problems}) == 1 else CODES[first.code][1]
+            # Problems beyond the limit may be in any file with this code; nearly always there is only one such file.
+            left_out = report.left_out(first.code) if first.file == files[first.code] else 0
+            names = shortened([problem.name for problem in problems if problem.name], 3, left=left_out)
+            yield first, _sentence(first._replace(name=names, what=message))
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """A table of the adapters and a list of the causes, for the summary of a job."""
-    bad = sum(not report.ok for report in reports)
-    title = f"{plural(len(reports), 'adapter')}: {f'{bad} not ok' if bad else 'all ok'}"
+    """Return a table of the adapters and a list of the causes, for the summary of a job."""
+    failed = sum(not report.ok for report in reports)
+    title = f"{plural(len(reports), 'adapter')}: {f'{failed} not ok' if failed else 'all ok'}"
     rows = [["**not ok**" if cell == "not ok" else in_markdown(cell) for cell in _row(report)] for report in reports]
     cells = [[title.lower() for title in _SUMMARY], ["---"] * len(_SUMMARY), *rows]
-    made = [f"### {title}", "", *(f"| {' | '.join(row)} |" for row in cells)]
+    lines_ = [f"### {title}", "", *(f"| {' | '.join(row)} |" for row in cells)]
     for report in reports:
         causes = [f"- {first.severity} `{first.code}`: {in_markdown(text)}" for first, text in _causes(report)]
-        ignored = [f"- ignored: {_ignored(report)}"] if report.ignored else []
+        ignored = [f"- ignored: {_ignored_text(report)}"] if report.ignored else []
         if causes or ignored:
-            made += ["", f"**{in_markdown(report.where)}**", "", *causes, *ignored]
-    return inert("\n".join(made), "&#{};")
+            lines_ += ["", f"**{in_markdown(report.where)}**", "", *causes, *ignored]
+    return inert("\n".join(lines_), "&#{};")
 
 
 def _data(value: str) -> str:
@@ -363,7 +372,7 @@ def _property(value: str) -> str:
     return _data(value).replace(":", "%3A").replace(",", "%2C")
 
 
-# Documents; `lines` is for people.
+# Renderers of documents; `lines` is for people.
 RENDERERS: dict[str, Callable[[Sequence[Report]], str]] = {
     "json": as_json,
     "sarif": sarif,

@@ -1,4 +1,4 @@
-"""What a scan found: problems as those of a check are shown, and numbers without a verdict."""
+"""The result of a scan: problems, shown as those of a check are, and numbers without a verdict."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from adapterhub.analysis.spectra import Ranked
     from adapterhub.scanning import Scan, Weights
 
-_ROWS = 24  # kinds of modules; a model of text has 4 to 16
-_SHARE = 100  # of a whole, in the table
+_ROWS = 24  # kinds of modules; a language model has 4 to 16
+_SHARE = 100  # the table shows shares in percent
 
 
-def document(found: Scan) -> dict[str, Any]:
-    """The scan with stable keys; there is no key for a verdict."""
-    report, weights = found.report, found.weights
+def document(scan: Scan) -> dict[str, Any]:
+    """Return the scan as JSON, with stable keys; there is no key for a verdict."""
+    report, weights = scan.report, scan.weights
     return {
         "source": report.where,
         **report.facts,
@@ -33,21 +33,21 @@ def document(found: Scan) -> dict[str, Any]:
             "missing": weights.missing or None,
             "base": weights.base,
             "population": weights.population,
-            "kinds": [asdict(one) for one in weights.kinds],
-            "modules": [asdict(one) for one in weights.modules],
+            "kinds": [asdict(ranked) for ranked in weights.kinds],
+            "modules": [asdict(ranked) for ranked in weights.modules],
             "left_out": dict(weights.left_out),
         },
     }
 
 
-def lines(found: Scan, screen: int | None) -> Iterator[str]:
-    """The scan for people."""
-    report = found.report
+def lines(scan: Scan, screen: int | None) -> Iterator[str]:
+    """Yield the scan for people."""
+    report = scan.report
     counted = f"{output.plural(report.facts['files'], 'file')}, {output.size(report.facts['bytes'])}"  # type: ignore[arg-type]  # both are int
     yield output.one_line(f"{report.where}: {counted}")
     if report.problems:
         yield from ("", *reports.problem_lines(report, screen))
-    yield from ("", *_weight_lines(found.weights, screen), "")
+    yield from ("", *_weight_lines(scan.weights, screen), "")
     counts = [output.plural(count, severity) for severity in SEVERITIES if (count := report.count(severity))]
     if counts:
         yield f"found {', '.join(counts)}"
@@ -66,7 +66,7 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
         Column("SHARE", right=True), Column("PCT", right=True),
         Column("N", right=True),
     )  # fmt: skip
-    yield from output.table(columns, [_row(one) for one in weights.kinds[:_ROWS]], screen=screen)
+    yield from output.table(columns, [_row(ranked) for ranked in weights.kinds[:_ROWS]], screen=screen)
     if len(weights.kinds) > _ROWS:
         yield output.more(len(weights.kinds) - _ROWS)
     for name, reason in list(weights.left_out.items())[:3]:
@@ -79,9 +79,13 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     yield from output.wrapped(explained, screen)
 
 
-def _row(one: Ranked) -> list[str]:
-    places = one.percentiles
-    ranks = ["-"] * 3 if places is None else [f"{value:.0f}" for value in (places.norm, places.top, places.share)]
-    numbers = [f"{one.spectrum.norm:.3g}", f"{one.spectrum.top:.3g}", f"{one.spectrum.share * _SHARE:.0f} %"]
+def _row(ranked: Ranked) -> list[str]:
+    percentiles = ranked.percentiles
+    ranks = (
+        ["-"] * 3
+        if percentiles is None
+        else [f"{value:.0f}" for value in (percentiles.norm, percentiles.top, percentiles.share)]
+    )
+    numbers = [f"{ranked.spectrum.norm:.3g}", f"{ranked.spectrum.top:.3g}", f"{ranked.spectrum.share * _SHARE:.0f} %"]
     pairs = [cell for pair in zip(numbers, ranks, strict=True) for cell in pair]
-    return [output.cut(one.name, 30), str(one.modules), *pairs, str(one.n)]
+    return [output.cut(ranked.name, 30), str(ranked.modules), *pairs, str(ranked.n)]

@@ -1,4 +1,4 @@
-"""What a training will read, do and need: `adapterhub train CONFIG --dry-run`."""
+"""The plan of a training: what it will read, do and need (`adapterhub train CONFIG --dry-run`)."""
 
 from __future__ import annotations
 
@@ -15,61 +15,64 @@ if TYPE_CHECKING:
     from adapterhub.training.data.survey import Count
     from adapterhub.training.outlook import Preview
 
-# Parts of a plan, as shown.
+# Parts of a memory plan, as they are shown.
 _PARTS = {
     "base": "base", "adapter": "adapter", "gradients": "gradients", "optimizer": "optimizer", "activations": "activations",
     "logits": "logits", "data": "data", "runtime": "interpreter",
 }  # fmt: skip
 
 
-def show(settings: Settings, config: TrainConfig, found: Forecast, *, force: bool, here: bool) -> int:
-    """Print the plan; exit as the training would where it cannot fit, unless forced. `here`: it is for this machine."""
+def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: bool, here: bool) -> int:
+    """Print the plan. Return the exit code that the training would have if it cannot fit, unless forced.
+
+    `here` says whether the plan is for this machine.
+    """
     from adapterhub.training import preview
 
-    ahead = preview(config, here=here)
-    checkpoints = found.config.train.checkpointing is True
+    preview_ = preview(config, here=here)
+    checkpoints = forecast.config.train.checkpointing is True
     document = {
-        "fits": None if found.free is None else found.misfit is None,
-        "parameters": found.parameters,
-        "base_parameters": found.base_parameters,
-        "data": _data_document(ahead),
-        "memory": memory_document(found.memory),
-        "free": found.free,
-        "checkpointing": found.config.train.checkpointing,
-        "full_fine_tuning": found.full_fine_tuning,
+        "fits": None if forecast.free is None else forecast.misfit is None,
+        "parameters": forecast.parameters,
+        "base_parameters": forecast.base_parameters,
+        "data": _data_document(preview_),
+        "memory": memory_document(forecast.memory),
+        "free": forecast.free,
+        "checkpointing": forecast.config.train.checkpointing,
+        "full_fine_tuning": forecast.full_fine_tuning,
         "what_if": [
-            {"settings": item.settings, "memory": memory_document(item.plan), "fits": found.fits(item.plan)}
-            for item in found.alternatives
+            {"settings": item.settings, "memory": memory_document(item.plan), "fits": forecast.fits(item.plan)}
+            for item in forecast.alternatives
         ],
     }
 
     def text() -> None:
-        output.write(trained(found.parameters, found.base_parameters))
+        output.write(trained(forecast.parameters, forecast.base_parameters))
         output.write()
-        _write_data(ahead, config)
+        _write_data(preview_, config)
         output.write()
-        for line in table(found.memory):
+        for line in table(forecast.memory):
             output.write(line)
         if config.train.checkpointing == "auto":
             output.write(checkpointing(checkpoints))
         output.write()
-        for line in _what_if(found):
+        for line in _what_if(forecast):
             output.write(line)
         output.write()
-        output.write(f"full fine-tuning in float32 needs at least {output.size(found.full_fine_tuning)}")
-        if found.free is not None:
-            where = "" if here else " on the device that is planned for"
-            output.write(f"{output.size(found.free)} free{where}")
+        output.write(f"full fine-tuning in float32 needs at least {output.size(forecast.full_fine_tuning)}")
+        if forecast.free is not None:
+            location = "" if here else " on the device that is planned for"
+            output.write(f"{output.size(forecast.free)} free{location}")
 
     output.emit(document, as_json=settings.as_json, text=text)
-    if found.misfit is None or force:
+    if forecast.misfit is None or force:
         return 0
-    errors.say(found.misfit)
-    return found.misfit.exit_code
+    errors.say(forecast.misfit)
+    return forecast.misfit.exit_code
 
 
 def _data_document(ahead: Preview) -> dict[str, Any]:
-    """The data and steps with stable keys; tokens, steps and time are null where they are not known."""
+    """Return the data and steps as JSON; tokens, steps and time are null if they are not known."""
     count = ahead.data.count
     return {
         "files": [dataclasses.asdict(file) for file in ahead.data.files],
@@ -88,12 +91,12 @@ def _data_document(ahead: Preview) -> dict[str, Any]:
 
 
 def _write_data(ahead: Preview, config: TrainConfig) -> None:
-    """Print the files, and what their documents make."""
+    """Print the files, and the counts of documents, tokens and steps."""
     rows = [[file.path, file.contents or "empty", "held out" * (file.split == "heldout")] for file in ahead.data.files]
     for line in output.table((Column("DATA"), Column("CONTAINS"), Column("")), rows, screen=output.width()):
         output.write(line)
-    held = f", {ahead.data.heldout_documents:,} held out" if ahead.data.heldout_documents else ""
-    pairs = {"examples": f"{ahead.data.documents:,} to train on{held}"}
+    heldout = f", {ahead.data.heldout_documents:,} held out" if ahead.data.heldout_documents else ""
+    pairs = {"examples": f"{ahead.data.documents:,} to train on{heldout}"}
     if ahead.data.count is None:
         pairs["tokens"] = "not counted: pip install 'adapterhub[train]'"
     else:
@@ -124,33 +127,33 @@ def _duration(seconds: float) -> str:
 
 
 def trained(adapter: int, base: int) -> str:
-    """The trained share of the parameters."""
+    """Return a sentence about the trained share of the parameters."""
     share = f" ({adapter / (base + adapter):.2%})" if base else ""
     return f"trains {output.number(adapter)} of {output.number(base + adapter)} parameters{share}"
 
 
 def checkpointing(on: bool) -> str:
-    """The choice of `checkpointing = "auto"`."""
+    """Return a sentence about the choice of `checkpointing = "auto"`."""
     return "checkpointing: on, because it does not fit without" if on else "checkpointing: off, because it fits without"
 
 
 def memory_document(plan: MemoryPlan) -> dict[str, int]:
-    """A plan with stable keys."""
+    """Return a memory plan as JSON; the keys are stable."""
     return {**plan.parts(), "total": plan.total}
 
 
 def table(plan: MemoryPlan) -> list[str]:
-    """The parts of a plan and their sum, at the peak."""
+    """Return the parts of a memory plan and their sum, at the peak."""
     rows = [[_PARTS[part], output.size(count)] for part, count in plan.parts().items()]
     columns = (Column("MEMORY"), Column("BYTES", right=True))
     return output.table(columns, [*rows, ["peak", output.size(plan.total)]], screen=output.width())
 
 
-def _what_if(found: Forecast) -> list[str]:
+def _what_if(forecast: Forecast) -> list[str]:
     rows = []
-    for item in found.alternatives:
-        change = item.plan.total - found.memory.total
-        verdict = "does not fit" if found.fits(item.plan) is False else ""
+    for item in forecast.alternatives:
+        change = item.plan.total - forecast.memory.total
+        verdict = "does not fit" if forecast.fits(item.plan) is False else ""
         rows.append(
             [item.settings, output.size(item.plan.total), f"{'-' if change < 0 else '+'}{output.size(abs(change))}", verdict]
         )

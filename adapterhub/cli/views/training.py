@@ -1,4 +1,4 @@
-"""A training while it runs, on a screen or in a log, and its result."""
+"""The display of a training while it runs, on a screen or in a log, and of its result."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     from adapterhub.training import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
 
-_LINES = 10  # lines about steps in a log
+_LINES = 10  # about so many lines about steps in a log
 
 
 class Screen:
-    """Shows the events of a training on stderr: a bar on a terminal, a few lines in a log."""
+    """A display of the events of a training on stderr: a bar on a terminal, a few lines in a log."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.ready: Ready | None = None
@@ -50,9 +50,9 @@ class Screen:
         handlers: dict[str, Callable[[Any], None]] = {
             "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
             "Ready": self._show_ready,
-            "Resumed": self._resumed,
+            "Resumed": self._show_resumed,
             "Stepped": self._step,
-            "Evaluated": self._evaluated,
+            "Evaluated": self._show_evaluation,
             "Saved": lambda e: None,
             "Noted": lambda e: output.say(output.one_line(f"note: {e.text}")),
             "Untracked": lambda e: output.say(
@@ -61,12 +61,12 @@ class Screen:
         }
         handlers[type(event).__name__](event)
 
-    def _advance(self, title: str, done: int, total: int, text: str) -> None:
+    def _advance(self, title: str, completed: int, total: int, text: str) -> None:
         if self._bar is None:
             return
         if self._task is None:
             self._task = self._bar.add_task(printable(title), total=total, text=text)
-        self._bar.update(self._task, description=title, completed=done, total=total, text=text)
+        self._bar.update(self._task, description=title, completed=completed, total=total, text=text)
 
     def _show_ready(self, ready: Ready) -> None:
         self.ready = ready
@@ -77,7 +77,7 @@ class Screen:
             output.say(line)
         self._advance(f"step 0/{ready.steps}", 0, ready.steps, "")
 
-    def _resumed(self, resumed: Resumed) -> None:
+    def _show_resumed(self, resumed: Resumed) -> None:
         output.say(f"resuming after step {resumed.step}, from {resumed.path}")
         steps = self.ready.steps if self.ready else 0
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
@@ -95,17 +95,17 @@ class Screen:
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
             output.say(f"step {step.step}/{step.steps}  {text}")
 
-    def _evaluated(self, evaluated: Evaluated) -> None:
-        found = f"perplexity {evaluated.perplexity:.3f}"
+    def _show_evaluation(self, evaluated: Evaluated) -> None:
+        measurement = f"perplexity {evaluated.perplexity:.3f}"
         if evaluated.accuracy is not None:
-            found = f"pairs: {evaluated.accuracy:.1%} preferred, margin {evaluated.margin:.3f}, loss {evaluated.loss:.3f}"
-        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out {found}")
+            measurement = f"pairs: {evaluated.accuracy:.1%} preferred, margin {evaluated.margin:.3f}, loss {evaluated.loss:.3f}"
+        output.say(f"step {evaluated.step}/{evaluated.steps}: held-out {measurement}")
         for prompt, answer in evaluated.samples:
             output.say(f"  {output.one_line(f'{prompt} → {answer}')}")
 
 
 def _before(config: TrainConfig, ready: Ready) -> list[str]:
-    """Lines before the first step: the trained parameters, the base, the data, the memory."""
+    """Return the lines before the first step: the trained parameters, the base, the data, the memory."""
     in_16, in_4 = output.size(ready.base_in_16_bits), output.size(ready.base_in_4_bits)
     return [
         train_plan.trained(ready.parameters, ready.base_parameters),
@@ -130,7 +130,7 @@ def _files(folder: Path) -> list[dict[str, Any]]:
 
 
 def document(result: Result, ready: Ready | None) -> dict[str, Any]:
-    """The result with stable keys."""
+    """Return the result as JSON; the keys are stable."""
     return {
         "output": str(result.folder),
         "steps": result.steps,
@@ -173,11 +173,11 @@ def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
 
 
 def _took(report: Report) -> dict[str, str]:
-    """Memory and speed, next to the prediction and to full fine-tuning."""
+    """Return memory and speed, next to the prediction and to full fine-tuning."""
     full = output.size(report.full_fine_tuning)
     share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} or more for full fine-tuning"
-    how = " with checkpointing" if report.checkpointing else ""
-    peak = f"{output.size(report.peak)} at the peak{how}, predicted {output.size(report.predicted)}; {share}"
+    suffix = " with checkpointing" if report.checkpointing else ""
+    peak = f"{output.size(report.peak)} at the peak{suffix}, predicted {output.size(report.predicted)}; {share}"
     return {
         "memory": peak if report.peak else f"{output.size(report.predicted)} predicted, not measured here",
         "speed": f"{report.tokens_per_second:.0f} tokens/s read over {report.seconds:.1f} s of steps, without padding",

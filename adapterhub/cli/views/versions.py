@@ -22,7 +22,7 @@ _COLUMNS = (
     Column("SIZE", right=True, drop=5),
 )
 _Deprecations = Mapping[tuple[str, int], str]
-"""What `Registry.deprecations` returns."""
+"""The type of the result of `Registry.deprecations`."""
 
 
 def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str], deprecated: _Deprecations) -> None:
@@ -31,12 +31,12 @@ def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str], de
 
 
 def _reason(row: Row, deprecated: _Deprecations) -> str | None:
-    """Why a version is deprecated; None if it is not."""
+    """Return why a version is deprecated; None if it is not. A name may be deprecated as a whole, under the number 0."""
     return deprecated.get((row.name, row.number), deprecated.get((row.name, 0)))
 
 
 def version_document(version: Version) -> dict[str, Any]:
-    """The document of a pushed version; other commands remove `new` and `skipped`."""
+    """Return the document of a pushed version; other commands remove `new` and `skipped`."""
     return {
         "ref": str(version.ref),
         "name": version.name,
@@ -63,7 +63,7 @@ def _cells(row: Row, reason: str | None) -> list[str]:
 
 
 def row_document(row: Row, deprecated: _Deprecations) -> dict[str, Any]:
-    """The document of a version in a list."""
+    """Return the document of a version in a list."""
     return {
         "ref": str(row.ref),
         "name": row.name,
