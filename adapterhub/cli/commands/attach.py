@@ -28,9 +28,11 @@ def attach(settings: Settings, *, address: str, files: tuple[str, ...], kind: st
     """
     from adapterhub.remotes.oci import referrers
 
-    with attachments.opened(address) as (place, where):
-        subject = place.manifest(where.reference)
-        made = referrers.attach(place, subject, kind, [Path(file) for file in files])
-    document = {"ref": str(where), "subject": subject.digest, **attachments.document(made)}
-    text = f"{where.repository}@{output.digest(made.digest)}  {made.artifact_type}, attached to {output.digest(subject.digest)}"
+    with attachments.opened(address) as (registry, parsed):
+        subject = registry.manifest(parsed.reference)
+        added = referrers.attach(registry, subject, kind, [Path(file) for file in files])
+    document = {"ref": str(parsed), "subject": subject.digest, **attachments.document(added)}
+    text = (
+        f"{parsed.repository}@{output.digest(added.digest)}  {added.artifact_type}, attached to {output.digest(subject.digest)}"
+    )
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

@@ -35,39 +35,39 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
     from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None
-    with attachments.opened(address) as (place, where):
-        whole = where.digest and not references.is_prefix(where.digest)
-        digest = where.digest if where.digest and whole else place.manifest(where.reference).digest
-        found = referrers.referrers(place, digest, kind)
+    with attachments.opened(address) as (registry, parsed):
+        has_full_digest = parsed.digest and not references.is_prefix(parsed.digest)
+        digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
+        attachments_ = referrers.referrers(registry, digest, kind)
         if out is not None:
-            files = referrers.fetch(place, _only(found, address, kind), Path(out))
+            files = referrers.fetch(registry, _only_attachment(attachments_, address, kind), Path(out))
     document: dict[str, object] = {
-        "ref": str(where),
+        "ref": str(parsed),
         "subject": digest,
-        "attached": [attachments.document(each) for each in found],
+        "attached": [attachments.document(attachment) for attachment in attachments_],
     }
     if files is not None:
         document |= {"output": out, "files": files}
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(found, out, files))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(attachments_, out, files))
 
 
-def _only(found: list[Referrer], address: str, kind: str | None) -> Referrer:
-    if not found:
+def _only_attachment(attachments_: list[Referrer], address: str, kind: str | None) -> Referrer:
+    if not attachments_:
         hint = f"`adapterhub attached {address}` lists those of other types" if kind else ""
         raise NotFoundError(address, f"has no attachment{f' of type {kind}' if kind else ''}", hint)
-    if len(found) > 1:
-        types = ", ".join(dict.fromkeys(each.artifact_type for each in found))
+    if len(attachments_) > 1:
+        types = ", ".join(dict.fromkeys(attachment.artifact_type for attachment in attachments_))
         hint = "Choose one with --type" if kind is None else "Use `oras pull` with its digest"
-        raise UsageError(address, f"has {len(found)} attachments: {types[:200]}", hint)
-    return found[0]
+        raise UsageError(address, f"has {len(attachments_)} attachments: {types[:200]}", hint)
+    return attachments_[0]
 
 
-def _text(found: list[Referrer], out: str | None, files: list[str] | None) -> None:
+def _text(attachments_: list[Referrer], out: str | None, files: list[str] | None) -> None:
     if files is not None:
         output.write(output.one_line(f"{out}: {', '.join(files)}, verified"))
         return
-    if not found:
+    if not attachments_:
         output.say("no attachments")
-    rows = [[each.artifact_type or "-", each.digest] for each in found]
+    rows = [[attachment.artifact_type or "-", attachment.digest] for attachment in attachments_]
     for line in output.table((Column("TYPE"), Column("DIGEST")), rows, screen=output.width()) if rows else ():
         output.write(line)

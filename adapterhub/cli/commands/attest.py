@@ -48,7 +48,7 @@ def attest(
     """
     from adapterhub import attesting
 
-    made = attesting.attest(
+    statements = attesting.attest(
         ref,
         own.read(),
         fits=fits,
@@ -58,10 +58,14 @@ def attest(
         builder=builder or attesting.BUILDER,
         workspace=workspace(settings),
     )
-    document = {"ref": ref, "digest": made[0].attestation.digest, "attestations": [signing.attested(one) for one in made]}
+    document = {
+        "ref": ref,
+        "digest": statements[0].attestation.digest,
+        "attestations": [signing.attested(statement) for statement in statements],
+    }
 
     def text() -> None:
-        for one in made:
-            output.write(output.one_line(f"{ref}: {one.kind} attested by {one.signer.title}"))
+        for statement in statements:
+            output.write(output.one_line(f"{ref}: {statement.kind} attested by {statement.signer.title}"))
 
     output.emit(document, as_json=settings.as_json, text=text)

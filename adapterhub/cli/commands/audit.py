@@ -52,14 +52,14 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
 
     if (checkpoint is None) != (not keys):
         raise UsageError("--checkpoint and --key", "require each other", "Pass both, or neither", code="conflicting-options")
-    found = auditing.audit(_audited(settings), checkpoint=checkpoint, keys=keys)
-    findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in found.faults]
-    good = f"{_counted(found)} follow each from the one before"
-    if found.checkpoint:
-        good += f", and go on from the checkpoint of {found.checkpoint.time}, signed by {found.signer}"
+    result = auditing.audit(_audit_target(settings), checkpoint=checkpoint, keys=keys)
+    findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in result.faults]
+    good = f"{_counted(result)} follow each from the one before"
+    if result.checkpoint:
+        good += f", and go on from the checkpoint of {result.checkpoint.time}, signed by {result.signer}"
     else:
         good += "; without a checkpoint, nothing shows what is missing at an end"
-    return view.show(settings, found.where, findings, good=good)
+    return view.show(settings, result.where, findings, good=good)
 
 
 @audit.command(
@@ -78,21 +78,21 @@ def checkpoint(settings: Settings, *, out: Path, own: signing.Own, replace: bool
     """
     from adapterhub import auditing
 
-    made = auditing.sign_checkpoint(_audited(settings), out, own.read(), replace=replace)
-    document = {"checkpoint": str(out), "names": made.names, "entries": made.entries, "rows": made.rows}
+    result = auditing.sign_checkpoint(_audit_target(settings), out, own.read(), replace=replace)
+    document = {"checkpoint": str(out), "names": result.names, "entries": result.entries, "rows": result.rows}
     output.emit(
-        document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(made)} signed"))
+        document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(result)} signed"))
     )
 
 
-def _audited(settings: Settings) -> str | Path:
-    """The folder of the registry in use; or the database of the hub, unless a folder is named that has a registry."""
+def _audit_target(settings: Settings) -> str | Path:
+    """Return the folder of the registry in use, or the database of the hub unless an option names a folder with a registry."""
     database = os.environ.get(environment.DATABASE, "")
     folder = workspace(settings).folder()
     has_registry = settings.registry is not None and (folder / FOLDER).exists()
     return database if database and not has_registry else folder
 
 
-def _counted(found: Any) -> str:
-    rows = f" and {output.plural(found.rows, 'row')} of the hub" if found.rows else ""
-    return f"{found.entries} {'entry' if found.entries == 1 else 'entries'} of {output.plural(found.names, 'log')}{rows}"
+def _counted(result: Any) -> str:
+    rows = f" and {output.plural(result.rows, 'row')} of the hub" if result.rows else ""
+    return f"{result.entries} {'entry' if result.entries == 1 else 'entries'} of {output.plural(result.names, 'log')}{rows}"

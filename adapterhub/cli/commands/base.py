@@ -66,14 +66,17 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
 
     parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
-    kept = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
+    recorded_source = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
     with open_registry(settings, make=True) as registry:
-        found = registered.add(registry, name, spec, source=kept, force=force)
-    model = found.spec.repo or found.spec.architecture or found.spec.kind
-    tensors, fingerprint = output.plural(len(found.spec.tensors), "tensor"), output.digest(found.spec.fingerprint or "")
+        registered_base = registered.add(registry, name, spec, source=recorded_source, force=force)
+    model = registered_base.spec.repo or registered_base.spec.architecture or registered_base.spec.kind
+    tensors, fingerprint = (
+        output.plural(len(registered_base.spec.tensors), "tensor"),
+        output.digest(registered_base.spec.fingerprint or ""),
+    )
     line = f"{name}  {model}, {tensors}, {fingerprint}"
-    text = line if found.new else f"already there: {line}"
-    document = {**_document(found), "new": found.new}
+    text = line if registered_base.new else f"already there: {line}"
+    document = {**_document(registered_base), "new": registered_base.new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
@@ -100,19 +103,19 @@ def list_(settings: Settings) -> int:
     from adapterhub.bases import registered
 
     with open_registry(settings) as registry:
-        found, damaged = registered.every(registry)
+        bases, damaged = registered.every(registry)
     for name, error in damaged.items():
         errors.say(error, about=f"base {name}: ")
     document = {
-        "bases": [_document(item) for item in found],
+        "bases": [_document(item) for item in bases],
         "damaged": [{"name": name, "where": error.where, "what": error.what} for name, error in damaged.items()],
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found) if found or not damaged else None)
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(bases) if bases or not damaged else None)
     return 1 if damaged else 0
 
 
-def _list_text(found: list[Registered]) -> None:
-    if not found:
+def _list_text(bases: list[Registered]) -> None:
+    if not bases:
         output.say("no base models yet; add one with `adapterhub base add NAME BASE`")
         return
     cells = [
@@ -125,7 +128,7 @@ def _list_text(found: list[Registered]) -> None:
             output.digest(item.spec.fingerprint or ""),
             item.time[:10],
         ]
-        for item in found
+        for item in bases
     ]
     output.write_table(_LIST, cells)
 
@@ -146,9 +149,9 @@ def show(settings: Settings, source: str) -> None:
     name = inputs.base_name(source, settings)
     if name is not None:
         with open_registry(settings) as registry:
-            found = registered.get(registry, name)
-        spec = found.spec
-        document = {**_document(found), **_whole(found.document)}
+            registered_base = registered.get(registry, name)
+        spec = registered_base.spec
+        document = {**_document(registered_base), **_whole(registered_base.document)}
     else:
         spec = inputs.read_base(source, settings, notes=False)
         document = {"name": None, "digest": None, "time": None, **_whole(registered.BaseDocument(spec, spec.where))}
@@ -192,18 +195,18 @@ def rm(settings: Settings, name: str) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed base {name}"))
 
 
-def _document(found: Registered) -> dict[str, Any]:
-    plain = found.document.to_dict()
-    short = {key: value for key, value in plain.items() if key not in ("version", "tensors", "config", "notes")}
-    return {"name": found.name, "digest": found.digest, "time": found.time, **short}
+def _document(registered_base: Registered) -> dict[str, Any]:
+    fields = registered_base.document.to_dict()
+    summary = {key: value for key, value in fields.items() if key not in ("version", "tensors", "config", "notes")}
+    return {"name": registered_base.name, "digest": registered_base.digest, "time": registered_base.time, **summary}
 
 
 def _whole(document: BaseDocument) -> dict[str, Any]:
-    tensors = {name: {"dtype": one.dtype, "shape": list(one.shape)} for name, one in document.spec.tensors.items()}
+    tensors = {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in document.spec.tensors.items()}
     return {**{key: value for key, value in document.to_dict().items() if key != "version"}, "tensors": tensors}
 
 
 def _stored(spec: BaseSpec) -> str:
-    """The quantization, or the dtype of most tensors."""
+    """Return the quantization, or the dtype of most tensors."""
     dtypes = [tensor.dtype for tensor in spec.tensors.values()]
     return spec.quantization or max(sorted(set(dtypes)), key=dtypes.count, default="-")

@@ -47,14 +47,14 @@ def bom(
     from adapterhub_converters.containers import atomic, json_file
 
     spec = inputs.read_base(base, settings) if base else None
-    found = bill_of_materials.bom(on_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
-    text = page(found) if html else found.dump()
+    bill = bill_of_materials.bom(on_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
+    text = page(bill) if html else bill.dump()
     if out is None:
         output.write_document(text.rstrip("\n"))
         return
     with atomic.whole(Path(out), folder=False, replace=replace) as file:
         json_file.write_text(file, text)
-    license_ = found.license
+    license_ = bill.license
     missing = f"; without a license: {', '.join(license_.missing)}" if license_.missing else ""
     line = output.one_line(f"{out}: {license_.expression or 'no license is recorded'}{missing}")
     document = {"output": out, "license": license_.expression or None, "missing": list(license_.missing)}

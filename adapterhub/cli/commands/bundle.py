@@ -46,8 +46,8 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
     atomic.check_free(Path(out), folder=not archived, replace=replace)
     with ExitStack() as stack:
         items, missing = _items(settings, refs, stack, with_parents=with_parents)
-        with bytes_bar("bundling") as show:
-            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=show, replace=replace)
+        with bytes_bar("bundling") as callback:
+            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
     for digest in missing:
         output.say(f"not included: the parent {digest}, which is not in this registry")
     versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]
@@ -64,7 +64,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
 def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[Item], list[Digest]]:
-    """The versions to bundle, open until the stack closes, and the digests of parents that are missing."""
+    """Return the versions to bundle, open until the stack closes, and the digests of missing parents."""
     from adapterhub.remotes.layouts.bundle import ancestors
     from adapterhub.remotes.location import is_address
 
@@ -73,7 +73,7 @@ def _items(
     missing: list[Digest] = []
     for text in dict.fromkeys(refs):
         if is_address(text):
-            items.append(_elsewhere(text, stack, settings))
+            items.append(_remote_item(text, stack, settings))
         else:
             path, ref = inputs.resolve(text, settings)
             if ref is None:
@@ -84,16 +84,17 @@ def _items(
         raise UsageError("--with-parents", "needs a version in this registry, and all of these are addresses", "Leave it out")
     if local:
         registry = stack.enter_context(open_registry(settings))
-        found = [_here(registry, ref, stack, settings) for ref in local]
+        registry_items = [_registry_item(registry, ref, stack, settings) for ref in local]
         if with_parents:
-            parents, missing = ancestors(registry, [item.made.digest for item in found])
-            found += [_here(registry, ref, stack, settings) for ref in parents]
-        items = [*found, *items]
+            # The parents come after the requested versions, in the order of the lineage, so that the archive is reproducible.
+            parents, missing = ancestors(registry, [item.made.digest for item in registry_items])
+            registry_items += [_registry_item(registry, ref, stack, settings) for ref in parents]
+        items = [*registry_items, *items]
     return items, missing
 
 
-def _here(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> Item:
-    """A version of the registry, named by the tag it was given by, else by its number."""
+def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> Item:
+    """Open a version of the registry; it is named by the tag of its ref, else by its number."""
     from adapterhub.index import queries
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.local import Local
@@ -102,16 +103,16 @@ def _here(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) ->
 
     version = stack.enter_context(registry.reading(ref))
     output.deprecated(str(version.ref), version.deprecated)
-    here = workspace(settings)
-    here.check_name(version.name)
-    check_version(registry, version, Named.of(version, str(version.ref)), here)
+    command_workspace = workspace(settings)
+    command_workspace.check_name(version.name)
+    check_version(registry, version, Named.of(version, str(version.ref)), command_workspace)
     source = Local(registry, version.name)
     name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
     return Item(source, source.manifest(version.digest), name)
 
 
-def _elsewhere(text: str, stack: ExitStack, settings: Settings) -> Item:
-    """A version at an address, named by the last parts of its repository; unnamed if given by digest."""
+def _remote_item(text: str, stack: ExitStack, settings: Settings) -> Item:
+    """Open a version at an address; it is named by the last parts of its repository, or unnamed if given by digest."""
     from adapterhub.remotes.layouts.bundle import Item
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse
@@ -119,12 +120,12 @@ def _elsewhere(text: str, stack: ExitStack, settings: Settings) -> Item:
     from adapterhub.sharing.policy import check_policy
     from adapterhub.sharing.signatures import Named
 
-    place = parse(text)
-    here, source = workspace(settings), Settled(stack.enter_context(remotes.opened(text)))
-    here.check_name(place.repository)
-    check_policy(source, place.reference, Named.at(place, text), here)
-    name = place.tag
-    if not isinstance(place, LayoutAddress) and not place.digest:
-        path = place.repository.partition("://")[2].partition("/")[2]
-        name = f"{'/'.join(path.split('/')[-2:])}:{place.reference}"
-    return Item(source, source.manifest(place.reference), name)
+    parsed = parse(text)
+    command_workspace, source = workspace(settings), Settled(stack.enter_context(remotes.opened(text)))
+    command_workspace.check_name(parsed.repository)
+    check_policy(source, parsed.reference, Named.at(parsed, text), command_workspace)
+    name = parsed.tag
+    if not isinstance(parsed, LayoutAddress) and not parsed.digest:
+        path = parsed.repository.partition("://")[2].partition("/")[2]
+        name = f"{'/'.join(path.split('/')[-2:])}:{parsed.reference}"
+    return Item(source, source.manifest(parsed.reference), name)

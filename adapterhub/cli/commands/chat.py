@@ -25,9 +25,9 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 if TYPE_CHECKING:
     from adapterhub.serve.conversation import Answered, Conversation
 
-_LONGEST = 1 << 20  # bytes of a line
+_LONGEST = 1 << 20  # the most bytes of a line
 _DIGEST = linear.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
-_SAYS = {
+_HELP = {
     "/adapter REF": "answer with this version, or a blend of several, from now on",
     "/base": "answer with the base alone",
     "/compare NAME": "answer with NAME too, a ref or the base's name; without NAME, no longer",
@@ -37,7 +37,7 @@ _SAYS = {
     "/quit": "end; so does Ctrl-D. Ctrl-C stops an answer",
     "//TEXT": "say /TEXT",
 }
-_WORDS = [word.split()[0] for word in _SAYS if not word.startswith("//")]
+_WORDS = [word.split()[0] for word in _HELP if not word.startswith("//")]
 
 
 @command(
@@ -71,7 +71,7 @@ def chat(
     max_tokens: int,
     temperature: float,
     seed: int,
-    **chosen: Any,
+    **engine_settings: Any,
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
@@ -86,79 +86,81 @@ def chat(
     prepare_torch()
     if settings.debug:
         logs.to_stderr("adapterhub.serve", as_json=False)
-    logging.getLogger("adapterhub.serve").addHandler(logging.NullHandler())  # what goes wrong is the error of a turn
+    logging.getLogger("adapterhub.serve").addHandler(
+        logging.NullHandler()
+    )  # an error is reported by its turn; without a handler, logging would print it again
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with engines.opened(base, settings, **chosen) as found, asyncio.Runner() as runner:
-        named = GatewaySettings(base=found.spec, base_name=found.name, workspace=workspace(settings))
-        gateway = Gateway(named, found.engine)
+    with engines.opened(base, settings, **engine_settings) as chosen, asyncio.Runner() as runner:
+        gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
+        gateway = Gateway(gateway_settings, chosen.engine)
         try:
             runner.run(gateway.start())
-            talk = _Talk(Conversation(gateway, [found.name], system, options), runner, as_json=settings.as_json)
-            talk.use(adapter or found.name, 0)
+            talk = _Talk(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
+            talk.use(adapter or chosen.name, 0)
             if compare:
                 talk.use(compare, 1)
             talk.go_on()
         finally:
             runner.run(gateway.close())
     if settings.as_json:
-        output.write_json({"base": found.name, "engine": found.engine.name, "turns": talk.turns})
+        output.write_json({"base": chosen.name, "engine": chosen.engine.name, "turns": talk.turns})
 
 
 class _Talk:
-    """A conversation at a terminal, or in a pipe.
+    """A conversation at a terminal or in a pipe.
 
     Attributes:
-        turns: What was said and answered, for `--json`; else empty.
+        turns: The prompts and answers, for `--json`; else empty.
     """
 
     def __init__(self, conversation: Conversation, runner: asyncio.Runner, *, as_json: bool) -> None:
         self._conversation, self._runner, self._as_json = conversation, runner, as_json
-        self._person = sys.stdin.isatty() and output.is_terminal() and not as_json
+        self._is_person = sys.stdin.isatty() and output.is_terminal() and not as_json
         self.turns: list[dict[str, Any]] = []
 
     def go_on(self) -> None:
-        """Take lines until there are no more. What goes wrong is said to a person, and ends a pipe."""
-        if self._person:
+        """Take lines until there are no more. An error is shown to a person, and ends a pipe."""
+        if self._is_person:
             self._note("/help lists the commands; Ctrl-D ends")
-        for line in _typed() if self._person else _piped():
+        for line in _typed() if self._is_person else _piped_lines():
             try:
                 if not self._take(line):
                     return
             except AdapterhubError as error:
-                if not self._person:
+                if not self._is_person:
                     raise
                 errors.say(error)
 
     def _take(self, line: str) -> bool:
-        """Do what a line says; False for the end."""
+        """Do what a line says; return False at the end."""
         if line.startswith("/") and not line.startswith("//"):
-            return self._obey(*line.split(maxsplit=1))
+            return self._run_command(*line.split(maxsplit=1))
         if line.strip():
             self._ask(line.removeprefix("/") if line.startswith("//") else line)
         return True
 
-    def _obey(self, word: str, rest: str = "") -> bool:
-        rest, conversation = rest.strip(), self._conversation
+    def _run_command(self, word: str, argument: str = "") -> bool:
+        argument, conversation = argument.strip(), self._conversation
         match word:
-            case "/adapter" if rest:
-                self.use(rest, 0)
+            case "/adapter" if argument:
+                self.use(argument, 0)
             case "/adapter":
                 raise UsageError(word, "needs the name of an adapter", "Write /adapter team/sql:v3, or /base for none")
             case "/base":
                 self.use(conversation.gateway.settings.base_name, 0)
-            case "/compare" if rest:
-                self.use(rest, 1)
+            case "/compare" if argument:
+                self.use(argument, 1)
             case "/compare":
                 del conversation.models[1:]
                 self._note(f"{conversation.models[0]} alone")
             case "/system":
-                conversation.system = rest or None
-                self._note("the system message is set" if rest else "no system message")
+                conversation.system = argument or None
+                self._note("the system message is set" if argument else "no system message")
             case "/clear":
                 conversation.clear()
                 self._note("what was said is forgotten")
             case "/help":
-                output.write_pairs(_SAYS)
+                output.write_pairs(_HELP)
             case "/quit":
                 return False
             case _:
@@ -167,7 +169,7 @@ class _Talk:
         return True
 
     def use(self, model: str, side: int) -> None:
-        """Have a model answer from now on, first or beside it, and note which version it is."""
+        """Let a model answer from now on, first or beside it, and note which version it is."""
         try:
             version = self._runner.run(self._conversation.use(model, side))
         except RefError as error:
@@ -184,13 +186,13 @@ class _Talk:
             self.turns.append({"prompt": text, "answers": [dataclasses.asdict(answered) for answered in answers]})
         else:
             answers = self._shown(text)
-        if not self._person and any(answered.finish == STOPPED for answered in answers):
-            raise KeyboardInterrupt  # which ends a pipe
+        if not self._is_person and any(answered.finish == STOPPED for answered in answers):
+            raise KeyboardInterrupt  # ends a pipe
 
     def _shown(self, text: str) -> list[Answered]:
-        """Ask, and show the answers as they come: in columns where a person's terminal has room for two."""
+        """Ask, and show the answers as they arrive: in columns if a person's terminal has room for two."""
         models, screen = self._conversation.models, output.width() or 0
-        columns = self._person and len(models) > 1 and screen >= WIDE
+        columns = self._is_person and len(models) > 1 and screen >= WIDE
         view = SideBySide(models, screen) if columns else OneByOne(models, self._note)
         try:
             asking = self._conversation.ask(text, view.show, lambda side, answered: view.end(side, self._facts(answered)))
@@ -200,26 +202,26 @@ class _Talk:
             raise
 
     def _facts(self, answered: Answered) -> str:
-        """Which version answered, with how many tokens and in what time."""
+        """Return which version answered, with how many tokens and in what time."""
         tokens = "" if answered.tokens is None else output.plural(answered.tokens, "token")
         ended = {"length": "cut at --max-tokens", "stop": ""}.get(answered.finish, answered.finish)
         facts = (self._short(answered.version or answered.model), tokens, f"{answered.seconds:.1f} s", ended)
         return ", ".join(fact for fact in facts if fact)
 
     def _short(self, version: str) -> str:
-        return _DIGEST.sub(r"\1", version) if self._person else version
+        return _DIGEST.sub(r"\1", version) if self._is_person else version
 
     def _note(self, text: str) -> None:
         """Print a line about the conversation: dim on a terminal, on stderr for a pipe."""
         text = output.one_line(text)
-        if self._person:
+        if self._is_person:
             output.write(output.color(text, "dim"))
         else:
             output.say(text)
 
 
 def _typed() -> Iterator[str]:
-    """The lines that a person types, until Ctrl-D or Ctrl-C."""
+    """Yield the lines that a person types, until Ctrl-D or Ctrl-C."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - `input` uses it from then on: editing, and the lines before
     while True:
@@ -231,11 +233,12 @@ def _typed() -> Iterator[str]:
         except UnicodeDecodeError:
             output.say("error: not UTF-8 text")
             continue
+        # A lone surrogate represents a byte that is not UTF-8, which a model cannot be given.
         yield line.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _piped() -> Iterator[str]:
-    """The lines of stdin."""
+def _piped_lines() -> Iterator[str]:
+    """Yield the lines of stdin."""
     while line := sys.stdin.buffer.readline(_LONGEST + 1):
         if len(line) > _LONGEST:
             raise UsageError("stdin", f"a line of more than {_LONGEST} bytes, too many for a prompt")

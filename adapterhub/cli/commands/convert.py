@@ -84,14 +84,14 @@ def convert(
     """
     from adapterhub_converters import bases
 
-    style = style or _named_by(target)
+    style = style or _format_of_name(target)
     if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
         adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
         adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}
-        given = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
-        if given:
+        adapter_option = next((name for name, value in adapters_only.items() if value and style == "gguf"), None)
+        if adapter_option:
             raise UsageError(
-                f"--{given}", "is for adapters, and SRC is a whole model", "Leave it out", code="conflicting-options"
+                f"--{adapter_option}", "is for adapters, and SRC is a whole model", "Leave it out", code="conflicting-options"
             )
         if style == "hf" and imatrix:
             raise UsageError(
@@ -121,20 +121,20 @@ def convert(
         replace=replace,
         workspace=workspace(settings),
     )
-    runs = runtime_commands.of_adapter(style, Path(target), spec)
-    document = {"source": source, "target": target, "format": style, "run": runs, **losses.document(report)}
+    run_command = runtime_commands.of_adapter(style, Path(target), spec)
+    document = {"source": source, "target": target, "format": style, "run": run_command, **losses.document(report)}
 
     def text() -> None:
         output.write(f"{target}: {losses.summary(report)}")
         losses.write(report, output.write, verbose=verbose)
-        if runs:
-            output.say(f"run it: {runs}", whole=True)
+        if run_command:
+            output.say(f"run it: {run_command}", whole=True)
 
     output.emit(document, as_json=settings.as_json, text=text)
 
 
-def _named_by(target: str) -> str:
-    """The format that the name of a file has: other suffixes and folders are those of several."""
+def _format_of_name(target: str) -> str:
+    """Return the format that the suffix of a file implies; several formats share every other suffix, and folders."""
     if target.lower().endswith(".gguf"):
         return "gguf"
     raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
@@ -152,17 +152,19 @@ def _convert_model(
 ) -> None:
     from adapterhub.base_models import convert_model
 
-    made = convert_model(source, target, to=style, dtype=dtype, imatrix=imatrix, replace=replace, workspace=workspace(settings))
-    runs = runtime_commands.of_model(style, Path(target))
-    document: dict[str, object] = {"source": source, "target": target, "format": style, "run": runs}
-    report = made.report
-    document |= fused.document(report) if report else {"files": list(made.files), "size": made.size}
+    model = convert_model(
+        source, target, to=style, dtype=dtype, imatrix=imatrix, replace=replace, workspace=workspace(settings)
+    )
+    run_command = runtime_commands.of_model(style, Path(target))
+    document: dict[str, object] = {"source": source, "target": target, "format": style, "run": run_command}
+    report = model.report
+    document |= fused.document(report) if report else {"files": list(model.files), "size": model.size}
 
     def text() -> None:
         if report is not None:
             fused.text(report)
         else:
-            output.write(f"{target}: {len(made.files)} files, {output.size(made.size)}")
-        output.say(f"run it: {runs}", whole=True)
+            output.write(f"{target}: {len(model.files)} files, {output.size(model.size)}")
+        output.say(f"run it: {run_command}", whole=True)
 
     output.emit(document, as_json=settings.as_json, text=text)

@@ -32,8 +32,8 @@ def copy(settings: Settings, source: str, target: str, *, referrers: bool, signa
     hf://ORG/NAME[@REVISION]. Write a folder that could be a ref as ./NAME. Blobs that TO already has are not sent again.
     Signatures in this registry are copied with their version to an address that stores attachments.
     """
-    if referrers:  # before the version has its tag there
+    if referrers:  # attachments come first, so that a tag never leads to a version without them
         output.say(f"{output.plural(attachments.carry(source, target), 'attachment')} copied")
-    made = copying.copy(source, target, workspace(settings), with_signatures=signatures)
-    document, text = pulled(made) if isinstance(made, Pulled) else published(made)
+    result = copying.copy(source, target, workspace(settings), with_signatures=signatures)
+    document, text = pulled(result) if isinstance(result, Pulled) else published(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

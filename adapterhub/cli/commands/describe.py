@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from adapterhub.describing import Described
     from adapterhub.manifest.changes import Change
 
-_SHOWN = 60  # characters of a value
+_SHOWN = 60  # the most characters of a value
 _SCHEMA = ("$schema", "schema_version")
-_CONFIG = "base.config."  # new values are counted: what one compares is whether they change
+_CONFIG = "base.config."  # new values are only counted, because people look for changed ones
 
 
 @command(
@@ -60,30 +60,30 @@ def describe(
     for pair in pairs:
         _put(facts, pair)
     spec = inputs.read_base(base, settings) if base else None
-    made = describing.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
+    result = describing.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
     document = {
-        "path": str(made.path),
-        "new": made.new,
-        "written": made.written,
-        "changes": [asdict(change) for change in made.changes],
-        "manifest": made.manifest.to_dict(),
+        "path": str(result.path),
+        "new": result.new,
+        "written": result.written,
+        "changes": [asdict(change) for change in result.changes],
+        "manifest": result.manifest.to_dict(),
     }
-    output.emit(document, as_json=settings.as_json, text=lambda: _text(made))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
 
 
 def _put(facts: dict[str, Any], pair: str) -> None:
-    """Put the value of `a.b=value` into nested tables: JSON where it is some, else text."""
+    """Put the value of `a.b=value` into nested tables: as JSON if it is valid JSON, else as text."""
     key, equals, text = pair.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts) or len(parts) > 8:
+    keys = key.split(".")
+    if not equals or not all(keys) or len(keys) > 8:
         raise UsageError("--set", f"{pair[:80]!r} is not KEY=VALUE", "Write it like base.repo=Qwen/Qwen3-0.6B")
-    for part in parts[:-1]:
-        facts = facts.setdefault(part, {})
+    for table in keys[:-1]:
+        facts = facts.setdefault(table, {})
         if not isinstance(facts, dict):
             break
-    if not isinstance(facts, dict) or parts[-1] in facts:
+    if not isinstance(facts, dict) or keys[-1] in facts:
         raise UsageError("--set", f"{key[:80]} is set twice", "Leave one out")
-    facts[parts[-1]] = _value(text)
+    facts[keys[-1]] = _value(text)
 
 
 def _value(text: str) -> Any:
@@ -95,17 +95,19 @@ def _value(text: str) -> Any:
         return text
 
 
-def _text(made: Described) -> None:
-    if not made.changes:
-        output.write(f"{made.path}: up to date")
+def _text(result: Described) -> None:
+    if not result.changes:
+        output.write(f"{result.path}: up to date")
         return
-    verb = ("wrote" if made.new else "renewed") if made.written else "would write" if made.new else "would renew"
-    output.write(f"{verb} {made.path}")
-    shown = [one for one in made.changes if not (made.new and (one.key in _SCHEMA or one.new in (None, [], {}, "")))]
-    config = [one for one in shown if one.key.startswith(_CONFIG) and one.old is None]
-    for change in shown:
+    verb = ("wrote" if result.new else "renewed") if result.written else "would write" if result.new else "would renew"
+    output.write(f"{verb} {result.path}")
+    relevant = [
+        change for change in result.changes if not (result.new and (change.key in _SCHEMA or change.new in (None, [], {}, "")))
+    ]
+    config = [change for change in relevant if change.key.startswith(_CONFIG) and change.old is None]
+    for change in relevant:
         if change not in config:
-            output.write(output.one_line(f"  {change.key}: {_shown(change, made.new)}"))
+            output.write(output.one_line(f"  {change.key}: {_shown(change, result.new)}"))
     if config:
         output.write(f"  {_CONFIG[:-1]}: {output.plural(len(config), 'value')}")
 

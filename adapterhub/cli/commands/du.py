@@ -48,18 +48,18 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str]) -> None:
     from adapterhub.maintenance import disk_usage
     from adapterhub_converters.errors import NotFoundError
 
-    known = [_known(one, settings) for one in base]
+    models = [_known(text, settings) for text in base]
     with open_registry(settings) as registry:
         with bytes_bar("listing tensors") as progress:
             report = disk_usage.usage(registry, prefix, progress=progress)
-        kept = _kept(registry)
+        registered_models = _kept(registry)
     if prefix and not report.names:
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-    for model in known:
+    for model in models:
         if not any(model.fits(base) for base in report.bases):
             output.say(output.one_line(f"{model.where}: no version here was trained on it"))
-    known += kept  # --base comes first
-    output.emit(_document(report, known), as_json=settings.as_json, text=lambda: _usage_text(report, known))
+    models += registered_models  # --base comes first
+    output.emit(_document(report, models), as_json=settings.as_json, text=lambda: _usage_text(report, models))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _Model:
 
 
 def _known(text: str, settings: Settings) -> _Model:
-    """The model that --base names; UsageError if its size is unknown."""
+    """Return the model that --base names; raise UsageError if its size is unknown."""
     from adapterhub_converters.errors import UsageError
 
     spec = inputs.read_base(text, settings)
@@ -88,24 +88,24 @@ def _known(text: str, settings: Settings) -> _Model:
 
 
 def _kept(registry: Registry) -> list[_Model]:
-    """The registered bases and their sizes; unreadable ones are left to `fsck`."""
+    """Return the registered bases with their sizes. Unreadable ones are ignored here; `fsck` reports them."""
     from adapterhub.bases import registered
 
-    found = [(base.name, base.spec) for base in registered.every(registry)[0]]
-    return [_Model(name, spec.repo, spec.fingerprint, spec.size) for name, spec in found if spec.size]
+    specs = [(base.name, base.spec) for base in registered.every(registry)[0]]
+    return [_Model(name, spec.repo, spec.fingerprint, spec.size) for name, spec in specs if spec.size]
 
 
-def _whole(base: BaseUsage, known: Sequence[_Model]) -> int | None:
-    """The size of the versions on a base as whole models; None where the size of the base is unknown."""
-    size = next((model.size for model in known if model.fits(base)), None)
+def _whole(base: BaseUsage, models: Sequence[_Model]) -> int | None:
+    """Return the size of the versions on a base as whole models; None if the size of the base is unknown."""
+    size = next((model.size for model in models if model.fits(base)), None)
     return None if size is None else size * base.usage.versions
 
 
-def _document(report: Report, known: Sequence[_Model]) -> dict[str, Any]:
+def _document(report: Report, models: Sequence[_Model]) -> dict[str, Any]:
     return {
         "names": [{"name": usage.name, **_numbers(usage)} for usage in report.names],
         "bases": [
-            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole(base, known)}
+            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole(base, models)}
             for base in report.bases
         ],
         "total": _numbers(report.total),
@@ -117,7 +117,7 @@ def _numbers(usage: Usage) -> dict[str, int]:
     return {key: getattr(usage, key) for key in ("versions", "adapters", "files", "shared", "distinct", "saved", "stored")}
 
 
-def _usage_text(report: Report, known: Sequence[_Model]) -> None:
+def _usage_text(report: Report, models: Sequence[_Model]) -> None:
     if not report.names:
         output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
         return
@@ -133,8 +133,10 @@ def _usage_text(report: Report, known: Sequence[_Model]) -> None:
         output.say(f"the tensors of {files} are unknown, missing or damaged; `adapterhub fsck` shows which")
     repos = [base.repo for base in report.bases]
     for base in report.bases:
-        more = f" ({base.fingerprint[:_SHORT] if base.fingerprint else 'not pinned'})" if repos.count(base.repo) > 1 else ""
-        for line in output.wrapped(_base_line(base, _whole(base, known), more), output.width(), indent=2):
+        distinction = (
+            f" ({base.fingerprint[:_SHORT] if base.fingerprint else 'not pinned'})" if repos.count(base.repo) > 1 else ""
+        )
+        for line in output.wrapped(_base_line(base, _whole(base, models), distinction), output.width(), indent=2):
             output.write(line)
 
 
@@ -144,7 +146,7 @@ def _cells(name: str, usage: Usage) -> list[str]:
 
 
 def _base_line(base: BaseUsage, whole: int | None, more: str) -> str:
-    """The line of a base; `more` tells it from another of the same name."""
+    """Return the line of a base; `more` tells it from another of the same name."""
     usage = base.usage
     name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
     count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"

@@ -58,7 +58,7 @@ def eval(  # noqa: A001 - the command's name
     gates: tuple[str, ...],
     name: str,
     no_record: bool,
-    **asked: Any,
+    **settings_of_evaluation: Any,
 ) -> int:
     """Measure the perplexity of held-out data under the base with and without an adapter.
 
@@ -72,13 +72,15 @@ def eval(  # noqa: A001 - the command's name
     from adapterhub.registry.measurements import parse_gate
 
     prepare_torch()
-    passing = [parse_gate(text, "--gate") for text in gates]
+    parsed_gates = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     record = None if no_record else name
-    measured = learning.evaluate(source, data=files, base=base, record=record, workspace=workspace(settings), **asked)
+    measured = learning.evaluate(
+        source, data=files, base=base, record=record, workspace=workspace(settings), **settings_of_evaluation
+    )
     for note in measured.notes:
         output.say(output.one_line(f"note: {note}"))
-    verdicts = [(gate, gate.passes(measured.metrics)) for gate in passing]
+    verdicts = [(gate, gate.passes(measured.metrics)) for gate in parsed_gates]
     ok = all(passed for _, passed in verdicts)
     recorded = measured.ref if measured.recorded else None
     document = {

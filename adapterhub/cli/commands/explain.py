@@ -28,26 +28,33 @@ def explain(settings: Settings, code: str | None) -> None:
     codes are listed.
     """
     if code is None:
-        found = [one for one in map(explanation, codes()) if one]
-        rows = [[one.code, one.kind, one.meaning or one.text.partition(". ")[0].rstrip(".")] for one in found]
+        explanations = [explanation_ for explanation_ in map(explanation, codes()) if explanation_]
+        rows = [
+            [explanation_.code, explanation_.kind, explanation_.meaning or explanation_.text.partition(". ")[0].rstrip(".")]
+            for explanation_ in explanations
+        ]
         columns = [output.Column("CODE"), output.Column("KIND"), output.Column("MEANING", wrap=True)]
-        document = {"codes": [one._asdict() for one in found]}
+        document = {"codes": [explanation_._asdict() for explanation_ in explanations]}
         output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(columns, rows))
         return
-    one = explanation(code)
-    if one is None:
+    item = explanation(code)
+    if item is None:
         close = difflib.get_close_matches(code, codes(), 1)
         hint = f"Did you mean {close[0]}?" if close else "`adapterhub explain` lists them"
         raise NotFoundError(code[:80], "no such code", hint)
 
     def text() -> None:
-        article = "a" if one.kind != "error" else "an"
+        article = "a" if item.kind != "error" else "an"
         output.write(
-            f"{one.code}: {article} {one.kind}{f' reported by `adapterhub {one.reported_by}`' if one.reported_by else ''}"
+            f"{item.code}: {article} {item.kind}{f' reported by `adapterhub {item.reported_by}`' if item.reported_by else ''}"
         )
-        for paragraph in (one.meaning and f"{one.meaning[0].upper()}{one.meaning[1:]}.", one.text, one.fix and f"{one.fix}."):
+        for paragraph in (
+            item.meaning and f"{item.meaning[0].upper()}{item.meaning[1:]}.",
+            item.text,
+            item.fix and f"{item.fix}.",
+        ):
             if paragraph:
                 output.write()
                 output.write_lines(output.wrapped(paragraph, output.width()))
 
-    output.emit(one._asdict(), as_json=settings.as_json, text=text)
+    output.emit(item._asdict(), as_json=settings.as_json, text=text)

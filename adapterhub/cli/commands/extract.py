@@ -26,7 +26,7 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.extract import Extracted, Extraction
 
-_SHOWN = 12  # rows of a table
+_SHOWN = 12  # the most rows of a table
 
 
 @command(
@@ -67,10 +67,10 @@ def extract(
 
     if (rank is None) == (energy is None):
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
-    folder, other = inputs.weights(base, settings), inputs.weights(tuned, settings)
-    wanted = Wanted(rank, energy, max_rank, rest, dtype.upper())
+    folder, tuned_folder = inputs.weights(base, settings), inputs.weights(tuned, settings)
+    options = Wanted(rank, energy, max_rank, rest, dtype.upper())
     target = combining.destination(out)
-    adapter, report, version = combining.extract(folder, other, target, wanted, workspace(settings), replace=replace)
+    adapter, report, version = combining.extract(folder, tuned_folder, target, options, workspace(settings), replace=replace)
     out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))
@@ -82,13 +82,13 @@ def _document(out: str, report: Extraction) -> dict[str, Any]:
         "error": report.error,
         "unchanged": report.unchanged,
         "weights": {
-            one.name: {
-                "rank": one.rank,
-                "change": one.change if math.isfinite(one.change) else None,
-                "error": one.error,
-                "left_out": one.why or None,
+            weight.name: {
+                "rank": weight.rank,
+                "change": weight.change if math.isfinite(weight.change) else None,
+                "error": weight.error,
+                "left_out": weight.why or None,
             }
-            for one in report.weights
+            for weight in report.weights
         },
         "notes": list(report.notes),
     }
@@ -97,29 +97,41 @@ def _document(out: str, report: Extraction) -> dict[str, Any]:
 def _text(out: str, report: Extraction, parameters: int) -> None:
     from adapterhub.merging.into_base.extract import ranks
 
-    kept, lost = [one for one in report.weights if not one.why], [one for one in report.weights if one.why]
-    found = ranks(report.weights)
-    shown = f"r {found[0]}" if len(found) == 1 else f"r {found[0]} to {found[-1]}" if found else "no low-rank delta"
-    output.write(f"{out}: {output.plural(len(kept), 'weight')}, {shown}, {output.number(parameters)} parameters")
+    extracted, left_out = (
+        [weight for weight in report.weights if not weight.why],
+        [weight for weight in report.weights if weight.why],
+    )
+    all_ranks = ranks(report.weights)
+    rank_text = (
+        f"r {all_ranks[0]}"
+        if len(all_ranks) == 1
+        else f"r {all_ranks[0]} to {all_ranks[-1]}"
+        if all_ranks
+        else "no low-rank delta"
+    )
+    output.write(f"{out}: {output.plural(len(extracted), 'weight')}, {rank_text}, {output.number(parameters)} parameters")
     output.write(f"  relative error over all changes {report.error:.3g}; {report.unchanged} weights unchanged")
-    if lost:
-        most = max(lost, key=lambda one: one.change)
+    if left_out:
+        largest = max(left_out, key=lambda weight: weight.change)
         output.write(
             output.one_line(
-                f"  left out: {output.plural(len(lost), 'tensor')} ({', '.join(sorted({one.why for one in lost}))}), "
-                f"largest {most.name}: {_change(most)} of its norm; --rest stores them whole"
+                f"  left out: {output.plural(len(left_out), 'tensor')} ({', '.join(sorted({item.why for item in left_out}))}), "
+                f"largest {largest.name}: {_change(largest)} of its norm; --rest stores them whole"
             )
         )
     output.write()
     columns = (Column("WEIGHT"), Column("RANK", right=True), Column("CHANGE", right=True), Column("ERROR", right=True))
-    worst = sorted(kept, key=lambda one: -one.error)
+    worst = sorted(extracted, key=lambda weight: -weight.error)
     output.write_table(
         columns,
-        [[one.name, str(one.rank) if one.rank else "whole", _change(one), f"{one.error:.3g}"] for one in worst[:_SHOWN]],
+        [
+            [weight.name, str(weight.rank) if weight.rank else "whole", _change(weight), f"{weight.error:.3g}"]
+            for weight in worst[:_SHOWN]
+        ],
     )
     if len(worst) > _SHOWN:
         output.write(output.more(len(worst) - _SHOWN, "with smaller errors"))
 
 
-def _change(one: Extracted) -> str:
-    return f"{one.change:.2%}" if math.isfinite(one.change) else "all"
+def _change(weight: Extracted) -> str:
+    return f"{weight.change:.2%}" if math.isfinite(weight.change) else "all"

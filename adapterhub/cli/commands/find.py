@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.index.tensors import Share
     from adapterhub.registry.finding import Found
 
-_Deprecated = Mapping[tuple[str, int], str]
+_Deprecations = Mapping[tuple[str, int], str]
 
 
 @command(
@@ -50,71 +50,72 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     if not files and not digests:
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
-        found = [finding.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
-        found += [finding.by_content(registry, text, existing(text), bytes_bar) for text in files]
+        results = [finding.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
+        results += [finding.by_content(registry, text, existing(text), bytes_bar) for text in files]
         deprecated = registry.deprecations()
         unlisted = len(tensors.unlisted(registry.index))
-    missing = [item for item in found if not item.is_whole]
+    missing = [item for item in results if not item.is_whole]
     if unlisted and missing:
         files = output.plural(unlisted, "file")
         output.say(f"not searched: the tensors of {files}, missing or damaged; `adapterhub fsck` shows which")
-    if not any(item.holders or item.shares for item in found):
+    if not any(item.holders or item.shares for item in results):
         raise NotFoundError(
-            found[0].source, "no version contains it" if len(found) == 1 else "no version contains it or the others"
+            results[0].source, "no version contains it" if len(results) == 1 else "no version contains it or the others"
         )
-    document = {"found": [_document(item, deprecated) for item in found]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _find_text(found))
+    document = {"found": [_document(item, deprecated) for item in results]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _find_text(results))
     return NotFoundError.exit_code if missing else 0
 
 
-def _document(found: Found, deprecated: _Deprecated) -> dict[str, Any]:
+def _document(result: Found, deprecated: _Deprecations) -> dict[str, Any]:
     tensors = None
-    if not found.holders and found.tensors:
+    if not result.holders and result.tensors:
         tensors = {
-            "count": found.tensors,
-            "size": found.size,
-            "holders": [_share(share, deprecated) for share in found.shares],
+            "count": result.tensors,
+            "size": result.size,
+            "holders": [_share(share, deprecated) for share in result.shares],
         }
     return {
-        "source": found.source,
-        "holders": [_holder(holder, deprecated) for holder in found.holders],
+        "source": result.source,
+        "holders": [_holder(holder, deprecated) for holder in result.holders],
         "tensors": tensors,
     }
 
 
-def _holder(holder: Holder, deprecated: _Deprecated) -> dict[str, Any]:
+def _holder(holder: Holder, deprecated: _Deprecations) -> dict[str, Any]:
     row = row_document(holder.row, deprecated)
-    where = {"path": holder.path or None, "tensor": holder.tensor or None, "digest": holder.digest}
-    return {"ref": row["ref"], "tags": row["tags"], **where, "adapter": row}
+    location = {"path": holder.path or None, "tensor": holder.tensor or None, "digest": holder.digest}
+    return {"ref": row["ref"], "tags": row["tags"], **location, "adapter": row}
 
 
-def _share(share: Share, deprecated: _Deprecated) -> dict[str, Any]:
+def _share(share: Share, deprecated: _Deprecations) -> dict[str, Any]:
     row = row_document(share.row, deprecated)
-    where = {"path": share.path, "digest": share.digest, "count": share.count, "size": share.size}
-    return {"ref": row["ref"], "tags": row["tags"], **where, "adapter": row}
+    location = {"path": share.path, "digest": share.digest, "count": share.count, "size": share.size}
+    return {"ref": row["ref"], "tags": row["tags"], **location, "adapter": row}
 
 
-def _find_text(found: Sequence[Found]) -> None:
+def _find_text(results: Sequence[Found]) -> None:
     columns = [Column("REF"), Column("TAGS", drop=2), Column("FILE", drop=1)]
-    if any(item.shares for item in found):
+    if any(item.shares for item in results):
         columns.append(Column("TENSORS"))
-    several = len(found) > 1
+    several = len(results) > 1
     if several:
         columns.insert(0, Column("SOURCE"))
     cells = []
-    for item in found:
-        for row, what, held in _held(item):
-            cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", what, held])
+    for item in results:
+        for row, place, share in _held(item):
+            cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", place, share])
     output.write_table(columns, [row[: len(columns)] for row in cells])
-    for item in found:
+    for item in results:
         if not item.holders:
-            rest = " as a whole" if item.shares else ""
-            output.say(output.one_line(f"{item.source}: no version contains it{rest}"))
+            suffix = " as a whole" if item.shares else ""
+            output.say(output.one_line(f"{item.source}: no version contains it{suffix}"))
 
 
-def _held(found: Found) -> list[tuple[Any, str, str]]:
-    """For each version that has it: the version, where, and how much."""
-    whole = [
-        (held.row, ": ".join(filter(None, (held.path, held.tensor))) or "(the whole adapter)", "all") for held in found.holders
+def _held(result: Found) -> list[tuple[Any, str, str]]:
+    """Return the row, the place and the share of each version that has the file."""
+    whole_rows = [
+        (holder.row, ": ".join(filter(None, (holder.path, holder.tensor))) or "(the whole adapter)", "all")
+        for holder in result.holders
     ]
-    return whole + [(share.row, share.path, f"{share.count} of {found.tensors}") for share in found.shares]
+    return whole_rows + [(share.row, share.path, f"{share.count} of {result.tensors}") for share in result.shares]

@@ -42,12 +42,12 @@ def fix(
     from adapterhub.checks import repair as library
 
     spec = inputs.read_base(base, settings) if base else None
-    with inputs.opened(source, settings) as found:
-        name = found.folder.resolve().name if found.path.is_dir() else found.path.stem
+    with inputs.opened(source, settings) as adapter_source:
+        name = adapter_source.folder.resolve().name if adapter_source.path.is_dir() else adapter_source.path.stem
         target = Path(out) if out else Path(f"{name}-fixed")
-        fixed = library.fix(found.path, target, base=spec, alpha=alpha, rslora=rslora, dry_run=dry_run)
-        where = found.where
-    output.emit(_document(where, fixed), as_json=settings.as_json, text=lambda: _text(where, fixed, dry_run=dry_run, base=base))
+        fixed = library.fix(adapter_source.path, target, base=spec, alpha=alpha, rslora=rslora, dry_run=dry_run)
+        label = adapter_source.where
+    output.emit(_document(label, fixed), as_json=settings.as_json, text=lambda: _text(label, fixed, dry_run=dry_run, base=base))
 
 
 def _document(where: str, fixed: Fixed) -> dict[str, Any]:
@@ -76,13 +76,16 @@ def _text(where: str, fixed: Fixed, *, dry_run: bool, base: str | None) -> None:
     else:
         head = f"{fixed.out}: {output.plural(len(fixed.repairs), 'repair')}"
     output.write(output.one_line(head))
-    items = [groups.Item(f"repaired[{one.code}]", "", one.what, color="green") for one in fixed.repairs]
-    items += [groups.Item(f"proposed[{one.code}]", "", one.what, one.do, color="yellow") for one in fixed.proposals]
+    items = [groups.Item(f"repaired[{repair.code}]", "", repair.what, color="green") for repair in fixed.repairs]
+    items += [
+        groups.Item(f"proposed[{proposal.code}]", "", proposal.what, proposal.do, color="yellow")
+        for proposal in fixed.proposals
+    ]
     for line in groups.lines(items, output.width()):
         output.write(line)
     if fixed.left_out:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
     counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.left))]
     if counts:
-        again, on = fixed.out or where, f" --base {base}" if base else ""
-        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {again}{on}`"))
+        remaining_path, on = fixed.out or where, f" --base {base}" if base else ""
+        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {remaining_path}{on}`"))

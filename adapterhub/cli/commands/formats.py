@@ -14,8 +14,8 @@ from adapterhub.cli.options import Settings, command
 if TYPE_CHECKING:
     from adapterhub_converters.formats.round_trips import Row
 
-# Not formats of adapters.
-_OTHERS = {
+# What `convert` or `push` can also write, besides formats of adapters.
+_OTHER_FORMATS = {
     "hf": "a whole model as a Hugging Face folder: `convert BASE.gguf --to hf`",
     "image": "a container image with the adapter, in an OCI registry: `push SRC oci://… --to image`",
 }
@@ -46,15 +46,20 @@ def formats(settings: Settings) -> None:
     added = {
         name: "a format that an installed package adds" for name in table.names() if name not in {row.name for row in rows}
     }
-    others = {**added, **_OTHERS}
+    other_formats = {**added, **_OTHER_FORMATS}
     families = tables.families()
     models = [
-        {"gguf": one.gguf, "classes": [*one.classes, *one.wrapped], "folders": one.folder, "merged_into": one.whole}
-        for one in names.ADAPTERS
+        {
+            "gguf": names_of_model.gguf,
+            "classes": [*names_of_model.classes, *names_of_model.wrapped],
+            "folders": names_of_model.folder,
+            "merged_into": names_of_model.whole,
+        }
+        for names_of_model in names.ADAPTERS
     ]
-    found = {
+    document = {
         "formats": [asdict(row) for row in rows],
-        "others": [{"name": n, "what": what} for n, what in others.items()],
+        "others": [{"name": n, "what": description} for n, description in other_formats.items()],
         "image_models": families,
         "gguf_models": models,
         "tuners": [{"method": row.method, "merges": not row.unmerged} for row in TUNERS.values()],
@@ -62,15 +67,17 @@ def formats(settings: Settings) -> None:
     }
     lines = {
         "image and video models in kohya and diffusers": families,
-        "whole models from a folder to gguf": sorted({one.gguf for one in names.ADAPTERS if one.folder}),
+        "whole models from a folder to gguf": sorted(
+            {names_of_model.gguf for names_of_model in names.ADAPTERS if names_of_model.folder}
+        ),
         "peft's tuners that are no low-rank deltas, merged into a base": [r.method for r in TUNERS.values() if not r.unmerged],
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
         "models that mlx-lm tuned as a whole (full), merged into a base": sorted(whole.SAME),
     }
-    output.emit(found, as_json=settings.as_json, text=lambda: _text(rows, others, lines))
+    output.emit(document, as_json=settings.as_json, text=lambda: _text(rows, other_formats, lines))
 
 
-def _text(rows: list[Row], others: Mapping[str, str], lists: Mapping[str, list[str]]) -> None:
+def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str, list[str]]) -> None:
     columns = [output.Column(title) for title in ("FORMAT", "READ", "WRITTEN", "BASE")] + [output.Column("FILES", wrap=True)]
     cells = [
         [row.name, _word(yes=row.reads), _word(yes=row.writes), "to write it" if row.base else "", ", ".join(row.files)]
@@ -78,15 +85,15 @@ def _text(rows: list[Row], others: Mapping[str, str], lists: Mapping[str, list[s
     ]
     output.write_table(columns, cells)
     output.write()
-    output.write_pairs(dict(others))
+    output.write_pairs(dict(other_formats))
     output.write()
-    for what, of in lists.items():
-        for line in output.wrapped(f"{what}: {', '.join(of)}", output.width(), indent=2):
+    for title, items in lists.items():
+        for line in output.wrapped(f"{title}: {', '.join(items)}", output.width(), indent=2):
             output.write(line)
     output.write()
     written = [row for row in rows if row.writes]
     titles = ["FROM \\ AND BACK", *(row.name for row in written)]
-    marks = [[row.name, *(_MARKS[row.back[other.name]] if other is not row else "" for other in written)] for row in written]
+    marks = [[row.name, *(_MARKS[row.back[column.name]] if column is not row else "" for column in written)] for row in written]
     for line in output.table([output.Column(title) for title in titles], marks):
         output.write(line)
     output.write()

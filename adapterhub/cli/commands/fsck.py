@@ -39,23 +39,23 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     from adapterhub.maintenance import fsck as checks
 
     if repair != (source is not None):
-        option, other = ("--repair", "--from SRC") if repair else ("--from", "--repair")
-        raise UsageError(option, f"requires {other}", f"Pass {other} too", code="conflicting-options")
+        option, required = ("--repair", "--from SRC") if repair else ("--from", "--repair")
+        raise UsageError(option, f"requires {required}", f"Pass {required} too", code="conflicting-options")
     if rebuild:
         registry, findings = checks.rebuilt(registry_folder(settings))
     else:
         registry, findings = open_registry(settings), []
     with registry:
-        healed = _repaired(registry, source) if source else []
+        restored = _repair(registry, source) if source else []
         with bytes_bar("checking") as progress:
             findings += checks.fsck(registry, quick=quick, progress=progress)
         root = str(registry.root)
     if source:
-        output.say(f"restored {output.plural(len(healed), 'blob')} from {output.one_line(source)}")
+        output.say(f"restored {output.plural(len(restored), 'blob')} from {output.one_line(source)}")
     return view.show(settings, root, findings, good="clean")
 
 
-def _repaired(registry: Registry, source: str) -> list[str]:
+def _repair(registry: Registry, source: str) -> list[str]:
     from adapterhub.maintenance.repair import repair
     from adapterhub.remotes.location import is_address
 

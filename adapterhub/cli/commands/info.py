@@ -22,14 +22,14 @@ from adapterhub.workspace import project_file
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError
 
-# Packages that commands import when they need them, with what needs them.
+# Packages that commands import only when they need them, and the commands that do.
 _PACKAGES = {
     "numpy": "all commands", "huggingface_hub": "the Hub", "torch": "train, eval, run", "transformers": "train, eval, run",
     "tokenizers": "train, eval, run", "safetensors": "train, eval, run", "bitsandbytes": "train", "matplotlib": "pictures",
     "keyring": "logins", "obstore": "object stores", "pyarrow": "Parquet",
     "peft": "comparisons", "llama-cpp-py-sync": "run",
 }  # fmt: skip
-_LITTLE = 1 << 30  # bytes of free space below which a transfer or a merge is likely to fail
+_LITTLE_SPACE = 1 << 30  # bytes of free space below which a transfer or a merge is likely to fail
 
 
 @command(
@@ -64,59 +64,59 @@ def info(settings: Settings) -> None:
 
 @contextmanager
 def _noting(problems: list[str]) -> Iterator[None]:
-    """Turn an error into a problem."""
+    """Add an error in the block to the problems."""
     try:
         yield
     except AdapterhubError as error:
-        found = errors.in_words_of_the_command_line(error)
-        text = output.one_line(str(found))
+        reworded = errors.in_words_of_the_command_line(error)
+        text = output.one_line(str(reworded))
         if text not in problems:
             problems.append(text)
 
 
 def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
+    document: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
     with _noting(problems):
-        path, found["chosen_by"] = environment.chosen_registry(settings)
-        found["path"] = str(path)
-        found["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
-        if found["exists"]:
+        path, document["chosen_by"] = environment.chosen_registry(settings)
+        document["path"] = str(path)
+        document["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
+        if document["exists"]:
             with environment.open_registry(settings) as registry:
                 rows = registry.list()
-            found |= {"adapters": len({row.name for row in rows}), "versions": len(rows)}
-            found |= {**_folder(path / ".adapterhub"), "path": str(path), "writable": os.access(path, os.W_OK)}
-            if not found["writable"]:
+            document |= {"adapters": len({row.name for row in rows}), "versions": len(rows)}
+            document |= {**_folder(path / ".adapterhub"), "path": str(path), "writable": os.access(path, os.W_OK)}
+            if not document["writable"]:
                 problems.append(f"{path}: not writable; versions can be read, not pushed")
-            if found["free"] is not None and found["free"] < _LITTLE:
-                problems.append(f"{path}: only {output.size(found['free'])} free on this disk")
-    return found
+            if document["free"] is not None and document["free"] < _LITTLE_SPACE:
+                problems.append(f"{path}: only {output.size(document['free'])} free on this disk")
+    return document
 
 
 def _settings_files(problems: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"project": None, "policy": False, "lock": None, "user": None}
+    document: dict[str, Any] = {"project": None, "policy": False, "lock": None, "user": None}
     from adapterhub.project.policy import Policy
 
     with _noting(problems):
-        found["project"] = _or_null(project_file(Path.cwd()))  # even if it cannot be read
+        document["project"] = _or_null(project_file(Path.cwd()))  # shown even if it cannot be read
         if project := environment.project():
-            found |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
+            document |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
             environment.validation(project)
     with _noting(problems):
         lock = environment.lock_file()
-        found["lock"] = str(lock) if lock.is_file() else None
-        if mine := environment.user():
-            found["user"] = str(mine.path)
-    return found
+        document["lock"] = str(lock) if lock.is_file() else None
+        if user_settings := environment.user():
+            document["user"] = str(user_settings.path)
+    return document
 
 
 def _remotes(problems: list[str]) -> list[dict[str, Any]]:
     with _noting(problems):
-        default, there = environment.default_remote(), environment.remotes()
-        if default and default not in there:
+        default, named_remotes = environment.default_remote(), environment.remotes()
+        if default and default not in named_remotes:
             problems.append(f"{default}: the default remote, but no remote has this name; `adapterhub remote add` adds it")
         return [
             {"name": name, "url": remote.url, "settings": str(remote.path), "default": name == default}
-            for name, remote in there.items()
+            for name, remote in named_remotes.items()
         ]
     return []
 
@@ -125,10 +125,10 @@ def _logins(problems: list[str]) -> dict[str, Any]:
     from adapterhub.remotes.oci import credentials
 
     path = environment.docker_config()
-    found: dict[str, Any] = {"file": str(path), "hosts": []}
+    document: dict[str, Any] = {"file": str(path), "hosts": []}
     with _noting(problems):
-        found["hosts"] = credentials.hosts(path)
-    return found
+        document["hosts"] = credentials.hosts(path)
+    return document
 
 
 def _hub(problems: list[str]) -> dict[str, Any]:
@@ -141,14 +141,14 @@ def _hub(problems: list[str]) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    """A folder with the bytes in it and those free on its disk."""
-    found: dict[str, Any] = {"path": str(path), "size": 0, "free": None}
+    """Return a folder with the bytes in it and the free bytes on its disk."""
+    document: dict[str, Any] = {"path": str(path), "size": 0, "free": None}
     with suppress(OSError):
         for _, status in walk(path):
-            found["size"] += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+            document["size"] += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
     with suppress(OSError):
-        found["free"] = shutil.disk_usage(path).free
-    return found
+        document["free"] = shutil.disk_usage(path).free
+    return document
 
 
 def _or_null(path: Path | None) -> str | None:
@@ -174,7 +174,7 @@ def _write(document: dict[str, Any]) -> None:
         "project": _or_none(files["project"], "has a policy" if files["policy"] else ""),
         "lock file": _or_none(files["lock"]),
         "your settings": _or_none(files["user"]),
-        "remotes": "; ".join(_with_default(one) for one in document["remotes"]) or "none",
+        "remotes": "; ".join(_with_default(remote) for remote in document["remotes"]) or "none",
         "logins": f"{', '.join(document['logins']['hosts']) or 'none'} ({document['logins']['file']})",
         "Hub": "offline" if hub["offline"] else f"{hub['endpoint'] or 'unknown'}, {token}",
         "cache": f"{cache['path']}, {_space(cache)}",

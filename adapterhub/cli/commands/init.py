@@ -65,17 +65,17 @@ def init(settings: Settings, folder: str | None, *, project: bool) -> None:
         return
 
     root = Path(folder) if folder else registry_folder(settings) if named_registry(settings) else Path()
-    new = not (root / ".adapterhub" / "oci-layout").exists()
+    is_new = not (root / ".adapterhub" / "oci-layout").exists()
     Registry.init(root).close()
-    text = f"{'created' if new else 'already there:'} {root / 'registry.db'}"
-    output.emit({"registry": str(root), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))
+    text = f"{'created' if is_new else 'already there:'} {root / 'registry.db'}"
+    output.emit({"registry": str(root), "created": is_new}, as_json=settings.as_json, text=lambda: output.write(text))
 
 
 def _project(settings: Settings, folder: str | None) -> None:
-    """Write a commented adapterhub.toml; an existing one is left as it is."""
+    """Write a commented adapterhub.toml; leave an existing one as it is."""
     from adapterhub import user_files
 
     path = (Path(folder) if folder else Path.cwd()) / PROJECT
-    new = user_files.change(path, lambda text: None if text or path.exists() else _TEMPLATE, follow=False)
-    text = f"{'created' if new else 'already there:'} {path}"
-    output.emit({"project": str(path), "created": new}, as_json=settings.as_json, text=lambda: output.write(text))
+    is_new = user_files.change(path, lambda text: None if text or path.exists() else _TEMPLATE, follow=False)
+    text = f"{'created' if is_new else 'already there:'} {path}"
+    output.emit({"project": str(path), "created": is_new}, as_json=settings.as_json, text=lambda: output.write(text))

@@ -36,11 +36,11 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
     with open_registry(settings) as registry:
         if last or tagged or everything:
             retention.keep(registry, target, None if everything else last or 0)
-        held = retention.kept(registry, target)
+        count = retention.kept(registry, target)
     text = (
         f"{name}: every version"
-        if held is None
-        else f"{name}: {f'the {held} newest and ' if held > 1 else 'the newest and ' if held else ''}tagged versions"
+        if count is None
+        else f"{name}: {f'the {count} newest and ' if count > 1 else 'the newest and ' if count else ''}tagged versions"
     )
-    document = {"name": name, "last": held, "tagged": held is not None}
+    document = {"name": name, "last": count, "tagged": count is not None}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

@@ -9,7 +9,12 @@ import click
 from adapterhub.cli import output, signing
 from adapterhub.cli.options import Choice, Group, Settings
 
-_KINDS = ("p256", "p384", "p521", "ed25519")  # as in adapterhub.trust.keys, which needs cryptography
+_KINDS = (
+    "p256",
+    "p384",
+    "p521",
+    "ed25519",
+)  # those of adapterhub.trust.keys, which needs cryptography: help must not import it
 
 
 @click.group(

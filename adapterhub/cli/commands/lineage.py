@@ -38,17 +38,17 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote
         raise remotes.lacking(address, "record of what was made from an adapter")
 
     with open_registry(settings) as registry:
-        found = trace(registry, Ref.parse(ref))
-    for node in found.nodes.values():
-        for called, why in node.deprecated.items():
-            output.deprecated(called, why)
+        graph = trace(registry, Ref.parse(ref))
+    for node in graph.nodes.values():
+        for ref_, message in node.deprecated.items():
+            output.deprecated(ref_, message)
     if plot:
         from adapterhub.cli.views import lineage_plot
 
-        lineage_plot.draw(found, Path(plot))
+        lineage_plot.draw(graph, Path(plot))
     if dot:
-        output.write_lines(view.dot(found))
+        output.write_lines(view.dot(graph))
         return
-    output.emit(view.document(found), as_json=settings.as_json, text=lambda: output.write_lines(view.tree(found)))
+    output.emit(view.document(graph), as_json=settings.as_json, text=lambda: output.write_lines(view.tree(graph)))
     if plot:
         output.say(f"drew {plot}")

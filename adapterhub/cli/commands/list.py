@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Registry
 
 
-_ELSEWHERE = (
+_REMOTE_COLUMNS = (
     Column("REF"),
     Column("TAGS", drop=1),
     Column("BASE", drop=3),
@@ -55,7 +55,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
     from adapterhub.remotes.location import is_address
 
     if remote is not None:
-        _on_remote(settings, prefix, remote, as_tree=as_tree)
+        _list_remote(settings, prefix, remote, as_tree=as_tree)
         return
     if prefix and (host := _host(prefix)):
         _names(settings, None, host, None)
@@ -67,18 +67,20 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
         rows = registry.list(prefix)
         if prefix and not rows:
             raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
-        found = registry.deprecations()
-        for (name, number), message in sorted(found.items()) if rows else ():
+        deprecations = registry.deprecations()
+        for (name, number), message in sorted(deprecations.items()) if rows else ():
             if any(row.name == name and number in (0, row.number) for row in rows):
                 output.deprecated(f"{name}:v{number}" if number else name, message)
-        document = tree.document(rows, found) if as_tree else {"adapters": [row_document(row, found) for row in rows]}
-        output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, found, as_tree=as_tree))
+        document = (
+            tree.document(rows, deprecations) if as_tree else {"adapters": [row_document(row, deprecations) for row in rows]}
+        )
+        output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, deprecations, as_tree=as_tree))
 
 
 def _list_text(registry: Registry, rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool) -> None:
     if not rows:
-        where = f"no adapters yet in {registry.root}"
-        output.say(output.one_line(f"{where}; store one with `adapterhub push SRC namespace/name`"))
+        problem = f"no adapters yet in {registry.root}"
+        output.say(output.one_line(f"{problem}; store one with `adapterhub push SRC namespace/name`"))
         return
     if as_tree:
         for line in tree.lines(rows, registry.holding, screen=output.width()):
@@ -88,7 +90,7 @@ def _list_text(registry: Registry, rows: Sequence[Row], deprecated: Mapping[tupl
 
 
 def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
-    """List the versions at an address that have tags."""
+    """List the tagged versions at an address."""
     from adapterhub.remotes import listing
     from adapterhub.remotes.location import parse
 
@@ -100,17 +102,17 @@ def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     with remotes.connect(address) as remote:
         tags = remote.tags()
         commits = dict(remote.commits)
-        found = listing.versions(remote, tags)
+        versions = listing.versions(remote, tags)
     if not tags:
         output.say("no tags")
-    rows = [asdict(one) | {"ref": f"{address.repository}{address.mark}{one.tags[0]}"} for one in found]
+    rows = [asdict(version) | {"ref": f"{address.repository}{address.mark}{version.tags[0]}"} for version in versions]
     document = {
         "repository": address.repository,
         "tags": tags,
         "versions": rows,
         **({"commits": commits} if commits else {}),
     }
-    columns = (*_ELSEWHERE, Column("COMMIT", drop=7)) if commits else _ELSEWHERE
+    columns = (*_REMOTE_COLUMNS, Column("COMMIT", drop=7)) if commits else _REMOTE_COLUMNS
     cells = [_cells(row, commits) for row in rows]
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(columns, cells) if cells else None)
 
@@ -128,15 +130,15 @@ def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _on_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
+def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """List the tags of a name on a remote, or its names."""
     from adapterhub.remotes.configured import NOBODY, below
 
-    found = environment.remote_to_ask(name)
+    chosen = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
-        _versions(settings, below(found.url, prefix or NOBODY), as_tree=as_tree)
+        _versions(settings, below(chosen.url, prefix or NOBODY), as_tree=as_tree)
         return
-    _names(settings, prefix, found.url, found.name)
+    _names(settings, prefix, chosen.url, chosen.name)
 
 
 def _names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:
@@ -150,9 +152,9 @@ def _names(settings: Settings, prefix: str | None, url: str, remote: str | None)
 
 
 def _host(text: str) -> str | None:
-    """The URL of a registry without a name, `oci://HOST`, checked; None for any other text."""
+    """Return the checked URL of a registry without a name, `oci://HOST`; None for any other text."""
     from adapterhub.remotes.configured import check_url
 
-    scheme, _, rest = text.partition("://")
-    alone = rest and "/" not in rest.rstrip("/") and scheme.lower() in ("oci", "oci+http", "oci+https")
-    return check_url(text) if alone else None
+    scheme, _, remainder = text.partition("://")
+    is_host = remainder and "/" not in remainder.rstrip("/") and scheme.lower() in ("oci", "oci+http", "oci+https")
+    return check_url(text) if is_host else None

@@ -45,15 +45,15 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
     if update:
         _update(settings, refs)
     elif refs:
-        found = [_resolved(settings, ref, remote) for ref in refs]
-        _record(settings, {one.name: one for one in found})
+        entries = [_resolved(settings, ref, remote) for ref in refs]
+        _record(settings, {entry.name: entry for entry in entries})
     else:
         _show(settings)
     return 0
 
 
 def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
-    """The entry of the version that a ref points to now."""
+    """Return the entry of the version that a ref points to now."""
     from adapterhub.remotes.location import is_address
 
     address = environment.at_remote(ref, remote)
@@ -64,17 +64,21 @@ def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
         return locking.locked(ref, None, workspace(settings))
 
 
-def _record(settings: Settings, found: Lock) -> None:
+def _record(settings: Settings, entries: Lock) -> None:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    new = lockfile.record(path, found)
-    document = {"file": str(path), "new": new, "adapters": [{"name": name, **one.document()} for name, one in found.items()]}
+    is_new = lockfile.record(path, entries)
+    document = {
+        "file": str(path),
+        "new": is_new,
+        "adapters": [{"name": name, **entry.document()} for name, entry in entries.items()],
+    }
 
     def text() -> None:
-        for name, one in found.items():
-            output.write(f"{name}  {output.size(one.size)}  {output.digest(one.digest)}  {one.source}")
-        output.say(f"{'locked in' if new else 'already locked in'} {locks.shown(path)}")
+        for name, entry in entries.items():
+            output.write(f"{name}  {output.size(entry.size)}  {output.digest(entry.digest)}  {entry.source}")
+        output.say(f"{'locked in' if is_new else 'already locked in'} {locks.shown(path)}")
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -97,10 +101,18 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     rows = []
     for name, locked in sorted(chosen.items()):
         try:
-            now = locking.again(locked, workspace(settings), path).digest
+            current_digest = locking.again(locked, workspace(settings), path).digest
         except NotFoundError:
-            now = None
-        rows.append({"name": name, "ref": locked.ref, "locked": locked.digest, "now": now, "moved": now != locked.digest})
+            current_digest = None
+        rows.append(
+            {
+                "name": name,
+                "ref": locked.ref,
+                "locked": locked.digest,
+                "now": current_digest,
+                "moved": current_digest != locked.digest,
+            }
+        )
     moved = [row for row in rows if row["moved"]]
     document = {"file": str(path), "ok": not moved, "adapters": rows}
     output.emit(document, as_json=settings.as_json, text=lambda: _check_text(rows, len(moved)))
@@ -110,8 +122,8 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
 def _check_text(rows: list[dict[str, Any]], moved: int) -> None:
     for row in rows:
         if row["moved"]:
-            now = f"is now {output.digest(row['now'])}" if row["now"] else "no longer exists"
-            output.write(output.one_line(f"{row['name']}: {row['ref']} {now}, locked: {output.digest(row['locked'])}"))
+            change = f"is now {output.digest(row['now'])}" if row["now"] else "no longer exists"
+            output.write(output.one_line(f"{row['name']}: {row['ref']} {change}, locked: {output.digest(row['locked'])}"))
     count = output.plural(len(rows), "adapter")
     output.write(
         f"{moved} of {count} moved; run `adapterhub lock --update` to lock them again" if moved else f"ok: {count}, none moved"
@@ -132,9 +144,12 @@ def _show(settings: Settings) -> None:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    there = sorted(lockfile.read(path).values(), key=lambda one: one.name)
-    document = {"file": str(path), "adapters": [{"name": one.name, **one.document()} for one in there]}
-    cells = [[one.name, one.ref, output.size(one.size), output.digest(one.digest), _base(one), one.source] for one in there]
+    entries = sorted(lockfile.read(path).values(), key=lambda entry: entry.name)
+    document = {"file": str(path), "adapters": [{"name": entry.name, **entry.document()} for entry in entries]}
+    cells = [
+        [entry.name, entry.ref, output.size(entry.size), output.digest(entry.digest), _base(entry), entry.source]
+        for entry in entries
+    ]
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_LIST, cells))
 
 

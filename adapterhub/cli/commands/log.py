@@ -14,7 +14,7 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.store.store import Entry
 
-_AUTHOR = 100  # characters; a log of others may have any number
+_AUTHOR = 100  # the most characters of an author; a log from elsewhere may have any number
 _LOG = (
     Column("#", right=True),
     Column("WHEN", drop=1),
@@ -45,9 +45,9 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
-    text_of = at_remote(ref, remote)
-    if is_address(text_of):
-        name, entries = _elsewhere(text_of, settings)
+    address = at_remote(ref, remote)
+    if is_address(address):
+        name, entries = _remote_log(address, settings)
     else:
         target = Ref.parse(ref)
         with open_registry(settings) as registry:
@@ -62,20 +62,20 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     output.emit(document, as_json=settings.as_json, text=text)
 
 
-def _elsewhere(address: str, settings: Settings) -> tuple[str, list[Entry]]:
-    """The log of a remote, the newest entry first: all of it, or what is about the tag or the version at the address."""
+def _remote_log(address: str, settings: Settings) -> tuple[str, list[Entry]]:
+    """Return the log of a remote, the newest entry first: all of it, or the entries about the tag or version at the address."""
     from adapterhub import references
     from adapterhub.remotes.location import parse
 
-    place = parse(address)
-    with workspace(settings).connect(place) as there:
-        entries = there.history()[::-1]
-    if place.digest:
-        return place.repository, [entry for entry in entries if entry.digest.startswith(place.digest)]
-    number = references.number(place.tag or "")
+    parsed = parse(address)
+    with workspace(settings).connect(parsed) as remote:
+        entries = remote.history()[::-1]
+    if parsed.digest:
+        return parsed.repository, [entry for entry in entries if entry.digest.startswith(parsed.digest)]
+    number = references.number(parsed.tag or "")
     if number:
-        return place.repository, [entry for entry in entries if number in (entry.number, *entry.numbers)]
-    return place.repository, [entry for entry in entries if place.tag is None or place.tag in entry.tags]
+        return parsed.repository, [entry for entry in entries if number in (entry.number, *entry.numbers)]
+    return parsed.repository, [entry for entry in entries if parsed.tag is None or parsed.tag in entry.tags]
 
 
 def _document(entry: Entry) -> dict[str, Any]:
@@ -95,13 +95,13 @@ def _document(entry: Entry) -> dict[str, Any]:
 
 def _cells(entry: Entry) -> list[str]:
     numbers = entry.numbers or ((entry.number,) if entry.number else ())
-    why = entry.message
+    reason = entry.message
     if entry.op == "evaluate":
         from adapterhub.manifest import measurement
 
-        why = measurement.line(entry.message)
+        reason = measurement.line(entry.message)
     if entry.op == "keep":
-        why = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
+        reason = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
     return [
         str(entry.seq),
         entry.time.replace("T", " ").removesuffix("Z"),
@@ -110,5 +110,5 @@ def _cells(entry: Entry) -> list[str]:
         " ".join(entry.tags) or "-",
         output.digest(entry.digest) or "-",
         output.one_line(entry.author[:_AUTHOR]) or "-",
-        output.one_line(why) or "-",
+        output.one_line(reason) or "-",
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.oci.address import Address
     from adapterhub.remotes.oci.credentials import Credentials
 
-_LONGEST = 1 << 16  # characters of a token
+_LONGEST = 1 << 16  # the most characters of a token
 
 
 @command(
@@ -47,29 +47,31 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
     address, at_hub = logins.address_of(host), logins.is_hub(host)
     if at_hub:
-        who = _at_hub(address, username, password=password_stdin, token=token_stdin)
+        accepted = _hub_credentials(address, username, password=password_stdin, token=token_stdin)
     else:
-        who = _at_registry(address, _given(address.host, username, password=password_stdin, token=token_stdin))
-    where = credentials.store(address.host, environment.docker_config(), who, plain=address.plain)
-    document = {"host": address.host, "user": who.user, "stored_in": where}
-    as_whom = f" as {who.user}" if who.user else ""
-    text = f"{address.host}: logged in{as_whom}; stored in {where}"
+        accepted = _registry_credentials(
+            address, _credentials_source(address.host, username, password=password_stdin, token=token_stdin)
+        )
+    stored_in = credentials.store(address.host, environment.docker_config(), accepted, plain=address.plain)
+    document = {"host": address.host, "user": accepted.user, "stored_in": stored_in}
+    as_whom = f" as {accepted.user}" if accepted.user else ""
+    text = f"{address.host}: logged in{as_whom}; stored in {stored_in}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
-def _at_registry(address: Address, given: Callable[[], Credentials]) -> Credentials:
-    """Credentials that a registry accepts; `given` is called once it requires a login."""
+def _registry_credentials(address: Address, ask: Callable[[], Credentials]) -> Credentials:
+    """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
     from adapterhub.remotes.oci.host import GIVEN, Host
 
-    once = functools.cache(lambda: replace(given(), source=GIVEN))
+    ask_once = functools.cache(lambda: replace(ask(), source=GIVEN))
     hint = "Nothing was stored; check the user name and the password"
-    with Host(address, once, hint, proxy=environment.proxy) as server:
+    with Host(address, ask_once, hint, proxy=environment.proxy) as server:
         server.check_login()
-    return once()
+    return ask_once()
 
 
-def _at_hub(address: Address, username: str | None, *, password: bool, token: bool) -> Credentials:
-    """A token of a hub, from stdin or for a code that a person approves."""
+def _hub_credentials(address: Address, username: str | None, *, password: bool, token: bool) -> Credentials:
+    """Return a token of a hub, from stdin or for a code that a person approves."""
     from adapterhub.remotes.hub.login import HubLogin
     from adapterhub.remotes.oci.credentials import Credentials
 
@@ -77,16 +79,19 @@ def _at_hub(address: Address, username: str | None, *, password: bool, token: bo
         raise UsageError("--username", "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
     hub = HubLogin(address.base, environment.proxy)
     if token:
-        found = _secret(sys.stdin.read(_LONGEST), "--token-stdin")
+        bearer = _secret(sys.stdin.read(_LONGEST), "--token-stdin")
     else:
         login = hub.begin()
         output.say(output.one_line(f"open {login.page} and enter the code {login.code}"))
-        found = hub.wait(login)
-    return Credentials(hub.whose(found), found)
+        bearer = hub.wait(login)
+    return Credentials(hub.whose(bearer), bearer)
 
 
-def _given(host: str, username: str | None, *, password: bool, token: bool) -> Callable[[], Credentials]:
-    """Name and password, or a token: read from stdin now, or asked for on the terminal when they are needed."""
+def _credentials_source(host: str, username: str | None, *, password: bool, token: bool) -> Callable[[], Credentials]:
+    """Return a function that returns name and password, or a token.
+
+    Input from stdin is read now; on a terminal, the function asks when it is called.
+    """
     from adapterhub.remotes.oci.credentials import Credentials
 
     if password and token:
@@ -107,11 +112,11 @@ def _given(host: str, username: str | None, *, password: bool, token: bool) -> C
     if token:
         return lambda: Credentials(bearer=secret)
 
-    def asked() -> Credentials:
+    def ask() -> Credentials:
         user = name or _checked_name(str(click.prompt(f"Username for {host}", err=True)))
         return Credentials(user, secret or _secret(str(click.prompt("Password", hide_input=True, err=True)), "password"))
 
-    return asked
+    return ask
 
 
 def _checked_name(name: str) -> str:
@@ -123,6 +128,6 @@ def _checked_name(name: str) -> str:
 def _secret(text: str, where: str) -> str:
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret or not secret.isprintable() or len(text) == _LONGEST:
-        what = "is empty" if not secret else "is not one printable line"
-        raise UsageError(where, what, "Pass it as a single line")
+        problem = "is empty" if not secret else "is not one printable line"
+        raise UsageError(where, problem, "Pass it as a single line")
     return secret

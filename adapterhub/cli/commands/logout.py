@@ -22,7 +22,7 @@ def logout(settings: Settings, host: str) -> None:
 
     address, config = logins.address_of(host), environment.docker_config()
     if not credentials.forget(address.host, config, plain=address.plain):
-        there = credentials.hosts(config)
-        raise NotFoundError(address.host, "no login is stored for it", f"Logins: {', '.join(there)}" if there else "")
+        hosts = credentials.hosts(config)
+        raise NotFoundError(address.host, "no login is stored for it", f"Logins: {', '.join(hosts)}" if hosts else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))

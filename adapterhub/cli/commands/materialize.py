@@ -55,10 +55,10 @@ def materialize(
         return 0
     from adapterhub import materializing
 
-    made = materializing.materialize(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
-    text = "\n".join(view.materialized_lines(made))
-    output.emit(view.materialized_document(made), as_json=settings.as_json, text=lambda: output.write(text))
-    return 1 if made.differences else 0
+    model = materializing.materialize(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
+    text = "\n".join(view.materialized_lines(model))
+    output.emit(view.materialized_document(model), as_json=settings.as_json, text=lambda: output.write(text))
+    return 1 if model.differences else 0
 
 
 def _remove(settings: Settings, source: str) -> None:
@@ -72,28 +72,28 @@ def _remove(settings: Settings, source: str) -> None:
 
 
 def _list(settings: Settings) -> int:
-    """List the recipes in the registry; an unreadable one is reported and hides no other."""
+    """List the recipes in the registry; report an unreadable one and go on to the others."""
     from adapterhub.registry import merge_recipes
 
-    found, damaged = [], []
+    recipes, damaged = [], []
     with open_registry(settings) as registry:
         for name in merge_recipes.names(registry):
             try:
-                found.append(merge_recipes.get(registry, name))
+                recipes.append(merge_recipes.get(registry, name))
             except AdapterhubError as error:
                 damaged.append((name, error))
-    for name, wrong in damaged:
-        errors.say(wrong, about=f"{name}: ")
+    for name, error_ in damaged:
+        errors.say(error_, about=f"{name}: ")
     document = {
-        "merges": [view.stored_document(one) for one in found],
-        "damaged": [{"name": name, "where": wrong.where, "what": wrong.what} for name, wrong in damaged],
+        "merges": [view.stored_document(stored) for stored in recipes],
+        "damaged": [{"name": name, "where": error_.where, "what": error_.what} for name, error_ in damaged],
     }
 
     def text() -> None:
-        if not found and not damaged:
+        if not recipes and not damaged:
             output.say("no recipes yet; store one with `adapterhub merge … --into BASE --recipe-only -o NAME`")
-        elif found:
-            view.write_list(found)
+        elif recipes:
+            view.write_list(recipes)
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if damaged else 0

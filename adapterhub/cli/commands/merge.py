@@ -47,11 +47,11 @@ _PARAMETERS = {
     "by": (str, "B", "Direction: all, rows or columns (nuslerp)."),
     "sign": (str, "S", "Election of signs: total or frequency (peft_ties …)."),
 }
-# Options that make factors of a result, or show them.
-_OF_ADAPTERS = ("rank", "energy", "rank_budget", "plot")
+# Options that decide the factors of a merged adapter, or show them; a merge into a base has no factors.
+_ADAPTER_OPTIONS = ("rank", "energy", "rank_budget", "plot")
 _REQUANTIZE = (*QUANTIZED, "nf4")
 # Options of a merge into a base.
-_INTO = (
+_MODEL_OPTIONS = (
     dtype_option(("bf16", "f16", "f32"), "floats, with --into", default_text="BASE's"),
     click.option(
         "--requantize",
@@ -73,7 +73,17 @@ _INTO = (
     click.option("--no-digest", is_flag=True, help="With --recipe-only: do not run the merge; nothing to compare later."),
     dry_run_option,
 )
-_INTO_NAMES = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force", "recipe_only", "no_digest", "dry_run")
+_MODEL_OPTION_NAMES = (
+    "dtype",
+    "requantize",
+    "shard_size",
+    "onto",
+    "dequantize",
+    "force",
+    "recipe_only",
+    "no_digest",
+    "dry_run",
+)
 
 
 def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,11 +97,11 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a merge into a base, as one argument `into`."""
 
     @functools.wraps(function)
-    def call(*args: Any, **given: Any) -> Any:
-        return function(*args, into={name: given.pop(name) for name in _INTO_NAMES}, **given)
+    def call(*args: Any, **values: Any) -> Any:
+        return function(*args, into={name: values.pop(name) for name in _MODEL_OPTION_NAMES}, **values)
 
     decorated: Callable[..., Any] = call
-    for option in reversed(_INTO):
+    for option in reversed(_MODEL_OPTIONS):
         decorated = option(decorated)
     return decorated
 
@@ -139,7 +149,7 @@ def merge(
     weights: str | None,
     about: str | None,
     into: dict[str, Any],
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Merge several adapters into one, or adapters into a base model.
 
@@ -149,40 +159,55 @@ def merge(
     .gguf equals llama.cpp's conversion of the merged folder.
     The result records how it was made, so that `adapterhub rebuild` can repeat it.
     """
-    asked = {name: value for name, value in given.items() if value is not None}
-    if about or asked.get("method") == "list":
+    given_options = {name: value for name, value in options.items() if value is not None}
+    if about or given_options.get("method") == "list":
         merged.explain(settings, about)
         return
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
     factors = weights_of(weights, len(source))
-    if base and (name := next((name for name in _OF_ADAPTERS if name in asked), None)):
+    if base and (name := next((name for name in _ADAPTER_OPTIONS if name in given_options), None)):
         raise UsageError(
             f"--{name.replace('_', '-')}", "is for a merge of adapters", "Leave it out with --into", code="conflicting-options"
         )
     if not base:
-        first = next((key for key, value in into.items() if value), None)
-        if first:
+        model_option = next((key for key, value in into.items() if value), None)
+        if model_option:
             raise UsageError(
-                f"--{first.replace('_', '-')}", "is for a merge into a base", "Add --into BASE", code="conflicting-options"
+                f"--{model_option.replace('_', '-')}",
+                "is for a merge into a base",
+                "Add --into BASE",
+                code="conflicting-options",
             )
         if out.endswith(".gguf"):
             hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
             raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)
     with ExitStack() as stack:
         if base:
-            found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-            merge_into.run(settings, found, factors, (base, out), into, how=_recipe(asked) if asked else None, replace=replace)
+            sources = [stack.enter_context(inputs.opened(text, settings)) for text in source]
+            merge_into.run(
+                settings,
+                sources,
+                factors,
+                (base, out),
+                into,
+                how=_recipe(given_options) if given_options else None,
+                replace=replace,
+            )
             return
         target = combining.destination(out)
-        found = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-        merge_adapters.into_adapter(settings, found, factors, target, _recipe(asked), plot=asked.get("plot"), replace=replace)
+        sources = [stack.enter_context(inputs.opened(text, settings)) for text in source]
+        merge_adapters.into_adapter(
+            settings, sources, factors, target, _recipe(given_options), plot=given_options.get("plot"), replace=replace
+        )
 
 
-def _recipe(asked: Mapping[str, Any]) -> Recipe:
-    """The method and its options."""
+def _recipe(given_options: Mapping[str, Any]) -> Recipe:
+    """Return the method and its options."""
     from adapterhub.manifest.document import Recipe
 
-    options = {name: asked[name] for name in ("method", "rank", "energy", "seed") if name in asked}
-    parameters = {name: asked[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in asked}
-    return Recipe(kind="merge", **options, budget=asked.get("rank_budget"), parameters=parameters)
+    options = {name: given_options[name] for name in ("method", "rank", "energy", "seed") if name in given_options}
+    parameters = {
+        name: given_options[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in given_options
+    }
+    return Recipe(kind="merge", **options, budget=given_options.get("rank_budget"), parameters=parameters)

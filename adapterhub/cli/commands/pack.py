@@ -49,11 +49,11 @@ def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int)
 
 
 def _packed_line(changes: Sequence[Change], verb: str) -> str:
-    new = [change for change in changes if change.outcome == "packed"]
-    before, after = sum(change.size for change in new), sum(change.stored for change in new)
+    packed = [change for change in changes if change.outcome == "packed"]
+    before, after = sum(change.size for change in packed), sum(change.stored for change in packed)
     share = f" ({after / before:.0%})" if before else ""
-    sizes = f": {output.size(before)} to {output.size(after)}{share}" if new else ""
+    sizes = f": {output.size(before)} to {output.size(after)}{share}" if packed else ""
     words = {"already": "already packed", "kept": "not worth packing"}
     counts = {text: sum(change.outcome == word for change in changes) for word, text in words.items()}
-    rest = [f"{output.plural(count, 'file')} {text}" for text, count in counts.items() if count]
-    return "; ".join([f"{output.plural(len(new), 'file')} {verb}{sizes}", *rest])
+    other_counts = [f"{output.plural(count, 'file')} {text}" for text, count in counts.items() if count]
+    return "; ".join([f"{output.plural(len(packed), 'file')} {verb}{sizes}", *other_counts])

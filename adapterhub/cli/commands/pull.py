@@ -29,7 +29,7 @@ from adapterhub_converters.errors import UsageError
 if TYPE_CHECKING:
     from adapterhub.registry.recipe import Conversion
 
-_FOLDER = "adapters"
+_FOLDER = "adapters"  # where --locked writes without -o
 
 _NETWORK = ("http://", "https://", "hf://")
 
@@ -100,45 +100,45 @@ def pull(
     if locked or ref is None:
         alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
         alone = alone and not (require_signature or keys or signed_as or remember)
-        _all_locked(settings, ref, out, locked=locked, alone=alone, replace=replace)
+        _pull_locked(settings, ref, out, locked=locked, alone=alone, replace=replace)
         return
     address = at_remote(ref, remote)
     if bundled or offline:
-        address = _in_bundle(address, bundled, base=base, offline=offline)
+        address = _bundle_address(address, bundled, base=base, offline=offline)
     if is_address(address):
         if conversion is not None or base is not None:
             hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
             raise UsageError("--to", "converts versions of the local registry only", hint)
     elif conversion is not None and lock:
-        what = "records the version, not a conversion of it"
-        raise UsageError("--lock", what, "Lock it with `adapterhub lock`", code="conflicting-options")
+        problem = "records the version, not a conversion of it"
+        raise UsageError("--lock", problem, "Lock it with `adapterhub lock`", code="conflicting-options")
     elif base is not None and conversion is None:
         raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
-    called = None if remote is None else ref
+    ref_there = None if remote is None else ref
     demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
     spec = inputs.read_base(base, settings) if base else None
     with hinting(address):
-        made = pulling.pull(
+        result = pulling.pull(
             address,
             out,
             workspace(settings),
             conversion=conversion,
             base=spec,
             model=_model(conversion, model, spec.where if spec else None),
-            name=called.partition("@")[0].partition(":")[0] if called else None,
+            name=ref_there.partition("@")[0].partition(":")[0] if ref_there else None,
             replace=replace,
             demand=demand,
         )
-    if lock and made.version is not None:
-        locks.keep_version(settings, ref, made.version)
-    elif lock and made.manifest is not None:
-        locks.keep(called or address, address, made.manifest)
-    document, text = converted(made, conversion.to) if conversion else pulled(made)
+    if lock and result.version is not None:
+        locks.keep_version(settings, ref, result.version)
+    elif lock and result.manifest is not None:
+        locks.keep(ref_there or address, address, result.manifest)
+    document, text = converted(result, conversion.to) if conversion else pulled(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
 def _model(conversion: Conversion | None, model: str | None, base: str | None) -> str | None:
-    """The name of the base in Ollama: the one that was given, else its path."""
+    """Return the name of the base in Ollama: the given one, else its path."""
     if conversion is None or conversion.to == "ollama":
         return model or inputs.here(base)
     if model:
@@ -146,11 +146,11 @@ def _model(conversion: Conversion | None, model: str | None, base: str | None) -
     return None
 
 
-def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
-    """The ref or address to pull: `text` itself, or the address of that version in a bundle. Uses no network.
+def _bundle_address(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
+    """Return the ref or address to pull: `text` itself, or the address of that version in a bundle. Uses no network.
 
     Raises:
-        UsageError: `offline`, and the pull would use a network.
+        UsageError: The pull would use a network in spite of `offline`.
     """
     from adapterhub.remotes import location
     from adapterhub.remotes.layouts import location as layout
@@ -158,7 +158,7 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
 
     if offline:
         for word in (text, base or ""):
-            # By the scheme alone: to parse another address imports urllib3, which binds a socket to look for IPv6.
+            # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
             if not location.is_layout(word) and (location.is_address(word) or word.lower().startswith(_NETWORK)):
                 raise UsageError(
                     word, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
@@ -167,10 +167,10 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
         return text
     if location.is_address(text):
         raise UsageError(text, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
-    where = source if location.is_address(source) else f"layout://{source}"
-    if not location.is_layout(where):
+    bundle_address = source if location.is_address(source) else f"layout://{source}"
+    if not location.is_layout(bundle_address):
         raise UsageError(source, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
-    address = layout.parse(where)
+    address = layout.parse(bundle_address)
     if address.tag or address.digest:
         raise UsageError(source, "names a version, as the ref does", f"Write --from {address.path}")
     with layout.connect(address) as bundled:
@@ -178,8 +178,8 @@ def _in_bundle(text: str, source: str | None, *, base: str | None, offline: bool
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
-def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool, replace: bool) -> None:
-    """Pull what the lock file records: all of it below a folder, or one version. `alone`: no option that contradicts it."""
+def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool, replace: bool) -> None:
+    """Pull the versions in the lock file below a folder, or one of them. `alone`: there is no option that contradicts it."""
     from adapterhub.project import lockfile
 
     if not locked:
@@ -189,23 +189,24 @@ def _all_locked(settings: Settings, ref: str | None, out: str | None, *, locked:
             "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to, --base and --key"
         )
     path = environment.lock_file()
-    there = lockfile.read(path)
+    lock_entries = lockfile.read(path)
     if ref is None:
-        below = Path(out or _FOLDER)
-        wanted = [(one, below / one.name) for one in sorted(there.values(), key=lambda one: one.name)]
-        for _, target in wanted:
+        parent = Path(out or _FOLDER)
+        targets = [(entry, parent / entry.name) for entry in sorted(lock_entries.values(), key=lambda entry: entry.name)]
+        # All targets are checked before the first one is written.
+        for _, target in targets:
             lockfile.check_no_link(target, Path(out or ""))
     else:
-        one = lockfile.find(there, ref, path)
-        wanted = [(one, Path(out) if out else Path(one.name.rpartition("/")[2]))]
-    if not wanted:
+        entry = lockfile.find(lock_entries, ref, path)
+        targets = [(entry, Path(out) if out else Path(entry.name.rpartition("/")[2]))]
+    if not targets:
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
-    for one, target in wanted:
-        new = locking.pull(one, target, workspace(settings), environment.lock_file(), replace=replace)
-        documents.append({"name": one.name, **one.document(), "output": str(target), "new": new})
+    for entry, target in targets:
+        new = locking.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
+        documents.append({"name": entry.name, **entry.document(), "output": str(target), "new": new})
         if not settings.as_json:
-            text = f"{target}: {one.name}@{output.digest(one.digest)}, {output.size(one.size)}, verified"
+            text = f"{target}: {entry.name}@{output.digest(entry.digest)}, {output.size(entry.size)}, verified"
             output.write(f"{'' if new else 'already there: '}{text}")
     if settings.as_json:
         output.write_json({"adapters": documents})

@@ -80,7 +80,7 @@ def push(
     pushes a container image.
     """
     ref = ref or _same(source, settings, remote)
-    stored = pushing.push(
+    result = pushing.push(
         source,
         at_remote(ref, remote),
         workspace(settings),
@@ -95,10 +95,10 @@ def push(
         tags=tags,
         metrics=dict(map(_metric, metrics)),
     )
-    if message and not (stored.new or stored.moved):
+    if message and not (result.new or result.moved):
         output.say("nothing has changed, so the message is not recorded")
-    made = published(stored)
-    output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
+    report = published(result)
+    output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 
 def _metric(text: str) -> tuple[str, float]:
@@ -110,10 +110,10 @@ def _metric(text: str) -> tuple[str, float]:
 
 
 def _same(source: str, settings: Settings, remote: str | None) -> str:
-    """The name and tag on a remote of a ref that is pushed there without another one; the number is assigned there."""
+    """Return the name and tag of a ref that is pushed to a remote without another one; the number is assigned there."""
     if remote is None:
         raise UsageError("push", "Missing argument 'REF'", "See `adapterhub push --help`")
-    found = inputs.ref_of(source, settings)
-    if found is None:
+    source_ref = inputs.ref_of(source, settings)
+    if source_ref is None:
         raise UsageError(source, "is not a ref, so it has no name on the remote", "Write NAMESPACE/NAME after it")
-    return f"{found.name}:{found.tag}" if found.tag else found.name
+    return f"{source_ref.name}:{source_ref.tag}" if source_ref.tag else source_ref.name

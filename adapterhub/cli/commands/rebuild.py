@@ -33,30 +33,32 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     how many units in the last place at most, as another kind of CPU can cause.
     """
     spec = inputs.read_base(base, settings) if base else None
-    made = combining.rebuild(ref, workspace(settings), out=out, base=spec)
-    name, found = str(made.version.ref), made.differences
+    result = combining.rebuild(ref, workspace(settings), out=out, base=spec)
+    name, differences = str(result.version.ref), result.differences
     output.emit(
         {
             "ref": name,
-            "digest": made.version.digest,
-            "same": not found,
-            "differences": [{"name": one.name, "what": one.what, "ulps": one.ulps} for one in found],
+            "digest": result.version.digest,
+            "same": not differences,
+            "differences": [
+                {"name": difference.name, "what": difference.what, "ulps": difference.ulps} for difference in differences
+            ],
         },
         as_json=settings.as_json,
-        text=lambda: output.write_lines(_verdict(name, found)),
+        text=lambda: output.write_lines(_verdict(name, differences)),
     )
-    return 1 if found else 0
+    return 1 if differences else 0
 
 
-def _verdict(ref: str, found: Sequence[Difference]) -> Iterator[str]:
-    if not found:
+def _verdict(ref: str, differences: Sequence[Difference]) -> Iterator[str]:
+    if not differences:
         yield f"{ref}: rebuilt, every byte matches"
         return
-    ulps = [difference.ulps for difference in found if difference.ulps is not None]
-    largest = f", at most {output.plural(max(ulps), 'unit')} in the last place" if len(ulps) == len(found) else ""
-    yield f"{ref}: {output.plural(len(found), 'difference')}{largest}"
-    for difference in found[:10]:
+    ulps = [difference.ulps for difference in differences if difference.ulps is not None]
+    largest = f", at most {output.plural(max(ulps), 'unit')} in the last place" if len(ulps) == len(differences) else ""
+    yield f"{ref}: {output.plural(len(differences), 'difference')}{largest}"
+    for difference in differences[:10]:
         count = f" (at most {output.plural(difference.ulps, 'unit')} in the last place)" if difference.ulps is not None else ""
         yield f"  {difference.name}: {difference.what}{count}"
-    if len(found) > 10:
-        yield f"  {output.more(len(found) - 10)}"
+    if len(differences) > 10:
+        yield f"  {output.more(len(differences) - 10)}"

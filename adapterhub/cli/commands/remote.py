@@ -59,13 +59,13 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     check_remote_name(name)
     url = check_url(url)
 
-    def changed(old: SettingsFile) -> tuple[dict[str, str], str | None]:
+    def with_remote(old: SettingsFile) -> tuple[dict[str, str], str | None]:
         if old.remotes.get(name, url) != url and not force:
             raise ConflictError(name, f"already has the URL {old.remotes[name]}", "Pass --force to replace it")
         return {**old.remotes, name: url}, name if is_default else old.remote
 
     path = _file(project)
-    new = _change(path, changed)
+    new = _change(path, with_remote)
     environment.used(nobody(url))
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
@@ -84,16 +84,19 @@ _LIST = (Column("NAME"), Column("URL"), Column("DEFAULT", drop=1), Column("FILE"
 @click.pass_obj
 def list_(settings: Settings) -> None:
     """List the remotes: the project's and your own."""
-    found, default = environment.remotes(), environment.default_remote()
-    rows = [{"name": one.name, "url": one.url, "default": one.name == default, "file": str(one.path)} for one in found.values()]
-    output.emit({"remotes": rows}, as_json=settings.as_json, text=lambda: _list_text(list(found.values()), default))
+    remotes_, default = environment.remotes(), environment.default_remote()
+    rows = [
+        {"name": remote_.name, "url": remote_.url, "default": remote_.name == default, "file": str(remote_.path)}
+        for remote_ in remotes_.values()
+    ]
+    output.emit({"remotes": rows}, as_json=settings.as_json, text=lambda: _list_text(list(remotes_.values()), default))
 
 
-def _list_text(found: list[Remote], default: str | None) -> None:
-    if not found:
+def _list_text(remotes_: list[Remote], default: str | None) -> None:
+    if not remotes_:
         output.say("no remotes yet; add one with `adapterhub remote add NAME URL`")
         return
-    cells = [[one.name, one.url, "*" if one.name == default else "", str(one.path)] for one in found]
+    cells = [[remote_.name, remote_.url, "*" if remote_.name == default else "", str(remote_.path)] for remote_ in remotes_]
     output.write_table(_LIST, cells)
 
 
@@ -109,15 +112,15 @@ def _list_text(found: list[Remote], default: str | None) -> None:
 def rm(settings: Settings, *, name: str, project: bool) -> None:
     """Remove a remote. Its contents, and a login for it, are left alone."""
 
-    def changed(old: SettingsFile) -> tuple[dict[str, str], str | None]:
+    def without_remote(old: SettingsFile) -> tuple[dict[str, str], str | None]:
         if name not in old.remotes:
-            known = environment.remotes().get(name)
-            hint = f"It is in {known.path}" if known else "Run `adapterhub remote list`"
+            same_name = environment.remotes().get(name)
+            hint = f"It is in {same_name.path}" if same_name else "Run `adapterhub remote list`"
             raise NotFoundError(name[:80], f"no remote of this name in {old.path}", hint)
         return {key: url for key, url in old.remotes.items() if key != name}, None if old.remote == name else old.remote
 
     path = _file(project)
-    _change(path, changed)
+    _change(path, without_remote)
     document = {"removed": name, "kind": "remote", "file": str(path)}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed remote {name}"))
 
@@ -137,13 +140,14 @@ def default(settings: Settings, *, name: str | None, project: bool) -> None:
     if name is not None:
         environment.remote(name)
         _change(_file(project), lambda old: (dict(old.remotes), name))
+        # Both are cached: read them again to see what the file says now.
         environment.user.cache_clear()
         environment.project.cache_clear()
-    found = environment.remote(environment.DEFAULT)
-    if name is not None and found.name != name:
-        output.say(f"note: here the default is {found.name}, from the environment or the project")
-    document = {"name": found.name, "url": found.url}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{found.name}  {found.url}"))
+    chosen = environment.remote(environment.DEFAULT)
+    if name is not None and chosen.name != name:
+        output.say(f"note: here the default is {chosen.name}, from the environment or the project")
+    document = {"name": chosen.name, "url": chosen.url}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{chosen.name}  {chosen.url}"))
 
 
 @remote.command(
@@ -163,58 +167,59 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    found = environment.remote_to_ask(name)
-    document = _asked(found)
-    who = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
+    chosen = environment.remote_to_ask(name)
+    document = _asked(chosen)
+    user_text = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {
-        "remote": f"{found.name}  {found.url}",
-        "user": who if document["asks"] else "unknown: this kind of remote cannot be asked",
-        "read": _yes(document["read"]),
-        "write": _yes(document["write"]),
+        "remote": f"{chosen.name}  {chosen.url}",
+        "user": user_text if document["asks"] else "unknown: this kind of remote cannot be asked",
+        "read": _yes_or_no(document["read"]),
+        "write": _yes_or_no(document["write"]),
     }
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_pairs(lines))
     if False in (document["read"], document["write"]):
-        what = "read" if document["read"] is False else "written to"
-        login = "hf auth login" if found.url.startswith("hf:") else f"adapterhub login {found.name}"
+        verb = "read" if document["read"] is False else "written to"
+        login = "hf auth login" if chosen.url.startswith("hf:") else f"adapterhub login {chosen.name}"
         hint = "" if document["user"] else f"Log in with `{login}`"
-        raise RemoteError(found.url, f"may not be {what}: {document['why']}", hint)
+        raise RemoteError(chosen.url, f"may not be {verb}: {document['why']}", hint)
 
 
-def _asked(found: Remote) -> dict[str, Any]:
+def _asked(chosen: Remote) -> dict[str, Any]:
     from adapterhub.remotes import access
     from adapterhub.remotes.configured import nobody
 
-    document = {"name": found.name, "url": found.url}
-    if (seen := access.access(found.url, remotes.surroundings())) is None:
-        with remotes.opened(nobody(found.url)) as there, contextlib.suppress(NotFoundError):
-            there.tags()
+    document = {"name": chosen.name, "url": chosen.url}
+    # A remote of this kind has no request that tells who the user is, so only reading is tried.
+    if (rights := access.access(chosen.url, remotes.surroundings())) is None:
+        with remotes.opened(nobody(chosen.url)) as connected, contextlib.suppress(NotFoundError):
+            connected.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
-    granted = {"user": seen.who, "login": seen.source, "read": seen.reads, "write": seen.writes, "why": seen.why}
-    return {**document, "asks": True, **granted}
+    answers = {"user": rights.who, "login": rights.source, "read": rights.reads, "write": rights.writes, "why": rights.why}
+    return {**document, "asks": True, **answers}
 
 
-def _yes(answer: bool | None) -> str:
+def _yes_or_no(answer: bool | None) -> str:
     return "unknown: cannot be tested without writing" if answer is None else "yes" if answer else "no"
 
 
 def _file(project: bool) -> Path:
-    """The file to change; without a project file upwards, one in this folder."""
+    """Return the settings file to change; if no project file exists above, one in this folder."""
     if not project:
         return environment.user_file()
-    found = workspace.project_file(Path.cwd())
-    if found is not None and environment.project() is None:
-        raise UsageError(str(found), "belongs to another user", "Create an adapterhub.toml of your own")
-    return found or Path.cwd() / PROJECT
+    project_path = workspace.project_file(Path.cwd())
+    if project_path is not None and environment.project() is None:
+        raise UsageError(str(project_path), "belongs to another user", "Create an adapterhub.toml of your own")
+    return project_path or Path.cwd() / PROJECT
 
 
-def _change(path: Path, changed: Any) -> bool:
-    """Replace the remotes in a file; False if nothing changed."""
+def _change(path: Path, update: Any) -> bool:
+    """Replace the remotes in a file; return False if nothing changed."""
     from adapterhub import user_files
     from adapterhub.project import settings as project
 
     def new(text: str) -> str | None:
-        remotes, default = changed(project.parse(text, path))
-        made = project.changed(text, path, remotes=remotes, remote=default)
-        return made if made != text else None
+        remotes, default = update(project.parse(text, path))
+        new_text = project.changed(text, path, remotes=remotes, remote=default)
+        return new_text if new_text != text else None
 
     return user_files.change(path, new, follow=path == environment.user_file())

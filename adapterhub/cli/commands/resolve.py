@@ -40,26 +40,26 @@ def resolve(settings: Settings, *, ref: str, runtime: str, base: str | None, rem
     address = at_remote(ref, remote)
     spec = inputs.read_base(base, settings) if base else None
     with hinting(address):
-        served = resolving.resolve(address, runtime=runtime, base=spec, workspace=workspace(settings))
-    output.emit(_document(served), as_json=settings.as_json, text=lambda: _text(served))
+        prepared = resolving.resolve(address, runtime=runtime, base=spec, workspace=workspace(settings))
+    output.emit(_document(prepared), as_json=settings.as_json, text=lambda: _text(prepared))
 
 
-def _document(served: Served) -> dict[str, Any]:
+def _document(prepared: Served) -> dict[str, Any]:
     return {
-        "ref": served.ref,
-        "model": served.model,
-        "digest": served.digest,
-        "runtime": served.runtime,
-        "path": str(served.path),
-        "rank": served.rank,
-        "flags": list(served.flags),
-        "notes": list(served.notes),
+        "ref": prepared.ref,
+        "model": prepared.model,
+        "digest": prepared.digest,
+        "runtime": prepared.runtime,
+        "path": str(prepared.path),
+        "rank": prepared.rank,
+        "flags": list(prepared.flags),
+        "notes": list(prepared.notes),
     }
 
 
-def _text(served: Served) -> None:
-    for note in served.notes:
+def _text(prepared: Served) -> None:
+    for note in prepared.notes:
         output.say(output.one_line(f"note: {note}"))
-    output.write(str(served.path))
-    if served.flags:
-        output.write(shlex.join(served.flags))
+    output.write(str(prepared.path))
+    if prepared.flags:
+        output.write(shlex.join(prepared.flags))

@@ -29,12 +29,12 @@ def restore(settings: Settings, *, name: str) -> None:
     from adapterhub.ref import parse_name
 
     with open_registry(settings) as registry:
-        done = registry.restore(parse_name(name, name))
-    document = {"restored": done.name, "versions": list(done.numbers), "lost": list(done.lost)}
-    output.emit(document, as_json=settings.as_json, text=lambda: _write(done))
+        result = registry.restore(parse_name(name, name))
+    document = {"restored": result.name, "versions": list(result.numbers), "lost": list(result.lost)}
+    output.emit(document, as_json=settings.as_json, text=lambda: _write(result))
 
 
-def _write(done: Restored) -> None:
-    output.write(f"restored {done.name} with {output.plural(len(done.numbers), 'version')}")
-    if done.lost:
-        output.write(f"lost, because gc has removed their data: {', '.join(f'v{number}' for number in done.lost)}")
+def _write(result: Restored) -> None:
+    output.write(f"restored {result.name} with {output.plural(len(result.numbers), 'version')}")
+    if result.lost:
+        output.write(f"lost, because gc has removed their data: {', '.join(f'v{number}' for number in result.lost)}")

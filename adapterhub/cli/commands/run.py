@@ -14,7 +14,7 @@ from adapterhub.cli.options import Settings, answer_options, base_option, comman
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
 
-_LONGEST = 1 << 20  # bytes of a prompt
+_LONGEST = 1 << 20  # the most bytes of a prompt
 
 
 @command(
@@ -44,7 +44,7 @@ def run(
     base: str | None,
     file: str | None,
     no_base: bool,
-    **asked: Any,
+    **generation_options: Any,
 ) -> None:
     """Try an adapter: answer a prompt with it, and with the base alone.
 
@@ -57,23 +57,23 @@ def run(
     prepare_torch()
     text = _prompt(prompt, file)
     screen = _Screen(compare=not no_base, shown=not settings.as_json)
-    made = running.generate(
-        source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **asked
+    result = running.generate(
+        source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **generation_options
     )
     screen.end()
     document: dict[str, Any] = {
         "source": source,
-        "base": made.base,
-        "engine": made.engine,
-        "prompt": made.prompt,
-        "text": made.text,
+        "base": result.base,
+        "engine": result.engine,
+        "prompt": result.prompt,
+        "text": result.text,
     }
-    document |= {"base_text": made.base_text, "tokens": made.tokens}
+    document |= {"base_text": result.base_text, "tokens": result.tokens}
     output.emit(document, as_json=settings.as_json, text=lambda: None)
 
 
 class _Screen:
-    """Text as it comes; with two answers, each has a heading."""
+    """A screen that shows text as it arrives; with two answers, each has a heading."""
 
     def __init__(self, *, compare: bool, shown: bool) -> None:
         self._compare, self._shown = compare, shown
@@ -102,11 +102,11 @@ class _Screen:
             self._stream.end()
 
 
-def _prompt(given: str | None, file: str | None) -> str:
-    if given is not None and file is not None:
+def _prompt(argument: str | None, file: str | None) -> str:
+    if argument is not None and file is not None:
         raise UsageError("--prompt-file", "the prompt is an argument already", "Leave one of them out")
-    if given is not None:
-        return given
+    if argument is not None:
+        return argument
     if file is None and sys.stdin.isatty():
         raise UsageError("PROMPT", "is missing", "Write it in quotes, or name a file with --prompt-file")
     try:

@@ -34,14 +34,16 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
     from adapterhub.cli import output
     from adapterhub.cli.views import reports, scans
 
-    here = workspace(settings)
-    found = scanning.scan(
-        on_remote(source, remote), here, weights=not (sarif or headers_only), strict=strict, limit=reports.SHOWN
+    command_workspace = workspace(settings)
+    result = scanning.scan(
+        on_remote(source, remote), command_workspace, weights=not (sarif or headers_only), strict=strict, limit=reports.SHOWN
     )
     if sarif:
-        output.write_document(reports.sarif([found.report]))
+        output.write_document(reports.sarif([result.report]))
     else:
         output.emit(
-            scans.document(found), as_json=settings.as_json, text=lambda: output.write_lines(scans.lines(found, output.width()))
+            scans.document(result),
+            as_json=settings.as_json,
+            text=lambda: output.write_lines(scans.lines(result, output.width())),
         )
-    return 0 if found.report.ok else 1
+    return 0 if result.report.ok else 1

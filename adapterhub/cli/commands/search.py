@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--facets", is_flag=True, help="Count bases, ranks, targets … of all matches.")
 @remote_option
 @click.pass_obj
-def search(settings: Settings, /, *, facets: bool, remote: str | None, **given: Any) -> None:
+def search(settings: Settings, /, *, facets: bool, remote: str | None, **options: Any) -> None:
     """Search adapters by words and by the fields of their manifests, the best match first.
 
     Words are matched against names, tags, descriptions, bases, targets, licenses, languages and model cards; each may be
@@ -49,59 +49,63 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **given: 
     """
     from adapterhub.index import search as finding
 
-    _refuse_elsewhere(given["words"], remote)
-    query = _query(given)
+    _refuse_remote(options["words"], remote)
+    query = _query(options)
     with open_registry(settings) as registry:
-        found = finding.search(registry.index, query, facets=facets or settings.as_json)
+        result = finding.search(registry.index, query, facets=facets or settings.as_json)
         deprecated = registry.deprecations()
-    document = {"adapters": [row_document(row, deprecated) for row in found.rows], "total": found.total, "facets": found.facets}
-    output.emit(document, as_json=settings.as_json, text=lambda: _search_text(found, deprecated, facets=facets))
+    document = {
+        "adapters": [row_document(row, deprecated) for row in result.rows],
+        "total": result.total,
+        "facets": result.facets,
+    }
+    output.emit(document, as_json=settings.as_json, text=lambda: _search_text(result, deprecated, facets=facets))
 
 
-def _refuse_elsewhere(words: Sequence[str], remote: str | None) -> None:
-    """Refuse a remote, and an address among the words: no remote has an index to search."""
+def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
+    """Refuse a remote, and an address among the words, because no remote has an index to search."""
     from adapterhub.remotes.location import is_address
 
-    what = "has no index to search; this works on the local registry"
+    problem = "has no index to search; this works on the local registry"
     if remote is not None:
-        found = remote_to_ask(remote)
-        raise UsageError(found.url, what, f"List its names with `adapterhub list --remote {found.name}`")
+        chosen = remote_to_ask(remote)
+        raise UsageError(chosen.url, problem, f"List its names with `adapterhub list --remote {chosen.name}`")
     if address := next(filter(is_address, words), None):
-        raise UsageError(address, what, f"List its names with `adapterhub list {address}`")
+        raise UsageError(address, problem, f"List its names with `adapterhub list {address}`")
 
 
-def _query(given: Mapping[str, Any]) -> Query:
+def _query(options: Mapping[str, Any]) -> Query:
     """Build the query from the options."""
     from adapterhub.index.search import Query, parse_bounds, parse_metric
 
-    facets = [(kind, given[kind]) for kind in ("base", "method", "license") if given[kind] is not None]
-    facets += [(kind, value) for kind in ("target", "language") for value in given[kind]]
+    facets = [(kind, options[kind]) for kind in ("base", "method", "license") if options[kind] is not None]
+    facets += [(kind, value) for kind in ("target", "language") for value in options[kind]]
     bounds = []
-    if given["rank"] is not None:
-        bounds.append(("r", parse_bounds(given["rank"], "--rank")))
-    if given["size"] is not None:
-        bounds.append(("size", parse_bounds(given["size"], "--size", size=True)))
+    if options["rank"] is not None:
+        bounds.append(("r", parse_bounds(options["rank"], "--rank")))
+    if options["size"] is not None:
+        bounds.append(("size", parse_bounds(options["size"], "--size", size=True)))
     return Query(
-        words=" ".join(given["words"]),
+        words=" ".join(options["words"]),
         facets=tuple(facets),
-        tags=tuple(given["tag"]),
+        tags=tuple(options["tag"]),
         bounds=tuple(bounds),
-        metrics=tuple(parse_metric(text, "--metric") for text in given["metric"]),
-        all_versions=given["all_versions"],
-        limit=given["limit"],
+        metrics=tuple(parse_metric(text, "--metric") for text in options["metric"]),
+        all_versions=options["all_versions"],
+        limit=options["limit"],
     )
 
 
-def _search_text(found: Found, deprecated: Mapping[tuple[str, int], str], *, facets: bool) -> None:
-    shown = len(found.rows)
-    if shown:
+def _search_text(result: Found, deprecated: Mapping[tuple[str, int], str], *, facets: bool) -> None:
+    row_count = len(result.rows)
+    if row_count:
         last = Column("DESCRIPTION", drop=1, cut=True)
-        write_rows(found.rows, last, lambda row: " ".join((row.description or "-").split()), deprecated)
-    if not found.total and not shown:
+        write_rows(result.rows, last, lambda row: " ".join((row.description or "-").split()), deprecated)
+    if not result.total and not row_count:
         output.say("no matches")
-    elif found.total > shown or found.more:
-        output.say(f"{shown} of {'more than ' if found.more else ''}{found.total}; --limit shows more")
-    counted = {kind: counts for kind, counts in found.facets.items() if counts} if facets else {}
+    elif result.total > row_count or result.more:
+        output.say(f"{row_count} of {'more than ' if result.more else ''}{result.total}; --limit shows more")
+    counted = {kind: counts for kind, counts in result.facets.items() if counts} if facets else {}
     if counted:
         output.write()
         text = {kind: ", ".join(f"{value} {count}" for value, count in counts.items()) for kind, counts in counted.items()}

@@ -78,7 +78,7 @@ def serve(
     behind_proxy: bool,
     certificate: Path | None,
     key: Path | None,
-    **chosen: Any,
+    **engine_settings: Any,
 ) -> None:
     """Serve a base model with every adapter of the registry, over OpenAI's API.
 
@@ -94,20 +94,20 @@ def serve(
     from adapterhub.workspace import Workspace
 
     logs.to_stderr("adapterhub.serve", as_json=settings.as_json)
-    wanted: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
-    names_at = None if remote is None else environment.remote_at(remote)
-    with engines.opened(base, settings, **chosen, **wanted) as found:
+    fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
+    remote_ = None if remote is None else environment.remote_at(remote)
+    with engines.opened(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
-            base=found.spec,
-            base_name=found.name,
-            workspace=replace(workspace(settings), policy=Workspace().policy),  # which reads it each time
-            remote=names_at.url if names_at else "",
-            remote_name=names_at.name if names_at else "",
+            base=chosen.spec,
+            base_name=chosen.name,
+            workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
+            remote=remote_.url if remote_ else "",
+            remote_name=remote_.name if remote_ else "",
             allowed=Allowed.of(adapters),
             routes=routes,
             host=host,
             port=port,
-            poll=poll or (5.0 if names_at else 1.0),
+            poll=poll or (5.0 if remote_ else 1.0),
             requests=max_requests,
             certificate=certificate,
             key=key,
@@ -115,9 +115,9 @@ def serve(
         )
 
         def ready(address: str) -> None:
-            document = {"url": address, "base": found.name, "engine": found.engine.name}
-            text = f"{address}/v1  serves {found.name} by {found.engine.name}; stop it with Ctrl-C"
+            document = {"url": address, "base": chosen.name, "engine": chosen.engine.name}
+            text = f"{address}/v1  serves {chosen.name} by {chosen.engine.name}; stop it with Ctrl-C"
             output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
             output.flush()
 
-        server.serve(gateway, found.engine, ready=ready)
+        server.serve(gateway, chosen.engine, ready=ready)

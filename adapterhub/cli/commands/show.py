@@ -19,9 +19,9 @@ from adapterhub.store.store import counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
-_SECONDS = 2.0  # of work for norms that were not asked for
-_COUNT = 100_000  # a metric from here on is a count
-_HASHED = 2 * 10**9  # bytes of files: what takes as long to read and hash
+_SECONDS = 2.0  # the longest work for norms that were not asked for
+_COUNT = 100_000  # a metric of at least this size is a count, and shown as one
+_HASHED = 2 * 10**9  # bytes of files that take about as long to read and hash
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
@@ -51,28 +51,28 @@ def show(
     over two seconds, as its shapes and sizes tell, is left out unless --full, --base or --plot asks for it.
     """
     if headers_only and (base or plot or full):
-        option = next(name for name, given in (("--base", base), ("--plot", plot), ("--full", full)) if given)
+        option = next(name for name, value in (("--base", base), ("--plot", plot), ("--full", full)) if value)
         raise UsageError("--headers-only", f"reads no values, and {option} needs them", "Leave one of them out")
     source = on_remote(source, remote)
     ref = inputs.ref_of(source, settings)
-    asked = _Asked(base, plot, full)
+    demand = _NormDemand(base, plot, full)
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
         output.deprecated(document["ref"], document["deprecated"])
-        norms = None if headers_only else _norms(source, settings, asked)
+        norms = None if headers_only else _norms(source, settings, demand)
     else:
-        with inputs.opened(source, settings) as found:
-            with inputs.as_folder(found) as folder:
+        with inputs.opened(source, settings) as adapter_source:
+            with inputs.as_folder(adapter_source) as folder:
                 document = _path(source, folder, full=full)
-            norms = None if headers_only else _norms(str(found.path), settings, asked)
+            norms = None if headers_only else _norms(str(adapter_source.path), settings, demand)
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(document, norms))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _NormDemand:
     """The options for which norms are computed however long it takes."""
 
     base: str | None
@@ -84,22 +84,28 @@ class _Asked:
 
 
 def _path(where: str, folder: Path, *, full: bool) -> dict[str, Any]:
-    """The document of a folder; without digests if its files are large, unless `full`."""
+    """Return the document of a folder; without digests if its files are large, unless `full`."""
     from adapterhub.digest import sha256_bytes
     from adapterhub.manifest import describe, oci_manifest
 
     sizes = describe.sizes(folder)
     draft = describe.draft(folder)
-    described: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
-    described |= {"path": where, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
+    document: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
+    document |= {"path": where, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
     if sum(sizes.values()) > _HASHED and not full:
         entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]
-        return {**described, "manifest": {**draft.manifest().to_dict(), "files": entries}}
+        return {**document, "manifest": {**draft.manifest().to_dict(), "files": entries}}
     with progress.bytes_bar("reading") if full else nullcontext() as show:
         manifest, raw = draft.settle(files := describe.digests(folder, counter(show, sum(sizes.values()))))
-    made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-    packaged = oci_manifest.parse_json(made.raw, where)
-    return {**described, "digest": made.digest, "size": made.size, "manifest": manifest.to_dict(), "oci_manifest": packaged}
+    oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+    packaged = oci_manifest.parse_json(oci_document.raw, where)
+    return {
+        **document,
+        "digest": oci_document.digest,
+        "size": oci_document.size,
+        "manifest": manifest.to_dict(),
+        "oci_manifest": packaged,
+    }
 
 
 def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
@@ -151,51 +157,60 @@ def _method(manifest: AdapterManifest) -> str:
     if not manifest.method:
         return ""
     numbers = (("r", manifest.r), ("alpha", manifest.alpha))
-    found = [manifest.method, *(f"{name} {value}" for name, value in numbers if value is not None)]
-    found += [
+    properties = [manifest.method, *(f"{name} {value}" for name, value in numbers if value is not None)]
+    properties += [
         f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in (manifest.numbers or {}).items()
     ]
-    return ", ".join([*found, *["rsLoRA"] * manifest.rslora])
+    return ", ".join([*properties, *["rsLoRA"] * manifest.rslora])
 
 
 def _metrics(metrics: object) -> str:
-    """The numbers among metrics; large ones are counts, such as of parameters or operations."""
+    """Return the numbers among metrics; large ones are counts, such as of parameters or operations."""
     numbers = metrics.items() if isinstance(metrics, Mapping) else ()
-    found = ((key, value) for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool))
-    return ", ".join(f"{key} {output.number(round(value)) if abs(value) >= _COUNT else f'{value:g}'}" for key, value in found)
+    plain_numbers = ((key, value) for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool))
+    return ", ".join(
+        f"{key} {output.number(round(value)) if abs(value) >= _COUNT else f'{value:g}'}" for key, value in plain_numbers
+    )
 
 
-def _norms(source: str, settings: Settings, asked: _Asked) -> Heat | str:
-    """The norms of an adapter, also drawn to a PNG; or the reason for their absence, unless an option asked for them."""
+def _norms(source: str, settings: Settings, demand: _NormDemand) -> Heat | str:
+    """Return the norms of an adapter, and draw them to a PNG if asked for; or the reason why there are none.
+
+    Raises:
+        AdapterhubError: There are none, and an option asked for them.
+    """
     from adapterhub import picture
     from adapterhub.analysis import norms as analysis
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import convert
 
-    if asked.plot:
+    if demand.plot:
         picture.check()
-        atomic.check_free(Path(asked.plot), folder=False)
-    spec = inputs.read_base(asked.base, settings) if asked.base else None
-    weights = inputs.weights(asked.base, settings) if asked.base else None
+        atomic.check_free(Path(demand.plot), folder=False)
+    spec = inputs.read_base(demand.base, settings) if demand.base else None
+    weights = inputs.weights(demand.base, settings) if demand.base else None
     try:
-        if not asked and (seconds := _seconds(source, settings)) > _SECONDS:
+        if not demand and (seconds := _seconds(source, settings)) > _SECONDS:
             return f"left out, about {seconds:.0f} seconds of work; --full computes them"
-        bar = progress.count_bar("computing norms") if asked else nullcontext()
-        with inputs.opened(source, settings, notes=False) as found, bar as show:  # they were shown with the document
-            adapter = convert.read(found.path, base=spec, mapped=True)
+        bar = progress.count_bar("computing norms") if demand else nullcontext()
+        with (
+            inputs.opened(source, settings, notes=False) as adapter_source,
+            bar as show,
+        ):  # the notes were shown with the document
+            adapter = convert.read(adapter_source.path, base=spec, mapped=True)
             norms = analysis.heat(adapter, base=weights, progress=show)
-            where = found.where
+            label = adapter_source.where
     except AdapterhubError as error:
-        if asked.base or asked.plot:
+        if demand.base or demand.plot:
             raise
         return output.one_line(f"not available: {error}")
-    if asked.plot:
-        analysis.plot(norms, Path(asked.plot), title=where)
+    if demand.plot:
+        analysis.plot(norms, Path(demand.plot), title=label)
     return norms
 
 
 def _seconds(source: str, settings: Settings) -> float:
-    """The time that the norms take, by the headers of an adapter."""
+    """Estimate the time that the norms take, from the headers of an adapter."""
     from adapterhub.analysis import norms as picture
     from adapterhub_converters.formats import convert, peft
 

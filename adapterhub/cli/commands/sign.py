@@ -37,15 +37,15 @@ def sign(settings: Settings, *, source: str, own: signing.Own, name: str | None)
     """
     from adapterhub.signing import sign as signed
 
-    made = signed(source, own.read(), name=name, workspace=workspace(settings))
+    signature = signed(source, own.read(), name=name, workspace=workspace(settings))
     document = {
-        "ref": made.ref,
-        "name": made.name,
-        "digest": made.digest,
-        "files": list(made.files),
-        **made.signer.document(),
+        "ref": signature.ref,
+        "name": signature.name,
+        "digest": signature.digest,
+        "files": list(signature.files),
+        **signature.signer.document(),
     }
-    many = output.plural(len(made.files), "file")
-    where = made.ref if made.digest else f"{made.ref}/{SIGNATURE}"
-    text = f"{where}: {many} signed as {made.name} by {made.signer.title}"
+    file_count = output.plural(len(signature.files), "file")
+    label = signature.ref if signature.digest else f"{signature.ref}/{SIGNATURE}"
+    text = f"{label}: {file_count} signed as {signature.name} by {signature.signer.title}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

@@ -62,7 +62,7 @@ def tag(
 
     address = at_remote(ref, remote)
     if is_address(address):
-        _elsewhere(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
+        _tag_at_address(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
         return
     target = Ref.parse(ref)
     if restore is not None and (tag_name or expect):
@@ -70,7 +70,7 @@ def tag(
     if not tag_name and restore is None and protect is None:
         raise UsageError(ref, "TAG is missing", f"Write `adapterhub tag {ref} TAG`")
     with open_registry(settings) as registry:
-        version = _tag(registry, target, tag_name, expect=expect, protect=protect, restore=restore)
+        version = _tag_in_registry(registry, target, tag_name, expect=expect, protect=protect, restore=restore)
     document = version_document(version)
     del document["new"], document["skipped"]
     word = {True: ", protected", False: ", not protected", None: ""}[protect]
@@ -78,28 +78,28 @@ def tag(
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _elsewhere(settings: Settings, address: str, name: str | None, *, expect: str | None, only_here: bool) -> None:
+def _tag_at_address(settings: Settings, address: str, name: str | None, *, expect: str | None, only_here: bool) -> None:
     if only_here:
         raise remotes.lacking(address, "protection of tags, and no log to restore them from")
     if name is None:
         raise UsageError(address, "TAG is missing", f"Write `adapterhub tag {address} TAG`")
-    made = published(tagging.tag(address, name, workspace(settings), expect=expect))
-    output.emit(made.document, as_json=settings.as_json, text=lambda: output.write(made.text))
+    report = published(tagging.tag(address, name, workspace(settings), expect=expect))
+    output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 
-def _tag(
+def _tag_in_registry(
     registry: Registry, ref: Ref, name: str | None, *, expect: str | None, protect: bool | None, restore: int | None
 ) -> Version:
-    """Do what was requested in the order that makes it possible: unprotect, move, protect."""
+    """Do what was requested in the only order that works: unprotect, move, protect."""
     from adapterhub.ref import Ref
 
-    own = Ref(ref.name, tag=name) if name else ref
+    tag_ref = Ref(ref.name, tag=name) if name else ref
     if protect is False:
-        version = registry.protect(own, on=False)
+        version = registry.protect(tag_ref, on=False)
     if restore is not None:
-        version = registry.restore_tag(own, None if restore == -1 else restore)
+        version = registry.restore_tag(tag_ref, None if restore == -1 else restore)
     if name:
         version = registry.tag(ref, name, expect=expect)
     if protect:
-        version = registry.protect(own)
+        version = registry.protect(tag_ref)
     return version

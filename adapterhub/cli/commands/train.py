@@ -96,29 +96,29 @@ def train(
     prepare_torch()
     if memory and not dry_run:
         raise UsageError("--memory", "plans for a device, and nothing is trained on it", "Add --dry-run")
-    read = read_config(Path(config), changes)
+    train_config = read_config(Path(config), changes)
     if dry_run:
-        planned = byte_count(memory, "--memory") if memory else None
-        found = learning.forecast(read, memory=planned, workspace=workspace(settings))
-        return train_plan.show(settings, read, found, force=force, here=planned is None)
+        planned_memory = byte_count(memory, "--memory") if memory else None
+        forecast = learning.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
+        return train_plan.show(settings, train_config, forecast, force=force, here=planned_memory is None)
     if ref:
         pushing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
-    with view.Screen(read) as screen:
+    with view.Screen(train_config) as screen:
         result = learning.train(
-            read, target, on_event=screen.show, start=start, force=force, replace=replace, workspace=workspace(settings)
+            train_config, target, on_event=screen.show, start=start, force=force, replace=replace, workspace=workspace(settings)
         )
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
-        return 0  # only the first of several processes reports
+        return 0  # torchrun starts several processes; only the first one reports
     document = view.document(result, screen.ready)
     if ref:
-        document["pushed"] = _pushed(target, ref, settings)
+        document["pushed"] = _push_result(target, ref, settings)
     output.emit(document, as_json=settings.as_json, text=lambda: view.text(result, document.get("pushed")))
     return 0
 
 
-def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
-    """Push what was trained; an error names the folder, which stays."""
+def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
+    """Push the trained adapter; an error names the folder, which stays."""
     try:
         return published(pushing.push(folder, ref, workspace(settings))).document
     except AdapterhubError as error:
@@ -129,7 +129,7 @@ def _pushed(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
 
 def _aside(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:
     """Run --init or --explain."""
-    if sum(given is not None for given in (config, new, about)) != 1:
+    if sum(value is not None for value in (config, new, about)) != 1:
         raise UsageError("train", "takes one of CONFIG, --init and --explain", "Write a CONFIG with `adapterhub train --init`")
     return _init(settings, new) if new is not None else _explain(settings, about or "")
 
@@ -143,14 +143,14 @@ def _init(settings: Settings, path: str) -> int:
     return 0
 
 
-def _explain(settings: Settings, wanted: str) -> int:
+def _explain(settings: Settings, key: str) -> int:
     """Explain one key of the config, or all."""
-    from adapterhub.training import explain as known
+    from adapterhub.training import explain as explanations
 
-    found = known.explain(wanted or None)
+    items = explanations.explain(key or None)
 
     def text() -> None:
-        for number, item in enumerate(found):
+        for number, item in enumerate(items):
             if number:
                 output.write()
             default = f" = {item.default}" if item.default else ", required" if item.needed else ", not set by default"
@@ -158,5 +158,5 @@ def _explain(settings: Settings, wanted: str) -> int:
             for line in output.wrapped(item.why, output.width()):
                 output.write(line)
 
-    output.emit({"keys": [dataclasses.asdict(item) for item in found]}, as_json=settings.as_json, text=text)
+    output.emit({"keys": [dataclasses.asdict(item) for item in items]}, as_json=settings.as_json, text=text)
     return 0

@@ -17,19 +17,19 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 if TYPE_CHECKING:
     from adapterhub.checks import Report
 
-# Spelled out here so that help and completion need not import the checks (numpy); tests compare.
+# Written out here so that help and completion need not import the checks (numpy); tests compare.
 _FORMATS = ("text", "json", "sarif", "junit", "github", "markdown")
 
 
 def _files(_context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """The path of each format in `FORMAT=PATH`."""
-    found = {}
+    """Return the path of each format in `FORMAT=PATH`."""
+    paths = {}
     for text in values:
         style, equals, path = text.partition("=")
         if style not in _FORMATS[1:] or not equals or not path:
             raise UsageError("--output-file", f"{text[:80]!r} is not FORMAT=PATH", f"Formats: {', '.join(_FORMATS[1:])}")
-        found[style] = path
-    return found
+        paths[style] = path
+    return paths
 
 
 @command(
@@ -82,7 +82,7 @@ def validate(
 ) -> int:
     """Check adapters for problems, alone or against a base.
 
-    SRC is a folder, a file, a ref or an address; a folder of adapters stands for all of them. Without --base the files and
+    SRC is a folder, a file, a ref or an address; a folder of adapters means all of them. Without --base the files and
     their consistency are checked; with it also that every tensor fits its module in the base, and vice versa. The table shows
     what each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. `adapterhub explain CODE` explains a code.
@@ -95,12 +95,12 @@ def validate(
 
     check_codes(ignore)
     style = "json" if settings.as_json else style
-    here, project = workspace(settings), environment.project()
+    command_workspace, project = workspace(settings), environment.project()
     rules = environment.validation(project) if project else None
     if project and base is None:
-        base = here.admitted_base(project)
+        base = command_workspace.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    sources, done, failed = _adapters([on_remote(text, remote) for text in given]), list[Report](), list[AdapterhubError]()
+    sources, finished, failed = _adapters([on_remote(text, remote) for text in given]), list[Report](), list[AdapterhubError]()
     for source in sources:
         try:
             report = api.check(
@@ -112,38 +112,41 @@ def validate(
                 strict=strict if strict is not None else bool(rules and rules.strict),
                 ignore=(*ignore, *(rules.ignore if rules else ())),
                 limit=reports.SHOWN,
-                workspace=here,
+                workspace=command_workspace,
             )
         except AdapterhubError as error:
             if len(sources) == 1:
                 raise
+            # Among several adapters, an error is a problem in a report, so that the others are still checked.
             failed.append(error)
             code = error.code if error.code == "whole-model" else "no-adapter"
             report = Report(source, None, None, (Problem(code, "", "", error.what, error.hint, cause=error),))
-        done.append(report)
+        finished.append(report)
     for written, path in files.items():
-        json_file.write_text(Path(path), reports.RENDERERS[written](done) + "\n")
+        json_file.write_text(Path(path), reports.RENDERERS[written](finished) + "\n")
     if style == "text":
-        output.write_lines(reports.lines(done, screen=output.width(), verbose=verbose))
-        if output.is_terminal() and any(report.problems for report in done):
+        output.write_lines(reports.lines(finished, screen=output.width(), verbose=verbose))
+        if output.is_terminal() and any(report.problems for report in finished):
             output.write(output.color("`adapterhub explain CODE` explains a code", "dim"))
     else:
-        output.write_document(reports.RENDERERS[style](done))
-    return _exit_code(done, failed)
+        output.write_document(reports.RENDERERS[style](finished))
+    return _exit_code(finished, failed)
 
 
-def _exit_code(done: Sequence[Report], failed: Sequence[AdapterhubError]) -> int:
-    """1 if a check found errors, else that of the first adapter that could not be opened."""
-    if sum(not report.ok for report in done) > len(failed):
+def _exit_code(finished: Sequence[Report], failed: Sequence[AdapterhubError]) -> int:
+    """Return 1 if a check found errors, else the code of the first adapter that could not be opened, else 0."""
+    if sum(not report.ok for report in finished) > len(failed):
         return 1
     return failed[0].exit_code if failed else 0
 
 
-def _adapters(given: Iterable[str]) -> list[str]:
-    """Each adapter once: a folder may have several, and of the changed files that hooks pass one adapter may have two."""
-    found: dict[str, None] = {}
-    for text in given:
+def _adapters(texts: Iterable[str]) -> list[str]:
+    """Return each adapter once: a folder may have several, and of the changed files that hooks pass, two may be of one
+    adapter.
+    """
+    adapters: dict[str, None] = {}
+    for text in texts:
         path = Path(text)
         for adapter in adapters_at(path):
-            found[text if adapter == path else str(adapter)] = None
-    return list(found)
+            adapters[text if adapter == path else str(adapter)] = None
+    return list(adapters)

@@ -67,8 +67,8 @@ def verify(
     if signed_as and attestations:
         raise UsageError("--signed-as", "is not for --attestations", "Leave it out", code="conflicting-options")
     if signed_as and not keys:
-        what = "requires --key or --identity"
-        raise UsageError("--signed-as", what, "Pass the signer's too", code="conflicting-options")
+        problem = "requires --key or --identity"
+        raise UsageError("--signed-as", problem, "Pass the signer's too", code="conflicting-options")
     if recompute and not attestations:
         raise UsageError("--recompute", "requires --attestations", "Pass --attestations too", code="conflicting-options")
     if (base or data or parents) and not recompute:
@@ -76,14 +76,14 @@ def verify(
             "--base, --data and --parent-key", "require --recompute", "Pass --recompute too", code="conflicting-options"
         )
     inputs = Inputs(base, parents, data) if recompute else None
-    found = verified(
+    result = verified(
         source, keys=keys, name=signed_as, attestations=attestations, recompute=inputs, workspace=workspace(settings)
     )
     good = "every byte matches"
-    if (one := found.signature) is not None:
-        good += f", signed as {one.name} by {signing.told(one.signer)}"
-    for each in found.attestations:
-        good += f", {each.kind} attested by {each.signer.where}"
+    if (signature := result.signature) is not None:
+        good += f", signed as {signature.name} by {signing.told(signature.signer)}"
+    for statement in result.attestations:
+        good += f", {statement.kind} attested by {statement.signer.where}"
     good += ", computed again" if recompute else ""
-    more = {"attestations": [signing.attested(each) for each in found.attestations]} if attestations else {}
-    return view.show(settings, source, found.findings, good=good, more=more)
+    attested = {"attestations": [signing.attested(statement) for statement in result.attestations]} if attestations else {}
+    return view.show(settings, source, result.findings, good=good, more=attested)

@@ -19,7 +19,7 @@ from adapterhub.cli.output import Column
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.verify import Proof, Proofs
 
-_SHOWN = 12  # rows of a table
+_SHOWN = 12  # the most rows of a table
 
 
 @command(
@@ -46,8 +46,8 @@ def verify_merge(
     factors = weights_of(weights, len(adapters))
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
-        found = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
-        proofs = combining.verify_merge(model, folder, found, factors, workspace(settings), onto=onto or "original")
+        sources = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
+        proofs = combining.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
 
@@ -56,52 +56,54 @@ def _document(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> dict[st
     return {
         "ok": proofs.good,
         "merged": merged,
-        "verdicts": dict(sorted(Counter(one.verdict for one in proofs.tensors).items())),
+        "verdicts": dict(sorted(Counter(proof.verdict for proof in proofs.tensors).items())),
         "strengths": {
-            name: None if found is None else {"least": found[0], "median": found[1], "largest": found[2]}
-            for name, found in zip(adapters, _strengths(proofs, len(adapters)), strict=True)
+            name: None if strength is None else {"least": strength[0], "median": strength[1], "largest": strength[2]}
+            for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True)
         },
         "tensors": {
-            one.name: {
-                "verdict": one.verdict,
-                "ok": one.good,
-                "strength": None if one.strength is None else [None if math.isnan(s) else s for s in one.strength],
-                "rest": one.rest if one.rest is None or math.isfinite(one.rest) else None,
-                "note": one.note,
+            proof.name: {
+                "verdict": proof.verdict,
+                "ok": proof.good,
+                "strength": None if proof.strength is None else [None if math.isnan(s) else s for s in proof.strength],
+                "rest": proof.rest if proof.rest is None or math.isfinite(proof.rest) else None,
+                "note": proof.note,
             }
-            for one in proofs.tensors
+            for proof in proofs.tensors
         },
         "notes": list(proofs.notes),
     }
 
 
 def _strengths(proofs: Proofs, count: int) -> list[tuple[float, float, float] | None]:
-    found = list(proofs.strengths())
-    return found + [None] * (count - len(found))
+    strengths = list(proofs.strengths())
+    return strengths + [None] * (count - len(strengths))
 
 
 def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
-    counts = Counter(one.verdict for one in proofs.tensors)
+    counts = Counter(proof.verdict for proof in proofs.tensors)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts, key=lambda v: -counts[v]))
     output.write(output.one_line(f"{merged}: {output.plural(len(proofs.tensors), 'tensor')}: {summary}"))
     for name, strength in zip(adapters, _strengths(proofs, len(adapters)), strict=True):
-        shown = "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
-        output.write(output.one_line(f"  strength of {name}: {shown}"))
+        strength_text = (
+            "not found in any tensor" if strength is None else f"{strength[1]:.3f} ({strength[0]:.3f} to {strength[2]:.3f})"
+        )
+        output.write(output.one_line(f"  strength of {name}: {strength_text}"))
     for note in proofs.notes:
         output.write(output.one_line(f"  note: {note}"))
-    bad = [one for one in proofs.tensors if not one.good]
-    if bad:
+    failed = [proof for proof in proofs.tensors if not proof.good]
+    if failed:
         output.write()
         columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
-        output.write_table(columns, [_row(one) for one in bad[:_SHOWN]])
-        if len(bad) > _SHOWN:
-            output.write(output.more(len(bad) - _SHOWN))
-    good = "ok: base plus adapters, nothing else" if not bad else f"{output.plural(len(bad), 'tensor')} not as expected"
+        output.write_table(columns, [_row(proof) for proof in failed[:_SHOWN]])
+        if len(failed) > _SHOWN:
+            output.write(output.more(len(failed) - _SHOWN))
+    good = "ok: base plus adapters, nothing else" if not failed else f"{output.plural(len(failed), 'tensor')} not as expected"
     output.write()
-    output.write(output.color(good, "red" if bad else "green"))
+    output.write(output.color(good, "red" if failed else "green"))
 
 
-def _row(one: Proof) -> list[str]:
-    strength = "-" if one.strength is None else " ".join(f"{s:.3f}" for s in one.strength if not math.isnan(s))
-    rest = f"{one.rest:.1%} unexplained" if one.strength and one.rest is not None else ""
-    return [one.name, one.verdict, strength, one.note or rest]
+def _row(proof: Proof) -> list[str]:
+    strength = "-" if proof.strength is None else " ".join(f"{s:.3f}" for s in proof.strength if not math.isnan(s))
+    unexplained = f"{proof.rest:.1%} unexplained" if proof.strength and proof.rest is not None else ""
+    return [proof.name, proof.verdict, strength, proof.note or unexplained]

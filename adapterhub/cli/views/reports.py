@@ -311,7 +311,10 @@ def _element(value: str) -> str:
 
 
 def github(reports: Sequence[Report]) -> str:
-    """Workflow commands that annotate a run (actions/toolkit, `command.ts`, for what must be escaped), one for each cause."""
+    """Return workflow commands that annotate a run, one for each cause.
+
+    The escapes are those of actions/toolkit, `command.ts`.
+    """
     return "\n".join(line for report in reports for line in _github(report))
 
 
@@ -319,16 +322,19 @@ def _github(report: Report) -> Iterator[str]:
     levels = {ERROR: "error", WARNING: "warning", NOTE: "notice"}
     for problem, text in _causes(report):
         level = "error" if report.fails(problem) else levels[problem.severity]
-        place = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
-        yield f"::{level} {place}::{_data(text)}"
-    bad = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
+        location = f"file={_property(_file(report, problem))},title={_property(problem.code)}"
+        yield f"::{level} {location}::{_data(text)}"
+    refused = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
     ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
-    about = f" ({', '.join(bad)})" if bad else ""
-    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{about}{ignored}"
+    verdicts_text = f" ({', '.join(refused)})" if refused else ""
+    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{verdicts_text}{ignored}"
 
 
 def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
-    """The first problem and the sentence of each cause: problems of one code in one file are one, and no consequence is one."""
+    """Yield the first problem and a sentence for each cause.
+
+    Problems of one code in one file are one cause; consequences of other problems are left out.
+    """
     by_code: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
         consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()

@@ -1,4 +1,4 @@
-"""`adapterhub hub admission`: who may sign in with an account elsewhere."""
+"""`adapterhub hub admission`: rules about who may sign in with an account elsewhere."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def add(settings: Settings, *, issuer: str, claims: tuple[str, ...], everybody: 
     """
     from adapterhub.hub.people import admissions
 
-    wanted = claims_of(claims)
-    detail = f"{issuer} {claims_text(wanted) or 'everybody'} {role or ''}".strip()
+    required = claims_of(claims)
+    detail = f"{issuer} {claims_text(required) or 'everybody'} {role or ''}".strip()
     with changed_database(settings, "admission.add", namespace, detail) as database:
-        ident = admissions.add(database, issuer, wanted, everybody=everybody, namespace=namespace, role=role or "")
-    document = {"id": ident, "issuer": issuer, "claims": wanted, "namespace": namespace, "role": role}
-    text = f"rule {ident} admits {claims_text(wanted) or 'everybody'} of {issuer}"
+        ident = admissions.add(database, issuer, required, everybody=everybody, namespace=namespace, role=role or "")
+    document = {"id": ident, "issuer": issuer, "claims": required, "namespace": namespace, "role": role}
+    text = f"rule {ident} admits {claims_text(required) or 'everybody'} of {issuer}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
@@ -76,12 +76,12 @@ def list_(settings: Settings) -> None:
     """List the rules that admit people."""
     from adapterhub.hub.people import admissions
 
-    found = of_hub(settings, admissions.listed)
+    rules = of_hub(settings, admissions.listed)
     cells = [
-        [str(one.id), one.issuer, claims_text(one.claims) or "everybody", one.namespace if one.role else "", one.role]
-        for one in found
+        [str(rule.id), rule.issuer, claims_text(rule.claims) or "everybody", rule.namespace if rule.role else "", rule.role]
+        for rule in rules
     ]
-    document = {"admissions": [asdict(one) for one in found]}
+    document = {"admissions": [asdict(rule) for rule in rules]}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_RULES, cells))
 
 

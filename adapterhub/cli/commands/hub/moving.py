@@ -1,4 +1,4 @@
-"""`adapterhub hub migrate` and `recover`: for a hub in a database and a bucket; and `gc`, for any hub."""
+"""`adapterhub hub migrate` and `recover`, for a hub in a database and a bucket, and `hub gc`, for any hub."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def migrate(settings: Settings, *, back: bool) -> None:
     from adapterhub.hub.storage import migration
 
     chosen = _shared_settings(settings)
-    with _places(chosen) as (database, bucket), bytes_bar("blobs") as show:
+    with _places(chosen) as (database, bucket), bytes_bar("blobs") as callback:
         if back:
-            made = migration.move_out(database, bucket, chosen.registry, show)
+            counts = migration.move_out(database, bucket, chosen.registry, callback)
         else:
-            made = migration.move_in(chosen.registry, database, bucket, show)
-    document = {"entries": made.entries, "blobs": made.blobs, "bytes": made.size}
-    text = f"copied {made.entries} moves and {made.blobs} blobs ({output.size(made.size)})"
+            counts = migration.move_in(chosen.registry, database, bucket, callback)
+    document = {"entries": counts.entries, "blobs": counts.blobs, "bytes": counts.size}
+    text = f"copied {counts.entries} moves and {counts.blobs} blobs ({output.size(counts.size)})"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
@@ -89,19 +89,19 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     from adapterhub.hub.storage.shared import open_shared
     from adapterhub.maintenance.gc import gc
 
-    chosen, kept = environment.hub_settings(settings), last or (0 if tagged else None)
+    chosen, kept_count = environment.hub_settings(settings), last or (0 if tagged else None)
     with count_bar("removing") as show:
         if chosen.database or chosen.blobs:
             with closing(open_shared(_shared_settings(settings))) as storage:
-                swept = collect(storage, grace=grace, last=kept, dry_run=dry_run, progress=show)
+                swept = collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
         else:
             with environment.open_registry(settings) as registry:
-                swept = gc(registry, grace=grace, last=kept, dry_run=dry_run, progress=show)
+                swept = gc(registry, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
     emit_swept(settings, swept)
 
 
 def _shared_settings(settings: Settings) -> HubSettings:
-    """The settings of a hub in a database and a bucket; UsageError unless both are known."""
+    """Return the settings of a hub in a database and a bucket; raise UsageError unless both are known."""
     chosen = environment.hub_settings(settings)
     places = {environment.DATABASE: chosen.database, environment.BLOBS: chosen.blobs}
     if missing := " and ".join(name for name, value in places.items() if not value):

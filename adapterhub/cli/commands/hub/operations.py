@@ -46,9 +46,9 @@ def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bo
     with closing(hub_database(settings)) as database:
         if verify and (broken := log.follow(database)[1]) is not None:
             raise IntegrityError(database.where, f"{broken.where} {broken.what}", "Compare it with a backup")
-        found = log.events(database, name=name, account=account, limit=limit)
-    document = {"verified": verify, "events": [asdict(one) for one in found]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(found))
+        events = log.events(database, name=name, account=account, limit=limit)
+    document = {"verified": verify, "events": [asdict(event) for event in events]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(events))
 
 
 _EVENTS = (
@@ -61,12 +61,13 @@ _EVENTS = (
 )
 
 
-def _audit_text(found: list[Event]) -> None:
-    if not found:
+def _audit_text(events: list[Event]) -> None:
+    if not events:
         output.say("nothing was recorded")
         return
     output.write_table(
-        _EVENTS, [[_moment(one.time), one.account, one.action, one.name, one.detail, one.address] for one in found]
+        _EVENTS,
+        [[_moment(event.time), event.account, event.action, event.name, event.detail, event.address] for event in events],
     )
 
 
@@ -125,7 +126,7 @@ def restore(settings: Settings, *, file: Path) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{root}  restored from {file}"))
 
 
-# ---- whether all is well
+# ---- health
 
 
 @click.command(
@@ -148,14 +149,14 @@ def doctor(settings: Settings, *, certificate: Path | None) -> int:
 
     root = environment.registry_folder(settings)
     Registry.open(root).close()
-    found = health.diagnosis(root, certificate)
-    document = {"registry": str(root), "checks": [asdict(one) for one in found]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _doctor_text(found))
-    return int(any(one.state == health.ERROR for one in found))
+    checks = health.diagnosis(root, certificate)
+    document = {"registry": str(root), "checks": [asdict(check) for check in checks]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _doctor_text(checks))
+    return int(any(check.state == health.ERROR for check in checks))
 
 
 _CHECKS = (Column("CHECK"), Column("STATE"), Column("WHAT"))
 
 
-def _doctor_text(found: list[Check]) -> None:
-    output.write_table(_CHECKS, [[one.name, one.state, one.what] for one in found])
+def _doctor_text(checks: list[Check]) -> None:
+    output.write_table(_CHECKS, [[check.name, check.state, check.what] for check in checks])

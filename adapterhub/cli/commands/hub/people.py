@@ -1,4 +1,4 @@
-"""`adapterhub hub user`, `hub member` and `hub namespace`: who is here, and who may do what."""
+"""`adapterhub hub user`, `hub member` and `hub namespace`: the accounts of a hub, and their rights."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def add(settings: Settings, *, name: str, role: str | None) -> None:
         accounts.add(database, name)
         if role:
             accounts.set_member(database, accounts.EVERYWHERE, name, role)
-        made = tokens.create(database, name, accounts.ROLES[-1], kind=tokens.PERSONAL)
-    emit_once(settings, {"account": name, "role": role, "token": made}, made, ONCE)
+        secret = tokens.create(database, name, accounts.ROLES[-1], kind=tokens.PERSONAL)
+    emit_once(settings, {"account": name, "role": role, "token": secret}, secret, ONCE)
 
 
 _USERS = (Column("ACCOUNT"), Column("ROLES"), Column("SINCE", drop=1))
@@ -75,19 +75,25 @@ def list_(settings: Settings) -> None:
     """List the accounts, each with its roles: NAMESPACE=ROLE, where * is every namespace."""
     from adapterhub.hub.people import accounts
 
-    found = of_hub(settings, accounts.listed)
+    accounts_ = of_hub(settings, accounts.listed)
     output.emit(
-        {"accounts": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _users_text(settings, found)
+        {"accounts": [asdict(account) for account in accounts_]},
+        as_json=settings.as_json,
+        text=lambda: _users_text(settings, accounts_),
     )
 
 
-def _users_text(settings: Settings, found: list[Account]) -> None:
-    if not found:
-        where = output.one_line(str(environment.registry_folder(settings)))
-        output.say(f"no accounts yet in the hub of {where}; add one with `adapterhub hub user add NAME`")
+def _users_text(settings: Settings, accounts_: list[Account]) -> None:
+    if not accounts_:
+        folder = output.one_line(str(environment.registry_folder(settings)))
+        output.say(f"no accounts yet in the hub of {folder}; add one with `adapterhub hub user add NAME`")
         return
     output.write_table(
-        _USERS, [[one.name, " ".join(f"{space}={role}" for space, role in one.roles.items()), one.created] for one in found]
+        _USERS,
+        [
+            [account.name, " ".join(f"{space}={role}" for space, role in account.roles.items()), account.created]
+            for account in accounts_
+        ],
     )
 
 
@@ -121,7 +127,7 @@ def rm(settings: Settings, *, name: str) -> None:
 def link(settings: Settings, *, name: str, issuer: str, subject: str) -> None:
     """Let SUBJECT at ISSUER sign in as the account NAME, in place of any other account, whatever the rules say.
 
-    Without it, who signs in for the first time gets a new account.
+    Without it, the first sign-in creates a new account.
     """
     from adapterhub.hub.people import admissions
 
@@ -149,9 +155,9 @@ def approve(settings: Settings, *, code: str, account: str) -> None:
     from adapterhub.hub.people import devices
 
     with changed_database(settings, "approve", "", f"as {account}") as database:
-        found = devices.approve_as(database, code, account)
-    document = {"code": found.code, "account": account, "address": found.address}
-    text = f"{found.code}: a program at {found.address or 'an unknown address'} may act for {account}"
+        login = devices.approve_as(database, code, account)
+    document = {"code": login.code, "account": account, "address": login.address}
+    text = f"{login.code}: a program at {login.address or 'an unknown address'} may act for {account}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
@@ -259,17 +265,17 @@ def settle(
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "namespace.set", name) as database:
-        wanted = accounts.namespace(database, name)
+        new_settings = accounts.namespace(database, name)
         if readers is not None:
-            wanted = replace(wanted, readers=readers)
+            new_settings = replace(new_settings, readers=readers)
         if max_size is not None:
-            wanted = replace(wanted, max_bytes=_bytes(max_size) or None)
+            new_settings = replace(new_settings, max_bytes=_bytes(max_size) or None)
         if max_files is not None:
-            wanted = replace(wanted, max_files=max_files or None)
+            new_settings = replace(new_settings, max_files=max_files or None)
         if adapters_only is not None:
-            wanted = replace(wanted, adapters_only=adapters_only)
-        accounts.settle(database, wanted)
-    output.emit(asdict(wanted), as_json=settings.as_json, text=lambda: _spaces_text([wanted]))
+            new_settings = replace(new_settings, adapters_only=adapters_only)
+        accounts.settle(database, new_settings)
+    output.emit(asdict(new_settings), as_json=settings.as_json, text=lambda: _namespaces_text([new_settings]))
 
 
 def _bytes(text: str) -> int:
@@ -290,25 +296,29 @@ def list_namespaces(settings: Settings) -> None:
     """List the namespaces that have settings; anyone can read the others, and they have no limits."""
     from adapterhub.hub.people import accounts
 
-    found = of_hub(settings, accounts.namespaces)
-    output.emit({"namespaces": [asdict(one) for one in found]}, as_json=settings.as_json, text=lambda: _spaces_text(found))
+    namespaces = of_hub(settings, accounts.namespaces)
+    output.emit(
+        {"namespaces": [asdict(namespace_) for namespace_ in namespaces]},
+        as_json=settings.as_json,
+        text=lambda: _namespaces_text(namespaces),
+    )
 
 
 _SPACES = (Column("NAMESPACE"), Column("READERS"), Column("SIZE"), Column("FILES"), Column("ARTIFACTS"))
 
 
-def _spaces_text(found: list[Namespace]) -> None:
-    if not found:
+def _namespaces_text(namespaces: list[Namespace]) -> None:
+    if not namespaces:
         output.say("nothing was settled: anyone can read, and there are no limits")
         return
     cells = [
         [
-            one.name,
-            one.readers,
-            output.size(one.max_bytes) if one.max_bytes else "",
-            str(one.max_files or ""),
-            "adapters only" if one.adapters_only else "any",
+            namespace_.name,
+            namespace_.readers,
+            output.size(namespace_.max_bytes) if namespace_.max_bytes else "",
+            str(namespace_.max_files or ""),
+            "adapters only" if namespace_.adapters_only else "any",
         ]
-        for one in found
+        for namespace_ in namespaces
     ]
     output.write_table(_SPACES, cells)

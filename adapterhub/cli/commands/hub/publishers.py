@@ -43,10 +43,10 @@ def add(settings: Settings, *, resource: str, issuer: str, claims: tuple[str, ..
     """
     from adapterhub.hub.people import publishers
 
-    wanted = claims_of(claims)
+    required = claims_of(claims)
     with changed_database(settings, "publisher.add", resource, f"{issuer} {' '.join(claims)}") as database:
-        ident = publishers.add(database, resource, issuer, wanted, account)
-    document = {"id": ident, "resource": resource, "issuer": issuer, "claims": wanted, "account": account}
+        ident = publishers.add(database, resource, issuer, required, account)
+    document = {"id": ident, "resource": resource, "issuer": issuer, "claims": required, "account": account}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"publisher {ident} may push to {resource}"))
 
 
@@ -64,9 +64,12 @@ def list_(settings: Settings) -> None:
     """List the publishers that are trusted."""
     from adapterhub.hub.people import publishers
 
-    found = of_hub(settings, publishers.listed)
-    cells = [[str(one.id), one.scope, one.issuer, claims_text(one.claims), one.account] for one in found]
-    document = {"publishers": [asdict(one) for one in found]}
+    publishers_ = of_hub(settings, publishers.listed)
+    cells = [
+        [str(publisher_.id), publisher_.scope, publisher_.issuer, claims_text(publisher_.claims), publisher_.account]
+        for publisher_ in publishers_
+    ]
+    document = {"publishers": [asdict(publisher_) for publisher_ in publishers_]}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_PUBLISHERS, cells))
 
 

@@ -120,7 +120,7 @@ def start(
         provider = Provider(oidc_issuer, oidc_client, secret, oidc_scope, environment.proxy)
     logs.to_stderr("adapterhub.hub", as_json=settings.as_json)
     size = int(mirror_max_size * 1e9)
-    of = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
+    upstream_mirror = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
     chosen = environment.hub_settings(
         settings,
         database=database,
@@ -136,7 +136,7 @@ def start(
         key=key,
         policy=environment.policy(),
         limits=dict(map(_limit, limits)),
-        mirror=of,
+        mirror=upstream_mirror,
         provider=provider,
     )
 
@@ -151,13 +151,13 @@ def start(
 
 
 def _limit(text: str) -> tuple[str, tuple[int, int]]:
-    """A limit as it is written: api=1000/300."""
+    """Parse a limit such as api=1000/300, of so many requests in so many seconds."""
     from adapterhub.hub.settings import CLASSES
 
-    kind, _, rest = text.partition("=")
-    count, _, seconds = rest.partition("/")
-    good = all(number.isascii() and number.isdigit() and 0 < len(number) < 10 for number in (count, seconds))
-    if kind not in CLASSES or not good or int(count) < 1 or int(seconds) < 1:
+    kind, _, remainder = text.partition("=")
+    count, _, seconds = remainder.partition("/")
+    is_valid = all(number.isascii() and number.isdigit() and 0 < len(number) < 10 for number in (count, seconds))
+    if kind not in CLASSES or not is_valid or int(count) < 1 or int(seconds) < 1:
         hint = f"Write it like api=1000/300; the classes are {', '.join(CLASSES)}"
         raise UsageError(f"--rate-limit {text[:80]}", "not a limit", hint)
     return kind, (int(count), int(seconds))

@@ -1,4 +1,4 @@
-"""What the commands on the tables of the hub share: opening them, and what is printed of a secret and of what was removed."""
+"""Access to the tables of the hub for its commands, and their output of secrets and removals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def hub_database(settings: Settings) -> HubDatabase:
 
 @contextmanager
 def changed_database(settings: Settings, action: str, name: str, detail: str = "") -> Iterator[HubDatabase]:
-    """Open it for a change, which is recorded in the audit log once it was made."""
+    """Open the tables for a change, and record it in the audit log once it was made."""
     from adapterhub.hub.people import audit
     from adapterhub.hub.people.audit import Event
 
@@ -35,7 +35,7 @@ def changed_database(settings: Settings, action: str, name: str, detail: str = "
 
 
 def of_hub(settings: Settings, read: Callable[[HubDatabase], T]) -> T:
-    """What a function reads from it."""
+    """Return what a function reads from the tables."""
     with closing(hub_database(settings)) as database:
         return read(database)
 
@@ -44,18 +44,18 @@ def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: st
     """Print a secret that cannot be shown again; `use` tells people what it is for."""
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(secret))
     if not settings.as_json:
-        output.flush()  # where both go to one place, the secret comes first
+        output.flush()  # if stdout and stderr go to the same place, the secret comes first
         output.say(f"save it now, it is not shown again: {use}")
 
 
 def emit_removed(settings: Settings, kind: str, name: str | int, **more: str) -> None:
-    """Print what was removed; `more` is for programs."""
+    """Print what was removed; `more` are further keys of the JSON document."""
     document = {"removed": name, "kind": kind, **more}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {name}"))
 
 
 def claims_of(texts: tuple[str, ...]) -> dict[str, str]:
-    """Claims and their values as `--claim NAME=VALUE` has them."""
+    """Return the claims and values of `--claim NAME=VALUE`."""
     return dict(map(_claim, texts))
 
 
@@ -67,5 +67,5 @@ def _claim(text: str) -> tuple[str, str]:
 
 
 def claims_text(claims: Mapping[str, str]) -> str:
-    """Claims as they are written."""
+    """Return claims as they are written in `--claim`."""
     return " ".join(f"{name}={value}" for name, value in claims.items())

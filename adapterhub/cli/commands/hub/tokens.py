@@ -56,9 +56,9 @@ def create(settings: Settings, *, name: str, role: str, namespaces: tuple[str, .
     from adapterhub.hub.people import tokens
 
     with changed_database(settings, "token.create", name, f"{role} {' '.join(namespaces)}".strip()) as database:
-        made = tokens.create(database, name, role, namespaces=namespaces, lifetime=days * 86400 if days else None)
-    document = {"account": name, "role": role, "namespaces": list(namespaces), "token": made}
-    emit_once(settings, document, made, ONCE)
+        secret = tokens.create(database, name, role, namespaces=namespaces, lifetime=days * 86400 if days else None)
+    document = {"account": name, "role": role, "namespaces": list(namespaces), "token": secret}
+    emit_once(settings, document, secret, ONCE)
 
 
 _LIST = (
@@ -82,17 +82,21 @@ def list_(settings: Settings) -> None:
     """List the tokens in force, each by its first characters."""
     from adapterhub.hub.people import tokens
 
-    found = of_hub(settings, tokens.listed)
-    document = {"tokens": [asdict(one) for one in found]}
-    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(found))
+    tokens_ = of_hub(settings, tokens.listed)
+    document = {"tokens": [asdict(token_) for token_ in tokens_]}
+    output.emit(document, as_json=settings.as_json, text=lambda: _list_text(tokens_))
 
 
-def _list_text(found: list[Token]) -> None:
-    if not found:
+def _list_text(tokens_: list[Token]) -> None:
+    if not tokens_:
         output.say("no tokens yet; create one with `adapterhub hub token create NAME --role ROLE`")
         return
     output.write_table(
-        _LIST, [[str(one.id), one.account, f"{one.prefix}…", one.role, ", ".join(one.namespaces), one.kind] for one in found]
+        _LIST,
+        [
+            [str(token_.id), token_.account, f"{token_.prefix}…", token_.role, ", ".join(token_.namespaces), token_.kind]
+            for token_ in tokens_
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""`adapterhub hub webhook`: who is told of what happens."""
+"""`adapterhub hub webhook`: URLs that are notified of events."""
 
 from __future__ import annotations
 
@@ -66,13 +66,15 @@ def list_(settings: Settings, *, sent: bool) -> None:
 
     if sent:
         events = of_hub(settings, webhooks.deliveries)
-        document = {"deliveries": [asdict(one) for one in events]}
-        cells = [[str(one.id), str(one.webhook), one.event, one.state, str(one.tries), one.error] for one in events]
+        document = {"deliveries": [asdict(event) for event in events]}
+        cells = [
+            [str(event.id), str(event.webhook), event.event, event.state, str(event.tries), event.error] for event in events
+        ]
         output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_SENT, cells))
         return
     hooks = of_hub(settings, webhooks.listed)
-    cells = [[str(one.id), one.namespace, one.url, "yes" if one.private else ""] for one in hooks]
-    document = {"webhooks": [asdict(one) for one in hooks]}
+    cells = [[str(hook.id), hook.namespace, hook.url, "yes" if hook.private else ""] for hook in hooks]
+    document = {"webhooks": [asdict(hook) for hook in hooks]}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_HOOKS, cells))
 
 
