@@ -84,6 +84,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    # Kept in the module, so that the next access does not come here.
     globals()[name] = value
     return value
 

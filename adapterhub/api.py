@@ -98,6 +98,7 @@ def load(source: StrPath, *, base: Base | None = None, workspace: Workspace | No
     with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         read = convert.read(adapter_source.path, base=spec)
         draft = describe.draft(folder, base=spec)
+        # The folder's own adapter.json, else one that is derived from its files.
         manifest = draft.known or draft.manifest()
     canonical_fields = {field.name: getattr(read, field.name) for field in fields(read)}
     return Adapter(**canonical_fields, where=adapter_source.where, manifest=manifest)
@@ -173,10 +174,10 @@ def scan(
         workspace: Where names are looked up.
 
     Example:
-        >>> found = ah.scan("./sql")
-        >>> found.report.problems
+        >>> result = ah.scan("./sql")
+        >>> result.report.problems
         ()
-        >>> found.weights.kinds[0].name, found.weights.kinds[0].modules, found.weights.kinds[0].percentiles
+        >>> result.weights.kinds[0].name, result.weights.kinds[0].modules, result.weights.kinds[0].percentiles
         ('self_attn.q_proj', 2, None)
     """
     workspace = (workspace or Workspace()).showing(progress)
@@ -233,6 +234,7 @@ def convert(
     workspace = workspace or Workspace()
     spec = _base(base, workspace)
     with sources.opened(source, workspace) as adapter_source:
+        # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
         return formats.convert(
             adapter_source.path,
@@ -286,10 +288,10 @@ def bom(
         workspace: The registry, in which its parents are looked up.
 
     Example:
-        >>> found = ah.bom("./sql", base_license="apache-2.0")
-        >>> found.license.expression, found.license.missing
+        >>> bill = ah.bom("./sql", base_license="apache-2.0")
+        >>> bill.license.expression, bill.license.missing
         ('Apache-2.0', ('adapter sql',))
-        >>> found.document["specVersion"], found.document["metadata"]["component"]["type"]
+        >>> bill.document["specVersion"], bill.document["metadata"]["component"]["type"]
         ('1.7', 'machine-learning-model')
     """
     workspace = workspace or Workspace()
@@ -323,8 +325,8 @@ def diff(
         FormatError: A file is malformed.
 
     Example:
-        >>> found = ah.diff("./sql", "./french")
-        >>> found.same, found.modules[0].status, [one.path for one in found.files]
+        >>> difference = ah.diff("./sql", "./french")
+        >>> difference.same, difference.modules[0].status, [file.path for file in difference.files]
         (False, 'changed', ['adapter_model.safetensors'])
     """
     workspace = (workspace or Workspace()).showing(progress)
@@ -429,6 +431,7 @@ def merge(
     if len(factors) != len(names):
         raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
     with ExitStack() as stack:
+        # Before any adapter is downloaded: an ambiguous output is refused at once.
         target = Path(out) if into is not None else combining.destination(out)
         adapter_sources = [stack.enter_context(sources.opened(text, workspace)) for text in names]
         if into is not None:

@@ -103,7 +103,7 @@ def attest(
         IntegrityError: A parent is not signed.
 
     Example:
-        >>> [one.kind for one in ah.attest("team/sql", "team.key", fits="./tiny")]
+        >>> [statement.kind for statement in ah.attest("team/sql", "team.key", fits="./tiny")]
         ['fits']
     """
     from adapterhub.trust import keys, signers
@@ -243,6 +243,7 @@ def _attestation(
     if kind == MERGE:
         predicate = _merge(version, signers, workspace)
     else:
+        # By digest: a tag could move between the predicate and the signature.
         with sources.opened(version.pinned, workspace) as source, sources.naming(source.folder, version.where):
             predicate = _fits(source, inputs, workspace) if kind == FITS else _training(source, inputs.builder)
     return Attestation(TYPES[kind], version.name, version.digest, predicate)
@@ -288,6 +289,7 @@ def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Works
             version.where, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
         )
     with workspace.opened() as registry:
+        # A recipe may name one parent many times; its signature is verified once.
         manifest = registry.adapter_manifest(version.digest)
         parents = manifest.parents if manifest else ()
         signer_ids = {

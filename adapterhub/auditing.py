@@ -75,8 +75,8 @@ def audit(
     Example:
         >>> with ah.Registry("adapters") as registry:
         ...     _ = registry.push("./sql", "team/sql")
-        >>> found = ah.audit("adapters")
-        >>> found.ok, found.faults, found.entries > 0
+        >>> result = ah.audit("adapters")
+        >>> result.ok, result.faults, result.entries > 0
         (True, (), True)
     """
     from .trust.keys import trusted
@@ -113,6 +113,7 @@ def sign_checkpoint(
     new_checkpoint = Checkpoint(datetime.now(UTC).isoformat(timespec="seconds"), _nonempty(chains), row)
     with atomic.whole(Path(path), folder=False, replace=replace) as file:
         file.write_bytes(new_checkpoint.sign(signer, str(path)))
+    # The report counts the logs that were signed, which leaves out names without an entry.
     return _audit(label, dataclasses.replace(chains, ends=new_checkpoint.ends), row, new_checkpoint, signer.public)
 
 

@@ -39,6 +39,7 @@ def weights(base: StrPath, workspace: Workspace) -> Path:
         path = _named_weights(text, workspace)
     else:
         path = sources.existing(text)
+    # A file in a Hugging Face folder means the folder; a GGUF file is a model by itself.
     return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
 
 
@@ -110,6 +111,7 @@ def _download_base(text: str, workspace: Workspace) -> Path:
         raise UsageError(text, "there is no folder to download it to", "Name a folder or a file of the model")
     from adapterhub.bases import hub_download
 
+    # Digests of large files are cached, so that a model is not hashed again each time.
     digests = Path(workspace.cache) if workspace.cache is not None else None
     with workspace.bar(f"downloading {hub_path.repo}") as progress:
         return hub_download.download(hub_path, hub, Path(workspace.models).expanduser(), show=progress, digests=digests)

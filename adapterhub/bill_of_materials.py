@@ -64,6 +64,7 @@ def _walk_ancestors(manifest: AdapterManifest, read: Callable[[Digest], AdapterM
     pending = deque(manifest.parents)
     while pending and len(ancestors) < _MAX_ANCESTORS:
         parent = pending.popleft()
+        # Ancestors are often shared, so each digest is visited once.
         if parent.digest and parent.digest not in ancestors:
             try:
                 parent_manifest = read(parent.digest)

@@ -72,6 +72,7 @@ def destination(out: StrPath) -> Path | Ref:
     try:
         ref = Ref.parse(text)
     except UsageError:
+        # A colon begins a tag or is part of a path; only an existing parent folder makes it a path.
         if ":" in text and not path.parent.is_dir():
             raise
         return path

@@ -135,6 +135,7 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
             files = describe.digests(folder, counter(progress, sum(describe.sizes(folder).values())))
         try:
             manifest, raw = draft.settle(files)
+        # A diff is about the files themselves, so a manifest of other weights must not prevent it.
         except IntegrityError as error:
             workspace.tell(
                 f"note: {adapter_source.where}: its adapter.json is not about these files and is ignored: {error.what}"

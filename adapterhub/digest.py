@@ -81,6 +81,7 @@ def copy_hashing(
             chunk = second.start(n)
             state.update(chunk)
             size += n
+            # An unbuffered file may take fewer bytes than it was given.
             while target is not None and len(chunk):
                 chunk = chunk[target.write(chunk) :]
             if more:
@@ -112,6 +113,7 @@ class _SecondThread:
 
                 self._pool = ThreadPoolExecutor(1)
             if self._pool:
+                # At most one chunk is pending, so that two buffers suffice.
                 self._pending = self._pool.submit(self._work, chunk)
                 self._buffers.reverse()
             else:

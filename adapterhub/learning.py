@@ -204,6 +204,7 @@ def evaluate(
     cache = Path(workspace.cache) if workspace.cache is not None else None
     with sources.opened(source, workspace) as adapter_source:
         result = measured(sources.given(adapter_source), model, files, options, progress=progress, cache=cache)
+    # Only a version of the registry has a log for the result.
     if record is None or result.ref is None or sources.is_address(result.ref):
         return result
     from adapterhub.ref import Ref

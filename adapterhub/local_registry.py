@@ -78,6 +78,7 @@ class Registry:
     def push(self, source: StrPath, ref: str, **options: Any) -> Version:
         """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
         result = api.push(source, ref, workspace=self.workspace, **options)
+        # This class is one registry; a push to an address would bypass it.
         if isinstance(result, Sent):
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
         return result

@@ -75,6 +75,7 @@ def address_meant(text: str) -> str:
     host, _, path = remainder.partition("/")
     if scheme in ("", "http", "https") and host.lower() in _HUB:
         segments = path.partition("?")[0].strip("/").split("/")
+        # main is the hub's default branch, so the address is shorter without it.
         revision = (
             f"@{segments[3]}"
             if len(segments) > 3 and segments[2] in ("tree", "blob", "resolve") and segments[3] != "main"
@@ -84,6 +85,7 @@ def address_meant(text: str) -> str:
     if scheme == "docker":
         return f"oci://{remainder}"
     name, _, port = host.partition(":")
+    # A host has a dot or a port, or is localhost; `team/sql` alone is a ref.
     is_host = name == "localhost" or ("." in name and not name.startswith("."))
     return f"oci://{remainder}" if not scheme and path and is_host and (port.isdigit() or (not port and "/" in path)) else ""
 
@@ -122,6 +124,7 @@ def is_name(text: str) -> bool:
 
 def _is_component(text: str) -> bool:
     """Return whether `part` is lower-case letters and digits, with single `.`, `_` or `-` between them, and not a device."""
+    # Windows ignores what follows the first dot of a device's name: con.txt is the console too.
     if len(text) > _MAX_COMPONENT or text.partition(".")[0] in _DEVICES:
         return False
     return all(word and _LOWER.issuperset(word) for word in text.replace("_", ".").replace("-", ".").split("."))

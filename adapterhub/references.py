@@ -45,6 +45,7 @@ def in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Call
     Raises:
         RefError: The highest one has two spellings, `1.2.0` and `v1.2.0`, which point to different versions.
     """
+    # v3 is a version number, although the grammar of ranges accepts it.
     candidates = [] if number(reference) else semver.highest_in(reference, tags())
     if len(candidates) > 1 and len({version_of(tag) for tag in candidates}) > 1:
         problem = f"{' and '.join(candidates)} are the same version number and point to different versions"

@@ -61,8 +61,8 @@ def generate(
         RefusedError: The adapter is for another base, cannot be run, or prompt and answer are too long.
 
     Example:
-        >>> made = ah.generate("./letters", "a b c", base="./tiny", raw=True, max_tokens=4)
-        >>> made.engine
+        >>> result = ah.generate("./letters", "a b c", base="./tiny", raw=True, max_tokens=4)
+        >>> result.engine
         'torch'
     """
     from adapterhub.generation import Prompt, answered
@@ -101,6 +101,7 @@ def _engine(adapter_source: sources.Source, base: Path, workspace: Workspace) ->
         return
     if not base.is_dir():
         raise UsageError(str(base), "is not a model", "Name the model's folder, or a .gguf file")
+    # Looked up and not imported: an import of torch takes seconds.
     for name in _TORCH_MODULES:
         if importlib.util.find_spec(name) is None:
             problem = f"running a Hugging Face model needs {name}, which is not installed"

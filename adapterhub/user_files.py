@@ -89,6 +89,7 @@ def _replace(path: Path, data: bytes, *, private: bool) -> None:
         if mode is not None:
             name.chmod(mode)
         name.replace(path)
+    # After an interrupt too: the temporary file may contain a password.
     except BaseException:
         name.unlink(missing_ok=True)
         raise
@@ -103,6 +104,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """
     try:
         import fcntl
+    # Windows has no fcntl. Replacing a file is atomic there too; only concurrent changes can be lost.
     except ImportError:
         yield
         return

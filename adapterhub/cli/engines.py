@@ -95,6 +95,7 @@ def opened(
         )
         chosen_engine = choosing.opened(choice)
         if chosen_engine.name == "torch":
+            # Before the engine starts, which imports torch.
             environment.prepare_torch(same_bits_in_batches=True)
         output.say(
             output.one_line(

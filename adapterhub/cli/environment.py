@@ -89,6 +89,7 @@ def workspace(settings: Settings) -> Workspace:
     context = click.get_current_context(silent=True)
     meta = context.meta if context else {}
     return Workspace(
+        # A function, because a command that needs no registry must not fail for one that is missing.
         registry=lambda: registry_folder(settings),
         policy=policy,
         docker=docker_config(),
@@ -196,12 +197,15 @@ def hub() -> Hub:
     if os.environ.get("HF_OIDC_RESOURCE"):
         token = _renewed_token()
     elif not token.strip() and not _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        # There may be no token file, or no home directory.
         with suppress(OSError, UnicodeDecodeError, RuntimeError):
             file = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
             token = file.read_text()
+            # A login in the browser expires, and only the library can renew it.
             if "refresh_token" in (file.parent / "stored_tokens").read_text(encoding="utf-8"):
                 token = _renewed_token()
     token = token.replace("\r", "").replace("\n", "").strip()
+    # Such characters cannot be sent in a header.
     if not token.isascii() or not token.isprintable():
         raise UsageError(
             "HF_TOKEN", "the token has characters that no token has", "Copy it again, or log in with `hf auth login`"
@@ -431,6 +435,7 @@ def remote(name: str) -> Remote:
         raise NotFoundError(remote_name[:80], "no remote of this name", hint)
     from adapterhub.remotes.configured import check_url
 
+    # People edit these files, so a URL is checked when it is used.
     check_url(named_remotes[remote_name].url)
     return named_remotes[remote_name]
 

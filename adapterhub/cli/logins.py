@@ -40,6 +40,7 @@ def address_of(text: str) -> Address:
         scheme = HUBS[scheme]
     if not scheme.startswith("oci"):
         raise UsageError(f"{scheme}://", "has logins of its own", _HINTS.get(scheme, _OTHER_HINT))
+    # A login is for a whole registry, so any repository name will do.
     return Address.parse(f"{scheme}://{remainder.partition('/')[0]}/x")
 
 

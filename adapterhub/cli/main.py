@@ -133,6 +133,7 @@ class _Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
+        # `list` is a built-in function of Python, so the command's function is `list_`.
         command_ = getattr(importlib.import_module(f".commands.{name}", __package__), name if name != "list" else "list_")
         return command_ if isinstance(command_, click.Command) else None
 
@@ -230,11 +231,13 @@ def _discard(stream: TextIO) -> None:
 
 
 def _invoke(arguments: list[str]) -> int:
+    # click completes words in `main`, not in `make_context`.
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
         app.main(arguments, prog_name=PROGRAM)
     try:
         with app.make_context(PROGRAM, list(arguments)) as context:
             result = app.invoke(context)
+            # A command returns its exit code, or None for success.
             return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
@@ -247,6 +250,7 @@ def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
     reportable = errors.in_words_of_the_command_line(translate(error, arguments))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
+        # Printed by `say`, because a traceback can contain texts from others.
         for row in "".join(traceback.format_exception(error)).splitlines():
             output.say(row)
     if reportable is None:

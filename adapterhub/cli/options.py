@@ -80,6 +80,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except AdapterhubError as error:
+            # --replace does not apply to a picture, so its hint would mislead there.
             if isinstance(error, OutputExistsError) and "replace" in ctx.params and error.where != ctx.params.get("plot"):
                 error.code = "output-exists"
             in_words_of_the_command_line(error)

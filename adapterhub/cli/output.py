@@ -311,6 +311,7 @@ def _shown(columns: Sequence[Column], widths: Sequence[int], screen: int | None)
 
 
 def _minimum_width(columns: Sequence[Column], widths: Sequence[int], visible: Sequence[int]) -> int:
+    # A last column that is wrapped or cut is useful from 24 characters on.
     return sum(min(widths[i], 24) if columns[i].wrap or columns[i].cut else widths[i] for i in visible) + 2 * (len(visible) - 1)
 
 

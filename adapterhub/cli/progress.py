@@ -116,6 +116,7 @@ def _events(title: str) -> Iterator[Show]:
     try:
         yield show
     except BaseException:
+        # A program that reads the events must not wait for more.
         write("failed", done=last[0], total=last[1])
         raise
     write("done", done=last[0], total=last[1])

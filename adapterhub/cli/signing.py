@@ -37,6 +37,7 @@ class Passphrase:
         """Return the passphrase for a new key; None if none is wanted."""
         if self.from_stdin:
             return _line(sys.stdin.read(_LONGEST + 1))
+        # Asked twice: a mistyped passphrase would make the key useless.
         return self._asked(confirm=True) if self.wanted else None
 
     def existing(self) -> bytes | None:
@@ -83,6 +84,7 @@ class Own:
         if self.key is None:
             return self._keyless()
         try:
+            # Only the key tells whether it needs a passphrase, so a person is not asked before.
             return signers.read(self.key, self.passphrase.existing())
         except ParameterError as error:
             if error.code != "passphrase-required":

@@ -59,6 +59,7 @@ def settings() -> vllm_plugin.Settings | None:
 
 def _workspace() -> Workspace:
     command_workspace, plain = environment.workspace(Settings()), Workspace()
+    # Bars would garble vLLM's log.
     return replace(command_workspace, bar=plain.bar, steps=plain.steps)
 
 

@@ -36,6 +36,7 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
     files: list[str] | None = None
     with attachments.opened(address) as (registry, parsed):
+        # A full digest saves the request for the manifest.
         has_full_digest = parsed.digest and not references.is_prefix(parsed.digest)
         digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
         attachments_ = referrers.referrers(registry, digest, kind)

@@ -90,6 +90,7 @@ def _value(text: str) -> Any:
     from adapterhub_converters.containers import json_file
 
     try:
+        # Wrapped, because `parse_object` takes objects only.
         return json_file.parse_object(f'{{"value": {text}}}', "--set")["value"]
     except FormatError:
         return text

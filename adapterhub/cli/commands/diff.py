@@ -284,6 +284,7 @@ def _percent(change: float | None) -> str:
 
 def _shared(names: Sequence[str]) -> str:
     """Return the common prefix of all module paths, up to a dot."""
+    # The first and the last name in sorted order share the prefix that all have.
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
     length = next((i for i, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     return first[: first.rfind(".", 0, length) + 1]

@@ -72,6 +72,7 @@ def eval(  # noqa: A001 - the command's name
     from adapterhub.registry.measurements import parse_gate
 
     prepare_torch()
+    # Parsed before the evaluation, which can take minutes.
     parsed_gates = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     record = None if no_record else name

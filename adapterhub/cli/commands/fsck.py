@@ -41,6 +41,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
     if repair != (source is not None):
         option, required = ("--repair", "--from SRC") if repair else ("--from", "--repair")
         raise UsageError(option, f"requires {required}", f"Pass {required} too", code="conflicting-options")
+    # Opening the registry would refuse a broken index, so it is rebuilt first.
     if rebuild:
         registry, findings = checks.rebuilt(registry_folder(settings))
     else:

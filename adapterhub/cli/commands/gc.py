@@ -31,6 +31,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     from adapterhub.serve import resolving
 
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
+        # 0 keeps tagged versions only, None every version.
         swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
     # After the registry is closed: the cache of prepared versions is a folder of its own.
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)

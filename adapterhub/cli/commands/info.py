@@ -99,6 +99,7 @@ def _settings_files(problems: list[str]) -> dict[str, Any]:
     with _noting(problems):
         document["project"] = _or_null(project_file(Path.cwd()))  # shown even if it cannot be read
         if project := environment.project():
+            # A policy without rules differs from an empty one only in the file that it comes from.
             document |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
             environment.validation(project)
     with _noting(problems):

@@ -35,6 +35,7 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
     target = Ref.parse(name)
     with open_registry(settings) as registry:
         if last or tagged or everything:
+            # 0: only the newest version and those with a tag.
             retention.keep(registry, target, None if everything else last or 0)
         count = retention.kept(registry, target)
     text = (

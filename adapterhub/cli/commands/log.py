@@ -56,6 +56,7 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
 
     def text() -> None:
         cells = [_cells(entry) for entry in entries]
+        # The column of reasons is left out if no entry has one.
         columns = _LOG if any(row[-1] != "-" for row in cells) else _LOG[:-1]
         output.write_table(columns, [row[: len(columns)] for row in cells])
 

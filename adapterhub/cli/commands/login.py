@@ -63,6 +63,7 @@ def _registry_credentials(address: Address, ask: Callable[[], Credentials]) -> C
     """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
     from adapterhub.remotes.oci.host import GIVEN, Host
 
+    # A registry may ask for a login several times; a person is asked once.
     ask_once = functools.cache(lambda: replace(ask(), source=GIVEN))
     hint = "Nothing was stored; check the user name and the password"
     with Host(address, ask_once, hint, proxy=environment.proxy) as server:

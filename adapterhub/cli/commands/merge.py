@@ -88,6 +88,7 @@ _MODEL_OPTION_NAMES = (
 
 def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, (kind, metavar, text) in reversed(_PARAMETERS.items()):
+        # `lambda` is a keyword of Python.
         argument = f"{name}_" if name == "lambda" else name
         function = click.option(f"--{name}", argument, type=kind, metavar=metavar, help=text)(function)
     return function

@@ -104,6 +104,7 @@ def pull(
         return
     address = at_remote(ref, remote)
     if bundled or offline:
+        # The address of the version in the bundle takes the place of the ref: what follows is one path.
         address = _bundle_address(address, bundled, base=base, offline=offline)
     if is_address(address):
         if conversion is not None or base is not None:

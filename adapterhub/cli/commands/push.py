@@ -95,6 +95,7 @@ def push(
         tags=tags,
         metrics=dict(map(_metric, metrics)),
     )
+    # A log has an entry only for a move, so there is nothing to record the message in.
     if message and not (result.new or result.moved):
         output.say("nothing has changed, so the message is not recorded")
     report = published(result)

@@ -47,6 +47,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     target = Ref.parse(ref)
     kind = "tag" if target.tag else "name"
     with open_registry(settings) as registry:
+        # Only a person at a terminal is asked: a program would wait forever.
         if kind == "name" and not yes and not settings.as_json and sys.stdin.isatty():
             versions = output.plural(len(registry.list(target.name)), "version")
             if not output.agreed(f"Remove {target} with {versions}?"):

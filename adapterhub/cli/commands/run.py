@@ -69,6 +69,7 @@ def run(
         "text": result.text,
     }
     document |= {"base_text": result.base_text, "tokens": result.tokens}
+    # The screen has already shown the text.
     output.emit(document, as_json=settings.as_json, text=lambda: None)
 
 

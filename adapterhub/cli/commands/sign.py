@@ -46,6 +46,7 @@ def sign(settings: Settings, *, source: str, own: signing.Own, name: str | None)
         **signature.signer.document(),
     }
     file_count = output.plural(len(signature.files), "file")
+    # Only a version has a digest; the signature of a folder is a file in it.
     label = signature.ref if signature.digest else f"{signature.ref}/{SIGNATURE}"
     text = f"{label}: {file_count} signed as {signature.name} by {signature.signer.title}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

@@ -97,6 +97,7 @@ def _tag_in_registry(
     if protect is False:
         version = registry.protect(tag_ref, on=False)
     if restore is not None:
+        # -1 is the flag value of --restore without SEQ.
         version = registry.restore_tag(tag_ref, None if restore == -1 else restore)
     if name:
         version = registry.tag(ref, name, expect=expect)

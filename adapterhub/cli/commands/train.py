@@ -102,6 +102,7 @@ def train(
         forecast = learning.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
         return train_plan.show(settings, train_config, forecast, force=force, here=planned_memory is None)
     if ref:
+        # Checked before a training of hours, not after it.
         pushing.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(train_config) as screen:

@@ -16,6 +16,7 @@ def page(bill: Bill) -> str:
     title = "/".join(filter(None, (component.get("group"), component["name"])))
     heading = f"<h1>Bill of materials: {html.escape(display.printable(title))}</h1>"
     body = "\n".join([heading, *_sections(bill, component)])
+    # The names in a bill come from others: scripts are forbidden in case an escape is missing.
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Bill of materials</title>'

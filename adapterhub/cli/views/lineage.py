@@ -110,6 +110,7 @@ def dot(graph: Lineage) -> Iterator[str]:
     yield "digraph lineage {"
     yield "  rankdir=BT; node [shape=box, fontname=sans];"
     for node in graph.nodes.values():
+        # Dashed: an ancestor that is known by its digest only.
         style = "" if node.manifest else ", style=dashed"
         bold = ", penwidth=2" if node.digest == graph.root else ""
         label = _quoted(f"{name_of(node)}: {_about(node)}")

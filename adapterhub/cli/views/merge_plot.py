@@ -62,6 +62,7 @@ def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merg
     for axes, (title, value, least) in zip(rows, panels, strict=True):
         for kind, color in zip(kinds_shown, colors, strict=True):
             modules = sorted(kinds[kind], key=lambda item: item[0])
+            # Every n-th module, so that at most _POINTS remain.
             points = [(layer, value(module)) for layer, module in modules[:: -(-len(modules) // _POINTS)]]
             label = picture.fitted(kind, 1.4, size=8)
             axes.plot(*zip(*points, strict=True), "o", markersize=3.5, alpha=0.8, color=color, label=label)

@@ -92,6 +92,7 @@ class Screen:
         curve = f"{loss_curve.line(self._losses, width)}  " if self._bar else ""
         text = f"loss {step.loss:.3f}  {curve}{step.tokens_per_second:.0f} tokens/s read {memory}"
         self._advance(f"step {step.step}/{step.steps}", step.step, step.steps, text)
+        # Without a bar, a few lines in all, so that a log of 10,000 steps stays short.
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
             output.say(f"step {step.step}/{step.steps}  {text}")
 

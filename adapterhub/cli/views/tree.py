@@ -40,6 +40,7 @@ def lines(rows: Sequence[Row], holding: Callable[[str], Sequence[Row]], *, scree
     refs: dict[str, list[str]] = {}
     for row in rows:
         refs.setdefault(row.digest, []).append(str(row.ref))
+    # Only parents outside of `rows` are looked up, because each costs a query.
     for parent in {parent for row in rows for parent in row.parents if parent.startswith("sha256:")} - refs.keys():
         refs[parent] = [str(row.ref) for row in holding(parent)]
     for space, names in _group_by_namespace(rows):

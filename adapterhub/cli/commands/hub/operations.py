@@ -148,6 +148,7 @@ def doctor(settings: Settings, *, certificate: Path | None) -> int:
     from adapterhub.registry.registry import Registry
 
     root = environment.registry_folder(settings)
+    # Report a missing registry as such, before the checks of a hub.
     Registry.open(root).close()
     checks = health.diagnosis(root, certificate)
     document = {"registry": str(root), "checks": [asdict(check) for check in checks]}

@@ -265,6 +265,7 @@ def settle(
     from adapterhub.hub.people import accounts
 
     with changed_database(settings, "namespace.set", name) as database:
+        # The present settings: an option that is not given changes nothing.
         new_settings = accounts.namespace(database, name)
         if readers is not None:
             new_settings = replace(new_settings, readers=readers)

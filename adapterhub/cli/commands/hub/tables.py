@@ -31,6 +31,7 @@ def changed_database(settings: Settings, action: str, name: str, detail: str = "
 
     with closing(hub_database(settings)) as database:
         yield database
+        # An exception in the block skips this: only changes that were made are recorded.
         audit.record(database, Event(f"cli.{action}", name, detail, environment.author()))
 
 
