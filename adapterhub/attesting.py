@@ -1,5 +1,4 @@
-"""Attestations that others can compute again: a version fits a base, was rebuilt from its parents, or was trained as it
-records.
+"""Attestations that others can compute again: a version fits a base, was rebuilt from parents, or was trained as recorded.
 
 A predicate is a function of the version and its inputs alone, so that anybody who has the inputs computes the same one. It also
 records who computed it and with which program; these fields are not compared. The statements themselves are in

@@ -1,7 +1,7 @@
-"""Merges of adapters that were looked up: the work of the command `merge` and of `adapterhub.merge()`, with the recipe
-recorded.
+"""Merges of adapters that were looked up: the work of the command `merge` and of `adapterhub.merge()`.
 
-The arithmetic is in `adapterhub.merging`. This module finds the base that the adapters share, the destination and the lineage.
+The arithmetic is in `adapterhub.merging`. This module finds the base that the adapters share, the destination and the lineage,
+and records the recipe.
 """
 
 from __future__ import annotations

@@ -42,13 +42,14 @@ def train(
     The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes
     from the checkpoint next to `out`.
 
-    config: A TOML file, or a config that was read.
-    out: The folder to write, whole or not at all; the config's path without its suffix if None.
-    on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
-    start: An adapter to continue from: training begins with its factors, and it becomes the parent of the result.
-    force: Start even if memory will not suffice.
-    replace: Replace an adapter at `out`; else it must not exist.
-    workspace: Where names are looked up; its `cache` keeps quantized bases.
+    Args:
+        config: A TOML file, or a config that was read.
+        out: The folder to write, whole or not at all; the config's path without its suffix if None.
+        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
+        start: An adapter to continue from: training begins with its factors, and it becomes the parent of the result.
+        force: Start even if memory will not suffice.
+        replace: Replace an adapter at `out`; else it must not exist.
+        workspace: Where names are looked up; its `cache` keeps quantized bases.
 
     Raises:
         MissingExtraError: torch or another library of the extra is not installed.
@@ -102,8 +103,8 @@ def open_trainer(
         cache = Path(workspace.cache) if workspace.cache is not None else None
         options = {"start": initial, "cache": cache, "replace": replace}
         yield stack.enter_context(
-            opened(_with_local_base(config_, workspace), target, on_event=on_event, force=force, **options)
-        )  # type: ignore[arg-type]
+            opened(_with_local_base(config_, workspace), target, on_event=on_event, force=force, **options)  # type: ignore[arg-type]
+        )
 
 
 def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Workspace | None = None) -> Forecast:

@@ -97,11 +97,10 @@ def pull(pin: Locked, target: Path, workspace: Workspace, file: Path, *, replace
 
 
 def _policy_name(pin: Locked, place: Place) -> str:
-    """Return the name that the policy decides on, as in a pull of the same ref without a lock: the name of a ref on a remote,
-    else the whole address.
+    """Return the name that the policy decides on, as in a pull of the same ref without a lock.
 
-    A lock file can pair any name and ref with any source. Only the source tells which adapter is pulled, so a ref counts only
-    if the source has its name.
+    It is the name of a ref on a remote, else the whole address. A lock file can pair any name and ref with any source. Only the
+    source tells which adapter is pulled, so a ref counts only if the source has its name.
     """
     name = pin.ref.partition("@")[0].partition(":")[0]
     # In an image layout, the tag is a whole ref.

@@ -119,15 +119,15 @@ class Workspace:
 
     Attributes:
         registry: The folder of the registry, or a function that returns it, called when a registry is needed. None for the
-          nearest one at or above the working folder, else that of its adapterhub.toml, else the user's own.
+            nearest one at or above the working folder, else that of its adapterhub.toml, else the user's own.
         policy: Requirements on adapters that are stored or pulled, or a function that returns them; by default those of the
-          nearest adapterhub.toml. None for none.
+            nearest adapterhub.toml. None for none.
         docker: The path of docker's config.json, for credentials of registries; None for none.
         hub: Returns the Hugging Face Hub to ask, and the token.
         environ: Variables for the conventions of others (`AWS_…`).
         proxy: Returns the URL of the proxy for a scheme and a host, an empty text for none.
         trusts: Called before a request to an address that only a file of the project names, with the owner of the address
-          (`remotes.location.Place.owner`) and that file; returns True to continue. By default nobody is trusted.
+            (`remotes.location.Place.owner`) and that file; returns True to continue. By default nobody is trusted.
         uploads: A folder for the state of uploads, so that they can resume; None for none.
         cache: A folder for quantized bases and digests of large files; None keeps none.
         models: The cache of huggingface_hub, where base models are looked up by name and downloaded to; None for none.

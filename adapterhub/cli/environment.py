@@ -268,9 +268,7 @@ def is_offline() -> bool:
 
 
 def proxy(scheme: str, host: str) -> str:
-    """Return the proxy for a host: by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else by the system's
-    settings.
-    """
+    """Return the proxy for a host: by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, else the system's."""
     import urllib.request
 
     proxies = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()

@@ -141,9 +141,7 @@ def _exit_code(finished: Sequence[Report], failed: Sequence[AdapterhubError]) ->
 
 
 def _adapters(texts: Iterable[str]) -> list[str]:
-    """Return each adapter once: a folder may have several, and of the changed files that hooks pass, two may be of one
-    adapter.
-    """
+    """Return each adapter once: a folder may have several, and a hook may pass two changed files of one adapter."""
     adapters: dict[str, None] = {}
     for text in texts:
         path = Path(text)

@@ -222,9 +222,8 @@ def sarif(reports: Sequence[Report]) -> str:
 def _location(report: Report, problem: Problem) -> dict[str, Any]:
     from urllib.parse import quote
 
-    uri = quote(
-        _file(report, problem).replace("\\", "/"), errors="surrogateescape"
-    )  # a file name that is not UTF-8 keeps its bytes
+    # A file name that is not UTF-8 keeps its bytes.
+    uri = quote(_file(report, problem).replace("\\", "/"), errors="surrogateescape")
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": {"startLine": 1}}}
     if problem.name:
         location["logicalLocations"] = [{"fullyQualifiedName": problem.name}]
