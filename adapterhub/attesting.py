@@ -193,18 +193,18 @@ def _compared(
         yield Finding(attestation.CODE, "error", version.where, message, "Name the base", "attested-base")
         return
     try:
-        again = _attestation(kind, version, inputs, signers, workspace)
+        recomputed = _attestation(kind, version, inputs, signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
         yield Finding(attestation.CODE, "error", version.where, f"{kind}: cannot be computed again: {error.what}", error.hint)
         return
-    old, new = attestation.base_of(recorded), attestation.base_of(again)
+    old, new = attestation.base_of(recorded), attestation.base_of(recomputed)
     if old != new and any(attestation.base_of(other.attestation) == new for other in others):  # a version may fit several bases
         message = f"{kind}: is about another base, {old[:19]}…, and was not compared"
         yield Finding(attestation.CODE, "note", version.where, message)
         return
-    differences = list(_differences(recorded, again))
+    differences = list(_differences(recorded, recomputed))
     if kind == TRAINING:
-        differences += _input_differences(again, inputs, workspace)
+        differences += _input_differences(recomputed, inputs, workspace)
         if inputs.base is None or not inputs.data:
             message = f"{kind}: compared with the record in adapter.json, and not with the bytes of every input"
             yield Finding(attestation.CODE, "note", version.where, message, "Name the base and the data to compare their bytes")
@@ -215,9 +215,9 @@ def _compared(
 
 
 # Both sides are compared as parsed JSON: a tuple and a list, or two orders of keys, are no difference.
-def _differences(recorded: Attestation, again: Attestation) -> Iterator[str]:
+def _differences(recorded: Attestation, recomputed: Attestation) -> Iterator[str]:
     ignored = _UNCOMPARED[recorded.kind]
-    old, new = (dict(_leaves(attestation.parse(statement.dump(), "").predicate)) for statement in (recorded, again))
+    old, new = (dict(_leaves(attestation.parse(statement.dump(), "").predicate)) for statement in (recorded, recomputed))
     for path in sorted(old.keys() | new.keys()):
         name, (before, after) = ".".join(path), (repr(leaves[path]) if path in leaves else "absent" for leaves in (old, new))
         if before != after and not any(fnmatchcase(name, pattern) for pattern in ignored):
@@ -379,9 +379,9 @@ def _digests(digest: Digest) -> dict[str, str]:
     return {"sha256": digest.removeprefix("sha256:")}
 
 
-def _input_differences(again: Attestation, inputs: Inputs, workspace: Workspace) -> Iterator[str]:
+def _input_differences(recomputed: Attestation, inputs: Inputs, workspace: Workspace) -> Iterator[str]:
     """Yield a line for each local file of the base or the data that differs from those of the training."""
-    dependencies = again.predicate["buildDefinition"]["resolvedDependencies"]
+    dependencies = recomputed.predicate["buildDefinition"]["resolvedDependencies"]
     data = [dependency["digest"] for dependency in dependencies if dependency["annotations"]["role"] == "data"]
     weights = {
         dependency["name"]: dependency["digest"]

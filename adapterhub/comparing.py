@@ -128,8 +128,8 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
 
     with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         kind = convert.sniff(adapter_source.path)
-        alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
-        known_adapter = None if alone else (kind, convert.read(adapter_source.path, base=base))
+        is_read_alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
+        known_adapter = None if is_read_alone else (kind, convert.read(adapter_source.path, base=base))
         draft = describe.draft(folder, seen=known_adapter)
         with workspace.bar("reading") as progress:
             files = describe.digests(folder, counter(progress, sum(describe.sizes(folder).values())))

@@ -43,8 +43,8 @@ def entry(ref: str, address: str | None, manifest: Manifest) -> Locked:
     name = ref.partition("@")[0].partition(":")[0]
     if "://" in ref:
         address_ = location.parse(ref)
-        named = (address_.tag or "").partition(":")[0]  # in an image layout, the tag is a whole ref
-        name = named if "/" in named else lockfile.name_of(address_.repository)
+        tag_name = (address_.tag or "").partition(":")[0]  # in an image layout, the tag is a whole ref
+        name = tag_name if "/" in tag_name else lockfile.name_of(address_.repository)
     return lockfile.entry(name, ref, address or lockfile.HERE, manifest)
 
 

@@ -225,9 +225,9 @@ def materialize(
     return Materialized(target, recipe, tuple(differences))
 
 
-def _base(recipe: MergeRecipe, named: StrPath | None, workspace: Workspace) -> Path:
-    if named:
-        return base_sources.weights(named, workspace)
+def _base(recipe: MergeRecipe, explicit_path: StrPath | None, workspace: Workspace) -> Path:
+    if explicit_path:
+        return base_sources.weights(explicit_path, workspace)
     from adapterhub.bases.hub_address import HubPath
 
     path = Path(recipe.base.source or recipe.base.name)
@@ -241,12 +241,12 @@ def _base(recipe: MergeRecipe, named: StrPath | None, workspace: Workspace) -> P
 
 
 def _adapters(
-    stack: ExitStack, recipe: MergeRecipe, named: Sequence[StrPath], workspace: Workspace
+    stack: ExitStack, recipe: MergeRecipe, explicit_adapters: Sequence[StrPath], workspace: Workspace
 ) -> Iterator[tuple[Path, float]]:
     """Yield the files of every adapter of the recipe, with verified digests, and their weights."""
     by_digest: dict[str, Path] = {}
     recipe_digests = {adapter.digest for adapter in recipe.adapters}
-    for text in named:
+    for text in explicit_adapters:
         adapter_source = stack.enter_context(sources.opened(text, workspace))
         digest = sources.parent(adapter_source).digest
         if digest not in recipe_digests:

@@ -80,6 +80,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         size, margins = (min(width, LARGEST), min(height, LARGEST)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
         drawing = Figure(figsize=size, dpi=_DPI, layout=margins)
+        # Agg draws without a display; `pyplot` would look for one.
         FigureCanvasAgg(drawing)
         yield drawing
         with atomic.whole(path, folder=False) as temporary:

@@ -47,12 +47,12 @@ class Ref:
         """Parse `text`; raise RefError if it is invalid."""
         if "://" in text or address_meant(text):
             raise _address_error(text)
-        name, at, digest = text.partition("@")
+        name, at_sign, digest = text.partition("@")
         name, colon, tag = name.partition(":")
         parse_name(name, text)
-        if at and colon:
+        if at_sign and colon:
             raise RefError(text, "both a tag and a digest", f"Write {name}:{tag} or {name}@{digest}")
-        if at:
+        if at_sign:
             return cls(name, digest=parse_prefix(digest, text))
         if not colon:
             return cls(name)
@@ -93,9 +93,9 @@ def address_meant(text: str) -> str:
 def _address_error(text: str) -> RefError:
     """Return the error for an address where a ref of the local registry is needed, without a password in it."""
     scheme, separator, remainder = text.partition("://")
-    user, at, host = remainder.partition("/")[0].rpartition("@")
+    user, at_sign, host = remainder.partition("/")[0].rpartition("@")
     # Refused before the other errors, none of which may repeat the password.
-    if separator and at and user:
+    if separator and at_sign and user:
         return RefError(f"{scheme}://…@{host}", "credentials in an address end up in logs", "Remove them")
     if intended := address_meant(text):
         return RefError(text, "not a ref and not an address", f"Write {intended}")

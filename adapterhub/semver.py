@@ -80,6 +80,7 @@ def _end(kind: str, numbers: list[int]) -> Release:
 def _pre(text: str | None) -> _Pre:
     if text is None:
         return (1, ())
+    # Numbers compare as numbers and sort before words.
     return (0, tuple((0, int(word), "") if word.isdecimal() else (1, 0, word) for word in text.split(".")))
 
 

@@ -253,6 +253,7 @@ class Workspace:
                 raise
             registry = Registry.init(folder)
             self.tell(f"created the registry {folder}")
+        # Set on the open registry, whose log entries name the author.
         registry.author = self.author
         with registry:
             yield registry
@@ -283,11 +284,11 @@ class Workspace:
 
         return Surroundings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
 
-    def connect(self, place: Place) -> Connected:
+    def connect(self, address_: Place) -> Connected:
         """Open an address; the caller closes it."""
         from adapterhub.remotes import location
 
-        return location.connect(place, self.surroundings())
+        return location.connect(address_, self.surroundings())
 
     def tell_notes(self, remote: Connected) -> str:
         """Report the notes of a remote, and return the commit that was read or made; empty for a remote without commits."""

@@ -59,12 +59,12 @@ def chosen_registry(settings: Settings) -> tuple[Path, str]:
     explicit, chooser = _named_registry(settings)
     if explicit:
         return find(Path.cwd(), explicit=Path(explicit)), chooser
-    mine = user()
-    default = (mine and mine.registry) or data_folder()
+    user_settings = user()
+    default = (user_settings and user_settings.registry) or data_folder()
     folder = find(Path.cwd(), default=default)
     if folder != default:
         return folder, "found here" if folder == Path.cwd() else "found above this folder"
-    return folder, str(user_file()) if mine and mine.registry else "the default"
+    return folder, str(user_file()) if user_settings and user_settings.registry else "the default"
 
 
 def named_registry(settings: Settings) -> str | None:
@@ -219,10 +219,10 @@ def _hub_home() -> Path:
 
 def hub_cache() -> Path:
     """Return the cache of huggingface_hub, by its variables (`constants.py`)."""
-    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    variable = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     with suppress(RuntimeError):  # there is no home directory
-        return Path(named or _hub_home() / "hub").expanduser()
-    return Path(named or _hub_home() / "hub")
+        return Path(variable or _hub_home() / "hub").expanduser()
+    return Path(variable or _hub_home() / "hub")
 
 
 def known_hosts() -> KnownHosts:
@@ -230,11 +230,11 @@ def known_hosts() -> KnownHosts:
     from adapterhub.remotes.known_hosts import KnownHosts
 
     allowed = [text.strip() for text in os.environ.get(ALLOW_HOSTS, "").split(",")]
-    mine = user()
+    user_settings = user()
     return KnownHosts(
         config_folder() / "known_hosts",
         [text for text in (*allowed, os.environ.get("HF_ENDPOINT", "")) if text],
-        list(mine.remotes.values()) if mine else [],
+        list(user_settings.remotes.values()) if user_settings else [],
         docker_config(),
     )
 
@@ -444,12 +444,12 @@ def remote_to_ask(name: str) -> Remote:
     Raises:
         RefusedError: Only the project names the host of the remote.
     """
-    chosen = remote(name)
-    if (project_settings := project()) and chosen.path == project_settings.path:
+    named_remote = remote(name)
+    if (project_settings := project()) and named_remote.path == project_settings.path:
         from adapterhub.remotes.configured import nobody
 
-        Workspace(trusts=trusts).admitted(nobody(chosen.url), chosen.path)
-    return chosen
+        Workspace(trusts=trusts).admitted(nobody(named_remote.url), named_remote.path)
+    return named_remote
 
 
 def remote_at(text: str) -> Remote:

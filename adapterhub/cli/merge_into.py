@@ -63,6 +63,7 @@ def run(
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only", code="conflicting-options")
     if how and into["recipe_only"]:
         raise UsageError("--recipe-only", "records a sum of adapters, and no method", "Leave one of the two out")
+    # A folder merged into a .gguf is also converted; a GGUF base stays one by itself.
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     # Refuse an output that exists before the merge is prepared, which reads all weights.
     if not into["dry_run"] and not into["recipe_only"]:

@@ -51,6 +51,7 @@ class Command(click.Command):
     def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.example = example
+        # Each command has them, so that they can be written after its name as well as before it.
         self.params += [
             click.Option(
                 ["--json", "as_json"], is_flag=True, expose_value=False, callback=set_shared, help="Print one JSON document."
@@ -90,6 +91,7 @@ class Command(click.Command):
         """Write the example as it is typed."""
         formatter.write_paragraph()
         formatter.write_text("Example:")
+        # Not `write_text`, which would wrap a command in the middle of a word.
         for line in self.example.strip().splitlines():
             formatter.write(f"  $ {line.strip()}\n")
 
@@ -202,6 +204,7 @@ class Choice(click.Choice[str]):
         except click.BadParameter as error:
             import difflib
 
+            # click lists the choices; with many of them, the probable one is easier to see at the end.
             close = difflib.get_close_matches(str(value).lower(), self.choices, 1)
             if not close:
                 raise

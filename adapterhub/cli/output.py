@@ -99,6 +99,7 @@ def inert(text: str, spelled: str = "\\x{:02x}") -> str:
 
 def _line(text: str) -> str:
     """Return the line to print for `text`: printable characters, and our own colors."""
+    # Even items are texts, odd items the codes of our own colors between them.
     codes = _COLOR.split(text)
     codes[::2] = map(printable, codes[::2])
     codes[1::2] = [f"\x1b[{code}m" for code in codes[1::2]]
@@ -142,6 +143,7 @@ class Stream:
 
     def write(self, piece: str) -> None:
         """Print the complete lines of the text so far, its tabs as spaces."""
+        # `printable` would show a tab as an escape.
         piece = piece.expandtabs(4)
         if is_terminal():
             print("\n".join(map(printable, piece.split("\n"))), end="", flush=True)

@@ -38,7 +38,12 @@ def bar(*columns: str | ProgressColumn) -> Progress:
     cells = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), *cells, console=console, transient=True
+        # No markup: brackets in a name are no styles.
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        *cells,
+        console=console,
+        transient=True,
     )
 
 

@@ -84,6 +84,7 @@ def pulled(pull: Pulled) -> Shown:
         }
         return Shown(document, text)
     document = {**version_document(pull.version), "new": pull.new, "output": str(pull.path), "files": list(pull.files)}
+    # Only a push leaves files out.
     del document["skipped"]
     return Shown(document, text)
 

@@ -58,9 +58,9 @@ def settings() -> vllm_plugin.Settings | None:
 
 
 def _workspace() -> Workspace:
-    command_workspace, plain = environment.workspace(Settings()), Workspace()
+    command_workspace, silent = environment.workspace(Settings()), Workspace()
     # Bars would garble vLLM's log.
-    return replace(command_workspace, bar=plain.bar, steps=plain.steps)
+    return replace(command_workspace, bar=silent.bar, steps=silent.steps)
 
 
 def _address(remote: str, ref: str) -> str:

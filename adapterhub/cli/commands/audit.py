@@ -54,12 +54,12 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
         raise UsageError("--checkpoint and --key", "require each other", "Pass both, or neither", code="conflicting-options")
     result = auditing.audit(_audit_target(settings), checkpoint=checkpoint, keys=keys)
     findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in result.faults]
-    good = f"{_counted(result)} follow each from the one before"
+    success_text = f"{_counted(result)} follow each from the one before"
     if result.checkpoint:
-        good += f", and go on from the checkpoint of {result.checkpoint.time}, signed by {result.signer}"
+        success_text += f", and go on from the checkpoint of {result.checkpoint.time}, signed by {result.signer}"
     else:
-        good += "; without a checkpoint, nothing shows what is missing at an end"
-    return view.show(settings, result.where, findings, good=good)
+        success_text += "; without a checkpoint, nothing shows what is missing at an end"
+    return view.show(settings, result.where, findings, good=success_text)
 
 
 @audit.command(

@@ -73,6 +73,7 @@ def _items(
     missing: list[Digest] = []
     for text in dict.fromkeys(refs):
         if is_address(text):
+            # Opened now and read later, while the archive is written.
             items.append(_remote_item(text, stack, settings))
         else:
             path, ref = inputs.resolve(text, settings)

@@ -95,18 +95,18 @@ def chat(
         gateway = Gateway(gateway_settings, chosen.engine)
         try:
             runner.run(gateway.start())
-            talk = _Talk(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
-            talk.use(adapter or chosen.name, 0)
+            session = _ChatSession(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
+            session.use(adapter or chosen.name, 0)
             if compare:
-                talk.use(compare, 1)
-            talk.go_on()
+                session.use(compare, 1)
+            session.go_on()
         finally:
             runner.run(gateway.close())
     if settings.as_json:
-        output.write_json({"base": chosen.name, "engine": chosen.engine.name, "turns": talk.turns})
+        output.write_json({"base": chosen.name, "engine": chosen.engine.name, "turns": session.turns})
 
 
-class _Talk:
+class _ChatSession:
     """A conversation at a terminal or in a pipe.
 
     Attributes:
@@ -195,8 +195,8 @@ class _Talk:
         columns = self._is_person and len(models) > 1 and screen >= WIDE
         view = SideBySide(models, screen) if columns else OneByOne(models, self._note)
         try:
-            asking = self._conversation.ask(text, view.show, lambda side, answered: view.end(side, self._facts(answered)))
-            return self._runner.run(asking)
+            request = self._conversation.ask(text, view.show, lambda side, answered: view.end(side, self._facts(answered)))
+            return self._runner.run(request)
         except AdapterhubError:
             view.close()
             raise

@@ -85,6 +85,7 @@ def convert(
     from adapterhub_converters import bases
 
     style = style or _format_of_name(target)
+    # A whole model has options of its own; those of an adapter would be ignored silently.
     if style == "hf" or (style == "gguf" and bases.is_model(Path(source))):
         adapters_only = {"base": base, "allow-approx": allow_approx, "allow-drop": allow_drop, "rank": rank, "alpha": alpha}
         adapters_only |= {"rslora": rslora, "unsafe-pickle": unsafe_pickle, "model": model}

@@ -123,6 +123,7 @@ def _usage_text(report: Report, models: Sequence[_Model]) -> None:
         return
     rows = [_cells(usage.name, usage) for usage in report.names]
     if len(rows) > 1:
+        # The sum is not that of the rows: names can share files.
         rows.append(_cells("all", report.total))
     output.write_table(_NAMES, rows)
     output.write()

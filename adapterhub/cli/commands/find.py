@@ -55,6 +55,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         deprecated = registry.deprecations()
         unlisted = len(tensors.unlisted(registry.index))
     missing = [item for item in results if not item.is_whole]
+    # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:
         files = output.plural(unlisted, "file")
         output.say(f"not searched: the tensors of {files}, missing or damaged; `adapterhub fsck` shows which")

@@ -87,5 +87,7 @@ def _text(where: str, fixed: Fixed, *, dry_run: bool, base: str | None) -> None:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
     counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.left))]
     if counts:
-        remaining_path, on = fixed.out or where, f" --base {base}" if base else ""
-        output.write(output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {remaining_path}{on}`"))
+        remaining_path, base_option = fixed.out or where, f" --base {base}" if base else ""
+        output.write(
+            output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {remaining_path}{base_option}`")
+        )

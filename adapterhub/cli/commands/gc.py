@@ -31,7 +31,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     from adapterhub.serve import resolving
 
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
-        # 0 keeps tagged versions only, None every version.
+        # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
         swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
     # After the registry is closed: the cache of prepared versions is a folder of its own.
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)

@@ -35,6 +35,7 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote
 
     address = at_remote(ref, remote)
     if is_address(address):
+        # A remote has the parents in its manifests, but nothing that leads from a parent to its children.
         raise remotes.lacking(address, "record of what was made from an adapter")
 
     with open_registry(settings) as registry:

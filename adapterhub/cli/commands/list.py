@@ -134,11 +134,11 @@ def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: 
     """List the tags of a name on a remote, or its names."""
     from adapterhub.remotes.configured import NOBODY, below
 
-    chosen = environment.remote_to_ask(name)
+    remote_entry = environment.remote_to_ask(name)
     if as_tree or (prefix and "/" in prefix):
-        _versions(settings, below(chosen.url, prefix or NOBODY), as_tree=as_tree)
+        _versions(settings, below(remote_entry.url, prefix or NOBODY), as_tree=as_tree)
         return
-    _names(settings, prefix, chosen.url, chosen.name)
+    _names(settings, prefix, remote_entry.url, remote_entry.name)
 
 
 def _names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:

@@ -87,9 +87,10 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    chosen = lockfile.chosen(lockfile.read(path), names, path)
+    entries = lockfile.chosen(lockfile.read(path), names, path)
     _record(
-        settings, {name: locking.again(locked, workspace(settings), environment.lock_file()) for name, locked in chosen.items()}
+        settings,
+        {name: locking.again(locked, workspace(settings), environment.lock_file()) for name, locked in entries.items()},
     )
 
 
@@ -97,9 +98,9 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    chosen = lockfile.chosen(lockfile.read(path), names, path)
+    entries = lockfile.chosen(lockfile.read(path), names, path)
     rows = []
-    for name, locked in sorted(chosen.items()):
+    for name, locked in sorted(entries.items()):
         try:
             current_digest = locking.again(locked, workspace(settings), path).digest
         except NotFoundError:

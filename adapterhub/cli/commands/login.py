@@ -54,8 +54,8 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
         )
     stored_in = credentials.store(address.host, environment.docker_config(), accepted, plain=address.plain)
     document = {"host": address.host, "user": accepted.user, "stored_in": stored_in}
-    as_whom = f" as {accepted.user}" if accepted.user else ""
-    text = f"{address.host}: logged in{as_whom}; stored in {stored_in}"
+    user_text = f" as {accepted.user}" if accepted.user else ""
+    text = f"{address.host}: logged in{user_text}; stored in {stored_in}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 

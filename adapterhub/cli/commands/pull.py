@@ -98,9 +98,11 @@ def pull(
     if model and conversion is None:
         raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
     if locked or ref is None:
-        alone = not (lock or remote is not None or base is not None or conversion is not None or bundled or offline)
-        alone = alone and not (require_signature or keys or signed_as or remember)
-        _pull_locked(settings, ref, out, locked=locked, alone=alone, replace=replace)
+        only_locked_options = not (
+            lock or remote is not None or base is not None or conversion is not None or bundled or offline
+        )
+        only_locked_options = only_locked_options and not (require_signature or keys or signed_as or remember)
+        _pull_locked(settings, ref, out, locked=locked, alone=only_locked_options, replace=replace)
         return
     address = at_remote(ref, remote)
     if bundled or offline:
@@ -158,11 +160,11 @@ def _bundle_address(text: str, source: str | None, *, base: str | None, offline:
     from adapterhub.remotes.layouts.bundle import named
 
     if offline:
-        for word in (text, base or ""):
+        for name_ in (text, base or ""):
             # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
-            if not location.is_layout(word) and (location.is_address(word) or word.lower().startswith(_NETWORK)):
+            if not location.is_layout(name_) and (location.is_address(name_) or name_.lower().startswith(_NETWORK)):
                 raise UsageError(
-                    word, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
+                    name_, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
                 )
     if source is None:
         return text

@@ -143,11 +143,11 @@ def default(settings: Settings, *, name: str | None, project: bool) -> None:
         # Both are cached: read them again to see what the file says now.
         environment.user.cache_clear()
         environment.project.cache_clear()
-    chosen = environment.remote(environment.DEFAULT)
-    if name is not None and chosen.name != name:
-        output.say(f"note: here the default is {chosen.name}, from the environment or the project")
-    document = {"name": chosen.name, "url": chosen.url}
-    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{chosen.name}  {chosen.url}"))
+    remote_entry = environment.remote(environment.DEFAULT)
+    if name is not None and remote_entry.name != name:
+        output.say(f"note: here the default is {remote_entry.name}, from the environment or the project")
+    document = {"name": remote_entry.name, "url": remote_entry.url}
+    output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{remote_entry.name}  {remote_entry.url}"))
 
 
 @remote.command(
@@ -167,11 +167,11 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    chosen = environment.remote_to_ask(name)
-    document = _asked(chosen)
+    remote_entry = environment.remote_to_ask(name)
+    document = _asked(remote_entry)
     user_text = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {
-        "remote": f"{chosen.name}  {chosen.url}",
+        "remote": f"{remote_entry.name}  {remote_entry.url}",
         "user": user_text if document["asks"] else "unknown: this kind of remote cannot be asked",
         "read": _yes_or_no(document["read"]),
         "write": _yes_or_no(document["write"]),
@@ -179,27 +179,27 @@ def test(settings: Settings, name: str) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_pairs(lines))
     if False in (document["read"], document["write"]):
         verb = "read" if document["read"] is False else "written to"
-        login = "hf auth login" if chosen.url.startswith("hf:") else f"adapterhub login {chosen.name}"
+        login = "hf auth login" if remote_entry.url.startswith("hf:") else f"adapterhub login {remote_entry.name}"
         hint = "" if document["user"] else f"Log in with `{login}`"
-        raise RemoteError(chosen.url, f"may not be {verb}: {document['why']}", hint)
+        raise RemoteError(remote_entry.url, f"may not be {verb}: {document['why']}", hint)
 
 
-def _asked(chosen: Remote) -> dict[str, Any]:
+def _asked(remote_entry: Remote) -> dict[str, Any]:
     from adapterhub.remotes import access
     from adapterhub.remotes.configured import nobody
 
-    document = {"name": chosen.name, "url": chosen.url}
+    document = {"name": remote_entry.name, "url": remote_entry.url}
     # A remote of this kind has no request that tells who the user is, so only reading is tried.
-    if (rights := access.access(chosen.url, remotes.surroundings())) is None:
-        with remotes.opened(nobody(chosen.url)) as connected, contextlib.suppress(NotFoundError):
+    if (rights := access.access(remote_entry.url, remotes.surroundings())) is None:
+        with remotes.opened(nobody(remote_entry.url)) as connected, contextlib.suppress(NotFoundError):
             connected.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
     answers = {"user": rights.who, "login": rights.source, "read": rights.reads, "write": rights.writes, "why": rights.why}
     return {**document, "asks": True, **answers}
 
 
-def _yes_or_no(answer: bool | None) -> str:
-    return "unknown: cannot be tested without writing" if answer is None else "yes" if answer else "no"
+def _yes_or_no(permission: bool | None) -> str:
+    return "unknown: cannot be tested without writing" if permission is None else "yes" if permission else "no"
 
 
 def _file(project: bool) -> Path:

@@ -68,8 +68,8 @@ def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
 
     problem = "has no index to search; this works on the local registry"
     if remote is not None:
-        chosen = remote_to_ask(remote)
-        raise UsageError(chosen.url, problem, f"List its names with `adapterhub list --remote {chosen.name}`")
+        remote_entry = remote_to_ask(remote)
+        raise UsageError(remote_entry.url, problem, f"List its names with `adapterhub list --remote {remote_entry.name}`")
     if address := next(filter(is_address, words), None):
         raise UsageError(address, problem, f"List its names with `adapterhub list {address}`")
 

@@ -107,6 +107,7 @@ def serve(
             routes=routes,
             host=host,
             port=port,
+            # A remote is asked over the network, so less often.
             poll=poll or (5.0 if remote_ else 1.0),
             requests=max_requests,
             certificate=certificate,

@@ -79,11 +79,11 @@ def verify(
     result = verified(
         source, keys=keys, name=signed_as, attestations=attestations, recompute=inputs, workspace=workspace(settings)
     )
-    good = "every byte matches"
+    success_text = "every byte matches"
     if (signature := result.signature) is not None:
-        good += f", signed as {signature.name} by {signing.told(signature.signer)}"
+        success_text += f", signed as {signature.name} by {signing.told(signature.signer)}"
     for statement in result.attestations:
-        good += f", {statement.kind} attested by {statement.signer.where}"
-    good += ", computed again" if recompute else ""
+        success_text += f", {statement.kind} attested by {statement.signer.where}"
+    success_text += ", computed again" if recompute else ""
     attested = {"attestations": [signing.attested(statement) for statement in result.attestations]} if attestations else {}
-    return view.show(settings, source, result.findings, good=good, more=attested)
+    return view.show(settings, source, result.findings, good=success_text, more=attested)

@@ -98,9 +98,11 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
         output.write_table(columns, [_row(proof) for proof in failed[:_SHOWN]])
         if len(failed) > _SHOWN:
             output.write(output.more(len(failed) - _SHOWN))
-    good = "ok: base plus adapters, nothing else" if not failed else f"{output.plural(len(failed), 'tensor')} not as expected"
+    conclusion = (
+        "ok: base plus adapters, nothing else" if not failed else f"{output.plural(len(failed), 'tensor')} not as expected"
+    )
     output.write()
-    output.write(output.color(good, "red" if failed else "green"))
+    output.write(output.color(conclusion, "red" if failed else "green"))
 
 
 def _row(proof: Proof) -> list[str]:

@@ -100,11 +100,11 @@ class SideBySide:
     def __init__(self, titles: Sequence[str], screen: int) -> None:
         self._bar = " │ " if output.has_blocks() else " | "
         # The last column of the terminal stays free: after a character there, some terminals begin a new line.
-        wide = (screen - 1 - len(self._bar) * (len(titles) - 1)) // len(titles)
-        self._columns = [_Column(wide) for _ in titles]
+        column_width = (screen - 1 - len(self._bar) * (len(titles) - 1)) // len(titles)
+        self._columns = [_Column(column_width) for _ in titles]
         self._row, self._open = 0, False
-        heads = [broken(printable(title), wide)[0] for title in titles]
-        cut = [output.color(head + " " * (wide - cells(head)), "bold") for head in heads]
+        heads = [broken(printable(title), column_width)[0] for title in titles]
+        cut = [output.color(head + " " * (column_width - cells(head)), "bold") for head in heads]
         output.redraw(self._bar.join(cut), done=True)
 
     def show(self, side: int, piece: str) -> None:
@@ -124,6 +124,7 @@ class SideBySide:
         self._open = False
 
     def _draw(self) -> None:
+        # A row is final when each column has ended or has a line after it.
         while any(self._row < len(column.lines) for column in self._columns) and all(
             column.ended or self._row < len(column.lines) for column in self._columns
         ):
@@ -146,19 +147,19 @@ def _cell(char: str) -> int:
     return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def broken(text: str, wide: int) -> list[str]:
-    """Break a printable line into pieces of at most `wide` cells, between words if there is a space; indentation stays."""
-    return [*_broken(text, wide)]
+def broken(text: str, columns: int) -> list[str]:
+    """Break a printable line into pieces of at most `columns` cells, between words if there is a space; indentation stays."""
+    return [*_broken(text, columns)]
 
 
-def _broken(text: str, wide: int) -> Iterator[str]:
+def _broken(text: str, columns: int) -> Iterator[str]:
     start = used = 0
     space = -1
     for index, char in enumerate(text):
         used += _cell(char)
         if char == " ":
             space = index
-        if used > wide and index > start:
+        if used > columns and index > start:
             cut = space + 1 if space >= start else index
             yield text[start:cut].rstrip(" ")
             start, used = cut, cells(text[cut : index + 1])

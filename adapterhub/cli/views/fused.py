@@ -67,6 +67,7 @@ def text(report: FuseReport) -> None:
             f"  trained on a base in 4 bits: on the original weights its effect is off by up to {original:.2%}, with "
             f"--onto as-trained by up to {trained:.2%}"
         )
+    # The table helps to decide, before a merge and where there is a choice of --onto.
     if report.out is None or any(change.original is not None for change in changes.values()):
         for line in _worst(changes):
             output.write(_INDENT + line)

@@ -50,7 +50,7 @@ def name_of(node: Node) -> str:
 def _about(node: Node) -> str:
     rank = node.manifest.r if node.manifest else None
     facts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
-    return ", ".join(part for part in facts if part)
+    return ", ".join(fact for fact in facts if fact)
 
 
 def tree(graph: Lineage) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _branches(graph: Lineage, digest: str, indent: str, shown_digests: set[str],
         node = graph.nodes[neighbor]
         last = number == len(edges)
         is_repeat = neighbor in shown_digests and bool(graph.parents(neighbor) if up else graph.children(neighbor))
-        about = "(see above)" if is_repeat else _about(node)
-        yield f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {about}"
+        description = "(see above)" if is_repeat else _about(node)
+        yield f"{indent}{'└─' if last else '├─'} {_weight(edge)}{name_of(node)}  {description}"
         child_indent = indent + ("   " if last else "│  ")
         if up and not is_repeat:
             yield from _data(node, child_indent)

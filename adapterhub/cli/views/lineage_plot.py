@@ -82,9 +82,9 @@ def _graph(graph: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
             edges[name, digest] = ""
     for digest in graph.nodes:
         parents = graph.parents(digest)
-        plain = all(edge.weight in (None, 1) for edge in parents)
+        all_equal = all(edge.weight in (None, 1) for edge in parents)
         for edge in parents:
-            edges[edge.parent, digest] = "" if plain or edge.weight is None else f"{edge.weight:g}"
+            edges[edge.parent, digest] = "" if all_equal or edge.weight is None else f"{edge.weight:g}"
     for model in graph.models:
         boxes[f"model {model.name}"] = _Box(_lines(model.name, f"model on {model.base}"), picture.BLUE, _LIGHT)
         edges[model.parent, f"model {model.name}"] = "" if model.weight == 1 else f"{model.weight:g}"

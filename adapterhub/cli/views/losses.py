@@ -31,8 +31,8 @@ def document(report: LossReport) -> dict[str, Any]:
 
 def summary(report: LossReport) -> str:
     """Return a summary such as `420 tensors: 418 exact, 2 rounded`."""
-    parts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
-    return f"{output.plural(len(report.losses), 'tensor')}: {parts}"
+    counts = ", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in report.summary.items() if count)
+    return f"{output.plural(len(report.losses), 'tensor')}: {counts}"
 
 
 def write(report: LossReport, write: Callable[[str], None], *, verbose: bool = False) -> None:

@@ -77,7 +77,7 @@ def _picture(norms: Heat) -> Iterator[str]:
         yield from output.wrapped(visible.above, screen, indent=2)
 
 
-def _cell(value: float | None, least: float, greatest: float, wide: int) -> str:
+def _cell(value: float | None, least: float, greatest: float, width: int) -> str:
     if value is None:
-        return _GAP.ljust(wide)
-    return output.heat((value - least) / (greatest - least) if greatest > least else 1.0, wide)
+        return _GAP.ljust(width)
+    return output.heat((value - least) / (greatest - least) if greatest > least else 1.0, width)

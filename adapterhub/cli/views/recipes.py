@@ -92,8 +92,8 @@ def _difference_lines(model: Materialized, recipe: MergeRecipe, count: int) -> I
     largest = f", by {output.plural(max(ulps), 'unit')} in the last place at most" if ulps else ""
     yield output.one_line(f"{model.path}: {output.plural(len(differences), 'file')} of {count} not as in the recipe{largest}")
     for difference in differences[:_SHOWN]:
-        by = f", by {difference.ulps} units in the last place at most" if difference.ulps is not None else ""
-        yield output.one_line(f"  {difference.name}: {difference.what}{by}")
+        distance = f", by {difference.ulps} units in the last place at most" if difference.ulps is not None else ""
+        yield output.one_line(f"  {difference.name}: {difference.what}{distance}")
     if len(differences) > _SHOWN:
         yield f"  {output.more(len(differences) - _SHOWN)}"
     made_by = ", ".join(f"{key} {value}" for key, value in recipe.made_by.items())

@@ -198,6 +198,7 @@ def sarif(reports: Sequence[Report]) -> str:
     They require a physical location and a start line.
     """
     located_problems = [(report, problem) for report in reports for problem in report.problems]
+    # A rule for each code that occurs: results refer to rules by their index.
     codes = list(dict.fromkeys(problem.code for _, problem in located_problems))
     rules = [
         {"id": code, "shortDescription": {"text": CODES[code][1]}, "defaultConfiguration": {"level": CODES[code][0]}}
@@ -336,6 +337,7 @@ def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
     """
     by_code: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
+        # A runtime's verdict that another problem explains would only repeat that problem.
         consequence = problem.code == "runtime" and set(report.verdicts[problem.name].causes) & report.counted().keys()
         if not consequence:
             by_code.setdefault((problem.code, problem.file), []).append(problem)

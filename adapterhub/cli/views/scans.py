@@ -69,6 +69,7 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     yield from output.table(columns, [_row(ranked) for ranked in weights.kinds[:_ROWS]], screen=screen)
     if len(weights.kinds) > _ROWS:
         yield output.more(len(weights.kinds) - _ROWS)
+    # Three are enough to see the reason; --json has all.
     for name, reason in list(weights.left_out.items())[:3]:
         yield from output.wrapped(f"without numbers: {name}: {reason}", screen, indent=2)
     among = f"{output.plural(weights.population, 'other adapter')} of {weights.base or 'an unknown base'} in the registry"

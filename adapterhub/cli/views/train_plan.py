@@ -71,51 +71,51 @@ def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: 
     return forecast.misfit.exit_code
 
 
-def _data_document(ahead: Preview) -> dict[str, Any]:
+def _data_document(plan: Preview) -> dict[str, Any]:
     """Return the data and steps as JSON; tokens, steps and time are null if they are not known."""
-    count = ahead.data.count
+    count = plan.data.count
     return {
-        "files": [dataclasses.asdict(file) for file in ahead.data.files],
-        "documents": ahead.data.documents,
-        "heldout_documents": ahead.data.heldout_documents,
+        "files": [dataclasses.asdict(file) for file in plan.data.files],
+        "documents": plan.data.documents,
+        "heldout_documents": plan.data.heldout_documents,
         "tokens": count and count.tokens,
         "trained_tokens": count and count.trained,
         "counted_share": count and count.share,
         "rows": count and count.rows,
         "steps": count and count.steps,
         "steps_per_epoch": count and count.steps_per_epoch,
-        "seconds_at_least": ahead.seconds,
-        "matmul": ahead.matmul,
-        "notes": list(ahead.data.notes),
+        "seconds_at_least": plan.seconds,
+        "matmul": plan.matmul,
+        "notes": list(plan.data.notes),
     }
 
 
-def _write_data(ahead: Preview, config: TrainConfig) -> None:
+def _write_data(plan: Preview, config: TrainConfig) -> None:
     """Print the files, and the counts of documents, tokens and steps."""
-    rows = [[file.path, file.contents or "empty", "held out" * (file.split == "heldout")] for file in ahead.data.files]
+    rows = [[file.path, file.contents or "empty", "held out" * (file.split == "heldout")] for file in plan.data.files]
     for line in output.table((Column("DATA"), Column("CONTAINS"), Column("")), rows, screen=output.width()):
         output.write(line)
-    heldout = f", {ahead.data.heldout_documents:,} held out" if ahead.data.heldout_documents else ""
-    pairs = {"examples": f"{ahead.data.documents:,} to train on{heldout}"}
-    if ahead.data.count is None:
+    heldout = f", {plan.data.heldout_documents:,} held out" if plan.data.heldout_documents else ""
+    pairs = {"examples": f"{plan.data.documents:,} to train on{heldout}"}
+    if plan.data.count is None:
         pairs["tokens"] = "not counted: pip install 'adapterhub[train]'"
     else:
-        pairs |= _steps(ahead.data.count, config)
-    if ahead.seconds is not None and ahead.matmul is not None:
-        rate = f"{ahead.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine"
-        pairs["time"] = f"at least {_duration(ahead.seconds)}, the steps' arithmetic at the {rate}"
+        pairs |= _steps(plan.data.count, config)
+    if plan.seconds is not None and plan.matmul is not None:
+        rate = f"{plan.matmul / 1e9:.0f} GFLOP/s of a matrix product on this machine"
+        pairs["time"] = f"at least {_duration(plan.seconds)}, the steps' arithmetic at the {rate}"
     output.write_pairs(pairs)
-    for note in ahead.data.notes:
+    for note in plan.data.notes:
         output.write(f"note: {note}")
 
 
 def _steps(count: Count, config: TrainConfig) -> dict[str, str]:
-    about = "about " if count.share < 1 else ""
-    part = f"; estimated from {count.share:.1%} of the text" if about else ""
+    prefix = "about " if count.share < 1 else ""
+    estimate_note = f"; estimated from {count.share:.1%} of the text" if prefix else ""
     row = f"of {output.plural(config.train.rows, 'row')}, {config.data.sequence} tokens each"
     return {
-        "tokens": f"{about}{output.number(count.tokens)}, {output.number(count.trained)} of them trained on{part}",
-        "steps": f"{about}{count.steps:,} {row}; an epoch is {about}{count.steps_per_epoch:,}",
+        "tokens": f"{prefix}{output.number(count.tokens)}, {output.number(count.trained)} of them trained on{estimate_note}",
+        "steps": f"{prefix}{count.steps:,} {row}; an epoch is {prefix}{count.steps_per_epoch:,}",
     }
 
 
@@ -132,9 +132,9 @@ def trained(adapter: int, base: int) -> str:
     return f"trains {output.number(adapter)} of {output.number(base + adapter)} parameters{share}"
 
 
-def checkpointing(on: bool) -> str:
+def checkpointing(enabled: bool) -> str:
     """Return a sentence about the choice of `checkpointing = "auto"`."""
-    return "checkpointing: on, because it does not fit without" if on else "checkpointing: off, because it fits without"
+    return "checkpointing: on, because it does not fit without" if enabled else "checkpointing: off, because it fits without"
 
 
 def memory_document(plan: MemoryPlan) -> dict[str, int]:

@@ -37,12 +37,12 @@ def migrate(settings: Settings, *, back: bool) -> None:
     """
     from adapterhub.hub.storage import migration
 
-    chosen = _shared_settings(settings)
-    with _places(chosen) as (database, bucket), bytes_bar("blobs") as callback:
+    hub_settings = _shared_settings(settings)
+    with _places(hub_settings) as (database, bucket), bytes_bar("blobs") as callback:
         if back:
-            counts = migration.move_out(database, bucket, chosen.registry, callback)
+            counts = migration.move_out(database, bucket, hub_settings.registry, callback)
         else:
-            counts = migration.move_in(chosen.registry, database, bucket, callback)
+            counts = migration.move_in(hub_settings.registry, database, bucket, callback)
     document = {"entries": counts.entries, "blobs": counts.blobs, "bytes": counts.size}
     text = f"copied {counts.entries} moves and {counts.blobs} blobs ({output.size(counts.size)})"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
@@ -89,9 +89,10 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     from adapterhub.hub.storage.shared import open_shared
     from adapterhub.maintenance.gc import gc
 
-    chosen, kept_count = environment.hub_settings(settings), last or (0 if tagged else None)
+    hub_settings, kept_count = environment.hub_settings(settings), last or (0 if tagged else None)
     with count_bar("removing") as show:
-        if chosen.database or chosen.blobs:
+        # One of the two suffices to tell which hub is meant; `_shared_settings` asks for the other.
+        if hub_settings.database or hub_settings.blobs:
             with closing(open_shared(_shared_settings(settings))) as storage:
                 swept = collect(storage, grace=grace, last=kept_count, dry_run=dry_run, progress=show)
         else:
@@ -102,17 +103,20 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
 
 def _shared_settings(settings: Settings) -> HubSettings:
     """Return the settings of a hub in a database and a bucket; raise UsageError unless both are known."""
-    chosen = environment.hub_settings(settings)
-    places = {environment.DATABASE: chosen.database, environment.BLOBS: chosen.blobs}
-    if missing := " and ".join(name for name, value in places.items() if not value):
+    hub_settings = environment.hub_settings(settings)
+    variables = {environment.DATABASE: hub_settings.database, environment.BLOBS: hub_settings.blobs}
+    if missing := " and ".join(name for name, value in variables.items() if not value):
         raise UsageError(missing, "not set, and this is for a hub in a database and a bucket", f"Set {missing}")
-    return chosen
+    return hub_settings
 
 
 @contextmanager
-def _places(chosen: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
+def _places(hub_settings: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
     from adapterhub.hub.storage.postgres import PostgresDatabase
     from adapterhub.hub.storage.shared import open_bucket
 
-    with closing(PostgresDatabase(chosen.database)) as database, closing(open_bucket(chosen.blobs, chosen.environ)) as bucket:
+    with (
+        closing(PostgresDatabase(hub_settings.database)) as database,
+        closing(open_bucket(hub_settings.blobs, hub_settings.environ)) as bucket,
+    ):
         yield database, bucket

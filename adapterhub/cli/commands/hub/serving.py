@@ -110,6 +110,7 @@ def start(
     from adapterhub.hub.mirror import upstream
     from adapterhub.hub.settings import Provider
 
+    # A provider knows the hub by its client id, so neither works alone.
     if bool(oidc_issuer) != bool(oidc_client):
         raise UsageError(
             "--oidc-issuer", "needs --oidc-client, and the other way around", "Give both, or none", code="conflicting-options"
@@ -121,7 +122,7 @@ def start(
     logs.to_stderr("adapterhub.hub", as_json=settings.as_json)
     size = int(mirror_max_size * 1e9)
     upstream_mirror = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
-    chosen = environment.hub_settings(
+    hub_settings = environment.hub_settings(
         settings,
         database=database,
         blobs=blobs,
@@ -141,13 +142,13 @@ def start(
     )
 
     def ready(address: str) -> None:
-        text = f"{address}  serves {chosen.blobs or chosen.registry}; stop it with Ctrl-C"
+        text = f"{address}  serves {hub_settings.blobs or hub_settings.registry}; stop it with Ctrl-C"
         output.emit(
-            {"url": address, "registry": str(chosen.registry)}, as_json=settings.as_json, text=lambda: output.write(text)
+            {"url": address, "registry": str(hub_settings.registry)}, as_json=settings.as_json, text=lambda: output.write(text)
         )
         output.flush()
 
-    server.serve(chosen, ready=ready)
+    server.serve(hub_settings, ready=ready)
 
 
 def _limit(text: str) -> tuple[str, tuple[int, int]]:
