@@ -45,5 +45,5 @@ def parse(name: str) -> Alias | None:
 def check_own(name: str) -> None:
     """Refuse to write to an alias, before anything is written."""
     if parse(name) is not None:
-        problem = "stands for a version or a format of another repository, and is read only"
+        problem = "is an alias for a version or a format of another repository, and is read-only"
         raise RefusedError(name, problem, "Choose a name without that ending")

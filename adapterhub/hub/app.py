@@ -110,7 +110,8 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # An escaped slash, as in refs%2Fpr%2F1, must not split its path segment: keep it escaped, and let `hf.reading.part`
+        # An escaped slash, as in refs%2Fpr%2F1, must not split its path segment: keep it escaped, and let
+        # `hf.reading.path_part`
         # decode it.
         raw = scope.get("raw_path") or scope["path"].encode()
         quoted_path = raw.decode("latin-1").replace("%2f", "%252F").replace("%2F", "%252F")

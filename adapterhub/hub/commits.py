@@ -88,6 +88,7 @@ def view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repositor
         return None
     head, repository = worker.repositories.current(name)
     is_visible = may_read(name, repository)
+    # A hidden name looks up a name that cannot exist, so that it takes as long as a missing one.
     state = worker.registry.ledger.current(name if is_visible else f"{name.partition('/')[0]}/{_NO_NAME}")
     if state.deleted and repository and repository.is_bare:
         repository = None  # all it records is whether the removed name was private
@@ -254,9 +255,7 @@ def branches(repo: View) -> dict[str, str]:
 
 
 def tags(worker: Worker, repo: View) -> dict[str, str]:
-    """Return tag to commit id, sorted, including numbers such as `v3`. Left out: `latest`, which is `main`, and names of
-    branches.
-    """
+    """Return tag to commit id, sorted: with numbers such as `v3`, without `latest`, which is `main`, and names of branches."""
     reserved = {LATEST, *(repo.repository.heads if repo.repository else ())}
     commit_ids = {}
     for row in rows(worker, repo):

@@ -149,6 +149,6 @@ def _base(registry: Registry, row: Row) -> BaseSpec:
         ):
             return candidate.spec
     problem = (
-        f"this form depends on the base model, {base_info.repo or 'which it does not name'}, and the hub does not know that"
+        f"this format depends on the base model, {base_info.repo or 'which it does not name'}, and the hub does not have it"
     )
-    raise RefusedError(str(row.ref), problem, "Have the base added to the hub's registry")
+    raise RefusedError(str(row.ref), problem, "Ask the operator to add the base to the hub's registry")

@@ -74,6 +74,7 @@ class Hub:
     """
 
     def __init__(self, settings: HubSettings) -> None:
+        # The operator's policy and the one stored in the registry both apply.
         settings = replace(settings, policy=joined(settings.policy, policy_of(settings.registry)))
         self.settings = settings
         self.storage = open_storage(settings)
@@ -89,6 +90,7 @@ class Hub:
         self.forms = Forms(self.storage, settings.policy)
         self.releases = Releases(settings.policy, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
+        # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
         self.secret = self._secret()
         self._closed: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
@@ -101,6 +103,7 @@ class Hub:
 
     def _secret(self) -> bytes:
         with self.database.transaction():
+            # All processes of the hub share one secret: the first one to start stores it.
             self.database.execute("INSERT INTO secrets VALUES ('uploads', ?) ON CONFLICT DO NOTHING", secrets.token_bytes(32))
         return bytes(self.database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
@@ -111,7 +114,7 @@ class Hub:
                 await self.workers.run(self._maintain)
                 await self.finish_moves()
             except AdapterhubError as error:  # a full disk, for instance: try again later
-                _log.warning("maintenance is put off: %s", error)
+                _log.warning("maintenance is postponed: %s", error)
             await asyncio.sleep(_MAINTENANCE_INTERVAL)
 
     async def finish_moves(self) -> None:
@@ -160,7 +163,7 @@ class Hub:
         """
         url = self.url(request)
         if not self.settings.url and not is_loopback(origin(url, url)[1]):
-            raise RefusedError(url, "the hub does not know its own address", "Have its operator start it with its URL")
+            raise RefusedError(url, "the hub does not know its own address", "Ask its operator to start it with its URL")
         return url
 
     def identify(self, request: Request) -> Identity | None:
@@ -173,8 +176,8 @@ class Hub:
         return view(worker, name, may_read) or self._form(worker, name, may_read)
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
-        """Return whether `identity` may see a repository in this state: `Access.may_read`, and no rename to it is still under
-        way.
+        """Return whether `identity` may see a repository in this state. One that is still being renamed to is hidden
+        from all.
         """
         return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
 
@@ -197,8 +200,7 @@ class Hub:
         )
 
     def hidden(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
-        """Return the repositories that a client may not see, as of a few seconds ago, to leave out of lists, counts and
-        searches.
+        """Return the repositories to leave out of a client's lists, counts and searches, as of a few seconds ago.
 
         Each repository that is actually shown is still checked on its own.
         """
@@ -223,6 +225,7 @@ class Hub:
         }
         namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
         if namespaces:
+            # Names without a document have no state of their own: their namespace decides.
             names = (row.name for row in queries.names(worker.registry.index))
             restricted = {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
         return restricted
@@ -248,6 +251,7 @@ class Hub:
             and alias.form
             and (row := await self.workers.run(self._version_to_convert, self.identify(request), name, alias))
         ):
+            # A conversion takes CPU time and disk space, so a network gets only so many without a token.
             if self.identify(request) is None:
                 self.access.attempt(self.access.conversions)
             async with self.turn(f"{row.digest} as {alias.form}"):
@@ -266,6 +270,7 @@ class Hub:
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
         """Wait until no other request of this process changes a repository, and hold it for the block."""
+        # Locks are counted and dropped with their last waiter: names come from clients, and would pile up.
         lock, waiting = self._turns.get(name, (asyncio.Lock(), 0))
         self._turns[name] = lock, waiting + 1
         try:
@@ -344,9 +349,7 @@ class Hub:
         )
 
     def _has_link_to(self, worker: Worker, repository_view: View, digest: Digest) -> bool:
-        """Return whether a repository refers to a blob: as a file, manifest or config of a version, or from another
-        manifest.
-        """
+        """Return whether a repository refers to a blob: as a file, manifest or config of a version, or in another manifest."""
         if repository_view.newest and repository_view.frozen:
             manifest = worker.manifest(repository_view.newest)
             return digest in (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))

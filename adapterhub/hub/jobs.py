@@ -1,6 +1,4 @@
-"""Work that only one of several processes does: claimed in a table, and claimed again by another if the first one was
-killed.
-"""
+"""Work that only one of several processes does: claimed in a table, with a lease, in case that process is killed."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ class Jobs:
 
     @asynccontextmanager
     async def claimed(self, job: str) -> AsyncIterator[None]:
-        """Wait until no other process does a job, and claim it for the block. What another one has finished meanwhile
-        is done.
-        """
+        """Wait until no other process does a job, and claim it for the block, which must check what is already done."""
         while not await asyncio.to_thread(self._claim, job):
             await asyncio.sleep(_POLL)
         renewal = asyncio.create_task(self._renew(job))

@@ -375,8 +375,8 @@ def _is_gguf_adapter(source: Source, blob: Descriptor, where: str) -> bool:
         def read_at(offset: int, size: int) -> bytes:
             end = min(offset + size, _MAX_HEADER)
             # Read on only as far as the parser asks, up to the limit.
-            while len(data) < end and (n := body.readinto(buffer)):
-                data.extend(buffer[:n])
+            while len(data) < end and (count := body.readinto(buffer)):
+                data.extend(buffer[:count])
             return bytes(data[offset : offset + size])
 
         try:

@@ -38,9 +38,7 @@ def begun(worker: Worker, *names: str) -> list[tuple[str, str]]:
 
 
 def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -> None:
-    """Refuse to move manifests that are not adapters to a namespace that would not accept them
-    (`publishing.check_attached`).
-    """
+    """Refuse to move manifests to a namespace that would not accept them (`publishing.check_attached`)."""
     manifests = view.repository.manifests if view.repository else {}
     version_digests = {row.digest for row in queries.versions(worker.registry.index, name=view.name)} | manifests.keys()
     for digest, manifest in manifests.items():
@@ -51,6 +49,7 @@ def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -
 
 def begin(worker: Worker, old: str, new: str) -> None:
     """Begin a move that has been checked; from here on, any process may call `finish`."""
+    # First the row, then the document: a process killed in between leaves a move that `finish` undoes or completes.
     worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.now().account)
     state = worker.repositories.get(old) or Repository(created=now())
     worker.repositories.change(new, lambda _: replace(state, moved_from=old))
@@ -62,6 +61,7 @@ def finish(worker: Worker, old: str, new: str) -> None:
     if target and target.moved_from == old:
         worker.registry.author = str(worker.database.select("SELECT account FROM moves WHERE new = ?", new)[0][0])
         source = worker.repositories.get(old)
+        # The redirect is in place: only the cleanup was interrupted.
         if source and source.moved_to == new:
             _finish_rename(worker, old, new)
         elif commits.view(worker, old) and not (source and source.moved_to):
@@ -70,6 +70,7 @@ def finish(worker: Worker, old: str, new: str) -> None:
             _finish_rename(worker, old, new)
         else:
             _remove_versions(worker.registry, new)
+            # The old name is gone or leads elsewhere: undo.
             worker.repositories.remove(new)
     worker.database.execute("DELETE FROM moves WHERE new = ?", new)
 
@@ -82,6 +83,7 @@ def _push_versions(worker: Worker, old: str, new: str) -> None:
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
             message = messages.get(row.number, "")
+            # Oldest first: version numbers only grow.
             registry.admit(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
     _set_marks(registry, old, new)
 

@@ -73,9 +73,7 @@ def check_contents(store: Store, files: Files, where: str) -> None:
 
 
 def check_attached(namespace: Namespace, where: str, *, attached: bool) -> None:
-    """Refuse a manifest that is not an adapter in an adapters-only namespace, unless attached to a manifest of its
-    repository.
-    """
+    """Refuse a manifest that is not an adapter in an adapters-only namespace, unless attached to one in its repository."""
     if namespace.adapters_only and not attached:
         problem = (
             f"the namespace {namespace.name} is for adapters only, and this manifest has no adapter_config.json and weights"

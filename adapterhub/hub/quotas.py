@@ -103,6 +103,7 @@ class Quotas:
             return None
         with self._lock:
             counted = self._count(worker, limits.name)
+            # In one transaction: two processes must not both take the last free bytes.
             with self._database.transaction():
                 previous = self._database.select("SELECT size FROM arriving WHERE id = ?", upload)
                 other_bytes = self._open_bytes(limits, [upload])
@@ -111,6 +112,7 @@ class Quotas:
                     raise RefusedError(limits.name, problem, "End one, or wait a day until they expire", code="quota")
                 if not previous or size > previous[0][0]:
                     _check(limits, counted, [size], other_bytes, files=False)
+                # Reserve ahead as far as there is room, so that a stream of unknown length does not ask for every piece.
                 size = max(size, min(size + more, limits.max_bytes - sum(counted.values()) - other_bytes))
                 sql = (
                     "INSERT INTO arriving VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
@@ -161,9 +163,7 @@ def files(worker: Worker, name: str) -> dict[Digest, int]:
 
 
 def _files(worker: Worker, prefix: str, names: Iterable[str], more: Collection[Digest] = ()) -> dict[Digest, int]:
-    """Return the files of the versions of a name or namespace, what its repositories keep besides, and `more`: digest to
-    bytes.
-    """
+    """Return the files of a name's or namespace's versions, what its repositories keep besides, and `more`: digest to bytes."""
     version_files, other_digests, store = queries.files(worker.registry.index, prefix), set(more), worker.registry.store
     for name in names:
         if repository := worker.repositories.get(name):

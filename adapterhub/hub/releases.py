@@ -43,9 +43,7 @@ class Releases:
         self._verdicts: Remembered[RefusedError | None] = Remembered(_MOST)
 
     def check(self, worker: Worker, identity: Identity | None, row: Row | None) -> None:
-        """Raise RefusedError for a version the policy does not allow. A manifest that is not a version (`row` None) is not
-        compared.
-        """
+        """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
         if self._policy is not None and row is not None and not writes(identity, row.name):
             _raise(self._version_refusal(worker, self._policy, row))
 
@@ -72,9 +70,7 @@ class Releases:
         )
 
     def _compare_blob(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
-        """Return the refusal of the newest version with a blob, if all such versions are refused and no other
-        manifest has it.
-        """
+        """Return the refusal of the newest version with a blob, if all are refused and no other manifest has the blob."""
         manifests = {} if view.frozen or view.repository is None else view.repository.manifests
         if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
             return None

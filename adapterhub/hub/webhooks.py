@@ -162,7 +162,7 @@ class Webhooks:
                 ):  # the loop is closed: the hub is shutting down, and the next one sends the event
                     self._loop.call_soon_threadsafe(self._new.set)
         except AdapterhubError:
-            _log.exception("no webhook is told of entry %d of %s yet", seq, name)
+            _log.exception("entry %d of %s is not yet announced to webhooks", seq, name)
 
     def _add_rows(self, name: str, seq: int) -> bool:
         """Add a row for each event and webhook, up to entry `seq` of a log; return whether there were any."""

@@ -47,7 +47,7 @@ class Worker:
     Attributes:
         configs: Digest of a manifest to the digest of its config.
         database: The tables of the hub.
-        views: The repositories `commits.view` has looked up: name to the state of its log, and to the view.
+        views: The repositories `commits.find_view` has looked up: name to the state of its log, and to the view.
         answers: Response bodies about repositories, by state (`View.head`) and request, each with the path after which there is
             more; empty if the body has everything.
     """

@@ -37,14 +37,12 @@ _MAX_FILTERS, _MAX_FIELDS = 50, 10_000
 
 
 def name_of(request: Request) -> str:
-    """Return the repository of a path, in lower case: names here are lower case, but clients may have learned
-    another spelling.
-    """
+    """Return the repository of a path. Names are lower case here, but clients may have learned another spelling."""
     return f"{part(request, 'namespace')}/{part(request, 'repo')}".lower()
 
 
 def part(request: Request, key: str) -> str:
-    """Return a path parameter with its escaped slashes decoded (`app.Guard` keeps them escaped)."""
+    """Return a path parameter with its escaped slashes decoded (`app.RequestGuard` keeps them escaped)."""
     return str(request.path_params.get(key, "")).replace("%2F", "/")
 
 
@@ -135,7 +133,7 @@ async def without_namespace(_hub: Hub, request: Request) -> Response:
 
 
 async def list_models(hub: Hub, request: Request) -> Response:
-    """GET /api/models: by words, author, and the tags of `documents.tags`; the newest first if there are no words."""
+    """GET /api/models: by words, author, and the tags of `api_documents.tags`; the newest first if there are no words."""
     identity, params = hub.identify(request), request.query_params
     limit, start = max(1, min(number(request, "limit", 100), _MAX_LISTED)), number(request, "cursor")
     query = _query(params.get("search", ""), params.getlist("filter"), params.get("author", "").lower())

@@ -38,9 +38,7 @@ async def document(request: Request) -> dict[str, Any]:
 
 
 def _named(fields: dict[str, Any], account: str) -> str:
-    """Return the repository a document names: `name`, or `organization` and `name`, or a name in the account's own
-    namespace.
-    """
+    """Return the repository a document names: `name`, `organization` and `name`, or a name in the account's own namespace."""
     if fields.get("type") not in (None, "model"):
         raise AnswerError(501, "NotImplemented", f"this hub has adapters (type model), no {str(fields['type'])[:40]}s")
     name = str(fields.get("name", ""))
@@ -70,7 +68,7 @@ async def create(hub: Hub, request: Request) -> Response:
             hub.settings.policy.check_name(name)
         if worker.registry.ledger.current(name).deleted:
             # Not 409: clients with exist_ok ignore that.
-            raise RefusedError(name, "this name was removed", "Have it restored, or choose another name")
+            raise RefusedError(name, "this name was removed", "Ask the operator to restore it, or choose another name")
         worker.repositories.change(name, lambda _: Repository(private=_is_private(fields), created=now()))
         return True
 
@@ -108,6 +106,7 @@ async def move(hub: Hub, request: Request) -> Response:
     old, new = (parse_name(str(fields.get(key, "")).lower(), key) for key in ("fromRepo", "toRepo"))
     if old == new:
         raise ConflictError(new, "exists already", "Choose another name")
+    # Both names stay locked until the move is finished, so no push can slip in between.
     async with hub.moving(old, new):
         await hub.workers.run(_move, hub, identity, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
@@ -141,7 +140,7 @@ def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
     if commits.view(worker, new) is not None:
         raise ConflictError(new, "exists already", "Choose another name")
     if worker.registry.ledger.current(new).deleted:
-        raise RefusedError(new, "this name was removed", "Have it restored, or choose another name")
+        raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
     if old.partition("/")[0] != new.partition("/")[0]:
         moving.check_attached(worker, view, new, hub.access.settled(new.partition("/")[0]))

@@ -226,7 +226,7 @@ async def referrers(hub: Hub, request: Request) -> Response:
 
 
 def check_readable(hub: Hub, worker: Worker, identity: Identity | None, name: str, digest: Digest) -> int | None:
-    """Like `readable`, for a mount: None also if the source repository is missing or its blob hidden from the client."""
+    """Like `readable_size`, for a mount: None also if the source repository is missing or its blob hidden from the client."""
     try:
         return readable_size(hub, worker, identity, name, digest)
     except (OciError, NoTokenError, RefusedError):

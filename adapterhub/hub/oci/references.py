@@ -76,7 +76,9 @@ def check_open(worker: Worker, name: str) -> View | None:
     """Return the repository about to be pushed to, None for a new one. OciError for a name that was removed or renamed."""
     current = view(worker, name)
     if current is None and worker.registry.ledger.current(name).deleted:
-        raise OciError(400, "NAME_INVALID", f"{name}: this name was removed. Have it restored, or choose another name")
+        raise OciError(
+            400, "NAME_INVALID", f"{name}: this name was removed. Ask the operator to restore it, or choose another name"
+        )
     if current and current.repository and current.repository.moved_to:
         raise OciError(400, "NAME_INVALID", f"{name}: was moved to {current.repository.moved_to}. Push to that")
     if current and current.repository and current.repository.moved_from:

@@ -20,9 +20,7 @@ _MAX_FORM = 64 << 10  # bytes
 
 
 async def ping(hub: Hub, request: Request) -> Response:
-    """GET /v2/: whether this is a registry, and how to log in. A client without a token is always challenged: skopeo asks only
-    here.
-    """
+    """GET /v2/: whether this is a registry, and how to log in. Without a token, always a challenge: skopeo asks only here."""
     identity = hub.identify(request)
     if identity is None and (hub.access.require_login or "authorization" not in request.headers):
         raise NoTokenError

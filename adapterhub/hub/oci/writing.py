@@ -1,5 +1,4 @@
-"""Handlers that receive manifests: one with the files of an adapter becomes a version after the checks of a push; others are
-kept.
+"""Handlers that receive manifests: one with the files of an adapter becomes a version after a push's checks; others are kept.
 
 Everything a manifest names must be in the same repository: blobs in the store may belong to others. A new version moves
 `latest`, as every push does, and gets the next number, which is a tag that nobody can move.
@@ -81,6 +80,7 @@ async def put(hub: Hub, request: Request) -> Response:
             raise OciError(400, "DIGEST_INVALID", f"{name}: received {sent_digest}, which is not {digest}")
         return _Push(raw, sha256_bytes(raw), sent_digest, documents.parse(raw, kind, name), tags)
 
+    # In a thread: hashing and parsing 4 MB would hold up the event loop.
     push = await hub.workers.read(parse)
     async with hub.turn(name):
         version = await hub.workers.run(_put, hub, name, push)
