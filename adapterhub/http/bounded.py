@@ -83,6 +83,7 @@ class _Wire(io.RawIOBase):
         try:
             count: int = self._raw.readinto(buffer) or 0
         except TimeoutError:
+            # After some bytes, the server is too slow; before the first one, a retry may help.
             if self._until is not None and self._received and time.monotonic() >= self._until:
                 raise SlowError(self._late_message) from None
             raise
@@ -104,6 +105,7 @@ class BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.wire = _Wire(sock)
+        # http.client has opened a reader of its own, which would bypass the limits.
         self.fp.close()
         self.fp = io.BufferedReader(self.wire)
         self._extensions = 0
@@ -118,6 +120,7 @@ class BoundedResponse(http.client.HTTPResponse):
         raise NonsenseError(f"more than {MAX_INFORMATIONAL} informational answers (1xx) before the one that was asked for")
 
     def _read_next_chunk_size(self) -> int:
+        # http.client's own method takes any length, and ignores what follows the digits.
         line = self.fp.readline(_MAX_SIZE_LINE + 1)
         if len(line) > _MAX_SIZE_LINE:
             raise NonsenseError(f"a chunk of it begins with more than {_MAX_SIZE_LINE} bytes")
@@ -133,6 +136,7 @@ class BoundedResponse(http.client.HTTPResponse):
         return int(digits, 16)
 
     def _read_and_discard_trailer(self) -> None:
+        # http.client reads trailers until they end, however many there are.
         remaining = MAX_CHUNK_OVERHEAD
         while (line := self.fp.readline(remaining + 1)) not in (b"\r\n", b"\n", b""):
             remaining -= len(line)

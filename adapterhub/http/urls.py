@@ -33,6 +33,7 @@ def origin(url: str, where: str, *, typed: bool = False) -> Origin:
         port = parts.port
     except ValueError as error:
         raise _address_error(where, f"an invalid address ({error})", typed) from error
+    # Control characters and spaces could split a request line or a log line.
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
         raise _address_error(where, "an address that is not http or https", typed)
     if parts.username is not None or parts.password is not None:
@@ -94,6 +95,7 @@ class Proxy:
 
 def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, where: str) -> Proxy | None:
     """Return the proxy for a host; None for a direct connection, which this machine itself always gets."""
+    # This machine is never reached through a proxy, whatever the environment says.
     text = "" if is_loopback(host) else proxy_of(scheme, host)
     if not text:
         return None
@@ -103,6 +105,7 @@ def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, where: str) -> Proxy | N
         port = parts.port or 8080
     except ValueError as error:
         raise RemoteError(where, "the address of the proxy is invalid", hint) from error
+    # urllib3 would speak TLS or SOCKS to such a proxy, which this client does not configure.
     if parts.scheme != "http":
         problem = f"the address of the proxy begins with {parts.scheme[:20]}://; only http:// is supported"
         raise RemoteError(where, problem, hint)

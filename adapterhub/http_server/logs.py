@@ -31,6 +31,7 @@ class JsonLines(logging.Formatter):
         fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
+        # Redact the finished line: a token may be in any field, and in the traceback.
         return redact_tokens(json.dumps(fields, ensure_ascii=False))
 
 

@@ -36,6 +36,7 @@ class Alias:
 
 def parse(name: str) -> Alias | None:
     """Return what a name refers to as an alias; None for an ordinary name."""
+    # Most names have no dot and need no regular expression.
     match = _ALIAS.fullmatch(name) if "." in name else None
     if not match or not (match[2] or match[3]):
         return None

@@ -86,6 +86,7 @@ class BlobResponse:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; for a HEAD request only its headers."""
+        # Open nothing for a response without a body.
         body = scope["method"] != "HEAD" and self._length > 0
         zero_copy = self._length >= _ZERO_COPY_MIN and ZERO_COPY in scope.get("extensions", {})
         address, file, piece = await self._workers.read(self._begin, unread=zero_copy) if body else ("", None, b"")
@@ -107,6 +108,7 @@ class BlobResponse:
             else:
                 await self._body(file, piece, send)
         finally:
+            # Shielded: a client that disconnects cancels this task, and the file must still be closed.
             await asyncio.shield(self._workers.read(file.close))
 
     def _begin(self, *, unread: bool) -> tuple[str, BinaryIO | None, bytes | None]:
@@ -135,11 +137,13 @@ class BlobResponse:
         remaining = self._length
         while piece:  # an empty piece: the file is shorter than indexed. Cutting the connection tells the client
             remaining -= len(piece)
+            # Read ahead while the network is busy with this piece.
             next_piece = asyncio.ensure_future(self._workers.read(file.read, min(_PIECE, remaining))) if remaining else None
             try:
                 await send({"type": "http.response.body", "body": piece, "more_body": remaining > 0})
             finally:
                 if next_piece:
+                    # The thread still uses the file, so it must not be closed before that read ends.
                     await asyncio.wait([next_piece])
             piece = next_piece.result() if next_piece else b""
 

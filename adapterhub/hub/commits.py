@@ -179,6 +179,7 @@ def _find(worker: Worker, repo: View, revision: str) -> Commit:
         return by_id(worker, repo, head)
     if branch == MAIN:
         return of_version(worker, repo, repo.newest) if repo.newest else EMPTY
+    # A branch of that name was found above: an id comes second.
     if is_hex(branch, 40):
         return by_id(worker, repo, branch)
     if repo.frozen:

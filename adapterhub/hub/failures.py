@@ -17,6 +17,7 @@ def told(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
         return 507, f"the hub cannot write: {error.what}", {}
     if isinstance(error, RemoteError):  # the database or bucket may soon be back: ask the client to retry
         return 503, f"the hub cannot do that now: {error.what}", {"retry-after": "5"}
+    # Damage in the hub's own store; other integrity errors are about what the client sent.
     if isinstance(error, IntegrityError) and error.code == "check-registry":
         return 500, f"{error.what}; the operator of the hub has to restore it", {}
     return 0, "", {}

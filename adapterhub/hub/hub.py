@@ -176,9 +176,7 @@ class Hub:
         return view(worker, name, may_read) or self._form(worker, name, may_read)
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
-        """Return whether `identity` may see a repository in this state. One that is still being renamed to is hidden
-        from all.
-        """
+        """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
         return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
 
     def _form(self, worker: Worker, name: str, may_read: MayRead) -> View | None:

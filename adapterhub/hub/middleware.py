@@ -74,6 +74,7 @@ class RateLimits:
             token = token_in(Request(scope).headers)
         except BadTokenError:
             token = None
+        # An invalid token counts by address, or each guess would get a window of its own.
         identity = hub_of(scope).access.known(token) if token else None
         return f"token {identity.token}" if identity else asking.now().address
 
@@ -113,6 +114,7 @@ class Audit:
         async def send_after_recording(message: Message) -> None:
             if message["type"] == "http.response.start" and (action := _action(scope, message["status"])):
                 hub = hub_of(scope)
+                # Before the response goes out: a change whose client was told must be in the log.
                 await hub.workers.read(audit.record, hub.database, _event(scope, action))
             await send(message)
 

@@ -148,6 +148,7 @@ class Mirror:
     def close(self) -> None:
         """Stop the transfers; each resumes when its repository is next requested."""
         for source in list(self._sources):
+            # Wakes threads that wait for the upstream, so that shutdown is quick.
             source.stop()
         self._pool.shutdown(cancel_futures=True)
 
@@ -253,6 +254,7 @@ class Mirror:
     def _ask(self, address: HubAddress, pin: str) -> None:
         """Fetch what is new in a repository, and remember the upstream's reply."""
         worker = self._workers.worker()
+        # Not the account of the client that happened to ask.
         worker.registry.author = AUTHOR
         view = commits.view(worker, address.name)
         self._remember(address.name, self._answer(worker, address, view.newest if view else None))
@@ -330,10 +332,12 @@ class Mirror:
         sizes = {layer.digest: layer.size for layer in manifest.layers}
         if (size := sum(sizes.values())) > self._of.max_bytes:
             raise RefusedError(location, f"has {size:,} bytes, and a repository may have at most {self._of.max_bytes:,} here")
+        # Before receiving anything: the sizes are known from the manifest.
         self._quotas.check(worker, name, sizes, take=True)
         policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
         local = Local(worker.registry, name)
+        # Lease the blobs until the version that names them is committed.
         with local.at_work():
             for blob in unique(manifest):
                 # Receive a file even if another name here has it: knowing its digest does not prove that the upstream has its

@@ -23,6 +23,7 @@ def making(database: HubDatabase, name: str, commit: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # Also when canceled: the name must not stay reserved for the upstream.
         database.execute("DELETE FROM mirrored WHERE name = ? AND origin = ? AND digest = ''", name, commit)
         raise
 

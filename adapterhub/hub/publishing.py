@@ -139,6 +139,7 @@ def publish_tree(
         with registry.store.lease("push"):
             files_to_store[ADAPTER_JSON] = registry.store.put_bytes(raw)
             oci = oci_manifest.assemble(files_to_store, manifest)
+            # Before the manifest is stored: its digest is known, which is enough to find signatures pushed earlier.
             check_signed(policy, oci, lambda: signatures(oci.digest), name=name, where=name)
             registry.store.put_bytes(oci.config_bytes)
             registry.store.put_bytes(oci.raw)

@@ -55,12 +55,14 @@ class Releases:
         if self._policy is None or writes(identity, view.name):
             return
         if refusal := self._blob_refusal(worker, self._policy, view, digest):
+            # Bounded: a common blob, such as an empty file, may be in thousands of repositories.
             for other_view in islice(self._others(worker, identity, digest), _MAX_COMPARED):
                 if writes(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
                     return
             _raise(refusal)
 
     def _version_refusal(self, worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+        # Both logs: versions and marks are in one, attached signatures in the other.
         position = f"{worker.registry.ledger.current(row.name).head} {worker.repositories.current(row.name)[0]}"
         return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(worker, policy, row))
 
@@ -101,6 +103,7 @@ def _rows_with_blob(worker: Worker, view: View, digest: Digest) -> Iterator[Row]
     index = worker.registry.index
     yield from (
         queries.versions(index, name=view.name, file=digest)
+        # Cheapest first: the index has files and manifests, but configs have to be read.
         or queries.versions(index, name=view.name, digest=digest)
         or (row for row in queries.versions(index, name=view.name) if worker.config(row.digest) == digest)
     )

@@ -208,6 +208,7 @@ class Uploads:
         if upload is None and is_hex(ident, 32):
             upload = await self._workers.read(self._reopen, ident, name)
             with self._lock:
+                # Two requests may reopen a session at once: both must use the same file and hash.
                 upload = self._open.setdefault(ident, upload)
         if upload is None or upload.name != name:
             raise NotFoundError(ident[:64], "no such upload", "Begin a new one")
@@ -254,6 +255,7 @@ class Uploads:
         try:
             if upload.room is not None and upload.size + length > upload.room:
                 await self._workers.read(self._count, upload, upload.size + length)
+            # Receive the next pieces while a thread writes the last ones.
             async for pieces in _gathered(body):
                 if pending:
                     await pending
@@ -281,6 +283,7 @@ class Uploads:
                 write_all(upload.file, piece)
                 upload.state.update(piece)
                 upload.size += len(piece)
+            # Start writing to disk now, so that the sync at the end is short.
             start_flush(upload.file, start, upload.size - start)
 
     async def finish(self, upload: Upload, digest: str, size: int | None = None) -> Digest:
@@ -307,6 +310,7 @@ class Uploads:
                 raise IntegrityError(
                     upload.name, f"received {upload.size} bytes of {received}, which is not {digest}", "Send it again"
                 )
+            # Another upload may have stored the blob meanwhile.
             if not self._store.holds(sha256, upload.size):
                 self._store.adopt(upload.path, upload.file, sha256)
                 self._store.sync_blobs()

@@ -95,6 +95,7 @@ class Workers:
         self._configs: dict[Digest, Digest] = {}
         self._answers: Answers = Remembered(_MAX_ANSWER_BYTES, _size)
         self._pool = ThreadPoolExecutor(count, "hub")
+        # Slow disks and clients use up these threads, and leave the others to quick lookups.
         self._bodies = ThreadPoolExecutor(count, "hub-body")
 
     async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **more: P.kwargs) -> T:
@@ -106,10 +107,12 @@ class Workers:
         return await self._call(self._bodies, lambda: work(*args, **more))
 
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        # The copied context carries `request_context` into the thread.
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
     def worker(self) -> Worker:
         """Return the worker of the calling thread, with the request's account as the author of its moves."""
+        # SQLite connections belong to one thread, so each thread opens its own registry.
         worker: Worker | None = getattr(self._local, "worker", None)
         if worker is None:
             registry = self._storage.registry()

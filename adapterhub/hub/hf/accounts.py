@@ -19,6 +19,7 @@ async def whoami(hub: Hub, request: Request) -> Response:
     identity = hub.identify(request)
     if identity is None:
         raise NoTokenError
+    # Clients only distinguish read from write.
     token = {"displayName": f"{identity.account}-{identity.token}", "role": "read" if identity.role == "read" else "write"}
     return JSONResponse(
         {

@@ -106,5 +106,6 @@ def answer(failure: Exception) -> Response:
     )
     if not status:
         raise failure
+    # huggingface_hub raises its own exception for each of these codes.
     code = "" if status != 404 else REPO if isinstance(failure, NotMirroredError) else REVISION
     return error(status, str(failure), code)

@@ -36,12 +36,14 @@ def summary(view: View, row: Row | None, sha: str, card: Card | None = None) -> 
     repository, name = view.repository, view.name
     changed = row.time if row else repository.created if repository else ""
     return {
+        # The Hub's ids have 24 hexadecimal digits.
         "_id": sha[:24],
         "id": name,
         "modelId": name,
         "author": name.partition("/")[0],
         "sha": sha,
         "private": bool(repository and repository.private),
+        # Fields that clients expect, for features this hub does not have.
         "gated": False,
         "disabled": False,
         "downloads": 0,

@@ -47,6 +47,7 @@ def _file(commit: Commit, path: str) -> tuple[str, int]:
 def _read_index(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], list[str]]:
     """Return what an index says besides the map of tensors to shards, and the names of the shards."""
     digest, size = _file(commit, path)
+    # The index is a file of a client: it may have any size.
     if size > _MAX_INDEX:
         raise RefusedError(path, f"an index of over {_MAX_INDEX:,} bytes")
     index = json_file.parse_object(hub.store.read_document(digest), path)
@@ -68,6 +69,7 @@ def _header(hub: Hub, commit: Commit, path: str, most: int) -> tuple[dict[str, A
     with hub.storage.opened(digest) as file:
         raw = _read(file, 8)
         length = int.from_bytes(raw, "little")
+        # The length is a claim of the file: check it before reading that much.
         if length > most:
             raise RefusedError(path, f"headers of over {_MAX_HEADERS:,} bytes; read them by ranges of the files")
         raw += _read(file, length)

@@ -48,6 +48,7 @@ async def batch(hub: Hub, request: Request) -> Response:
         if uploading:
             hub.access.check_write(identity, name)
             hub.quotas.check(worker, name, dict(objects), but=[name])
+        # Only what this repository has: otherwise the response would reveal blobs of others.
         sizes = [hub.has_blob(worker, view, name, digest, uploads=writes(identity, name)) for digest, _ in objects]
         hub.uploaded(
             name,
@@ -128,6 +129,7 @@ def _checked(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, i
         _signature(hub, operation, name, f"sha256:{oid}", size, expires).encode(),
         query.get("signature", "").encode("utf-8", "replace"),
     )
+    # The signature is checked first, so `expires` is a number of ours.
     if not is_valid or int(expires) < time.time():
         raise AnswerError(403, "", f"this address is not valid any more for this {operation}; begin again")
     return name, f"sha256:{oid}", int(size)
@@ -137,6 +139,7 @@ async def put(hub: Hub, request: Request) -> Response:
     """PUT /lfs/{id}/{oid}: receive the bytes of a file."""
     name, digest, size = _checked(hub, request, UPLOAD)
     length = request.headers.get("content-length", "")
+    # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
         return error(400, f"{length} bytes are announced, and {size} were to be sent")
     await hub.uploads.receive(name, request.stream(), digest, size)

@@ -77,6 +77,7 @@ def _shown(page_request: Asked, _worker: Worker) -> Response:
 
 def _approval_form(page_request: Asked, code: str, wrong: str = "") -> Response:
     """Return the form to approve a pending login."""
+    # Codes are short: limit the guesses of a network.
     page_request.hub.access.attempt(page_request.hub.access.codes)
     try:
         login = devices.waiting(page_request.hub.database, code)

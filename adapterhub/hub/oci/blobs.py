@@ -33,6 +33,7 @@ async def begin(hub: Hub, request: Request) -> Response:
     """POST /v2/{name}/blobs/uploads/: begin a session, mount the blob `mount`, or receive a whole blob with `digest`."""
     identity = hub.identify(request)
     name, query = writer_of(hub, identity, request), request.query_params
+    # Refuse before the body: a client would otherwise send gigabytes for nothing.
     await hub.workers.run(check_open, name)
     if mount := query.get("mount"):
         digest = parse_digest(mount)
@@ -50,6 +51,8 @@ def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest_asked
     """Return the sha256 of a blob that the client may read in one of `sources`, or with None in any repository; else empty."""
     digest = stored(hub, digest_asked) or digest_asked
     if sources is None:
+        # A mount without `from` is tried in every repository the client can see (distribution-spec, "Mounting a blob from
+        # another repository").
         sources = [name for name in hub.uploaded_to(digest) if writes(identity, name)]
         sources += queries.names_with(worker.registry.index, digest, without=hub.hidden(worker, identity))
     names = [name for name in sources if is_name(name)]

@@ -92,6 +92,7 @@ def manifest(hub: Hub, worker: Worker, view: View, reference: str) -> Found:
     else:
         raw = worker.registry.store.read_document(row.digest)
         return Found(row.digest, raw, MANIFEST_TYPE, deprecation(worker.registry.ledger, row), row)
+    # Not a version: look among the other manifests.
     repository = view.repository or Repository()
     digest_in_tag = reference if ":" in reference else repository.tags.get(reference, "")
     digest = stored(hub, digest_in_tag)
@@ -178,6 +179,7 @@ def _page(request: Request, listed: list[str], most: int | None) -> tuple[list[s
 async def catalog(hub: Hub, request: Request) -> Response:
     """GET /v2/_catalog, as docker's registry has it: the repositories the client may see, in pages."""
     identity, last, limit = hub.identify(request), request.query_params.get("last", ""), min(_most(request) or _MOST, _MOST)
+    # Challenge first: clients send their token only when asked, and would see public repositories only.
     if identity is None and "authorization" not in request.headers:
         raise NoTokenError
 
@@ -203,6 +205,7 @@ async def referrers(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = _seen(hub, worker, identity, name)
         digest = stored(hub, subject)
+        # An attachment may name its subject by sha256 or by sha512.
         subjects = {subject, digest, known_as(hub, digest)} - {""}
         listed = []
         for manifest_digest, manifest in (view.repository.manifests if view and view.repository else {}).items():

@@ -61,6 +61,7 @@ def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> Vie
         OciError: It is missing, or hidden from this client.
     """
     current = hub.visible(worker, identity, name)
+    # Bounded: renames back and forth could form a circle.
     for _ in range(_MAX_MOVES):
         if current is None or current.repository is None or not current.repository.moved_to:
             break

@@ -40,6 +40,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 def routes() -> list[BaseRoute]:
     """Return the routes, in the order in which they are tried."""
     table_routes: list[BaseRoute] = [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
+    # The catch-all answers in the registry's error format.
     return [*table_routes, Route("/v2/{path:path}", answering(unknown), methods=list(_METHODS))]
 
 

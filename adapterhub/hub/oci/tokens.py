@@ -31,6 +31,7 @@ async def token(hub: Hub, request: Request) -> Response:
     """GET and POST /v2/token: any scope is granted; what the token allows is checked wherever it is used."""
     sent_token = await _form_token(request) if request.method == "POST" else token_in(request.headers)
     if sent_token is not None and hub.access.known(sent_token) is None:
+        # Count it like any other invalid token: this endpoint must not be a way to guess faster.
         hub.access.attempt(hub.access.failures)
         raise BadTokenError
     answer = {"token": sent_token or NOBODY, "access_token": sent_token or NOBODY, "expires_in": _LIFETIME}

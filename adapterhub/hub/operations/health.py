@@ -79,6 +79,7 @@ def _database(database: HubDatabase) -> Check:
 
 
 def _store(store: Store) -> Check:
+    # Write for real: a disk may be full or mounted read-only.
     with store.files.temporary() as (_, file):
         file.write(b"x")
     return Check("store")
@@ -122,6 +123,7 @@ def _permissions(path: Path) -> Check:
 
 
 def _clock(database: HubDatabase) -> Check:
+    # The hub's own rows are the only other clock at hand.
     newest = max(row[0] or 0 for row in database.select("SELECT MAX(created) FROM tokens UNION SELECT MAX(time) FROM audit"))
     if newest > time.time() + _SKEW:
         return Check("clock", ERROR, "it is behind times that this hub has written; tokens last too long")

@@ -55,6 +55,7 @@ class Metrics:
     def count(self, scope: Scope, status: int, seconds: float, *, received: int, sent: int) -> None:
         """Count an answered request, with the bytes of its body and of the response's."""
         key = scope["method"] if scope["method"] in _METHODS else "other", self.path(scope), status
+        # `labels` takes a lock and builds strings: too much for each request.
         labeled = self._labeled.get(key)
         if labeled is None:
             labeled = self._labeled[key] = self.requests.labels(*key), self.seconds.labels(key[1])
@@ -68,6 +69,7 @@ class Metrics:
     async def page(self, hub: Hub) -> bytes:
         """Return the metrics as text."""
         self.uploads.set(hub.uploads.count)
+        # The sums read the whole index, and several servers of Prometheus may scrape at once.
         if self._until < time.monotonic():
             self._until = time.monotonic() + _SUMS_TTL
             await hub.workers.run(self._sum)

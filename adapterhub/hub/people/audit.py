@@ -42,6 +42,7 @@ def record(database: HubDatabase, event: Event) -> None:
     """Add a row."""
     texts = (event.account, event.token, event.action, event.name, event.detail, event.address)
     stored_texts = tuple(text.encode("utf-8", "replace").decode()[:_MAX_TEXT] for text in texts)
+    # Read the newest hash and add the next row in one step: the chain must not fork.
     with database.transaction():
         rows = database.select("SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1")
         ident, previous_hash = (rows[0][0] + 1, rows[0][1]) if rows else (1, _START)

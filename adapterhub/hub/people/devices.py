@@ -60,6 +60,7 @@ def begin(database: HubDatabase, address: str) -> tuple[str, str]:
     device, now = secrets.token_urlsafe(32), time.time()
     with database.transaction():
         database.execute("DELETE FROM devices WHERE expires < ?", now)
+        # Anybody may begin logins, so their number is limited.
         if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MOST:
             raise RefusedError("login", "too many logins wait for approval", "Try again in some minutes")
         code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))

@@ -131,6 +131,7 @@ def complete(provider: Provider, issuers: Issuers, login: Login, redirect_uri: s
     Raises:
         AdapterhubError: The provider refuses or does not respond, or its answer is not for this login.
     """
+    # The answer of another issuer must not be redeemed here (mix-up attack).
     if answer.get("iss", provider.issuer) != provider.issuer:  # RFC 9207
         raise RefusedError("sign-in", "the answer is from another issuer")
     if error := answer.get("error"):
@@ -147,12 +148,14 @@ def complete(provider: Provider, issuers: Issuers, login: Login, redirect_uri: s
         if not isinstance(token, str):
             raise RefusedError(provider.issuer, "gives no ID token")
         id_token = id_tokens.verify(token, provider.issuer, provider.client, issuers, now=time.time(), nonce=login.nonce)
+        # The signed claims of the ID token win over those of userinfo.
         return replace(id_token, claims={**_more(client, provider, about, tokens, id_token), **id_token.claims})
 
 
 def _redeem_code(client: Client, provider: Provider, about: Mapping[str, Any], fields: dict[str, str]) -> dict[str, Any]:
     """Return the tokens for a code."""
     methods = about.get("token_endpoint_auth_methods_supported")
+    # The default of Discovery 1.0, section 3.
     methods = methods if isinstance(methods, list) else [_BASIC]
     headers, form = dict(_FORM), {"grant_type": "authorization_code", **fields}
     if provider.secret and (_BASIC in methods or _POST not in methods):

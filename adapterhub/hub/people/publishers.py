@@ -85,6 +85,7 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
     Raises:
         AdapterhubError: No publisher of the resource matches, or the token is invalid or was exchanged before.
     """
+    # Before any verification: keys are only fetched from issuers that some publisher names.
     issuer = id_tokens.issuer_of(token)
     scopes = {resource, resource.partition("/")[0]}
     trusted = [candidate for candidate in listed(database) if candidate.issuer == issuer and candidate.scope in scopes]
@@ -99,7 +100,9 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
         claim_names = " or ".join(sorted({name for candidate in trusted for name in candidate.claims}))
         raise RefusedError(resource[:200], f"the job is not a trusted publisher: its {claim_names} is another")
     with database.transaction():
+        # Rows of expired tokens are not needed: these fail verification.
         database.execute("DELETE FROM exchanged WHERE expires < ?", now - LIFETIME)
+        # The key of the table makes the second exchange of a token fail, in whichever process it happens.
         if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", id_token.ident, id_token.expires):
             raise RefusedError(resource[:200], "this ID token was exchanged before", "Request a new one from the provider")
         role = "write" if "/" in resource else "read"

@@ -128,6 +128,7 @@ def _identity(database: HubDatabase, column: str, value: object) -> Identity | N
     sql = f"SELECT id, account, role, namespaces, expires, prefix, kind FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608
     for ident, account, role, namespaces, expires, prefix, kind in database.select(sql, value):
         if expires is None or expires > time.time():
+            # Looked up at each use, so that a role taken away is gone from existing tokens.
             roles = None if kind in _KINDS_WITH_ROLE else accounts.roles(database, account)
             return Identity(account, role, names(namespaces), ident, expires, prefix, roles)
     return None

@@ -123,6 +123,7 @@ class SharedStore(Store):
         """Open a blob, fetching it if it is not here."""
         self.has_plain(digest)
         with contextlib.suppress(OSError):
+            # The time of last use, by which `trim` chooses.
             self.files.touch(self.blob_path(digest))
         return super().opened(digest, depth)
 
@@ -136,6 +137,7 @@ class SharedStore(Store):
 
     def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Make a complete file in tmp/ a blob, in the bucket first."""
+        # Bucket first: a name here must never exist without the blob there.
         self._shared.put(digest, file, os.fstat(file.fileno()).st_size)
         self._keep(path, file, digest)
 
@@ -146,6 +148,7 @@ class SharedStore(Store):
         location = f"{self._shared.bucket.where}/{blob_key(digest)}"
         with self.files.temporary() as (path, file):
             with self._shared.bucket.stream(blob_key(digest), size, 0, location) as source:
+                # Hashed on arrival: a damaged blob of the bucket must not become a copy here.
                 received = copy_hashing(source, file, limit=size)
             if received != (digest, size):
                 raise IntegrityError(location, f"its bytes do not have the digest {digest}", "Restore it from a backup")
@@ -155,6 +158,7 @@ class SharedStore(Store):
     def _keep(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         self._shared.grown += os.fstat(file.fileno()).st_size
         super().settle(path, file, digest)
+        # Not at each blob: trimming looks at every file of the cache.
         if self._shared.grown * _TRIM_FRACTION > self._shared.cache:
             self._shared.grown = 0
             self.trim()

@@ -16,6 +16,7 @@ def open_storage(settings: HubSettings) -> Storage:
         raise UsageError("hub", "a database and a bucket are of use only together", "Give both, or none")
     if not settings.database:
         return Storage.open(settings.registry)
+    # Imported late: hubs in a folder run without psycopg and the bucket client.
     from .shared import open_shared
 
     return open_shared(settings)

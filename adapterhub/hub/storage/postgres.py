@@ -112,6 +112,7 @@ class PostgresDatabase(HubDatabase):
         try:
             return self._run(sql, values).fetchall()  # type: ignore[no-any-return]
         except _GoneError:
+            # Only queries are repeated: a statement that changes something may have been run.
             self._pool.check()
             return self._run(sql, values).fetchall()  # type: ignore[no-any-return]
 
@@ -133,6 +134,7 @@ class PostgresDatabase(HubDatabase):
     def transaction(self) -> Iterator[None]:
         """Change several tables in one step, one process at a time; commit, or roll back after an error."""
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
+            # SQLite has a single writer, and the statements rely on it.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_CHANGES,))
             self._local.connection = connection
             try:
@@ -242,6 +244,7 @@ class PostgresDatabase(HubDatabase):
         """Yield those blobs that were not noted for some hours; until the block ends, processes that note one of them wait."""
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_COLLECTS,))
+            # Insert a row for blobs never noted: the delete then locks a row for each, which makes `hold` wait.
             sql = "INSERT INTO held SELECT unnest(%s::text[]), '-infinity' ON CONFLICT DO NOTHING"
             connection.execute(sql, (list(digests),))
             sql = "DELETE FROM held WHERE digest = ANY(%s) AND time < now() - make_interval(secs => %s) RETURNING digest"

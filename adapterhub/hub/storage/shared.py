@@ -70,6 +70,7 @@ class SharedStorage(Storage):
         self._blobs.bucket.make()
         self._reading.create()
         files, mark = self._reading.files, self._reading.root / _DATABASE
+        # The mark ties the folder to one database: copies of another hub would be served as this one's.
         if not files.exists(mark):
             files.replace(mark, self.database.identity.encode())
         if files.read(mark, 100).decode() != self.database.identity:
@@ -103,6 +104,7 @@ class SharedStorage(Storage):
         """Bring the mirror and a registry up to date with the log."""
         if not self._log.has_news():
             return
+        # One thread updates the mirror; the others find it up to date.
         with self._log.turn:
             for rows in self._log.pages():
                 names = self._take(rows)

@@ -69,6 +69,7 @@ def admin_page(page_request: Asked, worker: Worker) -> AdminPage:
     database, disk = page_request.hub.database, shutil.disk_usage(page_request.hub.settings.registry)
     stored = {total.namespace: total for total in queries.totals(worker.registry.index)}
     settings = {namespace.name: namespace for namespace in accounts.namespaces(database)}
+    # Namespaces with settings but without versions come last.
     names = [*stored, *sorted(settings.keys() - stored.keys())]
     audited = page_request.query("audit").strip()
     return AdminPage(
@@ -97,6 +98,7 @@ async def settle(request: Request) -> Response:
         asking.now().changes(name)
         if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
             raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
+        # Read and write in one transaction: the CLI may change another setting at the same time.
         with database.transaction():
             accounts.settle(database, replace(accounts.namespace(database, name), adapters_only=_ARTIFACTS[artifacts]))
         return leading_to("/-/admin")

@@ -99,6 +99,7 @@ async def compare_page(request: Request) -> Response:
         except TimeoutError:
             functions = "that takes longer than a page may; look again in a minute"
         page = replace(page, functions=functions)
+    # Rendering belongs in a thread, too: a page may list thousands of keys.
     return await page_request.hub.workers.run(lambda _worker: rendered(page_request, page))
 
 

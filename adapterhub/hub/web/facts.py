@@ -85,6 +85,7 @@ def read(worker: Worker, row: Row) -> Facts:
     facts = _with_scan(worker, _documents(worker, row, oci), oci)
     size = weights_size(oci)
     plain = all(worker.registry.store.has_plain(layer.digest) for layer in oci.layers)
+    # Headers of other formats are only found by reading everything, and packed blobs have to be decompressed.
     if size > _MAX_COPIED and (not plain or row.format != "peft"):
         return replace(facts, unread="its weights are too large to be read for a page")
     try:
@@ -128,6 +129,7 @@ def _documents(worker: Worker, row: Row, oci: Manifest) -> Facts:
     """Return the facts in adapter.json and the card; long lists are cut to what pages show."""
     manifest = worker.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
     training = manifest.training
+    # Facts stay in memory for hundreds of versions: drop what no page shows.
     slim = training and replace(
         training,
         config=None,
@@ -189,6 +191,7 @@ def folder_of(worker: Worker, row: Row) -> Iterator[Path]:
         worker.registry.store.lease("read", required=False) as lease,
         linked(worker.registry.store, worker.manifest(row).layers) as folder,
     ):
+        # Keeps the version from a gc while its files are read.
         lease.note(row.digest)
         check_numbers(path := adapter_in(folder), str(row.ref))
         yield path

@@ -40,6 +40,7 @@ async def posted(request: Request, work: Callable[[Asked, Worker, dict[str, str]
 
 def check_session(page_request: Asked, fields: dict[str, str]) -> None:
     """Refuse a form without the CSRF token of the session."""
+    # Constant time, as for any secret.
     if not hmac.compare_digest(fields.get("csrf", "").encode(), page_request.csrf.encode()):
         raise ForbiddenError("This form belongs to another session. Go back, load the page again, and retry.")
 

@@ -55,6 +55,7 @@ def _authorized(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -
         epoch, name = request.path_params["epoch"], name_of(request)
         expires, _, signature = request.headers.get("authorization", "").partition(" ")[2].partition(".")
         is_number = expires.isdecimal() and len(expires) < 20
+        # Constant time: how long the comparison takes must not tell how much of a guess is right.
         if not is_number or not hmac.compare_digest(signature.encode(), _signature(hub, epoch, name, int(expires)).encode()):
             return JSONResponse({"error": "not a token of this store"}, 401)
         if int(expires) < time.time():
@@ -68,6 +69,7 @@ def _authorized(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -
 
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
+    # Room for the headers of the chunks and the footer, beyond the chunks themselves.
     raw = await body(request, formats.MAX_XORB + (1 << 20))
     new = await hub.workers.read(receiving.keep, hub, scope, name, request.path_params["hash"], raw)
     return JSONResponse({"was_inserted": new})
