@@ -117,7 +117,7 @@ class Held:
         self._before.close()
 
 
-class Room(Protocol):
+class UploadCounter(Protocol):
     """A callback that counts an open upload in its namespace, as `Quotas.open` does; called in a thread."""
 
     def __call__(self, name: str, upload: str, size: int, more: int, lifetime: float, /) -> int | None:
@@ -136,7 +136,7 @@ class Uploads:
     """
 
     def __init__(
-        self, store: Store, workers: Workers, *, limit: int, room: Room, ended: Callable[[str, Sequence[str]], object]
+        self, store: Store, workers: Workers, *, limit: int, room: UploadCounter, ended: Callable[[str, Sequence[str]], object]
     ) -> None:
         self._store = store
         self._workers = workers

@@ -35,7 +35,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Space:
+class NamespaceUsage:
     """A namespace: what it stores, and its settings."""
 
     stored: Total
@@ -52,7 +52,7 @@ class AdminPage(Page):
 
     accounts: Sequence[Account]
     tokens: Sequence[Token]
-    spaces: Sequence[Space]
+    spaces: Sequence[NamespaceUsage]
     disk: Disk
     audited: str
     log: Sequence[Event]
@@ -75,7 +75,7 @@ def admin_page(page_request: Asked, worker: Worker) -> AdminPage:
     return AdminPage(
         accounts.listed(database),
         tokens.listed(database),
-        [Space(stored.get(name, Total(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
+        [NamespaceUsage(stored.get(name, Total(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
         Disk(disk.used, disk.free, disk.total),
         audited,
         audit.events(database, name=audited, limit=_MAX_ROWS),

@@ -137,7 +137,7 @@ class _PositionedReader:
         self._file = file
 
     def read_at(self, at: int, count: int) -> bytes:
-        """Bytes of a file."""
+        """Return bytes of the file."""
         self._file.seek(at)
         return self._file.read(count)
 

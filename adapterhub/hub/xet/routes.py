@@ -47,7 +47,7 @@ def _signature(hub: Hub, epoch: str, name: str, expires: int) -> str:
     return hmac.new(hub.secret, f"xet\n{epoch}\n{name}\n{expires}".encode(), hashlib.sha256).hexdigest()
 
 
-def _authorized(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint for requests with such a token. Errors are 4xx, which a client does not retry."""
 
     async def endpoint(request: Request) -> Response:
@@ -95,8 +95,8 @@ def routes() -> list[BaseRoute]:
     methods: Any = ["GET", "HEAD", "POST", "PUT"]
     return [
         Route("/api/models/{namespace}/{repo}/xet-write-token/{revision}", answering(write_token)),
-        Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _authorized(_xorb), methods=["POST"]),
-        Route(f"{_CAS}/v1/shards", _authorized(_shard), methods=["POST"]),
+        Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _token_endpoint(_xorb), methods=["POST"]),
+        Route(f"{_CAS}/v1/shards", _token_endpoint(_shard), methods=["POST"]),
         Route(f"{_CAS}/v1/telemetry", _telemetry, methods=["POST"]),
         Route("/v1/telemetry", _telemetry, methods=["POST"]),
         Route("/xet/{path:path}", _unknown, methods=methods),
