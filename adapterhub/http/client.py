@@ -82,9 +82,8 @@ class Body:
 
     def __init__(self, response: HTTPResponse, url: str, where: str) -> None:
         self.status, self.url, self.length, self.taken = response.status, url, response.length_remaining, 0
-        self.headers = {
-            key.lower(): response.headers[key] for key in response.headers
-        }  # several headers of one name are joined
+        # Several headers of one name are joined.
+        self.headers = {key.lower(): response.headers[key] for key in response.headers}
         self.challenges: list[str] = response.headers.getlist("WWW-Authenticate")
         self._response, self._where = response, where
         # http.client fills our buffer directly; urllib3's `readinto` first makes bytes of each piece, which takes a quarter

@@ -75,9 +75,8 @@ class _BoundedConnection(HTTPConnection):
         """Make the thread that waits for this connection fail at once."""
         if self._opened is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    self._opened, socket.SHUT_RDWR
-                )  # bypass TLS's shutdown, whose state belongs to the other thread
+                # Bypass TLS's shutdown, whose state belongs to the other thread.
+                socket.socket.shutdown(self._opened, socket.SHUT_RDWR)
 
 
 class Connections:

@@ -241,10 +241,8 @@ def history(worker: Worker, repo: View, revision: str) -> Iterator[Commit]:
     tree_commits = [replace(commit, files={}) for commit in trees if commit.row is None]
     versions = [replace(of_version(worker, repo, row), files={}) for row in rows(worker, repo)]
     commits = sorted([*versions, *tree_commits], key=lambda commit: commit.time, reverse=True)
-    first_ids = {
-        first.id,
-        commit_id(first.row.digest) if first.row else "",
-    }  # two ids, if the revision is an id of the upstream
+    # Two ids, if the revision is an id of the upstream.
+    first_ids = {first.id, commit_id(first.row.digest) if first.row else ""}
     yield first
     yield from (commit for commit in commits if commit.id not in first_ids and commit.time <= (first.time or "~"))
 

@@ -182,9 +182,8 @@ class Mirror:
     def _asking(self, address: HubAddress, pin: str, state: _NameState) -> asyncio.Future[None] | None:
         """Return the running request to the upstream, whoever started it; None if there is no reason to ask now."""
         name = address.name
-        fresh = self._is_fresh(name) and (
-            not pin or self._is_fresh(f"{name}@{pin}")
-        )  # another request may have refreshed it meanwhile
+        # Another request may have refreshed it meanwhile.
+        fresh = self._is_fresh(name) and (not pin or self._is_fresh(f"{name}@{pin}"))
         if name not in self._running and not fresh and self._check_may_ask(state):
             question = asyncio.get_running_loop().run_in_executor(self._pool, self._ask, address, pin)
             self._running[name] = question

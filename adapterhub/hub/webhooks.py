@@ -145,9 +145,8 @@ class Webhooks:
 
     def catch_up(self, names: Iterable[Name]) -> None:
         """Announce moves of these names made by killed processes, or by programs that announce nothing."""
-        self._database.execute(
-            "UPDATE webhooks SET since = ? WHERE since = ''", now()
-        )  # added by an older hub that did not record it
+        # Added by an older hub that did not record it.
+        self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())
         spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
         announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
         for name in names if spaces else ():

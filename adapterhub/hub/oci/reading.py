@@ -107,9 +107,8 @@ async def get_blob(hub: Hub, request: Request) -> Any:
 
     def work(worker: Worker) -> tuple[Digest, int]:
         digest = stored(hub, requested)
-        size = readable_size(
-            hub, worker, identity, name, digest or requested
-        )  # another repository may have uploaded under this sha512
+        # Another repository may have uploaded under this sha512.
+        size = readable_size(hub, worker, identity, name, digest or requested)
         if size is None and identity is None:  # a client that logs in only when challenged may have just uploaded it
             raise NoTokenError
         if size is None:
