@@ -1,6 +1,6 @@
-"""The one HTTP client: for bases, OCI registries and hubs.
+"""The HTTP client for bases, OCI registries and hubs.
 
-`client` makes requests, `connections` keeps urllib3's pools, `bounded` reads answers, `urls` decides where a request may go and
-`boundary` to which addresses, `errors` are what fails.
-Only `client` and `connections` import urllib3, so nothing that a light command needs may import them.
+`client` makes requests, `connection_pools` keeps urllib3's pools, `bounded` reads responses within limits, `urls` decides where
+a request may go and `boundary` to which addresses, `http_errors` has the exceptions.
+Only `client` and `connection_pools` import urllib3, so no module that a light command needs may import them.
 """

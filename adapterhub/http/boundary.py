@@ -1,9 +1,9 @@
-"""How near to this machine a server may lead: no nearer than it is itself.
+"""The addresses a server may lead this client to: none closer to this machine than the server itself.
 
-A redirect, a link, the place of an upload or of a token service may name an address that only this machine can reach: itself,
-the network behind a firewall, the metadata service of a cloud, which hands out credentials. The host that the user named may be
-anywhere. What it leads to is held against the address that was connected to, not against one that was looked up before, so
-that a name that changes in between is no way around.
+A redirect, a link, an upload location or the address of a token service may name an address that only this machine can reach:
+itself, the network behind its firewall, or a cloud's metadata service, which hands out credentials. The host the user named may
+be anywhere. Any other host is judged by the address actually connected to, not by an earlier lookup, so that a name whose
+address changes in between cannot get around this.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import ipaddress
 import threading
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-# Of clouds: Azure's WireServer, Amazon's for IPv6, Alibaba's, Oracle's.
+# Metadata services outside the link-local range: Azure's WireServer, Amazon's for IPv6, Alibaba's, Oracle's.
 _METADATA = {ipaddress.ip_address(text) for text in ("168.63.129.16", "fd00:ec2::254", "100.100.100.200", "192.0.0.192")}
 _METADATA_NAMES = {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Reach(enum.IntEnum):
-    """Who can reach an address; a higher one is nearer to this machine. Nothing may lead to a LINK."""
+    """Who can reach an address; a higher value is closer to this machine. No server may lead to a LINK address."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -29,7 +29,7 @@ class Reach(enum.IntEnum):
     LINK = 3
 
 
-_WORDS = {
+_REACH_TEXT = {
     Reach.PUBLIC: "a public",
     Reach.PRIVATE: "a private",
     Reach.LOOPBACK: "this machine's own",
@@ -38,11 +38,11 @@ _WORDS = {
 
 
 class LedAstrayError(OSError):
-    """A server named an address that is none of its business."""
+    """A server named an address it must not lead to."""
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host is this machine by its very name, so that nobody can listen in between."""
+    """Return whether a host is this machine by its very name, so that nobody can listen in between."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -50,7 +50,7 @@ def is_loopback(host: str) -> bool:
 
 
 def reach_of(address: str) -> Reach:
-    """The reach of an IP address; ValueError for another text."""
+    """Return the reach of an IP address. ValueError for any other text."""
     ip = _plain(ipaddress.ip_address(address.strip("[]").partition("%")[0]))
     if ip.is_link_local or ip in _METADATA:
         return Reach.LINK
@@ -60,7 +60,7 @@ def reach_of(address: str) -> Reach:
 
 
 def _plain(ip: _Address) -> _Address:
-    """The IPv4 address inside one of IPv6, where there is one."""
+    """Return the IPv4 address embedded in an IPv6 address, if there is one."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
     nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
@@ -68,28 +68,28 @@ def _plain(ip: _Address) -> _Address:
 
 
 def _named(host: str) -> Reach | None:
-    """The reach that a host has by its text alone."""
+    """Return the reach of a host as far as its text tells; None if it has to be looked up."""
     if host.lower().rstrip(".") in _METADATA_NAMES:
         return Reach.LINK
     try:
         return reach_of(host)
     except ValueError:
         pass
-    with contextlib.suppress(OSError):  # an address as one number or in hexadecimal digits, which a proxy may look up for us
+    with contextlib.suppress(OSError):  # an address in decimal or hexadecimal, which a proxy may resolve for us
         if host[:1].isdigit():
-            import socket  # late: addresses are parsed by commands that contact nobody
+            import socket  # imported late: commands that contact nobody parse addresses, too
 
             return reach_of(socket.inet_ntoa(socket.inet_aton(host)))
     return Reach.LOOPBACK if is_loopback(host) else None
 
 
 def public_only() -> Boundary:
-    """The boundary of what nobody at this machine has named: public addresses."""
+    """Return the boundary for hosts that nobody at this machine has named: public addresses."""
     return Boundary("nobody.invalid")
 
 
 class Boundary:
-    """The boundary of what was asked of one host, `home`, which the user named; several clients may share one."""
+    """The boundary of requests to one host, `home`, which the user named; several clients may share one."""
 
     def __init__(self, home: str) -> None:
         self.home = home.lower()
@@ -97,16 +97,16 @@ class Boundary:
         self._lock = threading.Lock()
 
     def check_name(self, host: str) -> None:
-        """Refuse a host, before it is connected to, by its text alone.
+        """Refuse a host by its text alone, before connecting to it.
 
         Raises:
-            LedAstrayError: It is nearer than `home`.
+            LedAstrayError: It is closer to this machine than `home`.
         """
         if host.lower() != self.home and (reach := _named(host)) is not None:
             self._check(host, reach)
 
     def check_peer(self, host: str, address: str) -> None:
-        """Refuse a host that was connected to at an address; errors as those of `check_name`."""
+        """Refuse a host after connecting to it at an address; errors as in `check_name`."""
         reach = reach_of(address)
         if is_loopback(host) and reach != Reach.LOOPBACK:
             raise LedAstrayError(f"{host} is {address} here, which is not this machine")
@@ -115,10 +115,10 @@ class Boundary:
             return
         with self._lock:
             if self._reach is not None and reach > self._reach:
-                raise LedAstrayError(f"{host} was {_WORDS[self._reach]} address and is now {address}")
+                raise LedAstrayError(f"{host} was {_REACH_TEXT[self._reach]} address and is now {address}")
             self._reach = reach if self._reach is None else self._reach
 
-    def _check(self, shown: str, reach: Reach) -> None:
-        own = self._reach or Reach.PUBLIC
-        if self.home and (reach is Reach.LINK or reach > own):
-            raise LedAstrayError(f"the server leads to {shown}, {_WORDS[reach]} address, which it must not")
+    def _check(self, target: str, reach: Reach) -> None:
+        own_reach = self._reach or Reach.PUBLIC
+        if self.home and (reach is Reach.LINK or reach > own_reach):
+            raise LedAstrayError(f"the server leads to {target}, {_REACH_TEXT[reach]} address, which it must not")

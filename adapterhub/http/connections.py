@@ -1,7 +1,7 @@
-"""Kept connections of one client on urllib3's pools, with bounds for each answer and a way to stop them all.
+"""The connections of one client, on urllib3's pools, with limits for each response and a way to stop them all.
 
 urllib3 opens, keeps and reuses connections, checks certificates and speaks to proxies. It never reads the environment, and its
-own redirects and retries are off: redirects must not take credentials along, and only the client knows what may be repeated.
+own redirects and retries are off: redirects must not carry credentials along, and only the client knows what may be repeated.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from .errors import AgainError
 from .urls import Proxy
 
 FAILURES = (HTTPError, http.client.HTTPException, OSError, ValueError)
-"""What urllib3 and http.client raise when a connection or an answer fails."""
-LASTING = (NonsenseError, SlowError, LedAstrayError)
-"""Those of them that another try would meet as well; their text is for people."""
-_KEPT = 16  # idle connections to one origin
+"""What urllib3 and http.client raise when a connection or a response fails."""
+PERMANENT = (NonsenseError, SlowError, LedAstrayError)
+"""Failures that a retry would meet as well; their text is for people."""
+_MAX_IDLE = 16  # idle connections to one origin
 
 
 class StaleError(ConnectionError):
-    """The server had closed a kept connection before it got the request."""
+    """The server closed a kept connection before it got the request."""
 
 
-class _Watched(HTTPConnection):
-    """One connection, with answers that are bounded, and only to an address that `boundary` admits."""
+class _BoundedConnection(HTTPConnection):
+    """A connection with bounded responses, and only to addresses that `boundary` admits."""
 
     response_class = BoundedResponse
     boundary: Boundary
@@ -58,36 +58,37 @@ class _Watched(HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        # After `Connection: close`, http.client drops `sock` and only the body still holds it.
+        # Keep the socket: after `Connection: close`, http.client drops `sock`, and only the body still holds it.
         self._opened, self._answered = self.sock, False
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own
         try:
             response = super().getresponse()
         except (OSError, http.client.HTTPException) as error:
-            if self._answered and not isinstance(error, (TimeoutError, *LASTING)):
+            if self._answered and not isinstance(error, (TimeoutError, *PERMANENT)):
                 raise StaleError from error
             raise
         self._answered = True
         return response
 
     def shut_down(self) -> None:
-        """Have the thread that waits for this connection fail at once."""
+        """Make the thread that waits for this connection fail at once."""
         if self._opened is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(self._opened, socket.SHUT_RDWR)  # not TLS's own, which belongs to the other thread
+                # Bypass TLS's shutdown, whose state belongs to the other thread.
+                socket.socket.shutdown(self._opened, socket.SHUT_RDWR)
 
 
 class Connections:
-    """The connections of one client; several threads may use them at once, each request on one of its own."""
+    """The connections of one client; several threads may use them at once, each request on its own connection."""
 
     def __init__(self, timeout: float, home: Boundary) -> None:
         self._timeout, self._boundary = timeout, home
-        self._all: WeakSet[_Watched] = WeakSet()
+        self._all: WeakSet[_BoundedConnection] = WeakSet()
         self._managers: dict[tuple[str, Proxy | None], PoolManager] = {}
         self._lock = threading.Lock()
 
-        class Plain(_Watched):
+        class Plain(_BoundedConnection):
             boundary = home
 
             def connect(connection) -> None:  # noqa: N805
@@ -116,7 +117,10 @@ class Connections:
         proxy: Proxy | None,
         within: float,
     ) -> HTTPResponse:
-        """The answer to one request, its head read `within` these seconds, its body unread; one of FAILURES without one."""
+        """Return the response to one request, with its body unread and its head read `within` so many seconds.
+
+        Raises one of FAILURES if there is none.
+        """
         parts = urlsplit(url)
         self._boundary.check_name(parts.hostname or "")
         scheme = parts.scheme
@@ -124,7 +128,8 @@ class Connections:
             if (scheme, proxy) not in self._managers:
                 self._managers[scheme, proxy] = self._new(scheme, proxy)
             manager = self._managers[scheme, proxy]
-        # A path as it is: of a whole URL, urllib3 would resolve `..`, and a hostile file name reach another repository.
+        # Pass the path as it is: in a whole URL, urllib3 would resolve `..`, and a hostile file name would reach another
+        # repository.
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         response = manager.connection_from_url(url).urlopen(
             method,
@@ -138,12 +143,12 @@ class Connections:
             preload_content=False,
             decode_content=False,
         )
-        found = cast(HTTPResponse, response)
-        cast(BoundedResponse, found._original_response).wire.head_is_read(self._timeout)
-        return found
+        http_response = cast(HTTPResponse, response)
+        cast(BoundedResponse, http_response._original_response).wire.head_is_read(self._timeout)
+        return http_response
 
     def _new(self, scheme: str, proxy: Proxy | None) -> PoolManager:
-        options: dict[str, Any] = {"maxsize": _KEPT}
+        options: dict[str, Any] = {"maxsize": _MAX_IDLE}
         if scheme == "https":
             options["ssl_context"] = ssl.create_default_context()
         manager = ProxyManager(proxy.url, proxy_headers=proxy.headers, **options) if proxy else PoolManager(**options)
@@ -151,7 +156,7 @@ class Connections:
         return manager
 
     def stop(self) -> None:
-        """Have what other threads wait for fail at once."""
+        """Make requests in other threads fail at once."""
         with self._lock:
             for connection in self._all:
                 connection.shut_down()
@@ -166,47 +171,51 @@ class Connections:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those it was made from, the first cause last."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or next((one for one in reversed(found.args) if isinstance(one, BaseException)), None)
+    """Yield an exception and its causes, the original cause last."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or next(
+            (argument for argument in reversed(current.args) if isinstance(argument, BaseException)), None
+        )
 
 
 def failure(
     error: Exception, where: str, proxy: Proxy | None = None, *, plain: str = "", host: str = ""
 ) -> AgainError | RemoteError:
-    """The meaning of one of FAILURES.
+    """Return the meaning of one of FAILURES.
 
     Args:
         error: One of FAILURES.
-        where: The address that the user knows.
-        proxy: The proxy that was asked.
-        plain: The hint for a server that speaks no TLS.
-        host: The host that was asked, which the error names where `where` does not.
+        where: The address the user knows.
+        proxy: The proxy in use.
+        plain: The hint for a server that does not speak TLS.
+        host: The requested host, which the error names unless `where` contains it.
     """
-    at = f"{host}: " if host not in where else ""
+    prefix = f"{host}: " if host not in where else ""
     causes = list(chain(error))
-    if any(isinstance(one, LocationParseError | UnicodeError) for one in causes):  # a name that DNS cannot have
-        return RemoteError(where, f"{at}no such host", code="no-such-host")
-    lasting = _lasting(causes[-1], where, proxy, plain)
+    if any(isinstance(cause, LocationParseError | UnicodeError) for cause in causes):  # not a valid DNS name
+        return RemoteError(where, f"{prefix}no such host", code="no-such-host")
+    lasting = _permanent_error(causes[-1], where, proxy, plain)
     if lasting is None:
-        return AgainError(at + _passing(causes[-1]))
-    lasting.what = at + lasting.what
+        return AgainError(prefix + _transient_reason(causes[-1]))
+    lasting.what = prefix + lasting.what
     return lasting
 
 
-def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) -> RemoteError | None:
-    """The error for a cause that another try would meet as well."""
-    if isinstance(cause, (*LASTING, http.client.LineTooLong)) or type(cause) is http.client.HTTPException:  # too many headers
+def _permanent_error(cause: BaseException, where: str, proxy: Proxy | None, plain: str) -> RemoteError | None:
+    """Return the error for a cause that a retry would meet as well; None for any other cause."""
+    if (
+        isinstance(cause, (*PERMANENT, http.client.LineTooLong)) or type(cause) is http.client.HTTPException
+    ):  # http.client's error for too many headers
         return RemoteError(where, str(cause)[:200])
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = "If your own authority issued it, set SSL_CERT_FILE to a file with that authority's certificate"
         return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint, code="certificate")
     if proxy and str(cause).startswith("Tunnel connection failed"):
-        said = str(cause).partition(": ")[2][:80]
+        reply = str(cause).partition(": ")[2][:80]
         hint = "Write its user and password into the variable that names it, like http://USER:PASSWORD@HOST:PORT"
-        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({said})", hint if "407" in said else "")
+        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({reply})", hint if "407" in reply else "")
     if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
         return RemoteError(where, "it does not speak TLS", plain, code="no-tls")
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
@@ -214,8 +223,8 @@ def _lasting(cause: BaseException, where: str, proxy: Proxy | None, plain: str) 
     return None
 
 
-def _passing(cause: BaseException) -> str:
-    """The reason of a failure that another try may not meet."""
+def _transient_reason(cause: BaseException) -> str:
+    """Return the reason of a failure that a retry may not have."""
     if isinstance(cause, socket.gaierror):
         return "its host's name could not be looked up"
     if isinstance(cause, TimeoutError):

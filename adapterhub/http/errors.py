@@ -1,4 +1,4 @@
-"""How a request fails: for now, for good, or because the server wants to know who asks."""
+"""Errors of requests: temporary ones, permanent ones, and missing credentials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from adapterhub_converters.errors import RemoteError
 
 
 class AgainError(Exception):
-    """A failure that another try may not have: its reason, and the seconds that the server asked to wait, if it did."""
+    """A failure that a retry may not have: its reason, and the pause in seconds that the server asked for, if any."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -14,13 +14,13 @@ class AgainError(Exception):
 
 
 class GivenUpError(RemoteError):
-    """An AgainError after the last try."""
+    """An AgainError after the last attempt."""
 
     default_code = "no-answer"
 
 
 class DeniedError(RemoteError):
-    """The server requires a login, or refuses the one it got; code `login-required` if this program can log in at `host`."""
+    """The server requires a login or refuses the given one; code `login-required` if this program can log in at `host`."""
 
     default_code = "access-denied"
 

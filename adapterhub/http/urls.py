@@ -1,4 +1,4 @@
-"""Where a request may go: the origin of a URL, the target of a `Location`, and the proxy on the way."""
+"""Where a request may go: the origin of a URL, the target of a `Location`, and the proxy in between."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ ProxyOf = Callable[[str, str], str]
 
 
 def no_proxy(_scheme: str, _host: str) -> str:
-    """A direct connection, always."""
+    """Return an empty text: always connect directly."""
     return ""
 
 
 def origin(url: str, where: str, *, typed: bool = False) -> Origin:
-    """The origin of a URL.
+    """Return the origin of a URL.
 
     Raises:
-        RemoteError: It is not an http or https URL, or has credentials in it; a UsageError if the user has `typed` it.
+        RemoteError: It is not an http or https URL, or contains credentials. UsageError instead if it is user input (`typed`).
     """
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise _bad(where, f"an invalid address ({error})", typed) from error
+        raise _address_error(where, f"an invalid address ({error})", typed) from error
+    # Control characters and spaces could split a request line or a log line.
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
-        raise _bad(where, "an address that is not http or https", typed)
+        raise _address_error(where, "an address that is not http or https", typed)
     if parts.username is not None or parts.password is not None:
-        raise _bad(where.rpartition("@")[2], "an address with credentials, which end up in logs", typed, "Leave them out")
+        raise _address_error(
+            where.rpartition("@")[2], "an address with credentials, which end up in logs", typed, "Leave them out"
+        )
     return parts.scheme, parts.hostname.lower(), port or (443 if parts.scheme == "https" else 80)
 
 
-def _bad(where: str, what: str, typed: bool, hint: str = "") -> UsageError | RemoteError:
-    return UsageError(where, what, hint) if typed else RemoteError(where, f"the server names {what}")
+def _address_error(where: str, what: str, is_user_input: bool, hint: str = "") -> UsageError | RemoteError:
+    return UsageError(where, what, hint) if is_user_input else RemoteError(where, f"the server names {what}")
 
 
 def resolved(url: str, location: str | None, where: str) -> str:
-    """The URL that a `Location` or a `Link` in the answer from `url` means.
+    """Return the URL that a `Location` or `Link` header of the response from `url` refers to.
 
     Raises:
-        RemoteError: There is none, it cannot be requested, or it leads from https to http.
+        RemoteError: The header is missing, the URL is invalid, or it leads from https to http.
     """
     if not location:
         raise RemoteError(where, "the server redirects without an address")
@@ -62,10 +65,10 @@ def resolved(url: str, location: str | None, where: str) -> str:
 
 
 def next_page(link: str, url: str, where: str) -> str | None:
-    """The URL of the next page by the header `Link` of the answer from `url` (RFC 8288); None on the last page.
+    """Return the URL of the next page from the `Link` header of the response from `url` (RFC 8288); None on the last page.
 
     Raises:
-        RemoteError: As `resolved`.
+        RemoteError: As in `resolve_link`.
     """
     for text in link.split("<")[1:]:
         target, _, parameters = text.partition(">")
@@ -78,7 +81,7 @@ def next_page(link: str, url: str, where: str) -> str | None:
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy: `headers` are for it alone and carry its password."""
+    """An HTTP proxy; `headers` are sent only to it and carry its password."""
 
     host: str
     port: int
@@ -90,9 +93,10 @@ class Proxy:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def proxy_to(scheme: str, host: str, named: ProxyOf, where: str) -> Proxy | None:
-    """The proxy for a host; None for a direct connection, which this machine always gets."""
-    text = "" if is_loopback(host) else named(scheme, host)
+def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, where: str) -> Proxy | None:
+    """Return the proxy for a host; None for a direct connection, which this machine itself always gets."""
+    # This machine is never reached through a proxy, whatever the environment says.
+    text = "" if is_loopback(host) else proxy_of(scheme, host)
     if not text:
         return None
     hint = f"Set {scheme.upper()}_PROXY to one like http://proxy.example:3128"
@@ -101,9 +105,10 @@ def proxy_to(scheme: str, host: str, named: ProxyOf, where: str) -> Proxy | None
         port = parts.port or 8080
     except ValueError as error:
         raise RemoteError(where, "the address of the proxy is invalid", hint) from error
+    # urllib3 would speak TLS or SOCKS to such a proxy, which this client does not configure.
     if parts.scheme != "http":
-        what = f"the address of the proxy begins with {parts.scheme[:20]}://; only http:// is supported"
-        raise RemoteError(where, what, hint)
+        problem = f"the address of the proxy begins with {parts.scheme[:20]}://; only http:// is supported"
+        raise RemoteError(where, problem, hint)
     if not parts.hostname:
         raise RemoteError(where, "the address of the proxy is invalid", hint)
     headers = {}

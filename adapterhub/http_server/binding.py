@@ -1,4 +1,4 @@
-"""The socket that a server listens on, and whether others than this machine can reach it."""
+"""The socket a server listens on, and whether other machines can reach it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BACKLOG = 2048
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for an address that only this machine can reach."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -19,11 +19,11 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> None:
-    """Refuse to serve others than this machine in the clear, or without asking who they are.
+    """Refuse to serve other machines without TLS, or without requiring a login.
 
     Args:
-        encrypted: There is a certificate, or a proxy with TLS in front.
-        asks_who: Nobody reads anything without a login or a key; `code` is that of the error if they could.
+        encrypted: Whether there is a certificate, or a TLS proxy in front.
+        asks_who: Whether nothing can be read without a login or a key; `code` is the error's code if something could.
     """
     if is_loopback(host):
         return
@@ -35,26 +35,31 @@ def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> 
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """The socket of an address, port 0 for a free one; LocalIOError for an address that cannot be bound."""
+    """Return a listening socket; port 0 picks a free one.
+
+    Raises:
+        LocalIOError: The address cannot be bound.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise LocalIOError(
             f"{host}:{port}", (error.strerror or str(error)).partition(" (while")[0], "Choose another port"
         ) from error
-    found.set_inheritable(True)
-    return found
+    # As uvicorn does with sockets it binds itself.
+    sock.set_inheritable(True)
+    return sock
 
 
 def url_of(sock: socket.socket, scheme: str = "http") -> str:
-    """The address of a listening socket as clients write it."""
+    """Return the URL of a listening socket."""
     host, port = sock.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port of this machine that is free at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

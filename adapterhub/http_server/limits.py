@@ -1,4 +1,4 @@
-"""Counts of events in fixed windows of time, in the memory of this process: several processes count each for themselves."""
+"""Counts of events in fixed windows of time, in the memory of this process: each of several processes counts for itself."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_MOST = 50_000  # windows that are held
+_MOST = 50_000  # windows kept in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is left in a window, and the seconds until the next one begins; `over` if the event was one too many."""
+    """What is left in a window, and the seconds until the next one begins; `over` if the event exceeded the limit."""
 
     left: int
     seconds: int
@@ -28,12 +28,12 @@ class Windows:
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict, repr=False)
 
     def count(self, key: str, events: int = 1) -> Window:
-        """Count events, or none, to see what is left."""
+        """Count events, or 0 to see what is left."""
         now = self.clock()
         end, count = self._counts.get(key, (0.0, 0))
         if end <= now:
             if len(self._counts) >= _MOST:
-                self._counts = {key: one for key, one in self._counts.items() if one[0] > now}
+                self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
                 if len(self._counts) >= _MOST:
                     self._counts.clear()  # a flood of new addresses: start over rather than grow
             end, count = now + self.seconds, 0

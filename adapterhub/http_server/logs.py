@@ -1,7 +1,7 @@
-"""Log lines as JSON: one object a line, with what a request's line knows as fields of its own: the record's `fields`.
+"""Log lines as JSON: one object per line, with the fields of a request's record (`fields`) as fields of its own.
 
-No line has a query, which may have a signature, or a body. Whatever looks like a token is blotted out all the same, since a
-client may have written one into a path.
+No line has a query, which may include a signature, or a body. Whatever looks like a token is redacted as well, because a client
+may have put one into a path.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from adapterhub_converters.display import printable
 _TOKEN = linear.Pattern(r"hf_[A-Za-z0-9]{16,}")
 
 
-def blotted(text: str) -> str:
-    """A text without tokens, except for the first characters of one, by which lists name it."""
-    return _TOKEN.sub(lambda found: f"{found[0][:8]}…", text)
+def redact_tokens(text: str) -> str:
+    """Return a text with each token cut to its first characters, by which lists name it."""
+    return _TOKEN.sub(lambda match: f"{match[0][:8]}…", text)
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """A formatter of log records: one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record."""
-        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
-        found = {"time": moment.replace("+00:00", "Z"), "level": record.levelname.lower(), "message": record.getMessage()}
-        found |= getattr(record, "fields", {})
+        """Return the line of a record."""
+        timestamp = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        fields = {"time": timestamp.replace("+00:00", "Z"), "level": record.levelname.lower(), "message": record.getMessage()}
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
-            found["traceback"] = self.formatException(record.exc_info)
-        return blotted(json.dumps(found, ensure_ascii=False))
+            fields["traceback"] = self.formatException(record.exc_info)
+        # Redact the finished line: a token may be in any field, and in the traceback.
+        return redact_tokens(json.dumps(fields, ensure_ascii=False))
 
 
 class PlainLines(logging.Formatter):
-    """A line to read."""
+    """A formatter of log records as plain text."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line of a record, and the lines of its traceback."""
-        return "\n".join(printable(blotted(line)) for line in super().format(record).split("\n"))
+        """Return the line of a record, with the lines of its traceback."""
+        return "\n".join(printable(redact_tokens(line)) for line in super().format(record).split("\n"))
 
 
 def to_stderr(name: str, *, as_json: bool) -> None:
-    """Write the lines of a logger, and of those below it, to stderr."""
+    """Write the log lines of a logger and its children to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else PlainLines())
     logger = logging.getLogger(name)

@@ -1,31 +1,39 @@
-"""The hub: a registry behind HTTP, in the protocols that everybody's clients speak already.
+"""The hub: a registry behind HTTP, in the protocols that existing clients already speak.
 
-    settings.py     what a hub is started with
-    hub.py          what all requests share: workers, accounts, uploads
-    app.py          the ASGI application: routes, errors, log lines
-    server.py       the process: addresses that may be bound, start and end
-    aliases.py      names that stand for a version or a form of another repository
-    middleware.py   around every request: limits of rates, the audit log
-    commits.py      the commits of a repository: versions, and trees that are no adapter yet
-    forms.py        versions in other formats, made once
-    publishing.py   the way in of whatever was uploaded
-    moving.py       a repository under another name
-    blobs.py        blobs out, with ranges
-    uploads.py      blobs in, hashed while they arrive
-    git.py          the names that git would give to files
-    access.py       who asks, and what they may do
-    asking.py       the request that is being answered
-    quotas.py       how much a namespace may hold
-    remembered.py   values that are made once, while there is room
-    jobs.py         what one of several processes does once
-    webhooks.py     what happens in a namespace, posted to a URL
-    people/         accounts, roles, tokens, logins, publishers, the audit log
-    oauth/          how clients get a token
-    operations/     health, metrics, log lines, backups
-    hf/             the API of the Hugging Face Hub
-    xet/            large files by Xet, receiving only
-    oci/            OCI distribution
-    web/            pages for people
+    settings.py             how a hub is started
+    hub.py                  state shared by all requests: workers, accounts, uploads
+    app.py                  the ASGI application: routes, errors, log lines
+    server.py               the process: addresses it may bind, startup and shutdown
+    hub_database.py         hub.db: the tables of a hub
+    aliases.py              names that refer to one version or one format of another repository
+    middleware.py           around every request: rate limits, the audit log
+    commits.py              the commits of a repository: versions, and trees that are not adapters yet
+    converted_versions.py   versions converted to other formats, each converted once
+    publishing.py           how uploaded files become versions
+    renames.py              renaming a repository
+    mirror.py               fetching adapters of another hub on demand
+    mirror_origin.py        the upstream's commits behind mirrored versions
+    blob_response.py        blobs out, with ranges
+    uploads.py              blobs in, hashed while they arrive
+    git_objects.py          the object ids git would give to files
+    access_control.py       who is asking, and what they may do
+    policy_gate.py          the policy applied to what is served
+    request_context.py      the request being answered
+    error_responses.py      responses to failures of the hub itself
+    quotas.py               how much a namespace may hold
+    workers.py              threads with a registry each
+    lru_cache.py            an LRU cache
+    jobs.py                 work that only one of several processes does
+    webhooks.py             events of a namespace, posted to a URL
+    openapi.py              the API as an OpenAPI document
+    people/                 accounts, roles, tokens, logins, publishers, the audit log
+    oauth/                  how clients get a token
+    operations/             health, metrics, backups
+    storage/                one folder, or a PostgreSQL database and a bucket
+    hf/                     the API of the Hugging Face Hub
+    xet/                    large files through Xet, receiving only
+    oci/                    OCI distribution
+    web/                    pages for people
 
-Versions and their bytes are the registry's. Nothing here prints or exits; log lines go through `logging`.
+Versions and their bytes belong to the registry. Nothing here prints or exits; log lines go through `logging`.
 """

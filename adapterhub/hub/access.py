@@ -1,7 +1,7 @@
-"""Who asks, by the Authorization header, and what they may do with a repository.
+"""Authentication by the Authorization header, and what an account may do with a repository.
 
-A repository that one may not see answers as one that does not exist, and a blob can be read only through a repository that has
-it.
+A repository that a client may not see is answered like one that does not exist, and a blob can be read only through a
+repository that has it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .people.tokens import Identity
 
 _BASIC = linear.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
 NOBODY = "anonymous"
-"""A token that stands for nobody, for docker's clients, which read what is public only with one."""
-_REMEMBERED = 5.0  # seconds until a revoked token is refused, and a role is changed, at the latest
-_MOST = 10_000  # tokens that are remembered
+"""The token of an anonymous client: docker reads even public repositories only with some token."""
+_REMEMBERED = 5.0  # seconds until a revoked token is refused and a changed role applies, at most
+_MOST = 10_000  # tokens kept in memory
 
 
 class NoTokenError(Exception):
-    """A token is needed, and there is none."""
+    """A token is needed, and the request has none."""
 
 
 class BadTokenError(NoTokenError):
@@ -39,7 +39,7 @@ class BadTokenError(NoTokenError):
 
 
 class ThrottledError(BadTokenError):
-    """An address tries too often; `seconds` until it may go on."""
+    """An address has tried too often; it may go on after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__(f"too many attempts from this address; try again in {seconds} seconds")
@@ -47,129 +47,134 @@ class ThrottledError(BadTokenError):
 
 
 class ForbiddenError(Exception):
-    """The token is good, and may not do this; `str()` tells what it lacks."""
+    """The token is valid but lacks the role for this; `str()` says which."""
 
 
 @dataclass
 class Access:
-    """The door of a hub: `identify` at each request, `check` before each answer.
+    """The access control of a hub: `identify` every request, `check_write` before every change.
 
     Attributes:
-        logins: Logins of devices that were begun.
-        codes: Codes of those that were tried.
-        failures: Tokens that were not good.
-        conversions: Versions that were converted for clients without a token.
+        logins: Attempts to start a device login, by network.
+        codes: Device codes tried, by network.
+        failures: Invalid tokens sent, by network.
+        conversions: Versions converted for clients without a token, by network.
     """
 
     database: HubDatabase
     require_login: bool = False
 
     def __post_init__(self) -> None:
-        self._remembered: dict[str, tuple[float, Identity | None]] = {}
-        # By address: a code of a login has 34 bits and lives for minutes, so that nobody finds one by trying.
+        self._identities: dict[str, tuple[float, Identity | None]] = {}
+        # A device code has 34 bits and lives for minutes: at these rates nobody guesses one.
         self.logins, self.codes, self.failures = Windows(30, 300), Windows(20, 300), Windows(20, 60)
         self.conversions = Windows(20, 300)
         self._namespaces: tuple[float, dict[str, Namespace]] = 0.0, {}
         self._taken: tuple[float, set[str]] = 0.0, set()
 
     def identify(self, headers: Mapping[str, str]) -> Identity | None:
-        """Return who asks; None without an Authorization header, or with the token of nobody.
+        """Return the identity behind a request; None without an Authorization header or with the anonymous token.
 
         Raises:
-            BadTokenError: The header has no token, or not a good one.
-            ThrottledError: It is one of many from this address that were not good; a good one always is.
+            BadTokenError: The header has no token, or an invalid one.
+            ThrottledError: This network has sent too many invalid tokens. A valid token is always accepted.
         """
         token = token_in(headers)
         if token is None or token == NOBODY:
             return None
-        found = self.known(token)
-        if found is None:
+        identity = self.known(token)
+        if identity is None:
             self.attempt(self.failures)
             raise BadTokenError
-        asking.now().known(found.account, found.prefix)
-        return found
+        asking.now().known(identity.account, identity.prefix)
+        return identity
 
     def attempt(self, windows: Windows) -> None:
-        """Count an attempt of the network that asks; ThrottledError for one too many."""
+        """Count an attempt by the client's network.
+
+        Raises:
+            ThrottledError: It has made too many.
+        """
         if (window := windows.count(_network(asking.now().address))).over:
             raise ThrottledError(window.seconds)
 
     def known(self, token: str) -> Identity | None:
-        """Who a token belongs to; None for one that is unknown, revoked or expired."""
+        """Return the identity of a token; None if it is unknown, revoked or expired."""
         now = time.monotonic()
-        until, found = self._remembered.get(token, (0.0, None))
+        until, identity = self._identities.get(token, (0.0, None))
         if until < now:
-            if len(self._remembered) >= _MOST:
-                self._remembered.clear()
-            found = tokens.identify(self.database, token)
-            if found:
-                tokens.used(self.database, found.token)
-                self._remembered[token] = now + _REMEMBERED, found
-        return found if found and (found.expires is None or found.expires > time.time()) else None
+            if len(self._identities) >= _MOST:
+                self._identities.clear()
+            identity = tokens.identify(self.database, token)
+            if identity:
+                # Only valid tokens are remembered: an attacker's guesses must not push them out.
+                tokens.used(self.database, identity.token)
+                self._identities[token] = now + _REMEMBERED, identity
+        return identity if identity and (identity.expires is None or identity.expires > time.time()) else None
 
-    def may_read(self, who: Identity | None, name: str, repository: Repository | None) -> bool:
-        """Return True if somebody may see a repository; `repository` is its state, None for one that only has versions."""
+    def may_read(self, identity: Identity | None, name: str, repository: Repository | None) -> bool:
+        """Return whether a client may see a repository; `repository` is its state, None if it only has versions."""
         namespace = name.partition("/")[0]
-        if who is not None and who.may("read", name):
+        if identity is not None and identity.may("read", name):
             return True
         readers = self.settled(namespace).readers
         if (repository and repository.private) or readers == READERS[2]:
             return False
-        return who is not None or (readers == READERS[0] and not self.require_login)
+        return identity is not None or (readers == READERS[0] and not self.require_login)
 
     def settled(self, namespace: str) -> Namespace:
-        """What holds in a namespace, as of the last seconds."""
-        until, found = self._namespaces
+        """Return the settings of a namespace, as of the last few seconds."""
+        until, namespaces = self._namespaces
         if until < time.monotonic():
-            found = {one.name: one for one in accounts.namespaces(self.database)}
-            self._namespaces = time.monotonic() + _REMEMBERED, found
-        return found.get(namespace) or Namespace(namespace)
+            namespaces = {row.name: row for row in accounts.namespaces(self.database)}
+            self._namespaces = time.monotonic() + _REMEMBERED, namespaces
+        return namespaces.get(namespace) or Namespace(namespace)
 
     def is_taken(self, namespace: str) -> bool:
-        """Whether a namespace is somebody's here, or for its members only, as of the last seconds."""
-        until, found = self._taken
+        """Return whether a namespace belongs to somebody here, or is for its members only, as of the last few seconds."""
+        until, taken_names = self._taken
         if until < time.monotonic():
-            found = accounts.taken(self.database)
-            self._taken = time.monotonic() + _REMEMBERED, found
-        return namespace in found or self.settled(namespace).readers == READERS[2]
+            taken_names = accounts.taken(self.database)
+            self._taken = time.monotonic() + _REMEMBERED, taken_names
+        return namespace in taken_names or self.settled(namespace).readers == READERS[2]
 
-    def check_write(self, who: Identity | None, name: str, role: str = "write") -> Identity:
-        """Return who asks, if they have a role in the namespace of `name`.
+    def check_write(self, identity: Identity | None, name: str, role: str = "write") -> Identity:
+        """Return the client's identity if it has a role in the namespace of `name`.
 
         Raises:
-            NoTokenError: Nobody asks.
-            ForbiddenError: The token has not that role there.
-            RefusedError: The name stands for another repository.
+            NoTokenError: The request has no token.
+            ForbiddenError: The token lacks that role there.
+            RefusedError: The name is an alias of another repository, and read-only.
         """
         namespace = name.partition("/")[0]
         asking.now().changes(name)
-        if who is None:
+        if identity is None:
             raise NoTokenError
-        if not who.may(role, name):
-            held = f"has the role {found} there" if (found := who.role_in(name)) else "has no role there"
-            raise ForbiddenError(f"this needs the role {role} in {namespace}: the token of {who.account} {held}")
+        if not identity.may(role, name):
+            actual = f"has the role {actual_role} there" if (actual_role := identity.role_in(name)) else "has no role there"
+            raise ForbiddenError(f"this needs the role {role} in {namespace}: the token of {identity.account} {actual}")
         aliases.check_own(name)
-        return who
+        return identity
 
 
-def writes(who: Identity | None, name: str) -> bool:
-    """Whether somebody may write to a repository."""
-    return who is not None and who.may("write", name.partition("/")[0])
+def writes(identity: Identity | None, name: str) -> bool:
+    """Return whether a client may write to a repository."""
+    return identity is not None and identity.may("write", name.partition("/")[0])
 
 
 def _network(address: str) -> str:
-    """The addresses that one client has: with IPv6, 2^64 of them."""
+    """Return the network that one client controls: its address, or its /64 with IPv6."""
     try:
-        found = ipaddress.ip_address(address)
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if found.version == 4:
+    if ip.version == 4:
         return address
-    return str(found.ipv4_mapped or ipaddress.ip_network((int(found), 64), strict=False))
+    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:
-    """The token of a Bearer header, or the password of a Basic one, as docker and oras send it; None without a header.
+    """Return the token of a Bearer header, or the password of a Basic one, as docker and oras send it; None without a header.
 
     Raises:
         BadTokenError: The header has no token.
@@ -177,13 +182,13 @@ def token_in(headers: Mapping[str, str]) -> str | None:
     header = headers.get("authorization", "").strip()
     if not header:
         return None
-    scheme, _, rest = header.partition(" ")
-    token = rest.lstrip(" ")
+    scheme, _, credentials = header.partition(" ")
+    token = credentials.lstrip(" ")
     if scheme.lower() == "bearer" and token and len(token.split()) == 1:
         return token
-    if found := _BASIC.fullmatch(header):
+    if basic := _BASIC.fullmatch(header):
         try:
-            return base64.b64decode(found[1], validate=False).decode("utf-8", "replace").partition(":")[2]
+            return base64.b64decode(basic[1], validate=False).decode("utf-8", "replace").partition(":")[2]
         except binascii.Error:
             pass
     raise BadTokenError

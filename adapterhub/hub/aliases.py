@@ -1,7 +1,7 @@
-"""Names that stand for one version or one form of another repository, as read-only repositories of their own.
+"""Aliases: names that refer to one version or one format of another repository, as read-only repositories of their own.
 
-`team/sql.v3` is version 3 of `team/sql`, forever: a name that fits where a revision does not, as in a server that loads an
-adapter by its name alone. `team/sql.gguf` is the newest version as a GGUF, and `team/sql.v3.mlx` version 3 as mlx-lm has it.
+`team/sql.v3` is version 3 of `team/sql`, forever: useful where a name fits but a revision does not, as in a server that loads
+an adapter by name alone. `team/sql.gguf` is the newest version as a GGUF file, `team/sql.v3.mlx` version 3 in mlx-lm's format.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _ALIAS = linear.Pattern(r"(.+?)(?:\.v([1-9][0-9]{0,7}))?(?:\.(gguf|mlx))?")
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """What a name stands for.
+    """The version and format a name refers to.
 
     Attributes:
         name: The repository.
-        number: A version of it; 0 for the newest.
-        form: The format that the version is converted to, empty for its own.
+        number: The version; 0 for the newest.
+        form: The format the version is converted to; empty for its own.
     """
 
     name: str
@@ -30,20 +30,21 @@ class Alias:
 
     @property
     def source(self) -> str:
-        """The name of what is converted."""
+        """The name of the repository before the conversion."""
         return f"{self.name}.v{self.number}" if self.number else self.name
 
 
 def parse(name: str) -> Alias | None:
-    """What a name stands for; None for one that is only a name."""
-    found = _ALIAS.fullmatch(name) if "." in name else None
-    if not found or not (found[2] or found[3]):
+    """Return what a name refers to as an alias; None for an ordinary name."""
+    # Most names have no dot and need no regular expression.
+    match = _ALIAS.fullmatch(name) if "." in name else None
+    if not match or not (match[2] or match[3]):
         return None
-    return Alias(found[1], int(found[2] or 0), found[3] or "")
+    return Alias(match[1], int(match[2] or 0), match[3] or "")
 
 
 def check_own(name: str) -> None:
-    """Refuse a name that stands for another repository, before anything is written to it."""
+    """Refuse to write to an alias, before anything is written."""
     if parse(name) is not None:
-        what = "stands for a version or a format of another repository, and is read only"
-        raise RefusedError(name, what, "Choose a name without that ending")
+        problem = "is an alias for a version or a format of another repository, and is read-only"
+        raise RefusedError(name, problem, "Choose a name without that ending")

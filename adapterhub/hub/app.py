@@ -1,4 +1,4 @@
-"""The ASGI application of a hub: every protocol's routes over one `Hub`."""
+"""The ASGI application of a hub: the routes of every protocol over one `Hub`."""
 
 from __future__ import annotations
 
@@ -35,67 +35,71 @@ _log = logging.getLogger("adapterhub.hub")
 
 
 def create_app(settings: HubSettings) -> ASGIApp:
-    """Make the application; its `Hub` is opened when the server starts, and closed when it ends."""
+    """Create the application. Its `Hub` is opened when the server starts and closed when it stops."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         hub = app.state.hub = Hub(settings)
         app.state.site = Site(hub)
-        sending, maintaining = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
+        delivery_task, maintenance_task = asyncio.create_task(hub.webhooks.run()), asyncio.create_task(hub.maintain())
         try:
             yield
         finally:
+            # Stop the background tasks first: both use the database that `close` takes away.
             hub.webhooks.stop()
-            maintaining.cancel()
-            await asyncio.wait([sending, maintaining])
+            maintenance_task.cancel()
+            await asyncio.wait([delivery_task, maintenance_task])
             app.state.site.close()
             hub.close()
 
     routes = [*api_routes(), *web.routes()]
     metrics = Metrics(routes)
-    around = [
+    middleware = [
         Middleware(Measure, metrics=metrics),
         Middleware(RateLimits, limits=dict(settings.limits)),
         Middleware(Audit),
     ]
-    late = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), failures.answer)
-    app = Starlette(lifespan=lifespan, middleware=around, exception_handlers=late)
+    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), failures.answer)
+    app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = ByFirstPart(routes)
     app.state.metrics = metrics
-    return Guard(app, behind_proxy=settings.behind_proxy)
+    return RequestGuard(app, behind_proxy=settings.behind_proxy)
 
 
 def api_routes() -> list[BaseRoute]:
-    """The routes for programs, all but those of the pages."""
+    """Return the routes for programs: all but those of the pages."""
     return [*openapi.routes(), *operations.routes(), *oauth.routes(), *oci.routes(), *xet.routes(), *hf.routes()]
 
 
 class ByFirstPart:
-    """Routes, of which only those are tried whose paths begin with the first part of a request's, or with any."""
+    """A router that only tries the routes whose first path segment is the request's, or a parameter.
+
+    Trying the routes of all protocols in turn would cost more than many of the handlers.
+    """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         by_part = [(_first_part(route), route) for route in routes]
         parts = {part for part, _ in by_part}
-        self._below = {part: Router([route for of, route in by_part if of in (part, "")]) for part in parts}
-        self._others = Router([route for of, route in by_part if not of])
+        self._below = {part: Router([route for first_part, route in by_part if first_part in (part, "")]) for part in parts}
+        self._others = Router([route for first_part, route in by_part if not first_part])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         await self.below(scope["path"])(scope, receive, send)
 
     def below(self, path: str) -> Router:
-        """The routes for a path."""
+        """Return the router for a path."""
         return self._below.get(path[1:].partition("/")[0], self._others)
 
 
 def _first_part(route: BaseRoute) -> str:
-    """The part that all paths of a route begin with; empty for none."""
+    """Return the first segment of all paths of a route; empty if that is a parameter."""
     part = route.path[1:].partition("/")[0] if isinstance(route, Route) else ""
     return "" if "{" in part else part
 
 
-class Guard:
-    """Around the application: paths as they were sent, a log line a request, and no traceback in an answer."""
+class RequestGuard:
+    """The outermost layer: raw request paths, one log line per request, and no traceback in a response."""
 
     def __init__(self, app: ASGIApp, *, behind_proxy: bool = False) -> None:
         self._app = app
@@ -106,44 +110,59 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # A slash within a part of the path, as in refs%2Fpr%2F1, must not divide it: `hf.reading.part` brings it back.
+        # An escaped slash, as in refs%2Fpr%2F1, must not split its path segment: keep it escaped, and let
+        # `hf.reading.path_part`
+        # decode it.
         raw = scope.get("raw_path") or scope["path"].encode()
-        kept = raw.decode("latin-1").replace("%2f", "%252F").replace("%2F", "%252F")
-        kept = kept if kept.startswith("/") else f"/{kept}"  # as of OPTIONS *
-        # No name has a line break, and no route matches one: with another character in its place, each protocol says so itself.
-        scope = {**scope, "path": unquote(kept).replace("\n", "\ufffd")}
-        shown = printable(scope["path"])
+        quoted_path = raw.decode("latin-1").replace("%2f", "%252F").replace("%2F", "%252F")
+        quoted_path = quoted_path if quoted_path.startswith("/") else f"/{quoted_path}"  # OPTIONS * has no path
+        # No route matches a line break. Replace it, so that each protocol rejects the name in its own error format.
+        scope = {**scope, "path": unquote(quoted_path).replace("\n", "\ufffd")}
+        printable_path = printable(scope["path"])
         started, status = time.monotonic(), 0
         call = asking.begin(self._address(scope))
 
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [(b"x-request-id", call.id.encode())]
+                extra_headers = [(b"x-request-id", call.id.encode())]
                 if call.warning:
-                    more.append((b"x-hf-warning", f"mirror; {printable(call.warning)[:500]}".encode("latin-1", "replace")))
-                message["headers"] = [*message.get("headers", ()), *more]
+                    extra_headers.append(
+                        (b"x-hf-warning", f"mirror; {printable(call.warning)[:500]}".encode("latin-1", "replace"))
+                    )
+                message["headers"] = [*message.get("headers", ()), *extra_headers]
             await send(message)
 
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_with_headers)
         except Exception:
-            _log.exception("%s %s failed (%s)", scope["method"], shown, call.id)
+            _log.exception("%s %s failed (%s)", scope["method"], printable_path, call.id)
+            # The status line is already sent: all that is left is to cut the connection.
             if status:
                 raise
-            failed = JSONResponse({"error": f"internal error; the hub's log has it as {call.id}"}, 500)
-            await failed(scope, receive, sending)
+            error_response = JSONResponse({"error": f"internal error; the hub's log has it as {call.id}"}, 500)
+            await error_response(scope, receive, send_with_headers)
         finally:
-            took = round((time.monotonic() - started) * 1000, 1)
-            fields = {"id": call.id, "method": scope["method"], "path": shown, "status": status, "ms": took}
+            elapsed_ms = round((time.monotonic() - started) * 1000, 1)
+            fields = {"id": call.id, "method": scope["method"], "path": printable_path, "status": status, "ms": elapsed_ms}
             fields |= {"account": call.account, "token": call.prefix, "address": call.address}
-            who = call.account or "-"
+            account = call.account or "-"
             line = "%s %s %d %.1f ms %s %s (%s)"
-            _log.info(line, scope["method"], shown, status, took, who, call.address, call.id, extra={"fields": fields})
+            _log.info(
+                line,
+                scope["method"],
+                printable_path,
+                status,
+                elapsed_ms,
+                account,
+                call.address,
+                call.id,
+                extra={"fields": fields},
+            )
 
     def _address(self, scope: Scope) -> str:
-        """The address of the client: behind a proxy, the last of X-Forwarded-For, which the proxy has added."""
+        """Return the client's address: behind a proxy, the last entry of X-Forwarded-For, which the proxy itself appended."""
         forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"] if self._behind_proxy else []
         if forwarded:
             return str(forwarded[-1].decode("latin-1").rpartition(",")[2].strip()[:64])

@@ -1,7 +1,7 @@
-"""The request that is being answered: who asks, from where, and its number in the log.
+"""The request being answered: its client, its account and its id in the log.
 
-It is kept in the context of the task that answers, and of the threads that work for it, so that what is written below, such as
-the author of a move, need not be handed through every call.
+It lives in the context of the task that answers, and of the threads working for it, so that values needed deep down, such as
+the author of a move, need not be passed through every call.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Asking:
-    """A request.
+class RequestContext:
+    """The context of one request.
 
     Attributes:
-        address: Of the client; empty for none.
-        account: Who asks, once that is known; empty for nobody.
-        prefix: The first characters of their token.
-        names: The repositories in which they asked to change something.
-        warning: What the client is warned of in the header of its answer; empty for nothing.
-        id: 16 hexadecimal digits, in the log and in the answer.
+        address: The client's address; empty if there is none.
+        account: The account of the client, once known; empty for an anonymous one.
+        prefix: The first characters of its token.
+        names: The repositories it asked to change.
+        warning: A warning for the client, sent in a header of the response; empty for none.
+        id: 16 hexadecimal digits, in the log and in the response.
     """
 
     address: str = ""
@@ -32,25 +32,25 @@ class Asking:
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def known(self, account: str, prefix: str) -> None:
-        """Record who asks."""
+        """Record the account behind the request."""
         self.account, self.prefix = account, prefix
 
     def changes(self, name: str) -> None:
-        """Record what they want to change."""
+        """Record a repository the request is about to change."""
         if name not in self.names:
             self.names.append(name)
 
 
-_NOW: ContextVar[Asking | None] = ContextVar("_NOW", default=None)
+_CURRENT: ContextVar[RequestContext | None] = ContextVar("_NOW", default=None)
 
 
-def begin(address: str) -> Asking:
-    """Begin a request in the task that answers it."""
-    made = Asking(address)
-    _NOW.set(made)
-    return made
+def begin(address: str) -> RequestContext:
+    """Start the context of a request in the task that answers it."""
+    request = RequestContext(address)
+    _CURRENT.set(request)
+    return request
 
 
-def now() -> Asking:
-    """The request that this task answers; an empty one outside of any."""
-    return _NOW.get() or Asking()
+def now() -> RequestContext:
+    """Return the context of the request this task answers; an empty one outside of any request."""
+    return _CURRENT.get() or RequestContext()

@@ -1,7 +1,7 @@
-"""A blob as an answer: whole or a range, which the system sends, where the server and the blob allow that.
+"""A blob as a response: all of it or a range, sent by the operating system where the server and the blob allow that.
 
-Else it is read in pieces of 1 MiB in a thread, one piece ahead of the network. Starlette's own FileResponse reads 64 KiB at a
-time and moves a third of the bytes a second.
+Otherwise a thread reads pieces of 1 MiB, one piece ahead of the network. Starlette's own FileResponse reads 64 KiB at a time
+and reaches a third of the throughput.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from adapterhub_converters import linear
 from .workers import Workers
 
 _PIECE = 1 << 20  # bytes
-_LARGE = 256 << 10  # bytes from which it takes less time not to read a file
+_ZERO_COPY_MIN = 256 << 10  # bytes from which zero-copy is faster than reading the file
 _RANGE = linear.Pattern(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class RangeError(Exception):
-    """The range begins after the end."""
+    """The range begins after the end of the file."""
 
 
 def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
-    """The first and the last byte of a Range header; None to send everything, as for several ranges (RFC 9110, 14.2).
+    """Return the first and last byte of a Range header; None to send everything, as for several ranges (RFC 9110, 14.2).
 
     Raises:
-        RangeError: No byte is in the range.
+        RangeError: The range has no byte of the file.
     """
-    found = _RANGE.fullmatch(text.strip()) if text else None
-    if not found or not (found[1] or found[2]):
+    match = _RANGE.fullmatch(text.strip()) if text else None
+    if not match or not (match[1] or match[2]):
         return None
-    if not found[1]:
-        start, end = max(0, size - int(found[2])), size - 1
+    if not match[1]:
+        start, end = max(0, size - int(match[2])), size - 1
     else:
-        start, end = int(found[1]), min(int(found[2] or size - 1), size - 1)
-        if found[2] and int(found[2]) < int(found[1]):
+        start, end = int(match[1]), min(int(match[2] or size - 1), size - 1)
+        if match[2] and int(match[2]) < int(match[1]):
             return None
     if start >= size or start > end:
         raise RangeError
@@ -48,47 +48,48 @@ def parse_range(text: str | None, size: int) -> tuple[int, int] | None:
 
 
 class BlobResponse:
-    """An ASGI answer with the bytes of a file.
+    """An ASGI response with the bytes of a file.
 
     Args:
-        workers: Reads it.
-        opened: Opens it, in a thread.
-        size: Bytes of the file.
-        headers: What to send besides lengths and ranges.
-        wanted: The Range header.
-        address: Where a client is to get the bytes instead; empty to send them. A HEAD request is answered here in any case:
-            an address that is signed for GET is good for nothing else.
+        workers: Threads that read it.
+        open_blob: Opens the file, in a thread.
+        size: Size of the file in bytes.
+        headers: Headers besides lengths and ranges.
+        range_header: The request's Range header.
+        address: Returns where the client is to get the bytes instead; empty to send them from here. A HEAD request is always
+            answered here: an address signed for GET is good for nothing else.
     """
 
     def __init__(
         self,
         workers: Workers,
-        opened: Callable[[], BinaryIO],
+        open_blob: Callable[[], BinaryIO],
         size: int,
         headers: Mapping[str, str],
         *,
         wanted: str | None = None,
         address: Callable[[], str] = str,
     ) -> None:
-        self._workers, self._opened, self._size, self._address = workers, opened, size, address
+        self._workers, self._opened, self._size, self._address = workers, open_blob, size, address
         self._headers = {"accept-ranges": "bytes", **headers}
         self._status, self._start, self._length = 200, 0, size
         try:
-            found = parse_range(wanted, size)
+            byte_range = parse_range(wanted, size)
         except RangeError:
             self._status, self._length = 416, 0
             self._headers["content-range"] = f"bytes */{size}"
         else:
-            if found:
-                self._status, self._start, self._length = 206, found[0], found[1] - found[0] + 1
-                self._headers["content-range"] = f"bytes {found[0]}-{found[1]}/{size}"
+            if byte_range:
+                self._status, self._start, self._length = 206, byte_range[0], byte_range[1] - byte_range[0] + 1
+                self._headers["content-range"] = f"bytes {byte_range[0]}-{byte_range[1]}/{size}"
         self._headers["content-length"] = str(self._length)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer; of a HEAD request the headers only."""
+        """Send the response; for a HEAD request only its headers."""
+        # Open nothing for a response without a body.
         body = scope["method"] != "HEAD" and self._length > 0
-        whole = self._length >= _LARGE and ZERO_COPY in scope.get("extensions", {})
-        address, file, piece = await self._workers.read(self._begin, unread=whole) if body else ("", None, b"")
+        zero_copy = self._length >= _ZERO_COPY_MIN and ZERO_COPY in scope.get("extensions", {})
+        address, file, piece = await self._workers.read(self._begin, unread=zero_copy) if body else ("", None, b"")
         if address:
             self._headers |= {"location": address, "content-length": "0"}
             self._headers.pop("content-range", "")
@@ -107,17 +108,22 @@ class BlobResponse:
             else:
                 await self._body(file, piece, send)
         finally:
+            # Shielded: a client that disconnects cancels this task, and the file must still be closed.
             await asyncio.shield(self._workers.read(file.close))
 
     def _begin(self, *, unread: bool) -> tuple[str, BinaryIO | None, bytes | None]:
-        """Where a client gets the bytes; or the first of them, and the file that has more; None of a file that stays unread."""
+        """Return a redirect address, the file with more to send, and the first piece.
+
+        The file is None if the first piece is all of it; the piece is None if the file stays unread, to be sent without
+        copying.
+        """
         if address := self._address():
             return address, None, b""
         file = self._opened()
         if unread and isinstance(file, io.FileIO):
             return "", file, None
         try:
-            _go_to(file, self._start)
+            _skip_to(file, self._start)
             piece = file.read(min(_PIECE, self._length))
         except BaseException:
             file.close()
@@ -128,20 +134,22 @@ class BlobResponse:
         return "", None, piece
 
     async def _body(self, file: BinaryIO, piece: bytes, send: Send) -> None:
-        left = self._length
-        while piece:  # else it is shorter than its index says: the connection is cut, and the client sees that
-            left -= len(piece)
-            coming = asyncio.ensure_future(self._workers.read(file.read, min(_PIECE, left))) if left else None
+        remaining = self._length
+        while piece:  # an empty piece: the file is shorter than indexed. Cutting the connection tells the client
+            remaining -= len(piece)
+            # Read ahead while the network is busy with this piece.
+            next_piece = asyncio.ensure_future(self._workers.read(file.read, min(_PIECE, remaining))) if remaining else None
             try:
-                await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+                await send({"type": "http.response.body", "body": piece, "more_body": remaining > 0})
             finally:
-                if coming:
-                    await asyncio.wait([coming])
-            piece = coming.result() if coming else b""
+                if next_piece:
+                    # The thread still uses the file, so it must not be closed before that read ends.
+                    await asyncio.wait([next_piece])
+            piece = next_piece.result() if next_piece else b""
 
 
-def _go_to(file: BinaryIO, start: int) -> None:
-    """Have the next byte that is read be that at `start`; a compressed blob is read from its beginning."""
+def _skip_to(file: BinaryIO, start: int) -> None:
+    """Advance to byte `start`. A compressed blob cannot seek, so it is read from its beginning."""
     if file.seekable():
         file.seek(start)
         return

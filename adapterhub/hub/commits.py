@@ -1,8 +1,8 @@
 """The commits of a repository, as clients of the Hugging Face Hub see them.
 
 A version is a commit whose id is the first 40 digits of its digest, so that a revision names the same bytes as everywhere else.
-A tree that is no whole adapter yet, as when the README comes first, is a commit with a document of its own. `main` is at the
-newest version, or at a commit that was made after it. An alias (`aliases`) is a repository with one version, which is `main`.
+A tree that is not a complete adapter yet, as when the README comes first, is a commit with a document of its own. `main` is at
+the newest version, or at a commit made after it. An alias (`aliases`) is a repository with one version, which is `main`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .workers import MOST_FILES, Worker
 
 HEAD = "HEAD"
 MayRead = Callable[[str, Repository | None], bool]
-"""Whether somebody may see the repository of a name, by its state; None for one that only has versions, or for none."""
-_MOST = 2_000  # repositories that a thread remembers, and commits of each
-_NONE = "-"  # the name of no repository
+"""Returns whether a client may see a repository: called with its name, and its state or None if it has none."""
+_MOST = 2_000  # repositories kept in memory per thread, and commits of each
+_NO_NAME = "-"  # not a valid name, so no repository has it
 _ALIASES = {MAIN, HEAD, ""}
 
 
@@ -37,7 +37,7 @@ class Commit:
     Attributes:
         id: 40 hexadecimal digits.
         files: Path to digest and size in bytes, sorted.
-        row: The version that it is; None for a tree that is no adapter yet.
+        row: The version behind the commit; None for a tree that is not an adapter yet.
     """
 
     id: str
@@ -50,20 +50,20 @@ class Commit:
 
 
 EMPTY = Commit("0" * 40, {}, title="initial commit")
-"""Of a repository that nothing was pushed to."""
+"""The only commit of a repository nothing was pushed to."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A repository that exists, as it is now.
+    """A repository that exists, in its current state.
 
     Attributes:
         name: Its name.
-        repository: Its state; None if it only has versions.
+        repository: Its document; None if it only has versions.
         newest: Its version `latest`.
-        frozen: It is an alias: `newest`, which is a version of another repository, is all that it has.
-        head: Tells this state from any other one of this name.
-        found: The commits that were looked up, by revision.
+        frozen: Whether it is an alias: then `newest`, a version of another repository, is all it has.
+        head: Identifies this state among all states of the name.
+        found: The commits looked up so far, by revision.
     """
 
     name: str
@@ -75,176 +75,190 @@ class View:
 
     @property
     def latest(self) -> str:
-        """The commit of the version `latest`; empty without versions."""
+        """The commit id of the version `latest`; empty without versions."""
         return commit_id(self.newest.digest) if self.newest else ""
 
 
 def view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repository: True) -> View | None:
-    """Look a repository up; None if there is none, if it may not be seen, and for a text that cannot be a name.
+    """Look a repository up; None if it does not exist, may not be seen, or if `name` is not a valid name.
 
-    One that may not be seen takes the same lookups as one that does not exist: the time of an answer tells nobody which it is.
+    A hidden repository takes the same lookups as a missing one, so that the time of a response does not tell them apart.
     """
     if not is_name(name):
         return None
     head, repository = worker.repositories.current(name)
-    seen = may_read(name, repository)
-    state = worker.registry.ledger.current(name if seen else f"{name.partition('/')[0]}/{_NONE}")
+    is_visible = may_read(name, repository)
+    # A hidden name looks up a name that cannot exist, so that it takes as long as a missing one.
+    state = worker.registry.ledger.current(name if is_visible else f"{name.partition('/')[0]}/{_NO_NAME}")
     if state.deleted and repository and repository.is_bare:
-        repository = None  # it only says how private the name was
-    there = state.seq > 0 and not state.deleted and state.number > 0 and not (repository and repository.moved_to)
-    if not seen or not (repository or there):
+        repository = None  # all it records is whether the removed name was private
+    has_versions = state.seq > 0 and not state.deleted and state.number > 0 and not (repository and repository.moved_to)
+    if not is_visible or not (repository or has_versions):
         alias = aliases.parse(name)
-        return _frozen(worker, name, alias, may_read) if alias else None
-    # What is known of a repository holds until one of its two logs has another entry.
-    before, known = worker.views.get(name, (None, None))
-    if known is None or before != state or known.repository is not repository:
-        row = worker.registry.row(Ref(name)) if there else None
-        known = View(name, repository, row, head=f"{state.head} {head}")
+        return _alias_view(worker, name, alias, may_read) if alias else None
+    # A cached view is valid until either of the repository's two logs gets another entry.
+    previous_state, cached = worker.views.get(name, (None, None))
+    if cached is None or previous_state != state or cached.repository is not repository:
+        row = worker.registry.row(Ref(name)) if has_versions else None
+        cached = View(name, repository, row, head=f"{state.head} {head}")
         if len(worker.views) >= _MOST:
             worker.views.clear()
-        worker.views[name] = state, known
-    return known
+        worker.views[name] = state, cached
+    return cached
 
 
 def is_arriving(worker: Worker, name: str, repository: Repository | None) -> bool:
-    """Whether a repository is being moved here, and is still under its old name for all who read."""
+    """Return whether a repository is being moved here, so that readers still see it under its old name."""
     if repository is None or not repository.moved_from:
         return False
     old = worker.repositories.get(repository.moved_from)
     return old is None or old.moved_to != name
 
 
-def _frozen(worker: Worker, name: str, alias: Alias, may_read: MayRead) -> View | None:
-    of = view(worker, alias.name, may_read)
-    if of is None or of.frozen or of.newest is None or alias.form:
+def _alias_view(worker: Worker, name: str, alias: Alias, may_read: MayRead) -> View | None:
+    source = view(worker, alias.name, may_read)
+    if source is None or source.frozen or source.newest is None or alias.form:
         return None
     try:
-        return frozen(name, of, worker.registry.row(Ref(alias.name, number=alias.number)))
+        return frozen(name, source, worker.registry.row(Ref(alias.name, number=alias.number)))
     except NotFoundError:
         return None
 
 
-def frozen(name: str, of: View, row: Row) -> View:
-    """A repository that has nothing but a version of another one, or a form of it, and is as private."""
-    state = Repository(private=bool(of.repository and of.repository.private), created=row.time)
-    return View(name, state, row, frozen=True, head=f"{of.head} {row.digest}")
+def frozen(name: str, source: View, row: Row) -> View:
+    """Return a read-only view that has one version of another repository, or a conversion of it, and is as private."""
+    state = Repository(private=bool(source.repository and source.repository.private), created=row.time)
+    return View(name, state, row, frozen=True, head=f"{source.head} {row.digest}")
 
 
-def rows(worker: Worker, of: View) -> Sequence[Row]:
-    """The versions of a repository, the newest first."""
-    if of.newest is None:
+def rows(worker: Worker, repo: View) -> Sequence[Row]:
+    """Return the versions of a repository, the newest first."""
+    if repo.newest is None:
         return ()
-    return (of.newest,) if of.frozen else queries.versions(worker.registry.index, name=of.name)
+    return (repo.newest,) if repo.frozen else queries.versions(worker.registry.index, name=repo.name)
 
 
-def row_of(worker: Worker, of: View, reference: str) -> Row:
-    """The version that a tag, a number like `v3` or a whole digest names; NotFoundError without it."""
-    if of.frozen and of.newest:
-        if reference in (LATEST, f"v{of.newest.number}", of.newest.digest):
-            return of.newest
-    elif of.newest:
-        text = f"{of.name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+def row_of(worker: Worker, repo: View, reference: str) -> Row:
+    """Return the version that a tag, a number such as `v3` or a full digest names.
+
+    Raises:
+        NotFoundError: There is no such version.
+    """
+    if repo.frozen and repo.newest:
+        if reference in (LATEST, f"v{repo.newest.number}", repo.newest.digest):
+            return repo.newest
+    elif repo.newest:
+        text = f"{repo.name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
         try:
             return find_exact_row(worker.registry.ledger, Ref.parse(text))
         except RefError:
             pass
-    raise NotFoundError(f"{of.name}:{reference}", "no such version")
+    raise NotFoundError(f"{repo.name}:{reference}", "no such version")
 
 
-def find(worker: Worker, of: View, revision: str) -> Commit:
-    """The commit that a revision names: a branch, a tag, a number like `v3`, an id, a digest or a range.
+def find(worker: Worker, repo: View, revision: str) -> Commit:
+    """Return the commit a revision names: a branch, a tag, a number such as `v3`, an id, a digest or a range.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: There is no such commit.
     """
-    found = of.found.get(revision)
-    if found is None:
-        if len(of.found) >= _MOST:
-            of.found.clear()
-        found = _find(worker, of, revision)
-        if len(found.files) <= MOST_FILES:
-            of.found[revision] = found
-    return found
+    commit = repo.found.get(revision)
+    if commit is None:
+        if len(repo.found) >= _MOST:
+            repo.found.clear()
+        commit = _find(worker, repo, revision)
+        # A commit with many files takes megabytes: do not keep it.
+        if len(commit.files) <= MOST_FILES:
+            repo.found[revision] = commit
+    return commit
 
 
-def _find(worker: Worker, of: View, revision: str) -> Commit:
+def _find(worker: Worker, repo: View, revision: str) -> Commit:
     branch = MAIN if revision in _ALIASES else revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    if head := head_of(of.repository, branch, of.latest):
-        return by_id(worker, of, head)
+    if head := head_of(repo.repository, branch, repo.latest):
+        return by_id(worker, repo, head)
     if branch == MAIN:
-        return of_version(worker, of, of.newest) if of.newest else EMPTY
+        return of_version(worker, repo, repo.newest) if repo.newest else EMPTY
+    # A branch of that name was found above: an id comes second.
     if is_hex(branch, 40):
-        return by_id(worker, of, branch)
-    if of.frozen:
-        return of_version(worker, of, row_of(worker, of, branch))
+        return by_id(worker, repo, branch)
+    if repo.frozen:
+        return of_version(worker, repo, row_of(worker, repo, branch))
     try:
         text = f"@{branch}" if branch.startswith("sha256:") else f":{branch}"
-        return of_version(worker, of, worker.registry.row(Ref.parse(f"{of.name}{text}")))
+        return of_version(worker, repo, worker.registry.row(Ref.parse(f"{repo.name}{text}")))
     except RefError as error:
-        raise NotFoundError(f"{of.name}:{revision}", "no such revision") from error
+        raise NotFoundError(f"{repo.name}:{revision}", "no such revision") from error
 
 
-def by_id(worker: Worker, of: View, ident: str) -> Commit:
-    """The commit with an id, or with that of the upstream that it was mirrored from; NotFoundError without it."""
-    if of.frozen:
-        found = [row for row in rows(worker, of) if commit_id(row.digest) == ident]
+def by_id(worker: Worker, repo: View, ident: str) -> Commit:
+    """Return the commit with an id, or mirrored from the upstream commit with that id.
+
+    Raises:
+        NotFoundError: There is no such commit.
+    """
+    if repo.frozen:
+        versions = [row for row in rows(worker, repo) if commit_id(row.digest) == ident]
     else:
-        found = queries.versions(worker.registry.index, name=of.name, digest_prefix=f"sha256:{ident}") if of.newest else []
-    if found:
-        return of_version(worker, of, found[0])
-    if ident == EMPTY.id and not of.newest:
+        versions = (
+            queries.versions(worker.registry.index, name=repo.name, digest_prefix=f"sha256:{ident}") if repo.newest else []
+        )
+    if versions:
+        return of_version(worker, repo, versions[0])
+    if ident == EMPTY.id and not repo.newest:
         return EMPTY
-    record = worker.repositories.commit(of.repository, ident) if of.repository else None
-    if record is None and of.newest and not of.frozen and (origin := origins.find(worker.database, of.name, ident)):
-        return replace(of_version(worker, of, row_of(worker, of, origin)), id=ident)
+    record = worker.repositories.commit(repo.repository, ident) if repo.repository else None
+    if record is None and repo.newest and not repo.frozen and (origin := origins.find(worker.database, repo.name, ident)):
+        return replace(of_version(worker, repo, row_of(worker, repo, origin)), id=ident)
     if record is None:
-        raise NotFoundError(f"{of.name}@{ident}", "no such commit")
+        raise NotFoundError(f"{repo.name}@{ident}", "no such commit")
     return Commit(ident, record.files, None, record.title, record.description, record.author, record.time)
 
 
-def of_version(worker: Worker, of: View, row: Row) -> Commit:
-    """The commit of a version."""
-    found, record = without_words(worker, row), _record(worker, of, row)
+def of_version(worker: Worker, repo: View, row: Row) -> Commit:
+    """Return the commit of a version."""
+    commit, record = without_words(worker, row), _record(worker, repo, row)
     if record is None:
-        return found
-    return replace(found, title=record.title, description=record.description, author=record.author)
+        return commit
+    return replace(commit, title=record.title, description=record.description, author=record.author)
 
 
 def without_words(worker: Worker, row: Row) -> Commit:
-    """The commit of a version, but not who committed it with which words: these are in a document of their own."""
+    """Return the commit of a version without author and message, which are in a document of their own."""
     files = {layer.path: (layer.digest, layer.size) for layer in worker.manifest(row).layers}
     return Commit(commit_id(row.digest), files, row, f"Version v{row.number}", time=row.time)
 
 
-def _record(worker: Worker, of: View, row: Row) -> CommitRecord | None:
-    """Who committed a version, and with which words; None for one that was pushed in another way."""
-    return worker.repositories.commit(of.repository, commit_id(row.digest)) if of.repository else None
+def _record(worker: Worker, repo: View, row: Row) -> CommitRecord | None:
+    """Return the author and message of a version's commit; None if the version was pushed in another way."""
+    return worker.repositories.commit(repo.repository, commit_id(row.digest)) if repo.repository else None
 
 
-def history(worker: Worker, of: View, revision: str) -> Iterator[Commit]:
-    """The commits of a branch, or up to a commit, the newest first; without their files, of which there may be millions."""
-    first = find(worker, of, revision)
-    trees = (by_id(worker, of, ident) for ident in reversed([*of.repository.commits] if of.repository else []))
-    others = [replace(commit, files={}) for commit in trees if commit.row is None]
-    versions = [replace(of_version(worker, of, row), files={}) for row in rows(worker, of)]
-    commits = sorted([*versions, *others], key=lambda commit: commit.time, reverse=True)
-    same = {first.id, commit_id(first.row.digest) if first.row else ""}  # two, if it was asked for as the upstream names it
+def history(worker: Worker, repo: View, revision: str) -> Iterator[Commit]:
+    """Yield the commits of a branch, or up to a commit, the newest first; without their files, as there may be millions."""
+    first = find(worker, repo, revision)
+    trees = (by_id(worker, repo, ident) for ident in reversed([*repo.repository.commits] if repo.repository else []))
+    tree_commits = [replace(commit, files={}) for commit in trees if commit.row is None]
+    versions = [replace(of_version(worker, repo, row), files={}) for row in rows(worker, repo)]
+    commits = sorted([*versions, *tree_commits], key=lambda commit: commit.time, reverse=True)
+    # Two ids, if the revision is an id of the upstream.
+    first_ids = {first.id, commit_id(first.row.digest) if first.row else ""}
     yield first
-    yield from (commit for commit in commits if commit.id not in same and commit.time <= (first.time or "~"))
+    yield from (commit for commit in commits if commit.id not in first_ids and commit.time <= (first.time or "~"))
 
 
-def branches(of: View) -> dict[str, str]:
-    """Branch to commit id; `main` always is one."""
-    names = [MAIN, *(name for name in (of.repository.heads if of.repository else ()) if name != MAIN)]
-    return {name: head_of(of.repository, name, of.latest) or of.latest or EMPTY.id for name in names}
+def branches(repo: View) -> dict[str, str]:
+    """Return branch to commit id; `main` is always included."""
+    names = [MAIN, *(name for name in (repo.repository.heads if repo.repository else ()) if name != MAIN)]
+    return {name: head_of(repo.repository, name, repo.latest) or repo.latest or EMPTY.id for name in names}
 
 
-def tags(worker: Worker, of: View) -> dict[str, str]:
-    """Tag to commit id, numbers like `v3` among them, without `latest`, which is `main`, and without the names of branches."""
-    others = {LATEST, *(of.repository.heads if of.repository else ())}
-    found = {}
-    for row in rows(worker, of):
-        for tag in (f"v{row.number}", *(() if of.frozen else row.tags)):
-            if tag not in others:
-                found[tag] = commit_id(row.digest)
-    return dict(sorted(found.items()))
+def tags(worker: Worker, repo: View) -> dict[str, str]:
+    """Return tag to commit id, sorted: with numbers such as `v3`, without `latest`, which is `main`, and names of branches."""
+    reserved = {LATEST, *(repo.repository.heads if repo.repository else ())}
+    commit_ids = {}
+    for row in rows(worker, repo):
+        for tag in (f"v{row.number}", *(() if repo.frozen else row.tags)):
+            if tag not in reserved:
+                commit_ids[tag] = commit_id(row.digest)
+    return dict(sorted(commit_ids.items()))

@@ -1,11 +1,11 @@
-"""hub.db: what a hub knows and no registry: accounts and who enters, tokens, sessions, its secret, uploads, forms, mirrors.
+"""hub.db: what only the hub knows: accounts, members, tokens, sessions, its secret, uploads, conversions, mirrored commits.
 
-Next to registry.db, and unlike it not derived from anything: back it up. Only its owner can read the file. Each thread has its
-own connection, in SQLite's write-ahead mode, in which reading never waits for writing.
+It lies next to registry.db but, unlike that, is not derived from anything: back it up. Only its owner can read the file. Each
+thread has its own connection, in SQLite's write-ahead mode, in which readers never wait for writers.
 
-A hub of several machines has the same tables in PostgreSQL (`storage.postgres`), which runs the same statements. So they are
-what both understand: `?` for a value and nowhere else, `ON CONFLICT … DO …` rather than `INSERT OR …`, whole numbers for
-truths. Only the statements that create tables are in SQLite's words.
+A hub on several machines has the same tables in PostgreSQL (`storage.postgres`), which runs the same statements. They therefore
+use only what both understand: `?` for values and nowhere else, `ON CONFLICT … DO …` rather than `INSERT OR …`, integers for
+booleans. Only the statements that create tables are in SQLite's dialect.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
 FILE = "hub.db"
-_WAIT = 30  # seconds for the lock of another process
-# The statements that bring the database from each version to the next; `user_version` counts them.
+_LOCK_TIMEOUT = 30  # seconds to wait for the lock of another process
+# The statements that take the database from each version to the next; `user_version` counts them. Never edit one: append.
 MIGRATIONS = (
     """
     CREATE TABLE accounts (name TEXT PRIMARY KEY, created TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -130,11 +130,11 @@ _UNTRUSTED = "trusted_schema = OFF"
 
 
 class ConstraintError(Exception):
-    """A statement would break a constraint of a table; the transaction that it is in can only end."""
+    """A statement would break a constraint of a table; its transaction can only be rolled back."""
 
 
 class HubDatabase:
-    """An open hub.db, created if it is missing.
+    """An open hub.db, created if missing.
 
     Attributes:
         where: Its path, or the address of another database, for errors.
@@ -148,7 +148,8 @@ class HubDatabase:
         with self._errors():
             if self.path.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            # Only a new file: to close one that a connection of this process has open would release the locks of SQLite.
+            # Never open and close an existing file: closing it would release this process's SQLite locks (POSIX advisory
+            # locks).
             with suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self._migrate()
@@ -164,29 +165,29 @@ class HubDatabase:
             connection.close()
 
     def copy(self, path: Path) -> None:
-        """Write a copy, as of one moment, to a new file."""
-        with self._errors(), closing(sqlite3.connect(path)) as to:
-            self._connection().backup(to)
-            to.execute("PRAGMA journal_mode = DELETE")
+        """Write a consistent copy to a new file."""
+        with self._errors(), closing(sqlite3.connect(path)) as target:
+            self._connection().backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")
 
     def select(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self._errors():
             return self._connection().execute(sql, values).fetchall()
 
     def execute(self, sql: str, *values: object) -> int:
-        """Run a statement; return the number of rows that it changed."""
+        """Run a statement, and return the number of rows it changed."""
         with self._errors():
             return self._connection().execute(sql, values).rowcount
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        """Run a statement for each of `rows`."""
+        """Run a statement once for each of `rows`, in one transaction."""
         with self.transaction(), self._errors():
             self._connection().executemany(sql, rows)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Hold the write lock; commit at the end, or roll back after an error."""
+        """Hold the write lock for the block; commit at its end, or roll back after an error."""
         with self._errors():
             self._connection().execute("BEGIN IMMEDIATE")
         try:
@@ -198,19 +199,19 @@ class HubDatabase:
             self._connection().execute("COMMIT")
 
     def _connection(self) -> sqlite3.Connection:
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            # Not created here: an empty file in place of one that is away for a while would stay open.
-            where = f"{self.path.absolute().as_uri()}?{self._parameters}"
-            found = sqlite3.connect(where, uri=True, isolation_level=None, timeout=_WAIT, check_same_thread=False)
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            # Do not create the file here: if it is away for a moment, as on a network disk, an empty one would take its place.
+            uri = f"{self.path.absolute().as_uri()}?{self._parameters}"
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_TIMEOUT, check_same_thread=False)
             for pragma in self._pragmas:
-                found.execute(f"PRAGMA {pragma}")
-            self._local.connection = found
-            self._open.append(found)
-        return found
+                connection.execute(f"PRAGMA {pragma}")
+            self._local.connection = connection
+            self._open.append(connection)
+        return connection
 
     def has_table(self, name: str) -> bool:
-        """Return True if there is a table of this name."""
+        """Return whether a table of this name exists."""
         return bool(self.select("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", name))
 
     def _migrate(self) -> None:
@@ -234,10 +235,11 @@ class HubDatabase:
 
 
 class ReadDatabase(HubDatabase):
-    """A hub.db as it is, of any version and of any owner, which is only read: neither it nor what is next to it is changed.
+    """A hub.db of any version and owner, opened only for reading: neither it nor the files next to it are changed.
 
-    To read a database in write-ahead mode, SQLite needs files next to it, which are there if a hub runs or was killed. Else the
-    database is whole and does not change; or the folder is a copy without them, and they are made elsewhere.
+    To read a database in write-ahead mode, SQLite needs its -wal and -shm files, which exist if a hub is running or was killed.
+    Otherwise the database is complete and does not change, or the folder is a copy without them: then they are created
+    elsewhere.
     """
 
     _parameters = "mode=ro"
@@ -245,23 +247,23 @@ class ReadDatabase(HubDatabase):
 
     def __init__(self, folder: Path) -> None:
         self._at(folder / FILE)
-        self._copied: tempfile.TemporaryDirectory[str] | None = None
+        self._copy_folder: tempfile.TemporaryDirectory[str] | None = None
         with self._errors():
-            if not stat.S_ISREG(self.path.lstat().st_mode):  # not opened: to close it would release SQLite's locks
+            if not stat.S_ISREG(self.path.lstat().st_mode):  # lstat, not open: closing the file would release SQLite's locks
                 raise OSError(errno.EINVAL, "is no regular file")
-            writes, shared = (self.path.with_name(f"{FILE}-{suffix}") for suffix in ("wal", "shm"))
-            if shared.exists():
+            wal, shm = (self.path.with_name(f"{FILE}-{suffix}") for suffix in ("wal", "shm"))
+            if shm.exists():
                 return
-            if not writes.exists() or not writes.stat().st_size:
+            if not wal.exists() or not wal.stat().st_size:
                 self._parameters = "mode=ro&immutable=1"
             else:
-                self._copied = tempfile.TemporaryDirectory(prefix="adapterhub-")
-                for path in (self.path, writes):
-                    shutil.copyfile(path, Path(self._copied.name) / path.name)
-                self.path = Path(self._copied.name) / FILE
+                self._copy_folder = tempfile.TemporaryDirectory(prefix="adapterhub-")
+                for path in (self.path, wal):
+                    shutil.copyfile(path, Path(self._copy_folder.name) / path.name)
+                self.path = Path(self._copy_folder.name) / FILE
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and delete the temporary copy."""
         super().close()
-        if self._copied:
-            self._copied.cleanup()
+        if self._copy_folder:
+            self._copy_folder.cleanup()

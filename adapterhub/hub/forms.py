@@ -1,8 +1,8 @@
-"""Versions in other formats, as repositories of their own have them: made when first asked for, one at a time, by one process.
+"""Versions converted to other formats: on first request, one at a time, by one process.
 
-A form is a manifest like that of a version, whose blobs are in the store, so that it is served as a version is. hub.db says
-which one it is. Nothing else needs the blobs: the hub's lease keeps them while it runs, and what a gc removes later is taken
-from the conversion cache of the registry, or made again.
+A converted version is a manifest like any other, with its blobs in the store, so it is served as a version is. Table `forms` of
+hub.db maps a version and a format to that manifest. Nothing else refers to the blobs: the hub's lease keeps them while it runs,
+and what a gc removes later is taken from the registry's conversion cache, or converted again.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from .storage.folder import Storage
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-_REMEMBERED = 60.0  # seconds until a conversion that failed is tried again
-_MOST = 1000  # failures that are remembered
-_MAX_NUMBERS = 1 << 26  # of the low-rank pairs that stand for an adapter of another kind: 1 kB may ask for any number of them
+_REMEMBERED = 60.0  # seconds until a failed conversion is tried again
+_MOST = 1000  # failures kept in memory
+# Numbers in the low-rank pairs an adapter of another kind expands to: a file of 1 kB may declare any number of them.
+_MAX_NUMBERS = 1 << 26
 
 
 class Forms:
-    """The forms of a hub; `close` it in the end."""
+    """The converted versions of a hub; `close` it when done."""
 
     def __init__(self, storage: Storage, policy: Policy | None) -> None:
         self._storage, self._store, self._database, self._policy = storage, storage.store(), storage.database, policy
@@ -47,33 +48,33 @@ class Forms:
         self._failed: dict[tuple[Digest, str], tuple[float, AdapterhubError]] = {}
 
     def close(self) -> None:
-        """Wait for the conversion that has begun."""
+        """Wait for the running conversion."""
         self._pool.shutdown(cancel_futures=True)
 
     def find(self, source: Digest, form: str) -> Digest:
-        """The manifest of a version in a format; empty if it was not made, or is not whole any more."""
+        """Return the digest of a version's manifest in a format; empty if it was never converted, or blobs of it are gone."""
         rows = self._database.select("SELECT digest FROM forms WHERE source = ? AND form = ?", source, form)
         return str(rows[0][0]) if rows and self._is_whole(rows[0][0]) else ""
 
     def held(self, registry: Registry, namespace: str) -> dict[Digest, int]:
-        """The blobs of the forms that the versions of a namespace have: digest to bytes."""
+        """Return the size in bytes of each blob of the converted versions of a namespace."""
         sources = {row.digest for row in queries.versions(registry.index, prefix=namespace)}
         rows = self._database.select("SELECT source, digest FROM forms")
-        made = {digest for source, digest in rows if source in sources and self._is_whole(digest)}
-        found = (oci_manifest.parse(self._store.read_document(digest), digest) for digest in made)
-        return {blob.digest: blob.size for one in found for blob in _blobs(one)}
+        digests = {digest for source, digest in rows if source in sources and self._is_whole(digest)}
+        manifests = (oci_manifest.parse(self._store.read_document(digest), digest) for digest in digests)
+        return {blob.digest: blob.size for manifest in manifests for blob in _blobs(manifest)}
 
     def _is_whole(self, digest: Digest) -> bool:
         if self._store.size(digest) is None:
             return False
-        made = oci_manifest.parse(self._store.read_document(digest), digest)
-        return all(self._store.has(blob.digest, blob.size) for blob in _blobs(made))
+        manifest = oci_manifest.parse(self._store.read_document(digest), digest)
+        return all(self._store.has(blob.digest, blob.size) for blob in _blobs(manifest))
 
     async def make(self, row: Row, form: str) -> None:
-        """Convert a version, unless that was done meanwhile.
+        """Convert a version, unless another request has done so meanwhile.
 
         Raises:
-            RefusedError: It has no such form, or needs a base model that the registry does not know.
+            RefusedError: It has no such format, or needs a base model the registry does not know.
         """
         until, error = self._failed.get((row.digest, form), (0.0, None))
         if error and until > time.monotonic():
@@ -81,10 +82,10 @@ class Forms:
         try:
             async with self._jobs.claimed(f"{row.digest} as {form}"):
                 await asyncio.get_running_loop().run_in_executor(self._pool, self._make, row, form)
-        except AdapterhubError as failed:
+        except AdapterhubError as failure:
             if len(self._failed) >= _MOST:
                 self._failed.clear()
-            self._failed[row.digest, form] = time.monotonic() + _REMEMBERED, failed
+            self._failed[row.digest, form] = time.monotonic() + _REMEMBERED, failure
             raise
 
     def _make(self, row: Row, form: str) -> None:
@@ -93,15 +94,17 @@ class Forms:
         with self._storage.registry() as registry:
             self._storage.refresh(registry)
             try:
-                made = self._converted(registry, row, form, None)
+                manifest = self._converted(registry, row, form, None)
             except RefusedError as error:
+                # Only some formats need the base model, so find it only when asked to.
                 if error.code != "base-required":
                     raise
-                made = self._converted(registry, row, form, _base(registry, row))
-        for blob in _blobs(made):
+                manifest = self._converted(registry, row, form, _base(registry, row))
+        for blob in _blobs(manifest):
+            # Note each blob in the hub's lease before the row refers to it: a gc may run at any moment.
             self._store.holds(blob.digest, blob.size)
         sql = "INSERT INTO forms VALUES (?, ?, ?) ON CONFLICT (source, form) DO UPDATE SET digest = excluded.digest"
-        self._database.execute(sql, row.digest, form, made.digest)
+        self._database.execute(sql, row.digest, form, manifest.digest)
 
     def _converted(self, registry: Registry, row: Row, form: str, base: BaseSpec | None) -> Manifest:
         from adapterhub.registry import conversion_cache, publish
@@ -113,13 +116,13 @@ class Forms:
         with conversion_cache.converted(registry, version, Conversion(form), base=base, policy=self._policy) as (folder, *_):
             package = publish.package(folder, where=f"{row.ref} as {form}", checked=True)
             with registry.store.lease("convert"):
-                made, _ = ingest.ingest(registry.store, folder, draft=package.draft)
+                manifest, _ = ingest.ingest(registry.store, folder, draft=package.draft)
                 registry.store.sync_blobs()
-        return made
+        return manifest
 
 
 def check_numbers(path: Path, where: str, base: BaseSpec | None = None) -> None:
-    """Refuse an adapter that takes too much memory as low-rank pairs."""
+    """Refuse an adapter that would take too much memory as low-rank pairs."""
     from adapterhub_converters.adapter import pair_numbers
     from adapterhub_converters.formats import convert
 
@@ -128,18 +131,24 @@ def check_numbers(path: Path, where: str, base: BaseSpec | None = None) -> None:
         raise RefusedError(where, f"as low-rank pairs it has {numbers:,} numbers, more than this hub computes with")
 
 
-def _blobs(made: Manifest) -> tuple[Descriptor, ...]:
-    return (Descriptor(MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
+def _blobs(manifest: Manifest) -> tuple[Descriptor, ...]:
+    return (Descriptor(MANIFEST_TYPE, manifest.digest, len(manifest.raw)), manifest.config, *manifest.layers)
 
 
 def _base(registry: Registry, row: Row) -> BaseSpec:
-    """The base model of a version, of those in the registry: the one that it is pinned to, else one of the name that it has."""
+    """Return the registered base model of a version: the one it is pinned to by fingerprint, else one of the same name."""
     from adapterhub.bases import registered
 
     manifest = registry.adapter_manifest(row.digest)
-    wanted = manifest.base if manifest else BaseInfo()
-    for one in registered.every(registry)[0]:
-        if one.spec.fingerprint == wanted.fingerprint if wanted.fingerprint else wanted.repo and one.spec.repo == wanted.repo:
-            return one.spec
-    what = f"this form depends on the base model, {wanted.repo or 'which it does not name'}, and the hub does not know that"
-    raise RefusedError(str(row.ref), what, "Have the base added to the hub's registry")
+    base_info = manifest.base if manifest else BaseInfo()
+    for candidate in registered.every(registry)[0]:
+        if (
+            candidate.spec.fingerprint == base_info.fingerprint
+            if base_info.fingerprint
+            else base_info.repo and candidate.spec.repo == base_info.repo
+        ):
+            return candidate.spec
+    problem = (
+        f"this format depends on the base model, {base_info.repo or 'which it does not name'}, and the hub does not have it"
+    )
+    raise RefusedError(str(row.ref), problem, "Ask the operator to add the base to the hub's registry")

@@ -1,7 +1,7 @@
-"""The names that git, and git-lfs, would give to files: clients compare them with what they have.
+"""The object ids git and git-lfs would give to files; clients compare them with their local copies.
 
-A small file's name is the sha1 of its blob object; a large one is in git as a pointer (git-lfs' `docs/spec.md`), and known by
-the sha256 of its bytes.
+A small file is known by the sha1 of its blob object. A large one is stored in git as a pointer (`docs/spec.md` of git-lfs) and
+known by the sha256 of its bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
 
 REGULAR_LIMIT = 8 << 20
-"""Bytes from which a file is uploaded on its own: within a commit, 100 MB take six times as long and ten times the memory."""
-_MOST = 100_000  # names that are remembered
+"""Size in bytes from which a file is uploaded separately: inside a commit, 100 MB take 6 times as long and 10 times
+the memory.
+"""
+_MOST = 100_000  # object ids kept in memory
 
 
 def is_lfs(path: str, size: int) -> bool:
-    """Return True for a file that clients see as one of git-lfs: weights, and all that is large."""
+    """Return whether clients see a file as one of git-lfs: weights, and anything large."""
     return is_weights(path) or size >= REGULAR_LIMIT
 
 
@@ -28,9 +30,9 @@ class GitFile:
     """A file of a commit, as git knows it.
 
     Attributes:
-        oid: The sha1 of the blob object, of the pointer for a large file.
+        oid: The sha1 of the blob object, which for a large file is the pointer.
         lfs: The sha256 of a large file, 64 digits; empty for a small one.
-        pointer: Bytes of the pointer of a large file.
+        pointer: Bytes of a large file's pointer.
     """
 
     path: str
@@ -42,19 +44,19 @@ class GitFile:
 
     @property
     def etag(self) -> str:
-        """What clients keep it under."""
+        """The id under which clients cache the file."""
         return self.lfs or self.oid
 
 
 class GitNames:
-    """Names of the small files of a store; each is read once."""
+    """The object ids of a store's small files; each file is read once."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._oids: dict[Digest, str] = {}
 
     def file(self, path: str, digest: Digest, size: int) -> GitFile:
-        """A file as git knows it; a small one is read unless that was done before."""
+        """Return a file as git knows it. A small one is read, unless its object id is known."""
         if is_lfs(path, size):
             sha256 = digest.removeprefix("sha256:")
             pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
@@ -75,11 +77,12 @@ class GitNames:
 
 
 def blob_oid(data: bytes) -> str:
-    """The name of a blob object with these bytes."""
+    """Return the object id of a git blob with these bytes."""
     state = _start(len(data))
     state.update(data)
     return state.hexdigest()
 
 
 def _start(size: int) -> hashlib._Hash:
+    # git's hash, not a security measure: FIPS builds of OpenSSL refuse sha1 otherwise.
     return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""What all requests of a hub share."""
+"""The state that all requests of a hub share."""
 
 from __future__ import annotations
 
@@ -45,34 +45,36 @@ from .webhooks import Webhooks
 from .workers import Worker, Workers
 
 _log = logging.getLogger("adapterhub.hub")
-_MAINTENANCE = 600.0  # seconds between two runs
-_CLOSED, _MOST = 5.0, 100  # seconds that the list of what not everybody may see is used; tokens for which it is kept
+_MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
+# Seconds the names hidden from a client are reused, and for how many tokens they are remembered.
+_CLOSED, _MOST = 5.0, 100
 
 
 class Hub:
-    """An open hub; `close` it in the end.
+    """An open hub; `close` it when done.
 
     Attributes:
-        settings: What it was started with.
-        storage: Where everything is.
-        workers: Threads with registries.
+        settings: The settings it was started with.
+        storage: Where its registry, blobs and tables live.
+        workers: Threads that each have an open registry.
         database: The tables of the hub.
-        webhooks: Who is told of moves.
+        webhooks: Receivers that are notified of moves.
         access: Who may do what.
-        issuers: Of ID tokens.
-        sign_ins: Threads that wait for issuers, as no other request does.
+        issuers: Keys of the issuers of ID tokens.
+        sign_ins: Threads that wait for issuers, so that no other request has to.
         store: The blobs.
-        held: Keeps what was uploaded from a gc.
+        held: Keeps uploaded blobs from a gc.
         quotas: How much namespaces may hold.
         uploads: Bodies that are arriving.
-        git: The names that git would give to files.
-        forms: Versions in other formats.
-        releases: What is given out by the policy.
-        mirror: Of another hub; None without one.
-        secret: Signs the places of uploads.
+        git: The object ids git would give to files.
+        forms: Versions converted to other formats.
+        releases: Compares what is served with the policy.
+        mirror: The mirror of another hub; None without one.
+        secret: Signs the addresses of uploads.
     """
 
     def __init__(self, settings: HubSettings) -> None:
+        # The operator's policy and the one stored in the registry both apply.
         settings = replace(settings, policy=joined(settings.policy, policy_of(settings.registry)))
         self.settings = settings
         self.storage = open_storage(settings)
@@ -86,33 +88,37 @@ class Hub:
         self.uploads = Uploads(self.store, self.workers, limit=settings.max_file, room=self._room, ended=self.quotas.close)
         self.git = GitNames(self.store)
         self.forms = Forms(self.storage, settings.policy)
-        self.releases = Releases(settings.policy, self._with_file)
+        self.releases = Releases(settings.policy, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
+        # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
         self.secret = self._secret()
         self._closed: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
         self._jobs = Jobs(self.database)
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
-        of = settings.mirror
-        self.mirror = Mirror(of, settings, workers=self.workers, access=self.access, quotas=self.quotas) if of else None
+        upstream = settings.mirror
+        self.mirror = (
+            Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
+        )
 
     def _secret(self) -> bytes:
         with self.database.transaction():
+            # All processes of the hub share one secret: the first one to start stores it.
             self.database.execute("INSERT INTO secrets VALUES ('uploads', ?) ON CONFLICT DO NOTHING", secrets.token_bytes(32))
         return bytes(self.database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
     async def maintain(self) -> None:
-        """Remove what has expired, and finish what killed processes began, every ten minutes until this is canceled."""
+        """Remove expired state and finish the work of killed processes, every ten minutes, until canceled."""
         while True:
             try:
                 await self.workers.run(self._maintain)
                 await self.finish_moves()
-            except AdapterhubError as error:  # as of a full disk: later
-                _log.warning("maintenance is put off: %s", error)
-            await asyncio.sleep(_MAINTENANCE)
+            except AdapterhubError as error:  # a full disk, for instance: try again later
+                _log.warning("maintenance is postponed: %s", error)
+            await asyncio.sleep(_MAINTENANCE_INTERVAL)
 
     async def finish_moves(self) -> None:
-        """Take moves of repositories to their end whose processes were killed, or could not go on."""
+        """Finish renames of repositories that a killed process or an error left half done."""
         for old, new in await self.workers.run(moving.begun):
             try:
                 async with self.moving(old, new):
@@ -124,11 +130,12 @@ class Hub:
         self.webhooks.catch_up(queries.names(worker.registry.index))
         self.held.turn()
         self.quotas.expire()
+        # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
         self.database.execute("DELETE FROM uploaded WHERE time < ?", time.time() - USABLE)
 
     def close(self) -> None:
-        """Wait for what has begun and close everything."""
+        """Wait for running work, then close everything."""
         if self.mirror:
             self.mirror.close()
         self.forms.close()
@@ -140,7 +147,7 @@ class Hub:
     # ---- who asks for what
 
     def url(self, request: Request) -> str:
-        """The hub's address as the client of a request reaches it, without a slash at the end."""
+        """Return the hub's address as the client of a request reaches it, without a trailing slash."""
         if self.settings.url:
             return self.settings.url
         scheme = (
@@ -149,95 +156,119 @@ class Hub:
         return f"{'https' if scheme == 'https' else 'http'}://{request.headers.get('host', 'localhost')}"
 
     def own_url(self, request: Request) -> str:
-        """The hub as others know it; RefusedError where only the request says so, for that anybody may have written."""
+        """Return the hub's public address.
+
+        Raises:
+            RefusedError: Only the request's Host header says what it is, and anybody may have written that.
+        """
         url = self.url(request)
         if not self.settings.url and not is_loopback(origin(url, url)[1]):
-            raise RefusedError(url, "the hub does not know its own address", "Have its operator start it with its URL")
+            raise RefusedError(url, "the hub does not know its own address", "Ask its operator to start it with its URL")
         return url
 
     def identify(self, request: Request) -> Identity | None:
-        """Who asks; raises `BadTokenError`."""
+        """Return the account and role of a request's token; None without one. Raises `BadTokenError`."""
         return self.access.identify(request.headers)
 
-    def visible(self, worker: Worker, who: Identity | None, name: str) -> View | None:
-        """A repository that exists and that `who` may see; else None."""
-        may_read = partial(self.may_read, worker, who)
+    def visible(self, worker: Worker, identity: Identity | None, name: str) -> View | None:
+        """Return a repository, or None if it does not exist or `identity` may not see it."""
+        may_read = partial(self.may_read, worker, identity)
         return view(worker, name, may_read) or self._form(worker, name, may_read)
 
-    def may_read(self, worker: Worker, who: Identity | None, name: str, repository: Repository | None) -> bool:
-        """Whether `who` may see a repository, by its state: `Access.may_read`, and it is not still under the name it had."""
-        return not is_arriving(worker, name, repository) and self.access.may_read(who, name, repository)
+    def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
+        """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
+        return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
 
     def _form(self, worker: Worker, name: str, may_read: MayRead) -> View | None:
-        """What a name with the ending of a form stands for, once that has been made."""
+        """Return the view behind a name with a format suffix, once that conversion exists."""
         alias = aliases.parse(name)
         if alias is None or not alias.form:
             return None
-        of = view(worker, alias.source, may_read)
-        digest = self.forms.find(of.newest.digest, alias.form) if of and of.newest and of.frozen == bool(alias.number) else ""
-        return frozen(name, of, replace(of.newest, digest=digest, format=alias.form)) if digest and of and of.newest else None
+        source = view(worker, alias.source, may_read)
+        # A numbered alias is of a frozen view, one without a number of a live one.
+        digest = (
+            self.forms.find(source.newest.digest, alias.form)
+            if source and source.newest and source.frozen == bool(alias.number)
+            else ""
+        )
+        return (
+            frozen(name, source, replace(source.newest, digest=digest, format=alias.form))
+            if digest and source and source.newest
+            else None
+        )
 
-    def hidden(self, worker: Worker, who: Identity | None) -> tuple[str, ...]:
-        """The repositories that somebody may not see, as of a few seconds ago: no list, count or search has them.
+    def hidden(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
+        """Return the repositories to leave out of a client's lists, counts and searches, as of a few seconds ago.
 
-        Each one that is shown is looked up all the same.
+        Each repository that is actually shown is still checked on its own.
         """
-        until, names, found = self._closed
+        until, names, by_token = self._closed
         if until < time.monotonic():
-            until, names, found = self._closed = time.monotonic() + _CLOSED, self._not_for_all(worker), {}
-        key = who.token if who else 0
-        hidden = found.get(key)
+            until, names, by_token = self._closed = time.monotonic() + _CLOSED, self._restricted_repositories(worker), {}
+        key = identity.token if identity else 0
+        hidden = by_token.get(key)
         if hidden is None:
-            if len(found) >= _MOST:
-                found.clear()
-            hidden = found[key] = tuple(name for name, state in names.items() if not self.may_read(worker, who, name, state))
+            if len(by_token) >= _MOST:
+                by_token.clear()
+            hidden = by_token[key] = tuple(
+                name for name, state in names.items() if not self.may_read(worker, identity, name, state)
+            )
         return hidden
 
-    def _not_for_all(self, worker: Worker) -> dict[str, Repository | None]:
-        """The repositories that not everybody may see: private ones, and all in a namespace with readers of its own."""
+    def _restricted_repositories(self, worker: Worker) -> dict[str, Repository | None]:
+        """Return the repositories not everybody may see: private ones, and all of a namespace that restricts its readers."""
         states = ((name, worker.repositories.get(name)) for name in worker.repositories.names())
-        found: dict[str, Repository | None] = {
+        restricted: dict[str, Repository | None] = {
             name: state for name, state in states if state and (state.private or state.moved_from)
         }
-        spaces = {one.name for one in accounts.namespaces(self.database) if one.readers != READERS[0]}
-        if spaces:
-            names = (one.name for one in queries.names(worker.registry.index))
-            found = {**{name: None for name in names if name.partition("/")[0] in spaces}, **found}
-        return found
+        namespaces = {namespace.name for namespace in accounts.namespaces(self.database) if namespace.readers != READERS[0]}
+        if namespaces:
+            # Names without a document have no state of their own: their namespace decides.
+            names = (row.name for row in queries.names(worker.registry.index))
+            restricted = {**{name: None for name in names if name.partition("/")[0] in namespaces}, **restricted}
+        return restricted
 
     async def prepare(self, request: Request) -> None:
-        """Have what a request reads, for those who may see it: what the upstream of a mirror has, and the form of a name.
+        """Fetch or convert what a request is about to read, if its client may see it.
+
+        That is a repository of the mirror's upstream, or the converted version behind a name with a format suffix.
 
         Raises:
-            NotMirroredError: The upstream has it, and it is not mirrored.
-            RefusedError: The form cannot be made, or those of its namespace are over its quota already.
-            ThrottledError: Its address has had too many forms made without a token.
+            NotMirroredError: The upstream has the repository, but it is not mirrored.
+            RefusedError: The version cannot be converted, or conversions already exceed the quota of the namespace.
+            ThrottledError: The client's address has asked for too many conversions without a token.
         """
         parts = request.path_params
         name = str(parts.get("name") or f"{parts.get('namespace')}/{parts.get('repo')}")
         alias = aliases.parse(name)
-        if self.mirror and _reads(request):
+        if self.mirror and _is_repository_read(request):
             revision = str(parts.get("revision", ""))
             await self.mirror.look(self.identify(request), alias.name if alias else name, revision)
-        if alias and alias.form and (row := await self.workers.run(self._unmade, self.identify(request), name, alias)):
+        if (
+            alias
+            and alias.form
+            and (row := await self.workers.run(self._version_to_convert, self.identify(request), name, alias))
+        ):
+            # A conversion takes CPU time and disk space, so a network gets only so many without a token.
             if self.identify(request) is None:
                 self.access.attempt(self.access.conversions)
             async with self.turn(f"{row.digest} as {alias.form}"):
                 await self.forms.make(row, alias.form)
 
-    def _unmade(self, worker: Worker, who: Identity | None, name: str, alias: Alias) -> Row | None:
-        if self.visible(worker, who, name):
+    def _version_to_convert(self, worker: Worker, identity: Identity | None, name: str, alias: Alias) -> Row | None:
+        if self.visible(worker, identity, name):
             return None
-        of = self.visible(worker, who, alias.source)
-        if of is None or of.newest is None or of.frozen != bool(alias.number):
+        source = self.visible(worker, identity, alias.source)
+        if source is None or source.newest is None or source.frozen != bool(alias.number):
             return None
         if self.quotas.limits(name):
             self.quotas.check(worker, name, self.forms.held(worker.registry, name.partition("/")[0]))
-        return of.newest
+        return source.newest
 
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[None]:
-        """Wait until no other request of this process changes a repository."""
+        """Wait until no other request of this process changes a repository, and hold it for the block."""
+        # Locks are counted and dropped with their last waiter: names come from clients, and would pile up.
         lock, waiting = self._turns.get(name, (asyncio.Lock(), 0))
         self._turns[name] = lock, waiting + 1
         try:
@@ -252,76 +283,84 @@ class Hub:
 
     @asynccontextmanager
     async def moving(self, old: str, new: str) -> AsyncIterator[None]:
-        """Wait until no process of the hub moves a repository from or to these names, and no request here changes it."""
+        """Wait until no process of the hub renames a repository from or to these names, and no request here changes either."""
+        # Always lock in the same order: two opposite renames would wait for each other forever.
         first, second = sorted((old, new))
-        claimed = self._jobs.claimed(f"move {first}"), self._jobs.claimed(f"move {second}")
-        async with claimed[0], claimed[1], self.turn(first), self.turn(second):
+        claims = self._jobs.claimed(f"move {first}"), self._jobs.claimed(f"move {second}")
+        async with claims[0], claims[1], self.turn(first), self.turn(second):
             yield
 
     # ---- blobs
 
-    def blob(self, digest: Digest, size: int, headers: dict[str, str], wanted: str | None) -> BlobResponse:
-        """The answer with a blob of the store, for whom may read it."""
-        opened, address = partial(self.storage.opened, digest), partial(self.storage.address, digest, size)
-        return BlobResponse(self.workers, opened, size, headers, wanted=wanted, address=address)
+    def blob(self, digest: Digest, size: int, headers: dict[str, str], range_header: str | None) -> BlobResponse:
+        """Return the response with a blob of the store. The caller has checked that the client may read it."""
+        open_blob, address = partial(self.storage.opened, digest), partial(self.storage.address, digest, size)
+        return BlobResponse(self.workers, open_blob, size, headers, wanted=range_header, address=address)
 
     def _room(self, name: str, upload: str, size: int, more: int, lifetime: float) -> int | None:
         return self.quotas.open(self.workers.worker(), name, upload, size, more=more, lifetime=lifetime)
 
-    def _with_file(self, worker: Worker, who: Identity | None, digest: Digest) -> Iterator[View]:
-        names = queries.names_with(worker.registry.index, digest, without=self.hidden(worker, who))
-        yield from filter(None, (self.visible(worker, who, name) for name in names))
+    def _views_with_file(self, worker: Worker, identity: Identity | None, digest: Digest) -> Iterator[View]:
+        names = queries.names_with(worker.registry.index, digest, without=self.hidden(worker, identity))
+        yield from filter(None, (self.visible(worker, identity, name) for name in names))
 
-    def uploaded(self, name: str, digests: Iterable[Digest], ended: Collection[str] = ()) -> None:
-        """Record that blobs were uploaded for a repository, which may use them for a day before a manifest names them.
+    def uploaded(self, name: str, digests: Iterable[Digest], finished_uploads: Collection[str] = ()) -> None:
+        """Record blobs as uploaded for a repository, which may use them for a day before a manifest names them.
 
         Args:
             name: The repository.
             digests: The blobs.
-            ended: The uploads that they were made of, which are counted no more.
+            finished_uploads: The uploads they came from, which no longer count on their own.
 
         Raises:
-            RefusedError: Its namespace may not hold so much.
+            RefusedError: The namespace may not hold that much.
         """
         digests, now = list(digests), time.time()
         sizes = {digest: self.store.size(digest) or 0 for digest in digests}
-        self.quotas.check(self.workers.worker(), name, sizes, take=True, but=ended)
-        self.quotas.close(name, ended)
-        # Also one that was here before, which nothing else may need.
+        self.quotas.check(self.workers.worker(), name, sizes, take=True, but=finished_uploads)
+        # The blobs count as files from here on, so their uploads must not count a second time.
+        self.quotas.close(name, finished_uploads)
+        # Note blobs that were already stored, too: perhaps nothing else keeps them from a gc.
         rows = [(name, digest, now) for digest in digests if self.store.holds(digest, sizes[digest])]
         sql = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
         self.database.execute_many(sql, rows)
 
     def uploaded_to(self, digest: Digest) -> list[str]:
-        """The repositories that a blob was uploaded for in the last day."""
+        """Return the repositories a blob was uploaded for in the last day."""
         sql = "SELECT name FROM uploaded WHERE digest = ? AND time >= ?"
         return [name for (name,) in self.database.select(sql, digest, time.time() - USABLE)]
 
-    def has_blob(self, worker: Worker, of: View | None, name: str, digest: Digest, *, uploads: bool = True) -> int | None:
-        """The bytes of a blob that a repository has; None for any other blob of the store.
+    def has_blob(
+        self, worker: Worker, repository_view: View | None, name: str, digest: Digest, *, uploads: bool = True
+    ) -> int | None:
+        """Return the size in bytes of a blob that a repository has; None for any other blob of the store.
 
-        `uploads`: Also of one that was uploaded for it, and that no manifest names yet: for those who may write.
+        `uploads`: Include blobs uploaded for the repository that no manifest names yet, for clients that may write.
         """
-        # Whether the store has it is asked last: the time would tell what others have.
+        # Ask the store last: timing must not reveal whether another repository has the blob.
         sql = "SELECT 1 FROM uploaded WHERE name = ? AND digest = ? AND time >= ?"
         uploaded = uploads and self.database.select(sql, name, digest, time.time() - USABLE)
-        return self.store.size(digest) if uploaded or (of and self._links(worker, of, digest)) else None
+        return (
+            self.store.size(digest)
+            if uploaded or (repository_view and self._has_link_to(worker, repository_view, digest))
+            else None
+        )
 
-    def _links(self, worker: Worker, of: View, digest: Digest) -> bool:
-        """Whether a repository has a blob: in a version as a file, as its manifest or as its config, or in another manifest."""
-        if of.newest and of.frozen:
-            made = worker.manifest(of.newest)
-            return digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))
-        index, manifests = worker.registry.index, of.repository.manifests if of.repository else {}
+    def _has_link_to(self, worker: Worker, repository_view: View, digest: Digest) -> bool:
+        """Return whether a repository refers to a blob: as a file, manifest or config of a version, or in another manifest."""
+        if repository_view.newest and repository_view.frozen:
+            manifest = worker.manifest(repository_view.newest)
+            return digest in (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+        index, manifests = worker.registry.index, repository_view.repository.manifests if repository_view.repository else {}
         if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
             return True
-        return queries.has_blob(index, of.name, digest) or any(
-            worker.config(one) == digest for one in queries.digests(index, of.name)
+        return queries.has_blob(index, repository_view.name, digest) or any(
+            worker.config(version_digest) == digest for version_digest in queries.digests(index, repository_view.name)
         )
 
 
-def _reads(request: Request) -> bool:
-    """Whether a request reads a repository by its name, rather than a blob that it must have got from there before."""
+def _is_repository_read(request: Request) -> bool:
+    """Return whether a request reads a repository by name, rather than a blob whose digest it must have read there before."""
     parts = request.path_params
     reading = request.method in ("GET", "HEAD") or "/paths-info/" in request.url.path
     return reading and not parts.keys() & {"digest", "oid", "session"}

@@ -1,4 +1,4 @@
-"""Work that one of several processes does once: claimed in a table, and again by another one if the first was killed."""
+"""Work that only one of several processes does: claimed in a table, with a lease, in case that process is killed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .database import HubDatabase
 
-_LEASE = 60.0  # seconds until a claim that is not renewed ends
-_RENEWED = 15.0
-_POLL = 0.5  # seconds between two looks at the claim of another process
+_LEASE = 60.0  # seconds until a claim ends unless renewed
+_RENEWAL_INTERVAL = 15.0
+_POLL = 0.5  # seconds between checks of another process's claim
 
 
 class Jobs:
-    """The claims of a process; all processes of a hub share the table."""
+    """The claims of one process; all processes of a hub share the table."""
 
     def __init__(self, database: HubDatabase) -> None:
         self._database = database
@@ -27,14 +27,15 @@ class Jobs:
 
     @asynccontextmanager
     async def claimed(self, job: str) -> AsyncIterator[None]:
-        """Wait until no other process does a job, and keep it for this one. What another has done meanwhile is done."""
+        """Wait until no other process does a job, and claim it for the block, which must check what is already done."""
         while not await asyncio.to_thread(self._claim, job):
             await asyncio.sleep(_POLL)
-        renewing = asyncio.create_task(self._renew(job))
+        renewal = asyncio.create_task(self._renew(job))
         try:
             yield
         finally:
-            renewing.cancel()
+            renewal.cancel()
+            # Shielded: a canceled request must still release its claim, or others wait for the lease to end.
             await asyncio.shield(asyncio.to_thread(self._release, job))
 
     def _claim(self, job: str) -> bool:
@@ -47,8 +48,8 @@ class Jobs:
 
     async def _renew(self, job: str) -> None:
         while True:
-            await asyncio.sleep(_RENEWED)
-            with contextlib.suppress(AdapterhubError):  # the database is away: perhaps not for longer than the lease
+            await asyncio.sleep(_RENEWAL_INTERVAL)
+            with contextlib.suppress(AdapterhubError):  # the database may be back before the lease ends
                 await asyncio.to_thread(self._extend, job)
 
     def _extend(self, job: str) -> None:

@@ -1,4 +1,4 @@
-"""What is around every request: limits of rates, and rows of the audit log."""
+"""Middleware around every request: rate limits, and rows of the audit log."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .settings import CLASSES
 _API, _RESOLVERS, _PAGES = CLASSES
 _UNLIMITED = ("/health", "/ready", "/metrics")
 _READING = ("GET", "HEAD", "OPTIONS")
-_CHANGING = ("web.signing_in.arrive",)  # handlers that change something though they are asked by GET
-# Requests that change nothing anybody can see, or that precede one that does, by module and by handler.
+_CHANGING = ("web.signing_in.arrive",)  # handlers that change something although the method is GET
+# Modules and handlers whose requests change nothing visible, or only prepare a change that is recorded later.
 _QUIET_MODULES = ("hf.lfs", "oci.blobs", "oci.tokens", "xet.routes")
 _QUIET = (
     "hf.writing.preupload",
@@ -34,14 +34,14 @@ _QUIET = (
 
 
 def hub_of(scope: Scope) -> Hub:
-    """The hub of a request."""
+    """Return the hub that answers a request."""
     return cast(Hub, scope["app"].state.hub)
 
 
 class RateLimits:
-    """Fixed windows per class of requests, of a token, or of an address without one, in the headers that hf reads.
+    """Fixed windows for each class of requests, by token, or by address without one, reported in the headers that hf reads.
 
-    They are those of this process: several processes allow several times as much.
+    The counts are this process's own: several processes allow several times as much.
     """
 
     def __init__(self, app: ASGIApp, limits: dict[str, tuple[int, int]]) -> None:
@@ -61,25 +61,26 @@ class RateLimits:
             await _too_many(kind, window, headers)(scope, receive, send)
             return
 
-        async def sending(message: Message) -> None:
+        async def send_with_limits(message: Message) -> None:
             if message["type"] == "http.response.start":
                 raw = [(name.encode(), value.encode()) for name, value in headers.items()]
                 message["headers"] = [*message.get("headers", ()), *raw]
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, send_with_limits)
 
     def _key(self, scope: Scope) -> str:
         try:
             token = token_in(Request(scope).headers)
         except BadTokenError:
             token = None
-        found = hub_of(scope).access.known(token) if token else None
-        return f"token {found.token}" if found else asking.now().address
+        # An invalid token counts by address, or each guess would get a window of its own.
+        identity = hub_of(scope).access.known(token) if token else None
+        return f"token {identity.token}" if identity else asking.now().address
 
 
 def class_of(path: str) -> str:
-    """The class of a request, one of CLASSES; empty for one without limits."""
+    """Return the class of a request, one of CLASSES; empty for one without limits."""
     if path in _UNLIMITED:
         return ""
     parts = path.split("/")
@@ -96,13 +97,13 @@ def _headers(kind: str, windows: Windows, window: Window) -> dict[str, str]:
 
 
 def _too_many(kind: str, window: Window, headers: dict[str, str]) -> JSONResponse:
-    words = f"too many requests to the {kind}; try again in {window.seconds} seconds"
-    more = {**headers, "retry-after": str(window.seconds), "x-error-message": words}
-    return JSONResponse({"error": words, "errors": [{"code": "TOOMANYREQUESTS", "message": words}]}, 429, more)
+    message = f"too many requests to the {kind}; try again in {window.seconds} seconds"
+    all_headers = {**headers, "retry-after": str(window.seconds), "x-error-message": message}
+    return JSONResponse({"error": message, "errors": [{"code": "TOOMANYREQUESTS", "message": message}]}, 429, all_headers)
 
 
 class Audit:
-    """A row of the audit log for every change, before its client is told that it was made, and for every refusal."""
+    """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -110,19 +111,20 @@ class Audit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
 
-        async def sending(message: Message) -> None:
+        async def send_after_recording(message: Message) -> None:
             if message["type"] == "http.response.start" and (action := _action(scope, message["status"])):
                 hub = hub_of(scope)
+                # Before the response goes out: a change whose client was told must be in the log.
                 await hub.workers.read(audit.record, hub.database, _event(scope, action))
             await send(message)
 
-        await self._app(scope, receive, sending if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_after_recording if scope["type"] == "http" else send)
 
 
 def _action(scope: Scope, status: int) -> str:
-    """What is recorded of a request; empty for nothing."""
-    tried = any(name == b"authorization" for name, _ in scope["headers"])
-    if status == 403 or (status == 401 and tried):
+    """Return the action to record for a request; empty to record nothing."""
+    sent_token = any(name == b"authorization" for name, _ in scope["headers"])
+    if status == 403 or (status == 401 and sent_token):
         return "refused"
     if status >= 400 or "endpoint" not in scope:
         return ""
@@ -133,7 +135,7 @@ def _action(scope: Scope, status: int) -> str:
 
 
 def handler_of(scope: Scope) -> Sequence[str]:
-    """The module below `adapterhub.hub`, and the name of the function that answers a request."""
+    """Return the module below `adapterhub.hub` and the name of the function that answers a request."""
     endpoint = scope["endpoint"]
     return endpoint.__module__.removeprefix(f"{__package__}."), endpoint.__name__
 

@@ -1,13 +1,13 @@
-"""A mirror: adapters of one other hub, fetched when somebody first asks for them, kept, and served from then on.
+"""A mirror: adapters of one other hub, fetched on first request, kept, and served from then on.
 
-The operator names the upstream; no client can name another. A repository that is not here is asked for there by its name,
-without a token. If it is an adapter, its files are received and compared with their digests, checked as those of a push, and
-become version v1 here. After a while `main` is looked at again, and a commit that is new there becomes the next version.
-Nothing is ever removed, and a commit that was fetched names the same version forever.
+The operator names the upstream; no client can name another. A repository that is not here is requested there by name, without a
+token. If it is an adapter, its files are received, compared with their digests, checked like those of a push, and become
+version v1 here. After a while `main` is checked again, and a new commit there becomes the next version. Nothing is ever
+removed, and a commit once fetched names the same version forever.
 
-A namespace is the upstream's or this hub's. Of one in which somebody has a role here, or in which there is or was a name that
-did not come from there, no name is told to the upstream, and nothing that is new there is taken in. The same holds for a single
-name that was mirrored, once its newest version is not from there, or it was removed here.
+A namespace belongs either to the upstream or to this hub. If somebody has a role in it here, or it has or had a name that did
+not come from the upstream, then no name of it is revealed to the upstream, and nothing new there is taken in. The same holds
+for a single mirrored name once its newest version is not from the upstream, or the name was removed here.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ from .workers import Worker, Workers
 
 AUTHOR = "mirror"
 _log = logging.getLogger("adapterhub.hub")
-_ABSENT = 300.0  # seconds until the upstream is asked again for what it has not, or what was refused
-_AWAY = 30.0  # seconds until it is asked again after it did not answer
-_MOST = 10_000  # answers that are remembered
-_ASKED, _WINDOW = 100, 300  # names that an address may have asked for there in so many seconds
-_AT_ONCE = 4  # repositories that are fetched
-_PATIENCE = 5.0  # seconds that readers of what is here wait for news; those of huggingface_hub give up after 10
-_PAUSES = (0.5,)  # seconds before another try; clients wait meanwhile
-_BOUNDS = Bounds(listing=4 << 20, plain=32 << 20)  # in memory, of each repository that is fetched
-_MAX_HEADER = 8 << 20  # bytes of the header of a GGUF adapter; that of a model has its vocabulary
-_MAX_HEADERS = 20  # that are looked at to find a GGUF adapter in a repository
+_ABSENT = 300.0  # seconds until the upstream is asked again for a missing or refused repository
+_AWAY_TTL = 30.0  # seconds until it is asked again after it did not respond
+_MOST = 10_000  # replies kept in memory
+_ASKED, _WINDOW = 100, 300  # names an address may request from the upstream, in how many seconds
+_THREADS = 4  # repositories fetched at a time
+_PATIENCE = 5.0  # seconds that readers of a version already here wait for news; huggingface_hub gives up after 10
+_PAUSES = (0.5,)  # seconds before a retry, while clients wait
+_BOUNDS = Bounds(listing=4 << 20, plain=32 << 20)  # bytes in memory for each repository being fetched
+_MAX_HEADER = 8 << 20  # bytes of a GGUF adapter's header; only a whole model's, with its vocabulary, is larger
+_MAX_HEADERS = 20  # GGUF headers read to find an adapter in a repository
 
 
 class NotMirroredError(NotFoundError):
-    """The upstream has a repository of that name that is not mirrored, as a whole model is not."""
+    """The upstream has a repository of that name that is not mirrored, such as a whole model."""
 
     default_code = "not-mirrored"
 
@@ -83,7 +83,7 @@ class NotMirroredError(NotFoundError):
 def upstream(
     url: str, age: float, hub: Callable[[], HuggingFace], proxy: ProxyOf = no_proxy, *, max_bytes: int = MAX_MIRRORED
 ) -> Upstream:
-    """The upstream at `hf://`, which is the hub that `hub` returns, or at `hub+https://HOST`.
+    """Return the upstream at `hf://`, which is the hub that `hub` returns, or at `hub+https://HOST`.
 
     Raises:
         UsageError: The URL is neither.
@@ -91,17 +91,17 @@ def upstream(
     name = "org/name"
     hint = "Write hf:// or hub+https://HOST"
     try:
-        place = HubAddress.parse(f"{url if url.endswith('/') else f'{url}/'}{name}")
+        address = HubAddress.parse(f"{url if url.endswith('/') else f'{url}/'}{name}")
     except UsageError as error:
         raise UsageError(error.where.removesuffix(name)[:200], f"not a hub that can be mirrored: {error.what}", hint) from error
-    if place.name != name:
+    if address.name != name:
         raise UsageError(url[:200], "a hub is mirrored as a whole, not one namespace of it", hint)
-    return Upstream(place.repository.removesuffix(name), place.endpoint or hub().endpoint, age, max_bytes, proxy)
+    return Upstream(address.repository.removesuffix(name), address.endpoint or hub().endpoint, age, max_bytes, proxy)
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """What the upstream said of a name: until when that holds, why it is not mirrored, and what readers are warned of."""
+class _Reply:
+    """The upstream's reply about a name: until when it holds, why the name is not mirrored, and a warning for readers."""
 
     until: float
     refusal: str = ""
@@ -109,87 +109,89 @@ class _Said:
 
 
 @dataclass(frozen=True, slots=True)
-class _State:
-    """A name that may be mirrored: its newest version here, and whether the upstream is to be asked."""
+class _NameState:
+    """A name that may be mirrored: its newest version here, and whether the upstream is due to be asked."""
 
     newest: Row | None
     due: bool
 
 
 class Mirror:
-    """The mirror of a hub; `close` it in the end.
+    """The mirror of a hub; `close` it when done.
 
     Args:
-        of: Where it fetches from.
-        settings: Those of the hub.
-        workers: Its threads; what is fetched has some of its own.
+        upstream: The hub it fetches from.
+        settings: The settings of this hub.
+        workers: Threads of this hub; the mirror fetches in threads of its own.
         access: Who may read.
-        quotas: What namespaces may hold.
+        quotas: How much namespaces may hold.
     """
 
     def __init__(
         self,
-        of: Upstream,
+        upstream: Upstream,
         settings: HubSettings,
         *,
         workers: Workers,
         access: Access,
         quotas: Quotas,
     ) -> None:
-        self._of, self._settings = of, settings
+        self._of, self._settings = upstream, settings
         self._workers, self._access, self._quotas = workers, access, quotas
         self._database = access.database
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "hub-mirror")
+        self._pool = ThreadPoolExecutor(_THREADS, "hub-mirror")
         self._sources: set[HubRepository] = set()
         self._running: dict[str, asyncio.Future[None]] = {}
-        self._said: dict[str, _Said] = {}
+        self._replies: dict[str, _Reply] = {}
         self._asked = Windows(_ASKED, _WINDOW)
 
     def close(self) -> None:
-        """Stop the transfers; each resumes when its repository is next asked for."""
+        """Stop the transfers; each resumes when its repository is next requested."""
         for source in list(self._sources):
+            # Wakes threads that wait for the upstream, so that shutdown is quick.
             source.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    async def look(self, who: Identity | None, name: str, revision: str = "") -> None:
-        """Have a repository here before it is read, and its `main` as fresh as was settled.
+    async def look(self, identity: Identity | None, name: str, revision: str = "") -> None:
+        """Fetch a repository before it is read, and refresh its `main` if the last check is too old.
 
-        `revision`: If it is a commit that is not here, `main` is looked at again, as it may be there by now.
+        `revision`: If it is a commit that is not here, `main` is checked again, because the commit may be new.
 
         Raises:
-            NotMirroredError: The upstream has it, and it is no adapter, or one that this hub refuses.
-            ThrottledError: The client has asked for too many names that are not here.
+            NotMirroredError: The upstream has the repository, but it is not an adapter, or one this hub refuses.
+            ThrottledError: The client has requested too many names that are not here.
         """
         address = self._address(name)
         if address is None:
             return
         pin = revision if is_hex(revision, COMMIT) else ""
-        state = await self._workers.run(self._state, who, name, pin)
+        state = await self._workers.run(self._state, identity, name, pin)
         if state is None:
             return
-        if state.due and (asked := self._asking(address, pin, state)):
-            done, _ = await asyncio.wait([asked], timeout=_PATIENCE if state.newest else None)
-            if not done:
+        if state.due and (question := self._asking(address, pin, state)):
+            finished, _ = await asyncio.wait([question], timeout=_PATIENCE if state.newest else None)
+            if not finished:
                 asking.now().warning = "the upstream of this mirror takes long; this is what was fetched before"
                 return
-            asked.result()
-        if said := self._said.get(name):
-            asking.now().warning = said.warning
-            if said.refusal and state.newest is None:
-                raise NotMirroredError(f"{name} is not mirrored", said.refusal)
+            question.result()
+        if reply := self._replies.get(name):
+            asking.now().warning = reply.warning
+            if reply.refusal and state.newest is None:
+                raise NotMirroredError(f"{name} is not mirrored", reply.refusal)
 
-    def _asking(self, address: HubAddress, pin: str, state: _State) -> asyncio.Future[None] | None:
-        """The question that is under way, for whichever request it was begun; None if there is none to ask now."""
+    def _asking(self, address: HubAddress, pin: str, state: _NameState) -> asyncio.Future[None] | None:
+        """Return the running request to the upstream, whoever started it; None if there is no reason to ask now."""
         name = address.name
-        fresh = self._is_fresh(name) and (not pin or self._is_fresh(f"{name}@{pin}"))  # since the state was looked at
-        if name not in self._running and not fresh and self._may_ask(state):
-            asked = asyncio.get_running_loop().run_in_executor(self._pool, self._ask, address, pin)
-            self._running[name] = asked
-            asked.add_done_callback(lambda _: self._running.pop(name))
+        # Another request may have refreshed it meanwhile.
+        fresh = self._is_fresh(name) and (not pin or self._is_fresh(f"{name}@{pin}"))
+        if name not in self._running and not fresh and self._check_may_ask(state):
+            question = asyncio.get_running_loop().run_in_executor(self._pool, self._ask, address, pin)
+            self._running[name] = question
+            question.add_done_callback(lambda _: self._running.pop(name))
         return self._running.get(name)
 
     def _address(self, name: str) -> HubAddress | None:
-        """The address of a name at the upstream; None for one that it cannot have."""
+        """Return the address of a name at the upstream; None for a name it cannot have."""
         if not is_name(name) or name.count("/") != 1:
             return None
         try:
@@ -197,43 +199,47 @@ class Mirror:
         except UsageError:
             return None
 
-    def _state(self, worker: Worker, who: Identity | None, name: str, pin: str) -> _State | None:
-        """How a name is here; None for one that is this hub's own, or that `who` may not read."""
-        # What `who` may not see is looked at as what is not here: the time would tell them apart.
-        may_read = partial(self._access.may_read, who)
-        of, hidden = commits.view(worker, name, may_read), not may_read(name, worker.repositories.get(name))
-        newest = of.newest if of else None
-        if newest is None and (of is not None or worker.registry.ledger.current(name).deleted):
+    def _state(self, worker: Worker, identity: Identity | None, name: str, pin: str) -> _NameState | None:
+        """Return the state of a name here; None if it is this hub's own, or `identity` may not read it."""
+        # Treat a hidden repository like a missing one until the end: timing must not tell them apart.
+        may_read = partial(self._access.may_read, identity)
+        view, hidden = commits.view(worker, name, may_read), not may_read(name, worker.repositories.get(name))
+        newest = view.newest if view else None
+        if newest is None and (view is not None or worker.registry.ledger.current(name).deleted):
             return None
         if newest and not origins.has(self._database, name, newest.digest):
             return None
-        due = not self._is_fresh(name) or (of is not None and self._is_unknown(worker, of, pin))
-        own = due and self._is_own(worker, name.partition("/")[0])
-        return None if own or hidden else _State(newest, due)
+        due = not self._is_fresh(name) or (view is not None and self._is_unknown(worker, view, pin))
+        is_own = due and self._is_own(worker, name.partition("/")[0])
+        return None if is_own or hidden else _NameState(newest, due)
 
     def _is_own(self, worker: Worker, namespace: str) -> bool:
-        """Whether a namespace is this hub's own, whose names are nobody else's business."""
+        """Return whether a namespace is this hub's own, so that its names must not be revealed to the upstream."""
         if self._access.is_taken(namespace):
             return True
         log = worker.registry.store.log
         return not origins.names(self._database, namespace).issuperset(log.names(REFS, namespace) + log.names(HUB, namespace))
 
     def _is_fresh(self, key: str) -> bool:
-        said = self._said.get(key)
-        return said is not None and said.until > time.monotonic()
+        reply = self._replies.get(key)
+        return reply is not None and reply.until > time.monotonic()
 
-    def _is_unknown(self, worker: Worker, of: commits.View, pin: str) -> bool:
-        """Whether a commit is not here, and was not looked for in the last minutes."""
-        if not pin or self._is_fresh(f"{of.name}@{pin}"):
+    def _is_unknown(self, worker: Worker, view: commits.View, pin: str) -> bool:
+        """Return whether a commit is not here, and was not looked for in the last minutes."""
+        if not pin or self._is_fresh(f"{view.name}@{pin}"):
             return False
         try:
-            commits.find(worker, of, pin)
+            commits.find(worker, view, pin)
         except NotFoundError:
             return True
         return False
 
-    def _may_ask(self, state: _State) -> bool:
-        """Whether the upstream may be asked on behalf of this client; ThrottledError if nothing can be served without."""
+    def _check_may_ask(self, state: _NameState) -> bool:
+        """Return whether the upstream may be asked on behalf of this client.
+
+        Raises:
+            ThrottledError: The client has asked too often, and there is no version here to serve instead.
+        """
         try:
             self._access.attempt(self._asked)
         except ThrottledError:
@@ -245,45 +251,46 @@ class Mirror:
     # ---- in a thread of the mirror
 
     def _ask(self, address: HubAddress, pin: str) -> None:
-        """Fetch what is new of a repository, and remember what the upstream said."""
+        """Fetch what is new in a repository, and remember the upstream's reply."""
         worker = self._workers.worker()
+        # Not the account of the client that happened to ask.
         worker.registry.author = AUTHOR
-        of = commits.view(worker, address.name)
-        self._remember(address.name, self._answer(worker, address, of.newest if of else None))
+        view = commits.view(worker, address.name)
+        self._remember(address.name, self._answer(worker, address, view.newest if view else None))
         if pin:
-            self._remember(f"{address.name}@{pin}", _Said(time.monotonic() + _ABSENT))
+            self._remember(f"{address.name}@{pin}", _Reply(time.monotonic() + _ABSENT))
 
-    def _answer(self, worker: Worker, address: HubAddress, newest: Row | None) -> _Said:
-        refusal, lasts = "", _ABSENT
+    def _answer(self, worker: Worker, address: HubAddress, newest: Row | None) -> _Reply:
+        refusal, lifetime = "", _ABSENT
         try:
             if self._fetch(worker, address, newest):
-                lasts = self._of.age
+                lifetime = self._of.age
             elif newest:
                 refusal = f"{address} is not there any more; this is what it was"
         except LocalIOError:
             raise
         except ConflictError:
-            pass  # somebody pushed to the name meanwhile: it is this hub's own now
+            pass  # somebody pushed to the name meanwhile, so it is this hub's own now
         except RemoteError as error:
             if not isinstance(error, DeniedError):
                 _log.warning("the upstream did not answer: %s", printable(str(error)))
-                there = "; this is what was fetched before" if newest else ""
-                return _Said(time.monotonic() + _AWAY, warning=f"the upstream of this mirror does not answer{there}")
+                fallback = "; this is what was fetched before" if newest else ""
+                return _Reply(time.monotonic() + _AWAY_TTL, warning=f"the upstream of this mirror does not answer{fallback}")
             refusal = error.what
         except AdapterhubError as error:
             refusal = str(error)
         if refusal:
             _log.warning("not mirrored: %s: %s", address, printable(refusal))
-        until = time.monotonic() + lasts
-        return _Said(until, warning=refusal) if newest else _Said(until, refusal=refusal)
+        until = time.monotonic() + lifetime
+        return _Reply(until, warning=refusal) if newest else _Reply(until, refusal=refusal)
 
-    def _remember(self, key: str, said: _Said) -> None:
-        if len(self._said) >= _MOST:
-            self._said.clear()
-        self._said[key] = said
+    def _remember(self, key: str, reply: _Reply) -> None:
+        if len(self._replies) >= _MOST:
+            self._replies.clear()
+        self._replies[key] = reply
 
     def _fetch(self, worker: Worker, address: HubAddress, newest: Row | None) -> bool:
-        """Make a version of the commit that `main` is at, unless that was done; False for no such repository."""
+        """Create a version from the commit `main` is at, unless it exists; return False if there is no such repository."""
         if self._settings.policy is not None:
             self._settings.policy.check_name(address.name)
         source = HubRepository(address, self._of.endpoint, pauses=_PAUSES, proxy=self._of.proxy, bounds=_BOUNDS)
@@ -294,14 +301,17 @@ class Mirror:
             except NotFoundError:
                 return False
             commit = source.commits.get(MAIN, "")
-            known = origins.find(self._database, address.name, commit)
-            if newest and known:
-                if known != newest.digest:  # `main` went back
-                    made, message = Local(worker.registry, address.name).manifest(known), f"mirrored from {address.at(commit)}"
-                    worker.registry.admit(made, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
+            digest = origins.find(self._database, address.name, commit)
+            if newest and digest:
+                if digest != newest.digest:  # the upstream's `main` went back to an earlier commit
+                    manifest, message = (
+                        Local(worker.registry, address.name).manifest(digest),
+                        f"mirrored from {address.at(commit)}",
+                    )
+                    worker.registry.admit(manifest, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
                 return True
-            made = source.manifest(commit or MAIN)
-            version = self._publish(worker, source, made, newest)
+            manifest = source.manifest(commit or MAIN)
+            version = self._publish(worker, source, manifest, newest)
             origins.add(self._database, address.name, source.commit_id, version.digest)
             _log.info("mirrored %s as v%d", address.at(source.commit_id), version.number)
             return True
@@ -309,48 +319,53 @@ class Mirror:
             self._sources.discard(source)
             source.close()
 
-    def _publish(self, worker: Worker, source: HubRepository, made: Manifest, newest: Row | None) -> Version:
-        """Receive the files of a version, and store it: under the same digest if it has an adapter.json."""
-        name, where = source.address.name, source.address.repository
-        check_adapter(source, made, where)
-        for layer in made.layers:
+    def _publish(self, worker: Worker, source: HubRepository, manifest: Manifest, newest: Row | None) -> Version:
+        """Receive the files of a version and store it, under the upstream's digest if it has an adapter.json."""
+        name, location = source.address.name, source.address.repository
+        check_adapter(source, manifest, location)
+        for layer in manifest.layers:
             if layer.size > self._settings.max_file:
-                raise RefusedError(f"{where}: {layer.path}", f"a file may have at most {self._settings.max_file:,} bytes here")
-        sizes = {layer.digest: layer.size for layer in made.layers}
+                raise RefusedError(
+                    f"{location}: {layer.path}", f"a file may have at most {self._settings.max_file:,} bytes here"
+                )
+        sizes = {layer.digest: layer.size for layer in manifest.layers}
         if (size := sum(sizes.values())) > self._of.max_bytes:
-            raise RefusedError(where, f"has {size:,} bytes, and a repository may have at most {self._of.max_bytes:,} here")
+            raise RefusedError(location, f"has {size:,} bytes, and a repository may have at most {self._of.max_bytes:,} here")
+        # Before receiving anything: the sizes are known from the manifest.
         self._quotas.check(worker, name, sizes, take=True)
-        policy, message = self._settings.policy, f"mirrored from {where}@{source.commit_id}"
+        policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
         local = Local(worker.registry, name)
+        # Lease the blobs until the version that names them is committed.
         with local.at_work():
-            for blob in unique(made):
-                # A file of another name is received too: an upstream that names its digest need not have its bytes.
+            for blob in unique(manifest):
+                # Receive a file even if another name here has it: knowing its digest does not prove that the upstream has its
+                # bytes.
                 if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has(blob)):
                     local.put_blob(blob, source)
-            more: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
+            options: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
             with origins.making(self._database, name, source.commit_id):
-                if made.adapter_json is not None:
-                    return publishing.publish_manifest(worker.registry, name, made, **more)
-                files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-                return publishing.publish_tree(worker.registry, name, files, **more)
+                if manifest.adapter_json is not None:
+                    return publishing.publish_manifest(worker.registry, name, manifest, **options)
+                files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
+                return publishing.publish_tree(worker.registry, name, files, **options)
 
 
-def check_adapter(source: Source, made: Manifest, where: str) -> None:
-    """Refuse what is no adapter before its files are received, by their names and by the headers of GGUF files.
+def check_adapter(source: Source, manifest: Manifest, where: str) -> None:
+    """Refuse a repository that is not an adapter before receiving its files, by their names and by the headers of GGUF files.
 
     Raises:
-        RefusedError: It has none.
+        RefusedError: It has no adapter.
     """
-    files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-    if made.adapter_json is not None:
+    files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
+    if manifest.adapter_json is not None:
         return
     if not publishing.is_whole(files):
         raise RefusedError(where, "has no whole adapter in it, and this hub mirrors nothing else")
     if ADAPTER_CONFIG in files:
         return
-    top = (layer for layer in made.layers if layer.path.endswith(".gguf") and "/" not in layer.path)
-    if not any(_is_gguf_adapter(source, layer, where) for layer in itertools.islice(top, _MAX_HEADERS)):
+    ggufs = (layer for layer in manifest.layers if layer.path.endswith(".gguf") and "/" not in layer.path)
+    if not any(_is_gguf_adapter(source, layer, where) for layer in itertools.islice(ggufs, _MAX_HEADERS)):
         raise RefusedError(where, "is a whole model, and this hub mirrors adapters only")
 
 
@@ -362,8 +377,9 @@ def _is_gguf_adapter(source: Source, blob: Descriptor, where: str) -> bool:
 
         def read_at(offset: int, size: int) -> bytes:
             end = min(offset + size, _MAX_HEADER)
-            while len(data) < end and (n := body.readinto(buffer)):
-                data.extend(buffer[:n])
+            # Read on only as far as the parser asks, up to the limit.
+            while len(data) < end and (count := body.readinto(buffer)):
+                data.extend(buffer[:count])
             return bytes(data[offset : offset + size])
 
         try:

@@ -1,12 +1,12 @@
-"""Move a repository to another name: its versions with their numbers, and everything else that is kept by the name.
+"""Rename a repository: its versions with their numbers, and everything else stored under its name.
 
-Branches, commits and manifests that are no versions are in the repository's document, which moves as it is. Tags are moved with
-the versions. What is kept by namespace, such as roles and webhooks, stays with the namespace, and the audit log keeps the old
+Branches, commits and manifests that are not versions are in the repository's document, which moves as it is. Tags move with the
+versions. What is stored by namespace, such as roles and webhooks, stays with the namespace, and the audit log keeps the old
 name.
 
-Those who read have the repository under one name at any time. The new name is hidden (`commits.is_arriving`) until everything
-is there; then one entry of a log, which makes the old name lead to it, is the move. A process that is killed leaves a row in
-hub.db and the new name's document with `moved_from`, by which the next one goes on: each step is done only if it was not.
+Readers see the repository under exactly one name at any time. The new name is hidden (`commits.is_arriving`) until everything
+is there; then a single log entry, which redirects the old name, makes the move. A killed process leaves a row in hub.db, and
+the new name's document with `moved_from`, from which the next process goes on: each step is skipped if it was already done.
 """
 
 from __future__ import annotations
@@ -32,58 +32,64 @@ from .workers import Worker
 
 
 def begun(worker: Worker, *names: str) -> list[tuple[str, str]]:
-    """The old and the new names of moves that have begun and not ended; all, or those from or to some names."""
+    """Return the old and new names of unfinished moves; if `names` are given, only those from or to one of them."""
     rows = worker.database.select("SELECT old, new FROM moves ORDER BY new")
     return [(old, new) for old, new in rows if not names or not {old, new}.isdisjoint(names)]
 
 
-def check_attached(worker: Worker, of: View, new: str, settled: Namespace) -> None:
-    """Refuse to move manifests that are no adapters to a namespace that would not take them (`publishing.check_attached`)."""
-    manifests = of.repository.manifests if of.repository else {}
-    there = {row.digest for row in queries.versions(worker.registry.index, name=of.name)} | manifests.keys()
-    for digest, one in manifests.items():
-        publishing.check_attached(settled, f"{new}@{digest}", attached=stored(worker.database, one.subject) in there)
+def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -> None:
+    """Refuse to move manifests to a namespace that would not accept them (`publishing.check_attached`)."""
+    manifests = view.repository.manifests if view.repository else {}
+    version_digests = {row.digest for row in queries.versions(worker.registry.index, name=view.name)} | manifests.keys()
+    for digest, manifest in manifests.items():
+        publishing.check_attached(
+            namespace, f"{new}@{digest}", attached=stored(worker.database, manifest.subject) in version_digests
+        )
 
 
 def begin(worker: Worker, old: str, new: str) -> None:
-    """Begin a move that was checked: from here on, `finish` may be called by any process."""
+    """Begin a move that has been checked; from here on, any process may call `finish`."""
+    # First the row, then the document: a process killed in between leaves a move that `finish` undoes or completes.
     worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.now().account)
     state = worker.repositories.get(old) or Repository(created=now())
     worker.repositories.change(new, lambda _: replace(state, moved_from=old))
 
 
 def finish(worker: Worker, old: str, new: str) -> None:
-    """Take a move to its end, wherever it was left; one of a name that was removed meanwhile is undone."""
+    """Finish a move from wherever it stopped; undo it if the old name was removed meanwhile."""
     target = worker.repositories.get(new)
     if target and target.moved_from == old:
         worker.registry.author = str(worker.database.select("SELECT account FROM moves WHERE new = ?", new)[0][0])
         source = worker.repositories.get(old)
+        # The redirect is in place: only the cleanup was interrupted.
         if source and source.moved_to == new:
-            _leave(worker, old, new)
+            _finish_rename(worker, old, new)
         elif commits.view(worker, old) and not (source and source.moved_to):
             _push_versions(worker, old, new)
-            _lead_on(worker, old, new)
-            _leave(worker, old, new)
+            _redirect_old_name(worker, old, new)
+            _finish_rename(worker, old, new)
         else:
             _remove_versions(worker.registry, new)
+            # The old name is gone or leads elsewhere: undo.
             worker.repositories.remove(new)
     worker.database.execute("DELETE FROM moves WHERE new = ?", new)
 
 
 def _push_versions(worker: Worker, old: str, new: str) -> None:
-    """Push the versions of a name under one that has none, with their numbers, messages and marks."""
+    """Push the versions of a name under a new one that has none, with their numbers, messages and marks."""
     registry = worker.registry
     pushed, _ = in_force(registry.store.log.entries(old))
     messages = {entry.number: entry.message for entry in pushed if entry.op == "push"}
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
             message = messages.get(row.number, "")
+            # Oldest first: version numbers only grow.
             registry.admit(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
     _set_marks(registry, old, new)
 
 
 def _set_marks(registry: Registry, old: str, new: str) -> None:
-    """Set deprecations, measurements and retention of one name for another."""
+    """Copy deprecations, measurements and retention from one name to another."""
     for number, reason in queries.marks(registry.index, "deprecate", old).items():
         registry.deprecate(Ref(new, number=int(number) or None), reason)
     for key, text in queries.marks(registry.index, "evaluate", old).items():
@@ -93,14 +99,14 @@ def _set_marks(registry: Registry, old: str, new: str) -> None:
         retention.keep(registry, Ref(new), int(last))
 
 
-def _lead_on(worker: Worker, old: str, new: str) -> None:
-    """Give the new name the document as it is now, and have the old name lead there: the move for all who read."""
+def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
+    """Give the new name the current document and redirect the old name: for readers, this is the move."""
     worker.repositories.change(new, lambda state: replace(worker.repositories.get(old) or state, moved_from=old))
     worker.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
 
 
-def _leave(worker: Worker, old: str, new: str) -> None:
-    """Have what else is kept by the name follow, and end the versions of the old one."""
+def _finish_rename(worker: Worker, old: str, new: str) -> None:
+    """Move the remaining rows, and delete the old name's versions."""
     _move_rows(worker.database, old, new)
     _remove_versions(worker.registry, old)
     worker.repositories.change(new, lambda state: replace(state, moved_from=""))
@@ -113,9 +119,9 @@ def _remove_versions(registry: Registry, name: str) -> None:
 
 
 def _move_rows(database: HubDatabase, old: str, new: str) -> None:
-    """Rename a repository in hub.db: uploads that nothing uses yet, pins of a mirror, and its publishers.
+    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, and its trusted publishers.
 
-    A publisher was trusted by the operator for one namespace, and is not trusted in another.
+    A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
     with database.transaction():
         sql = "INSERT INTO uploaded SELECT ?, digest, time FROM uploaded WHERE name = ? ON CONFLICT (name, digest) DO NOTHING"

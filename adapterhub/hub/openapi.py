@@ -1,7 +1,7 @@
-"""GET /api/openapi.json: what programs can ask of a hub, as an OpenAPI document. The pages for people are not in it.
+"""GET /api/openapi.json: the API of a hub as an OpenAPI document, without the pages for people.
 
-Names of adapters are two parts of a path, a namespace and a repository. Slashes within another part, such as the path of a
-file, are sent as they are or as %2F.
+Names of adapters are two path segments, a namespace and a repository. Slashes within another parameter, such as the path of a
+file, may be sent as they are or as %2F.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .hub import Hub
 _Schema = Mapping[str, Any]
 _JSON, _FORM, _LFS = "application/json", "application/x-www-form-urlencoded", "application/vnd.git-lfs+json"
 _BYTES, _LINES, _NUMBERS = "application/octet-stream", "application/x-ndjson", "text/plain"
-_NOTHING = ""  # the type of an answer without a body
+_NOTHING = ""  # the media type of a response without a body
 _LOGIN, _CAS_TOKEN = ("bearer", "basic"), ("xet",)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is answered to a method of a path.
+    """A method of a path, as the document describes it.
 
     Attributes:
         summary: What it does.
-        answers: The media type by status, of what is no error.
-        errors: The statuses of errors, besides those that every operation of the protocol has.
-        query: Parameters in the query.
+        answers: The media type of each successful status.
+        errors: The error statuses besides those every operation of the protocol has.
+        query: Parameters in the query string.
         body: What may be sent, by media type.
-        needs: The security schemes of which one is always needed.
+        needs: The security schemes of which one is always required.
     """
 
     summary: str
@@ -53,13 +53,13 @@ def _object(*required: str, **properties: _Schema) -> _Schema:
     return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
 
 
-def _list(of: _Schema) -> _Schema:
-    return {"type": "array", "items": of}
+def _list(items: _Schema) -> _Schema:
+    return {"type": "array", "items": items}
 
 
 _TEXT: _Schema = {"type": "string"}
-_SOME: _Schema = {"type": "string", "minLength": 1}
-_TRUTH: _Schema = {"type": "boolean"}
+_NONEMPTY: _Schema = {"type": "string", "minLength": 1}
+_BOOLEAN: _Schema = {"type": "boolean"}
 _COUNT: _Schema = {"type": "integer", "minimum": 0}
 _DIGITS: _Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _RAW: _Schema = {"type": "string", "format": "binary"}
@@ -70,21 +70,21 @@ _NAME: _Schema = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "maxLen
 _PATH_PARAMETERS: Mapping[str, _Schema] = {
     "namespace": {**_NAME, "examples": ["team"]},
     "repo": {**_NAME, "examples": ["sql"]},
-    "revision": {**_SOME, "description": "A branch, a tag, v3, or an id.", "examples": ["main"]},
-    "branch": _SOME,
-    "path": {**_SOME, "examples": ["adapter_config.json"]},
+    "revision": {**_NONEMPTY, "description": "A branch, a tag, v3, or an id.", "examples": ["main"]},
+    "branch": _NONEMPTY,
+    "path": {**_NONEMPTY, "examples": ["adapter_config.json"]},
     "oid": {**_DIGITS, "description": "The sha256 of a file."},
     "hash": {**_DIGITS, "description": "The hash of a xorb."},
-    "epoch": _SOME,
+    "epoch": _NONEMPTY,
     "digest": _DIGEST,
-    "reference": {**_SOME, "description": "A tag, v3, or a digest.", "examples": ["latest"]},
-    "session": _SOME,
+    "reference": {**_NONEMPTY, "description": "A tag, v3, or a digest.", "examples": ["latest"]},
+    "session": _NONEMPTY,
 }
-_TREE: Mapping[str, _Schema] = {"recursive": _TRUTH, "expand": _TRUTH, "cursor": _TEXT}
+_TREE: Mapping[str, _Schema] = {"recursive": _BOOLEAN, "expand": _BOOLEAN, "cursor": _TEXT}
 _PAGES: Mapping[str, _Schema] = {"limit": _COUNT, "cursor": _TEXT}
 _SIGNED: Mapping[str, _Schema] = {"size": _COUNT, "expires": _COUNT, "signature": _TEXT}
 _NAMED: Mapping[str, _Schema] = {"type": _MODEL, "name": _TEXT, "organization": _TEXT}
-_VISIBLE: Mapping[str, _Schema] = {"private": _TRUTH, "visibility": {"type": "string", "enum": ["public", "private"]}}
+_VISIBLE: Mapping[str, _Schema] = {"private": _BOOLEAN, "visibility": {"type": "string", "enum": ["public", "private"]}}
 
 _REPO = "/api/models/{namespace}/{repo}"
 _OCI = "/v2/{namespace}/{repo}"
@@ -112,17 +112,17 @@ _BEGIN = Operation(
 
 
 def _reading(summary: str, query: Mapping[str, _Schema] | None = None, *, answers: Mapping[int, str] = _MOVED) -> Operation:
-    """Something about a repository, for those who may see it."""
+    """Return an operation that reads a repository, for clients that may see it."""
     return Operation(summary, answers, (404,), query or {})
 
 
 def _writing(summary: str, body: Mapping[str, _Schema] | None = None) -> Operation:
-    """A change of a repository."""
+    """Return an operation that changes a repository."""
     return Operation(summary, _MOVED, (*_WRITING, 412, 501), {}, body or {}, needs=_LOGIN)
 
 
 def _session(summary: str, status: int, *, body: bool = False, **query: _Schema) -> Operation:
-    """A request to an upload that has begun."""
+    """Return an operation on an upload session."""
     errors = (403, 404, 409, 413, 416, 507)
     return Operation(summary, {status: _NOTHING}, errors, query, _BODY if body else {}, needs=_LOGIN)
 
@@ -133,13 +133,13 @@ _HUGGING_FACE: Mapping[str, Operation] = {
     "GET /api/whoami-v2": Operation("Tell whose token it is", needs=_LOGIN),
     "GET /api/models": Operation(
         "List adapters, the newest first if there are no words to search for",
-        query={"search": _TEXT, "author": _TEXT, "filter": _list(_TEXT), "full": _TRUTH, **_PAGES},
+        query={"search": _TEXT, "author": _TEXT, "filter": _list(_TEXT), "full": _BOOLEAN, **_PAGES},
     ),
     "GET /api/users/{namespace}/overview": Operation("Tell about an account", errors=(404,)),
     "GET /api/organizations/{namespace}/overview": Operation("Tell about a namespace", errors=(404,)),
     "GET /api/models-tags-by-type": Operation("List what adapters can be filtered by"),
-    f"GET {_REPO}": _reading("Tell about an adapter", {"blobs": _TRUTH}),
-    f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", {"blobs": _TRUTH}),
+    f"GET {_REPO}": _reading("Tell about an adapter", {"blobs": _BOOLEAN}),
+    f"GET {_REPO}/revision/{{revision}}": _reading("Tell about a revision of an adapter", {"blobs": _BOOLEAN}),
     f"GET {_REPO}/tree/{{revision}}": _reading("List files", _TREE),
     f"GET {_REPO}/tree/{{revision}}/{{path}}": _reading("List files of a folder", _TREE),
     f"GET {_REPO}/refs": _reading("List branches and tags"),
@@ -157,7 +157,7 @@ _HUGGING_FACE: Mapping[str, Operation] = {
         "Tell about files",
         _MOVED,
         (404, 413),
-        body={kind: _object(paths=_list(_TEXT), expand=_TRUTH) for kind in (_JSON, _FORM)},
+        body={kind: _object(paths=_list(_TEXT), expand=_BOOLEAN) for kind in (_JSON, _FORM)},
     ),
     "POST /api/repos/create": _writing("Create a repository", {_JSON: _object("name", **_NAMED, **_VISIBLE)}),
     "POST /api/repos/move": _writing(
@@ -248,7 +248,7 @@ _OPERATIONS: Mapping[str, Operation] = {
     "GET /ready": Operation("Tell whether the hub can do its work"),
     "GET /metrics": Operation("Numbers for Prometheus", {200: _NUMBERS}),
 }
-# With the schema of its errors, by protocol.
+# By protocol: its tag, the schema of its errors, and its operations.
 _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
     ("Hugging Face Hub", "Error", _HUGGING_FACE),
     ("OCI registry", "OciErrors", _REGISTRY),
@@ -256,9 +256,9 @@ _PROTOCOLS: tuple[tuple[str, str, Mapping[str, Operation]], ...] = (
     ("OAuth", "Error", _OAUTH),
     ("Operation", "Error", _OPERATIONS),
 )
-_ANY = (400, 401, 429, 503)  # statuses of errors that any request may get
-# A page, and what answers that there is nothing.
-_LEFT_OUT = ("/device", "/v2/{path:path}", "/api/{path:path}", "/xet/{path:path}")
+_COMMON_ERRORS = (400, 401, 429, 503)  # error statuses of any request
+# A page, and catch-all routes that answer "not found".
+_UNDOCUMENTED = ("/device", "/v2/{path:path}", "/api/{path:path}", "/xet/{path:path}")
 _SCHEMAS: Mapping[str, _Schema] = {
     "Error": _object(error=_TEXT),
     "OciErrors": _object(errors=_list(_object("code", "message", code=_TEXT, message=_TEXT))),
@@ -272,43 +272,49 @@ _SCHEMES: Mapping[str, _Schema] = {
 
 @cache
 def paths() -> dict[str, dict[str, Any]]:
-    """The operations by path and method; HEAD too, where GET is answered."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the operations by path and method, with a HEAD for every GET."""
+    paths_by_method: dict[str, dict[str, Any]] = {}
     for tag, error, operations in _PROTOCOLS:
-        for key, one in operations.items():
+        for key, operation in operations.items():
             method, path = key.split(" ")
-            made = _described(one, path, tag, error)
-            found.setdefault(path, {})[method.lower()] = made
+            description = _operation_object(operation, path, tag, error)
+            paths_by_method.setdefault(path, {})[method.lower()] = description
             if method == "GET":
-                headers = {status: {"description": answer["description"]} for status, answer in made["responses"].items()}
-                found[path]["head"] = {**made, "summary": f"{one.summary}: the headers alone", "responses": headers}
-    return found
+                headers = {
+                    status: {"description": answer["description"]} for status, answer in description["responses"].items()
+                }
+                paths_by_method[path]["head"] = {
+                    **description,
+                    "summary": f"{operation.summary}: the headers alone",
+                    "responses": headers,
+                }
+    return paths_by_method
 
 
 def of_route(route: BaseRoute) -> Iterator[tuple[str, str]]:
-    """The paths and methods of this document that a route answers; none for those that are left out."""
-    if isinstance(route, Route) and route.path not in _LEFT_OUT:
+    """Yield the paths and methods of this document that a route answers; nothing for undocumented routes."""
+    if isinstance(route, Route) and route.path not in _UNDOCUMENTED:
         path = route.path.replace("{name:path}", "{namespace}/{repo}").replace(":path}", "}")
         yield from ((path, method.lower()) for method in route.methods or ())
 
 
-def _described(one: Operation, path: str, tag: str, error: str) -> dict[str, Any]:
+def _operation_object(operation: Operation, path: str, tag: str, error: str) -> dict[str, Any]:
     names = [part.partition("}")[0] for part in path.split("{")[1:]]
     parameters = [{"name": name, "in": "path", "required": True, "schema": _PATH_PARAMETERS[name]} for name in names]
-    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in one.query.items()]
-    failed = {"description": "Refused", "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}}}
-    answers = {str(status): _answer(kind) for status, kind in one.answers.items()}
-    found: dict[str, Any] = {
+    parameters += [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
+    error_answer = {"description": "Refused", "content": {_JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}}}
+    answers = {str(status): _answer(kind) for status, kind in operation.answers.items()}
+    description: dict[str, Any] = {
         "tags": [tag],
-        "summary": one.summary,
+        "summary": operation.summary,
         "parameters": parameters,
-        "responses": {**answers, **{str(status): failed for status in sorted({*_ANY, *one.errors})}},
+        "responses": {**answers, **{str(status): error_answer for status in sorted({*_COMMON_ERRORS, *operation.errors})}},
     }
-    if one.needs:
-        found["security"] = [{scheme: []} for scheme in one.needs]
-    if one.body:
-        found["requestBody"] = {"content": {kind: {"schema": schema} for kind, schema in one.body.items()}}
-    return found
+    if operation.needs:
+        description["security"] = [{scheme: []} for scheme in operation.needs]
+    if operation.body:
+        description["requestBody"] = {"content": {kind: {"schema": schema} for kind, schema in operation.body.items()}}
+    return description
 
 
 def _answer(kind: str) -> dict[str, Any]:
@@ -331,5 +337,5 @@ async def page(request: Request) -> Response:
 
 
 def routes() -> list[BaseRoute]:
-    """The route."""
+    """Return the routes of this module."""
     return [Route("/api/openapi.json", page)]

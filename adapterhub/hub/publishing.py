@@ -1,8 +1,8 @@
-"""The way in of what was uploaded: a tree of blobs that is a whole adapter becomes a version, after the same checks as a push.
+"""Publish uploads: a tree of blobs that is a complete adapter becomes a version, after the same checks as a push.
 
-`registry.publish` decides, as for every other way in; the bytes are in the store already, hashed when they arrived, and are not
-copied again. A tree without weights or without a config is no adapter yet: clients send the README first. What checks an
-adapter needs numpy, which a hub that only serves does without: it is imported with the first push.
+`registry.publish` decides, as for every other push; the bytes are in the store already, hashed on arrival, and are not copied
+again. A tree without weights or without a config is not an adapter yet: clients send the README first. The checks need numpy,
+which a hub that only serves does without: they are imported with the first push.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD, is_weights
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-_EMPTY = sha256_bytes(b"{}")  # the config of an attachment
+_EMPTY_CONFIG = sha256_bytes(b"{}")  # the empty config of an attached manifest
 
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
 
 
 def is_whole(files: Files) -> bool:
-    """Return True for a tree that has an adapter: weights of its own kind, and a config unless these have it in themselves."""
+    """Return whether a tree has a complete adapter: weights at the top, and a config unless GGUF weights include it."""
     weights = [path for path in files if is_weights(path) and "/" not in path]
     return bool(weights) and (ADAPTER_CONFIG in files or any(path.endswith(".gguf") for path in weights))
 
 
 def is_adapter(store: Store, files: Files) -> bool:
-    """Return True for files that are meant as an adapter, good or not; False for those of a whole model, or of anything."""
+    """Return whether files are meant as an adapter, valid or not, rather than a whole model or anything else."""
     if ADAPTER_JSON in files or (ADAPTER_CONFIG in files and is_whole(files)):
         return True
     return any(_is_gguf_adapter(store, *file) for path, file in files.items() if path.endswith(".gguf") and "/" not in path)
@@ -60,38 +60,46 @@ def _is_gguf_adapter(store: Store, digest: Digest, size: int) -> bool:
 
 
 def check_tree(files: Files, where: str) -> None:
-    """Refuse names that no file of an adapter may have, before a tree is kept."""
+    """Refuse names that no file of an adapter may have, before a tree is recorded."""
     check_paths(sorted(files), where, RefusedError)
     check_names(files, where)
 
 
 def check_contents(store: Store, files: Files, where: str) -> None:
-    """Refuse pickles and archives, by their first bytes, whatever their names are."""
+    """Refuse pickles and archives by their first bytes, whatever their names."""
     for path, (digest, _) in files.items():
         with store.open_blob(digest) as blob:
             check_file(path, blob.read(HEAD), where)
 
 
-def check_attached(settled: Namespace, where: str, *, attached: bool) -> None:
-    """Refuse a manifest that is no adapter in a namespace for adapters only, unless it is attached to one of its repository."""
-    if settled.adapters_only and not attached:
-        what = f"the namespace {settled.name} is for adapters only, and this manifest has no adapter_config.json and weights"
-        raise RefusedError(where, what, "Push it to another namespace, or attach it to an adapter here")
+def check_attached(namespace: Namespace, where: str, *, attached: bool) -> None:
+    """Refuse a manifest that is not an adapter in an adapters-only namespace, unless attached to one in its repository."""
+    if namespace.adapters_only and not attached:
+        problem = (
+            f"the namespace {namespace.name} is for adapters only, and this manifest has no adapter_config.json and weights"
+        )
+        raise RefusedError(where, problem, "Push it to another namespace, or attach it to an adapter here")
 
 
 def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes]:
-    """Return the signatures that are attached to a manifest of a repository, be that there yet or not; none is verified."""
+    """Return the signatures attached to a manifest of a repository, whether it has arrived or not. None of them is verified."""
     state = worker.repositories.get(name)
-    attached = [one for one in (state.manifests.values() if state else ()) if one.subject == digest]
+    attached = [manifest for manifest in (state.manifests.values() if state else ()) if manifest.subject == digest]
 
-    def sized() -> Iterator[Sized]:
+    def bundles() -> Iterator[Sized]:
         store = worker.registry.store
-        for blob in (blob for one in attached if one.artifact_type == MEDIA_TYPE for blob in one.blobs if blob != _EMPTY):
+        for blob in (
+            blob
+            for manifest in attached
+            if manifest.artifact_type == MEDIA_TYPE
+            for blob in manifest.blobs
+            if blob != _EMPTY_CONFIG
+        ):
             with contextlib.suppress(AdapterhubError):
                 if (size := store.size(blob)) is not None and size < LIMIT:
                     yield size, partial(store.read_document, blob, limit=LIMIT)
 
-    return bounded(sized())
+    return bounded(bundles())
 
 
 def publish_tree(
@@ -108,14 +116,14 @@ def publish_tree(
     """Check a tree as a push would, derive its adapter.json, and store it as a version of `name`.
 
     Args:
-        registry: Has the blobs.
+        registry: The registry that has the blobs.
         name: The adapter's name.
         files: The tree; its adapter.json is kept if it is true, else derived anew.
         tags: Tags to move; None for those of a push.
         expect: As in `Registry.push`.
-        policy: The hub's.
-        signatures: Returns those of a manifest, for a policy that requires them.
-        message: Why, for the log.
+        policy: The hub's policy.
+        signatures: Returns the signatures of a manifest, for a policy that requires them.
+        message: The reason for the push, for the log.
 
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
@@ -126,22 +134,24 @@ def publish_tree(
         policy.check_name(name)
     with _folder(registry, files, name) as folder, _named(folder, name):
         package = publish.package(folder, where=name, policy=policy, listed=Listing(tuple(sorted(files))))
-        settled = {path: file for path, file in files.items() if path != ADAPTER_JSON}
-        manifest, raw = package.draft.settle(settled)
+        files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
+        manifest, raw = package.draft.settle(files_to_store)
         with registry.store.lease("push"):
-            settled[ADAPTER_JSON] = registry.store.put_bytes(raw)
-            made = oci_manifest.assemble(settled, manifest)
-            check_signed(policy, made, lambda: signatures(made.digest), name=name, where=name)
-            registry.store.put_bytes(made.config_bytes)
-            registry.store.put_bytes(made.raw)
+            files_to_store[ADAPTER_JSON] = registry.store.put_bytes(raw)
+            oci = oci_manifest.assemble(files_to_store, manifest)
+            # Before the manifest is stored: its digest is known, which is enough to find signatures pushed earlier.
+            check_signed(policy, oci, lambda: signatures(oci.digest), name=name, where=name)
+            registry.store.put_bytes(oci.config_bytes)
+            registry.store.put_bytes(oci.raw)
+            # The blobs must be durable before the log entry that refers to them.
             registry.store.sync_blobs()
-            return registry.admit(made, Ref(name), expect=expect, tags=tags, message=message)
+            return registry.admit(oci, Ref(name), expect=expect, tags=tags, message=message)
 
 
 def publish_manifest(
     registry: Registry,
     name: str,
-    made: Manifest,
+    manifest: Manifest,
     *,
     tags: tuple[str, ...] | None = None,
     expect: Digest | None = None,
@@ -149,48 +159,48 @@ def publish_manifest(
     signatures: Callable[[Digest], Sequence[bytes]] = lambda _: (),
     message: str = "",
 ) -> Version:
-    """Check the files of a manifest that somebody else packaged, and store it, byte for byte, as a version of `name`.
+    """Check the files of a manifest packaged elsewhere, and store it, byte for byte, as a version of `name`.
 
     The arguments are those of `publish_tree`.
 
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
-        IntegrityError: A blob is missing, or its adapter.json is not about its files.
+        IntegrityError: A blob is missing, or the adapter.json does not match the files.
     """
     from adapterhub.registry import publish
 
     if policy is not None:
         policy.check_name(name)
-    check_signed(policy, made, lambda: signatures(made.digest), name=name, where=name)
-    files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+    check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, where=name)
+    files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
     with _folder(registry, files, name) as folder, _named(folder, name), registry.store.lease("push"):
-        publish.check_listed(registry.store, made, name)
-        publish.check_received(folder, made, where=name, policy=policy)
-        registry.store.put_bytes(made.raw)
+        publish.check_listed(registry.store, manifest, name)
+        publish.check_received(folder, manifest, where=name, policy=policy)
+        registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
-        return registry.admit(made, Ref(name), expect=expect, tags=tags, message=message)
+        return registry.admit(manifest, Ref(name), expect=expect, tags=tags, message=message)
 
 
 def check_released(worker: Worker, policy: Policy, row: Row) -> None:
-    """Compare a version with the hub's policy before it is given out: that may have become stricter since the version came.
+    """Compare a version with the hub's policy before it is served: the policy may be stricter than when the version was pushed.
 
     Raises:
         RefusedError: The policy does not allow it.
     """
     from adapterhub.registry import publish
 
-    where = str(row.ref)
+    location = str(row.ref)
     policy.check_name(row.name)
-    digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a form of the version
-    made = oci_manifest.parse(worker.registry.store.read_document(digest), where)
-    known, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
-    publish.check_manifest(policy, known, where, size=made.files_size, metrics=metrics)
-    check_signed(policy, made, lambda: attached_signatures(worker, row.name, digest), name=row.name, where=where)
+    digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a conversion of the version
+    oci = oci_manifest.parse(worker.registry.store.read_document(digest), location)
+    manifest, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
+    publish.check_manifest(policy, manifest, location, size=oci.files_size, metrics=metrics)
+    check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, where=location)
 
 
 @contextlib.contextmanager
 def _folder(registry: Registry, files: Files, name: str) -> Iterator[Path]:
-    """A folder in which the blobs have the names of the files, below a folder with the adapter's own name."""
+    """Yield a folder with the blobs under the names of the files, inside a folder with the adapter's own name."""
     check_tree(files, name)
     check_contents(registry.store, files, name)
     layers = [Descriptor("", digest, size, path) for path, (digest, size) in files.items()]
@@ -200,11 +210,11 @@ def _folder(registry: Registry, files: Files, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _named(folder: Path, name: str) -> Iterator[None]:
-    """Name the repository, not a temporary folder, in errors."""
+    """Name the repository, rather than a temporary folder, in errors."""
     try:
         yield
     except AdapterhubError as error:
-        for shown in (str(folder), folder.name):
-            error.where = error.where.replace(shown, name)
-            error.what = error.what.replace(shown, name)
+        for temporary_name in (str(folder), folder.name):
+            error.where = error.where.replace(temporary_name, name)
+            error.what = error.what.replace(temporary_name, name)
         raise

@@ -1,9 +1,9 @@
-"""What a hub gives out by its policy, which may have become stricter since a version came.
+"""The policy gate: what a hub still serves under a policy that may be stricter than when a version was pushed.
 
-A version is compared when somebody asks for its manifest or its files, and a blob by the versions that have it when somebody
-asks for it by its own digest. A verdict is remembered for a state of the logs of its name: a measurement, a signature that is
-attached, or another version may change it. What is no version, such as an image, is not compared. Those who may write to a
-namespace get what it has, to sign or attest what is missing.
+A version is compared when its manifest or its files are requested, and a blob through the versions that have it when it is
+requested by digest. A verdict is remembered for one state of the logs of its name: a measurement, an attached signature or
+another version may change it. Manifests that are not versions, such as images, are not compared. Clients that may write to a
+namespace get everything in it, so that they can sign or attest what is missing.
 """
 
 from __future__ import annotations
@@ -24,53 +24,61 @@ from .publishing import check_released
 from .remembered import Remembered
 from .workers import Worker
 
-_MOST = 100_000  # verdicts that are remembered
-_COMPARED = 100  # versions of a name, the newest, and other names, by which a blob may be given out
+_MOST = 100_000  # verdicts kept in memory
+_MAX_COMPARED = 100  # newest versions of a name, and other names, that are tried to justify serving a blob
 
 
 class Releases:
-    """The door out of a hub.
+    """The gate between a hub's versions and its clients.
 
     Args:
-        policy: Requirements on what is given out; None for none.
-        others: The repositories with a version that has a file, as far as somebody may see them.
+        policy: Requirements on what is served; None for no requirements.
+        views_with_file: Yields the repositories with a version that has a file, as far as a client may see them.
     """
 
-    def __init__(self, policy: Policy | None, others: Callable[[Worker, Identity | None, Digest], Iterator[View]]) -> None:
-        self._policy, self._others = policy, others
+    def __init__(
+        self, policy: Policy | None, views_with_file: Callable[[Worker, Identity | None, Digest], Iterator[View]]
+    ) -> None:
+        self._policy, self._others = policy, views_with_file
         self._verdicts: Remembered[RefusedError | None] = Remembered(_MOST)
 
-    def check(self, worker: Worker, who: Identity | None, row: Row | None) -> None:
-        """Raise RefusedError for a version that the policy does not allow; what is no version is not compared."""
-        if self._policy is not None and row is not None and not writes(who, row.name):
-            _raise(self._of_version(worker, self._policy, row))
+    def check(self, worker: Worker, identity: Identity | None, row: Row | None) -> None:
+        """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
+        if self._policy is not None and row is not None and not writes(identity, row.name):
+            _raise(self._version_refusal(worker, self._policy, row))
 
-    def check_blob(self, worker: Worker, who: Identity | None, of: View, digest: Digest) -> None:
-        """Raise RefusedError for a blob of a repository that only versions have which the policy does not allow.
+    def check_blob(self, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> None:
+        """Raise RefusedError for a blob that a repository has only in versions the policy does not allow.
 
-        Versions of other repositories that `who` may read count too: they would get it there.
+        Versions of other repositories that the client may read count, too: it could get the blob there.
         """
-        if self._policy is None or writes(who, of.name):
+        if self._policy is None or writes(identity, view.name):
             return
-        if refused := self._of_blob(worker, self._policy, of, digest):
-            for other in islice(self._others(worker, who, digest), _COMPARED):
-                if writes(who, other.name) or self._of_blob(worker, self._policy, other, digest) is None:
+        if refusal := self._blob_refusal(worker, self._policy, view, digest):
+            # Bounded: a common blob, such as an empty file, may be in thousands of repositories.
+            for other_view in islice(self._others(worker, identity, digest), _MAX_COMPARED):
+                if writes(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
                     return
-            _raise(refused)
+            _raise(refusal)
 
-    def _of_version(self, worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+    def _version_refusal(self, worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+        # Both logs: versions and marks are in one, attached signatures in the other.
         position = f"{worker.registry.ledger.current(row.name).head} {worker.repositories.current(row.name)[0]}"
         return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(worker, policy, row))
 
-    def _of_blob(self, worker: Worker, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
-        return self._verdicts.get((of.name, digest, of.head, "blob"), lambda: self._compared(worker, policy, of, digest))
+    def _blob_refusal(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
+        return self._verdicts.get(
+            (view.name, digest, view.head, "blob"), lambda: self._compare_blob(worker, policy, view, digest)
+        )
 
-    def _compared(self, worker: Worker, policy: Policy, of: View, digest: Digest) -> RefusedError | None:
-        """The refusal of the newest version that has a blob, if all are refused, and nothing else of the repository has it."""
-        manifests = {} if of.frozen or of.repository is None else of.repository.manifests
+    def _compare_blob(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
+        """Return the refusal of the newest version with a blob, if all are refused and no other manifest has the blob."""
+        manifests = {} if view.frozen or view.repository is None else view.repository.manifests
         if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
             return None
-        verdicts = [self._of_version(worker, policy, row) for row in islice(_with(worker, of, digest), _COMPARED)]
+        verdicts = [
+            self._version_refusal(worker, policy, row) for row in islice(_rows_with_blob(worker, view, digest), _MAX_COMPARED)
+        ]
         return verdicts[0] if verdicts and all(verdicts) else None
 
 
@@ -82,19 +90,20 @@ def _refusal(worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
     return None
 
 
-def _raise(refused: RefusedError | None) -> None:
-    if refused:
-        raise refused.with_traceback(None)  # or each time it is raised would add to it
+def _raise(refusal: RefusedError | None) -> None:
+    if refusal:
+        raise refusal.with_traceback(None)  # a remembered error would grow with each raise
 
 
-def _with(worker: Worker, of: View, digest: Digest) -> Iterator[Row]:
-    """The versions of a repository that have a blob as a file, as their manifest or as their config, the newest first."""
-    if of.frozen:
-        yield from (of.newest,) if of.newest else ()
+def _rows_with_blob(worker: Worker, view: View, digest: Digest) -> Iterator[Row]:
+    """Yield the versions of a repository that have a blob as a file, manifest or config, the newest first."""
+    if view.frozen:
+        yield from (view.newest,) if view.newest else ()
         return
     index = worker.registry.index
     yield from (
-        queries.versions(index, name=of.name, file=digest)
-        or queries.versions(index, name=of.name, digest=digest)
-        or (row for row in queries.versions(index, name=of.name) if worker.config(row.digest) == digest)
+        queries.versions(index, name=view.name, file=digest)
+        # Cheapest first: the index has files and manifests, but configs have to be read.
+        or queries.versions(index, name=view.name, digest=digest)
+        or (row for row in queries.versions(index, name=view.name) if worker.config(row.digest) == digest)
     )

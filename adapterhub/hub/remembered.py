@@ -1,4 +1,4 @@
-"""Values that follow from a digest, or from the state of a log: made once, and kept while there is room."""
+"""An LRU cache for values that follow from a digest or from the state of a log."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Remembered(Generic[T]):
     """The values used last, shared by all threads.
 
     Args:
-        most: What they may take together.
-        size: What one takes; by default 1, so that `most` is their number.
+        most: Limit on the total size of all values.
+        size: Returns the size of a value; by default 1, so that `most` limits their number.
     """
 
     def __init__(self, most: int, size: Callable[[T], int] = lambda _: 1) -> None:
@@ -24,16 +24,17 @@ class Remembered(Generic[T]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value of a key, which `make` makes unless it is there; an error is not kept."""
+        """Return the value of a key, calling `make` if it is not cached. An error is not cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        made = make()
+        # Outside of the lock: making one value must not block readers of the others.
+        value = make()
         with self._lock:
-            if key not in self._values:  # another thread may have made it meanwhile
-                self._values[key] = made
-                self._taken += self._size(made)
+            if key not in self._values:  # another thread may have been faster
+                self._values[key] = value
+                self._taken += self._size(value)
             while self._taken > self._most:
                 self._taken -= self._size(self._values.popitem(last=False)[1])
-        return made
+        return value

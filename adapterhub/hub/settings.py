@@ -1,4 +1,4 @@
-"""What a hub is started with."""
+"""The settings a hub is started with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 CLASSES = ("api", "resolvers", "pages")
-"""Classes of requests: to an API, for the bytes of files, and all others."""
+"""Classes of requests for rate limits: APIs, downloads of files, and everything else."""
 
 
 MAX_MIRRORED = 20_000_000_000
-"""Bytes of all files of a repository that is mirrored, by default."""
+"""The default limit of a mirrored repository: bytes of all its files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Upstream:
     """The hub that is mirrored.
 
     Attributes:
-        prefix: What comes before a name in an address there: `hf://`, or `hub+https://HOST/`.
+        prefix: What precedes a name in an address there: `hf://`, or `hub+https://HOST/`.
         endpoint: Its URL.
-        age: Seconds until `main` of what was fetched is looked at again.
-        max_bytes: Of all files of one repository.
+        age: Seconds until `main` of a fetched repository is checked again.
+        max_bytes: Limit for all files of one repository.
         proxy: The proxy for a scheme and a host.
     """
 
@@ -42,13 +42,13 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """The OpenID Connect provider with which people sign in.
+    """The OpenID Connect provider people sign in with.
 
     Attributes:
         issuer: Its URL, as ID tokens name it.
-        client: The id that the hub has there.
-        secret: The hub's secret there; empty for a public client.
-        scope: What is asked for, in words with a space between.
+        client: The hub's client id there.
+        secret: The hub's client secret; empty for a public client.
+        scope: The scopes requested, separated by spaces.
         proxy: The proxy for a scheme and a host.
     """
 
@@ -64,22 +64,23 @@ class HubSettings:
     """The settings of a hub.
 
     Attributes:
-        registry: The folder of its registry; with a database, for copies that can be made again.
+        registry: The folder of its registry; with `database`, only a cache that can be rebuilt.
         host: The address to bind.
-        port: The port, 0 for a free one.
-        url: The hub as its clients reach it, without a slash at the end; empty for the host of each request.
-        require_login: Ask for a token even to read what is public.
-        behind_proxy: A proxy that ends TLS is in front: trust its X-Forwarded headers.
+        port: The port; 0 picks a free one.
+        url: The hub's public URL, without a trailing slash; empty to use the Host header of each request.
+        require_login: Require a token even to read public adapters.
+        behind_proxy: A TLS-terminating proxy is in front: trust its X-Forwarded headers.
         certificate, key: PEM files for TLS; None to serve plain HTTP.
-        policy: Requirements on adapters, None for none.
-        max_file: Bytes of one file.
+        policy: Requirements on adapters; None for no requirements.
+        max_file: Limit in bytes of one file.
         database: The address of a PostgreSQL that several processes share; empty to keep everything in the folder.
-        blobs: The address of a bucket that they share, like `s3://bucket/prefix`.
-        environ: Has the credentials of the bucket.
+        blobs: The address of a bucket they share, such as `s3://bucket/prefix`.
+        environ: Environment with the bucket's credentials.
         proxy_blobs: Send blobs through the hub, for clients that cannot reach the bucket.
-        cache: Bytes of blobs that are kept here as well.
-        limits: Requests by class (`CLASSES`) and the seconds in which a token, or an address without one, may make them.
-        mirror: The hub whose adapters are fetched when somebody asks for them; None to have only what was pushed here.
+        cache: Bytes of blobs to cache locally.
+        limits: For each class of requests (`CLASSES`), how many a token, or an address without one, may make in how many
+            seconds.
+        mirror: The hub whose adapters are fetched on demand; None to serve only what was pushed here.
         provider: Where people sign in; None for tokens only.
     """
 

@@ -1,7 +1,7 @@
-"""Blobs in: a body goes into a file in `tmp/`, is hashed while it arrives, and gets its name once its digest is right.
+"""Uploads: a body goes to a file in `tmp/`, is hashed while it arrives, and becomes a blob once its digest is right.
 
-A session outlives the connection, and a killed hub too: what has arrived is still there after a restart, and is hashed again
-when the session goes on. One that nobody goes on with is swept after a day, as everything in `tmp/`.
+A session outlives the connection, and even a killed hub: what has arrived is still there after a restart, and is hashed again
+when the session is resumed. A session that nobody resumes is swept after a day, like everything in `tmp/`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .database import HubDatabase
 from .workers import Workers
 
 _SUFFIX = ".upload"
-_IDLE = 600.0  # seconds after which a session is closed until somebody goes on with it
-_SWEPT = 60.0  # seconds between two looks at what was left in tmp/
-_STEP = 64 << 20  # bytes that a body of unknown size is counted ahead
-_SENDING, _ASKED = 3600.0, 600.0  # seconds that a whole body is counted, and until that is done again
-_OPEN = 200  # sessions that are open at a time, unless more of them are being sent to
+_IDLE = 600.0  # seconds after which the file of a session is closed until it is resumed
+_SWEEP_INTERVAL = 60.0  # seconds between sweeps of tmp/
+_ROOM_STEP = 64 << 20  # bytes by which a body of unknown size is counted in advance
+_BODY_LIFETIME, _ASKED = 3600.0, 600.0  # seconds for which a body in one request is counted, and after which to count it again
+_OPEN = 200  # sessions open at a time, unless more are being written to
 SHA512 = "sha512:"
 USABLE = 24 * 3600.0
-"""Seconds that an upload can be used by a commit or a manifest."""
+"""Seconds in which a commit or a manifest can use an upload."""
 HELD = USABLE + 3600
-"""Seconds that a gc leaves alone what was uploaded, at least; at most twice as many."""
+"""Seconds for which a gc spares an upload, at least; at most twice as long."""
 
 
 def stored(database: HubDatabase, digest: str) -> Digest:
-    """The sha256 of a digest; empty for a sha512 that nothing was sent under."""
+    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
     if not digest.startswith(SHA512):
         return digest
     rows = database.select("SELECT sha256 FROM sha512 WHERE digest = ?", digest)
@@ -48,7 +48,7 @@ def stored(database: HubDatabase, digest: str) -> Digest:
 
 
 class TooLargeError(Exception):
-    """A body has more bytes than this request may have."""
+    """A body has more bytes than its request may have."""
 
 
 class BusyError(ConflictError):
@@ -62,14 +62,14 @@ class Upload:
     """A body that is arriving.
 
     Attributes:
-        id: 32 hexadecimal digits, which nobody can guess.
-        name: The repository that it is for.
+        id: 32 hexadecimal digits, impossible to guess.
+        name: The repository it is for.
         counted: The id under which its namespace counts it.
-        lifetime: Seconds without data after which it is no longer counted.
-        room: Bytes that it is counted as; None for no limit.
-        asked: When room for those was last granted, by the monotonic clock.
+        lifetime: Seconds without data after which it no longer counts.
+        room: Bytes it is counted as; None for no limit.
+        asked: When that room was last granted, by the monotonic clock.
         size: Bytes that have arrived.
-        used: When something arrived last, by the monotonic clock.
+        used: When data last arrived, by the monotonic clock.
     """
 
     id: str
@@ -87,11 +87,11 @@ class Upload:
 
 
 class Held:
-    """Keeps what is stored from a gc as long as it can be used, by two leases: the present one, and the one before.
+    """Keeps uploads from a gc as long as they can be used, by two leases: the current one and its predecessor.
 
     Args:
-        store: Notes in the present lease whatever it stores, or finds that it has.
-        clock: In seconds.
+        store: The store; it notes in the current lease whatever it stores or finds stored.
+        clock: A clock in seconds.
     """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
@@ -104,52 +104,52 @@ class Held:
         self._store.files.lease = self._present.enter_context(hold(self._store.files, "hub", required=True))
 
     def turn(self) -> None:
-        """Once the present lease has lasted its time, end the one before, and begin another."""
+        """Once the current lease has lasted its time, end its predecessor and begin another."""
         if self._clock() - self._since >= HELD:
             self._since = self._clock()
-            before, self._before, self._present = self._before, self._present, ExitStack()
+            previous, self._before, self._present = self._before, self._present, ExitStack()
             self._begin()
-            before.close()
+            previous.close()
 
     def close(self) -> None:
-        """End both."""
+        """End both leases."""
         self._present.close()
         self._before.close()
 
 
-class Room(Protocol):
-    """Count an open upload in the namespace of a repository, as `Quotas.open` does; called in a thread."""
+class UploadCounter(Protocol):
+    """A callback that counts an open upload in its namespace, as `Quotas.open` does; called in a thread."""
 
     def __call__(self, name: str, upload: str, size: int, more: int, lifetime: float, /) -> int | None:
-        """Return the bytes that it is counted as; None for no limit. RefusedError if there is no room."""
+        """Return the bytes the upload is counted as; None for no limit. RefusedError if there is no room."""
 
 
 class Uploads:
-    """The sessions of a hub.
+    """The upload sessions of a hub.
 
     Args:
-        store: Takes the blobs.
+        store: Receives the blobs.
         workers: Threads.
-        limit: Bytes that a file may have.
-        room: Counts what is open.
-        ended: Called with a repository and the uploads that are no longer counted.
+        limit: Limit in bytes of a file.
+        room: Counts open uploads.
+        on_end: Called with a repository and the uploads that no longer count.
     """
 
     def __init__(
-        self, store: Store, workers: Workers, *, limit: int, room: Room, ended: Callable[[str, Sequence[str]], object]
+        self, store: Store, workers: Workers, *, limit: int, room: UploadCounter, ended: Callable[[str, Sequence[str]], object]
     ) -> None:
         self._store = store
         self._workers = workers
         self._limit = limit
         self._room, self._ended = room, ended
         self._open: dict[str, Upload] = {}
-        self._whole: set[str] = set()  # what is counted of bodies that are sent whole
+        self._whole: set[str] = set()  # count ids of bodies sent in one request
         self._lock = threading.Lock()
-        self._swept = float("-inf")
+        self._swept_at = float("-inf")
 
     @property
     def count(self) -> int:
-        """Sessions that have begun and not ended, as far as this process knows."""
+        """The number of open sessions, as far as this process knows."""
         return len(self._open)
 
     async def begin(self, name: str) -> Upload:
@@ -157,29 +157,29 @@ class Uploads:
         ident = secrets.token_hex(16)
         return await self._begin(ident, name, ident, 0, USABLE)
 
-    async def _begin(self, ident: str, name: str, counted: str, size: int, lifetime: float) -> Upload:
+    async def _begin(self, ident: str, name: str, count_id: str, size: int, lifetime: float) -> Upload:
         self._close_idle()
-        upload = await self._workers.read(self._create, ident, name, counted, size, lifetime)
+        upload = await self._workers.read(self._create, ident, name, count_id, size, lifetime)
         self._open[ident] = upload
         return upload
 
     def _close_idle(self) -> None:
-        """Close the files of sessions that nobody has gone on with, and of those used last if too many are open.
+        """Close the files of sessions that have been idle, and those idle longest if too many are open.
 
         `find` opens them again.
         """
-        before = time.monotonic() - _IDLE
-        waiting = sorted((one for one in self._open.values() if not one.busy), key=lambda one: one.used)
+        idle_since = time.monotonic() - _IDLE
+        waiting = sorted((session for session in self._open.values() if not session.busy), key=lambda session: session.used)
         excess = len(self._open) - _OPEN
-        for upload in [one for at, one in enumerate(waiting) if one.used < before or at < excess]:
+        for upload in [session for position, session in enumerate(waiting) if session.used < idle_since or position < excess]:
             del self._open[upload.id]
             upload.file.close()
 
-    def _create(self, ident: str, name: str, counted: str, size: int, lifetime: float) -> Upload:
+    def _create(self, ident: str, name: str, count_id: str, size: int, lifetime: float) -> Upload:
         self.sweep()
         path = self._path(ident, name)
         with local_errors(path):
-            upload = Upload(ident, name, path, self._store.files.create(path), counted, lifetime)
+            upload = Upload(ident, name, path, self._store.files.create(path), count_id, lifetime)
         try:
             self._count(upload, size)
         except BaseException:
@@ -188,22 +188,27 @@ class Uploads:
         return upload
 
     def sweep(self) -> None:
-        """Delete what was left in tmp/ more than a day ago, but look at all that is there only now and then."""
+        """Delete what was left in tmp/ more than a day ago; does nothing if the last sweep was recent."""
         now = time.monotonic()
-        if now - self._swept > _SWEPT:
-            self._swept = now
+        if now - self._swept_at > _SWEEP_INTERVAL:
+            self._swept_at = now
             self._store.files.sweep()
 
     def _path(self, ident: str, name: str) -> Path:
-        # The repository is part of the name, so that a session cannot be finished through another one after a restart.
+        # The file name includes the repository, so that no other repository can take over the session after a restart.
         return self._store.root / "tmp" / f"{ident}-{hashlib.sha256(name.encode()).hexdigest()[:16]}{_SUFFIX}"
 
     async def find(self, ident: str, name: str) -> Upload:
-        """A session of a repository, opened again after a restart; NotFoundError without it."""
+        """Return a session of a repository, reopening its file if needed.
+
+        Raises:
+            NotFoundError: There is no such session.
+        """
         upload = self._open.get(ident)
         if upload is None and is_hex(ident, 32):
             upload = await self._workers.read(self._reopen, ident, name)
             with self._lock:
+                # Two requests may reopen a session at once: both must use the same file and hash.
                 upload = self._open.setdefault(ident, upload)
         if upload is None or upload.name != name:
             raise NotFoundError(ident[:64], "no such upload", "Begin a new one")
@@ -236,13 +241,13 @@ class Uploads:
 
         Args:
             upload: The session.
-            body: Its pieces.
-            length: Bytes that are announced; 0 if that is not known.
+            body: The body, in pieces.
+            length: The announced size in bytes; 0 if unknown.
 
         Raises:
-            BusyError: Another request is adding to it.
-            NotFoundError: Another request has ended it.
-            RefusedError: It would be larger than a file may be, or than there is room for.
+            BusyError: Another request is writing to the session.
+            NotFoundError: Another request has ended the session.
+            RefusedError: The file would be larger than allowed, or than there is room for.
         """
         self._check_free(upload)
         upload.busy = True
@@ -250,6 +255,7 @@ class Uploads:
         try:
             if upload.room is not None and upload.size + length > upload.room:
                 await self._workers.read(self._count, upload, upload.size + length)
+            # Receive the next pieces while a thread writes the last ones.
             async for pieces in _gathered(body):
                 if pending:
                     await pending
@@ -257,7 +263,9 @@ class Uploads:
                 if size > self._limit:
                     raise RefusedError(upload.name, f"a file may have at most {self._limit:,} bytes here")
                 if upload.room is not None and (size > upload.room or upload.asked < time.monotonic() - _ASKED):
-                    await self._workers.read(self._count, upload, max(size, upload.room), _STEP if size > upload.room else 0)
+                    await self._workers.read(
+                        self._count, upload, max(size, upload.room), _ROOM_STEP if size > upload.room else 0
+                    )
                 pending = asyncio.ensure_future(self._workers.read(self._write, upload, pieces))
         finally:
             try:
@@ -275,36 +283,38 @@ class Uploads:
                 write_all(upload.file, piece)
                 upload.state.update(piece)
                 upload.size += len(piece)
+            # Start writing to disk now, so that the sync at the end is short.
             start_flush(upload.file, start, upload.size - start)
 
     async def finish(self, upload: Upload, digest: str, size: int | None = None) -> Digest:
-        """Store what has arrived as a blob, and return its sha256; the session ends in any case.
+        """Store a session's bytes as a blob, and return its sha256; the session ends in any case.
 
         Args:
             upload: The session.
-            digest: What it is by sha256 or, which costs reading it once more, by sha512.
-            size: Its bytes, if they are known.
+            digest: The digest announced by the client: a sha256, or a sha512, which costs reading the file once more.
+            size: The size in bytes, if known.
 
         Raises:
-            BusyError: Another request is adding to it, and goes on.
-            IntegrityError: It has another digest, or another size.
+            BusyError: Another request is writing to the session, which stays open.
+            IntegrityError: The bytes have another digest or size.
         """
         self._check_free(upload)
         del self._open[upload.id]
         return await self._workers.read(self._finish, upload, digest, size)
 
     def _finish(self, upload: Upload, digest: str, size: int | None) -> Digest:
-        stored = f"sha256:{upload.state.hexdigest()}"
+        sha256 = f"sha256:{upload.state.hexdigest()}"
         try:
-            found = self._sha512(upload) if digest.startswith(SHA512) else stored
-            if found != digest or size not in (None, upload.size):
+            received = self._sha512(upload) if digest.startswith(SHA512) else sha256
+            if received != digest or size not in (None, upload.size):
                 raise IntegrityError(
-                    upload.name, f"received {upload.size} bytes of {found}, which is not {digest}", "Send it again"
+                    upload.name, f"received {upload.size} bytes of {received}, which is not {digest}", "Send it again"
                 )
-            if not self._store.holds(stored, upload.size):
-                self._store.adopt(upload.path, upload.file, stored)
+            # Another upload may have stored the blob meanwhile.
+            if not self._store.holds(sha256, upload.size):
+                self._store.adopt(upload.path, upload.file, sha256)
                 self._store.sync_blobs()
-            return stored
+            return sha256
         finally:
             upload.file.close()
             with suppress(FileNotFoundError):
@@ -318,13 +328,17 @@ class Uploads:
     def _sha512(self, upload: Upload) -> str:
         with local_errors(upload.path):
             upload.file.seek(0)
-            state = hashlib.sha512()
+            hasher = hashlib.sha512()
             while piece := upload.file.read(CHUNK):
-                state.update(piece)
-        return SHA512 + state.hexdigest()
+                hasher.update(piece)
+        return SHA512 + hasher.hexdigest()
 
     async def cancel(self, upload: Upload) -> None:
-        """End a session and forget what has arrived; BusyError while another request is adding to it."""
+        """End a session and delete its bytes.
+
+        Raises:
+            BusyError: Another request is writing to it.
+        """
         self._check_free(upload)
         del self._open[upload.id]
         await self._workers.read(self._forget, upload)
@@ -338,14 +352,17 @@ class Uploads:
     async def receive(
         self, name: str, body: AsyncIterator[bytes], digest: str, size: int | None = None, *, length: int = 0
     ) -> Digest:
-        """Store a whole body as a blob; return its sha256. It has `size` bytes, if that is given, or announces `length`."""
-        # One that is sent again, after this process or its client was killed, takes the place of the first; one that is sent
-        # twice at a time needs room twice.
-        ident, counted = secrets.token_hex(16), f"{name}@{digest}"
-        counted = ident if counted in self._whole else counted
-        self._whole.add(counted)
+        """Store a complete body as a blob, and return its sha256.
+
+        `size` is its exact size, if known; `length` is only the announced one.
+        """
+        # A body sent again after this process or its client was killed replaces the first count; one sent twice at the same
+        # time needs room twice.
+        ident, count_id = secrets.token_hex(16), f"{name}@{digest}"
+        count_id = ident if count_id in self._whole else count_id
+        self._whole.add(count_id)
         try:
-            upload = await self._begin(ident, name, counted, size or length, _SENDING)
+            upload = await self._begin(ident, name, count_id, size or length, _BODY_LIFETIME)
             try:
                 await self.append(upload, body)
             except BaseException:
@@ -353,11 +370,15 @@ class Uploads:
                 raise
             return await self.finish(upload, digest, size)
         finally:
-            self._whole.discard(counted)
+            self._whole.discard(count_id)
 
 
 async def collected(body: AsyncIterator[bytes], limit: int) -> bytes:
-    """A whole body in memory; TooLargeError over `limit` bytes."""
+    """Return a complete body in memory.
+
+    Raises:
+        TooLargeError: It has more than `limit` bytes.
+    """
     pieces, size = [], 0
     async for piece in body:
         size += len(piece)
@@ -368,7 +389,7 @@ async def collected(body: AsyncIterator[bytes], limit: int) -> bytes:
 
 
 async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """The pieces of a body, about 1 MiB of them at a time: a thread for each piece of 64 KiB would cost more than its hash."""
+    """Yield the pieces of a body in lists of about 1 MiB: a thread hop per 64 KiB piece would cost more than hashing it."""
     pieces: list[bytes] = []
     size = 0
     async for piece in body:

@@ -1,10 +1,10 @@
-"""Webhooks: what happens in a namespace, posted to a URL and signed with a secret that both ends know.
+"""Webhooks: events of a namespace, posted to a URL and signed with a secret that both ends know.
 
-An event becomes a row for each webhook in the thread that made the move, and is sent in the background: at least once, in any
-order, again after longer and longer pauses until it is accepted. The rows come from the log: how far that of a name is
-announced changes in one step with them, so that a move by a killed process, or by a program that is not a hub, is announced by
+The thread that makes a move adds a row for each event and webhook; the rows are sent in the background: at least once, in any
+order, with longer and longer pauses until one is accepted. Events come from the log: how far the log of a name is announced
+changes in one transaction with the rows, so that a move by a killed process, or by a program that is not a hub, is announced by
 the next hub that looks. A receiver that does not answer does not delay the others. A URL may not lead to an address that only
-this machine or its network can reach, unless the operator has allowed that for this webhook; no redirect is followed.
+this machine or its network can reach, unless the operator has allowed that for this webhook; redirects are not followed.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from .people import accounts
 
 _log = logging.getLogger("adapterhub.hub")
 PAUSES = (10, 60, 300, 1800, 7200)
-"""Seconds before each further try."""
+"""Seconds before each retry."""
 _TIMEOUT = 10.0  # seconds
-_AT_ONCE = 20  # events of a webhook, unless they take longer than one may
-_THREADS = 8  # each for one webhook
-_CLAIM = 120.0  # seconds in which no other process sends the same
-_KEPT = 30 * 86400.0  # seconds that what was sent is kept
-_POLL = 5.0  # seconds between two looks for what is due
+_MAX_BATCH = 20  # events per webhook and round, unless they take longer than one of them may
+_THREADS = 8  # each serves one webhook at a time
+_CLAIM = 120.0  # seconds in which no other process sends the same event
+_RETENTION = 30 * 86400.0  # seconds for which sent events stay in the list
+_POLL_INTERVAL = 5.0  # seconds between checks for due events
 WAITING, DELIVERED, FAILED = "waiting", "delivered", "failed"
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A webhook: where to, and whether that may be a private address."""
+    """A webhook: its namespace and URL, and whether the URL may lead to a private address."""
 
     id: int
     namespace: str
@@ -60,7 +60,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An event on its way: its state, the tries so far, and why the last one failed."""
+    """The delivery of an event: its state, the attempts so far, and why the last one failed."""
 
     id: int
     webhook: int
@@ -70,11 +70,11 @@ class Delivery:
     error: str
 
 
-# ---- which there are
+# ---- the list of webhooks
 
 
 def add(database: HubDatabase, namespace: str, url: str, *, private: bool = False) -> tuple[int, str]:
-    """Add a webhook; return its id, and its secret, which is shown once. UsageError for what is no URL."""
+    """Add a webhook; return its id, and its secret, which is shown only once. UsageError if `url` is not a URL."""
     accounts.check_namespace(namespace)
     origin(url, url.partition("?")[0], typed=True)
     secret = secrets.token_hex(32)
@@ -90,7 +90,11 @@ def listed(database: HubDatabase) -> list[Webhook]:
 
 
 def remove(database: HubDatabase, ident: int) -> None:
-    """Remove a webhook and what waits for it; NotFoundError without it."""
+    """Remove a webhook and its pending events.
+
+    Raises:
+        NotFoundError: There is no such webhook.
+    """
     with database.transaction():
         database.execute("DELETE FROM deliveries WHERE webhook = ?", ident)
         if not database.execute("DELETE FROM webhooks WHERE id = ?", ident):
@@ -98,7 +102,7 @@ def remove(database: HubDatabase, ident: int) -> None:
 
 
 def deliveries(database: HubDatabase, limit: int = 100) -> list[Delivery]:
-    """Return the newest events that were sent or wait."""
+    """Return the newest events, sent or waiting."""
     sql = "SELECT id, webhook, event, state, tries, error FROM deliveries ORDER BY id DESC LIMIT ?"
     return [Delivery(*row) for row in database.select(sql, limit)]
 
@@ -107,7 +111,7 @@ def deliveries(database: HubDatabase, limit: int = 100) -> list[Delivery]:
 
 
 def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
-    """What an entry of a log means to others: the name of an event, and what it says."""
+    """Yield the events of a log entry: name and payload."""
     about: dict[str, object] = {"name": entry.name, "time": entry.time, "author": entry.author}
     version = {"number": entry.number, "digest": entry.digest, "message": entry.message}
     if entry.op == "push":
@@ -120,12 +124,12 @@ def events(entry: Entry) -> Iterator[tuple[str, dict[str, object]]]:
 
 
 class Webhooks:
-    """The webhooks of a hub: `announce` events, and `run` sends them.
+    """The webhooks of a hub: `announce` queues events, and `run` sends them.
 
     Args:
-        database: Has the webhooks, what is to be sent, and how far the log of each name is announced.
-        log: What was moved.
-        clock: In seconds.
+        database: Has the webhooks, the events to send, and how far the log of each name is announced.
+        log: The log of moves.
+        clock: A clock in seconds.
     """
 
     def __init__(self, database: HubDatabase, log: RefLog, clock: Callable[[], float] = time.time) -> None:
@@ -136,12 +140,13 @@ class Webhooks:
         self._pool = ThreadPoolExecutor(_THREADS, "hub-webhook")
 
     def announce(self, entry: Entry) -> None:
-        """Queue the events of a move for its webhooks; the move is made already, so that no error here can fail it."""
+        """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
 
     def catch_up(self, names: Iterable[Name]) -> None:
-        """Announce moves of these names by processes that were killed, and by programs that announce nothing."""
-        self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())  # of a hub that did not note it
+        """Announce moves of these names made by killed processes, or by programs that announce nothing."""
+        # Added by an older hub that did not record it.
+        self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())
         spaces = {namespace for (namespace,) in self._database.select("SELECT namespace FROM webhooks")}
         announced = dict(self._database.select("SELECT name, seq FROM announced")) if spaces else {}
         for name in names if spaces else ():
@@ -151,67 +156,71 @@ class Webhooks:
     def _announce(self, name: str, seq: int) -> None:
         try:
             if self._add_rows(name, seq) and self._loop:
-                with contextlib.suppress(RuntimeError):  # the hub ends; the next one sends it
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the loop is closed: the hub is shutting down, and the next one sends the event
                     self._loop.call_soon_threadsafe(self._new.set)
         except AdapterhubError:
-            _log.exception("no webhook is told of entry %d of %s yet", seq, name)
+            _log.exception("entry %d of %s is not yet announced to webhooks", seq, name)
 
     def _add_rows(self, name: str, seq: int) -> bool:
-        """Add a row for each event and webhook, up to an entry of a log; True if there are any."""
+        """Add a row for each event and webhook, up to entry `seq` of a log; return whether there were any."""
         database, namespace = self._database, name.partition("/")[0]
-        of_space = "SELECT id, since FROM webhooks WHERE namespace = ?"
-        if not database.select(of_space, namespace):
+        webhooks_sql = "SELECT id, since FROM webhooks WHERE namespace = ?"
+        if not database.select(webhooks_sql, namespace):
             return False
         with database.transaction():
-            wanted = database.select(of_space, namespace)
-            before = database.select("SELECT seq FROM announced WHERE name = ?", name)
-            entries = self._unannounced(name, seq, before[0][0] if before else 0, min(since for _, since in wanted))
+            webhooks = database.select(webhooks_sql, namespace)
+            previous = database.select("SELECT seq FROM announced WHERE name = ?", name)
+            entries = self._unannounced_entries(
+                name, seq, previous[0][0] if previous else 0, min(since for _, since in webhooks)
+            )
             sql = (
                 "INSERT INTO deliveries (webhook, event, body, due, state, tries, error) VALUES (?, ?, ?, ?, 'waiting', 0, '')"
             )
             for entry in entries:
-                for event, said in events(entry):
-                    for ident in (ident for ident, since in wanted if entry.time >= since):
-                        database.execute(sql, ident, event, json.dumps({"event": event, **said}), self._clock())
+                for event, payload in events(entry):
+                    for ident in (ident for ident, since in webhooks if entry.time >= since):
+                        database.execute(sql, ident, event, json.dumps({"event": event, **payload}), self._clock())
             if entries:
                 sql = "INSERT INTO announced VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
                 database.execute(sql, name, seq)
         return bool(entries)
 
-    def _unannounced(self, name: str, last: int, announced: int, since: str) -> list[Entry]:
-        """The entries of a log after one, up to another, that were written since some time, oldest first."""
-        found: list[Entry] = []
+    def _unannounced_entries(self, name: str, last: int, announced: int, since: str) -> list[Entry]:
+        """Return the log entries after `announced`, up to `last`, that were written since a time, oldest first."""
+        entries: list[Entry] = []
         while last > announced and (step := self._log.entry(name, last)) and step[0].time >= since:
-            found.append(step[0])
+            entries.append(step[0])
             last -= 1
-        return found[::-1]
+        return entries[::-1]
 
     async def run(self) -> None:
-        """Send what is due until `stop`, after which one request may still end."""
+        """Send due events until `stop`; one request may still finish after that."""
         self._loop = asyncio.get_running_loop()
         while not self._stopped:
             self._new.clear()
-            with contextlib.suppress(AdapterhubError):  # a locked database: later
+            with contextlib.suppress(AdapterhubError):  # the database is locked: try again later
                 await asyncio.to_thread(self.deliver)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._new.wait(), _POLL)
+                await asyncio.wait_for(self._new.wait(), _POLL_INTERVAL)
 
     def stop(self) -> None:
-        """End `run`."""
+        """Make `run` return."""
         self._stopped = True
         self._new.set()
 
     def deliver(self) -> None:
-        """Send what is due, to several receivers at a time."""
+        """Send due events, to several receivers at a time."""
         now = self._clock()
         sql = (
             "SELECT webhook, d.id, event, body, tries, url, secret, private FROM (SELECT *, row_number()"
             " OVER (PARTITION BY webhook ORDER BY due, id) AS place FROM deliveries WHERE state = 'waiting' AND due <= ?) d"
             " JOIN webhooks w ON w.id = webhook WHERE place <= ? ORDER BY webhook, place"
         )
-        rows = self._database.select(sql, now, _AT_ONCE)
-        list(self._pool.map(self._send, [[row[1:] for row in one] for _, one in groupby(rows, lambda row: row[0])]))
-        self._database.execute("DELETE FROM deliveries WHERE state <> 'waiting' AND due < ?", now - _KEPT)
+        rows = self._database.select(sql, now, _MAX_BATCH)
+        list(self._pool.map(self._send, [[row[1:] for row in group] for _, group in groupby(rows, lambda row: row[0])]))
+        self._database.execute("DELETE FROM deliveries WHERE state <> 'waiting' AND due < ?", now - _RETENTION)
 
     def _send(self, events: Sequence[tuple[Any, ...]]) -> None:
         """Send events to one receiver, until that has taken longer than one of them may."""
@@ -220,23 +229,26 @@ class Webhooks:
             if self._stopped or time.monotonic() > end:
                 return
             claim = "UPDATE deliveries SET due = ? WHERE id = ? AND state = 'waiting' AND due <= ?"
-            # From this moment on: those before it may have taken long.
+            # Claim from now on: the events before this one may have taken long.
             if not self._database.execute(claim, self._clock() + _CLAIM, ident, now):
                 continue  # another process has it
             error = _sent(url, secret, str(ident), event, body, private=bool(private))
             state = DELIVERED if not error else FAILED if tries >= len(PAUSES) else WAITING
             due = self._clock() + (PAUSES[tries] if state == WAITING else 0)
-            done = "UPDATE deliveries SET state = ?, due = ?, tries = ?, error = ? WHERE id = ?"
-            self._database.execute(done, state, due, tries + 1, error[:300], ident)
+            update = "UPDATE deliveries SET state = ?, due = ?, tries = ?, error = ? WHERE id = ?"
+            self._database.execute(update, state, due, tries + 1, error[:300], ident)
 
 
 def signature(secret: str, body: bytes) -> str:
-    """What X-Hub-Signature-256 has: an HMAC over the body."""
+    """Return the value of X-Hub-Signature-256: an HMAC over the body."""
     return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
 
 
 def _sent(url: str, secret: str, ident: str, event: str, text: str, *, private: bool) -> str:
-    """Send one event; return why that failed, without the URL, whose path may be a secret of its own."""
+    """Send one event; return why that failed, or an empty string.
+
+    The reason never includes the URL, whose path may be a secret of its own.
+    """
     body = text.encode()
     headers = {
         "Content-Type": "application/json",
@@ -248,8 +260,8 @@ def _sent(url: str, secret: str, ident: str, event: str, text: str, *, private: 
     boundary = None if private else public_only()
     try:
         with closing(Client(url if private else "", pauses=(), timeout=_TIMEOUT, boundary=boundary)) as client:
-            where, good = f"{scheme}://{host}", range(200, 300)
-            client.ask("POST", url, where, good=good, headers=headers, body=body, retry=False, redirects=False)
+            location, good = f"{scheme}://{host}", range(200, 300)
+            client.ask("POST", url, location, good=good, headers=headers, body=body, retry=False, redirects=False)
     except AgainError as error:
         return error.reason
     except AdapterhubError as error:

@@ -27,10 +27,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-_ANSWERS = 16 << 20  # bytes of answers that are held in memory
-_MANIFESTS, _CONFIGS = 2_000, 100_000  # that are held in memory: documents of some 20 kB, and digests of configs
+_MAX_ANSWER_BYTES = 16 << 20  # bytes of response bodies kept in memory
+_MAX_MANIFESTS, _MAX_CONFIGS = 2_000, 100_000  # kept in memory: documents of about 20 kB, and digests of configs
 MOST_FILES = 200
-"""Files of a version or a commit that is held in memory: one of 10,000 takes 5 MB, and a tenant may have thousands."""
+"""Files of a version or commit kept in memory: one with 10,000 files takes 5 MB, and a tenant may have thousands of them."""
 
 
 Answers = Remembered[tuple[bytes, str]]
@@ -42,14 +42,14 @@ def _size(answer: tuple[bytes, str]) -> int:
 
 @dataclass(frozen=True)
 class Worker:
-    """What one thread works with; the manifests that were read are shared by all.
+    """What one thread works with; the parsed manifests are shared by all threads.
 
     Attributes:
-        configs: The digest of a manifest to that of its config.
+        configs: Digest of a manifest to the digest of its config.
         database: The tables of the hub.
-        views: What `commits.view` knows of repositories: name to the state of its log, and to the view.
-        answers: Bodies of answers about repositories, each under a state (`View.head`) and what was asked, with the path
-            after which there is more; empty for all.
+        views: The repositories `commits.find_view` has looked up: name to the state of its log, and to the view.
+        answers: Response bodies about repositories, by state (`View.head`) and request, each with the path after which there is
+            more; empty if the body has everything.
     """
 
     registry: Registry
@@ -58,34 +58,34 @@ class Worker:
     configs: dict[Digest, Digest]
     database: HubDatabase
     views: dict[str, tuple[Name, Any]] = field(default_factory=dict)
-    answers: Answers = field(default_factory=lambda: Remembered(_ANSWERS, _size))
+    answers: Answers = field(default_factory=lambda: Remembered(_MAX_ANSWER_BYTES, _size))
 
     def manifest(self, row: Row) -> Manifest:
-        """The OCI manifest of a version."""
-        found = self.manifests.get(row.digest)
-        if found is None:
-            found = oci_manifest.parse(self.registry.store.read_document(row.digest), str(row.ref))
-            if len(self.manifests) >= _MANIFESTS:
+        """Return the OCI manifest of a version."""
+        manifest = self.manifests.get(row.digest)
+        if manifest is None:
+            manifest = oci_manifest.parse(self.registry.store.read_document(row.digest), str(row.ref))
+            if len(self.manifests) >= _MAX_MANIFESTS:
                 self.manifests.clear()
-            if len(found.layers) <= MOST_FILES:
-                self.manifests[row.digest] = found
-        return found
+            if len(manifest.layers) <= MOST_FILES:
+                self.manifests[row.digest] = manifest
+        return manifest
 
     def config(self, manifest: Digest) -> Digest:
-        """The digest of the config of a version, by that of its manifest."""
-        found = self.configs.get(manifest)
-        if found is None:
-            found = oci_manifest.parse(self.registry.store.read_document(manifest), manifest).config.digest
-            if len(self.configs) >= _CONFIGS:
+        """Return the digest of a version's config, given the digest of its manifest."""
+        config = self.configs.get(manifest)
+        if config is None:
+            config = oci_manifest.parse(self.registry.store.read_document(manifest), manifest).config.digest
+            if len(self.configs) >= _MAX_CONFIGS:
                 self.configs.clear()
-            self.configs[manifest] = found
-        return found
+            self.configs[manifest] = config
+        return config
 
 
 class Workers:
-    """A pool of threads with a registry each, and one for bodies, whose reads and writes may take long.
+    """A pool of threads with a registry each, and a second pool for bodies, whose reads and writes may take long.
 
-    `moved` is called with each entry of a log that they write.
+    `moved` is called with each log entry they write.
     """
 
     def __init__(self, storage: Storage, count: int = 8, *, moved: Callable[[Entry], object] | None = None) -> None:
@@ -93,23 +93,26 @@ class Workers:
         self._local = threading.local()
         self._manifests: dict[Digest, Manifest] = {}
         self._configs: dict[Digest, Digest] = {}
-        self._answers: Answers = Remembered(_ANSWERS, _size)
+        self._answers: Answers = Remembered(_MAX_ANSWER_BYTES, _size)
         self._pool = ThreadPoolExecutor(count, "hub")
+        # Slow disks and clients use up these threads, and leave the others to quick lookups.
         self._bodies = ThreadPoolExecutor(count, "hub-body")
 
     async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **more: P.kwargs) -> T:
-        """Call `work` with a registry in a thread; what it moves is moved by the account that asks."""
+        """Call `work` with a worker in a thread; its moves are recorded as made by the request's account."""
         return await self._call(self._pool, lambda: work(self.worker(), *args, **more))
 
     async def read(self, work: Callable[P, T], /, *args: P.args, **more: P.kwargs) -> T:
-        """Call `work`, which reads or writes bytes, in a thread."""
+        """Call `work`, which reads or writes bytes, in a thread of the second pool."""
         return await self._call(self._bodies, lambda: work(*args, **more))
 
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        # The copied context carries `request_context` into the thread.
         return await asyncio.get_running_loop().run_in_executor(pool, contextvars.copy_context().run, work)
 
     def worker(self) -> Worker:
-        """What the thread that calls this works with; it moves as the account that asks."""
+        """Return the worker of the calling thread, with the request's account as the author of its moves."""
+        # SQLite connections belong to one thread, so each thread opens its own registry.
         worker: Worker | None = getattr(self._local, "worker", None)
         if worker is None:
             registry = self._storage.registry()
@@ -122,6 +125,6 @@ class Workers:
         return worker
 
     def close(self) -> None:
-        """Wait for the work that has begun, and close the registries."""
+        """Wait for running work, and close the registries."""
         self._bodies.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)

@@ -97,7 +97,7 @@ def test_a_frozen_name_has_nothing_of_the_other_versions(hub: Running, hf: Any, 
 def test_a_frozen_name_is_read_only(hub: Running, hf: Any, versions: list[str], adapter: Callable[..., Path]) -> None:
     from huggingface_hub import errors
 
-    words = "stands for a version or a format of another repository"
+    words = "is an alias for a version or a format of another repository"
     for write in (
         lambda: hf.create_repo("team/sql.v1"),
         lambda: hf.create_repo("team/sql.v9"),
@@ -171,7 +171,7 @@ def test_a_form_that_depends_on_the_base_needs_it_in_the_registry(hub: Running, 
     with hub.registry() as opened:
         opened.push(llama(tmp_path, "one"), Ref("team/one"))
         opened.push(llama(tmp_path, "two", seed=1), Ref("team/two"))
-    with pytest.raises(errors.HfHubHTTPError, match="depends on the base model, team/base, and the hub does not know that"):
+    with pytest.raises(errors.HfHubHTTPError, match="depends on the base model, team/base, and the hub does not have it"):
         hf.model_info("team/one.gguf")
     assert "depends on the base model" in Registry(hub.url, None, "team/one.gguf").ask("GET", "manifests/latest").words
     tensors = {f"{name}.weight": BaseTensor(shape, "F32") for name, shape in trained.TARGETS.items()}

@@ -1,8 +1,12 @@
 """The API of the Hugging Face Hub over the versions of a registry, for huggingface_hub of every age.
 
-routes.py      what is answered, by method and path
-answers.py     errors as clients of the Hub read them
-documents.py   repositories, commits and files as JSON
-reading.py     repositories, files, refs
-accounts.py    who asks; what clients ask the Hub besides adapters
+routes.py          the routes, by method and path
+hf_errors.py       error responses as clients of the Hub read them
+api_documents.py   repositories, commits and files as JSON
+reading.py         reading repositories, files and refs
+writing.py         committing files
+repositories.py    creating, renaming and deleting repositories, branches and tags
+lfs.py             large files through git-lfs' batch API
+headers.py         the headers of safetensors files
+accounts.py        the account of a token; requests about anything but adapters
 """

@@ -1,4 +1,4 @@
-"""Who asks, and what clients ask the Hub besides adapters."""
+"""The account of a token, and requests clients send to the Hub that are not about adapters."""
 
 from __future__ import annotations
 
@@ -16,47 +16,48 @@ from .reading import found, name_of
 
 async def whoami(hub: Hub, request: Request) -> Response:
     """GET /api/whoami-v2."""
-    who = hub.identify(request)
-    if who is None:
+    identity = hub.identify(request)
+    if identity is None:
         raise NoTokenError
-    token = {"displayName": f"{who.account}-{who.token}", "role": "read" if who.role == "read" else "write"}
+    # Clients only distinguish read from write.
+    token = {"displayName": f"{identity.account}-{identity.token}", "role": "read" if identity.role == "read" else "write"}
     return JSONResponse(
         {
             "type": "user",
-            "id": who.account,
-            "name": who.account,
-            "fullname": who.account,
+            "id": identity.account,
+            "name": identity.account,
+            "fullname": identity.account,
             "canPay": False,
             "isPro": False,
-            "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in _organizations(who)],
+            "orgs": [{"type": "org", "id": name, "name": name, "fullname": name} for name in _organizations(identity)],
             "auth": {"type": "access_token", "accessToken": token},
         }
     )
 
 
-def _organizations(who: Identity) -> list[str]:
-    """The namespaces that a token names or in which its account has a role."""
-    named = who.namespaces or [name for name in who.roles or () if name not in (EVERYWHERE, who.account)]
-    return [name for name in named if who.role_in(name)]
+def _organizations(identity: Identity) -> list[str]:
+    """Return the namespaces a token is limited to, or in which its account has a role."""
+    candidates = identity.namespaces or [name for name in identity.roles or () if name not in (EVERYWHERE, identity.account)]
+    return [name for name in candidates if identity.role_in(name)]
 
 
 async def auth_check(hub: Hub, request: Request) -> Response:
     """GET …/auth-check: whether the client may read a repository."""
-    who, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda worker: found(hub, worker, who, name))
+    identity, name = hub.identify(request), name_of(request)
+    await hub.workers.run(lambda worker: found(hub, worker, identity, name))
     return JSONResponse({})
 
 
 async def agent_harnesses(_hub: Hub, _request: Request) -> Response:
-    """GET /api/agent-harnesses: asked at every command until something is answered, then remembered for a day."""
+    """GET /api/agent-harnesses: clients ask with every command until they get an answer, which they then cache for a day."""
     return JSONResponse({"standardEnvVars": ["AGENT"], "harnesses": {}})
 
 
 async def nothing(_hub: Hub, _request: Request) -> Response:
-    """What is counted elsewhere, and not here."""
+    """Accept telemetry that the Hugging Face Hub counts, and ignore it."""
     return Response(status_code=204)
 
 
 async def unknown(_hub: Hub, request: Request) -> Response:
-    """What the Hugging Face Hub has and this hub has not."""
+    """Refuse anything of the Hugging Face Hub's API that this hub does not have."""
     return error(501, f"{request.url.path}: this hub has adapters, their versions and accounts; not this", "NotImplemented")

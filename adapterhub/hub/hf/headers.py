@@ -1,4 +1,4 @@
-"""GET …/safetensors-metadata/{file}: the headers of weights in one answer, instead of a range of each file."""
+"""GET …/safetensors-metadata/{file}: the headers of weights in one response, instead of a range request per file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .answers import ENTRY, AnswerError
 from .reading import at, found, name_of
 
 _INDEX = ".safetensors.index.json"
-_MAX_INDEX, _MAX_HEADERS = 4 << 20, 16 << 20  # bytes of an index, and of all headers of an answer
+_MAX_INDEX, _MAX_HEADERS = 4 << 20, 16 << 20  # bytes of an index, and of all headers in one response
 
 
 async def headers(hub: Hub, request: Request) -> Response:
-    """GET …/safetensors-metadata/{path}: of a file on the branch main, or of the shards that an index on it names."""
-    who, name, path = hub.identify(request), name_of(request), request.path_params["path"]
+    """GET …/safetensors-metadata/{path}: the headers of a file on branch main, or of the shards an index file names."""
+    identity, name, path = hub.identify(request), name_of(request), request.path_params["path"]
 
     def work(worker: Worker) -> dict[str, Any]:
-        commit = at(worker, found(hub, worker, who, name), commits.HEAD)
+        commit = at(worker, found(hub, worker, identity, name), commits.HEAD)
         folder, slash, file = path.rpartition("/")
-        index, shards = _indexed(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
-        read, left = {}, _MAX_HEADERS
+        index, shards = _read_index(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
+        read, remaining = {}, _MAX_HEADERS
         for shard in shards:
-            read[shard], size = _header(hub, commit, folder + slash + shard, left)
-            left -= size
+            read[shard], size = _header(hub, commit, folder + slash + shard, remaining)
+            remaining -= size
         return {"index": index, "headers": read}
 
     return JSONResponse(await hub.workers.run(work))
@@ -44,9 +44,10 @@ def _file(commit: Commit, path: str) -> tuple[str, int]:
     return commit.files[path]
 
 
-def _indexed(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], list[str]]:
-    """What an index says besides the shards of tensors, and the names of those shards."""
+def _read_index(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what an index says besides the map of tensors to shards, and the names of the shards."""
     digest, size = _file(commit, path)
+    # The index is a file of a client: it may have any size.
     if size > _MAX_INDEX:
         raise RefusedError(path, f"an index of over {_MAX_INDEX:,} bytes")
     index = json_file.parse_object(hub.store.read_document(digest), path)
@@ -57,30 +58,35 @@ def _indexed(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], list[
 
 
 def _header(hub: Hub, commit: Commit, path: str, most: int) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file as it is in the file, and its bytes; RefusedError for one of more than `most`."""
+    """Return the header of a safetensors file as stored, and its size in bytes.
+
+    Raises:
+        RefusedError: It has more than `most` bytes.
+    """
     from adapterhub_converters.containers import safetensors_file
 
     digest, size = _file(commit, path)
     with hub.storage.opened(digest) as file:
         raw = _read(file, 8)
         length = int.from_bytes(raw, "little")
+        # The length is a claim of the file: check it before reading that much.
         if length > most:
             raise RefusedError(path, f"headers of over {_MAX_HEADERS:,} bytes; read them by ranges of the files")
         raw += _read(file, length)
-    made = safetensors_file.read_header(lambda start, count: raw[start : start + count], size, path)
+    header = safetensors_file.read_header(lambda start, count: raw[start : start + count], size, path)
     tensors = {
-        one.name: {
-            "dtype": one.dtype,
-            "shape": one.shape,
-            "data_offsets": [one.offset - made.data_start, one.offset - made.data_start + one.size],
+        tensor.name: {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [tensor.offset - header.data_start, tensor.offset - header.data_start + tensor.size],
         }
-        for one in made.tensors.values()
+        for tensor in header.tensors.values()
     }
-    return ({"__metadata__": made.metadata} if made.metadata else {}) | tensors, len(raw)
+    return ({"__metadata__": header.metadata} if header.metadata else {}) | tensors, len(raw)
 
 
 def _read(file: BinaryIO, size: int) -> bytes:
-    """The next bytes of a file, fewer at its end."""
+    """Return the next `size` bytes of a file, fewer at its end."""
     pieces = []
     while size and (piece := file.read(size)):
         pieces.append(piece)

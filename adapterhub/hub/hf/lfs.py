@@ -1,7 +1,8 @@
-"""Large files by git-lfs' batch API (git-lfs, `docs/api/batch.md`), as clients without Xet upload them.
+"""Large files through git-lfs' batch API (git-lfs, `docs/api/batch.md`), for clients that upload without Xet.
 
-No header of ours is sent with the file itself, so its address says everything, signed: to upload or to download, which bytes,
-for which repository, until when. Who may upload bytes need not be allowed to read them: somebody else may have them here.
+Clients send no authorization header with the file itself, so its signed address says everything: upload or download, which
+bytes, for which repository, until when. A client that may upload bytes need not be allowed to read them: another repository may
+already have them.
 """
 
 from __future__ import annotations
@@ -31,43 +32,49 @@ from .repositories import document
 
 UPLOAD, DOWNLOAD = "upload", "download"
 MEDIA_TYPE = "application/vnd.git-lfs+json"
-_MOST = 1000  # objects of a batch
-_LIFETIME = 3600  # seconds that an address is good for: for the start of an upload, not its end
+_MOST = 1000  # objects in a batch
+_LIFETIME = 3600  # seconds in which an address is valid: an upload must start by then, but may end later
 
 
 async def batch(hub: Hub, request: Request) -> Response:
     """POST /{id}.git/info/lfs/objects/batch."""
-    who, name, fields = hub.identify(request), name_of(request), await document(request)
+    identity, name, fields = hub.identify(request), name_of(request), await document(request)
     operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
     uploading = operation == UPLOAD
-    objects = [_object(one) for one in _listed(fields.get("objects"))]
+    objects = [_object(entry) for entry in _listed(fields.get("objects"))]
 
     def work(worker: Worker) -> list[tuple[int | None, str]]:
-        of = found(hub, worker, who, name)
+        view = found(hub, worker, identity, name)
         if uploading:
-            hub.access.check_write(who, name)
+            hub.access.check_write(identity, name)
             hub.quotas.check(worker, name, dict(objects), but=[name])
-        sizes = [hub.has_blob(worker, of, name, digest, uploads=writes(who, name)) for digest, _ in objects]
+        # Only what this repository has: otherwise the response would reveal blobs of others.
+        sizes = [hub.has_blob(worker, view, name, digest, uploads=writes(identity, name)) for digest, _ in objects]
         hub.uploaded(
-            name, [digest for (digest, size), there in zip(objects, sizes, strict=True) if uploading and there == size]
+            name,
+            [digest for (digest, size), stored_size in zip(objects, sizes, strict=True) if uploading and stored_size == size],
         )
-        return [(size, _refusal(hub, worker, who, of, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
+        return [(size, _refusal(hub, worker, identity, view, digest)) for (digest, _), size in zip(objects, sizes, strict=True)]
 
-    there = await hub.workers.run(work)
+    results = await hub.workers.run(work)
     url = hub.url(request)
     answers = []
-    for (digest, size), (has, refused) in zip(objects, there, strict=True):
-        href = f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?{urlencode(_signed(hub, operation, name, digest, size))}"
+    for (digest, size), (stored_size, refusal) in zip(objects, results, strict=True):
+        href = (
+            f"{url}/lfs/{name}/{digest.removeprefix('sha256:')}?{urlencode(_signed_query(hub, operation, name, digest, size))}"
+        )
         limit = hub.settings.max_file
-        answers.append(_answer(digest, size, href, there=has == size, uploading=uploading, limit=limit, refused=refused))
+        answers.append(
+            _answer(digest, size, href, there=stored_size == size, uploading=uploading, limit=limit, refused=refusal)
+        )
     answer = {"transfer": "basic", "objects": answers, "hash_algo": "sha256"}
     return JSONResponse(answer, media_type=MEDIA_TYPE)
 
 
-def _refusal(hub: Hub, worker: Worker, who: Identity | None, of: View, digest: Digest) -> str:
-    """Why the policy does not let a file out; empty if it does."""
+def _refusal(hub: Hub, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> str:
+    """Return why the policy does not let a file out; empty if it does."""
     try:
-        hub.releases.check_blob(worker, who, of, digest)
+        hub.releases.check_blob(worker, identity, view, digest)
     except RefusedError as refused:
         return str(refused)
     return ""
@@ -79,54 +86,60 @@ def _listed(value: Any) -> list[Any]:
     return value
 
 
-def _object(one: Any) -> tuple[Digest, int]:
-    oid, size = (one.get("oid"), one.get("size")) if isinstance(one, dict) else (None, None)
+def _object(entry: Any) -> tuple[Digest, int]:
+    oid, size = (entry.get("oid"), entry.get("size")) if isinstance(entry, dict) else (None, None)
     if not isinstance(oid, str) or not is_hex(oid) or type(size) is not int or size < 0:
         raise UsageError("objects", "an object has no sha256 as its oid, or no size in bytes")
     return f"sha256:{oid}", size
 
 
 def _answer(digest: Digest, size: int, href: str, *, there: bool, uploading: bool, limit: int, refused: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
+    answer: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
     if size > limit:
-        found["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}
+        answer["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}
     elif uploading and not there:
-        found["actions"] = {"upload": {"href": href}, "verify": {"href": href}}
+        answer["actions"] = {"upload": {"href": href}, "verify": {"href": href}}
     elif not uploading and there and refused:
-        found["error"] = {"code": 403, "message": printable(refused)[:2000]}
+        answer["error"] = {"code": 403, "message": printable(refused)[:2000]}
     elif not uploading and there:
-        found["actions"] = {"download": {"href": href}}
+        answer["actions"] = {"download": {"href": href}}
     elif not uploading:
-        found["error"] = {"code": 404, "message": "no such object"}
-    return found
+        answer["error"] = {"code": 404, "message": "no such object"}
+    return answer
 
 
-def _signed(hub: Hub, operation: str, name: str, digest: Digest, size: int) -> dict[str, str]:
+def _signed_query(hub: Hub, operation: str, name: str, digest: Digest, size: int) -> dict[str, str]:
     expires = str(int(time.time()) + _LIFETIME)
     return {"size": str(size), "expires": expires, "signature": _signature(hub, operation, name, digest, str(size), expires)}
 
 
-def _signature(hub: Hub, *about: str) -> str:
-    return hmac.new(hub.secret, "\n".join(about).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+def _signature(hub: Hub, *fields: str) -> str:
+    return hmac.new(hub.secret, "\n".join(fields).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 def _checked(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int]:
-    """What an address stands for; 403 for one that this hub did not make for this operation, or not lately."""
-    name, oid, asked = name_of(request), request.path_params["oid"], request.query_params
-    size, expires = asked.get("size", ""), asked.get("expires", "")
-    good = hmac.compare_digest(
+    """Return the repository, digest and size in a signed address.
+
+    Raises:
+        AnswerError: 403, if this hub did not sign it for this operation, or it has expired.
+    """
+    name, oid, query = name_of(request), request.path_params["oid"], request.query_params
+    size, expires = query.get("size", ""), query.get("expires", "")
+    is_valid = hmac.compare_digest(
         _signature(hub, operation, name, f"sha256:{oid}", size, expires).encode(),
-        asked.get("signature", "").encode("utf-8", "replace"),
+        query.get("signature", "").encode("utf-8", "replace"),
     )
-    if not good or int(expires) < time.time():
+    # The signature is checked first, so `expires` is a number of ours.
+    if not is_valid or int(expires) < time.time():
         raise AnswerError(403, "", f"this address is not valid any more for this {operation}; begin again")
     return name, f"sha256:{oid}", int(size)
 
 
 async def put(hub: Hub, request: Request) -> Response:
-    """PUT /lfs/{id}/{oid}: the bytes of a file."""
+    """PUT /lfs/{id}/{oid}: receive the bytes of a file."""
     name, digest, size = _checked(hub, request, UPLOAD)
     length = request.headers.get("content-length", "")
+    # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
         return error(400, f"{length} bytes are announced, and {size} were to be sent")
     await hub.uploads.receive(name, request.stream(), digest, size)
@@ -135,10 +148,10 @@ async def put(hub: Hub, request: Request) -> Response:
 
 
 async def verify(hub: Hub, request: Request) -> Response:
-    """POST /lfs/{id}/{oid}: whether a file has arrived; some clients never ask, so that the commit looks again."""
+    """POST /lfs/{id}/{oid}: whether a file has arrived. Some clients never ask, so the commit checks again."""
     name, digest, size = _checked(hub, request, UPLOAD)
-    there = await hub.workers.run(lambda worker: hub.has_blob(worker, commits.view(worker, name), name, digest))
-    return JSONResponse({}) if there == size else error(404, f"{name}: {digest} has not arrived")
+    stored_size = await hub.workers.run(lambda worker: hub.has_blob(worker, commits.view(worker, name), name, digest))
+    return JSONResponse({}) if stored_size == size else error(404, f"{name}: {digest} has not arrived")
 
 
 async def get(hub: Hub, request: Request) -> Any:

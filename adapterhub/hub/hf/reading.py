@@ -1,4 +1,4 @@
-"""Repositories, files and refs for those who read."""
+"""Handlers that read repositories, files and refs."""
 
 from __future__ import annotations
 
@@ -30,55 +30,64 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 from . import documents
 from .answers import ENTRY, REVISION, AnswerError, MovedError, no_such_repository
 
-_PAGE, _PAGE_EXPANDED, _MOST_LISTED, _MOST_COUNTED = 1000, 50, 500, 1000
-_MOST_SIBLINGS = 20_000  # files in a list of repositories
+_PAGE, _PAGE_EXPANDED, _MAX_LISTED, _MAX_COUNTED = 1000, 50, 500, 1000
+_MOST_SIBLINGS = 20_000  # files in one list of repositories
 _MAX_BODY = 4 << 20  # bytes of a JSON body
-_MOST_FILTERS, _MOST_FIELDS = 50, 10_000
+_MAX_FILTERS, _MAX_FIELDS = 50, 10_000
 
 
 def name_of(request: Request) -> str:
-    """The repository of a path; names are lower case here, and clients may have learned another spelling."""
+    """Return the repository of a path. Names are lower case here, but clients may have learned another spelling."""
     return f"{part(request, 'namespace')}/{part(request, 'repo')}".lower()
 
 
 def part(request: Request, key: str) -> str:
-    """A part of the path, with the slashes that it had in its encoded form."""
+    """Return a path parameter with its escaped slashes decoded (`app.RequestGuard` keeps them escaped)."""
     return str(request.path_params.get(key, "")).replace("%2F", "/")
 
 
 def number(request: Request, key: str, default: int = 0) -> int:
-    """A whole number in the query of a request, from 0 to a million; `default` for anything else."""
+    """Return a whole number of the query string, at most a million; `default` for anything else."""
     text = request.query_params.get(key, "")
     return min(int(text), 1_000_000) if text.isascii() and text.isdecimal() and len(text) < 20 else default
 
 
-def found(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View:
-    """A repository that `who` may see, or the error for one that does not exist."""
-    of = hub.visible(worker, who, name)
-    if of is None:
+def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+    """Return a repository that the client may see.
+
+    Raises:
+        AnswerError: It does not exist, or is hidden from the client.
+        MovedError: It has another name now.
+    """
+    view = hub.visible(worker, identity, name)
+    if view is None:
         raise no_such_repository(name)
-    if of.repository and of.repository.moved_to:
-        if hub.visible(worker, who, of.repository.moved_to) is None:
+    if view.repository and view.repository.moved_to:
+        if hub.visible(worker, identity, view.repository.moved_to) is None:
             raise no_such_repository(name)
-        raise MovedError(name, of.repository.moved_to)
-    return of
+        raise MovedError(name, view.repository.moved_to)
+    return view
 
 
-def at(worker: Worker, of: View, revision: str) -> Commit:
-    """The commit of a revision, or the error for one that does not exist."""
+def at(worker: Worker, view: View, revision: str) -> Commit:
+    """Return the commit of a revision.
+
+    Raises:
+        AnswerError: There is no such revision.
+    """
     try:
-        return commits.find(worker, of, revision)
+        return commits.find(worker, view, revision)
     except NotFoundError as error:
         raise AnswerError(404, REVISION, str(error)) from error
 
 
 def files_of(hub: Hub, commit: Commit) -> list[GitFile]:
-    """The files of a commit as git knows them."""
+    """Return the files of a commit as git knows them."""
     return [hub.git.file(path, *file) for path, file in sorted(commit.files.items())]
 
 
 def card_of(hub: Hub, commit: Commit) -> Card | None:
-    """The model card of a commit; None without one, or with one too large to read."""
+    """Return the model card of a commit; None if there is none, or it is too large to read."""
     for path, (digest, size) in commit.files.items():
         if path.lower() in cards.NAMES and size <= cards.MAX_BYTES:
             return _card(hub.store, digest)
@@ -103,81 +112,81 @@ def _json(document: bytes, headers: Mapping[str, str] | None = None) -> Response
 
 async def model_info(hub: Hub, request: Request) -> Response:
     """GET /api/models/{id} and /revision/{rev}."""
-    who, name = hub.identify(request), name_of(request)
+    identity, name = hub.identify(request), name_of(request)
     revision = part(request, "revision") or commits.HEAD
     blobs = request.query_params.get("blobs", "") in ("true", "1", "True")
 
     def work(worker: Worker) -> bytes:
-        of = found(hub, worker, who, name)
-        return worker.answers.get(("model", name, of.head, revision, blobs), partial(made, worker, of))[0]
+        view = found(hub, worker, identity, name)
+        return worker.answers.get(("model", name, view.head, revision, blobs), partial(build, worker, view))[0]
 
-    def made(worker: Worker, of: View) -> tuple[bytes, str]:
-        commit = at(worker, of, revision)
-        return _dump(documents.model(of, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
+    def build(worker: Worker, view: View) -> tuple[bytes, str]:
+        commit = at(worker, view, revision)
+        return _dump(documents.model(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
 
     return _json(await hub.workers.run(work))
 
 
 async def without_namespace(_hub: Hub, request: Request) -> Response:
-    """GET of a model such as `gpt2`, which no adapter's name is like: clients look for base models here too."""
+    """GET of a model such as `gpt2`: clients look for base models here, too, but adapters always have a namespace."""
     raise no_such_repository(part(request, "repo"))
 
 
 async def list_models(hub: Hub, request: Request) -> Response:
-    """GET /api/models: by words, author, and the tags of `documents.tags`; the newest first if there are no words."""
-    who, asked = hub.identify(request), request.query_params
-    limit, start = max(1, min(number(request, "limit", 100), _MOST_LISTED)), number(request, "cursor")
-    query = _query(asked.get("search", ""), asked.getlist("filter"), asked.get("author", "").lower())
-    full = asked.get("full", "").lower() in ("true", "1")
+    """GET /api/models: by words, author, and the tags of `api_documents.tags`; the newest first if there are no words."""
+    identity, params = hub.identify(request), request.query_params
+    limit, start = max(1, min(number(request, "limit", 100), _MAX_LISTED)), number(request, "cursor")
+    query = _query(params.get("search", ""), params.getlist("filter"), params.get("author", "").lower())
+    full = params.get("full", "").lower() in ("true", "1")
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], bool]:
-        found = visible(hub, worker, who, query, most=start + limit + 1)[start:]
+        views = visible(hub, worker, identity, query, most=start + limit + 1)[start:]
         listed: list[dict[str, Any]] = []
         files = 0
-        for of in found[:limit]:
-            commit = commits.without_words(worker, of.newest) if of.newest else commits.EMPTY
+        for view in views[:limit]:
+            commit = commits.without_words(worker, view.newest) if view.newest else commits.EMPTY
             files += len(commit.files) if full else 0
             if listed and files > _MOST_SIBLINGS:
                 break
-            one = documents.summary(of, of.newest, commit.id, card_of(hub, commit))
-            listed.append({**one, "siblings": documents.siblings(files_of(hub, commit))} if full else one)
-        return listed, len(found) > len(listed)
+            summary = documents.summary(view, view.newest, commit.id, card_of(hub, commit))
+            listed.append({**summary, "siblings": documents.siblings(files_of(hub, commit))} if full else summary)
+        return listed, len(views) > len(listed)
 
     listed, is_more = await hub.workers.run(work)
     headers = {}
     if is_more:
-        more = [(key, value) for key, value in asked.multi_items() if key != "cursor"]
-        query_text = urlencode([*more, ("cursor", start + len(listed))])
+        kept_params = [(key, value) for key, value in params.multi_items() if key != "cursor"]
+        query_text = urlencode([*kept_params, ("cursor", start + len(listed))])
         headers["link"] = f'<{hub.url(request)}/api/models?{query_text}>; rel="next"'
     return JSONResponse(listed, headers=headers)
 
 
-def visible(hub: Hub, worker: Worker, who: Identity | None, query: Query, *, most: int) -> list[View]:
-    """The repositories with versions that meet a query, as far as `who` may see them."""
-    limit, query = most, replace(query, without=hub.hidden(worker, who))
+def visible(hub: Hub, worker: Worker, identity: Identity | None, query: Query, *, most: int) -> list[View]:
+    """Return the repositories with versions that match a query, as far as the client may see them."""
+    limit, query = most, replace(query, without=hub.hidden(worker, identity))
     while True:
         rows = search.search(worker.registry.index, replace(query, limit=limit)).rows
-        found = [of for of in (hub.visible(worker, who, row.name) for row in rows) if of and of.newest]
-        if len(found) >= most or len(rows) < limit:
-            return found[:most]
-        limit *= 8  # some of them are not for everybody any more
+        views = [view for view in (hub.visible(worker, identity, row.name) for row in rows) if view and view.newest]
+        if len(views) >= most or len(rows) < limit:
+            return views[:most]
+        limit *= 8  # some of the results became hidden after they were listed: look further
 
 
 async def overview(hub: Hub, request: Request) -> Response:
-    """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with something to see in it."""
-    who, space = hub.identify(request), part(request, "namespace").lower()
+    """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
+    identity, namespace = hub.identify(request), part(request, "namespace").lower()
 
     def work(worker: Worker) -> int:
-        return len(visible(hub, worker, who, Query(namespace=space), most=_MOST_COUNTED))
+        return len(visible(hub, worker, identity, Query(namespace=namespace), most=_MAX_COUNTED))
 
     models = await hub.workers.run(work)
-    if not models and not (who and who.account == space):
-        raise AnswerError(404, "", f"{space}: no such user or organization")
+    if not models and not (identity and identity.account == namespace):
+        raise AnswerError(404, "", f"{namespace}: no such user or organization")
     answer = {
-        "_id": space,
-        "name": space,
-        "user": space,
-        "fullname": space,
+        "_id": namespace,
+        "name": namespace,
+        "user": namespace,
+        "fullname": namespace,
         "numModels": models,
         "avatarUrl": "",
         "isPro": False,
@@ -188,7 +197,7 @@ async def overview(hub: Hub, request: Request) -> Response:
 
 def _query(words: str, filters: list[str], namespace: str) -> Query:
     facets, tags = [], []
-    for text in (one for several in filters for one in several.split(",")):
+    for text in (facet for several in filters for facet in several.split(",")):
         kind, _, value = text.partition(":")
         if kind == "base_model":
             facets.append(("base", value.removeprefix("adapter:")))
@@ -198,23 +207,23 @@ def _query(words: str, filters: list[str], namespace: str) -> Query:
             facets.append(("format", text))
         elif text not in ("peft", "library:peft", "safetensors", ""):
             tags.append(text)
-    if len(facets) + len(tags) > _MOST_FILTERS:
-        raise UsageError("filter", f"more than {_MOST_FILTERS} filters")
+    if len(facets) + len(tags) > _MAX_FILTERS:
+        raise UsageError("filter", f"more than {_MAX_FILTERS} filters")
     return Query(words=words, facets=tuple(facets), tags=tuple(tags), namespace=namespace)
 
 
 async def tags_by_type(hub: Hub, request: Request) -> Response:
-    """GET /api/models-tags-by-type: what repositories can be filtered by."""
+    """GET /api/models-tags-by-type: the tags that repositories can be filtered by."""
 
     def work(worker: Worker) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
-        for of in visible(hub, worker, who, Query(), most=_MOST_COUNTED):
-            for tag in documents.tags(of.newest, None):
+        by_kind: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
+        for view in visible(hub, worker, identity, Query(), most=_MAX_COUNTED):
+            for tag in documents.tags(view.newest, None):
                 kind, _, value = tag.rpartition(":")
-                found[kind if kind in found else "other"].add(tag if value else "")
-        return found
+                by_kind[kind if kind in by_kind else "other"].add(tag if value else "")
+        return by_kind
 
-    who = hub.identify(request)
+    identity = hub.identify(request)
     kinds = await hub.workers.run(work)
     answer = {
         kind: [{"id": tag, "label": tag.rpartition(":")[2], "type": kind} for tag in sorted(tags)]
@@ -225,12 +234,12 @@ async def tags_by_type(hub: Hub, request: Request) -> Response:
 
 async def refs(hub: Hub, request: Request) -> Response:
     """GET …/refs."""
-    who, name = hub.identify(request), name_of(request)
+    identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        of = found(hub, worker, who, name)
-        heads = [documents.ref("heads", branch, commit) for branch, commit in commits.branches(of).items()]
-        tags = [documents.ref("tags", tag, commit) for tag, commit in commits.tags(worker, of).items()]
+        view = found(hub, worker, identity, name)
+        heads = [documents.ref("heads", branch, commit) for branch, commit in commits.branches(view).items()]
+        tags = [documents.ref("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": []}
 
     return JSONResponse(await hub.workers.run(work))
@@ -238,13 +247,13 @@ async def refs(hub: Hub, request: Request) -> Response:
 
 async def history(hub: Hub, request: Request) -> Response:
     """GET …/commits/{rev}, in pages."""
-    who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
     page = number(request, "p")
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        of = found(hub, worker, who, name)
-        at(worker, of, revision)
-        return [documents.commit_entry(commit) for commit in commits.history(worker, of, revision)]
+        view = found(hub, worker, identity, name)
+        at(worker, view, revision)
+        return [documents.commit_entry(commit) for commit in commits.history(worker, view, revision)]
 
     listed = await hub.workers.run(work)
     headers = {"x-total-count": str(len(listed))}
@@ -259,49 +268,53 @@ async def history(hub: Hub, request: Request) -> Response:
 
 async def tree(hub: Hub, request: Request) -> Response:
     """GET …/tree/{rev}[/{dir}], in pages."""
-    who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
-    below = request.path_params.get("path", "").strip("/")
+    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    folder = request.path_params.get("path", "").strip("/")
     recursive, expand = (request.query_params.get(key, "").lower() in ("true", "1") for key in ("recursive", "expand"))
     after = request.query_params.get("cursor", "")
 
     limit = _PAGE_EXPANDED if expand else _PAGE
 
     def work(worker: Worker) -> tuple[bytes, str]:
-        of = found(hub, worker, who, name)
-        return worker.answers.get(("tree", name, of.head, revision, below, recursive, expand, after), partial(made, worker, of))
+        view = found(hub, worker, identity, name)
+        return worker.answers.get(
+            ("tree", name, view.head, revision, folder, recursive, expand, after), partial(build, worker, view)
+        )
 
-    def made(worker: Worker, of: View) -> tuple[bytes, str]:
-        commit = at(worker, of, revision)
-        inside = {path for path in commit.files if not below or path.startswith(f"{below}/")}
-        if below and not inside:
-            raise AnswerError(404, ENTRY, f"{below}: no such folder", {"x-repo-commit": commit.id})
-        start = len(below) + 1 if below else 0
-        shown = [file for file in files_of(hub, commit) if file.path in inside and (recursive or "/" not in file.path[start:])]
-        listed = [documents.entry(file, commit if expand else None) for file in shown]
-        parents = documents.folders(inside, below)
+    def build(worker: Worker, view: View) -> tuple[bytes, str]:
+        commit = at(worker, view, revision)
+        inside = {path for path in commit.files if not folder or path.startswith(f"{folder}/")}
+        if folder and not inside:
+            raise AnswerError(404, ENTRY, f"{folder}: no such folder", {"x-repo-commit": commit.id})
+        start = len(folder) + 1 if folder else 0
+        shown_files = [
+            file for file in files_of(hub, commit) if file.path in inside and (recursive or "/" not in file.path[start:])
+        ]
+        listed = [documents.entry(file, commit if expand else None) for file in shown_files]
+        parents = documents.folders(inside, folder)
         listed += [documents.folder(path, commit) for path in parents if recursive or "/" not in path[start:]]
-        listed = sorted((one for one in listed if one["path"] > after), key=lambda one: str(one["path"]))
+        listed = sorted((entry for entry in listed if entry["path"] > after), key=lambda entry: str(entry["path"]))
         return _dump(listed[:limit]), listed[limit - 1]["path"] if len(listed) > limit else ""
 
     page, last = await hub.workers.run(work)
     headers = {}
     if last:
-        more = urlencode({**request.query_params, "cursor": last})
-        headers["link"] = f'<{hub.url(request)}{quote(request.url.path)}?{more}>; rel="next"'
+        query = urlencode({**request.query_params, "cursor": last})
+        headers["link"] = f'<{hub.url(request)}{quote(request.url.path)}?{query}>; rel="next"'
     return _json(page, headers)
 
 
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
-    who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
-    wanted, expand = await _paths(request)
+    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    paths, expand = await _paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        of = found(hub, worker, who, name)
-        commit = at(worker, of, revision)
+        view = found(hub, worker, identity, name)
+        commit = at(worker, view, revision)
         folders = set(documents.folders(commit.files, ""))
         listed = []
-        for path in dict.fromkeys(wanted):
+        for path in dict.fromkeys(paths):
             if path in commit.files:
                 listed.append(documents.entry(hub.git.file(path, *commit.files[path]), commit if expand else None))
             elif path in folders:
@@ -322,17 +335,17 @@ async def _paths(request: Request) -> tuple[list[str], bool]:
 
 
 def parse_form(raw: bytes) -> dict[str, list[str]]:
-    """The fields of a form; UsageError for too many."""
+    """Parse a form, which may have several values per field. UsageError for too many fields."""
     from urllib.parse import parse_qs
 
     try:
-        return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
+        return parse_qs(raw.decode("utf-8", "replace"), max_num_fields=_MAX_FIELDS)
     except ValueError as error:
-        raise UsageError("form", f"more than {_MOST_FIELDS:,} fields") from error
+        raise UsageError("form", f"more than {_MAX_FIELDS:,} fields") from error
 
 
 async def body(request: Request, limit: int) -> bytes:
-    """The body of a request; 413 over `limit` bytes."""
+    """Return the body of a request. AnswerError with status 413 over `limit` bytes."""
     try:
         return await collected(request.stream(), limit)
     except TooLargeError as error:
@@ -341,19 +354,19 @@ async def body(request: Request, limit: int) -> bytes:
 
 async def resolve(hub: Hub, request: Request) -> Any:
     """GET and HEAD /{id}/resolve/{rev}/{path}."""
-    who, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
     path = request.path_params["path"]
 
     def work(worker: Worker) -> tuple[Commit, GitFile]:
-        of = found(hub, worker, who, name)
-        commit = at(worker, of, revision)
+        view = found(hub, worker, identity, name)
+        commit = at(worker, view, revision)
         if path not in commit.files:
             raise AnswerError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
         if commit.row:
-            hub.releases.check(worker, who, commit.row)
+            hub.releases.check(worker, identity, commit.row)
         else:
-            hub.releases.check_blob(worker, who, of, file.digest)
+            hub.releases.check_blob(worker, identity, view, file.digest)
         return commit, file
 
     commit, file = await hub.workers.run(work)
@@ -368,5 +381,5 @@ async def resolve(hub: Hub, request: Request) -> Any:
     }
     if file.lfs:
         headers |= {"x-linked-size": str(file.size), "x-linked-etag": f'"{file.etag}"'}
-    # Of a HEAD request, the size is that of the file: only a GET has ranges (RFC 9110, 14.2).
+    # A HEAD request is about the whole file: only GET has ranges (RFC 9110, 14.2).
     return hub.blob(file.digest, file.size, headers, request.headers.get("range") if request.method == "GET" else None)

@@ -1,4 +1,4 @@
-"""What is answered of the API of the Hugging Face Hub, by method and path."""
+"""The routes of the Hugging Face Hub's API, by method and path."""
 
 from __future__ import annotations
 
@@ -56,9 +56,12 @@ _DELETE: dict[str, Handler] = {
 
 
 def routes() -> list[BaseRoute]:
-    """The routes, in the order in which they are tried."""
+    """Return the routes, in the order in which they are tried."""
     tables = {"GET": _GET, "POST": _POST, "PUT": _PUT, "DELETE": _DELETE}
-    found: list[BaseRoute] = [
+    table_routes: list[BaseRoute] = [
         Route(path, answering(handler), methods=[method]) for method, table in tables.items() for path, handler in table.items()
     ]
-    return [*found, Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"])]
+    return [
+        *table_routes,
+        Route("/api/{path:path}", answering(accounts.unknown), methods=["GET", "POST", "PUT", "DELETE", "PATCH"]),
+    ]

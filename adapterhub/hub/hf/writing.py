@@ -1,7 +1,7 @@
-"""Files for those who write: what may come is said before it moves, and a commit makes a tree of it.
+"""Handlers that write files: clients announce files before sending them, and a commit makes a tree of them.
 
-A commit of a whole adapter becomes the next version, and its id is that of the version. Any other tree moves the branch and has
-no number. A commit whose answer was lost is sent again, and finds itself made.
+A commit of a complete adapter becomes the next version, with the version's id. Any other tree only moves the branch and has no
+number. A commit that is sent again because its response was lost succeeds without another commit.
 """
 
 from __future__ import annotations
@@ -37,35 +37,39 @@ from .answers import AnswerError
 from .reading import at, found, name_of, part
 from .repositories import document
 
-_MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, and some for those who do not ask first
+_MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
 _MAX_COMMIT = 1 << 30  # bytes of all lines
-_MAX_HISTORY = (
-    64 << 20
-)  # bytes of the documents of a repository's commits, all of which a list of them reads, were all like the last
+# Bytes of a repository's commit documents, if all were as large as the last one: listing commits reads them all.
+_MAX_HISTORY = 64 << 20
 _Tree = dict[str, tuple[Digest, int]]
 
 
 async def preupload(hub: Hub, request: Request) -> Response:
-    """POST …/preupload/{rev}: how each file is to be sent, or why it may not come."""
-    who, name, revision, fields = hub.identify(request), name_of(request), part(request, "revision"), await document(request)
+    """POST …/preupload/{rev}: how each file is to be sent, or why it is refused."""
+    identity, name, revision, fields = (
+        hub.identify(request),
+        name_of(request),
+        part(request, "revision"),
+        await document(request),
+    )
     files = fields.get("files")
-    listed = [one for one in files if isinstance(one, dict)] if isinstance(files, list) else []
-    paths = [str(one.get("path", "")) for one in listed]
+    listed = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    paths = [str(entry.get("path", "")) for entry in listed]
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        of = found(hub, worker, who, name)
-        hub.access.check_write(who, name)
-        there = at(worker, of, revision).files if revision in commits.branches(of) or revision == MAIN else {}
-        ignored = set(divide_names({*paths, *there})[1])
-        offered = [one.get("size") for path, one in zip(paths, listed, strict=True) if path not in ignored]
-        hub.quotas.check_sizes(worker, name, [size for size in offered if type(size) is int])
+        view = found(hub, worker, identity, name)
+        hub.access.check_write(identity, name)
+        current_files = at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
+        ignored = set(divide_names({*paths, *current_files})[1])
+        sizes = [entry.get("size") for path, entry in zip(paths, listed, strict=True) if path not in ignored]
+        hub.quotas.check_sizes(worker, name, [size for size in sizes if type(size) is int])
         answers = []
-        for path, one in zip(paths, listed, strict=True):
-            size = one["size"] if type(one.get("size")) is int else 0
+        for path, entry in zip(paths, listed, strict=True):
+            size = entry["size"] if type(entry.get("size")) is int else 0
             if path not in ignored:
-                _check_offered(hub, name, path, size, str(one.get("sample", "")))
+                _check_offered(hub, name, path, size, str(entry.get("sample", "")))
             mode = "lfs" if is_lfs(path, size) and size else "regular"
-            oid = hub.git.file(path, *there[path]).oid if path in there else None
+            oid = hub.git.file(path, *current_files[path]).oid if path in current_files else None
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": path in ignored, "oid": oid})
         return answers
 
@@ -89,10 +93,10 @@ def _check_offered(hub: Hub, name: str, path: str, size: int, sample: str) -> No
 
 @dataclass
 class _Changes:
-    """What a commit changes: the files that it brings, and the paths that it removes.
+    """The changes of a commit: files added or replaced, and paths removed.
 
     Attributes:
-        within: Paths of the files whose bytes are in the commit itself.
+        within: Paths of files whose bytes are in the commit itself.
     """
 
     title: str = ""
@@ -104,12 +108,12 @@ class _Changes:
     removed_folders: set[str] = field(default_factory=set)
 
     def applied(self, tree: Mapping[str, tuple[Digest, int]]) -> _Tree:
-        """The tree after the commit. A manifest that is not about the new weights is left out: it is derived again."""
-        kept = {path: file for path, file in tree.items() if path not in self.removed and not self._is_below(path)}
+        """Return the tree after the commit. An adapter.json that does not match new weights is dropped: it is derived again."""
+        remaining = {path: file for path, file in tree.items() if path not in self.removed and not self._is_below(path)}
         changed = any(decides(path) and tree.get(path) != file for path, file in self.files.items())
         if changed and ADAPTER_JSON not in self.files:
-            kept.pop(ADAPTER_JSON, None)
-        return {**kept, **self.files}
+            remaining.pop(ADAPTER_JSON, None)
+        return {**remaining, **self.files}
 
     def _is_below(self, path: str) -> bool:
         above = {path[:at] for at, letter in enumerate(path) if letter == "/"}
@@ -117,33 +121,33 @@ class _Changes:
 
 
 async def commit(hub: Hub, request: Request) -> Response:
-    """POST …/commit/{rev}: one JSON document a line."""
-    who, name, branch = hub.identify(request), name_of(request), part(request, "revision") or MAIN
+    """POST …/commit/{rev}: one JSON document per line."""
+    identity, name, branch = hub.identify(request), name_of(request), part(request, "revision") or MAIN
     if request.query_params.get("create_pr", "").lower() in ("1", "true"):
         raise AnswerError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
-    await hub.workers.run(_check_writer, hub, who, name)
-    changes = await _received(hub, request, name)
+    await hub.workers.run(_check_writer, hub, identity, name)
+    changes = await _read_changes(hub, request, name)
     async with hub.turn(name):
-        made, notes = await hub.workers.run(_commit, hub, who, f"{name}@{branch}", changes)
-    url = f"{hub.url(request)}/{name}/commit/{made.id}"
-    answer = {"success": True, "commitUrl": url, "commitOid": made.id, "hookOutput": ""}
+        new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
+    url = f"{hub.url(request)}/{name}/commit/{new_commit.id}"
+    answer = {"success": True, "commitUrl": url, "commitOid": new_commit.id, "hookOutput": ""}
     headers = (
         {"x-hf-warning": printable(f"adapterhub; {notes}").encode("latin-1", "replace").decode("latin-1")} if notes else None
     )
     return JSONResponse(answer, headers=headers)
 
 
-def _check_writer(worker: Worker, hub: Hub, who: Identity | None, name: str) -> None:
-    found(hub, worker, who, name)
-    hub.access.check_write(who, name)
+def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
+    found(hub, worker, identity, name)
+    hub.access.check_write(identity, name)
 
 
-async def _received(hub: Hub, request: Request, name: str) -> _Changes:
-    """Read the lines of a commit; small files are stored as they come."""
+async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
+    """Read the lines of a commit; small files are stored as they arrive."""
     changes = _Changes()
     async for line in _lines(request.stream()):
-        one = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
-        key, value = one.get("key"), one.get("value")
+        fields = json_file.parse_object(line, "commit", memory=4 * _MAX_LINE)
+        key, value = fields.get("key"), fields.get("value")
         if not isinstance(value, dict):
             raise FormatError("commit", "the value of a line is not an object")
         path = str(value.get("path", ""))
@@ -170,28 +174,28 @@ async def _received(hub: Hub, request: Request, name: str) -> _Changes:
 
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines of a body, each of bounded length."""
+    """Yield the lines of a body, each of limited length."""
     pieces: list[bytes] = []
     length = total = 0
     async for piece in body:
         total += len(piece)
         if total > _MAX_COMMIT:
             raise AnswerError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
-        *ended, rest = piece.split(b"\n")
-        for line in ended:
-            if whole := b"".join([*pieces, line]).strip():
-                yield whole
+        *complete, tail = piece.split(b"\n")
+        for line in complete:
+            if text := b"".join([*pieces, line]).strip():
+                yield text
             pieces, length = [], 0
-        pieces.append(rest)
-        length += len(rest)
+        pieces.append(tail)
+        length += len(tail)
         if length > _MAX_LINE:
             raise AnswerError(413, "", f"a line of more than {_MAX_LINE:,} bytes: upload large files on their own")
-    if whole := b"".join(pieces).strip():
-        yield whole
+    if text := b"".join(pieces).strip():
+        yield text
 
 
 def _stored(hub: Hub, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
-    """Store a small file, which the hub's lease keeps from a gc until the commit is made."""
+    """Store a small file; the hub's lease keeps it from a gc until the commit is made."""
     if value.get("encoding", "base64") != "base64":
         raise FormatError("commit", f"{path[:80]}: the encoding {str(value['encoding'])[:40]!r} is not known")
     try:
@@ -208,131 +212,134 @@ def _uploaded_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     return f"sha256:{oid}", size if type(size) is int else -1
 
 
-def _commit(worker: Worker, hub: Hub, who: Identity | None, where: str, changes: _Changes) -> tuple[Commit, str]:
-    """Make a commit on `name@branch`; return it, and what its author should know."""
+def _commit(worker: Worker, hub: Hub, identity: Identity | None, where: str, changes: _Changes) -> tuple[Commit, str]:
+    """Commit to `name@branch`; return the commit, and notes for its author."""
     name, _, branch = where.partition("@")
-    of = found(hub, worker, who, name)
-    head = _head(worker, of, branch)
-    files = _with_sizes(hub, worker, of, changes)
+    view = found(hub, worker, identity, name)
+    head = _head(worker, view, branch)
+    sized_changes = _with_sizes(hub, worker, view, changes)
     if changes.parent and changes.parent != head.id:
-        again = commits.by_id(worker, of, changes.parent)
-        if _same(files.applied(again.files), head.files):
+        parent = commits.by_id(worker, view, changes.parent)
+        # A retry of a commit that succeeded: report that commit.
+        if _same(sized_changes.applied(parent.files), head.files):
             return head, ""
         raise AnswerError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
-    tree = files.applied(head.files)
+    tree = sized_changes.applied(head.files)
     if _same(tree, head.files):
         return head, ""
-    kept, left_out = divide_names(tree)
-    tree = {path: tree[path] for path in kept}
+    paths, left_out = divide_names(tree)
+    tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
-    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in files.files if path in tree}, take=True)
-    record = CommitRecord(tree, head.id, changes.title, changes.description, who.account if who else "", now())
-    _check_history(of, record)
+    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}, take=True)
+    record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
+    _check_history(view, record)
     if not publishing.is_whole(tree):
-        publishing.check_contents(worker.registry.store, {path: tree[path] for path in files.files if path in tree}, name)
-        return _keep(worker, of, branch, record), "not a whole adapter yet, so that it has no version number"
-    version = _publish(worker, hub, of, branch, record)
-    made = _keep(worker, of, branch, replace(record, became=version.digest))
+        publishing.check_contents(
+            worker.registry.store, {path: tree[path] for path in sized_changes.files if path in tree}, name
+        )
+        return _keep(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
+    version = _publish(worker, hub, view, branch, record)
+    new_commit = _keep(worker, view, branch, replace(record, became=version.digest))
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
-    return made, "; ".join(notes)
+    return new_commit, "; ".join(notes)
 
 
-def _check_history(of: View, record: CommitRecord) -> None:
-    count = len(of.repository.commits) + 1 if of.repository else 1
+def _check_history(view: View, record: CommitRecord) -> None:
+    count = len(view.repository.commits) + 1 if view.repository else 1
     if count * len(record.dump()) > _MAX_HISTORY:
-        what = f"{count:,} commits of {len(record.files):,} files are more than can be listed"
-        raise RefusedError(of.name, what, "Squash the branch (`super_squash_history`)")
+        problem = f"{count:,} commits of {len(record.files):,} files are more than can be listed"
+        raise RefusedError(view.name, problem, "Squash the branch (`super_squash_history`)")
 
 
-def _head(worker: Worker, of: View, branch: str) -> Commit:
-    if branch not in commits.branches(of):
-        if not is_tag(branch) or branch == LATEST or branch in commits.tags(worker, of):
-            raise RefusedError(f"{of.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
-        raise AnswerError(404, "RevisionNotFound", f"{of.name}@{branch}: no such branch")
-    return at(worker, of, branch)
+def _head(worker: Worker, view: View, branch: str) -> Commit:
+    if branch not in commits.branches(view):
+        if not is_tag(branch) or branch == LATEST or branch in commits.tags(worker, view):
+            raise RefusedError(f"{view.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
+        raise AnswerError(404, "RevisionNotFound", f"{view.name}@{branch}: no such branch")
+    return at(worker, view, branch)
 
 
-def _with_sizes(hub: Hub, worker: Worker, of: View, changes: _Changes) -> _Changes:
-    """The changes, whose files that were uploaded before are blobs that this repository may use."""
+def _with_sizes(hub: Hub, worker: Worker, view: View, changes: _Changes) -> _Changes:
+    """Return the changes with the sizes of files uploaded earlier. UsageError unless the repository may use those blobs."""
     files = {}
     for path, (digest, size) in changes.files.items():
-        there = size if path in changes.within else hub.has_blob(worker, of, of.name, digest)
-        if there is None or size not in (there, -1):
-            raise UsageError(f"{of.name}: {path[:80]}", f"{digest} was not uploaded", "Upload it again")
-        files[path] = digest, there
+        stored_size = size if path in changes.within else hub.has_blob(worker, view, view.name, digest)
+        if stored_size is None or size not in (stored_size, -1):
+            raise UsageError(f"{view.name}: {path[:80]}", f"{digest} was not uploaded", "Upload it again")
+        files[path] = digest, stored_size
     return replace(changes, files=files)
 
 
-def _same(tree: Mapping[str, tuple[Digest, int]], other: Mapping[str, tuple[Digest, int]]) -> bool:
-    """Whether a tree has the files of another one, from which it gets its manifest if it has none of its own."""
-    derived = {ADAPTER_JSON: other[ADAPTER_JSON]} if ADAPTER_JSON in other else {}
-    return {**derived, **tree} == dict(other)
+def _same(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str, tuple[Digest, int]]) -> bool:
+    """Return whether a tree has the same files as the current one, whose adapter.json it inherits if it has none."""
+    derived = {ADAPTER_JSON: current[ADAPTER_JSON]} if ADAPTER_JSON in current else {}
+    return {**derived, **tree} == dict(current)
 
 
-def _publish(worker: Worker, hub: Hub, of: View, branch: str, record: CommitRecord) -> Version:
-    tags = (LATEST,) if branch == MAIN else (branch,) if of.newest else (LATEST, branch)
-    expect = (of.newest.digest if of.newest else ABSENT) if branch == MAIN else None
-    more: dict[str, Any] = {"tags": tags, "expect": expect, "policy": hub.settings.policy, "message": record.title}
-    more["signatures"] = partial(publishing.attached_signatures, worker, of.name)
-    return publishing.publish_tree(worker.registry, of.name, record.files, **more)
+def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRecord) -> Version:
+    tags = (LATEST,) if branch == MAIN else (branch,) if view.newest else (LATEST, branch)
+    expect = (view.newest.digest if view.newest else ABSENT) if branch == MAIN else None
+    options: dict[str, Any] = {"tags": tags, "expect": expect, "policy": hub.settings.policy, "message": record.title}
+    options["signatures"] = partial(publishing.attached_signatures, worker, view.name)
+    return publishing.publish_tree(worker.registry, view.name, record.files, **options)
 
 
-def _keep(worker: Worker, of: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
-    """Record a commit, and move its branch there; `only`: the earlier commits that stay, None for all."""
+def _keep(worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
+    """Record a commit and move its branch there; `only` lists the earlier commits to retain, None for all."""
     document_digest, _ = worker.registry.store.put_bytes(record.dump())
     ident = commit_id(record.became or document_digest)
 
-    before = of.repository.heads if of.repository else {}
+    before = view.repository.heads if view.repository else {}
 
     def edit(state: Repository) -> Repository:
         moved = state.heads.get(branch) != before.get(branch) if only is None else state.heads != before
-        # By another process of the hub. What became a version was next in its log, and main follows that.
+        # Another process of the hub moved the branch. A version on main is exempt: the log has already decided its order.
         if moved and not (record.became and branch == MAIN and only is None):
-            raise AnswerError(412, "", f"{of.name}@{branch} has moved meanwhile: commit again")
-        kept = {key: digest for key, digest in state.commits.items() if only is None or key in only}
-        known = {**kept, ident: document_digest}
-        latest = of.latest if not record.became or branch != MAIN else ident
+            raise AnswerError(412, "", f"{view.name}@{branch} has moved meanwhile: commit again")
+        retained = {key: digest for key, digest in state.commits.items() if only is None or key in only}
+        all_commits = {**retained, ident: document_digest}
+        latest = view.latest if not record.became or branch != MAIN else ident
         heads = {**state.heads, branch: Head(ident, latest)}
-        return replace(state, commits=known, heads=heads)
+        return replace(state, commits=all_commits, heads=heads)
 
     with worker.registry.store.lease("hub"):
         worker.registry.store.put_bytes(record.dump())
-        worker.repositories.change(of.name, edit)
-    after = commits.view(worker, of.name)
-    return commits.by_id(worker, after or of, ident)
+        worker.repositories.change(view.name, edit)
+    after = commits.view(worker, view.name)
+    return commits.by_id(worker, after or view, ident)
 
 
 # ---- a squash
 
 
 async def squash(hub: Hub, request: Request) -> Response:
-    """POST …/super-squash/{b}: one commit in place of those of a branch; versions, and what other branches have, stay."""
-    who, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
+    """POST …/super-squash/{b}: replace the commits of a branch by one; versions, and commits of other branches, stay."""
+    identity, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:
-        of = found(hub, worker, who, name)
-        hub.access.check_write(who, name)
-        head = at(worker, of, branch)
-        if branch not in commits.branches(of):
+        view = found(hub, worker, identity, name)
+        hub.access.check_write(identity, name)
+        head = at(worker, view, branch)
+        if branch not in commits.branches(view):
             raise UsageError(f"{name}@{branch}", "is not a branch", "Squash a branch")
-        if of.repository and of.repository.commits:
-            author, became = who.account if who else "", head.row.digest if head.row else ""
+        if view.repository and view.repository.commits:
+            author, became = identity.account if identity else "", head.row.digest if head.row else ""
             record = CommitRecord(head.files, title=title, author=author, time=now(), became=became)
-            _keep(worker, of, branch, record, only=_of_others(worker, of.repository, branch))
+            _keep(worker, view, branch, record, only=_commits_of_other_branches(worker, view.repository, branch))
 
     async with hub.turn(name):
         await hub.workers.run(work)
     return JSONResponse({})
 
 
-def _of_others(worker: Worker, repository: Repository, branch: str) -> set[str]:
-    """The commits that branches other than `branch` are at, or came from."""
-    found: set[str] = set()
-    for other, head in repository.heads.items():
-        ident = "" if other == branch else head.commit
-        while ident not in found and (record := worker.repositories.commit(repository, ident)):
-            found.add(ident)
+def _commits_of_other_branches(worker: Worker, repository: Repository, branch: str) -> set[str]:
+    """Return the commits that branches other than `branch` are at or descend from."""
+    reachable: set[str] = set()
+    for other_branch, head in repository.heads.items():
+        ident = "" if other_branch == branch else head.commit
+        while ident not in reachable and (record := worker.repositories.commit(repository, ident)):
+            reachable.add(ident)
             ident = record.parent
-    return found
+    return reachable

@@ -1,6 +1,6 @@
-"""OAuth, as far as the clients of the Hugging Face Hub log in by it.
+"""OAuth, as far as clients of the Hugging Face Hub use it to log in.
 
-routes.py   what is answered, by method and path
-tokens.py   POST /oauth/token
-device.py   a program begins a login, and a person approves it on a page
+routes.py           the routes, by method and path
+token_endpoint.py   POST /oauth/token
+device.py           a program begins a login, and a person approves it on a page
 """

@@ -1,4 +1,4 @@
-"""A login of a device: the program begins it, and a person approves it on the page /device, signed in or with a token."""
+"""Device login: the program begins it, and a person approves it on the page /device, signed in or with a token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_FORM = 16 << 10  # bytes
 
 
 async def form(request: Request) -> dict[str, str]:
-    """The fields of a form, each once."""
+    """Return the fields of a form, the first value of each."""
     return {name: values[0] for name, values in parse_form(await body(request, _MAX_FORM)).items()}
 
 
@@ -49,13 +49,13 @@ async def begin(hub: Hub, request: Request) -> Response:
 
 @dataclass(frozen=True)
 class DevicePage(Page):
-    """The form for the code of a login, or how that ended.
+    """The form for the code of a login, or its outcome.
 
     Attributes:
-        code: What was entered.
+        code: The code as entered.
         address: Where the login was begun; empty without a code.
-        wrong: Why the last answer did not do.
-        done: What became of the login; empty while it waits.
+        wrong: Why the last attempt failed.
+        done: The outcome of the login; empty while it is pending.
     """
 
     code: str = ""
@@ -70,52 +70,53 @@ async def page(request: Request) -> Response:
     return await answered(request, _shown, public=True)
 
 
-def _shown(asked: Asked, _worker: Worker) -> Response:
-    code = asked.query("code")
-    return _about(asked, code) if code else rendered(asked, DevicePage())
+def _shown(page_request: Asked, _worker: Worker) -> Response:
+    code = page_request.query("code")
+    return _approval_form(page_request, code) if code else rendered(page_request, DevicePage())
 
 
-def _about(asked: Asked, code: str, wrong: str = "") -> Response:
-    """The form with a login that waits."""
-    asked.hub.access.attempt(asked.hub.access.codes)
+def _approval_form(page_request: Asked, code: str, wrong: str = "") -> Response:
+    """Return the form to approve a pending login."""
+    # Codes are short: limit the guesses of a network.
+    page_request.hub.access.attempt(page_request.hub.access.codes)
     try:
-        found = devices.waiting(asked.hub.database, code)
+        login = devices.waiting(page_request.hub.database, code)
     except AdapterhubError as error:
-        return rendered(asked, DevicePage(wrong=str(error)), 404)
-    return rendered(asked, DevicePage(found.code, found.address or "an unknown address", wrong), 403 if wrong else 200)
+        return rendered(page_request, DevicePage(wrong=str(error)), 404)
+    return rendered(page_request, DevicePage(login.code, login.address or "an unknown address", wrong), 403 if wrong else 200)
 
 
 async def decide(request: Request) -> Response:
-    """POST /device: approve or refuse a login, by who is signed in or has a token of this hub."""
+    """POST /device: approve or refuse a login, by the account that is signed in or has a token of this hub."""
     fields = await sent(request)
 
-    def work(asked: Asked, _worker: Worker) -> Response:
-        check_origin(asked)
+    def work(page_request: Asked, _worker: Worker) -> Response:
+        check_origin(page_request)
         code = fields.get("code", "")
-        who = _decider(asked, fields)
-        if who is None:
-            return _about(asked, code, "This is not a token of this hub.")
-        asking.now().known(who.account, who.prefix)
-        asked.hub.access.attempt(asked.hub.access.codes)
+        identity = _deciding_identity(page_request, fields)
+        if identity is None:
+            return _approval_form(page_request, code, "This is not a token of this hub.")
+        asking.now().known(identity.account, identity.prefix)
+        page_request.hub.access.attempt(page_request.hub.access.codes)
         try:
             if fields.get("answer") == "deny":
-                found = devices.deny(asked.hub.database, code)
-                return rendered(asked, DevicePage(done=f"The login {found.code} was refused."))
-            found = devices.approve(asked.hub.database, code, who)
+                login = devices.deny(page_request.hub.database, code)
+                return rendered(page_request, DevicePage(done=f"The login {login.code} was refused."))
+            login = devices.approve(page_request.hub.database, code, identity)
         except RefusedError as error:
-            return _about(asked, code, str(error))  # the login waits on, for another token
+            return _approval_form(page_request, code, str(error))  # the login stays pending, for another token
         except AdapterhubError as error:
-            return rendered(asked, DevicePage(wrong=str(error)), 404)
-        done = f"The login {found.code} was approved for {who.account}. You can close this page."
-        return rendered(asked, DevicePage(done=done))
+            return rendered(page_request, DevicePage(wrong=str(error)), 404)
+        outcome = f"The login {login.code} was approved for {identity.account}. You can close this page."
+        return rendered(page_request, DevicePage(done=outcome))
 
     return await answered(request, work, public=True)
 
 
-def _decider(asked: Asked, fields: dict[str, str]) -> Identity | None:
-    """Who decides: the owner of the token in the form, else who is signed in."""
+def _deciding_identity(page_request: Asked, fields: dict[str, str]) -> Identity | None:
+    """Return the owner of the token in the form, or else of the session."""
     if token := fields.get("token", "").strip():
-        return asked.hub.access.known(token)
-    if asked.who:
-        check_session(asked, fields)
-    return asked.who
+        return page_request.hub.access.known(token)
+    if page_request.who:
+        check_session(page_request, fields)
+    return page_request.who

@@ -1,4 +1,4 @@
-"""What is answered of OAuth, by method and path."""
+"""The routes of OAuth, by method and path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import device, tokens
 
 
 def routes() -> list[BaseRoute]:
-    """The routes."""
+    """Return the routes."""
     return [
         Route("/oauth/device", answering(device.begin), methods=["POST"]),
         Route("/oauth/token", answering(tokens.token), methods=["POST"]),

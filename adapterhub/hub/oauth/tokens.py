@@ -1,4 +1,4 @@
-"""POST /oauth/token: a token for a login that was approved, for one that is renewed, or for the ID token of a CI job."""
+"""POST /oauth/token: a token for an approved login, for a refresh token, or for the ID token of a CI job."""
 
 from __future__ import annotations
 
@@ -28,51 +28,58 @@ _NO_STORE = {"cache-control": "no-store"}
 async def token(hub: Hub, request: Request) -> Response:
     """POST /oauth/token."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        return await _exchanged(hub, request, await document(request))
+        return await _exchange_response(hub, request, await document(request))
     fields = await form(request)
     kind = fields.get("grant_type", "")
     try:
         if kind == _DEVICE:
-            return _granted(await hub.workers.read(devices.collect, hub.database, fields.get("device_code", "")))
+            return _grant_response(await hub.workers.read(devices.collect, hub.database, fields.get("device_code", "")))
         if kind == "refresh_token":
-            return _granted(await hub.workers.read(devices.renew, hub.database, fields.get("refresh_token", "")))
+            return _grant_response(await hub.workers.read(devices.renew, hub.database, fields.get("refresh_token", "")))
     except DeviceError as error:
         return refused(str(error))
     return refused("unsupported_grant_type", kind[:80])
 
 
-async def _exchanged(hub: Hub, request: Request, fields: dict[str, Any]) -> Response:
-    """The answer to a CI job: RFC 8693, as huggingface_hub asks it."""
-    given, resource = (str(fields.get(name, "")) for name in ("subject_token", "resource"))
+async def _exchange_response(hub: Hub, request: Request, fields: dict[str, Any]) -> Response:
+    """Return the response to a CI job's token exchange: RFC 8693, as huggingface_hub requests it."""
+    subject_token, resource = (str(fields.get(name, "")) for name in ("subject_token", "resource"))
     if fields.get("grant_type") != _EXCHANGE or fields.get("subject_token_type") not in _SUBJECTS:
         return refused("unsupported_grant_type")
     hub.access.attempt(hub.access.logins)
     try:
-        # ID tokens are for the hub. What a request says it is must not count, or a token for somebody else would do.
+        # The audience must be the hub's own address: if the Host header counted, a token made for another service would do.
         audience = hub.own_url(request)
-        made, publisher = await hub.sign_ins.read(publishers.exchange, hub.database, hub.issuers, given, resource, audience)
+        access_token, publisher = await hub.sign_ins.read(
+            publishers.exchange, hub.database, hub.issuers, subject_token, resource, audience
+        )
     except AdapterhubError as error:
         return refused("invalid_grant", str(error))
-    call = asking.now()
-    call.known(publisher.account, prefix_of(made))
-    call.changes(resource)
-    answer = {"access_token": made, "token_type": "bearer", "expires_in": publishers.LIFETIME, "issued_token_type": _ISSUED}
+    context = asking.now()
+    context.known(publisher.account, prefix_of(access_token))
+    context.changes(resource)
+    answer = {
+        "access_token": access_token,
+        "token_type": "bearer",
+        "expires_in": publishers.LIFETIME,
+        "issued_token_type": _ISSUED,
+    }
     return JSONResponse(answer, headers=_NO_STORE)
 
 
-def refused(code: str, why: str = "") -> Response:
-    """An error of OAuth (RFC 6749, 5.2)."""
-    shown = printable(why)[:1000].encode("latin-1", "replace").decode("latin-1")
-    headers = {**_NO_STORE, **({"x-error-message": shown} if why else {})}
-    return JSONResponse({"error": code, **({"error_description": why} if why else {})}, 400, headers)
+def refused(code: str, reason: str = "") -> Response:
+    """Return an OAuth error (RFC 6749, 5.2)."""
+    header_text = printable(reason)[:1000].encode("latin-1", "replace").decode("latin-1")
+    headers = {**_NO_STORE, **({"x-error-message": header_text} if reason else {})}
+    return JSONResponse({"error": code, **({"error_description": reason} if reason else {})}, 400, headers)
 
 
-def _granted(found: Granted) -> Response:
-    asking.now().known(found.account, prefix_of(found.token))
+def _grant_response(grant: Granted) -> Response:
+    asking.now().known(grant.account, prefix_of(grant.token))
     answer = {
-        "access_token": found.token,
+        "access_token": grant.token,
         "token_type": "bearer",
-        "expires_in": found.expires,
-        "refresh_token": found.refresh,
+        "expires_in": grant.expires,
+        "refresh_token": grant.refresh,
     }
     return JSONResponse(answer, headers=_NO_STORE)

@@ -1,14 +1,14 @@
 """OCI distribution (distribution-spec v1.1, drafts) over the versions of a registry, for oras, skopeo, docker and cosign.
 
-    routes.py      what is answered, by method and path
-    tokens.py      logins as docker's clients make them
-    answers.py     errors and challenges as clients of registries read them
-    references.py  names, tags and digests of a path, and what they lead to
-    documents.py   a manifest of any kind, as far as a registry has to understand it
-    reading.py     manifests, blobs, tags and referrers
-    writing.py     manifests in: versions, if they are adapters, or others
-    blobs.py       blobs in: sessions and mounts
+    routes.py             the routes, by method and path
+    tokens.py             logins as docker's clients make them
+    oci_errors.py         errors and challenges as registry clients read them
+    names_and_digests.py  names, tags and digests of a path, and what they refer to
+    any_manifest.py       manifests of any kind, as far as a registry has to understand them
+    read_handlers.py      reading manifests, blobs, tags and referrers
+    manifest_handlers.py  receiving manifests: versions, if they are adapters, or others
+    blobs.py              receiving blobs: upload sessions and mounts
 
-A repository has manifests of any kind. One with the files of an adapter becomes a version, with a number, after the checks of a
-push; the others, such as images and signatures, are kept beside the versions (`registry.repositories`).
+A repository has manifests of any kind. One with the files of an adapter becomes a version, with a number, after the same checks
+as a push; others, such as images and signatures, are kept beside the versions (`registry.repositories`).
 """

@@ -1,4 +1,4 @@
-"""Errors and challenges as clients of OCI registries read them (distribution-spec v1.1, "Error codes"; RFC 9110, 11.6.1)."""
+"""Errors and challenges as registry clients read them (distribution-spec v1.1, "Error codes"; RFC 9110, 11.6.1)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from adapterhub_converters.errors import (
 
 Handler = Callable[[Hub, Request], Awaitable[Any]]
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
-"""Of every answer: older clients of docker look for it."""
+"""A header of every response: older docker clients look for it."""
 DIGEST = "docker-content-digest"
-# What errors of the registry mean where a handler does not know better.
+# Status and code for errors that a handler does not map itself.
 _ERRORS: tuple[tuple[type[AdapterhubError], int, str], ...] = (
     (NotMirroredError, 404, "NAME_UNKNOWN"), (NotFoundError, 404, "MANIFEST_UNKNOWN"), (ConflictError, 409, "DENIED"),
     (RefusedError, 400, "MANIFEST_INVALID"), (IntegrityError, 400, "MANIFEST_INVALID"), (UsageError, 400, "NAME_INVALID"),
@@ -37,7 +37,7 @@ _ERRORS: tuple[tuple[type[AdapterhubError], int, str], ...] = (
 
 
 class OciError(Exception):
-    """An error with its status, its code for programs and its words."""
+    """An error with its HTTP status, its code for programs, and its message."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class OciError(Exception):
 
 
 def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
-    """The endpoint of a handler, whose errors become answers."""
+    """Return the endpoint of a handler, with its errors turned into responses."""
 
     @wraps(handler)
     async def endpoint(request: Request) -> Any:
@@ -55,28 +55,28 @@ def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             return await handler(hub, request)
         except ClientDisconnect:
             return _error(400, "BLOB_UPLOAD_INVALID", "the connection was closed before the whole body had arrived")
-        except ThrottledError as error:  # before the errors that it is one of
+        except ThrottledError as error:  # a subclass of NoTokenError, so it comes first
             return _error(429, "TOOMANYREQUESTS", str(error), {"retry-after": str(error.seconds)})
         except NoTokenError as error:
             return _challenge(hub, request, bad=isinstance(error, BadTokenError))
-        except (OciError, ForbiddenError, AdapterhubError) as failed:
-            return _answer(failed)
+        except (OciError, ForbiddenError, AdapterhubError) as failure:
+            return _answer(failure)
 
     return endpoint
 
 
-def _answer(failed: Exception) -> Response:
-    """The answer for an error; one that is a bug of ours is raised again."""
-    if isinstance(failed, OciError):
-        return _error(failed.status, failed.code, failed.message, failed.headers)
-    if isinstance(failed, ForbiddenError) or (isinstance(failed, RefusedError) and failed.code == "protected"):
-        return _error(403, "DENIED", str(failed))
-    if isinstance(failed, AdapterhubError) and (own := failures.told(failed))[0]:
-        return _error(own[0], "UNKNOWN", own[1], own[2])
+def _answer(failure: Exception) -> Response:
+    """Return the response for an error; raise it again if it is a bug of ours."""
+    if isinstance(failure, OciError):
+        return _error(failure.status, failure.code, failure.message, failure.headers)
+    if isinstance(failure, ForbiddenError) or (isinstance(failure, RefusedError) and failure.code == "protected"):
+        return _error(403, "DENIED", str(failure))
+    if isinstance(failure, AdapterhubError) and (hub_error := failures.told(failure))[0]:
+        return _error(hub_error[0], "UNKNOWN", hub_error[1], hub_error[2])
     for kind, status, code in _ERRORS:
-        if isinstance(failed, kind):
-            return _error(status, code, str(failed))
-    raise failed
+        if isinstance(failure, kind):
+            return _error(status, code, str(failure))
+    raise failure
 
 
 def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -85,9 +85,9 @@ def _error(status: int, code: str, message: str, headers: Mapping[str, str] | No
 
 
 def _challenge(hub: Hub, request: Request, *, bad: bool) -> Response:
-    """The answer to who has no token, or not a good one: where there is one, or that it can be sent as a password.
+    """Return the response to a client without a valid token: where to get one, or that it can be sent as a password.
 
-    Bearer comes first: skopeo takes the first of several, and would send an empty password to the other.
+    Bearer comes first: skopeo takes the first challenge it gets, and would answer a Basic one with an empty password.
     """
     message = "the token is not valid" if bad else "a token is needed: log in with any user name and the token as the password"
     url, name = hub.url(request), str(request.path_params.get("name", ""))

@@ -1,6 +1,6 @@
-"""Blobs in: sessions of uploads, whole bodies, and mounts of what another repository has.
+"""Handlers that receive blobs: upload sessions, whole bodies, and mounts from other repositories.
 
-A session's address is its own secret, below its repository; who goes on with it needs the right to write there all the same.
+The address of a session is secret, below its repository; continuing it requires the right to write there all the same.
 """
 
 from __future__ import annotations
@@ -30,34 +30,37 @@ _RANGE = linear.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")
 
 
 async def begin(hub: Hub, request: Request) -> Response:
-    """POST /v2/{name}/blobs/uploads/: a session; or with `mount` a blob that is here; or with `digest` a whole blob."""
-    who = hub.identify(request)
-    name, asked = writer_of(hub, who, request), request.query_params
+    """POST /v2/{name}/blobs/uploads/: begin a session, mount the blob `mount`, or receive a whole blob with `digest`."""
+    identity = hub.identify(request)
+    name, query = writer_of(hub, identity, request), request.query_params
+    # Refuse before the body: a client would otherwise send gigabytes for nothing.
     await hub.workers.run(check_open, name)
-    if mount := asked.get("mount"):
+    if mount := query.get("mount"):
         digest = parse_digest(mount)
-        if of := await hub.workers.run(_readable, hub, who, digest, [asked["from"]] if "from" in asked else None):
-            return await _stored(hub, name, digest, of)
-    elif asked.get("digest"):
-        digest = parse_digest(asked["digest"])
+        if sha256 := await hub.workers.run(_mountable, hub, identity, digest, [query["from"]] if "from" in query else None):
+            return await _stored(hub, name, digest, sha256)
+    elif query.get("digest"):
+        digest = parse_digest(query["digest"])
         with _errors():
-            of = await hub.uploads.receive(name, request.stream(), digest, length=_length(request))
-        return await _stored(hub, name, digest, of)
+            sha256 = await hub.uploads.receive(name, request.stream(), digest, length=_length(request))
+        return await _stored(hub, name, digest, sha256)
     return _at(await hub.uploads.begin(name), 202)
 
 
-def _readable(worker: Worker, hub: Hub, who: Identity | None, asked: str, sources: list[str] | None) -> Digest:
-    """The sha256 of a blob that `who` may read in one of some repositories, or without any, in one that has it; else empty."""
-    digest = stored(hub, asked) or asked
+def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest_asked: str, sources: list[str] | None) -> Digest:
+    """Return the sha256 of a blob that the client may read in one of `sources`, or with None in any repository; else empty."""
+    digest = stored(hub, digest_asked) or digest_asked
     if sources is None:
-        sources = [name for name in hub.uploaded_to(digest) if writes(who, name)]
-        sources += queries.names_with(worker.registry.index, digest, without=hub.hidden(worker, who))
-    named = [name for name in sources if is_name(name)]
-    return digest if any(check_readable(hub, worker, who, name, digest) is not None for name in named) else ""
+        # A mount without `from` is tried in every repository the client can see (distribution-spec, "Mounting a blob from
+        # another repository").
+        sources = [name for name in hub.uploaded_to(digest) if writes(identity, name)]
+        sources += queries.names_with(worker.registry.index, digest, without=hub.hidden(worker, identity))
+    names = [name for name in sources if is_name(name)]
+    return digest if any(check_readable(hub, worker, identity, name, digest) is not None for name in names) else ""
 
 
 async def append(hub: Hub, request: Request) -> Response:
-    """PATCH of a session: more of the blob, in order."""
+    """PATCH of a session: append to the blob, in order."""
     upload = await _session(hub, request)
     _check_range(upload, request)
     with _errors():
@@ -66,14 +69,14 @@ async def append(hub: Hub, request: Request) -> Response:
 
 
 async def finish(hub: Hub, request: Request) -> Response:
-    """PUT of a session: the rest of the blob, if there is any, and its digest."""
+    """PUT of a session: the rest of the blob, if any, and its digest."""
     upload = await _session(hub, request)
     digest = parse_digest(request.query_params.get("digest", ""))
     _check_range(upload, request)
     with _errors():
         await hub.uploads.append(upload, request.stream(), _length(request))
-        of = await hub.uploads.finish(upload, digest)
-    return await _stored(hub, upload.name, digest, of)
+        sha256 = await hub.uploads.finish(upload, digest)
+    return await _stored(hub, upload.name, digest, sha256)
 
 
 async def status(hub: Hub, request: Request) -> Response:
@@ -90,7 +93,7 @@ async def cancel(hub: Hub, request: Request) -> Response:
 
 
 async def delete(hub: Hub, request: Request) -> Response:
-    """DELETE /v2/{name}/blobs/{digest}: blobs go with the last manifest that names them."""
+    """DELETE /v2/{name}/blobs/{digest}: refused, because blobs go with the last manifest that names them."""
     writer_of(hub, hub.identify(request), request)
     parse_digest(str(request.path_params["digest"]))
     raise OciError(405, "UNSUPPORTED", "a blob is removed by a gc, once no manifest names it")
@@ -103,28 +106,28 @@ async def _session(hub: Hub, request: Request) -> Upload:
 
 
 def _length(request: Request) -> int:
-    """The bytes of a body, as far as they are announced."""
+    """Return the announced size of a body in bytes; 0 if unknown."""
     length = request.headers.get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < 20 else 0
 
 
 def _check_range(upload: Upload, request: Request) -> None:
-    """Refuse a piece that does not follow what has arrived, with the place to go on from."""
+    """Refuse a piece that does not continue where the upload stands; the error carries the right position."""
     header, length = request.headers.get("content-range"), request.headers.get("content-length", "")
     if header is None:
         return
-    found = _RANGE.fullmatch(header.strip())
-    if not found or int(found[2]) < int(found[1]):
+    match = _RANGE.fullmatch(header.strip())
+    if not match or int(match[2]) < int(match[1]):
         raise OciError(416, "BLOB_UPLOAD_INVALID", f"{header[:80]!r} is not a range of bytes", _place(upload))
-    if int(found[1]) != upload.size:
-        raise OciError(416, "BLOB_UPLOAD_INVALID", f"the next byte is {upload.size}, not {found[1]}", _place(upload))
-    if length.isdecimal() and int(length) != int(found[2]) - int(found[1]) + 1:
-        raise OciError(400, "SIZE_INVALID", f"{length[:20]} bytes are not the range {found[0][:80]}", _place(upload))
+    if int(match[1]) != upload.size:
+        raise OciError(416, "BLOB_UPLOAD_INVALID", f"the next byte is {upload.size}, not {match[1]}", _place(upload))
+    if length.isdecimal() and int(length) != int(match[2]) - int(match[1]) + 1:
+        raise OciError(400, "SIZE_INVALID", f"{length[:20]} bytes are not the range {match[0][:80]}", _place(upload))
 
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Errors of sessions under their codes."""
+    """Report errors of sessions under their OCI codes."""
     try:
         yield
     except BusyError as error:
@@ -137,16 +140,16 @@ def _errors() -> Iterator[None]:
         raise OciError(413, "SIZE_INVALID", str(error)) from error
 
 
-async def _stored(hub: Hub, name: str, digest: str, of: Digest) -> Response:
+async def _stored(hub: Hub, name: str, digest: str, sha256: Digest) -> Response:
     def work() -> None:
-        remember(hub, digest, of)
-        hub.uploaded(name, [of])
+        remember(hub, digest, sha256)
+        hub.uploaded(name, [sha256])
 
     await hub.workers.read(work)
-    return _created(name, digest)
+    return _created_response(name, digest)
 
 
-def _created(name: str, digest: str) -> Response:
+def _created_response(name: str, digest: str) -> Response:
     return Response(status_code=201, headers={**VERSION, "location": f"/v2/{name}/blobs/{digest}", DIGEST: digest})
 
 
@@ -155,7 +158,7 @@ def _at(upload: Upload, status: int) -> Response:
 
 
 def _place(upload: Upload) -> dict[str, str]:
-    """Where a session goes on, and how much of it is there: `0-0` is said of nothing too."""
+    """Return the address of a session and the range it has so far; `0-0` also means that nothing has arrived."""
     return {
         "location": f"/v2/{upload.name}/blobs/uploads/{upload.id}",
         "range": f"0-{max(upload.size - 1, 0)}",

@@ -1,4 +1,4 @@
-"""Manifests, blobs, tags and referrers for those who read."""
+"""Handlers that read manifests, blobs, tags and referrers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from adapterhub_converters.errors import NotFoundError, RefusedError
 from .answers import DIGEST, VERSION, OciError
 from .references import found, known_as, name_of, parse_digest, stored
 
-_MOST = 1000  # repositories of a page
-_FOR_EVER = "private, max-age=31536000, immutable"  # what is asked for by its digest
+_MOST = 1000  # repositories in a page
+_IMMUTABLE = "private, max-age=31536000, immutable"  # for requests by digest
 
 
 @dataclass(frozen=True)
 class Found:
-    """A manifest of a repository: its digest as its tag has it, its bytes, its media type, why it is deprecated, if it is.
+    """A manifest of a repository: its digest as its tag records it, its bytes, its media type, and why it is deprecated, if so.
 
-    `row` is the version that it is, if any.
+    `row` is the version behind it, if any.
     """
 
     digest: str
@@ -49,112 +49,125 @@ class Found:
 
 async def get_manifest(hub: Hub, request: Request) -> Response:
     """GET and HEAD /v2/{name}/manifests/{reference}."""
-    who, name, reference = hub.identify(request), name_of(request), str(request.path_params["reference"])
-    asked = parse_digest(reference) if ":" in reference else ""
+    identity, name, reference = hub.identify(request), name_of(request), str(request.path_params["reference"])
+    digest = parse_digest(reference) if ":" in reference else ""
 
     def work(worker: Worker) -> Found:
-        one = manifest(hub, worker, found(hub, worker, who, name), reference)
-        hub.releases.check(worker, who, one.row)
-        return one
+        found_manifest = manifest(hub, worker, found(hub, worker, identity, name), reference)
+        hub.releases.check(worker, identity, found_manifest.row)
+        return found_manifest
 
-    one = await hub.workers.run(work)
-    headers = {**VERSION, DIGEST: asked or one.digest, "etag": f'"{one.digest}"', "content-type": one.media_type}
-    if asked:
-        headers["cache-control"] = _FOR_EVER
-    if one.deprecated is not None:
-        headers["warning"] = warning(f"{name}:{reference} is deprecated{f': {one.deprecated}' if one.deprecated else ''}")
-    return Response(one.raw, headers=headers)
+    found_manifest = await hub.workers.run(work)
+    headers = {
+        **VERSION,
+        DIGEST: digest or found_manifest.digest,
+        "etag": f'"{found_manifest.digest}"',
+        "content-type": found_manifest.media_type,
+    }
+    if digest:
+        headers["cache-control"] = _IMMUTABLE
+    if found_manifest.deprecated is not None:
+        headers["warning"] = warning(
+            f"{name}:{reference} is deprecated{f': {found_manifest.deprecated}' if found_manifest.deprecated else ''}"
+        )
+    return Response(found_manifest.raw, headers=headers)
 
 
 def warning(text: str) -> str:
-    """The value of a Warning header, which clients print (distribution-spec v1.1, "Warnings")."""
-    shown = "".join(letter if letter.isprintable() and letter not in '"\\' else " " for letter in text)[:1000]
-    return f'299 - "{shown}"'.encode("latin-1", "replace").decode("latin-1")
+    """Return the value of a Warning header, which clients print (distribution-spec v1.1, "Warnings")."""
+    printable = "".join(letter if letter.isprintable() and letter not in '"\\' else " " for letter in text)[:1000]
+    return f'299 - "{printable}"'.encode("latin-1", "replace").decode("latin-1")
 
 
-def manifest(hub: Hub, worker: Worker, of: View, reference: str) -> Found:
-    """The manifest that a tag, a number or a digest names: of a version, else of those that are none; OciError without it."""
+def manifest(hub: Hub, worker: Worker, view: View, reference: str) -> Found:
+    """Return the manifest that a tag, a number or a digest names: of a version, or another one of the repository.
+
+    Raises:
+        OciError: There is no such manifest.
+    """
     try:
-        row = commits.row_of(worker, of, stored(hub, reference) if ":" in reference else reference)
+        row = commits.row_of(worker, view, stored(hub, reference) if ":" in reference else reference)
     except NotFoundError:
         pass
     else:
         raw = worker.registry.store.read_document(row.digest)
         return Found(row.digest, raw, MANIFEST_TYPE, deprecation(worker.registry.ledger, row), row)
-    repository = of.repository or Repository()
-    named = reference if ":" in reference else repository.tags.get(reference, "")
-    digest = stored(hub, named)
+    # Not a version: look among the other manifests.
+    repository = view.repository or Repository()
+    digest_in_tag = reference if ":" in reference else repository.tags.get(reference, "")
+    digest = stored(hub, digest_in_tag)
     if digest not in repository.manifests:
-        raise OciError(404, "MANIFEST_UNKNOWN", f"{of.name}: no manifest {reference[:140]}")
-    return Found(named, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
+        raise OciError(404, "MANIFEST_UNKNOWN", f"{view.name}: no manifest {reference[:140]}")
+    return Found(digest_in_tag, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
 
 
 async def get_blob(hub: Hub, request: Request) -> Any:
     """GET and HEAD /v2/{name}/blobs/{digest}."""
-    who, name, asked = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
+    identity, name, requested = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
 
     def work(worker: Worker) -> tuple[Digest, int]:
-        digest = stored(hub, asked)
-        size = readable(hub, worker, who, name, digest or asked)  # others may have sent something under this sha512
-        if size is None and who is None:  # clients that log in when they are told to may have uploaded it just now
+        digest = stored(hub, requested)
+        # Another repository may have uploaded under this sha512.
+        size = readable_size(hub, worker, identity, name, digest or requested)
+        if size is None and identity is None:  # a client that logs in only when challenged may have just uploaded it
             raise NoTokenError
         if size is None:
-            raise OciError(404, "BLOB_UNKNOWN", f"{name}: no blob {asked}")
+            raise OciError(404, "BLOB_UNKNOWN", f"{name}: no blob {requested}")
         return digest, size
 
     digest, size = await hub.workers.run(work)
     headers = {
-        **VERSION, DIGEST: asked, "etag": f'"{digest}"', "content-type": "application/octet-stream", "cache-control": _FOR_EVER,
-        "x-content-type-options": "nosniff",
+        **VERSION, DIGEST: requested, "etag": f'"{digest}"', "content-type": "application/octet-stream",
+        "cache-control": _IMMUTABLE, "x-content-type-options": "nosniff",
     }  # fmt: skip
     return hub.blob(digest, size, headers, request.headers.get("range"))
 
 
-def readable(hub: Hub, worker: Worker, who: Identity | None, name: str, digest: Digest) -> int | None:
-    """The bytes of a blob that somebody may read through a repository; None without it.
+def readable_size(hub: Hub, worker: Worker, identity: Identity | None, name: str, digest: Digest) -> int | None:
+    """Return the size in bytes of a blob that a client may read through a repository; None if there is no such blob.
 
-    Who may write sees what was uploaded too, even before there is a repository.
+    A client that may write also sees uploads, even before the repository exists.
 
     Raises:
-        RefusedError: The policy allows no version that has it.
+        RefusedError: Every version with the blob is refused by the policy.
     """
-    of = _seen(hub, worker, who, name)
-    size = hub.has_blob(worker, of, of.name if of else name, digest, uploads=writes(who, name))
-    if of and size is not None:
-        hub.releases.check_blob(worker, who, of, digest)
+    view = _seen(hub, worker, identity, name)
+    size = hub.has_blob(worker, view, view.name if view else name, digest, uploads=writes(identity, name))
+    if view and size is not None:
+        hub.releases.check_blob(worker, identity, view, digest)
     return size
 
 
-def _seen(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View | None:
-    """As `found`; None for a missing repository that the account may create."""
-    if writes(who, name) and hub.visible(worker, who, name) is None:
+def _seen(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View | None:
+    """Return a visible repository; None for a missing one that the account may create."""
+    if writes(identity, name) and hub.visible(worker, identity, name) is None:
         return None
-    return found(hub, worker, who, name)
+    return found(hub, worker, identity, name)
 
 
 async def tags(hub: Hub, request: Request) -> Response:
-    """GET /v2/{name}/tags/list, in pages: `n` of them after `last`."""
-    who, name, asked = hub.identify(request), name_of(request), request.query_params
+    """GET /v2/{name}/tags/list, in pages: `n` tags after `last`."""
+    identity, name, query = hub.identify(request), name_of(request), request.query_params
 
     def work(worker: Worker) -> list[str]:
-        of = found(hub, worker, who, name)
-        listed = {"latest"} if of.frozen else set(of.repository.tags) if of.repository else set()
-        for row in commits.rows(worker, of):
-            listed.update((f"v{row.number}", *(() if of.frozen else row.tags)))
-        return sorted(tag for tag in listed if tag > asked.get("last", ""))
+        view = found(hub, worker, identity, name)
+        listed = {"latest"} if view.frozen else set(view.repository.tags) if view.repository else set()
+        for row in commits.rows(worker, view):
+            listed.update((f"v{row.number}", *(() if view.frozen else row.tags)))
+        return sorted(tag for tag in listed if tag > query.get("last", ""))
 
     listed, headers = _page(request, await hub.workers.run(work), _most(request))
     return JSONResponse({"name": name, "tags": listed}, headers=headers)
 
 
 def _most(request: Request) -> int | None:
-    """How many entries a client wants."""
+    """Return how many entries the client wants; None for all."""
     text = request.query_params.get("n", "")
     return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _page(request: Request, listed: list[str], most: int | None) -> tuple[list[str], dict[str, str]]:
-    """The first of some entries, and the headers with where the others are."""
+    """Return the first entries, and headers with a link to the next page."""
     if most is None or most >= len(listed):
         return listed, VERSION
     listed = listed[:most]
@@ -163,38 +176,47 @@ def _page(request: Request, listed: list[str], most: int | None) -> tuple[list[s
 
 
 async def catalog(hub: Hub, request: Request) -> Response:
-    """GET /v2/_catalog, as docker's registry has it: the repositories that the client may see, in pages."""
-    who, last, most = hub.identify(request), request.query_params.get("last", ""), min(_most(request) or _MOST, _MOST)
-    if who is None and "authorization" not in request.headers:
+    """GET /v2/_catalog, as docker's registry has it: the repositories the client may see, in pages."""
+    identity, last, limit = hub.identify(request), request.query_params.get("last", ""), min(_most(request) or _MOST, _MOST)
+    # Challenge first: clients send their token only when asked, and would see public repositories only.
+    if identity is None and "authorization" not in request.headers:
         raise NoTokenError
 
     def work(worker: Worker) -> list[str]:
-        names = {one.name for one in queries.names(worker.registry.index) if not one.deleted} | set(worker.repositories.names())
-        seen = (hub.visible(worker, who, name) for name in sorted(names) if name > last)
+        names = {row.name for row in queries.names(worker.registry.index) if not row.deleted} | set(worker.repositories.names())
+        views = (hub.visible(worker, identity, name) for name in sorted(names) if name > last)
         return [
-            of.name for of in islice((of for of in seen if of and not (of.repository and of.repository.moved_to)), most + 1)
+            view.name
+            for view in islice(
+                (view for view in views if view and not (view.repository and view.repository.moved_to)), limit + 1
+            )
         ]
 
-    listed, headers = _page(request, await hub.workers.run(work), most)
+    listed, headers = _page(request, await hub.workers.run(work), limit)
     return JSONResponse({"repositories": listed}, headers=headers)
 
 
 async def referrers(hub: Hub, request: Request) -> Response:
-    """GET /v2/{name}/referrers/{digest}: an index of the manifests about a manifest, be that there or not."""
-    who, name, asked = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
+    """GET /v2/{name}/referrers/{digest}: an index of the manifests about a manifest, which need not exist yet."""
+    identity, name, subject = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
     kind = request.query_params.get("artifactType", "")
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        of = _seen(hub, worker, who, name)
-        digest = stored(hub, asked)
-        subjects = {asked, digest, known_as(hub, digest)} - {""}
+        view = _seen(hub, worker, identity, name)
+        digest = stored(hub, subject)
+        # An attachment may name its subject by sha256 or by sha512.
+        subjects = {subject, digest, known_as(hub, digest)} - {""}
         listed = []
-        for one, other in (of.repository.manifests if of and of.repository else {}).items():
-            if other.subject in subjects and kind in ("", other.artifact_type):
-                shown = asked.startswith("sha512:") and known_as(hub, one)
-                entry: dict[str, Any] = {"mediaType": other.media_type, "digest": shown or one, "size": other.size}
-                entry |= {"artifactType": other.artifact_type} if other.artifact_type else {}
-                listed.append(entry | ({"annotations": dict(other.annotations)} if other.annotations else {}))
+        for manifest_digest, manifest in (view.repository.manifests if view and view.repository else {}).items():
+            if manifest.subject in subjects and kind in ("", manifest.artifact_type):
+                sha512 = subject.startswith("sha512:") and known_as(hub, manifest_digest)
+                entry: dict[str, Any] = {
+                    "mediaType": manifest.media_type,
+                    "digest": sha512 or manifest_digest,
+                    "size": manifest.size,
+                }
+                entry |= {"artifactType": manifest.artifact_type} if manifest.artifact_type else {}
+                listed.append(entry | ({"annotations": dict(manifest.annotations)} if manifest.annotations else {}))
         return listed
 
     listed = await hub.workers.run(work)
@@ -205,9 +227,9 @@ async def referrers(hub: Hub, request: Request) -> Response:
     return Response(json.dumps(answer, separators=(",", ":")), headers=headers)
 
 
-def check_readable(hub: Hub, worker: Worker, who: Identity | None, name: str, digest: Digest) -> int | None:
-    """As `readable`, for a mount: None also from a repository that is not there, or whose blob `who` may not have."""
+def check_readable(hub: Hub, worker: Worker, identity: Identity | None, name: str, digest: Digest) -> int | None:
+    """Like `readable_size`, for a mount: None also if the source repository is missing or its blob hidden from the client."""
     try:
-        return readable(hub, worker, who, name, digest)
+        return readable_size(hub, worker, identity, name, digest)
     except (OciError, NoTokenError, RefusedError):
         return None

@@ -1,6 +1,7 @@
-"""Names, tags and digests of a path, and what they lead to.
+"""Names, tags and digests of a path, and what they refer to.
 
-Bytes are kept by their sha256. A client may name them by sha512 too, once something was sent under that: hub.db has the pairs.
+Bytes are stored by their sha256. A client may also name them by sha512, once something was uploaded under it: hub.db has the
+pairs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from adapterhub.ref import RefError, is_name, is_tag, parse_name
 
 from .answers import OciError
 
-_MOVES = 5  # that are followed
+_MAX_MOVES = 5  # renames followed, one after another
 
 
 def name_of(request: Request) -> str:
-    """The repository of a path; one whose name cannot be here is unknown, as one that is not here."""
+    """Return the repository of a path. A name that is not valid here is reported as unknown, like one that is missing."""
     name = str(request.path_params["name"])
     if not is_name(name):
         try:
@@ -35,8 +36,8 @@ def name_of(request: Request) -> str:
     return name
 
 
-def writer_of(hub: Hub, who: Identity | None, request: Request) -> str:
-    """The repository of a path, for an account that may write to it.
+def writer_of(hub: Hub, identity: Identity | None, request: Request) -> str:
+    """Return the repository of a path, for an account that may write to it.
 
     Raises:
         AdapterhubError: It may not (`Access.check_write`).
@@ -46,45 +47,50 @@ def writer_of(hub: Hub, who: Identity | None, request: Request) -> str:
         parse_name(name, name)
     except RefError as error:
         raise OciError(400, "NAME_INVALID", str(error)) from error
-    hub.access.check_write(who, name)
+    hub.access.check_write(identity, name)
     if hub.settings.policy is not None:
         hub.settings.policy.check_name(name)
     return name
 
 
-def found(hub: Hub, worker: Worker, who: Identity | None, name: str) -> View:
-    """A repository that `who` may see, under its new name if it was moved.
+def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+    """Return a repository that a client may see, under its new name if it was renamed.
 
     Raises:
-        NoTokenError: Perhaps a token would help.
-        OciError: There is none, or `who` may not see it.
+        NoTokenError: It is missing or hidden, and a token might help.
+        OciError: It is missing, or hidden from this client.
     """
-    of = hub.visible(worker, who, name)
-    for _ in range(_MOVES):
-        if of is None or of.repository is None or not of.repository.moved_to:
+    current = hub.visible(worker, identity, name)
+    # Bounded: renames back and forth could form a circle.
+    for _ in range(_MAX_MOVES):
+        if current is None or current.repository is None or not current.repository.moved_to:
             break
-        of = hub.visible(worker, who, of.repository.moved_to)
-    if of is not None:
-        return of
-    if who is None:
+        current = hub.visible(worker, identity, current.repository.moved_to)
+    if current is not None:
+        return current
+    if identity is None:
         raise NoTokenError
     raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
 
 
 def check_open(worker: Worker, name: str) -> View | None:
-    """The repository that is about to be written to, None for a new one; OciError for a name that was removed or moved."""
-    of = view(worker, name)
-    if of is None and worker.registry.ledger.current(name).deleted:
-        raise OciError(400, "NAME_INVALID", f"{name}: this name was removed. Have it restored, or choose another name")
-    if of and of.repository and of.repository.moved_to:
-        raise OciError(400, "NAME_INVALID", f"{name}: was moved to {of.repository.moved_to}. Push to that")
-    if of and of.repository and of.repository.moved_from:
-        raise OciError(400, "NAME_INVALID", f"{name}: {of.repository.moved_from} is being moved here. Try again in a minute")
-    return of
+    """Return the repository about to be pushed to, None for a new one. OciError for a name that was removed or renamed."""
+    current = view(worker, name)
+    if current is None and worker.registry.ledger.current(name).deleted:
+        raise OciError(
+            400, "NAME_INVALID", f"{name}: this name was removed. Ask the operator to restore it, or choose another name"
+        )
+    if current and current.repository and current.repository.moved_to:
+        raise OciError(400, "NAME_INVALID", f"{name}: was moved to {current.repository.moved_to}. Push to that")
+    if current and current.repository and current.repository.moved_from:
+        raise OciError(
+            400, "NAME_INVALID", f"{name}: {current.repository.moved_from} is being moved here. Try again in a minute"
+        )
+    return current
 
 
 def check_tag(tag: str) -> str:
-    """Return what can be a tag; OciError for anything else."""
+    """Return a valid tag. OciError for anything else."""
     if not is_tag(tag):
         raise OciError(400, "MANIFEST_INVALID", f"{tag[:80]!r} is not a tag: use up to 128 of A-Z a-z 0-9 . _ -")
     return tag
@@ -94,7 +100,7 @@ def check_tag(tag: str) -> str:
 
 
 def parse_digest(text: str) -> str:
-    """Return a whole digest by sha256 or sha512; OciError for anything else."""
+    """Return a complete sha256 or sha512 digest. OciError for anything else."""
     algorithm, _, digits = text.partition(":")
     if not is_hex(digits, {"sha256": 64, "sha512": 128}.get(algorithm, -1)):
         raise OciError(400, "DIGEST_INVALID", f"{text[:80]!r} is not a digest: write sha256: or sha512: and all of its digits")
@@ -102,22 +108,22 @@ def parse_digest(text: str) -> str:
 
 
 def digest_of(data: bytes, like: str = "") -> str:
-    """The digest of bytes in memory, by the algorithm of `like`."""
+    """Return the digest of bytes, by the algorithm of the digest `like`."""
     return SHA512 + hashlib.sha512(data).hexdigest() if like.startswith(SHA512) else sha256_bytes(data)
 
 
 def stored(hub: Hub, digest: str) -> Digest:
-    """The sha256 of a digest; empty for a sha512 that nothing was sent under."""
+    """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
     return uploads.stored(hub.database, digest)
 
 
-def remember(hub: Hub, digest: str, of: Digest) -> None:
-    """Record the sha256 of what was sent under a sha512; nothing for other digests."""
+def remember(hub: Hub, digest: str, sha256: Digest) -> None:
+    """Record the sha256 of a blob uploaded under a sha512; does nothing for other digests."""
     if digest.startswith(SHA512):
-        hub.database.execute("INSERT INTO sha512 VALUES (?, ?) ON CONFLICT DO NOTHING", digest, of)
+        hub.database.execute("INSERT INTO sha512 VALUES (?, ?) ON CONFLICT DO NOTHING", digest, sha256)
 
 
 def known_as(hub: Hub, digest: Digest) -> str:
-    """The sha512 of a digest, if something was sent under that; else empty."""
+    """Return the sha512 under which a blob was uploaded, if any; else empty."""
     rows = hub.database.select("SELECT digest FROM sha512 WHERE sha256 = ?", digest)
     return str(rows[0][0]) if rows else ""

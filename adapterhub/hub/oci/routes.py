@@ -1,4 +1,4 @@
-"""What is answered of OCI distribution, by method and path."""
+"""The routes of OCI distribution, by method and path."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
 
 
 def routes() -> list[BaseRoute]:
-    """The routes, in the order in which they are tried."""
-    found: list[BaseRoute] = [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
-    return [*found, Route("/v2/{path:path}", answering(unknown), methods=list(_METHODS))]
+    """Return the routes, in the order in which they are tried."""
+    table_routes: list[BaseRoute] = [Route(path, answering(handler), methods=[method]) for method, path, handler in _ROUTES]
+    # The catch-all answers in the registry's error format.
+    return [*table_routes, Route("/v2/{path:path}", answering(unknown), methods=list(_METHODS))]
 
 
 async def unknown(_hub: Hub, request: Request) -> Response:
-    """What this registry has not."""
+    """Refuse endpoints that this registry does not have."""
     raise OciError(404, "UNSUPPORTED", f"{request.method} {request.url.path[:200]}: this registry has no such endpoint")

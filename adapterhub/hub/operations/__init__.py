@@ -1,7 +1,7 @@
-"""What who runs a hub needs besides it.
+"""Tools for the operator of a hub.
 
-routes.py    what is answered, by path
-health.py    whether it is fit to serve, for a load balancer and for `hub doctor`
-metrics.py   numbers for Prometheus
-backup.py    the whole hub in one file, and back
+routes.py       the routes, by path
+health.py       whether the hub is fit to serve, for a load balancer and for `hub doctor`
+prometheus.py   numbers for Prometheus
+backup.py       the whole hub in one file, and its restoration
 """

@@ -1,11 +1,12 @@
-"""A whole hub in one file, and back.
+"""Back up a whole hub into one file, and restore it.
 
-    oci-layout, index.json, blobs/sha256/<hex>    every blob, plain: an image layout that skopeo and oras read
+    oci-layout, index.json, blobs/sha256/<hex>    every blob, uncompressed: an image layout that skopeo and oras read
     refs/, bases/, merges/, hub/                  the logs
     hub.db                                        accounts, tokens, quotas, the audit log
 
-The hub may run meanwhile. What belongs together is listed under the write lock, hub.db is copied by SQLite, and a lease keeps
-the blobs from a gc; blobs and entries of logs never change. Every blob is compared with its digest on the way out and back.
+The hub may keep running. What belongs together is listed under the write lock, hub.db is copied by SQLite, and a lease keeps
+the blobs from a gc; blobs and log entries never change. Every blob is compared with its digest both when written and when
+restored.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from adapterhub_converters.errors import FormatError, IntegrityError
 
 _LAYOUT, _INDEX, _BLOBS = "oci-layout", "index.json", "blobs/sha256/"
 _LOGS = (REFS, *DOCUMENTS)
-_PART = ".json"
+_ENTRY_SUFFIX = ".json"
 Progress = Callable[[int, int], object] | None
-"""Called with bytes done and total bytes."""
+"""A callback for bytes done and total bytes."""
 
 
 def write(root: Path, out: Path, progress: Progress = None) -> int:
-    """Write the hub whose registry is in `root` to a new file, which only its owner can read; return its bytes.
+    """Write the hub with its registry in `root` to a new file that only its owner can read; return the file's size in bytes.
 
     Raises:
         OutputExistsError: The file exists.
@@ -49,17 +50,18 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
                 database.copy(copy)
                 entries = list(_entries(store))
                 digests = sorted(_digests(store))
+                # Note the blobs while the lock is held: from here on a gc spares them.
                 for digest in digests:
                     lease.note(digest)
                 index = store.files.read(store.root / _INDEX)
             sizes = {digest: store.size(digest) for digest in digests}
-            total, done = sum(size or 0 for size in sizes.values()), 0
+            total, copied_bytes = sum(size or 0 for size in sizes.values()), 0
             with open_new(path) as file:
-                _member(file, _LAYOUT, store.files.read(store.root / _LAYOUT))
-                _member(file, _INDEX, index)
-                _member(file, FILE, open_file.read_bytes(copy))
+                _write_member(file, _LAYOUT, store.files.read(store.root / _LAYOUT))
+                _write_member(file, _INDEX, index)
+                _write_member(file, FILE, open_file.read_bytes(copy))
                 for name in entries:
-                    _member(file, name, store.files.read(store.root / name))
+                    _write_member(file, name, store.files.read(store.root / name))
                 for digest, size in sizes.items():
                     if size is None:
                         raise IntegrityError(
@@ -67,33 +69,33 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
                         )
                     with store.opened(digest) as blob:
                         file.write(tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
-                        _copied(blob, file, size, digest)
+                        _copy_blob(blob, file, size, digest)
                         file.write(tar.padding(size))
-                    done += size
+                    copied_bytes += size
                     if progress:
-                        progress(done, total)
+                        progress(copied_bytes, total)
                 file.write(tar.END)
                 return file.tell()
 
 
 def open_new(path: Path) -> BinaryIO:
-    """A new file that only its owner can read."""
+    """Create a file that only its owner can read."""
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
-def _member(file: BinaryIO, name: str, data: bytes) -> None:
+def _write_member(file: BinaryIO, name: str, data: bytes) -> None:
     file.write(tar.header(name, len(data)) + data + tar.padding(len(data)))
 
 
 def _entries(store: Store) -> Iterator[str]:
-    """The files of all logs, below the store."""
+    """Yield the files of all logs, relative to the store."""
     for log in _LOGS:
         if store.files.exists(store.root / log):
             yield from (path.relative_to(store.root).as_posix() for path in _below(store, store.root / log))
 
 
 def _below(store: Store, folder: Path) -> Iterator[Path]:
-    yield from (path for path in store.files.listed(folder) if path.suffix == _PART)
+    yield from (path for path in store.files.listed(folder) if path.suffix == _ENTRY_SUFFIX)
     for inner in store.files.folders(folder):
         yield from _below(store, inner)
 
@@ -102,25 +104,29 @@ def _digests(store: Store) -> set[Digest]:
     return {*(f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name)), *store.packs.digests()}
 
 
-def _copied(source: BinaryIO, out: BinaryIO, size: int, digest: Digest) -> None:
-    """Copy a blob; IntegrityError if it does not have its digest."""
-    state, left = hashlib.sha256(), size
-    while left and (piece := source.read(min(CHUNK, left))):
-        state.update(piece)
+def _copy_blob(source: BinaryIO, out: BinaryIO, size: int, digest: Digest) -> None:
+    """Copy a blob.
+
+    Raises:
+        IntegrityError: Its bytes do not match its digest.
+    """
+    hasher, remaining = hashlib.sha256(), size
+    while remaining and (piece := source.read(min(CHUNK, remaining))):
+        hasher.update(piece)
         out.write(piece)
-        left -= len(piece)
-    if left or f"sha256:{state.hexdigest()}" != digest:
+        remaining -= len(piece)
+    if remaining or f"sha256:{hasher.hexdigest()}" != digest:
         raise IntegrityError(digest, "its bytes do not match its digest", "Check the registry", code="check-registry")
 
 
-# ---- back
+# ---- restoring
 
 
 def restore(file: Path, root: Path, progress: Progress = None) -> None:
-    """Make the folder of a registry, with its hub.db, of a backup.
+    """Create a registry's folder, with its hub.db, from a backup.
 
     Raises:
-        OutputExistsError: There is something in the folder.
+        OutputExistsError: The folder is not empty.
         FormatError: The file is not a backup.
         IntegrityError: A blob in it is damaged.
     """
@@ -128,38 +134,38 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
         length = source.seek(0, os.SEEK_END)
         members = tar.scan(source, length, str(file))
         for name in members:
-            if not _is_ours(name):
+            if not _is_backup_member(name):
                 raise FormatError(str(file), f"{name[:80]!r} is not part of a backup")
         if not {_LAYOUT, _INDEX, FILE} <= members.keys():
             raise FormatError(str(file), "not the backup of a hub, or not all of it")
-        total, done = sum(member.size for member in members.values()), 0
+        total, extracted_bytes = sum(member.size for member in members.values()), 0
         with atomic.whole(root) as new:
             for name, member in members.items():
-                _extracted(source, member, name, new)
-                done += member.size
+                _extract(source, member, name, new)
+                extracted_bytes += member.size
                 if progress:
-                    progress(done, total)
+                    progress(extracted_bytes, total)
             with closing(HubDatabase(new)) as database:
-                database.execute("DELETE FROM xet_epochs")  # what clients believe to have sent is not here
+                database.execute("DELETE FROM xet_epochs")  # clients would skip xorbs they sent to the old hub
                 database.execute("DELETE FROM devices")
-    Registry.open(root).close()  # makes registry.db of the logs
+    Registry.open(root).close()  # rebuilds registry.db from the logs
 
 
-def _is_ours(name: str) -> bool:
+def _is_backup_member(name: str) -> bool:
     if name in (_LAYOUT, _INDEX, FILE):
         return True
     if name.startswith(_BLOBS):
         return is_hex(name.removeprefix(_BLOBS))
-    return name.startswith(tuple(f"{log}/" for log in _LOGS)) and name.endswith(_PART)
+    return name.startswith(tuple(f"{log}/" for log in _LOGS)) and name.endswith(_ENTRY_SUFFIX)
 
 
-def _extracted(source: BinaryIO, member: Member, name: str, new: Path) -> None:
+def _extract(source: BinaryIO, member: Member, name: str, new: Path) -> None:
     path = new / name if name == FILE else new / FOLDER / name
     path.parent.mkdir(parents=True, exist_ok=True)
     source.seek(member.offset)
     with open_new(path) as out:
         if name.startswith(_BLOBS):
-            _copied(source, out, member.size, f"sha256:{path.name}")
+            _copy_blob(source, out, member.size, f"sha256:{path.name}")
         else:
             out.write(source.read(member.size))
     if name != FILE:

@@ -1,4 +1,4 @@
-"""Whether a hub is fit to serve: its database, its store, its disk; and what an operator should know besides."""
+"""Whether a hub is fit to serve: its database, its store, its disk; and what else an operator should know."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 
 _log = logging.getLogger("adapterhub.hub")
 _LEAST_FREE = 1 << 30  # bytes
-_SOON = 21 * 86400  # seconds before the end of a certificate
-_SKEW = 300.0  # seconds that a clock may be behind what it has written itself
+_SOON = 21 * 86400  # seconds before the end of a certificate that are worth a warning
+_SKEW = 300.0  # seconds a clock may be behind times the hub itself has written
 OK, WARNING, ERROR = "ok", "warning", "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, how it is (OK, WARNING or ERROR), and why."""
+    """The result of a check: what was checked, its state (OK, WARNING or ERROR), and the reason."""
 
     name: str
     state: str = OK
@@ -43,21 +43,21 @@ async def health(_request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """GET /ready: whether it can do its work; 503 otherwise, for a load balancer.
+    """GET /ready: whether the hub can do its work; 503 if not, for a load balancer.
 
-    What is wrong is named, and why only in the log: paths and hosts are not for everybody.
+    The response names the failed checks; the reasons are only in the log: paths and hosts are not for everybody.
     """
     hub: Hub = request.app.state.hub
-    found = await hub.workers.read(checks, hub.database, hub.store)
-    wrong = [one for one in found if one.state == ERROR]
-    for one in wrong:
-        _log.error("not ready: %s: %s", one.name, one.what)
-    answer = {"status": "not ready" if wrong else "ready", "checks": {one.name: one.state for one in found}}
-    return JSONResponse(answer, 503 if wrong else 200)
+    results = await hub.workers.read(checks, hub.database, hub.store)
+    failed = [check for check in results if check.state == ERROR]
+    for check in failed:
+        _log.error("not ready: %s: %s", check.name, check.what)
+    answer = {"status": "not ready" if failed else "ready", "checks": {check.name: check.state for check in results}}
+    return JSONResponse(answer, 503 if failed else 200)
 
 
 def checks(database: HubDatabase, store: Store) -> list[Check]:
-    """The database answers, the store can be written, and the disk has space."""
+    """Check that the database responds, the store can be written, and the disk has space."""
     return [
         _tried("database", lambda: _database(database)),
         _tried("store", lambda: _store(store)),
@@ -65,9 +65,9 @@ def checks(database: HubDatabase, store: Store) -> list[Check]:
     ]
 
 
-def _tried(name: str, look: Callable[[], Check]) -> Check:
+def _tried(name: str, check: Callable[[], Check]) -> Check:
     try:
-        return look()
+        return check()
     except (AdapterhubError, OSError) as error:
         return Check(name, ERROR, str(error))
 
@@ -79,6 +79,7 @@ def _database(database: HubDatabase) -> Check:
 
 
 def _store(store: Store) -> Check:
+    # Write for real: a disk may be full or mounted read-only.
     with store.files.temporary() as (_, file):
         file.write(b"x")
     return Check("store")
@@ -95,7 +96,7 @@ def _disk(folder: Path) -> Check:
 
 
 def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
-    """All that can be found out about a hub beside it, running or not.
+    """Return everything that can be checked about a hub from outside, running or not.
 
     Args:
         registry: The folder of its registry.
@@ -106,12 +107,12 @@ def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
     except AdapterhubError as error:
         return [Check("database", ERROR, str(error))]
     try:
-        found = checks(database, Store(registry / FOLDER))
-        found += [_tried("permissions", lambda: _permissions(database.path)), _tried("clock", lambda: _clock(database))]
-        found += [_tried("accounts", lambda: _accounts(database)), _tried("audit", lambda: _chain(database))]
+        results = checks(database, Store(registry / FOLDER))
+        results += [_tried("permissions", lambda: _permissions(database.path)), _tried("clock", lambda: _clock(database))]
+        results += [_tried("accounts", lambda: _accounts(database)), _tried("audit", lambda: _chain(database))]
     finally:
         database.close()
-    return [*found, _tried("certificate", lambda: _certificate(certificate))] if certificate else found
+    return [*results, _tried("certificate", lambda: _certificate(certificate))] if certificate else results
 
 
 def _permissions(path: Path) -> Check:
@@ -122,6 +123,7 @@ def _permissions(path: Path) -> Check:
 
 
 def _clock(database: HubDatabase) -> Check:
+    # The hub's own rows are the only other clock at hand.
     newest = max(row[0] or 0 for row in database.select("SELECT MAX(created) FROM tokens UNION SELECT MAX(time) FROM audit"))
     if newest > time.time() + _SKEW:
         return Check("clock", ERROR, "it is behind times that this hub has written; tokens last too long")
@@ -147,15 +149,19 @@ def _chain(database: HubDatabase) -> Check:
 
 def _certificate(path: Path) -> Check:
     ends = expires(path)
-    left = ends - time.time()
+    remaining = ends - time.time()
     day = datetime.datetime.fromtimestamp(ends, datetime.UTC).date()
-    if left < 0:
+    if remaining < 0:
         return Check("certificate", ERROR, f"it ended on {day}")
-    return Check("certificate", WARNING if left < _SOON else OK, f"it ends on {day}")
+    return Check("certificate", WARNING if remaining < _SOON else OK, f"it ends on {day}")
 
 
 def expires(path: Path) -> float:
-    """When the first certificate in a PEM file ends, in seconds since the epoch; FormatError for another file."""
+    """Return when the first certificate in a PEM file ends, in seconds since the epoch.
+
+    Raises:
+        FormatError: The file is not a certificate.
+    """
     from cryptography import x509
 
     try:

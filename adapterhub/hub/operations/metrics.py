@@ -1,6 +1,6 @@
-"""Numbers for Prometheus: requests by the template of their route, their times and bytes, uploads, versions, storage.
+"""Metrics for Prometheus: requests by route template, their times and bytes, uploads, versions, storage.
 
-No label is a name of an adapter or an account, so that the numbers tell no tenant of another, and their count is bounded.
+No label is the name of an adapter or an account: one tenant learns nothing about another, and the number of series is bounded.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from adapterhub.index import queries
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
-_FRESH = 30.0  # seconds that sums over the registry are kept
+_SUMS_TTL = 30.0  # seconds for which sums over the registry are reused
 
 
 class Metrics:
-    """The numbers of one hub."""
+    """The metrics of one hub."""
 
     def __init__(self, routes: Iterable[BaseRoute]) -> None:
         self.registry = CollectorRegistry()
-        more: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("hub_requests", "Requests.", ("method", "route", "status"), **more)
+        options: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("hub_requests", "Requests.", ("method", "route", "status"), **options)
         self.seconds = Histogram(
-            "hub_request_seconds", "Time until the end of the answer.", ("route",), buckets=_SECONDS, **more
+            "hub_request_seconds", "Time until the end of the answer.", ("route",), buckets=_SECONDS, **options
         )
-        self.received = Counter("hub_received_bytes", "Bytes of bodies that arrived.", **more)
-        self.sent = Counter("hub_sent_bytes", "Bytes of bodies that were sent.", **more)
-        self.uploads = Gauge("hub_uploads_open", "Uploads that have begun and not ended.", **more)
-        self.versions = Gauge("hub_versions", "Versions of adapters.", **more)
-        self.names = Gauge("hub_names", "Names that have versions.", **more)
-        self.stored = Gauge("hub_stored_bytes", "Bytes of the distinct files of all versions.", **more)
-        self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **more)
+        self.received = Counter("hub_received_bytes", "Bytes of bodies that arrived.", **options)
+        self.sent = Counter("hub_sent_bytes", "Bytes of bodies that were sent.", **options)
+        self.uploads = Gauge("hub_uploads_open", "Uploads that have begun and not ended.", **options)
+        self.versions = Gauge("hub_versions", "Versions of adapters.", **options)
+        self.names = Gauge("hub_names", "Names that have versions.", **options)
+        self.stored = Gauge("hub_stored_bytes", "Bytes of the distinct files of all versions.", **options)
+        self.free = Gauge("hub_disk_free_bytes", "Bytes that are free on the disk of the store.", **options)
         self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
         self._labeled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._until = 0.0
 
     def path(self, scope: Scope) -> str:
-        """The template of the route that answers a request."""
+        """Return the template of the route that answers a request."""
         return self._paths.get(scope["endpoint"], "other") if "endpoint" in scope else "other"
 
     def count(self, scope: Scope, status: int, seconds: float, *, received: int, sent: int) -> None:
-        """Count a request that was answered, and the bytes of its body and its answer's."""
+        """Count an answered request, with the bytes of its body and of the response's."""
         key = scope["method"] if scope["method"] in _METHODS else "other", self.path(scope), status
+        # `labels` takes a lock and builds strings: too much for each request.
         labeled = self._labeled.get(key)
         if labeled is None:
             labeled = self._labeled[key] = self.requests.labels(*key), self.seconds.labels(key[1])
@@ -66,10 +67,11 @@ class Metrics:
             self.sent.inc(sent)
 
     async def page(self, hub: Hub) -> bytes:
-        """The numbers as text."""
+        """Return the metrics as text."""
         self.uploads.set(hub.uploads.count)
+        # The sums read the whole index, and several servers of Prometheus may scrape at once.
         if self._until < time.monotonic():
-            self._until = time.monotonic() + _FRESH
+            self._until = time.monotonic() + _SUMS_TTL
             await hub.workers.run(self._sum)
         return generate_latest(self.registry)
 
@@ -82,7 +84,7 @@ class Metrics:
 
 
 class Measure:
-    """Around every request."""
+    """Middleware that times and counts every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -94,32 +96,32 @@ class Measure:
             return
         metrics, started, status, counted, received, sent = self._metrics, time.monotonic(), 500, False, 0, 0
 
-        async def receiving() -> Message:
+        async def count_received() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             return message
 
-        async def sending(message: Message) -> None:
+        async def count_sent(message: Message) -> None:
             nonlocal status, counted, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
             else:
                 sent += len(message.get("body", b""))
                 if not message.get("more_body"):
-                    counted = True  # before its client knows: who then asks for the numbers finds it in them
+                    counted = True  # count before the last byte is sent: a client that then reads the metrics finds its request
                     metrics.count(scope, status, time.monotonic() - started, received=received, sent=sent)
             await send(message)
 
         try:
-            await self._app(scope, receiving, sending)
+            await self._app(scope, count_received, count_sent)
         finally:
             if not counted:
                 metrics.count(scope, status, time.monotonic() - started, received=received, sent=sent)
 
 
 async def page(hub: Hub, request: Request) -> Response:
-    """GET /metrics; with a token where nothing is read without one."""
+    """GET /metrics; needs a token where everything else does."""
     if hub.identify(request) is None and hub.access.require_login:
         raise AnswerError(401, "", "the metrics of this hub need a token")
     metrics: Metrics = request.app.state.metrics

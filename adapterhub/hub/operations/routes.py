@@ -10,7 +10,7 @@ from . import health, metrics
 
 
 def routes() -> list[BaseRoute]:
-    """The routes."""
+    """Return the routes."""
     return [
         Route("/health", health.health),
         Route("/ready", health.ready),

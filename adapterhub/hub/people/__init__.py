@@ -1,1 +1,1 @@
-"""Accounts of a hub, and their tokens."""
+"""The accounts of a hub, and their tokens."""

@@ -1,6 +1,6 @@
-"""Accounts, the roles that they have in namespaces, and what holds in a namespace.
+"""Accounts, their roles in namespaces, and the settings of namespaces.
 
-An account owns the namespace of its own name. A role in the namespace `*` is one in every namespace.
+An account owns the namespace of its own name. A role in the namespace `*` holds in every namespace.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, UsageError
 
 ROLES = ("read", "write", "admin")
-"""Each may do what those before it may: read private adapters; push, tag and remove; manage members."""
+"""In ascending order, each including the ones before: read private adapters; push, tag and remove; manage members."""
 EVERYWHERE = "*"
 READERS = ("anyone", "accounts", "members")
-"""Who can read what is public in a namespace: those without a token too, those with one, or only those with a role there."""
+"""Who can read a namespace's public adapters: anyone, clients with a token, or only accounts with a role there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account as lists show it: its roles by namespace, without that in its own."""
+    """An account as shown in lists: its roles by namespace, except the one in its own."""
 
     name: str
     created: str
@@ -32,13 +32,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """What holds in a namespace.
+    """The settings of a namespace.
 
     Attributes:
         readers: One of READERS.
-        max_bytes: Of all its distinct files; None for no limit.
-        max_files: The number of those; None for no limit.
-        adapters_only: Whether OCI clients may push adapters only, and what is attached to them.
+        max_bytes: Limit for all its distinct files; None for no limit.
+        max_files: Limit for the number of these files; None for no limit.
+        adapters_only: Whether OCI clients may push only adapters and what is attached to them.
     """
 
     name: str
@@ -49,29 +49,33 @@ class Namespace:
 
 
 def check_role(role: str) -> None:
-    """Raise UsageError for a word that is no role."""
+    """Raise UsageError for an unknown role."""
     if role not in ROLES:
         raise UsageError(role, "not a role", f"Choose one of {', '.join(ROLES)}")
 
 
 def check_namespace(name: str) -> str:
-    """Return a name that a namespace or an account may have; RefError for another."""
+    """Return a valid name of a namespace or an account. RefError for any other text."""
     if "/" in name:
         raise RefError(name[:80], "is not a namespace", "Write it without a slash, like team")
     parse_name(f"{name}/x", name)
     return name
 
 
-def least(role: str, other: str) -> str:
-    """The role of two that may do less."""
-    return min(role, other, key=ROLES.index)
+def least(role: str, other_role: str) -> str:
+    """Return the lesser of two roles."""
+    return min(role, other_role, key=ROLES.index)
 
 
 # ---- accounts
 
 
 def add(database: HubDatabase, name: str) -> None:
-    """Add an account; one that was removed comes back without its roles and tokens. ConflictError if it is there."""
+    """Add an account; a removed one comes back without its roles and tokens.
+
+    Raises:
+        ConflictError: The account exists.
+    """
     check_namespace(name)
     with database.transaction():
         if database.select("SELECT 1 FROM accounts WHERE name = ? AND removed IS NULL", name):
@@ -80,9 +84,9 @@ def add(database: HubDatabase, name: str) -> None:
 
 
 def ensure(database: HubDatabase, name: str) -> None:
-    """Add an account if it is missing, within a transaction; who signed in as one that was removed is not it any more."""
-    gone = "DELETE FROM identities WHERE account = ? AND account IN (SELECT name FROM accounts WHERE removed IS NOT NULL)"
-    database.execute(gone, name)
+    """Add an account if it is missing, within a transaction. Identities linked to a removed account of that name are lost."""
+    sql = "DELETE FROM identities WHERE account = ? AND account IN (SELECT name FROM accounts WHERE removed IS NOT NULL)"
+    database.execute(sql, name)
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     database.execute(
         "INSERT INTO accounts (name, created) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET removed = NULL", name, created
@@ -90,7 +94,7 @@ def ensure(database: HubDatabase, name: str) -> None:
 
 
 def remove(database: HubDatabase, name: str) -> None:
-    """Remove an account: its tokens are revoked and its roles are gone; what it pushed stays."""
+    """Remove an account: its tokens are revoked and its roles deleted; what it pushed stays."""
     with database.transaction():
         if not database.execute("UPDATE accounts SET removed = ? WHERE name = ? AND removed IS NULL", time.time(), name):
             raise _no_account(name)
@@ -100,7 +104,7 @@ def remove(database: HubDatabase, name: str) -> None:
 
 
 def check_account(database: HubDatabase, name: str) -> None:
-    """Raise NotFoundError without an account of this name."""
+    """Raise NotFoundError unless an account of this name exists."""
     if not database.select("SELECT 1 FROM accounts WHERE name = ? AND removed IS NULL", name):
         raise _no_account(name)
 
@@ -114,7 +118,8 @@ def listed(database: HubDatabase) -> list[Account]:
     rows = database.select("SELECT name, created FROM accounts WHERE removed IS NULL ORDER BY name")
     members = database.select("SELECT account, namespace, role FROM members ORDER BY namespace")
     return [
-        Account(name, created, {namespace: role for who, namespace, role in members if who == name}) for name, created in rows
+        Account(name, created, {namespace: role for account, namespace, role in members if account == name})
+        for name, created in rows
     ]
 
 
@@ -122,7 +127,7 @@ def listed(database: HubDatabase) -> list[Account]:
 
 
 def set_member(database: HubDatabase, namespace: str, account: str, role: str) -> None:
-    """Give an account a role in a namespace, in place of that which it had."""
+    """Give an account a role in a namespace, in place of any previous one."""
     check_role(role)
     if namespace != EVERYWHERE:
         check_namespace(namespace)
@@ -136,15 +141,15 @@ def set_member(database: HubDatabase, namespace: str, account: str, role: str) -
 
 
 def remove_member(database: HubDatabase, namespace: str, account: str) -> None:
-    """Take an account's role in a namespace away; NotFoundError if it has none."""
+    """Remove an account's role in a namespace. NotFoundError if it has none."""
     if not database.execute("DELETE FROM members WHERE namespace = ? AND account = ?", namespace, account):
         raise NotFoundError(f"{account[:80]} in {namespace[:80]}", "no such member", code="no-such-account")
 
 
 def roles(database: HubDatabase, account: str) -> dict[str, str]:
-    """The roles of an account by namespace, that in its own among them."""
-    found = {str(name): str(role) for name, role in database.select(_MEMBER, account)}
-    return {**found, account: ROLES[-1]}
+    """Return the roles of an account by namespace, including the one in its own."""
+    by_namespace = {str(name): str(role) for name, role in database.select(_MEMBER, account)}
+    return {**by_namespace, account: ROLES[-1]}
 
 
 _MEMBER = "SELECT namespace, role FROM members WHERE account = ? ORDER BY namespace"
@@ -154,21 +159,21 @@ _MEMBER = "SELECT namespace, role FROM members WHERE account = ? ORDER BY namesp
 
 
 def namespace(database: HubDatabase, name: str) -> Namespace:
-    """What holds in a namespace."""
-    return next((one for one in namespaces(database) if one.name == name), Namespace(name))
+    """Return the settings of a namespace."""
+    return next((row for row in namespaces(database) if row.name == name), Namespace(name))
 
 
 def namespaces(database: HubDatabase) -> list[Namespace]:
-    """The namespaces that something was settled for, by name."""
+    """Return the namespaces that have settings, by name."""
     sql = "SELECT name, readers, max_bytes, max_files, adapters_only FROM namespaces ORDER BY name"
     return [Namespace(name, readers, size, files, bool(only)) for name, readers, size, files, only in database.select(sql)]
 
 
 def taken(database: HubDatabase) -> set[str]:
-    """The namespaces that are somebody's here.
+    """Return the namespaces that belong to somebody here.
 
-    Those of accounts, removed ones too; those with members or publishers, or a rule that makes members; those that a token is
-    limited to.
+    These are the ones of accounts, including removed ones; with members, publishers, or a rule that adds members; and those a
+    token is limited to.
     """
     sql = (
         "SELECT name FROM accounts UNION SELECT namespace FROM members UNION SELECT scope FROM publishers"
@@ -180,13 +185,13 @@ def taken(database: HubDatabase) -> set[str]:
     return {str(scope).partition("/")[0] for scope in scopes} - {EVERYWHERE}
 
 
-def settle(database: HubDatabase, wanted: Namespace) -> None:
-    """Settle what holds in a namespace."""
-    check_namespace(wanted.name)
-    if wanted.readers not in READERS:
-        raise UsageError("readers", f"{wanted.readers!r} is not one of {', '.join(READERS)}")
+def settle(database: HubDatabase, settings: Namespace) -> None:
+    """Set the settings of a namespace."""
+    check_namespace(settings.name)
+    if settings.readers not in READERS:
+        raise UsageError("readers", f"{settings.readers!r} is not one of {', '.join(READERS)}")
     database.execute(
         "INSERT INTO namespaces VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET readers = excluded.readers,"
         " max_bytes = excluded.max_bytes, max_files = excluded.max_files, adapters_only = excluded.adapters_only",
-        *(wanted.name, wanted.readers, wanted.max_bytes, wanted.max_files, int(wanted.adapters_only)),
+        *(settings.name, settings.readers, settings.max_bytes, settings.max_files, int(settings.adapters_only)),
     )

@@ -2,8 +2,8 @@
 
 Nobody may until the operator admits them by a rule, or links their identity to an account. A rule is an issuer and some claims,
 and gives a role or none. An identity is an issuer and a subject: a name or an e-mail address may belong to somebody else next
-year. Who comes for the first time gets a new account, whose name nobody has or had here, and no namespace either: an account
-owns the namespace of its name.
+year. The first sign-in creates a new account, with a name that no account or namespace has or had here, because an account owns
+the namespace of its name.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .accounts import EVERYWHERE, ROLES
 from .id_tokens import IdToken
 
 _EMAIL = "email"
-_RESERVED = ("anonymous", "mirror")  # what logs call those who have no account
+_RESERVED = ("anonymous", "mirror")  # names that logs use for clients without an account
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
-_LONGEST_NAME, _LONGEST_SUBJECT = 60, 255  # characters
+_MAX_NAME, _MAX_SUBJECT = 60, 255  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A rule: whom of an issuer it admits, and the role that they have in a namespace; an empty role is none.
+    """A rule: whom of an issuer it admits, and their role in a namespace; an empty role gives none.
 
     Attributes:
-        claims: What all must hold: claim to value; none admits everybody whom the issuer knows.
+        claims: Claims that must all match, name to value; without any, everybody at the issuer is admitted.
     """
 
     id: int
@@ -55,19 +55,19 @@ def add(
     namespace: str = EVERYWHERE,
     role: str = "",
 ) -> int:
-    """Admit those whose claims have all of some values; return the id of the rule.
+    """Admit people whose claims match; return the id of the rule.
 
     Args:
-        database: Where the rule goes.
-        issuer: Its URL.
-        claims: A claim that is a list must contain the value. Of `email`, which must be verified, a value like `@example.org`
-            is any address there.
-        everybody: Admit all whom the issuer knows, without `claims`.
-        namespace: Where the role holds.
-        role: One of ROLES, or empty for none besides that in their own namespaces.
+        database: The database the rule is added to.
+        issuer: The issuer's URL.
+        claims: Claim to value; a claim that is a list must contain the value. For `email`, which must be verified, a value such
+            as `@example.org` matches any address of that domain.
+        everybody: Admit everybody at the issuer, without `claims`.
+        namespace: The namespace in which they get the role.
+        role: One of ROLES, or empty for no role besides the one in their own namespace.
 
     Raises:
-        UsageError: Neither claims nor `everybody`, or both; a role, a namespace or an issuer that is none.
+        UsageError: Neither claims nor `everybody` are given, or both; or a role, namespace or issuer is invalid.
     """
     id_tokens.check_issuer(issuer)
     if role:
@@ -75,8 +75,8 @@ def add(
     if namespace != EVERYWHERE:
         accounts.check_namespace(namespace)
     if bool(claims) == everybody:
-        what = "admits everybody whom the issuer knows" if everybody else "no claim tells who is meant"
-        raise UsageError(issuer, what, "Name a claim, or admit everybody")
+        problem = "everybody is admitted, so the claims have no effect" if everybody else "no claim says who is admitted"
+        raise UsageError(issuer, problem, "Name a claim, or admit everybody")
     sql = "INSERT INTO admissions (issuer, claims, namespace, role) VALUES (?, ?, ?, ?) RETURNING id"
     with database.transaction():
         return int(database.select(sql, issuer, json.dumps(dict(claims)), namespace, role)[0][0])
@@ -89,7 +89,11 @@ def listed(database: HubDatabase) -> list[Admission]:
 
 
 def remove(database: HubDatabase, ident: int) -> None:
-    """Remove a rule, and the roles that it gave. NotFoundError without it."""
+    """Remove a rule, and the roles it gave.
+
+    Raises:
+        NotFoundError: There is no such rule.
+    """
     with database.transaction():
         if not database.execute("DELETE FROM admissions WHERE id = ?", ident):
             raise NotFoundError(str(ident), "no such rule", "List the rules", code="no-such-number", kind="admission")
@@ -108,73 +112,76 @@ def link(database: HubDatabase, account: str, issuer: str, subject: str) -> None
         database.execute(sql, issuer, _subject(subject), account)
 
 
-def enter(database: HubDatabase, who: IdToken, taken: Collection[str], *, mirrors: bool = False) -> str:
-    """The account of somebody who has logged in at their issuer, made if need be, with the roles that the rules now give.
+def enter(database: HubDatabase, id_token: IdToken, taken_names: Collection[str], *, mirrors: bool = False) -> str:
+    """Return the account of a person who logged in at their issuer, created if needed, with the roles the rules now give.
 
     Args:
-        database: Where accounts are.
-        who: What the issuer says of them.
-        taken: Namespaces that are in use, besides those of the database.
-        mirrors: The hub mirrors another one, where any name may be a namespace: that of a new account then ends in a number
-            that nobody chooses.
+        database: The database with the accounts.
+        id_token: The verified ID token.
+        taken_names: Namespaces in use, besides those in the database.
+        mirrors: Whether the hub mirrors another one, where any name may be a namespace: then the name of a new account ends in
+            random digits that nobody can choose.
 
     Raises:
         RefusedError: No rule admits them, or their account was removed.
     """
-    subject = _subject(who.claims.get("sub"))
+    subject = _subject(id_token.claims.get("sub"))
     with database.transaction():
         sql = (
             "SELECT i.account, i.linked, a.removed FROM identities i JOIN accounts a ON a.name = i.account"
             " WHERE i.issuer = ? AND i.subject = ?"
         )
-        rows = database.select(sql, who.issuer, subject)
+        rows = database.select(sql, id_token.issuer, subject)
         account, linked, removed = rows[0] if rows else ("", 0, None)
-        rules = [one for one in listed(database) if one.issuer == who.issuer and _admits(one, who.claims)]
+        rules = [rule for rule in listed(database) if rule.issuer == id_token.issuer and _admits(rule, id_token.claims)]
         admitted = removed is None and bool(linked or rules)
         if admitted and not account:
-            account = _free_name(who.claims, {*taken, *_names_in_use(database)}, mirrors=mirrors)
+            account = _free_name(id_token.claims, {*taken_names, *_names_in_use(database)}, mirrors=mirrors)
             accounts.ensure(database, account)
-            database.execute("INSERT INTO identities VALUES (?, ?, ?, 0)", who.issuer, subject, account)
+            database.execute("INSERT INTO identities VALUES (?, ?, ?, 0)", id_token.issuer, subject, account)
         if account:
-            _give(database, account, rules if admitted else ())
+            _set_rule_roles(database, account, rules if admitted else ())
+        # No longer admitted: end the sessions and devices that signed in this way.
         if account and not admitted:
             tokens.revoke_all(database, account, (tokens.BROWSER, tokens.DEVICE))
     if removed is not None:
         raise RefusedError(account, "this account was removed", "Ask the operator of the hub")
     if not admitted:
-        what = f"no rule of this hub admits you: you are {subject} at {who.issuer}"
-        raise RefusedError("sign-in", what, "Ask the operator of the hub")
+        problem = f"no rule of this hub admits you: you are {subject} at {id_token.issuer}"
+        raise RefusedError("sign-in", problem, "Ask the operator of the hub")
     return str(account)
 
 
 def _subject(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_SUBJECT or not value.isprintable():
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_SUBJECT or not value.isprintable():
         raise RefusedError("id token", "its claim sub is not a subject")
     return value
 
 
-def _give(database: HubDatabase, account: str, rules: Sequence[Admission]) -> None:
-    """Have an account the roles of rules, in place of those of earlier rules; what the operator gave it stays."""
+def _set_rule_roles(database: HubDatabase, account: str, rules: Sequence[Admission]) -> None:
+    """Give an account the roles of rules, in place of those of earlier rules; roles set by the operator stay."""
     database.execute("DELETE FROM members WHERE account = ? AND admission IS NOT NULL", account)
-    for one in sorted((one for one in rules if one.role), key=lambda one: -ROLES.index(one.role)):
+    for rule in sorted((rule for rule in rules if rule.role), key=lambda rule: -ROLES.index(rule.role)):
         sql = "INSERT INTO members (namespace, account, role, admission) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        database.execute(sql, one.namespace, account, one.role, one.id)
+        database.execute(sql, rule.namespace, account, rule.role, rule.id)
 
 
 # ---- claims
 
 
 def _admits(rule: Admission, claims: Mapping[str, Any]) -> bool:
-    return all(_email_is(claims, value) if name == _EMAIL else _has(claims, name, value) for name, value in rule.claims.items())
+    return all(
+        _email_matches(claims, value) if name == _EMAIL else _has(claims, name, value) for name, value in rule.claims.items()
+    )
 
 
 def _has(claims: Mapping[str, Any], name: str, value: str) -> bool:
-    found = claims.get(name)
-    return any(id_tokens.is_value(one, value) for one in (found if isinstance(found, list) else [found]))
+    claim = claims.get(name)
+    return any(id_tokens.is_value(item, value) for item in (claim if isinstance(claim, list) else [claim]))
 
 
-def _email_is(claims: Mapping[str, Any], value: str) -> bool:
-    """Whether an address that the issuer has verified is `value`, or in the domain of a value like `@example.org`."""
+def _email_matches(claims: Mapping[str, Any], value: str) -> bool:
+    """Return whether a verified address is `value`, or in its domain if that is like `@example.org`."""
     email = claims.get(_EMAIL)
     if claims.get("email_verified") not in (True, "true") or not isinstance(email, str) or not email.isascii():
         return False
@@ -185,25 +192,25 @@ def _email_is(claims: Mapping[str, Any], value: str) -> bool:
 # ---- names
 
 
-def _free_name(claims: Mapping[str, Any], taken: Collection[str], *, mirrors: bool) -> str:
-    """A name that nobody has, as near as may be to what they are called elsewhere."""
-    wanted = next(filter(None, (_name_of(claims.get(key)) for key in ("preferred_username", _EMAIL))), "person")
-    plain = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
-    names = (f"{wanted}-{secrets.token_hex(4)}" for _ in itertools.count()) if mirrors else plain
-    return next(name for name in names if name not in taken and name not in _RESERVED)
+def _free_name(claims: Mapping[str, Any], taken_names: Collection[str], *, mirrors: bool) -> str:
+    """Return an unused name, as close as possible to the person's name at the issuer."""
+    preferred = next(filter(None, (_name_of(claims.get(key)) for key in ("preferred_username", _EMAIL))), "person")
+    plain = itertools.chain([preferred], (f"{preferred}-{number}" for number in itertools.count(2)))
+    names = (f"{preferred}-{secrets.token_hex(4)}" for _ in itertools.count()) if mirrors else plain
+    return next(name for name in names if name not in taken_names and name not in _RESERVED)
 
 
 def _name_of(text: object) -> str:
-    """What can be a name of `ada`, `Ada Lovelace` or `ada@example.org`; empty for nothing."""
+    """Return a valid name made from `ada`, `Ada Lovelace` or `ada@example.org`; empty if there is none."""
     if not isinstance(text, str):
         return ""
     plain = unicodedata.normalize("NFKD", text[:1000].partition("@")[0]).encode("ascii", "ignore").decode().lower()
-    words = "".join(letter if letter in _LETTERS else " " for letter in plain)[:_LONGEST_NAME].split()
+    words = "".join(letter if letter in _LETTERS else " " for letter in plain)[:_MAX_NAME].split()
     name = "-".join(words)
     return name if is_name(f"{name}/x") else ""
 
 
 def _names_in_use(database: HubDatabase) -> set[str]:
-    """Every namespace that is somebody's, or that the operator has said anything about."""
+    """Return every namespace that belongs to somebody, or that the operator has configured."""
     sql = "SELECT name FROM namespaces UNION SELECT namespace FROM webhooks"
     return accounts.taken(database) | {name for (name,) in database.select(sql)}

@@ -1,7 +1,7 @@
-"""The audit log: who changed what, and who was refused, each row with a hash over itself and the hash before it.
+"""The audit log: who changed what and who was refused, each row with a hash over itself and the previous hash.
 
-A row that was changed, removed or inserted breaks the chain at that place. Rows cut off at the end do not: a checkpoint
-(`adapterhub.auditing`) notes the newest row elsewhere.
+A row changed, removed or inserted later breaks the chain at that point. Rows cut off at the end do not: a checkpoint
+(`adapterhub.auditing`) records the newest row elsewhere.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from adapterhub.store.chain import CHANGED, REMOVED, TRUNCATED, Fault
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
 _START = "0" * 64
-_MAX = 500  # characters of a text
+_MAX_TEXT = 500  # characters of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A row: what was done, to what, by which account, by the token with which first characters, from where.
+    """A row: action, name, detail, account, first characters of the token, and address.
 
     `id`, `time` (seconds since the epoch) and `hash` are set when it is recorded.
     """
@@ -41,21 +41,26 @@ class Event:
 def record(database: HubDatabase, event: Event) -> None:
     """Add a row."""
     texts = (event.account, event.token, event.action, event.name, event.detail, event.address)
-    kept = tuple(text.encode("utf-8", "replace").decode()[:_MAX] for text in texts)
+    stored_texts = tuple(text.encode("utf-8", "replace").decode()[:_MAX_TEXT] for text in texts)
+    # Read the newest hash and add the next row in one step: the chain must not fork.
     with database.transaction():
         rows = database.select("SELECT id, hash FROM audit ORDER BY id DESC LIMIT 1")
-        ident, before = (rows[0][0] + 1, rows[0][1]) if rows else (1, _START)
-        values = (ident, round(time.time(), 3), *kept)
-        database.execute(f"INSERT INTO audit ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *values, _hash(before, values))  # noqa: S608 - ours
+        ident, previous_hash = (rows[0][0] + 1, rows[0][1]) if rows else (1, _START)
+        values = (ident, round(time.time(), 3), *stored_texts)
+        database.execute(
+            f"INSERT INTO audit ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - our own columns
+            *values,
+            _hash(previous_hash, values),
+        )
 
 
 def _hash(before: str, values: tuple[Any, ...]) -> str:
-    # Of a type that JSON has not, only somebody else wrote a value, and no hash of it is right.
+    # The hub only writes JSON types. For any other type, written by somebody else, no hash is right.
     return hashlib.sha256((before + json.dumps(values, separators=(",", ":"), default=repr)).encode()).hexdigest()
 
 
 def events(database: HubDatabase, *, name: str = "", account: str = "", limit: int = 100) -> list[Event]:
-    """Return the newest rows, those of a name (or of a namespace) and of an account if these are given."""
+    """Return the newest rows, filtered by name (or namespace) and by account if these are given."""
     sql = (
         f"SELECT {_COLUMNS} FROM audit WHERE (? = '' OR name = ? OR substr(name, 1, length(?) + 1) = ? || '/')"  # noqa: S608 - ours
         " AND (? = '' OR account = ?) ORDER BY id DESC LIMIT ?"
@@ -64,37 +69,36 @@ def events(database: HubDatabase, *, name: str = "", account: str = "", limit: i
 
 
 def _event(row: tuple[Any, ...]) -> Event:
-    ident, moment, account, token, action, name, detail, address, found = row
-    return Event(action, name, detail, account, token, address, ident, moment, found)
+    ident, time, account, token, action, name, detail, address, row_hash = row
+    return Event(action, name, detail, account, token, address, ident, time, row_hash)
 
 
-def follow(database: HubDatabase, noted: tuple[int, str] | None = None) -> tuple[tuple[int, str] | None, Fault | None]:
-    """Read all rows, each of which must follow from the one before it, and pass one that was noted before.
+def follow(database: HubDatabase, checkpoint: tuple[int, str] | None = None) -> tuple[tuple[int, str] | None, Fault | None]:
+    """Verify that each row follows from the previous one, and that a row recorded in a checkpoint is unchanged.
 
     Args:
-        database: The hub's.
-        noted: The number and the hash of a row that was the newest once.
+        database: The hub's database.
+        noted: The number and hash of a row that was the newest at some time.
 
     Returns:
-        The number and the hash of the newest row, None without any; and the first row that is not as it was written, None if
-        all are.
+        The number and hash of the newest row, None if there are no rows; and the first broken row, None if all are intact.
     """
 
     def fault(kind: str, what: str) -> Fault:
-        return Fault(f"audit row {following}", kind, what)
+        return Fault(f"audit row {number}", kind, what)
 
-    newest, before, following = None, _START, 1
-    recorded = database.has_table("audit")  # hub.db had none in its first versions
+    newest, previous_hash, number = None, _START, 1
+    recorded = database.has_table("audit")  # the first versions of hub.db had no audit log
     sql = f"SELECT {_COLUMNS} FROM audit WHERE id >= ? ORDER BY id LIMIT 1000"  # noqa: S608 - ours
-    while recorded and (rows := database.select(sql, following)):
-        for *values, found in rows:
-            if values[0] != following:
+    while recorded and (rows := database.select(sql, number)):
+        for *values, row_hash in rows:
+            if values[0] != number:
                 return newest, fault(REMOVED, "is missing, and later rows are there")
-            if _hash(before, tuple(values)) != found:
+            if _hash(previous_hash, tuple(values)) != row_hash:
                 return newest, fault(CHANGED, "does not follow from the one before it")
-            if noted and noted[0] == following and noted[1] != found:
+            if checkpoint and checkpoint[0] == number and checkpoint[1] != row_hash:
                 return newest, fault(CHANGED, "is not the row that the checkpoint has, or follows other rows")
-            newest, before, following = (following, found), found, following + 1
-    if noted and noted[0] >= following:
-        return newest, fault(TRUNCATED, f"is missing, and the checkpoint has {noted[0]} rows")
+            newest, previous_hash, number = (number, row_hash), row_hash, number + 1
+    if checkpoint and checkpoint[0] >= number:
+        return newest, fault(TRUNCATED, f"is missing, and the checkpoint has {checkpoint[0]} rows")
     return newest, None

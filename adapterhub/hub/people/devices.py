@@ -1,7 +1,7 @@
-"""Logins of devices (RFC 8628): a program shows a code, a person approves it elsewhere, and the program gets a token.
+"""Device logins (RFC 8628): a program shows a code, a person approves it in a browser, and the program gets a token.
 
-The token expires, and comes with another one to renew it, which is good for one use. A second use of it means that somebody
-else has it, so that the login ends for both (RFC 9700, 4.14.2).
+The token expires, and comes with a refresh token that is good for one use. A second use means that somebody else has it, so the
+login ends for both (RFC 9700, 4.14.2).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from .accounts import ROLES
 from .tokens import DEVICE, SERVICE, Identity
 
 EXPIRES, INTERVAL = 900, 5
-"""Seconds until a code is forgotten, and between two questions about it."""
+"""Seconds until a code expires, and between two polls for it."""
 TOKEN_LIFETIME = 30 * 86400  # seconds; clients renew a token a day before its end
-_RENEWABLE = 90 * 86400  # seconds
-_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # without vowels, so that no code is a word, and without what looks alike
+_REFRESH_LIFETIME = 90 * 86400  # seconds
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels, so that no code is a word, and no letters that look alike
 _LENGTH = 8
-_MOST = 1000  # codes that wait
+_MOST = 1000  # logins waiting for approval
 _YES, _NO = "approved", "denied"
 
 
 class DeviceError(Exception):
-    """A program gets no token, or not yet; `str()` is the error's code in OAuth."""
+    """A program gets no token, or not yet; `str()` is the OAuth error code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A login that waits: the code for people, from which address it was begun, and when it ends."""
+    """A pending login: the person's code, the address it was begun from, and when it expires."""
 
     code: str
     address: str
@@ -43,7 +43,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A token of an account, the one that renews it, and the seconds that the first is good for."""
+    """A token for an account, its refresh token, and the seconds until the token expires."""
 
     account: str
     token: str
@@ -52,10 +52,15 @@ class Granted:
 
 
 def begin(database: HubDatabase, address: str) -> tuple[str, str]:
-    """Begin a login; return the program's code and the person's, like BCDF-GHJK. RefusedError if too many wait."""
+    """Begin a login; return the program's code and the person's, such as BCDF-GHJK.
+
+    Raises:
+        RefusedError: Too many logins are pending.
+    """
     device, now = secrets.token_urlsafe(32), time.time()
     with database.transaction():
         database.execute("DELETE FROM devices WHERE expires < ?", now)
+        # Anybody may begin logins, so their number is limited.
         if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MOST:
             raise RefusedError("login", "too many logins wait for approval", "Try again in some minutes")
         code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
@@ -69,25 +74,37 @@ def _plain(code: str) -> str:
 
 
 def waiting(database: HubDatabase, code: str) -> Login:
-    """The login that a person's code stands for; NotFoundError without one that waits."""
+    """Return the pending login with a person's code.
+
+    Raises:
+        NotFoundError: There is none.
+    """
     sql = "SELECT code, address, expires FROM devices WHERE code = ? AND expires > ? AND answer IS NULL"
-    for found, address, expires in database.select(sql, _plain(code[:40]), time.time()):
-        return Login(f"{found[:4]}-{found[4:]}", address, expires)
+    for stored_code, address, expires in database.select(sql, _plain(code[:40]), time.time()):
+        return Login(f"{stored_code[:4]}-{stored_code[4:]}", address, expires)
     raise NotFoundError(code[:40], "no login waits for this code", "Check the code, or begin the login again")
 
 
-def approve(database: HubDatabase, code: str, who: Identity) -> Login:
-    """Let a login have a token that may do what `who` may; RefusedError if the token of a service would outlive its end."""
-    if who.roles is None and who.expires is not None:
-        what = "this token of a service expires, and the login would go on without it"
-        raise RefusedError(who.account, what, "Approve it with a token of your account")
-    kind = SERVICE if who.roles is None else DEVICE
-    values = (_YES, who.account, who.role, json.dumps(list(who.namespaces)), kind)
+def approve(database: HubDatabase, code: str, identity: Identity) -> Login:
+    """Grant a login a token with the rights of `identity`.
+
+    Raises:
+        RefusedError: `identity` is a service token that expires, and the login could outlive it.
+    """
+    if identity.roles is None and identity.expires is not None:
+        problem = "this token of a service expires, and the login would go on without it"
+        raise RefusedError(identity.account, problem, "Approve it with a token of your account")
+    kind = SERVICE if identity.roles is None else DEVICE
+    values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind)
     return _answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?", *values)
 
 
 def approve_as(database: HubDatabase, code: str, account: str) -> Login:
-    """Let a login have a token that may do what an account may; NotFoundError without that account."""
+    """Grant a login a token with the rights of an account.
+
+    Raises:
+        NotFoundError: There is no such account.
+    """
     accounts.check_account(database, account)
     return approve(database, code, Identity(account, ROLES[-1], roles={}))
 
@@ -99,13 +116,17 @@ def deny(database: HubDatabase, code: str) -> Login:
 
 def _answer(database: HubDatabase, code: str, changes: str, *values: object) -> Login:
     with database.transaction():
-        found = waiting(database, code)
-        database.execute(f"UPDATE devices SET {changes} WHERE code = ?", *values, _plain(found.code))  # noqa: S608 - ours
-    return found
+        login = waiting(database, code)
+        database.execute(f"UPDATE devices SET {changes} WHERE code = ?", *values, _plain(login.code))  # noqa: S608 - ours
+    return login
 
 
 def collect(database: HubDatabase, device: str) -> Granted:
-    """The token of a login that was approved, once; DeviceError with the reason otherwise."""
+    """Return the token of an approved login, once.
+
+    Raises:
+        DeviceError: The login is pending, refused or expired.
+    """
     key, now = tokens.hashed(device), time.time()
     with database.transaction():
         sql = "SELECT expires, polled, answer, account, role, namespaces, kind FROM devices WHERE hash = ?"
@@ -116,10 +137,10 @@ def collect(database: HubDatabase, device: str) -> Granted:
         if answer is not None:
             database.execute("DELETE FROM devices WHERE hash = ?", key)
             if answer == _YES:
-                accounts.check_account(database, account)  # it may have been removed since
+                accounts.check_account(database, account)  # it may have been removed since the approval
                 names = tokens.names(namespaces)
-                found = Identity(account, role, names)
-                return _grant(database, found, kind, secrets.token_hex(8))
+                identity = Identity(account, role, names)
+                return _grant(database, identity, kind, secrets.token_hex(8))
         else:
             database.execute("UPDATE devices SET polled = ? WHERE hash = ?", now, key)
     if answer is not None:
@@ -128,7 +149,11 @@ def collect(database: HubDatabase, device: str) -> Granted:
 
 
 def renew(database: HubDatabase, refresh: str) -> Granted:
-    """Another token for a login; DeviceError for one that has ended."""
+    """Return a new token for a login.
+
+    Raises:
+        DeviceError: The login has ended.
+    """
     now = time.time()
     with database.transaction():
         sql = (
@@ -136,28 +161,29 @@ def renew(database: HubDatabase, refresh: str) -> Granted:
             " FROM refreshes r JOIN tokens t ON t.id = r.token WHERE r.hash = ?"
         )
         rows = database.select(sql, tokens.hashed(refresh))
-        good = False
+        is_valid = False
         if rows:
-            family, used, expires, old, account, role, namespaces, kind, revoked = rows[0]
-            good = used is None and revoked is None and expires > now
+            family, used, expires, old_token, account, role, namespaces, kind, revoked = rows[0]
+            is_valid = used is None and revoked is None and expires > now
             if used is not None:
-                database.execute(_END, now, family)
-            if good:
+                # The refresh token was used before, so it has leaked: end every token of this login.
+                database.execute(_END_FAMILY, now, family)
+            if is_valid:
                 database.execute("UPDATE refreshes SET used = ? WHERE hash = ?", now, tokens.hashed(refresh))
-                database.execute("UPDATE tokens SET revoked = ? WHERE id = ?", now, old)
+                database.execute("UPDATE tokens SET revoked = ? WHERE id = ?", now, old_token)
                 names = tokens.names(namespaces)
                 return _grant(database, Identity(account, role, names), kind, family)
     raise DeviceError("invalid_grant")
 
 
-_END = "UPDATE tokens SET revoked = ? WHERE revoked IS NULL AND id IN (SELECT token FROM refreshes WHERE family = ?)"
+_END_FAMILY = "UPDATE tokens SET revoked = ? WHERE revoked IS NULL AND id IN (SELECT token FROM refreshes WHERE family = ?)"
 
 
-def _grant(database: HubDatabase, who: Identity, kind: str, family: str) -> Granted:
-    limits = tokens.Limits(namespaces=who.namespaces, kind=kind, lifetime=TOKEN_LIFETIME)
-    token, ident = tokens.issue(database, who.account, who.role, **limits)
+def _grant(database: HubDatabase, identity: Identity, kind: str, family: str) -> Granted:
+    limits = tokens.Limits(namespaces=identity.namespaces, kind=kind, lifetime=TOKEN_LIFETIME)
+    token, ident = tokens.issue(database, identity.account, identity.role, **limits)
     refresh = secrets.token_urlsafe(32)
     database.execute("DELETE FROM refreshes WHERE expires < ?", time.time())
     sql = "INSERT INTO refreshes (hash, family, token, expires) VALUES (?, ?, ?, ?)"
-    database.execute(sql, tokens.hashed(refresh), family, ident, time.time() + _RENEWABLE)
-    return Granted(who.account, token, refresh, TOKEN_LIFETIME)
+    database.execute(sql, tokens.hashed(refresh), family, ident, time.time() + _REFRESH_LIFETIME)
+    return Granted(identity.account, token, refresh, TOKEN_LIFETIME)

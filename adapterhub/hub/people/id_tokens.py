@@ -1,7 +1,7 @@
-"""ID tokens of people and of CI jobs (OpenID Connect Core 1.0): who signed them, for whom they are, whether they are in force.
+"""ID tokens of people and of CI jobs (OpenID Connect Core 1.0): verify signature, audience and validity.
 
-Nothing in a token is believed before its signature was verified with a key of its issuer, and only issuers that the operator
-has named are asked for keys. RS256 and ES256 are what providers use; anything else, `none` first of all, is refused.
+Nothing in a token is trusted before its signature is verified with a key of its issuer, and keys are requested only from
+issuers the operator has named. Providers use RS256 and ES256; any other algorithm, `none` first of all, is refused.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 
-_WHERE = "id token"
+_LOCATION = "id token"
 _MAX_TOKEN = 16 << 10  # characters
 _MAX_DOCUMENT = 1 << 20  # bytes
 _LEEWAY = 60  # seconds that clocks may differ
-_LONGEST = 86400  # seconds that a token may be in force
-_FRESH, _AGAIN = 3600.0, 60.0  # seconds that keys are kept, and between two looks for a key that is not among them
-_MOST = 100  # keys of an issuer
-_BITS = range(2048, 8193)
+_MAX_VALIDITY = 86400  # the longest validity of a token that is accepted, in seconds
+_KEYS_TTL, _REFETCH_INTERVAL = 3600.0, 60.0  # seconds for which keys are reused, and between fetches for an unknown key id
+_MOST = 100  # keys kept of an issuer
+_RSA_BITS = range(2048, 8193)
 
 
 @dataclass(frozen=True, slots=True)
 class IdToken:
-    """A verified token: its issuer and its claims; `ident` is what no second one may have."""
+    """A verified token: its issuer and claims; `ident` is unique to it, so that it can be used only once."""
 
     issuer: str
     claims: Mapping[str, Any]
@@ -44,65 +44,65 @@ class IdToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What an issuer publishes of itself, and its keys."""
+class IssuerConfiguration:
+    """The published configuration of an issuer, and its keys."""
 
     about: Mapping[str, Any]
     keys: Sequence[dict[str, Any]]
 
 
 def issuer_of(token: str) -> str:
-    """The issuer that a token names, which proves nothing: to find out whose keys to verify it with."""
+    """Return the issuer a token names, to find the keys to verify it with. The name alone proves nothing."""
     return str(_parsed(token)[1].get("iss", ""))
 
 
 def _parsed(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
-    """Header, claims, what was signed, and the signature."""
+    """Return header, claims, the signed bytes, and the signature."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > _MAX_TOKEN or not token.isascii():
-        raise FormatError(_WHERE, "not a signed JSON web token")
+        raise FormatError(_LOCATION, "not a signed JSON web token")
     header, claims, signature = (_decoded(part) for part in parts)
     signed = token.rpartition(".")[0].encode()
-    return json_file.parse_object(header, _WHERE), json_file.parse_object(claims, _WHERE), signed, signature
+    return json_file.parse_object(header, _LOCATION), json_file.parse_object(claims, _LOCATION), signed, signature
 
 
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise FormatError(_WHERE, "not a JSON web token: a part is not in base64url") from error
+        raise FormatError(_LOCATION, "not a JSON web token: a part is not in base64url") from error
 
 
-def is_value(found: object, value: str) -> bool:
-    """Whether a claim has exactly a value; numbers and booleans as JSON writes them."""
-    return found == value if isinstance(found, str) else found is not None and json.dumps(found) == value
+def is_value(claim: object, value: str) -> bool:
+    """Return whether a claim has exactly a value; numbers and booleans are compared in their JSON form."""
+    return claim == value if isinstance(claim, str) else claim is not None and json.dumps(claim) == value
 
 
 class Issuers:
-    """What issuers publish, where people log in and their keys, fetched when it is needed through the proxies of `proxy`."""
+    """The configurations and keys of issuers, fetched on demand, through the proxies of `proxy`."""
 
     def __init__(self, proxy: ProxyOf = no_proxy, clock: Callable[[], float] = time.monotonic) -> None:
         self._proxy, self._clock = proxy, clock
-        self._known: dict[str, tuple[float, Published]] = {}
-        self._turns: dict[str, threading.Lock] = {}  # no issuer waits for a slow one
+        self._known: dict[str, tuple[float, IssuerConfiguration]] = {}
+        self._turns: dict[str, threading.Lock] = {}  # one per issuer, so that a slow issuer delays only itself
 
     def about(self, issuer: str) -> Mapping[str, Any]:
-        """What an issuer publishes of itself (OpenID Connect Discovery 1.0)."""
-        return self._published(issuer, lambda _found: True).about
+        """Return the configuration of an issuer (OpenID Connect Discovery 1.0)."""
+        return self._configuration_of(issuer, lambda _configuration: True).about
 
     def keys(self, issuer: str, ident: object) -> list[dict[str, Any]]:
-        """The keys of an issuer with an id, fetched again if there is none of it."""
-        return _named(self._published(issuer, lambda found: bool(_named(found.keys, ident))).keys, ident)
+        """Return the keys of an issuer with an id; fetch them again if there is none."""
+        return _named(self._configuration_of(issuer, lambda configuration: bool(_named(configuration.keys, ident))).keys, ident)
 
-    def _published(self, issuer: str, enough: Callable[[Published], bool]) -> Published:
-        """What was fetched in the last hour; fetched again, at most once a minute, if that is not enough."""
+    def _configuration_of(self, issuer: str, is_enough: Callable[[IssuerConfiguration], bool]) -> IssuerConfiguration:
+        """Return a configuration of the last hour; fetch it again, at most once a minute, unless `is_enough` accepts it."""
         with self._turns.setdefault(issuer, threading.Lock()):
-            fetched, found = self._known.get(issuer, (float("-inf"), Published({}, ())))
-            age = self._clock() - fetched
-            if age > _FRESH or (not enough(found) and age > _AGAIN):
-                found = _fetched(issuer, self._proxy)
-                self._known[issuer] = self._clock(), found
-        return found
+            fetched_at, configuration = self._known.get(issuer, (float("-inf"), IssuerConfiguration({}, ())))
+            age = self._clock() - fetched_at
+            if age > _KEYS_TTL or (not is_enough(configuration) and age > _REFETCH_INTERVAL):
+                configuration = _fetch_configuration(issuer, self._proxy)
+                self._known[issuer] = self._clock(), configuration
+        return configuration
 
 
 def _named(keys: Sequence[dict[str, Any]], ident: object) -> list[dict[str, Any]]:
@@ -110,31 +110,31 @@ def _named(keys: Sequence[dict[str, Any]], ident: object) -> list[dict[str, Any]
 
 
 def client_of(issuer: str, proxy: ProxyOf, secrets: Callable[[], Sequence[str]] = tuple) -> Client:
-    """The client for the documents of an issuer: one try, ten seconds, and nothing nearer to this machine than it is."""
+    """Return a client for an issuer's documents: one attempt, ten seconds, and never closer to this machine than the issuer."""
     return Client(issuer, pauses=(), timeout=10.0, proxy=proxy, secrets=secrets)
 
 
 def document(client: Client, issuer: str, url: object, method: str = "GET", **more: Any) -> dict[str, Any]:
-    """A JSON object that an issuer has at an address, which it names itself; `more` goes to `Client.ask`."""
+    """Return a JSON object at an address named by the issuer; `options` are passed to `Client.ask`."""
     if not isinstance(url, str) or origin(url, issuer)[0] != origin(issuer, issuer)[0]:
         raise FormatError(issuer, "its configuration has no valid HTTPS address")
     answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **more)
     return json_file.parse_object(answer.body, issuer)
 
 
-def _fetched(issuer: str, proxy: ProxyOf) -> Published:
-    """What an issuer publishes now."""
+def _fetch_configuration(issuer: str, proxy: ProxyOf) -> IssuerConfiguration:
+    """Fetch the configuration and the keys of an issuer."""
     check_issuer(issuer)
     with closing(client_of(issuer, proxy)) as client:
         about = document(client, issuer, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if about.get("issuer") != issuer:
             raise FormatError(issuer, "its configuration names another issuer")
         keys = document(client, issuer, about.get("jwks_uri")).get("keys")
-    return Published(about, [key for key in keys[:_MOST] if isinstance(key, dict)] if isinstance(keys, list) else [])
+    return IssuerConfiguration(about, [key for key in keys[:_MOST] if isinstance(key, dict)] if isinstance(keys, list) else [])
 
 
 def check_issuer(issuer: str) -> None:
-    """Raise UsageError or RefusedError for what is not the URL of an issuer: with TLS, unless it is this machine."""
+    """Raise UsageError or RefusedError unless a text is the URL of an issuer, with TLS unless on this machine."""
     scheme, host, _ = origin(issuer, issuer, typed=True)
     if scheme != "https" and not is_loopback(host):
         raise RefusedError(issuer, "its keys are not served over HTTPS", "Use https")
@@ -144,33 +144,34 @@ def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: flo
     """Verify a token of an issuer for an audience.
 
     Args:
-        token: As it was sent.
-        issuer: Whom it must be of.
-        audience: Whom it must be for, and nobody besides.
-        issuers: Where the issuer's keys are from.
+        token: The token as sent.
+        issuer: The issuer it must be from.
+        audience: The only audience it may have.
+        issuers: Provides the issuer's keys.
         now: Seconds since the epoch.
-        nonce: What the login that asked for it has; None for a token that no login asked for.
+        nonce: The nonce of the login that requested it; None for a token without a login.
 
     Raises:
-        AdapterhubError: It is not one, is not in force, or its issuer's keys cannot be had.
+        AdapterhubError: The token is invalid or expired, or the issuer's keys cannot be fetched.
     """
     header, claims, signed, signature = _parsed(token)
     if claims.get("iss") != issuer:
-        raise RefusedError(_WHERE, "it was issued by another issuer")
+        raise RefusedError(_LOCATION, "it was issued by another issuer")
     algorithm = header.get("alg")
     if algorithm not in _VERIFIERS or "crit" in header:
-        raise RefusedError(_WHERE, f"signed by {str(algorithm)[:20]!r}, which is not accepted")
+        raise RefusedError(_LOCATION, f"signed by {str(algorithm)[:20]!r}, which is not accepted")
     if not any(_VERIFIERS[algorithm](key, signed, signature) for key in issuers.keys(issuer, header.get("kid"))):
-        raise RefusedError(_WHERE, "it is not signed with any of the issuer's keys")
-    said = claims.get("aud")
-    if said not in (audience, [audience]):
-        raise RefusedError(_WHERE, f"it is for {str(said)[:200]}, not for {audience}")
+        raise RefusedError(_LOCATION, "it is not signed with any of the issuer's keys")
+    token_audience = claims.get("aud")
+    if token_audience not in (audience, [audience]):
+        raise RefusedError(_LOCATION, f"it is for {str(token_audience)[:200]}, not for {audience}")
     if nonce is not None and claims.get("nonce") != nonce:
-        raise RefusedError(_WHERE, "it belongs to another login")
+        raise RefusedError(_LOCATION, "it belongs to another login")
     expires, begins = _time(claims, "exp"), _time(claims, "nbf", now)
     issued = _time(claims, "iat", begins)
-    if not max(begins, issued) - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _LONGEST:
-        raise RefusedError(_WHERE, "it is not valid now, or it is valid for too long")
+    if not max(begins, issued) - _LEEWAY <= now < expires + _LEEWAY or expires - issued > _MAX_VALIDITY:
+        raise RefusedError(_LOCATION, "it is not valid now, or it is valid for too long")
+    # A token without an id is identified by its bytes.
     ident = claims.get("jti")
     unique = ident if isinstance(ident, str) and ident else token
     return IdToken(issuer, claims, hashlib.sha256(f"{issuer}\n{unique}".encode()).hexdigest(), expires)
@@ -179,7 +180,7 @@ def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: flo
 def _time(claims: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = claims.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
-        raise FormatError(_WHERE, f"its claim {name} is not a time")
+        raise FormatError(_LOCATION, f"its claim {name} is not a time")
     return float(value)
 
 
@@ -195,7 +196,7 @@ def _rs256(key: Mapping[str, Any], signed: bytes, signature: bytes) -> bool:
         return False
     try:
         n, e = (int.from_bytes(_decoded(str(key.get(name, "")))) for name in ("n", "e"))
-        if n.bit_length() not in _BITS:
+        if n.bit_length() not in _RSA_BITS:
             return False
         rsa.RSAPublicNumbers(e, n).public_key().verify(signature, signed, padding.PKCS1v15(), hashes.SHA256())
     except (InvalidSignature, ValueError, AdapterhubError):

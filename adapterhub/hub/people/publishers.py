@@ -1,7 +1,7 @@
-"""Trusted publishers: CI jobs that may push without a secret, known by what their provider says of them (RFC 8693).
+"""Trusted publishers: CI jobs that may push without a secret, recognized by the claims of their ID token (RFC 8693).
 
-A publisher is an issuer and the exact values of some claims, for a repository or a namespace. Its ID token is exchanged for a
-token of one hour, once.
+A publisher is an issuer and the exact values of some claims, for a repository or a namespace. Its ID token can be exchanged,
+once, for a token valid for an hour.
 """
 
 from __future__ import annotations
@@ -20,13 +20,22 @@ from . import accounts, id_tokens, tokens
 from .id_tokens import Issuers
 
 LIFETIME = 3600  # seconds
-# Claims that tell who publishes: one of them must be given, or every job at a provider would be trusted.
-_TELLING = ("sub", "repository", "repository_id", "project_path", "project_id", "workflow_ref", "job_workflow_ref", "email")
+# Claims that identify a publisher: without any of them, every job at the provider would be trusted.
+_IDENTIFYING_CLAIMS = (
+    "sub",
+    "repository",
+    "repository_id",
+    "project_path",
+    "project_id",
+    "workflow_ref",
+    "job_workflow_ref",
+    "email",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Who may publish `scope`, a repository or a namespace, and the account that the log names."""
+    """A publisher trusted for `scope`, a repository or a namespace, and the account its pushes are logged under."""
 
     id: int
     scope: str
@@ -36,17 +45,17 @@ class Publisher:
 
 
 def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str], account: str) -> int:
-    """Trust the jobs of an issuer whose tokens have all of some claims; return the publisher's id.
+    """Trust the jobs of an issuer whose tokens have certain claims; return the publisher's id.
 
     Raises:
-        UsageError: The claims do not tell who it is, or a name or URL is none.
+        UsageError: The claims do not identify a publisher, or a name or URL is invalid.
     """
     if not is_name(scope):
         accounts.check_namespace(scope)
     accounts.check_namespace(account)
     id_tokens.check_issuer(issuer)
-    if not any(claims.get(name) for name in _TELLING):
-        hint = f"Give one of {', '.join(_TELLING)}"
+    if not any(claims.get(name) for name in _IDENTIFYING_CLAIMS):
+        hint = f"Give one of {', '.join(_IDENTIFYING_CLAIMS)}"
         raise UsageError(issuer, "its claims would trust everybody who uses this provider", hint)
     with database.transaction():
         accounts.ensure(database, account)
@@ -61,39 +70,46 @@ def listed(database: HubDatabase) -> list[Publisher]:
 
 
 def remove(database: HubDatabase, ident: int) -> None:
-    """Trust a publisher no more; its tokens end within the hour. NotFoundError without it."""
+    """Stop trusting a publisher; its tokens expire within the hour.
+
+    Raises:
+        NotFoundError: There is no such publisher.
+    """
     if not database.execute("DELETE FROM publishers WHERE id = ?", ident):
         raise NotFoundError(str(ident), "no such publisher", "List the publishers", code="no-such-number", kind="publisher")
 
 
 def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str, audience: str) -> tuple[str, Publisher]:
-    """Return a token for an ID token: to write to a repository, or, where `resource` is a namespace, to read there.
+    """Exchange an ID token for a token: to write to a repository, or to read in a namespace if `resource` is one.
 
     Raises:
-        AdapterhubError: No publisher of the resource is meant, the token is not good, or it was exchanged before.
+        AdapterhubError: No publisher of the resource matches, or the token is invalid or was exchanged before.
     """
+    # Before any verification: keys are only fetched from issuers that some publisher names.
     issuer = id_tokens.issuer_of(token)
     scopes = {resource, resource.partition("/")[0]}
-    trusted = [one for one in listed(database) if one.issuer == issuer and one.scope in scopes]
+    trusted = [candidate for candidate in listed(database) if candidate.issuer == issuer and candidate.scope in scopes]
     if not trusted:
         raise RefusedError(
             resource[:200], f"no publisher at {issuer[:200]} is trusted here", "Ask the hub's operator to add it"
         )
     now = time.time()
-    found = id_tokens.verify(token, issuer, audience, issuers, now=now)
-    publisher = next((one for one in trusted if _is(one, found.claims)), None)
+    id_token = id_tokens.verify(token, issuer, audience, issuers, now=now)
+    publisher = next((candidate for candidate in trusted if _matches(candidate, id_token.claims)), None)
     if publisher is None:
-        wanted = " or ".join(sorted({name for one in trusted for name in one.claims}))
-        raise RefusedError(resource[:200], f"the job is not a trusted publisher: its {wanted} is another")
+        claim_names = " or ".join(sorted({name for candidate in trusted for name in candidate.claims}))
+        raise RefusedError(resource[:200], f"the job is not a trusted publisher: its {claim_names} is another")
     with database.transaction():
+        # Rows of expired tokens are not needed: these fail verification.
         database.execute("DELETE FROM exchanged WHERE expires < ?", now - LIFETIME)
-        if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", found.ident, found.expires):
+        # The key of the table makes the second exchange of a token fail, in whichever process it happens.
+        if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", id_token.ident, id_token.expires):
             raise RefusedError(resource[:200], "this ID token was exchanged before", "Request a new one from the provider")
         role = "write" if "/" in resource else "read"
         limits = tokens.Limits(namespaces=(resource,), kind=tokens.EXCHANGE, lifetime=LIFETIME)
-        made, _ = tokens.issue(database, publisher.account, role, **limits)
-    return made, publisher
+        access_token, _ = tokens.issue(database, publisher.account, role, **limits)
+    return access_token, publisher
 
 
-def _is(publisher: Publisher, claims: Mapping[str, object]) -> bool:
+def _matches(publisher: Publisher, claims: Mapping[str, object]) -> bool:
     return all(id_tokens.is_value(claims.get(name), value) for name, value in publisher.claims.items())

@@ -1,4 +1,4 @@
-"""Tokens: made once, shown once, stored as a hash, and found by their first characters where one has leaked."""
+"""Access tokens of accounts: shown once, stored as a hash, and identified in lists and logs by their first characters."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from . import accounts
 from .accounts import EVERYWHERE, ROLES
 
 SERVICE, EXCHANGE, PERSONAL, DEVICE, BROWSER = "service", "exchange", "personal", "device", "browser"
-"""Kinds of tokens. Those of services and of trusted publishers have a role of their own, the others at most their account's.
-One of a browser stands for a session, and nobody has read it."""
-_OWN = (SERVICE, EXCHANGE)
+"""Kinds of tokens. Those of services and of trusted publishers have a role of their own; the others are limited to their
+account's roles. A browser's token belongs to a session and is never shown to anybody."""
+_KINDS_WITH_ROLE = (SERVICE, EXCHANGE)
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-# Clients look for this form: llama.cpp sends no other token than hf_ and at least 34 letters and digits.
-_START, _LENGTH, _SHOWN = "hf_", 40, 8
+# Clients check the form of a token: llama.cpp only sends hf_ and at least 34 letters and digits.
+_PREFIX, _LENGTH, _PREFIX_LENGTH = "hf_", 40, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who asks: an account, by one of its tokens.
+    """The identity behind a request: an account, by one of its tokens.
 
     Attributes:
-        role: The most that the token may do.
-        namespaces: Those, or repositories, that the token is limited to; empty for all.
+        role: The highest role the token can have.
+        namespaces: Namespaces or repositories the token is limited to; empty for all.
         expires: Seconds since the epoch; None for never.
         prefix: The first characters of the token.
-        roles: What its account may do, by namespace; None for a token with a role of its own.
+        roles: The account's roles by namespace; None for a token with a role of its own.
     """
 
     account: str
@@ -47,24 +47,24 @@ class Identity:
     roles: Mapping[str, str] | None = None
 
     def role_in(self, name: str) -> str:
-        """What the token may do in a namespace, or in a repository; empty for nothing that others may not."""
+        """Return the token's role in a namespace or a repository; empty if it has none."""
         namespace = name.partition("/")[0]
         if self.namespaces and self.namespaces.count(name) + self.namespaces.count(namespace) == 0:
             return ""
         if self.roles is None:
             return self.role
-        held = [self.roles[name] for name in (namespace, EVERYWHERE) if name in self.roles]
-        return accounts.least(self.role, max(held, key=ROLES.index)) if held else ""
+        roles = [self.roles[name] for name in (namespace, EVERYWHERE) if name in self.roles]
+        return accounts.least(self.role, max(roles, key=ROLES.index)) if roles else ""
 
     def may(self, role: str, name: str) -> bool:
-        """Return True if the token has a role in a namespace, or in a repository."""
-        held = self.role_in(name)
-        return bool(held) and ROLES.index(held) >= ROLES.index(role)
+        """Return whether the token has at least a role in a namespace or a repository."""
+        actual_role = self.role_in(name)
+        return bool(actual_role) and ROLES.index(actual_role) >= ROLES.index(role)
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token as lists show it; times in seconds since the epoch."""
+    """A token as shown in lists; times in seconds since the epoch."""
 
     id: int
     account: str
@@ -78,11 +78,11 @@ class Token:
 
 
 class Limits(TypedDict, total=False):
-    """What limits a token besides its role.
+    """The limits of a token besides its role.
 
     Attributes:
-        namespaces: All that it is good for; empty for no limit.
-        kind: What it is for, as lists show it; only that of a service has its role whatever its account may do.
+        namespaces: Namespaces or repositories it is limited to; empty for no limit.
+        kind: Its purpose, as shown in lists; only a service's token has its role regardless of its account's.
         lifetime: Seconds until it expires; None for never.
     """
 
@@ -92,7 +92,7 @@ class Limits(TypedDict, total=False):
 
 
 def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> str:
-    """Make a token for an account, a name of one word, which is created if it is missing; the only time that it can be read."""
+    """Create a token for an account, which is created if missing. Only the return value ever has the whole token."""
     accounts.check_role(role)
     for name in (account, *limits.get("namespaces", ())):
         accounts.check_namespace(name)
@@ -102,8 +102,8 @@ def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limi
 
 
 def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> tuple[str, int]:
-    """Make a token for an account that is there, and return it with its id."""
-    token = _START + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    """Create a token for an existing account, and return it with its id."""
+    token = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
     now, lifetime = time.time(), limits.get("lifetime")
     scope, kind = json.dumps(list(limits.get("namespaces", ()))), limits.get("kind", SERVICE)
     values = (account, hashed(token), prefix_of(token), role, scope, kind, now, now + lifetime if lifetime else None)
@@ -115,12 +115,12 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
 
 
 def identify(database: HubDatabase, token: str) -> Identity | None:
-    """Return who a token belongs to; None for one that is unknown, revoked or expired."""
+    """Return the identity of a token; None if it is unknown, revoked or expired."""
     return _identity(database, "hash", hashed(token))
 
 
 def by_id(database: HubDatabase, ident: int) -> Identity | None:
-    """Return who the token with an id belongs to; None as for `identify`."""
+    """Return the identity of the token with an id; None as for `identify`."""
     return _identity(database, "id", ident)
 
 
@@ -128,13 +128,14 @@ def _identity(database: HubDatabase, column: str, value: object) -> Identity | N
     sql = f"SELECT id, account, role, namespaces, expires, prefix, kind FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608
     for ident, account, role, namespaces, expires, prefix, kind in database.select(sql, value):
         if expires is None or expires > time.time():
-            roles = None if kind in _OWN else accounts.roles(database, account)
+            # Looked up at each use, so that a role taken away is gone from existing tokens.
+            roles = None if kind in _KINDS_WITH_ROLE else accounts.roles(database, account)
             return Identity(account, role, names(namespaces), ident, expires, prefix, roles)
     return None
 
 
 def listed(database: HubDatabase) -> list[Token]:
-    """Return the tokens that are in force, by account."""
+    """Return the valid tokens, by account."""
     sql = (
         "SELECT id, account, prefix, role, namespaces, kind, created, expires, used FROM tokens"
         " WHERE revoked IS NULL ORDER BY account, id"
@@ -144,33 +145,37 @@ def listed(database: HubDatabase) -> list[Token]:
 
 
 def revoke(database: HubDatabase, ident: int) -> None:
-    """Revoke a token, at once and for good; NotFoundError without it."""
+    """Revoke a token at once and for good.
+
+    Raises:
+        NotFoundError: There is no such token.
+    """
     if not database.execute("UPDATE tokens SET revoked = ? WHERE id = ? AND revoked IS NULL", time.time(), ident):
         raise NotFoundError(str(ident), "no such token", "List the tokens", code="no-such-number", kind="token")
 
 
 def revoke_all(database: HubDatabase, account: str, kinds: Sequence[str]) -> None:
-    """Revoke the tokens of some kinds that an account has."""
+    """Revoke an account's tokens of some kinds."""
     for kind in kinds:
         sql = "UPDATE tokens SET revoked = ? WHERE account = ? AND kind = ? AND revoked IS NULL"
         database.execute(sql, time.time(), account, kind)
 
 
 def used(database: HubDatabase, ident: int) -> None:
-    """Record that a token was used now."""
+    """Record that a token was just used."""
     database.execute("UPDATE tokens SET used = ? WHERE id = ?", time.time(), ident)
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The namespaces and repositories that a row limits a token to."""
+    """Return the namespaces and repositories that a row limits its token to."""
     return tuple(json_file.parse(text, "hub.db"))
 
 
 def prefix_of(token: str) -> str:
-    """The first characters of a token, by which lists and logs name it."""
-    return token[:_SHOWN]
+    """Return the first characters of a token, which identify it in lists and logs."""
+    return token[:_PREFIX_LENGTH]
 
 
 def hashed(token: str) -> str:
-    """What is stored of a secret with many random bits."""
+    """Return the stored form of a secret. A plain hash is enough, because secrets have many random bits."""
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -1,1 +1,1 @@
-"""Where a hub has its versions, blobs and tables: one folder, or a PostgreSQL and a bucket that several machines share."""
+"""Storage of a hub's versions, blobs and tables: one folder, or a PostgreSQL database and a bucket."""

@@ -1,13 +1,13 @@
-"""The blobs of a hub of several machines: in a bucket, and those that this machine reads also here.
+"""The blobs of a hub on several machines: in a bucket, with copies of those this machine reads.
 
     blobs/sha256/<hex>      as in an OCI image layout, and as `adapterhub pull s3://…` reads them
-    refs/, bases/, …        copies of the log (`log`)
+    refs/, bases/, …        copies of the log (`shared_log`)
 
-A blob is in the bucket before its name appears here, and here nothing is but copies: whatever is missing is fetched, and hashed
+A blob is in the bucket before its name appears here, and everything here is a copy: whatever is missing is fetched, and hashed
 on the way.
 
-A process notes a blob in the database before it relies on the bucket having it, as for a version that names it, and may rely on
-that for an hour. A gc (`collection`) removes only what was not noted for longer.
+A process notes a blob in the database before it relies on the bucket having it, as for a version that names it, and may then
+rely on it for an hour. A gc (`collection`) removes only blobs that were not noted for longer than that.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ from .log import Log, NoIndexFile, SharedLog
 from .postgres import PostgresDatabase
 
 T = TypeVar("T")
-_PART = 8 << 20  # bytes of one part of an upload
-_MOST = 1_000_000  # blobs of which something is remembered
+_PART_SIZE = 8 << 20  # bytes in one part of an upload
+_MOST = 1_000_000  # blobs about which facts are kept in memory
 RELIED = 3600.0
-"""Seconds in which a process relies on what it noted."""
-_YOUNG = 3600.0  # seconds that a blob stays after it was last used
-_TRIM_EVERY = 16  # parts of the cache's size that may come until it is looked at
+"""Seconds in which a process may rely on a blob it has noted."""
+_MIN_AGE = 3600.0  # seconds for which a copy stays after its last use
+_TRIM_FRACTION = 16  # the cache is trimmed when it has grown by this fraction of its limit
 
 
 @dataclass
 class Blobs:
-    """What all threads of a process share of the bucket.
+    """The state of the bucket that all threads of a process share.
 
     Attributes:
-        bucket: Has the blobs.
-        cache: Bytes of copies here; those that were used last stay, and those of the last hour in any case.
-        sizes: Of blobs that are in the bucket, or were.
+        bucket: The bucket with the blobs.
+        cache: Limit in bytes of the local copies; the last used ones stay, and those used in the last hour in any case.
+        sizes: Sizes of blobs that are or were in the bucket.
         noted: When blobs were noted.
-        relied: The sizes of those that were in the bucket after that, and when they were noted.
+        relied: For blobs that were in the bucket after they were noted: when they were noted, and their sizes.
+        grown: Bytes of copies added since the cache was last trimmed.
     """
 
     bucket: Bucket
@@ -59,34 +60,34 @@ class Blobs:
     grown: int = 0
 
     def size(self, digest: Digest) -> int | None:
-        """The bytes of a blob of the bucket; None without it."""
-        found = self.sizes.get(digest)
-        if found is None and (found := self.bucket.size(blob_key(digest))) is not None:
-            _remember(self.sizes, digest, found)
-        return found
+        """Return the size in bytes of a blob in the bucket; None if it is not there."""
+        size = self.sizes.get(digest)
+        if size is None and (size := self.bucket.size(blob_key(digest))) is not None:
+            _remember(self.sizes, digest, size)
+        return size
 
     def rely(self, digest: Digest) -> int | None:
-        """The bytes of a blob that the bucket keeps for the next hour; None without it."""
-        known = self.relied.get(digest)
-        if known and known[0] > time.monotonic() - RELIED:
-            return known[1]
-        when = self._note(digest)  # and only then:
-        found = self.bucket.size(blob_key(digest))
-        if found is None:
+        """Return the size in bytes of a blob that the bucket will keep for the next hour; None if it is not there."""
+        relied_on = self.relied.get(digest)
+        if relied_on and relied_on[0] > time.monotonic() - RELIED:
+            return relied_on[1]
+        noted_at = self._note(digest)  # note first, then look: a gc that runs in between spares the blob
+        size = self.bucket.size(blob_key(digest))
+        if size is None:
             self.sizes.pop(digest, None)
         else:
-            self._seen(digest, found, when)
-        return found
+            self._seen(digest, size, noted_at)
+        return size
 
     def _note(self, digest: Digest) -> float:
-        """Keep a blob from a gc, waiting for one that is removing it; return when it was noted."""
+        """Protect a blob from a gc, waiting while one is removing it; return when it was noted."""
         now = time.monotonic()
-        when = self.noted.get(digest)
-        if when is None or when <= now - RELIED:
+        noted_at = self.noted.get(digest)
+        if noted_at is None or noted_at <= now - RELIED:
             self.database.hold(digest)
             _remember(self.noted, digest, now)
             return now
-        return when
+        return noted_at
 
     def _seen(self, digest: Digest, size: int, noted: float) -> None:
         _remember(self.sizes, digest, size)
@@ -94,14 +95,14 @@ class Blobs:
 
     def put(self, digest: Digest, file: BinaryIO, size: int) -> None:
         """Write a blob into the bucket."""
-        when = self._note(digest)
+        noted_at = self._note(digest)
         file.seek(0)
         put_pieces(self.bucket, digest, pieces(file), size)
-        self._seen(digest, size, when)
+        self._seen(digest, size, noted_at)
 
 
 class SharedStore(Store):
-    """A store whose blobs are in a bucket and whose log is in PostgreSQL; the folder has what can be made again."""
+    """A store with its blobs in a bucket and its log in PostgreSQL; its folder has only what can be fetched again."""
 
     def __init__(self, root: Path, blobs: Blobs, log: Log) -> None:
         super().__init__(root)
@@ -110,31 +111,33 @@ class SharedStore(Store):
         self.index_file = NoIndexFile(self.files)
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Return True if the bucket has a blob of that digest and size."""
+        """Return whether the bucket has a blob of that digest and size."""
         return self._shared.rely(digest) == size
 
     def size(self, digest: Digest, depth: int = 0) -> int | None:
-        """Return the bytes of a blob; None if it is missing."""
-        found = super().size(digest, depth)
-        return self._shared.size(digest) if found is None else found
+        """Return the size of a blob in bytes; None if it is missing."""
+        local_size = super().size(digest, depth)
+        return self._shared.size(digest) if local_size is None else local_size
 
     def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
-        """Open a blob, which is fetched if it is not here."""
+        """Open a blob, fetching it if it is not here."""
         self.has_plain(digest)
         with contextlib.suppress(OSError):
+            # The time of last use, by which `trim` chooses.
             self.files.touch(self.blob_path(digest))
         return super().opened(digest, depth)
 
     def has_plain(self, digest: Digest) -> bool:
-        """Return True if a blob has a plain file here, which it gets if the bucket has it."""
+        """Return whether a blob has an uncompressed file here, fetching it from the bucket if needed."""
         return super().has_plain(digest) or self._fetch(digest)
 
     def is_here(self, digest: Digest) -> bool:
-        """Return True if a blob can be read without asking the bucket."""
+        """Return whether a blob can be read without asking the bucket."""
         return super().has_plain(digest)
 
     def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
-        """Make a complete file in tmp/ a blob: of the bucket first."""
+        """Make a complete file in tmp/ a blob, in the bucket first."""
+        # Bucket first: a name here must never exist without the blob there.
         self._shared.put(digest, file, os.fstat(file.fileno()).st_size)
         self._keep(path, file, digest)
 
@@ -142,32 +145,34 @@ class SharedStore(Store):
         size = self._shared.size(digest)
         if size is None:
             return False
-        where = f"{self._shared.bucket.where}/{blob_key(digest)}"
+        location = f"{self._shared.bucket.where}/{blob_key(digest)}"
         with self.files.temporary() as (path, file):
-            with self._shared.bucket.stream(blob_key(digest), size, 0, where) as source:
-                found = copy_hashing(source, file, limit=size)
-            if found != (digest, size):
-                raise IntegrityError(where, f"its bytes do not have the digest {digest}", "Restore it from a backup")
+            with self._shared.bucket.stream(blob_key(digest), size, 0, location) as source:
+                # Hashed on arrival: a damaged blob of the bucket must not become a copy here.
+                received = copy_hashing(source, file, limit=size)
+            if received != (digest, size):
+                raise IntegrityError(location, f"its bytes do not have the digest {digest}", "Restore it from a backup")
             self._keep(path, file, digest)
         return True
 
     def _keep(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         self._shared.grown += os.fstat(file.fileno()).st_size
         super().settle(path, file, digest)
-        if self._shared.grown * _TRIM_EVERY > self._shared.cache:
+        # Not at each blob: trimming looks at every file of the cache.
+        if self._shared.grown * _TRIM_FRACTION > self._shared.cache:
             self._shared.grown = 0
             self.trim()
 
     def trim(self) -> None:
-        """Remove the copies that were not used for longest, until the others fit the cache."""
-        there = []
+        """Remove the copies unused for longest, until the rest fits the cache."""
+        copies = []
         for path in self.blobs():
             with contextlib.suppress(FileNotFoundError):
                 status = self.files.status(path)
-                there.append((status.st_mtime, status.st_size, path))
-        total, until = sum(size for _, size, _ in there), time.time() - _YOUNG
-        for used, size, path in sorted(there):
-            if total <= self._shared.cache or used > until:
+                copies.append((status.st_mtime, status.st_size, path))
+        total, spared_since = sum(size for _, size, _ in copies), time.time() - _MIN_AGE
+        for used, size, path in sorted(copies):
+            if total <= self._shared.cache or used > spared_since:
                 return
             with local_errors(path), contextlib.suppress(FileNotFoundError):
                 self.files.remove(path)
@@ -181,27 +186,27 @@ def _remember(what: dict[Digest, T], digest: Digest, value: T) -> None:
 
 
 def blob_key(digest: Digest) -> str:
-    """The key of a blob in the bucket."""
+    """Return the key of a blob in the bucket."""
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
 
 
-def put_pieces(bucket: Bucket, digest: Digest, found: Iterator[bytearray], size: int) -> None:
+def put_pieces(bucket: Bucket, digest: Digest, parts: Iterator[bytearray], size: int) -> None:
     """Write a blob of `size` bytes into a bucket, in one request if it is one piece."""
-    if size <= _PART:
-        bucket.put(blob_key(digest), b"".join(found))
+    if size <= _PART_SIZE:
+        bucket.put(blob_key(digest), b"".join(parts))
     else:
-        bucket.put_pieces(blob_key(digest), found, _PART)
+        bucket.put_pieces(blob_key(digest), parts, _PART_SIZE)
 
 
 def pieces(file: BinaryIO) -> Iterator[bytearray]:
-    """The bytes of an unbuffered file, some at a time."""
+    """Yield the bytes of an unbuffered file in pieces."""
     while True:
-        piece = bytearray(_PART)
+        piece = bytearray(_PART_SIZE)
         view, filled = memoryview(piece), 0
-        while filled < _PART and (n := file.readinto(view[filled:])):  # type: ignore[attr-defined]
-            filled += n
+        while filled < _PART_SIZE and (count := file.readinto(view[filled:])):  # type: ignore[attr-defined]
+            filled += count
         view.release()
         if filled:
             yield piece[:filled]
-        if filled < _PART:
+        if filled < _PART_SIZE:
             return

@@ -1,9 +1,9 @@
-"""Garbage collection of a bucket: removes the blobs that no version, base, recipe, repository or upload needs.
+"""Garbage collection of a bucket: removes blobs that no version, base, recipe, repository or upload needs.
 
-What is needed comes from the log, as in the store of one folder (`maintenance.gc`), and from the table of uploads. What stands
-for the leases of such a store is the table of notes: a process notes a blob before it relies on the bucket having it, and again
-after an hour (`blobs`). So what a move names was noted shortly before, and a gc removes nothing that was noted within its grace
-period, which is longer. Who would note a blob that is being removed waits, and then finds that it is gone.
+What is needed follows from the log, as in the store of one folder (`maintenance.gc`), and from the table of uploads. The table
+of noted blobs takes the place of a folder store's leases: a process notes a blob before it relies on the bucket having it, and
+again after an hour (`bucket_blobs`). So everything a move names was noted shortly before, and a gc removes nothing noted within
+its grace period, which is longer. A process that notes a blob while it is being removed waits, and then finds it gone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .log import LOGS, parse_copy
 from .shared import TEMPORARY, SharedStorage
 
 LEAST = 2 * RELIED / 3600
-"""Hours of the shortest grace period."""
-_PARTS = 2 * 24 * 3600.0  # seconds that a part of an upload stays: twice as long as it can be used
-_BATCH, _AT_ONCE = 64, 8  # blobs: a second or two in which who would note one of them waits
+"""The shortest grace period, in hours."""
+_PARTS = 2 * 24 * 3600.0  # seconds for which a part of an upload stays: twice as long as it can be used
+_BATCH, _AT_ONCE = 64, 8  # blobs per batch: others that note one of them wait for a second or two
 
 
 def collect(
@@ -40,12 +40,12 @@ def collect(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Swept:
-    """Drop the versions that need not be kept, and remove from the bucket what nothing needs, and parts of uploads.
+    """Drop versions that need not be kept, and remove unneeded blobs and parts of uploads from the bucket.
 
     Args:
-        storage: Of this process, which need not serve.
-        grace: Hours that a blob stays after it was stored, noted or let go.
-        last: Number of newest versions to keep, besides the tagged ones, of names without a setting.
+        storage: The storage of this process, which need not be serving.
+        grace: Hours for which a blob stays after it was stored, noted or dropped.
+        last: How many of the newest versions to keep, besides tagged ones, for names without a setting.
         dry_run: Change nothing.
         progress: Called with blobs done and the number of blobs.
 
@@ -59,14 +59,14 @@ def collect(
         _check_log(storage, registry)
         dropped = retention.drop(registry, last, dry_run=dry_run)
         swept = Swept(dry_run, dropped.refs, dropped.parents)
-        needs = _Needed(storage, registry, grace, dropped.numbers if dry_run else {})
+        needs = _NeededBlobs(storage, registry, grace, dropped.numbers if dry_run else {})
         _sweep(storage, needs, swept, grace, progress)
     _remove_parts(storage, swept)
     return swept
 
 
 def _remove_parts(storage: SharedStorage, swept: Swept) -> None:
-    """Remove parts of uploads that no client can go on with any more."""
+    """Remove parts of uploads that no client can continue any more."""
     for key, size, modified in storage.bucket.objects(TEMPORARY):
         if modified < time.time() - _PARTS:
             if not swept.dry_run:
@@ -75,8 +75,8 @@ def _remove_parts(storage: SharedStorage, swept: Swept) -> None:
             swept.leftover_size += size
 
 
-class _Needed:
-    """What is needed as the log and the uploads are when `update` is called."""
+class _NeededBlobs:
+    """The blobs needed by the log and the uploads, as of the last `update`."""
 
     def __init__(self, storage: SharedStorage, registry: Registry, grace: float, unkept: dict[str, list[int]]) -> None:
         self._storage, self._registry = storage, registry
@@ -86,7 +86,7 @@ class _Needed:
         return {name.name: name.seq for name in queries.names(self._registry.index)}
 
     def update(self) -> tuple[set[Digest], set[Digest]]:
-        """Return the blobs that are needed, and those of them that only the grace period keeps."""
+        """Return the needed blobs, and those of them that only the grace period keeps."""
         self._storage.refresh(self._registry)
         with self._registry.locked():
             stay = self._by_logs.update()
@@ -95,7 +95,7 @@ class _Needed:
 
 
 def _written(entry: Entry, _path: Path) -> float:
-    """When an entry was written; the file in the mirror tells when it came here."""
+    """Return when an entry was written; the mirror's file only tells when it arrived here."""
     try:
         return datetime.datetime.fromisoformat(entry.time).timestamp()
     except ValueError:
@@ -103,7 +103,7 @@ def _written(entry: Entry, _path: Path) -> float:
 
 
 def _check_log(storage: SharedStorage, registry: Registry) -> None:
-    """Refuse a database that is not that of the bucket, as a new one in place of one that was lost: it needs nothing."""
+    """Refuse a database without the bucket's entries, such as a new one in place of a lost one: nothing would seem needed."""
     copies = (parse_copy(key) for log in LOGS for key, *_ in storage.bucket.objects(log))
     newest: dict[tuple[str, str], int] = {}
     for copy in filter(None, copies):
@@ -112,38 +112,39 @@ def _check_log(storage: SharedStorage, registry: Registry) -> None:
     storage.refresh(registry)
     for (log, name), seq in newest.items():
         if registry.store.log.entry(name, seq, log=log) is None:
-            what = f"has entry {seq} of {log}/{name}, which the database lacks; nothing was removed"
-            raise RefusedError(storage.bucket.where, what, "Restore the database from a backup, or recover an empty one")
+            problem = f"has entry {seq} of {log}/{name}, which the database lacks; nothing was removed"
+            raise RefusedError(storage.bucket.where, problem, "Restore the database from a backup, or recover an empty one")
 
 
-def _sweep(storage: SharedStorage, needs: _Needed, swept: Swept, grace: float, progress: Progress | None) -> None:
+def _sweep(storage: SharedStorage, needs: _NeededBlobs, swept: Swept, grace: float, progress: Progress | None) -> None:
     stay, spared = needs.update()
-    noted, since = storage.database.held(grace), time.time() - grace * 3600
+    noted, spared_since = storage.database.held(grace), time.time() - grace * 3600
     sizes: dict[Digest, int] = {}
     for key, size, modified in storage.bucket.objects("blobs/sha256"):
         name = key.rpartition("/")[2]
         digest = f"sha256:{name}"
         if not is_hex(name) or (digest in stay and digest not in spared):
             continue
-        if digest in spared or digest in noted or modified > since:
+        if digest in spared or digest in noted or modified > spared_since:
             swept.waiting += 1
             swept.waiting_size += size
         else:
             sizes[digest] = size
     unneeded = sorted(sizes)
-    for at in range(0, len(unneeded), _BATCH):
-        batch = unneeded[at : at + _BATCH]
+    for start in range(0, len(unneeded), _BATCH):
+        batch = unneeded[start : start + _BATCH]
         for digest in batch if swept.dry_run else _remove(storage, batch, needs, grace):
             swept.blobs += 1
             swept.size += sizes[digest]
         if progress:
-            progress(min(at + _BATCH, len(unneeded)), len(unneeded))
+            progress(min(start + _BATCH, len(unneeded)), len(unneeded))
 
 
-def _remove(storage: SharedStorage, batch: Sequence[Digest], needs: _Needed, grace: float) -> list[Digest]:
-    """Remove those of some blobs that are still unneeded, and return them."""
+def _remove(storage: SharedStorage, batch: Sequence[Digest], needs: _NeededBlobs, grace: float) -> list[Digest]:
+    """Remove those blobs of a batch that are still unneeded, and return them."""
+    # Look again right before removing: a push may have named one of these blobs since the sweep began.
     stay, _ = needs.update()
-    left = [digest for digest in batch if digest not in stay]
-    with storage.database.let_go(left, grace) as gone, ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda digest: storage.bucket.remove(blob_key(digest)), gone))
-    return gone
+    unneeded = [digest for digest in batch if digest not in stay]
+    with storage.database.let_go(unneeded, grace) as removed, ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda digest: storage.bucket.remove(blob_key(digest)), removed))
+    return removed

@@ -1,4 +1,4 @@
-"""A hub in one folder: registry.db, the store and hub.db, of which several processes on one machine can serve."""
+"""The storage of a hub in one folder: registry.db, the store and hub.db. Several processes on one machine can serve it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapterhub.store.store import FOLDER, Store
 
 
 class Storage:
-    """Where a hub has what it serves.
+    """The storage of a hub.
 
     Attributes:
         root: The folder.
@@ -28,31 +28,31 @@ class Storage:
 
     @classmethod
     def open(cls, root: Path) -> Storage:
-        """Open the hub in a folder; its registry is created if it is missing."""
+        """Open the hub in a folder; create its registry if missing."""
         Registry.init(root).close()
         return cls(root, HubDatabase(root))
 
     def store(self) -> Store:
-        """The store, for one thread, or for reading and adding of blobs in many."""
+        """Return the store, for one thread, or for several that only read and add blobs."""
         return Store(self.root / FOLDER)
 
     def registry(self) -> Registry:
-        """The registry, for one thread."""
+        """Return the registry, for one thread."""
         return Registry.open(self.root)
 
     def refresh(self, registry: Registry) -> None:
-        """Bring a registry up to what other machines have moved."""
+        """Bring a registry up to date with moves by other machines."""
 
     def opened(self, digest: Digest) -> BinaryIO:
-        """A blob that is to be sent, which the caller closes."""
+        """Open a blob to be sent; the caller closes it."""
         return self.store().opened(digest)
 
     def address(self, digest: Digest, size: int) -> str:
-        """Where a client can get a blob without the hub, for some minutes; empty if it cannot."""
+        """Return an address where a client can get a blob without the hub, for some minutes; empty if it cannot."""
         return ""
 
     def keep(self, name: str, data: bytes) -> bool:
-        """Keep a file for a day under a name that nothing else has, for every process of the hub; False if it was there."""
+        """Keep a file for a day, under a unique name, for every process of the hub; return False if it was there already."""
         files = self._files()
         path = files.root / "tmp" / name
         with local_errors(path):
@@ -66,7 +66,7 @@ class Storage:
         return True
 
     def kept(self, name: str) -> BinaryIO | None:
-        """Open a file that was kept, which the caller closes; None without it."""
+        """Open a kept file, which the caller closes; None if there is none."""
         path = self._files().root / "tmp" / name
         with local_errors(path), suppress(FileNotFoundError):
             return self._files().open(path)
@@ -76,10 +76,10 @@ class Storage:
         return self.store().files
 
     def remove_stale(self) -> None:
-        """Remove what killed processes left: their leases, and files that nobody has written to for a day."""
+        """Remove what killed processes left: their leases, and files not written to for a day."""
         files = self._files()
         for path in self.store().leftovers(ABANDONED):
-            # Another process was first; or it is a folder, which nobody here has made.
+            # Another process may be faster; and a folder is not ours to remove.
             with local_errors(path), suppress(FileNotFoundError, IsADirectoryError):
                 files.remove(path)
 

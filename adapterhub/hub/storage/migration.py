@@ -1,7 +1,7 @@
-"""A whole hub from its folder into PostgreSQL and a bucket, and back; and a log from the copies that the bucket has.
+"""Migrate a whole hub from its folder into PostgreSQL and a bucket, and back; and recover a log from its copies in a bucket.
 
-Digests, entries and rows stay what they are, byte for byte. What is written becomes a hub in one step at the end, so that a run
-that was stopped is begun again; blobs that have arrived are not sent twice.
+Digests, entries and rows stay the same, byte for byte. The target becomes a hub in one step at the end, so an interrupted run
+is simply started again; blobs that have arrived are not sent twice.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .blobs import blob_key, pieces, put_pieces
 from .log import LOGS, copy_entries, parse_copy
 from .postgres import LogRow, PostgresDatabase
 
-_AT_ONCE = 8
-_PAGE = 1000
+_THREADS = 8
+_PAGE_SIZE = 1000
 _TABLE, _NUMBERED = linear.Pattern(r"CREATE TABLE ([a-z0-9_]+)"), linear.Pattern(r"\(\s*id INTEGER PRIMARY KEY")
 
 
 @dataclass(frozen=True)
-class Migrated:
-    """What was copied: numbers of entries, of blobs, and the bytes of those that were not there yet."""
+class MigrationResult:
+    """What was copied: the number of entries, of blobs, and the bytes of blobs that were not there yet."""
 
     entries: int
     blobs: int
     size: int
 
 
-def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: Progress | None = None) -> Migrated:
-    """Copy the hub of a folder, which no process may be serving, into an empty database and a bucket.
+def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: Progress | None = None) -> MigrationResult:
+    """Copy the hub in a folder, which no process may be serving, into an empty database and a bucket.
 
     Raises:
         RefusedError: The database has a hub already.
@@ -58,46 +58,47 @@ def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: 
         with database.transaction():
             entries = _fill(database, _entries(store), copied=False)
             _copy_tables(tables, database)
+            # Rows were copied with their ids: continue each sequence after the highest one.
             for table in _tables(numbered=True):
                 number = f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table} HAVING max(id) > 0"  # noqa: S608
                 database.execute(number)
-    while copy_entries(database, bucket, _PAGE):
+    while copy_entries(database, bucket, _PAGE_SIZE):
         pass
-    return Migrated(entries, len(sizes), size)
+    return MigrationResult(entries, len(sizes), size)
 
 
-def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress: Progress | None = None) -> Migrated:
-    """Copy the hub of a database and a bucket, which no process may be serving, into a new folder.
+def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress: Progress | None = None) -> MigrationResult:
+    """Copy the hub in a database and a bucket, which no process may be serving, into a new folder.
 
     Raises:
         OutputExistsError: The folder exists.
         IntegrityError: A blob is damaged, or a log cannot be replayed.
     """
-    with atomic.whole(folder) as made, Registry.init(made) as registry, closing(HubDatabase(made)) as tables:
+    with atomic.whole(folder) as new_folder, Registry.init(new_folder) as registry, closing(HubDatabase(new_folder)) as tables:
         entries = 0
         for rows in _pages(database):
             for row in rows:
                 registry.store.log.mirror(row.raw, _parsed(row), log=row.log)
             entries += len(rows)
         blobs = {f"sha256:{key.rpartition('/')[2]}": size for key, size, _ in bucket.objects("blobs/sha256")}
-        more = counter(progress, sum(blobs.values()))
+        advance = counter(progress, sum(blobs.values()))
         for digest, size in blobs.items():
             with bucket.stream(blob_key(digest), size, 0, blob_key(digest)) as source:
                 if not registry.store.put_back(source, digest, size):
                     raise IntegrityError(blob_key(digest), "its bytes do not have this digest", "Restore it from a backup")
-            if more:
-                more(size)
+            if advance:
+                advance(size)
         registry.store.sync_blobs()
         for error in registry.rebuild_index():
             raise error
         _copy_tables(database, tables)
-    return Migrated(entries, len(blobs), sum(blobs.values()))
+    return MigrationResult(entries, len(blobs), sum(blobs.values()))
 
 
 def recover(database: PostgresDatabase, bucket: Bucket) -> int:
     """Fill the log of an empty database from the copies in the bucket; return the number of entries.
 
-    Accounts and tokens are not in the bucket: they come from a backup of the database, or are made anew.
+    Accounts and tokens are not in the bucket: restore them from a backup of the database, or create them anew.
 
     Raises:
         RefusedError: The database has a hub already.
@@ -105,7 +106,7 @@ def recover(database: PostgresDatabase, bucket: Bucket) -> int:
     """
     _check_empty(database)
     keys = sorted(key for log in LOGS for key, *_ in bucket.objects(log))
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         rows = [row for row in pool.map(lambda key: _read_copy(bucket, key), keys) if row]
     for (log, name), group in groupby(rows, key=lambda row: (row.log, row.name)):
         seqs = [row.seq for row in group]
@@ -126,13 +127,13 @@ def _check_empty(database: PostgresDatabase) -> None:
 
 def _sizes(store: Store) -> dict[Digest, int]:
     names = {path.name for path in (*store.blobs(), *store.packs.files()) if is_hex(path.name)}
-    found = ((digest, store.size(digest)) for digest in (f"sha256:{name}" for name in sorted(names)))
-    return {digest: size for digest, size in found if size is not None}
+    sizes = ((digest, store.size(digest)) for digest in (f"sha256:{name}" for name in sorted(names)))
+    return {digest: size for digest, size in sizes if size is not None}
 
 
 def _send(store: Store, sizes: dict[Digest, int], bucket: Bucket, progress: Progress | None) -> int:
-    """Write the blobs that a bucket lacks; return their bytes."""
-    more = counter(progress, sum(sizes.values()))
+    """Write the blobs that a bucket lacks; return the bytes written."""
+    advance = counter(progress, sum(sizes.values()))
 
     def send(digest: Digest) -> int:
         size = sizes[digest]
@@ -143,20 +144,20 @@ def _send(store: Store, sizes: dict[Digest, int], bucket: Bucket, progress: Prog
         return size
 
     total = 0
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for digest, sent in zip(sizes, pool.map(send, sizes), strict=True):
-            total += sent
-            if more:
-                more(sizes[digest])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for digest, sent_bytes in zip(sizes, pool.map(send, sizes), strict=True):
+            total += sent_bytes
+            if advance:
+                advance(sizes[digest])
     return total
 
 
-def _checked(found: Iterable[bytearray], digest: Digest) -> Iterator[bytearray]:
-    state = hashlib.sha256()
-    for piece in found:
-        state.update(piece)
+def _checked(parts: Iterable[bytearray], digest: Digest) -> Iterator[bytearray]:
+    hasher = hashlib.sha256()
+    for piece in parts:
+        hasher.update(piece)
         yield piece
-    if f"sha256:{state.hexdigest()}" != digest:
+    if f"sha256:{hasher.hexdigest()}" != digest:
         raise IntegrityError(digest, "its bytes do not have this digest", "Check the registry", code="check-registry")
 
 
@@ -174,16 +175,16 @@ def _entries(store: Store) -> Iterator[LogRow]:
 
 def _fill(database: PostgresDatabase, rows: Iterable[LogRow], *, copied: bool) -> int:
     total, waiting = 0, iter(rows)
-    while some := list(islice(waiting, _PAGE)):
-        values = [(row.log, row.name, row.seq, row.raw, copied) for row in some]
+    while batch := list(islice(waiting, _PAGE_SIZE)):
+        values = [(row.log, row.name, row.seq, row.raw, copied) for row in batch]
         database.execute_many("INSERT INTO entries (log, name, seq, entry, copied) VALUES (?, ?, ?, ?, ? <> 0)", values)
-        total += len(some)
+        total += len(batch)
     return total
 
 
 def _pages(database: PostgresDatabase) -> Iterator[list[LogRow]]:
     last = 0
-    while rows := database.after(last, _PAGE):
+    while rows := database.after(last, _PAGE_SIZE):
         yield rows
         last = rows[-1].id
 
@@ -196,11 +197,11 @@ def _parsed(row: LogRow) -> Entry:
 
 
 def _read_copy(bucket: Bucket, key: str) -> LogRow | None:
-    found = parse_copy(key)
-    raw = bucket.read(key, MAX_ENTRY) if found else None
-    if found is None or raw is None:
+    position = parse_copy(key)
+    raw = bucket.read(key, MAX_ENTRY) if position else None
+    if position is None or raw is None:
         return None
-    row = LogRow(0, *found, raw)
+    row = LogRow(0, *position, raw)
     _parsed(row)
     return row
 
@@ -209,15 +210,15 @@ def _read_copy(bucket: Bucket, key: str) -> LogRow | None:
 
 
 def _tables(*, numbered: bool = False) -> list[str]:
-    """The tables of a hub, those that others refer to first; only those with numbers of their own if `numbered`."""
+    """Return the tables of a hub, referenced ones first; only those with generated ids if `numbered`."""
     statements = [statement for script in MIGRATIONS for statement in script.split(";")]
-    made = [(found[1], statement) for statement in statements if (found := _TABLE.search(statement))]
-    return [table for table, statement in made if not numbered or _NUMBERED.search(statement)]
+    created = [(match[1], statement) for statement in statements if (match := _TABLE.search(statement))]
+    return [table for table, statement in created if not numbered or _NUMBERED.search(statement)]
 
 
 def _copy_tables(source: HubDatabase, target: HubDatabase) -> None:
     for table in _tables():
         rows = source.select(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
         if rows:
-            marks = ", ".join("?" * len(rows[0]))
-            target.execute_many(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT DO NOTHING", rows)  # noqa: S608
+            placeholders = ", ".join("?" * len(rows[0]))
+            target.execute_many(f"INSERT INTO {table} VALUES ({placeholders}) ON CONFLICT DO NOTHING", rows)  # noqa: S608

@@ -1,4 +1,4 @@
-"""Opening of a hub's storage, by its settings."""
+"""Open a hub's storage as its settings say."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from .folder import Storage
 
 
 def open_storage(settings: HubSettings) -> Storage:
-    """Open where a hub has what it serves; what is missing is created."""
+    """Open the storage of a hub; create what is missing."""
     if bool(settings.database) != bool(settings.blobs):
         raise UsageError("hub", "a database and a bucket are of use only together", "Give both, or none")
     if not settings.database:
         return Storage.open(settings.registry)
+    # Imported late: hubs in a folder run without psycopg and the bucket client.
     from .shared import open_shared
 
     return open_shared(settings)
 
 
 def open_database(settings: HubSettings) -> HubDatabase:
-    """Open the tables of a hub alone, as to make a token."""
+    """Open only the tables of a hub, as to create a token."""
     if settings.database:
         from .postgres import PostgresDatabase
 

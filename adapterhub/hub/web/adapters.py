@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
-_VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # that the page of an adapter shows
+_VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # limits of what an adapter's page shows
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version with what every page of it shows.
+    """A version, with what each of its pages shows.
 
     Attributes:
         of: Its repository.
         row: The version.
-        tags: Its tags, each with whether it is protected.
-        deprecated: The reason, None if it is in good standing.
+        tags: Its tags, and whether each one is protected.
+        deprecated: The reason it is deprecated; None if it is not.
     """
 
     of: View
@@ -68,45 +68,50 @@ class Version:
 
     @property
     def private(self) -> bool:
-        """Whether only members see it."""
+        """Whether only members can see it."""
         return bool(self.of.repository and self.of.repository.private)
 
     @property
     def is_latest(self) -> bool:
-        """Whether it is the newest."""
+        """Whether it is the newest version."""
         return self.of.newest is not None and self.of.newest.number == self.row.number
 
 
 _MOST_VERSIONS = 10**9
 
 
-def version_of(asked: Asked, worker: Worker) -> Version:
-    """The version of the path, the newest where that has no number; NotFoundError without it."""
-    of = asked.repository(worker)
-    if of.repository and (moved := of.repository.moved_to):
-        if asked.hub.visible(worker, asked.who, moved) is None:
-            raise asked.no_such_repository(of.name)
-        raise MovedError(f"/{moved}")
-    if of.newest is None:
-        raise NotFoundError(of.name, "has no version yet")
-    if "number" not in asked.request.path_params:
-        return described(worker, of, of.newest)
-    number = parse_number(f"v{asked.part('number')}", of.name)
+def version_of(page_request: Asked, worker: Worker) -> Version:
+    """Return the version of the path, the newest one if the path has no number.
+
+    Raises:
+        NotFoundError: There is no such version.
+        MovedError: The repository has another name now.
+    """
+    view = page_request.repository(worker)
+    if view.repository and (new_name := view.repository.moved_to):
+        if page_request.hub.visible(worker, page_request.who, new_name) is None:
+            raise page_request.no_such_repository(view.name)
+        raise MovedError(f"/{new_name}")
+    if view.newest is None:
+        raise NotFoundError(view.name, "has no version yet")
+    if "number" not in page_request.request.path_params:
+        return described(worker, view, view.newest)
+    number = parse_number(f"v{page_request.part('number')}", view.name)
     if number is None:
-        raise NotFoundError(of.name, "there is no such page")
-    return described(worker, of, worker.registry.row(Ref(of.name, number=number)))
+        raise NotFoundError(view.name, "there is no such page")
+    return described(worker, view, worker.registry.row(Ref(view.name, number=number)))
 
 
-def described(worker: Worker, of: View, row: Row) -> Version:
-    """A version with its tags and whether it is deprecated."""
+def described(worker: Worker, view: View, row: Row) -> Version:
+    """Return a version with its tags and whether it is deprecated."""
     protected = queries.marks(worker.registry.index, "protect", row.name) if row.tags else {}
     reasons = queries.marks(worker.registry.index, "deprecate", row.name)
-    return Version(of, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
+    return Version(view, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
 
 
-def facts_of(asked: Asked, worker: Worker, row: Row) -> Facts:
-    """What is read from the bytes of a version."""
-    return asked.site.facts.get(row.digest, lambda: facts.read(worker, row))
+def facts_of(page_request: Asked, worker: Worker, row: Row) -> Facts:
+    """Return what is read from the bytes of a version."""
+    return page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
 
 
 # ---- everything about a version
@@ -114,13 +119,13 @@ def facts_of(asked: Asked, worker: Worker, row: Row) -> Facts:
 
 @dataclass(frozen=True)
 class Use:
-    """What to type to use a version; a command is None where the program cannot use it.
+    """The commands to use a version; a command is None if the program cannot use it.
 
     Attributes:
         folder: Where the commands expect the adapter.
-        base: Name of the base, or a word that stands for it.
-        oci: Its address for oras and adapterhub, without the scheme.
-        scheme: The scheme of that for adapterhub.
+        base: The name of the base, or a placeholder.
+        oci: The address for oras and adapterhub, without the scheme.
+        scheme: The scheme of that address for adapterhub.
     """
 
     folder: str
@@ -136,7 +141,7 @@ class Use:
 
 @dataclass(frozen=True)
 class AdapterPage(Page):
-    """A version: its facts, how to use it, and what is known about it."""
+    """A version: its facts, how to use it, and what else is known about it."""
 
     version: Version
     facts: Facts
@@ -169,69 +174,85 @@ class AdapterPage(Page):
 
 @dataclass(frozen=True)
 class UnfinishedPage(Page):
-    """A repository without a version: what was pushed so far is no whole adapter."""
+    """A repository without a version: what was pushed so far is not a complete adapter."""
 
     of: View
     commit: Commit
     template: ClassVar[str] = "unfinished.html"
 
 
-def adapter_page(asked: Asked, worker: Worker) -> Page:
+def adapter_page(page_request: Asked, worker: Worker) -> Page:
     """GET /{namespace}/{repo} and /{namespace}/{repo}/v{number}."""
-    of = asked.repository(worker)
-    if of.newest is None and not (of.repository and of.repository.moved_to) and "number" not in asked.request.path_params:
-        return UnfinishedPage(of, commits.find(worker, of, commits.HEAD))
-    version = version_of(asked, worker)
+    view = page_request.repository(worker)
+    if (
+        view.newest is None
+        and not (view.repository and view.repository.moved_to)
+        and "number" not in page_request.request.path_params
+    ):
+        return UnfinishedPage(view, commits.find(worker, view, commits.HEAD))
+    version = version_of(page_request, worker)
     row, index = version.row, worker.registry.index
-    read, made = facts_of(asked, worker, row), worker.manifest(row)
-    training = read.manifest.training
+    adapter_facts, oci = facts_of(page_request, worker, row), worker.manifest(row)
+    training = adapter_facts.manifest.training
     versions = queries.versions(index, name=row.name)
-    others = of.repository.manifests if of.repository else {}
-    attached = {digest: one for digest, one in others.items() if one.subject == row.digest}
-    shown = read.tensors[:_TENSORS]
+    other_manifests = view.repository.manifests if view.repository else {}
+    attached = {digest: manifest for digest, manifest in other_manifests.items() if manifest.subject == row.digest}
+    first_tensors = adapter_facts.tensors[:_TENSORS]
     return AdapterPage(
         version,
-        read,
-        _use(asked, row, read.max_rank),
-        made.layers,
-        shown,
-        _shared([tensor.name for tensor in shown]),
-        facts.unmeasured(read, made),
+        adapter_facts,
+        _use(page_request, row, adapter_facts.max_rank),
+        oci.layers,
+        first_tensors,
+        _shared([tensor.name for tensor in first_tensors]),
+        facts.unmeasured(adapter_facts, oci),
         dict(_numbers(training.metrics if training else None)),
         measurement.of_version(queries.marks(index, "evaluate", row.name), row.number),
         versions[:_VERSIONS],
         len(versions),
-        [child for child in worker.registry.children(row.digest) if asked.may_read(worker, child.name)][:_CHILDREN],
-        [copy for copy in worker.registry.holding(row.digest) if copy.name != row.name and asked.may_read(worker, copy.name)],
-        _signed(asked, worker, row, made, tuple(digest for digest, one in attached.items() if one.artifact_type == MEDIA_TYPE)),
-        {digest: one for digest, one in attached.items() if one.artifact_type != MEDIA_TYPE},
+        [child for child in worker.registry.children(row.digest) if page_request.may_read(worker, child.name)][:_CHILDREN],
+        [
+            copy
+            for copy in worker.registry.holding(row.digest)
+            if copy.name != row.name and page_request.may_read(worker, copy.name)
+        ],
+        _shown_signatures(
+            page_request,
+            worker,
+            row,
+            oci,
+            tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE),
+        ),
+        {digest: manifest for digest, manifest in attached.items() if manifest.artifact_type != MEDIA_TYPE},
         events(worker, [row.name], each=12, most=6),
     )
 
 
-def _signed(asked: Asked, worker: Worker, row: Row, made: Manifest, attached: tuple[str, ...]) -> Sequence[Shown]:
-    """The signatures that are attached to a version; looked at once, as each of them is read as a whole."""
+def _shown_signatures(
+    page_request: Asked, worker: Worker, row: Row, oci: Manifest, attached: tuple[str, ...]
+) -> Sequence[Shown]:
+    """Return the signatures attached to a version; cached, because each of them has to be read completely."""
 
     def look() -> Sequence[Shown]:
-        found = attached_signatures(worker, row.name, row.digest)
-        return signatures.shown(asked.hub.settings.policy, made, found, row.name)[:_SIGNATURES]
+        bundles = attached_signatures(worker, row.name, row.digest)
+        return signatures.shown(page_request.hub.settings.policy, oci, bundles, row.name)[:_SIGNATURES]
 
-    return asked.site.signed.get((row.name, row.digest, attached), look) if attached else ()
+    return page_request.site.signed.get((row.name, row.digest, attached), look) if attached else ()
 
 
-def _use(asked: Asked, row: Row, rank: int) -> Use:
+def _use(page_request: Asked, row: Row, rank: int) -> Use:
     folder, base = row.name.partition("/")[2], row.base or ""
-    scheme, _, host = asked.url.partition("://")
-    here = f"./{folder}"
+    scheme, _, host = page_request.url.partition("://")
+    local_path = f"./{folder}"
     return Use(
         folder,
         base or "BASE",
-        asked.url,
+        page_request.url,
         f"{host}/{row.name}:v{row.number}",
         "oci" if scheme == "https" else "oci+http",
-        runtime_commands.vllm(folder, here, base, rank=rank),
+        runtime_commands.vllm(folder, local_path, base, rank=rank),
         runtime_commands.llama_server("", f"{folder}.gguf"),
-        runtime_commands.mlx(base, f"{here}-mlx"),
+        runtime_commands.mlx(base, f"{local_path}-mlx"),
         runtime_commands.ollama(folder, f"{folder}-ollama"),
     )
 
@@ -244,9 +265,11 @@ def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
 
 
 def _shared(names: Sequence[str]) -> str:
-    """What all names begin with, up to a dot."""
+    """Return the common prefix of all names, up to a dot."""
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
-    length = next((at for at, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
+    length = next(
+        (position for position, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last))
+    )
     return first[: first.rfind(".", 0, length) + 1]
 
 
@@ -263,21 +286,21 @@ class VersionsPage(Page):
     template: ClassVar[str] = "versions.html"
 
 
-def versions_page(asked: Asked, worker: Worker) -> VersionsPage:
+def versions_page(page_request: Asked, worker: Worker) -> VersionsPage:
     """GET …/versions."""
-    version, index = version_of(asked, worker), worker.registry.index
+    version, index = version_of(page_request, worker), worker.registry.index
     rows = queries.versions(index, name=version.name)
     return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
 
 
-def revision(asked: Asked, worker: Worker) -> Page:
-    """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: the addresses that clients of the Hugging Face Hub print."""
-    of = asked.repository(worker)
-    found = commits.find(worker, of, asked.part("revision"))
-    path = asked.request.path_params.get("path")
-    if path and path in found.files:
-        raise MovedError(f"/{of.name}/resolve/{found.id}/{path}")
-    raise MovedError(f"/{of.name}/v{found.row.number}" if found.row else f"/{of.name}")
+def revision(page_request: Asked, worker: Worker) -> Page:
+    """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: addresses that clients of the Hugging Face Hub print."""
+    view = page_request.repository(worker)
+    commit = commits.find(worker, view, page_request.part("revision"))
+    path = page_request.request.path_params.get("path")
+    if path and path in commit.files:
+        raise MovedError(f"/{view.name}/resolve/{commit.id}/{path}")
+    raise MovedError(f"/{view.name}/v{commit.row.number}" if commit.row else f"/{view.name}")
 
 
 # ---- tensors
@@ -285,7 +308,7 @@ def revision(asked: Asked, worker: Worker) -> Page:
 
 @dataclass(frozen=True)
 class TensorsPage(Page):
-    """The tensors of a version, a thousand on a page."""
+    """The tensors of a version, a thousand per page."""
 
     version: Version
     tensors: Sequence[TensorInfo]
@@ -299,14 +322,14 @@ class TensorsPage(Page):
 _PER_PAGE = 1000
 
 
-def tensors_page(asked: Asked, worker: Worker) -> TensorsPage:
+def tensors_page(page_request: Asked, worker: Worker) -> TensorsPage:
     """GET …/v{number}/tensors."""
-    version = version_of(asked, worker)
-    read = facts_of(asked, worker, version.row)
-    pages = max(1, -(-len(read.tensors) // _PER_PAGE))
-    number = min(pages, max(1, int(asked.query("page")))) if asked.query("page").isdecimal() else 1
-    shown = read.tensors[(number - 1) * _PER_PAGE : number * _PER_PAGE]
-    return TensorsPage(version, shown, read.total, number, pages, read.unread)
+    version = version_of(page_request, worker)
+    adapter_facts = facts_of(page_request, worker, version.row)
+    pages = max(1, -(-len(adapter_facts.tensors) // _PER_PAGE))
+    number = min(pages, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
+    page_tensors = adapter_facts.tensors[(number - 1) * _PER_PAGE : number * _PER_PAGE]
+    return TensorsPage(version, page_tensors, adapter_facts.total, number, pages, adapter_facts.unread)
 
 
 # ---- where it acts
@@ -314,7 +337,7 @@ def tensors_page(asked: Asked, worker: Worker) -> TensorsPage:
 
 @dataclass(frozen=True)
 class HeatPicture(Page):
-    """The heat map as SVG, in the colors of a theme; or why there is none."""
+    """The heat map as SVG in the colors of a theme; or why there is none."""
 
     found: HeatMap | str
     theme: str
@@ -331,39 +354,45 @@ class NormsPage(Page):
 
 
 async def heat_picture(request: Request) -> Response:
-    """GET …/v{number}/heat.svg?theme=dark; reads the weights, so that it is apart from the page."""
-    return await _slowly(request, lambda asked, _version, found: _picture(asked, found), "image/svg+xml")
+    """GET …/v{number}/heat.svg?theme=dark: separate from the page, because it reads the weights."""
+    return await _respond_with_norms(
+        request, lambda page_request, _version, heat: _picture(page_request, heat), "image/svg+xml"
+    )
 
 
-def _picture(asked: Asked, found: Heat | str) -> HeatPicture:
-    shown = found if isinstance(found, str) else drawings.heat_map(found)
-    return HeatPicture(shown, "dark" if asked.query("theme") == "dark" else "light")
+def _picture(page_request: Asked, heat: Heat | str) -> HeatPicture:
+    picture = heat if isinstance(heat, str) else drawings.heat_map(heat)
+    return HeatPicture(picture, "dark" if page_request.query("theme") == "dark" else "light")
 
 
 async def norms_page(request: Request) -> Response:
     """GET …/v{number}/norms."""
-    return await _slowly(request, lambda _asked, version, found: NormsPage(version, found))
+    return await _respond_with_norms(request, lambda _page_request, version, heat: NormsPage(version, heat))
 
 
-async def _slowly(
+async def _respond_with_norms(
     request: Request, make: Callable[[Asked, Version, Heat | str], Page], media_type: str = "text/html; charset=utf-8"
 ) -> Response:
-    """Answer with a page that needs the norms of a version."""
+    """Return a page that needs the norms of a version."""
 
-    def find(asked: Asked, worker: Worker) -> tuple[Asked, Version, str]:
-        version = version_of(asked, worker)
-        return asked, version, facts.unmeasured(facts_of(asked, worker, version.row), worker.manifest(version.row))
+    def find(page_request: Asked, worker: Worker) -> tuple[Asked, Version, str]:
+        version = version_of(page_request, worker)
+        return (
+            page_request,
+            version,
+            facts.unmeasured(facts_of(page_request, worker, version.row), worker.manifest(version.row)),
+        )
 
-    found = await answered(request, find)
-    if isinstance(found, Response):
-        return found
-    asked, version, why = found
+    result = await answered(request, find)
+    if isinstance(result, Response):
+        return result
+    page_request, version, reason = result
 
     def work(worker: Worker) -> Response:
-        heat = why or asked.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
-        return rendered(asked, make(asked, version, heat), media_type=media_type)
+        heat = reason or page_request.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
+        return rendered(page_request, make(page_request, version, heat), media_type=media_type)
 
-    return await asked.site.slow.run(work)
+    return await page_request.site.slow.run(work)
 
 
 # ---- lineage
@@ -379,67 +408,71 @@ class LineagePage(Page):
     template: ClassVar[str] = "lineage.html"
 
 
-_MOST_BOXES = 150
-_MOST_DATA = 4  # data sets of one adapter
+_MAX_BOXES = 150
+_MAX_DATA = 4  # data sets shown per adapter
 
 
-def lineage_page(asked: Asked, worker: Worker) -> LineagePage:
+def lineage_page(page_request: Asked, worker: Worker) -> LineagePage:
     """GET …/v{number}/lineage."""
-    version = version_of(asked, worker)
-    boxes, edges = _graph(_visible(asked, worker, trace(worker.registry, version.row.ref)))
-    graph = drawings.graph(boxes, edges) if len(boxes) <= _MOST_BOXES else None
+    version = version_of(page_request, worker)
+    boxes, edges = _graph(_visible_lineage(page_request, worker, trace(worker.registry, version.row.ref)))
+    graph = drawings.graph(boxes, edges) if len(boxes) <= _MAX_BOXES else None
     return LineagePage(version, graph, [(box.lines[0], " · ".join(box.lines[1:]), box.url) for box in boxes.values()])
 
 
-def _visible(asked: Asked, worker: Worker, found: Lineage) -> Lineage:
-    """A lineage without what is in private repositories: of an ancestor there, only what its children say of it."""
+def _visible_lineage(page_request: Asked, worker: Worker, lineage: Lineage) -> Lineage:
+    """Return a lineage without nodes of private repositories; of a private ancestor, only what its children say about it."""
     nodes: dict[str, Node] = {}
-    recorded = {parent.digest for node in found.nodes.values() for parent in node.parents}
-    for digest, node in found.nodes.items():
-        refs = tuple(ref for ref in node.refs if asked.may_read(worker, ref.partition(":")[0].partition("@")[0]))
+    recorded = {parent.digest for node in lineage.nodes.values() for parent in node.parents}
+    for digest, node in lineage.nodes.items():
+        refs = tuple(ref for ref in node.refs if page_request.may_read(worker, ref.partition(":")[0].partition("@")[0]))
         if refs or not node.manifest:
             nodes[digest] = Node(digest, refs, node.manifest, node.deprecated)
-    above = _reached(found.root, [(edge.child, edge.parent) for edge in found.edges])
+    above = _reachable(lineage.root, [(edge.child, edge.parent) for edge in lineage.edges])
     nodes |= {digest: Node(digest, ()) for digest in above & recorded - nodes.keys()}
-    edges = [edge for edge in found.edges if edge.parent in nodes and edge.child in nodes]
+    edges = [edge for edge in lineage.edges if edge.parent in nodes and edge.child in nodes]
     up, down = [(edge.child, edge.parent) for edge in edges], [(edge.parent, edge.child) for edge in edges]
-    kept = _reached(found.root, up) | _reached(found.root, down)
-    left = {digest: node for digest, node in nodes.items() if digest in kept}
-    return Lineage(found.root, left, tuple(edge for edge in edges if edge.parent in left and edge.child in left))
+    connected = _reachable(lineage.root, up) | _reachable(lineage.root, down)
+    visible_nodes = {digest: node for digest, node in nodes.items() if digest in connected}
+    return Lineage(
+        lineage.root,
+        visible_nodes,
+        tuple(edge for edge in edges if edge.parent in visible_nodes and edge.child in visible_nodes),
+    )
 
 
-def _reached(start: str, steps: Sequence[tuple[str, str]]) -> set[str]:
-    """What steps lead to from a start, itself included."""
+def _reachable(start: str, steps: Sequence[tuple[str, str]]) -> set[str]:
+    """Return what is reachable from a start, including the start."""
     after: dict[str, list[str]] = {}
-    for one, other in steps:
-        after.setdefault(one, []).append(other)
-    seen, waiting = {start}, [start]
+    for source, target in steps:
+        after.setdefault(source, []).append(target)
+    reached, waiting = {start}, [start]
     while waiting:
-        for other in after.get(waiting.pop(), []):
-            if other not in seen:
-                seen.add(other)
-                waiting.append(other)
-    return seen
+        for target in after.get(waiting.pop(), []):
+            if target not in reached:
+                reached.add(target)
+                waiting.append(target)
+    return reached
 
 
-def _graph(found: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]]:
-    """The boxes by name, and the edges with their labels."""
+def _graph(lineage: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]]:
+    """Return the boxes of a drawing by key, and the edges with their labels."""
     boxes: dict[str, Box] = {}
     edges: dict[tuple[str, str], str] = {}
-    for digest, node in found.nodes.items():
-        here = node.manifest is not None
+    for digest, node in lineage.nodes.items():
+        is_visible = node.manifest is not None
         name = node.refs[0] if node.refs else digest[:19]
         rank = f", r {node.manifest.r}" if node.manifest and node.manifest.r else ""
-        kind = "root" if digest == found.root else "adapter" if here else "missing"
-        how = node.how if here else "not visible here"
-        boxes[digest] = Box((name, how + rank), kind, "/" + name.replace(":", "/") if here and ":v" in name else "")
+        kind = "root" if digest == lineage.root else "adapter" if is_visible else "missing"
+        method = node.how if is_visible else "not visible here"
+        boxes[digest] = Box((name, method + rank), kind, "/" + name.replace(":", "/") if is_visible and ":v" in name else "")
         if node.base and not node.parents:
             boxes[f"base {node.base}"] = Box((node.base, "base model"), "base")
             edges[f"base {node.base}", digest] = ""
-        for data in node.data[:_MOST_DATA]:
+        for data in node.data[:_MAX_DATA]:
             key = f"data {data.digest or data.name or data.path}"
             boxes[key] = Box((data.name or data.path or "data", "data"), "data")
             edges[key, digest] = ""
-    for edge in found.edges:
+    for edge in lineage.edges:
         edges[edge.parent, edge.child] = "" if edge.weight in (None, 1) else f"{edge.weight:g}"
     return boxes, edges

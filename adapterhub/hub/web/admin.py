@@ -1,4 +1,4 @@
-"""The administration of the hub: for admins of every namespace."""
+"""The administration page of the hub, for admins of every namespace."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Space:
-    """A namespace: what it stores, and what holds in it."""
+class NamespaceUsage:
+    """A namespace: what it stores, and its settings."""
 
     stored: Total
     settled: Namespace
@@ -44,59 +44,61 @@ class Space:
 
 @dataclass(frozen=True)
 class AdminPage(Page):
-    """Accounts and their tokens, what each namespace stores and may store, the disk, and the audit log.
+    """Accounts and their tokens, the usage and limits of each namespace, the disk, and the audit log.
 
     Attributes:
-        audited: The namespace or name that rows of the log are shown of; empty for all.
+        audited: The namespace or name whose rows of the log are shown; empty for all.
     """
 
     accounts: Sequence[Account]
     tokens: Sequence[Token]
-    spaces: Sequence[Space]
+    spaces: Sequence[NamespaceUsage]
     disk: Disk
     audited: str
     log: Sequence[Event]
     template: ClassVar[str] = "admin.html"
 
 
-_MOST_ROWS = 100  # of the audit log
-_ARTIFACTS = {"any": False, "adapters": True}  # what a form says, to whether adapters alone may be pushed
+_MAX_ROWS = 100  # of the audit log shown
+_ARTIFACTS = {"any": False, "adapters": True}  # the form's value, to `adapters_only`
 
 
-def admin_page(asked: Asked, worker: Worker) -> AdminPage:
+def admin_page(page_request: Asked, worker: Worker) -> AdminPage:
     """GET /-/admin, with ?audit=NAMESPACE for a part of the log."""
-    _check_admin(asked)
-    database, disk = asked.hub.database, shutil.disk_usage(asked.hub.settings.registry)
-    stored = {one.namespace: one for one in queries.totals(worker.registry.index)}
-    settled = {one.name: one for one in accounts.namespaces(database)}
-    names = [*stored, *sorted(settled.keys() - stored.keys())]
-    audited = asked.query("audit").strip()
+    _check_admin(page_request)
+    database, disk = page_request.hub.database, shutil.disk_usage(page_request.hub.settings.registry)
+    stored = {total.namespace: total for total in queries.totals(worker.registry.index)}
+    settings = {namespace.name: namespace for namespace in accounts.namespaces(database)}
+    # Namespaces with settings but without versions come last.
+    names = [*stored, *sorted(settings.keys() - stored.keys())]
+    audited = page_request.query("audit").strip()
     return AdminPage(
         accounts.listed(database),
         tokens.listed(database),
-        [Space(stored.get(name, Total(name, 0, 0, 0)), settled.get(name, Namespace(name))) for name in names],
+        [NamespaceUsage(stored.get(name, Total(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
         Disk(disk.used, disk.free, disk.total),
         audited,
-        audit.events(database, name=audited, limit=_MOST_ROWS),
+        audit.events(database, name=audited, limit=_MAX_ROWS),
     )
 
 
-def _check_admin(asked: Asked) -> None:
-    if asked.who is None:
+def _check_admin(page_request: Asked) -> None:
+    if page_request.who is None:
         raise NoTokenError
-    if not asked.is_admin:
+    if not page_request.is_admin:
         raise ForbiddenError("This page is for the admins of the hub.")
 
 
 async def settle(request: Request) -> Response:
     """POST /-/admin/settle: which artifacts may be pushed to a namespace."""
 
-    def work(asked: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
-        _check_admin(asked)
-        database, name = asked.hub.database, accounts.check_namespace(fields.get("namespace", ""))
+    def work(page_request: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
+        _check_admin(page_request)
+        database, name = page_request.hub.database, accounts.check_namespace(fields.get("namespace", ""))
         asking.now().changes(name)
         if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
             raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
+        # Read and write in one transaction: the CLI may change another setting at the same time.
         with database.transaction():
             accounts.settle(database, replace(accounts.namespace(database, name), adapters_only=_ARTIFACTS[artifacts]))
         return leading_to("/-/admin")
@@ -107,13 +109,13 @@ async def settle(request: Request) -> Response:
 async def revoke(request: Request) -> Response:
     """POST /-/admin/revoke."""
 
-    def work(asked: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
-        _check_admin(asked)
+    def work(page_request: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
+        _check_admin(page_request)
         asking.now().changes("tokens")
         ident = fields.get("token", "")
         if not ident.isdecimal() or len(ident) > 18:
             raise UsageError(ident[:80], "is not the number of a token")
-        tokens.revoke(asked.hub.database, int(ident))
+        tokens.revoke(page_request.hub.database, int(ident))
         return leading_to("/-/admin")
 
     return await posted(request, work)

@@ -1,4 +1,4 @@
-"""Search, the bases and their adapters, and what happened in a namespace."""
+"""Search, the bases and their adapters, and the events of a namespace."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from . import facts
 from .site import Asked, Page, with_query
 
 _PER_PAGE = 20
-_PAGES = 50
+_MAX_PAGES = 50
 _FACETS = {"base": "Base", "r": "Rank", "method": "Method", "license": "License", "format": "Format", "task": "Task"}
-_VALUES = 8  # of a facet that are shown
-_JUDGED = 100  # matches whose verdicts are looked at
+_MAX_VALUES = 8  # values shown per facet
+_MAX_JUDGED = 100  # matches whose verdicts for a runtime are computed
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A value of a facet: how many matches have it, whether it is chosen, and where a click leads."""
+    """A value of a facet: how many matches have it, whether it is chosen, and the address after a click."""
 
     value: str
     count: int
@@ -40,12 +40,12 @@ class SearchPage(Page):
     """The matches of a query, best first.
 
     Attributes:
-        fields: Parameters of the query that are set, as they were given.
-        rows: One page of them.
-        total: The number of all matches; None if not all were looked at.
+        fields: The query's parameters that are set, as entered.
+        rows: The matches on this page.
+        total: The number of all matches; None if not all were examined.
         facets: Title to choices.
-        runtimes: Names that verdicts can be asked for.
-        deprecated: Names and numbers with the reason.
+        runtimes: Runtimes that verdicts can be filtered by.
+        deprecated: Name and number of deprecated versions, to the reason.
         wrong: What is wrong with the query.
     """
 
@@ -64,35 +64,35 @@ class SearchPage(Page):
 _FIELDS = ("q", *_FACETS, "rank", "size", "metric", "runtime")
 
 
-def search_page(asked: Asked, worker: Worker) -> SearchPage:
+def search_page(page_request: Asked, worker: Worker) -> SearchPage:
     """GET /: search with facets; without a query, the newest versions."""
-    fields = {key: value for key in _FIELDS if (value := asked.query(key).strip())}
-    number = min(_PAGES, max(1, int(asked.query("page")))) if asked.query("page").isdecimal() else 1
+    fields = {key: value for key in _FIELDS if (value := page_request.query(key).strip())}
+    number = min(_MAX_PAGES, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
     start = (number - 1) * _PER_PAGE
     try:
-        query = _query(fields, start + _PER_PAGE + 1, asked.hub.hidden(worker, asked.who))
+        query = _query(fields, start + _PER_PAGE + 1, page_request.hub.hidden(worker, page_request.who))
     except UsageError as error:
         return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
     runtime = fields.get("runtime", "")
-    rows = [row for row in search.search(worker.registry.index, query).rows if asked.may_read(worker, row.name)]
-    counted = _counted(asked, worker, query)
-    total: int | None = counted.total
+    rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
+    counts = _counted(page_request, worker, query)
+    total: int | None = counts.total
     if runtime:
-        rows, total = [row for row in rows if _applies(asked, worker, row, runtime)], None
-    more = len(rows) > start + _PER_PAGE and number < _PAGES
+        rows, total = [row for row in rows if _applies(page_request, worker, row, runtime)], None
+    has_more = len(rows) > start + _PER_PAGE and number < _MAX_PAGES
     return SearchPage(
         fields,
         rows[start : start + _PER_PAGE],
         total,
-        _choices(fields, counted.facets),
+        _choices(fields, counts.facets),
         with_query("/", **fields, page=number - 1 if number > 2 else "") if number > 1 else "",
-        with_query("/", **fields, page=number + 1) if more else "",
+        with_query("/", **fields, page=number + 1) if has_more else "",
         deprecated=worker.registry.deprecations(),
     )
 
 
 def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Query:
-    """The query of a form; UsageError for a number or a comparison that is none."""
+    """Return the query of a form. UsageError for an invalid number or comparison."""
     bounds = []
     for name, column in (("r", "r"), ("rank", "r"), ("size", "size")):
         if name in fields:
@@ -105,39 +105,44 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
         facets=tuple((kind, fields[kind]) for kind in _FACETS if kind in fields and kind != "r"),
         bounds=tuple(bounds),
         metrics=(search.parse_metric(fields["metric"], "metric"),) if "metric" in fields else (),
-        limit=_JUDGED if runtime else limit,
+        limit=_MAX_JUDGED if runtime else limit,
         without=hidden,
     )
 
 
-def _counted(asked: Asked, worker: Worker, query: Query) -> Found:
-    """The counts of a query, which take longer than its first matches, and are the same until something is pushed."""
+def _counted(page_request: Asked, worker: Worker, query: Query) -> Found:
+    """Return the counts of a query, cached until something is pushed, because they take longer than its first matches."""
     index = worker.registry.index
     query = replace(query, limit=1)
-    return asked.site.counts.get((index_file.state(index), query), lambda: search.search(index, query, facets=True))
+    return page_request.site.counts.get((index_file.state(index), query), lambda: search.search(index, query, facets=True))
 
 
-def _applies(asked: Asked, worker: Worker, row: Row, runtime: str) -> bool:
-    read = asked.site.facts.get(row.digest, lambda: facts.read(worker, row))
+def _applies(page_request: Asked, worker: Worker, row: Row, runtime: str) -> bool:
+    read = page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
     return runtime in read.verdicts and read.verdicts[runtime].verdict == APPLIED
 
 
 def _choices(fields: Mapping[str, str], facets: Mapping[str, Mapping[str, int]]) -> dict[str, list[Choice]]:
-    found = {}
+    choices_by_title = {}
     for kind, title in _FACETS.items():
-        values = list(facets.get(kind, {}).items())[:_VALUES]
+        values = list(facets.get(kind, {}).items())[:_MAX_VALUES]
         chosen = fields.get(kind, "")
         if chosen and chosen.lower() not in (value.lower() for value, _ in values):
             values.insert(0, (chosen, 0))
-        rest = {key: value for key, value in fields.items() if key != kind}
+        other_fields = {key: value for key, value in fields.items() if key != kind}
         choices = [
-            Choice(value, count, on, with_query("/", **rest) if on else with_query("/", **rest, **{kind: value}))
+            Choice(
+                value,
+                count,
+                is_chosen,
+                with_query("/", **other_fields) if is_chosen else with_query("/", **other_fields, **{kind: value}),
+            )
             for value, count in values
-            if (on := value.lower() == chosen.lower()) or count
+            if (is_chosen := value.lower() == chosen.lower()) or count
         ]
         if len(choices) > 1 or chosen:
-            found[title] = choices
-    return found
+            choices_by_title[title] = choices
+    return choices_by_title
 
 
 # ---- bases
@@ -145,7 +150,7 @@ def _choices(fields: Mapping[str, str], facets: Mapping[str, Mapping[str, int]])
 
 @dataclass(frozen=True)
 class BasesPage(Page):
-    """The bases that adapters here are for, with their number."""
+    """The bases of the adapters here, with the number of adapters."""
 
     bases: Mapping[str, int]
     template: ClassVar[str] = "bases.html"
@@ -153,7 +158,7 @@ class BasesPage(Page):
 
 @dataclass(frozen=True)
 class BasePage(Page):
-    """A base and the newest version of each adapter for it, those with a parent below their parents."""
+    """A base and the newest version of each adapter for it, each below its parent."""
 
     name: str
     rows: Sequence[tuple[Row, int]]
@@ -164,41 +169,45 @@ class BasePage(Page):
     template: ClassVar[str] = "base.html"
 
 
-_MOST_ADAPTERS = 200
+_MAX_ADAPTERS = 200
 
 
-def bases_page(asked: Asked, worker: Worker) -> Page:
-    """GET /-/bases and /-/bases?name=…: names of bases may have any characters."""
-    name = asked.query("name").strip()
+def bases_page(page_request: Asked, worker: Worker) -> Page:
+    """GET /-/bases and /-/bases?name=…: a query, because names of bases may have any characters."""
+    name = page_request.query("name").strip()
     if not name:
-        return BasesPage(_counted(asked, worker, Query(without=asked.hub.hidden(worker, asked.who))).facets.get("base", {}))
-    query = Query(facets=(("base", name),), limit=_MOST_ADAPTERS, without=asked.hub.hidden(worker, asked.who))
-    rows = [row for row in search.search(worker.registry.index, query).rows if asked.may_read(worker, row.name)]
+        return BasesPage(
+            _counted(page_request, worker, Query(without=page_request.hub.hidden(worker, page_request.who))).facets.get(
+                "base", {}
+            )
+        )
+    query = Query(facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden(worker, page_request.who))
+    rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
     if not rows:
         raise NotFoundError(name[:200], "no adapter here is for this base")
-    counted = _counted(asked, worker, query)
-    kinds = (counted.facets[kind] for kind in ("r", "method", "target"))
-    return BasePage(rows[0].base or name, _tree(rows), counted.total, *kinds)
+    counts = _counted(page_request, worker, query)
+    kinds = (counts.facets[kind] for kind in ("r", "method", "target"))
+    return BasePage(rows[0].base or name, _tree(rows), counts.total, *kinds)
 
 
 def _tree(rows: Sequence[Row]) -> list[tuple[Row, int]]:
-    """Rows with their depth: below the first parent that is among them, each once."""
+    """Return rows with their depth: each once, below its first parent among the rows."""
     by_name = {row.name: row for row in rows}
     children: dict[str, list[Row]] = {}
     for row in rows:
         names = [parent.partition(":")[0].partition("@")[0] for parent in row.parents]
-        above = next((name for name in names if name in by_name and name != row.name), "")
-        children.setdefault(above, []).append(row)
+        parent_name = next((name for name in names if name in by_name and name != row.name), "")
+        children.setdefault(parent_name, []).append(row)
     placed: list[tuple[Row, int]] = []
-    seen: set[str] = set()
+    placed_names: set[str] = set()
     waiting = [(row, 0) for row in reversed(children.get("", []))]
     while waiting:
         row, depth = waiting.pop()
-        if row.name not in seen:
-            seen.add(row.name)
+        if row.name not in placed_names:
+            placed_names.add(row.name)
             placed.append((row, depth))
             waiting += [(child, min(depth + 1, 6)) for child in reversed(children.get(row.name, []))]
-    return placed + [(row, 0) for row in rows if row.name not in seen]  # circles
+    return placed + [(row, 0) for row in rows if row.name not in placed_names]  # adapters whose parents form a cycle
 
 
 # ---- namespaces
@@ -206,7 +215,7 @@ def _tree(rows: Sequence[Row]) -> list[tuple[Row, int]]:
 
 @dataclass(frozen=True)
 class Event:
-    """An entry of a log, in words: what was done, to which version or tags, by whom and why."""
+    """An entry of a log in words: the action, its version or tags, its author and message."""
 
     name: str
     time: str
@@ -219,7 +228,7 @@ class Event:
 
 @dataclass(frozen=True)
 class NamespacePage(Page):
-    """The adapters of a namespace, the last changed first, and what happened to them."""
+    """The adapters of a namespace, last changed first, and their events."""
 
     name: str
     rows: Sequence[Row]
@@ -235,26 +244,26 @@ _WORDS = {
 }  # fmt: skip
 
 
-def namespace_page(asked: Asked, worker: Worker) -> NamespacePage:
+def namespace_page(page_request: Asked, worker: Worker) -> NamespacePage:
     """GET /{namespace}."""
-    name = asked.part("namespace")
-    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=asked.hub.hidden(worker, asked.who))
-    every = [row for row in newest if asked.may_read(worker, row.name)]
-    if not every:
+    name = page_request.part("namespace")
+    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden(worker, page_request.who))
+    visible_rows = [row for row in newest if page_request.may_read(worker, row.name)]
+    if not visible_rows:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
-    return NamespacePage(name, every, events(worker, [row.name for row in every[:_MOST_LOGS]]))
+    return NamespacePage(name, visible_rows, events(worker, [row.name for row in visible_rows[:_MOST_LOGS]]))
 
 
 def events(worker: Worker, names: Sequence[str], *, each: int = _MOST_ENTRIES, most: int = _MOST_EVENTS) -> list[Event]:
-    """The last entries of logs, the latest first."""
-    found = []
+    """Return the last entries of the logs of some names, newest first."""
+    entries = []
     for name in names:
         last = worker.registry.ledger.current(name).seq
         for seq in range(max(1, last - each + 1), last + 1):
             if entry := worker.registry.store.log.entry(name, seq):
-                found.append(entry[0])
-    found.sort(key=lambda entry: (entry.time, entry.seq), reverse=True)
-    return [_event(entry) for entry in found if entry.op in _WORDS][:most]
+                entries.append(entry[0])
+    entries.sort(key=lambda entry: (entry.time, entry.seq), reverse=True)
+    return [_event(entry) for entry in entries if entry.op in _WORDS][:most]
 
 
 def _event(entry: Entry) -> Event:

@@ -1,4 +1,4 @@
-"""Model cards as HTML that does nothing: Markdown without HTML of its own, sanitized, and nothing loaded from elsewhere."""
+"""Model cards as harmless HTML: Markdown without embedded HTML, sanitized, and with nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAGS = {
     *("table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 _ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "title"}, "ol": {"start"}}
-# What is wider than the page is scrolled in its own box, which the keyboard must reach.
+# Anything wider than the page scrolls in its own box, which must be reachable by keyboard (tabindex).
 _WIDE = {
     "<pre>": '<pre tabindex="0">',
     "<table>": '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>',
@@ -29,18 +29,18 @@ _WIDE = {
 
 
 def render(text: str, *, files: Collection[str], where: str) -> Markup:
-    """HTML of a card, whose headings are below those of a page.
+    """Return a card as HTML, with its headings below those of the page.
 
     Args:
         text: Markdown; HTML in it is shown as text.
-        files: Paths of the adapter's files; only pictures among them are shown, and others become links.
+        files: Paths of the adapter's files; pictures among them are shown, any others become links.
         where: The URL of the folder with the files.
     """
-    import nh3  # late, as markdown_it: a hub answers to programs before anybody looks at a page
+    import nh3  # imported late, like markdown_it: many hubs serve only programs
 
-    found = _parser().render(text, {"files": files, "where": where})
+    html = _parser().render(text, {"files": files, "where": where})
     clean = nh3.clean(
-        found,
+        html,
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto"},
@@ -64,7 +64,7 @@ def _parser() -> MarkdownIt:
 
 
 def _image(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, env: MutableMapping[str, Any]) -> str:
-    """A picture among the adapter's own files, or a link to one elsewhere."""
+    """Render a picture among the adapter's own files, or a link to one elsewhere."""
     source, alt = str(tokens[at].attrs.get("src", "")), tokens[at].content
     path = unquote(source).removeprefix("./")
     if path in env["files"] and path.lower().endswith(_IMAGES):
@@ -78,7 +78,7 @@ def _heading(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, _
 
 
 def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
-    """A link, to the file itself where it names one of the adapter's."""
+    """Render a link; one to a file of the adapter gets that file's address."""
     path = unquote(str(tokens[at].attrs.get("href", ""))).removeprefix("./")
     if path in env["files"]:
         tokens[at].attrs["href"] = _address(env, path)

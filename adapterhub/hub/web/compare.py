@@ -1,4 +1,4 @@
-"""Two versions of an adapter, compared as functions where their weights are small enough to be read for a page."""
+"""Compare two versions of an adapter, as functions if their weights are small enough to read for a page."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .site import Asked, Page, Site, answered, rendered
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, KeyChange, ModuleChange, TensorChange
 
-_WAIT = 20.0  # seconds; what takes longer is there at the next visit
-_MODULES = 40
+_PATIENCE = 20.0  # seconds; a longer comparison is cached for the next visit
+_MAX_MODULES = 40
 
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file that is not the same in both; a digest is empty where it is missing."""
+    """A file that differs; a digest is empty if the file is missing."""
 
     path: str
     before: str
@@ -41,12 +41,12 @@ class ComparePage(Page):
     """The differences between two versions.
 
     Attributes:
-        version: The newer one.
-        before: The older one.
+        version: The newer version.
+        before: The older version.
         rows: All versions, to choose from.
         files: Files that differ.
         numbers: Facts that differ: name to both values.
-        functions: What they compute; or why that is not known.
+        functions: The differences in what the versions compute; or why that is not known.
     """
 
     version: Version
@@ -59,79 +59,85 @@ class ComparePage(Page):
 
     @property
     def modules(self) -> list[ModuleChange]:
-        """Modules that differ, those that changed most first."""
+        """Modules that differ, the most changed first."""
         from adapterhub.analysis.diff import CHANGED, REMOVED, ROUNDED, SAME
 
         if isinstance(self.functions, str):
             return []
-        found = [module for module in self.functions.modules if module.status not in (SAME, ROUNDED)]
-        found.sort(key=lambda module: (module.status == CHANGED, module.status == REMOVED, -(module.change or 0.0)))
-        return found[:_MODULES]
+        changed = [module for module in self.functions.modules if module.status not in (SAME, ROUNDED)]
+        changed.sort(key=lambda module: (module.status == CHANGED, module.status == REMOVED, -(module.change or 0.0)))
+        return changed[:_MAX_MODULES]
 
     @property
     def others(self) -> list[TensorChange]:
-        """Other tensors that differ."""
+        """Tensors outside of modules that differ."""
         from adapterhub.analysis.diff import ROUNDED, SAME
 
-        found = () if isinstance(self.functions, str) else self.functions.tensors
-        return [tensor for tensor in found if tensor.status not in (SAME, ROUNDED)][:_MODULES]
+        tensors = () if isinstance(self.functions, str) else self.functions.tensors
+        return [tensor for tensor in tensors if tensor.status not in (SAME, ROUNDED)][:_MAX_MODULES]
 
     @property
     def keys(self) -> list[KeyChange]:
         """Keys of the config, and conditions, that differ."""
-        found = () if isinstance(self.functions, str) else (*self.functions.config, *self.functions.conditions)
-        return list({one.key: one for one in found}.values())
+        changes = () if isinstance(self.functions, str) else (*self.functions.config, *self.functions.conditions)
+        return list({change.key: change for change in changes}.values())
 
 
 async def compare_page(request: Request) -> Response:
     """GET …/compare?from=v1&to=v2."""
-    found = await answered(request, lambda asked, worker: (asked, _by_documents(asked, worker)))
-    if isinstance(found, Response):
-        return found
-    asked, page = found
+    result = await answered(request, lambda page_request, worker: (page_request, _document_differences(page_request, worker)))
+    if isinstance(result, Response):
+        return result
+    page_request, page = result
     if not page.functions:
-        work = asyncio.ensure_future(asked.site.slow.run(lambda worker: _functions(asked.site, worker, page)))
+        work = asyncio.ensure_future(
+            page_request.site.slow.run(lambda worker: _function_differences(page_request.site, worker, page))
+        )
         try:
-            functions = await asyncio.wait_for(asyncio.shield(work), _WAIT)
+            # Shielded: the comparison goes on after the timeout, and the next visit finds it.
+            functions = await asyncio.wait_for(asyncio.shield(work), _PATIENCE)
         except TimeoutError:
             functions = "that takes longer than a page may; look again in a minute"
         page = replace(page, functions=functions)
-    return await asked.hub.workers.run(lambda _worker: rendered(asked, page))
+    # Rendering belongs in a thread, too: a page may list thousands of keys.
+    return await page_request.hub.workers.run(lambda _worker: rendered(page_request, page))
 
 
-def _by_documents(asked: Asked, worker: Worker) -> ComparePage:
-    """The differences that manifests and documents show; `functions` is empty if the weights may be compared."""
-    of = asked.repository(worker)
-    after = worker.registry.row(Ref(of.name, number=_number(asked, "to") or (of.newest.number if of.newest else 1)))
-    rows = queries.versions(worker.registry.index, name=of.name)
+def _document_differences(page_request: Asked, worker: Worker) -> ComparePage:
+    """Return the differences in manifests and documents; `functions` is empty if the weights may be compared."""
+    view = page_request.repository(worker)
+    after = worker.registry.row(
+        Ref(view.name, number=_number(page_request, "to") or (view.newest.number if view.newest else 1))
+    )
+    rows = queries.versions(worker.registry.index, name=view.name)
     older = next((row.number for row in rows if row.number < after.number), after.number)
-    before = worker.registry.row(Ref(of.name, number=_number(asked, "from") or older))
+    before = worker.registry.row(Ref(view.name, number=_number(page_request, "from") or older))
     layers = [{layer.path: layer.digest for layer in worker.manifest(row).layers} for row in (before, after)]
     changed = [path for path in sorted({*layers[0], *layers[1]}) if layers[0].get(path) != layers[1].get(path)]
     files = [FileChange(path, layers[0].get(path, ""), layers[1].get(path, "")) for path in changed]
     names = ("base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "license", "size")
     numbers = {name: pair for name in names if (pair := (getattr(before, name), getattr(after, name)))[0] != pair[1]}
-    reasons = [facts.unmeasured(facts_of(asked, worker, row), worker.manifest(row)) for row in (before, after)]
-    why = next(filter(None, reasons), "")
-    return ComparePage(described(worker, of, after), before, rows, files, numbers, why)
+    reasons = [facts.unmeasured(facts_of(page_request, worker, row), worker.manifest(row)) for row in (before, after)]
+    reason = next(filter(None, reasons), "")
+    return ComparePage(described(worker, view, after), before, rows, files, numbers, reason)
 
 
-def _number(asked: Asked, key: str) -> int:
-    text = asked.query(key).removeprefix("v")
+def _number(page_request: Asked, key: str) -> int:
+    text = page_request.query(key).removeprefix("v")
     if text and not (text.isdecimal() and len(text) < 10):
-        raise UsageError(asked.query(key)[:80], "is not the number of a version", "Write it like v2")
+        raise UsageError(page_request.query(key)[:80], "is not the number of a version", "Write it like v2")
     return int(text or 0)
 
 
-def _functions(site: Site, worker: Worker, page: ComparePage) -> Difference | str:
+def _function_differences(site: Site, worker: Worker, page: ComparePage) -> Difference | str:
     from adapterhub.analysis import diff
 
     before, after = page.before, page.version.row
 
     def work() -> Difference | str:
         try:
-            with facts.folder_of(worker, before) as one, facts.folder_of(worker, after) as other:
-                return diff.diff(one, other)
+            with facts.folder_of(worker, before) as before_folder, facts.folder_of(worker, after) as after_folder:
+                return diff.diff(before_folder, after_folder)
         except AdapterhubError as error:
             return error.what
 

@@ -1,4 +1,4 @@
-"""Pictures as numbers for SVG: heat map, loss curve, lineage. Templates have the shapes, the style sheet has the colors."""
+"""Geometry of the drawings: heat map, loss curve, lineage. Templates have the shapes, the style sheet the colors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from adapterhub.manifest.document import LossPoint
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import Heat
 
-# ---- where an adapter acts
+# ---- heat map: where an adapter acts
 
 STEPS = 8
-"""Shades of a heat map; 0 for a layer without such a module."""
+"""Shades of a heat map, numbered from 1."""
 _ROWS, _COLUMNS = 48, 24
 _CELL_HEIGHT, _LEFT, _TOP, _WIDTH = 12, 48, 24, 640
 
@@ -27,8 +27,8 @@ class HeatMap:
     """A heat map; sizes in units of the picture.
 
     Attributes:
-        columns: Left edge, name.
-        rows: Top edge, name or nothing, and of each cell its left edge and its shade from 1 to STEPS.
+        columns: Left edge and name of each column.
+        rows: For each row its top edge, its name or nothing, and the left edge and shade (1 to STEPS) of each cell.
     """
 
     width: float
@@ -42,32 +42,32 @@ class HeatMap:
     more_columns: int
 
 
-def heat_map(found: Heat) -> HeatMap:
-    """The heat map of an adapter, with layers from top to bottom."""
-    shown = found.folded(_ROWS)
-    names = shown.short_kinds[:_COLUMNS]
-    wide = min(96.0, (_WIDTH - _LEFT) / max(1, len(names)))
-    least, greatest = shown.scale
-    every = max(1, math.ceil(len(shown.layers) / 24))
+def heat_map(heat: Heat) -> HeatMap:
+    """Return the heat map of an adapter, with layers from top to bottom."""
+    shown_heat = heat.folded(_ROWS)
+    names = shown_heat.short_kinds[:_COLUMNS]
+    column_width = min(96.0, (_WIDTH - _LEFT) / max(1, len(names)))
+    least, greatest = shown_heat.scale
+    label_step = max(1, math.ceil(len(shown_heat.layers) / 24))
     rows = []
-    for number, (layer, values) in enumerate(zip(shown.layers, shown.values, strict=True)):
+    for number, (layer, values) in enumerate(zip(shown_heat.layers, shown_heat.values, strict=True)):
         cells = tuple(
-            (_LEFT + wide * at, _shade(value, least, greatest))
-            for at, value in enumerate(values[:_COLUMNS])
+            (_LEFT + column_width * column, _shade(value, least, greatest))
+            for column, value in enumerate(values[:_COLUMNS])
             if value is not None
         )
-        rows.append((_TOP + number * _CELL_HEIGHT, "" if number % every else layer, cells))
-    folded = -(-len(found.layers) // max(1, len(shown.layers)))
+        rows.append((_TOP + number * _CELL_HEIGHT, "" if number % label_step else layer, cells))
+    folded = -(-len(heat.layers) // max(1, len(shown_heat.layers)))
     return HeatMap(
-        _LEFT + wide * len(names) + 8,
+        _LEFT + column_width * len(names) + 8,
         _TOP + _CELL_HEIGHT * len(rows) + 4,
-        (wide - 1, _CELL_HEIGHT - 1),
-        tuple((_LEFT + wide * at, _cut(name, int(wide / 7))) for at, name in enumerate(names)),
+        (column_width - 1, _CELL_HEIGHT - 1),
+        tuple((_LEFT + column_width * column, _cut(name, int(column_width / 7))) for column, name in enumerate(names)),
         tuple(rows),
         least,
         greatest,
         folded,
-        len(shown.short_kinds) - len(names),
+        len(shown_heat.short_kinds) - len(names),
     )
 
 
@@ -76,7 +76,7 @@ def _shade(value: float, least: float, greatest: float) -> int:
     return 1 + min(STEPS - 1, int(share * STEPS))
 
 
-# ---- how it was trained
+# ---- loss curve
 
 _POINTS = 300
 _PLOT = (64.0, 12.0, 632.0, 188.0)  # left, top, right, bottom
@@ -87,8 +87,8 @@ class Curve:
     """A loss curve.
 
     Attributes:
-        lines: Class of the line, its name, and its points as SVG has them.
-        ticks: y and its value, x and its step.
+        lines: CSS class of each line, its name, and its points as SVG text.
+        y_ticks, x_ticks: Position and label of each tick.
     """
 
     lines: tuple[tuple[str, str, str], ...]
@@ -100,24 +100,24 @@ class Curve:
 
 
 def curve(points: Sequence[LossPoint]) -> Curve | None:
-    """The curve of a training; None for fewer than two points."""
+    """Return the loss curve of a training; None for fewer than two points."""
     series = {
         "train": ("training", [(point.step, point.loss) for point in points]),
         "heldout": ("held-out", [(point.step, point.heldout_loss) for point in points]),
     }
-    known = {
+    finite_series = {
         name: (label, [(step, loss) for step, loss in pairs if loss is not None and abs(loss) < 1e15 and abs(step) < 1e15])
         for name, (label, pairs) in series.items()
     }
-    every = [pair for _, pairs in known.values() for pair in pairs]
-    if len(every) < 2:
+    all_pairs = [pair for _, pairs in finite_series.values() for pair in pairs]
+    if len(all_pairs) < 2:
         return None
-    steps, losses = [step for step, _ in every], [loss for _, loss in every]
+    steps, losses = [step for step, _ in all_pairs], [loss for _, loss in all_pairs]
     x = _scale(min(steps), max(steps), _PLOT[0], _PLOT[2])
     y = _scale(min(losses), max(losses), _PLOT[3], _PLOT[1])
     lines = tuple(
-        (name, label, " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in _thinned(pairs)))
-        for name, (label, pairs) in known.items()
+        (name, label, " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in _sample(pairs)))
+        for name, (label, pairs) in finite_series.items()
         if len(pairs) > 1
     )
     y_ticks = tuple((y(value), f"{value:.3g}") for value in _ticks(min(losses), max(losses)))
@@ -134,12 +134,12 @@ def _ticks(low: float, high: float) -> list[float]:
     return [low + (high - low) * step / 4 for step in range(5)] if high > low else [low]
 
 
-def _thinned(pairs: Sequence[tuple[int, float]]) -> Iterable[tuple[int, float]]:
+def _sample(pairs: Sequence[tuple[int, float]]) -> Iterable[tuple[int, float]]:
     step = max(1, len(pairs) // _POINTS)
     return [*pairs[::step], pairs[-1]]
 
 
-# ---- what it was made from
+# ---- lineage
 
 _LETTER, _LINE, _PAD = 7.0, 18.0, 12.0
 _NAME = 36  # characters
@@ -147,7 +147,7 @@ _NAME = 36  # characters
 
 @dataclass(frozen=True)
 class Box:
-    """A box of a graph: its lines, its kind as a class, and where a click leads."""
+    """A box of a graph: its lines, its kind as a CSS class, and the address after a click."""
 
     lines: tuple[str, ...]
     kind: str
@@ -156,7 +156,7 @@ class Box:
 
 @dataclass(frozen=True)
 class PlacedBox:
-    """A box with its corner and its size."""
+    """A box with its top left corner and its size."""
 
     box: Box
     x: float
@@ -166,13 +166,13 @@ class PlacedBox:
 
     @property
     def texts(self) -> list[tuple[float, str]]:
-        """Baseline and text of each line."""
+        """The baseline and text of each line."""
         return [(self.y + _PAD + _LINE * (number + 0.7), line) for number, line in enumerate(self.box.lines)]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A drawn graph: boxes, the paths of the edges as SVG has them, and their labels."""
+    """A drawn graph: boxes, the paths of the edges as SVG text, and their labels."""
 
     width: float
     height: float
@@ -182,24 +182,24 @@ class Graph:
 
 
 def graph(boxes: Mapping[str, Box], edges: Mapping[Edge, str]) -> Graph:
-    """Draw a graph, parents above; an edge has a label, which may be empty."""
+    """Draw a graph with parents above; the label of an edge may be empty."""
     cut = {name: Box(tuple(_cut(line, _NAME) for line in box.lines), box.kind, box.url) for name, box in boxes.items()}
     sizes = {
         name: (max(map(len, box.lines), default=1) * _LETTER + 2 * _PAD, len(box.lines) * _LINE + 2 * _PAD)
         for name, box in cut.items()
     }
     placed = layout(sizes, list(edges), gap=(24.0, 40.0))
-    found = []
+    placed_boxes = []
     for name, box in cut.items():
         (x, y), (width, height) = placed.centers[name], sizes[name]
-        found.append(PlacedBox(box, x - width / 2 + 1, y - height / 2 + 1, width, height))
+        placed_boxes.append(PlacedBox(box, x - width / 2 + 1, y - height / 2 + 1, width, height))
     labels = []
     for edge, points in placed.paths.items():
         if edges[edge]:
             (x, y), (to_x, to_y) = points[-3], points[-2]
             labels.append(((x + to_x) / 2 + 1, (y + to_y) / 2 + 5, edges[edge]))
     paths = tuple(_path(points) for points in placed.paths.values())
-    return Graph(placed.width + 2, placed.height + 2, tuple(found), paths, tuple(labels))
+    return Graph(placed.width + 2, placed.height + 2, tuple(placed_boxes), paths, tuple(labels))
 
 
 def _path(points: Sequence[Point]) -> str:

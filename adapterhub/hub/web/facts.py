@@ -1,7 +1,7 @@
-"""What is read from the bytes of a version: its documents, the headers of its weights, what each runtime makes of it.
+"""Facts read from the bytes of a version: its documents, the headers of its weights, the verdict of each runtime.
 
-All of it follows from the version's digest, so it is read once. Headers are read in place; only where the weights are wanted
-as numbers are they read as a whole, up to MOST bytes.
+They depend only on the version's digest, so they are read once. Headers are read in place; weights are read completely only
+where their numbers are needed, up to MAX_WEIGHTS bytes.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ if TYPE_CHECKING:
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
 MOST = 512 << 20
-"""Bytes of weights that are read as numbers for a page."""
-MOST_TENSORS = 20_000
-"""Tensors of these, and of what is remembered of a version."""
-_MOST_COPIED = 64 << 20  # bytes that are unpacked, or read as a whole, for what the headers of other formats say
-_MOST_SCANNED = 64 << 20  # bytes of files, which a scan reads in a third of a second
-_PROBLEMS = 5  # of each kind
-_SHOWN = 100  # of targets, parents, data and metrics
+"""Limit in bytes of weights read as numbers for a page."""
+MAX_TENSORS = 20_000
+"""Limit of the tensors of such weights, and of those remembered about a version."""
+_MAX_COPIED = 64 << 20  # bytes decompressed, or read completely, to get at the headers of other formats
+_MOST_SCANNED = 64 << 20  # bytes of files; a scan of that many takes a third of a second
+_MAX_PROBLEMS = 5  # of each kind
+_MAX_SHOWN = 100  # of targets, parents, data and metrics
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A version by its bytes.
+    """A version, as far as its bytes tell.
 
     Attributes:
-        manifest: Its adapter.json, so far as that is usable and pages show it: without files, modules and the loss curve.
+        manifest: Its adapter.json, as far as it is usable and shown: without files, modules and loss curve.
         card: Its model card, without front matter.
         verdicts: Runtime to verdict; empty if the headers were not read.
-        problems: What a check of the headers finds.
-        tensors: The first of its weights, in file order, and the number of all.
+        problems: Problems found in the headers.
+        tensors: The first tensors, in file order.
+        total: The number of all tensors.
         max_rank: The highest rank of any module.
         replaced: The number of replaced parameters.
         curve: Its losses, drawn.
-        unread: Why the headers were not read.
+        unread: Why the headers were not read; empty if they were.
         scanned: What `scan` finds in its files.
-        unscanned: Why they were not scanned; empty if they were.
+        unscanned: Why the files were not scanned; empty if they were.
     """
 
     manifest: AdapterManifest
@@ -77,85 +78,87 @@ class Facts:
 
 
 def read(worker: Worker, row: Row) -> Facts:
-    """Read a version; what of it cannot be read is left out."""
+    """Read the facts of a version, leaving out whatever cannot be read."""
     from adapterhub.checks import examined
 
-    made = worker.manifest(row)
-    found = _scanned(worker, _documents(worker, row, made), made)
-    size = weights_size(made)
-    plain = all(worker.registry.store.has_plain(layer.digest) for layer in made.layers)
-    if size > _MOST_COPIED and (not plain or row.format != "peft"):
-        return replace(found, unread="its weights are too large to be read for a page")
+    oci = worker.manifest(row)
+    facts = _with_scan(worker, _documents(worker, row, oci), oci)
+    size = weights_size(oci)
+    plain = all(worker.registry.store.has_plain(layer.digest) for layer in oci.layers)
+    # Headers of other formats are only found by reading everything, and packed blobs have to be decompressed.
+    if size > _MAX_COPIED and (not plain or row.format != "peft"):
+        return replace(facts, unread="its weights are too large to be read for a page")
     try:
         with (
-            linked(worker.registry.store, made.layers) as folder,
-            examined(folder, headers_only=True, limit=_PROBLEMS, where=str(row.ref)) as (report, contents),
+            linked(worker.registry.store, oci.layers) as folder,
+            examined(folder, headers_only=True, limit=_MAX_PROBLEMS, where=str(row.ref)) as (report, contents),
         ):
             tensors = list(_tensors(contents)) if contents else []
             problems = tuple(report.grouped())
-            first = tuple(tensors[:MOST_TENSORS])
-            return replace(found, verdicts=report.verdicts, problems=problems, tensors=first, total=len(tensors))
+            first = tuple(tensors[:MAX_TENSORS])
+            return replace(facts, verdicts=report.verdicts, problems=problems, tensors=first, total=len(tensors))
     except AdapterhubError as error:
-        return replace(found, unread=error.what)
+        return replace(facts, unread=error.what)
 
 
-def _scanned(worker: Worker, found: Facts, made: Manifest) -> Facts:
-    """The facts with what a scan of the files finds, of the errors and warnings; notes are left out."""
+def _with_scan(worker: Worker, facts: Facts, oci: Manifest) -> Facts:
+    """Return the facts with the errors and warnings of a scan of the files, without its notes."""
     from adapterhub.checks import scan
 
-    if made.files_size > _MOST_SCANNED:
-        return replace(found, unscanned=f"files of over {_MOST_SCANNED >> 20} MiB")
+    if oci.files_size > _MOST_SCANNED:
+        return replace(facts, unscanned=f"files of over {_MOST_SCANNED >> 20} MiB")
     try:
-        report = scan.report(_opened(worker, made), str(made.digest), _PROBLEMS)
+        report = scan.report(_opened(worker, oci), str(oci.digest), _MAX_PROBLEMS)
     except AdapterhubError as error:
-        return replace(found, unscanned=error.what)
-    told = replace(report, problems=tuple(one for one in report.problems if one.severity != "note"))
-    return replace(found, scanned=tuple(told.grouped()))
+        return replace(facts, unscanned=error.what)
+    without_notes = replace(report, problems=tuple(problem for problem in report.problems if problem.severity != "note"))
+    return replace(facts, scanned=tuple(without_notes.grouped()))
 
 
-def _opened(worker: Worker, made: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
-    """The files of a version as a scan takes them, each open while it is read."""
+def _opened(worker: Worker, oci: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
+    """Yield the files of a version as a scan takes them, each open while it is read."""
     from adapterhub.checks import scan
     from adapterhub.checks.scan.opened import opened
 
-    for layer in made.layers:
+    for layer in oci.layers:
         with worker.registry.store.open_blob(layer.digest) as blob:
             yield layer.size, scan.problems(opened(blob, layer.path, layer.size))
 
 
-def _documents(worker: Worker, row: Row, made: Manifest) -> Facts:
-    """What adapter.json and the card say; of lists that may have a million entries, what pages show."""
+def _documents(worker: Worker, row: Row, oci: Manifest) -> Facts:
+    """Return the facts in adapter.json and the card; long lists are cut to what pages show."""
     manifest = worker.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
     training = manifest.training
+    # Facts stay in memory for hundreds of versions: drop what no page shows.
     slim = training and replace(
         training,
         config=None,
         weights=None,
         versions=None,
         curve=None,
-        data=(training.data or ())[:_SHOWN],
-        metrics=dict(itertools.islice((training.metrics or {}).items(), _SHOWN)),
+        data=(training.data or ())[:_MAX_SHOWN],
+        metrics=dict(itertools.islice((training.metrics or {}).items(), _MAX_SHOWN)),
     )
-    shown = replace(
+    shown_manifest = replace(
         manifest,
         modules={},
         files=(),
-        targets=manifest.targets[:_SHOWN],
+        targets=manifest.targets[:_MAX_SHOWN],
         replaced=(),
-        parents=manifest.parents[:_SHOWN],
+        parents=manifest.parents[:_MAX_SHOWN],
         training=slim,
     )
     curve = drawings.curve((training.curve if training else None) or ())
-    card = _card(worker, row, made)
-    return Facts(shown, card, {}, max_rank=manifest.max_rank, replaced=len(manifest.replaced), curve=curve)
+    card = _card(worker, row, oci)
+    return Facts(shown_manifest, card, {}, max_rank=manifest.max_rank, replaced=len(manifest.replaced), curve=curve)
 
 
-def _card(worker: Worker, row: Row, made: Manifest) -> Markup:
-    files = {layer.path: layer for layer in made.layers}
+def _card(worker: Worker, row: Row, oci: Manifest) -> Markup:
+    files = {layer.path: layer for layer in oci.layers}
     for path, layer in files.items():
         if path.lower() in model_cards.NAMES and layer.size <= model_cards.MAX_BYTES:
-            found = model_cards.decode(worker.registry.store.read_document(layer.digest))
-            return cards.render(found.prose, files=files, where=f"/{row.name}/resolve/v{row.number}")
+            card = model_cards.decode(worker.registry.store.read_document(layer.digest))
+            return cards.render(card.prose, files=files, where=f"/{row.name}/resolve/v{row.number}")
     return Markup()
 
 
@@ -167,41 +170,42 @@ def _tensors(contents: Contents) -> Iterator[TensorInfo]:
             yield from file.tensors.values()
         return
     pairs = ((f"{target}.{part}", kind) for target, parts in contents.pairs.items() for part, kind in parts.items())
-    others = (contents.replaced, contents.rows, contents.copies, contents.other_tensors)
-    for name, kind in itertools.chain(pairs, *(group.items() for group in others)):
+    other_groups = (contents.replaced, contents.rows, contents.copies, contents.other_tensors)
+    for name, kind in itertools.chain(pairs, *(group.items() for group in other_groups)):
         yield TensorInfo(name, kind.dtype, kind.shape, 0, kind.size)
 
 
-def weights_size(made: Manifest) -> int:
-    """Bytes of the weights of a version."""
-    return sum(layer.size for layer in made.layers if is_weights(layer.path))
+def weights_size(oci: Manifest) -> int:
+    """Return the size of a version's weights in bytes."""
+    return sum(layer.size for layer in oci.layers if is_weights(layer.path))
 
 
 @contextmanager
 def folder_of(worker: Worker, row: Row) -> Iterator[Path]:
-    """The adapter of a version as a format reader takes it, for as long as the context lasts.
+    """Yield the adapter of a version as a format reader takes it, while the context lasts.
 
     Raises:
-        RefusedError: As numbers, it takes too much memory.
+        RefusedError: Expanded to numbers, it would take too much memory.
     """
     with (
         worker.registry.store.lease("read", required=False) as lease,
-        linked(worker.registry.store, worker.manifest(row).layers) as found,
+        linked(worker.registry.store, worker.manifest(row).layers) as folder,
     ):
+        # Keeps the version from a gc while its files are read.
         lease.note(row.digest)
-        check_numbers(path := adapter_in(found), str(row.ref))
+        check_numbers(path := adapter_in(folder), str(row.ref))
         yield path
 
 
-def unmeasured(found: Facts, made: Manifest) -> str:
-    """Why the weights of a version are not read as numbers for a page; empty if they are."""
-    if weights_size(made) > MOST:
+def unmeasured(facts: Facts, oci: Manifest) -> str:
+    """Return why a version's weights are not read as numbers for a page; empty if they are."""
+    if weights_size(oci) > MOST:
         return f"weights of over {MOST >> 20} MiB"
-    return f"over {MOST_TENSORS:,} tensors" if found.total > MOST_TENSORS else ""
+    return f"over {MAX_TENSORS:,} tensors" if facts.total > MAX_TENSORS else ""
 
 
 def heat(worker: Worker, row: Row) -> Heat | str:
-    """Where a version acts; or why that is not known."""
+    """Return where a version acts; or why that is not known."""
     from adapterhub.analysis import norms
     from adapterhub_converters.formats import convert
 

@@ -1,4 +1,4 @@
-"""What is answered with pages, by method and path. What is no adapter's is below /-/, which no namespace is called."""
+"""The routes of pages, by method and path. Anything but adapters is below /-/, which cannot be the name of a namespace."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
 
 
-def _unknown(asked: Asked, _worker: Worker) -> Page:
-    raise NotFoundError(asked.path[:200], "there is no such page")
+def _unknown(page_request: Asked, _worker: Worker) -> Page:
+    raise NotFoundError(page_request.path[:200], "there is no such page")
 
 
 def routes() -> list[BaseRoute]:
-    """The routes, in the order in which they are tried; the last takes everything."""
+    """Return the routes, in the order in which they are tried; the last one matches everything."""
     return [
         Route("/", showing(browsing.search_page)),
         Route("/-/static/{digest}/{name}", static),

@@ -1,4 +1,4 @@
-"""Signing in and out: with a token that is typed in, or at the OpenID Connect provider of the hub."""
+"""Signing in and out: with a token, or at the hub's OpenID Connect provider."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class SignInPage(Page):
     """The ways to sign in.
 
     Attributes:
-        following: The page to show then.
-        provider: The host of the provider; empty without one.
-        elsewhere: Where the way through the provider begins.
+        following: The page to show after signing in.
+        provider: The host of the provider; empty if there is none.
+        elsewhere: The address that leads to the provider.
         wrong: Why the last token was refused.
     """
 
@@ -45,20 +45,20 @@ class SignInPage(Page):
     template: ClassVar[str] = "sign_in.html"
 
 
-def sign_in_page(asked: Asked, _worker: Worker) -> SignInPage:
+def sign_in_page(page_request: Asked, _worker: Worker) -> SignInPage:
     """GET /-/sign-in."""
-    return _page(asked, local(asked.query("next")))
+    return _sign_in_page(page_request, local(page_request.query("next")))
 
 
-def _page(asked: Asked, following: str, wrong: str = "") -> SignInPage:
-    provider = asked.hub.settings.provider
+def _sign_in_page(page_request: Asked, next_page: str, wrong: str = "") -> SignInPage:
+    provider = page_request.hub.settings.provider
     host = urlsplit(provider.issuer).netloc if provider else ""
-    # At the address that the provider leads back to: cookies of another one would be missing there.
-    return SignInPage(following, host, f"{asked.url}{PROVIDER}", wrong)
+    # Start at the address the provider redirects back to: cookies of another address would be missing there.
+    return SignInPage(next_page, host, f"{page_request.url}{PROVIDER}", wrong)
 
 
 async def login(request: Request) -> Response:
-    """GET /login, as it is called elsewhere."""
+    """GET /login, the usual address elsewhere."""
     return leading_to(f"{SIGN_IN}?{request.url.query}" if request.url.query else SIGN_IN)
 
 
@@ -66,47 +66,49 @@ async def sign_in(request: Request) -> Response:
     """POST /-/sign-in."""
     fields = await sent(request)
 
-    def work(asked: Asked, _worker: Worker) -> Response:
-        check_origin(asked)
-        who = asked.hub.access.known(fields.get("token", "").strip())
-        following = local(fields.get("next", ""))
-        if who is None:
-            asked.hub.access.attempt(asked.hub.access.failures)
-            return rendered(asked, _page(asked, following, "This token is unknown, revoked or expired."), 401)
-        asking.now().known(who.account, who.prefix)
-        return _begun(asked, following, sessions.start(asked.hub.database, who.token), sessions.LIFETIME)
+    def work(page_request: Asked, _worker: Worker) -> Response:
+        check_origin(page_request)
+        identity = page_request.hub.access.known(fields.get("token", "").strip())
+        next_page = local(fields.get("next", ""))
+        if identity is None:
+            page_request.hub.access.attempt(page_request.hub.access.failures)
+            return rendered(
+                page_request, _sign_in_page(page_request, next_page, "This token is unknown, revoked or expired."), 401
+            )
+        asking.now().known(identity.account, identity.prefix)
+        return _begun(page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME)
 
     return await answered(request, work, public=True)
 
 
-def _begun(asked: Asked, following: str, session: str, lifetime: int) -> Response:
-    """The answer that begins a session, and ends the one before it."""
-    answer = leading_to(following)
-    _end(asked, answer)
-    _keep(asked, answer, COOKIE, session, lifetime)
+def _begun(page_request: Asked, next_page: str, session: str, lifetime: int) -> Response:
+    """Return a response that starts a session, and ends the previous one."""
+    answer = leading_to(next_page)
+    _end(page_request, answer)
+    _keep(page_request, answer, COOKIE, session, lifetime)
     return answer
 
 
-def _keep(asked: Asked, answer: Response, name: str, value: str, lifetime: int) -> None:
-    """Have the browser keep a cookie that no script and no form of another site uses."""
-    secure = asked.url.startswith("https:")
+def _keep(page_request: Asked, answer: Response, name: str, value: str, lifetime: int) -> None:
+    """Set a cookie that no script can read and no other site's form can use."""
+    secure = page_request.url.startswith("https:")
     answer.set_cookie(name, value, max_age=lifetime, httponly=True, secure=secure, samesite="lax")
 
 
 async def sign_out(request: Request) -> Response:
     """POST /-/sign-out."""
 
-    def work(asked: Asked, _worker: Worker, _fields: dict[str, str]) -> Response:
+    def work(page_request: Asked, _worker: Worker, _fields: dict[str, str]) -> Response:
         answer = leading_to("/")
-        _end(asked, answer)
+        _end(page_request, answer)
         return answer
 
     return await posted(request, work)
 
 
-def _end(asked: Asked, answer: Response) -> None:
-    if cookie := asked.request.cookies.get(COOKIE):
-        sessions.end(asked.hub.database, cookie)
+def _end(page_request: Asked, answer: Response) -> None:
+    if cookie := page_request.request.cookies.get(COOKIE):
+        sessions.end(page_request.hub.database, cookie)
         answer.delete_cookie(COOKIE, httponly=True, samesite="lax")
 
 
@@ -114,36 +116,38 @@ def _end(asked: Asked, answer: Response) -> None:
 
 
 async def leave(request: Request) -> Response:
-    """GET /-/sign-in/provider: to the provider."""
+    """GET /-/sign-in/provider: redirect to the provider."""
 
-    def work(asked: Asked, _worker: Worker) -> Response:
-        provider, back = _provider(asked)
-        begun = Login.begin(asked.hub.secret, local(asked.query("next")))
+    def work(page_request: Asked, _worker: Worker) -> Response:
+        provider, redirect_uri = _provider(page_request)
+        login_attempt = Login.begin(page_request.hub.secret, local(page_request.query("next")))
         with _naming_the_provider():
-            where = oidc.address(provider, asked.hub.issuers, begun, back)
-        answer = leading_to(where)
-        _keep(asked, answer, _LOGIN, begun.cookie, oidc.LIFETIME)
+            url = oidc.address(provider, page_request.hub.issuers, login_attempt, redirect_uri)
+        answer = leading_to(url)
+        _keep(page_request, answer, _LOGIN, login_attempt.cookie, oidc.LIFETIME)
         return answer
 
     return await answered(request, work, public=True, workers=request.app.state.hub.sign_ins)
 
 
 async def arrive(request: Request) -> Response:
-    """GET /-/sign-in/back: from the provider, with a code."""
+    """GET /-/sign-in/back: the browser returns from the provider, with a code."""
 
-    def work(asked: Asked, worker: Worker) -> Response:
-        provider, back = _provider(asked)
-        begun = Login(asked.request.cookies.get(_LOGIN, ""), asked.hub.secret)
+    def work(page_request: Asked, worker: Worker) -> Response:
+        provider, redirect_uri = _provider(page_request)
+        login_attempt = Login(page_request.request.cookies.get(_LOGIN, ""), page_request.hub.secret)
         try:
-            following = local(begun.check(asked.query("state")))
-            who = oidc.complete(provider, asked.hub.issuers, begun, back, dict(asked.request.query_params))
-            asking.now().changes(f"{who.claims.get('sub')} at {who.issuer}")
-            mirrors = asked.hub.mirror is not None
-            account = admissions.enter(asked.hub.database, who, _namespaces(worker), mirrors=mirrors)
+            next_page = local(login_attempt.check(page_request.query("state")))
+            id_token = oidc.complete(
+                provider, page_request.hub.issuers, login_attempt, redirect_uri, dict(page_request.request.query_params)
+            )
+            asking.now().changes(f"{id_token.claims.get('sub')} at {id_token.issuer}")
+            mirrors = page_request.hub.mirror is not None
+            account = admissions.enter(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
         asking.now().known(account, "")
-        answer = _begun(asked, following, sessions.sign_in(asked.hub.database, account), sessions.SIGNED_IN)
+        answer = _begun(page_request, next_page, sessions.sign_in(page_request.hub.database, account), sessions.SIGNED_IN)
         answer.delete_cookie(_LOGIN, httponly=True, samesite="lax")
         return answer
 
@@ -152,22 +156,22 @@ async def arrive(request: Request) -> Response:
 
 @contextmanager
 def _naming_the_provider() -> Iterator[None]:
-    """Refuse with the whole of an error: it is the provider that is out of reach or wrong, and not this hub."""
+    """Refuse with the complete error, because it names the provider: that one is down or wrong, not this hub."""
     try:
         yield
     except AdapterhubError as error:
         raise ForbiddenError(str(error)) from error
 
 
-def _provider(asked: Asked) -> tuple[Provider, str]:
-    """The provider, and where it leads back to; an address tries it only so often."""
-    if asked.hub.settings.provider is None:
-        raise NotFoundError(asked.path, "this hub has no provider to sign in with")
-    asked.hub.access.attempt(asked.hub.access.logins)
-    return asked.hub.settings.provider, asked.hub.own_url(asked.request) + BACK
+def _provider(page_request: Asked) -> tuple[Provider, str]:
+    """Return the provider, and the address it redirects back to; the number of attempts per network is limited."""
+    if page_request.hub.settings.provider is None:
+        raise NotFoundError(page_request.path, "this hub has no provider to sign in with")
+    page_request.hub.access.attempt(page_request.hub.access.logins)
+    return page_request.hub.settings.provider, page_request.hub.own_url(page_request.request) + BACK
 
 
 def _namespaces(worker: Worker) -> set[str]:
-    """The namespaces that have anything, or had."""
-    names = [*(one.name for one in queries.names(worker.registry.index)), *worker.repositories.names()]
+    """Return the namespaces that have or had anything in them."""
+    names = [*(row.name for row in queries.names(worker.registry.index)), *worker.repositories.names()]
     return {name.partition("/")[0] for name in names}

@@ -1,4 +1,4 @@
-"""What all pages share: who asks, the templates, the headers, and the pages of errors."""
+"""What all pages share: the account behind a request, the templates, the headers, and error pages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _TYPES = {".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 
 
 class Site:
-    """The pages of a hub, and what they remember of its versions."""
+    """The pages of a hub, and what they cache about its versions."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -66,17 +66,21 @@ class Site:
         self.differences: Remembered[Difference | str] = Remembered(64)
         self.signed: Remembered[Sequence[Shown]] = Remembered(256)
         self.counts: Remembered[Found] = Remembered(512)
-        # What reads weights takes seconds: one at a time, and no other request waits for it.
+        # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
 
     def close(self) -> None:
-        """Wait for what has begun."""
+        """Wait for running work."""
         self.slow.close()
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request for a page."""
+    """A request for a page, with the account behind it.
+
+    Attributes:
+        who: The identity of a header or a session; None for an anonymous visitor.
+    """
 
     site: Site
     request: Request
@@ -84,13 +88,13 @@ class Asked:
 
     @classmethod
     def of(cls, site: Site, request: Request) -> Asked:
-        """Find out who asks, by a header or a cookie; raises `BadTokenError`."""
-        who = site.hub.identify(request)
-        if who is None and (cookie := request.cookies.get(COOKIE)):
-            who = sessions.find(site.hub.database, cookie)
-            if who:
-                asking.now().known(who.account, who.prefix)
-        return cls(site, request, who)
+        """Identify the client by a header or a cookie. Raises `BadTokenError`."""
+        identity = site.hub.identify(request)
+        if identity is None and (cookie := request.cookies.get(COOKIE)):
+            identity = sessions.find(site.hub.database, cookie)
+            if identity:
+                asking.now().known(identity.account, identity.prefix)
+        return cls(site, request, identity)
 
     @property
     def hub(self) -> Hub:
@@ -99,15 +103,15 @@ class Asked:
 
     @property
     def path(self) -> str:
-        """The path, with the slashes that a part of it had in its encoded form."""
+        """The path, with escaped slashes decoded."""
         return str(self.request.url.path).replace("%2F", "/")
 
     def part(self, key: str) -> str:
-        """A part of the path."""
+        """Return a path parameter."""
         return str(self.request.path_params.get(key, "")).replace("%2F", "/")
 
     def query(self, key: str) -> str:
-        """A parameter, empty if absent."""
+        """Return a query parameter, empty if absent."""
         return self.request.query_params.get(key, "")[:1000]
 
     @property
@@ -117,40 +121,44 @@ class Asked:
 
     @property
     def is_admin(self) -> bool:
-        """Whether they may manage the hub: an admin of every namespace, whatever the most is that their token may do."""
+        """Whether the account may manage the hub: an admin of every namespace, as far as its token allows."""
         return self.who is not None and self.who.may("admin", EVERYWHERE)
 
     @property
     def csrf(self) -> str:
-        """What forms of the session have, and no other site knows."""
+        """The token in forms of the session, which no other site knows."""
         cookie = self.request.cookies.get(COOKIE, "")
         return hmac.new(self.hub.secret, f"csrf\n{cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def may_read(self, worker: Worker, name: str) -> bool:
-        """Whether they may see a repository that exists."""
+        """Return whether the account may see an existing repository."""
         return self.hub.may_read(worker, self.who, name, worker.repositories.get(name))
 
     def repository(self, worker: Worker) -> View:
-        """The repository of the path; NotFoundError for one that does not exist or may not be seen."""
+        """Return the repository of the path.
+
+        Raises:
+            NotFoundError: It does not exist, or may not be seen.
+        """
         name = f"{self.part('namespace')}/{self.part('repo')}"
-        found = self.hub.visible(worker, self.who, name)
-        if found is None:
+        view = self.hub.visible(worker, self.who, name)
+        if view is None:
             raise self.no_such_repository(name)
-        return found
+        return view
 
     def no_such_repository(self, name: str) -> NotFoundError:
-        """The error for a repository that does not exist, or that they may not see."""
+        """Return the error for a repository that does not exist or may not be seen."""
         return NotFoundError(name, "no such adapter, or it is private")
 
 
 class Page:
-    """What a template shows: a frozen dataclass with its name."""
+    """The value that a template shows: a frozen dataclass with the template's name."""
 
     template: ClassVar[str]
 
 
 class MovedError(Exception):
-    """The page is elsewhere."""
+    """A redirect to another page."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -159,7 +167,7 @@ class MovedError(Exception):
 
 @dataclass(frozen=True)
 class ErrorPage(Page):
-    """An error, in words."""
+    """An error in words."""
 
     code: int
     title: str
@@ -180,10 +188,12 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 def showing(make: PageOf, *, public: bool = False) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of a page; `public` for one that is shown before a login."""
+    """Return the endpoint of a page; `public` for a page shown without a login."""
 
     async def endpoint(request: Request) -> Response:
-        return await answered(request, lambda asked, worker: rendered(asked, make(asked, worker)), public=public)
+        return await answered(
+            request, lambda page_request, worker: rendered(page_request, make(page_request, worker)), public=public
+        )
 
     return endpoint
 
@@ -191,38 +201,38 @@ def showing(make: PageOf, *, public: bool = False) -> Callable[[Request], Awaita
 async def answered(
     request: Request, work: Callable[[Asked, Worker], T], *, public: bool = False, workers: Workers | None = None
 ) -> T | Response:
-    """What `work` returns, in a thread of `workers` or of those for all; or the answer for its error."""
+    """Return the result of `work`, called in a thread of `workers` (by default the hub's), or the response for its error."""
     site: Site = request.app.state.site
 
-    def guarded(worker: Worker) -> T | Response:
-        asked = Asked(site, request, None)
+    def run_guarded(worker: Worker) -> T | Response:
+        page_request = Asked(site, request, None)
         try:
-            asked = Asked.of(site, request)
-            if asked.who is None and site.hub.settings.require_login and not public:
+            page_request = Asked.of(site, request)
+            if page_request.who is None and site.hub.settings.require_login and not public:
                 raise NoTokenError
-            return work(asked, worker)
+            return work(page_request, worker)
         except MovedError as moved:
             return RedirectResponse(moved.url, 303, _HEADERS)
         except (AdapterhubError, ForbiddenError, NoTokenError) as error:
-            return refused(asked, error)
+            return refused(page_request, error)
 
     try:
-        return await (workers or site.hub.workers).run(guarded)
-    except AdapterhubError as error:  # of the database or the index, before anything was asked
+        return await (workers or site.hub.workers).run(run_guarded)
+    except AdapterhubError as error:  # the database or the index failed before the work began
         return refused(Asked(site, request, None), error)
 
 
-def refused(asked: Asked, error: Exception) -> Response:
-    """The answer for an error: a page in words, or the way to sign in."""
+def refused(page_request: Asked, error: Exception) -> Response:
+    """Return the response for an error: a page in words, or a redirect to sign in."""
     if isinstance(error, NoTokenError) and not isinstance(error, BadTokenError):
-        back = {"next": asked.path} if asked.request.method in ("GET", "HEAD") else {}
-        return RedirectResponse(f"{SIGN_IN}?{urlencode(back)}" if back else SIGN_IN, 303, _HEADERS)
+        query = {"next": page_request.path} if page_request.request.method in ("GET", "HEAD") else {}
+        return RedirectResponse(f"{SIGN_IN}?{urlencode(query)}" if query else SIGN_IN, 303, _HEADERS)
     code, message, headers = failures.told(error) if isinstance(error, AdapterhubError) else (0, "", {})
     title = "Not now"
     if not code:
         code, title = next((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
         message = str(error) or "The token is unknown, revoked or expired."
-    answer = rendered(asked, ErrorPage(code, title, message), code)
+    answer = rendered(page_request, ErrorPage(code, title, message), code)
     answer.headers.update(headers)
     if isinstance(error, ThrottledError):
         answer.headers["retry-after"] = str(error.seconds)
@@ -230,16 +240,16 @@ def refused(asked: Asked, error: Exception) -> Response:
 
 
 def leading_to(url: str) -> Response:
-    """The answer to a form, or to a login: another page."""
+    """Return a redirect to another page, after a form or a login."""
     return RedirectResponse(url, 303, {**_HEADERS, "cache-control": "no-store"})
 
 
-def rendered(asked: Asked, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8") -> Response:
-    """The answer with a page, or 304 where the client has it."""
-    body = templates().get_template(page.template).render(page=page, asked=asked).encode("utf-8", "replace")
+def rendered(page_request: Asked, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8") -> Response:
+    """Return the response with a page, or 304 if the client has it."""
+    body = templates().get_template(page.template).render(page=page, asked=page_request).encode("utf-8", "replace")
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {**_HEADERS, "etag": etag, "cache-control": "private, no-cache"}
-    if status == 200 and asked.request.headers.get("if-none-match") == etag:
+    if status == 200 and page_request.request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers=headers)
     return Response(body, status, headers, media_type)
 
@@ -248,15 +258,15 @@ def rendered(asked: Asked, page: Page, status: int = 200, *, media_type: str = "
 
 
 class _Assets:
-    """The files of the package that pages load, each under an address with its digest."""
+    """The static files of the pages, each at an address that contains its digest."""
 
     @cached_property
     def files(self) -> dict[str, bytes]:
-        """Name to bytes."""
+        """File name to bytes."""
         return {path.name: open_file.read_bytes(path) for path in sorted((_FOLDER / "static").iterdir())}
 
     def url(self, name: str) -> str:
-        """The address of a file."""
+        """Return the address of a file."""
         return f"/-/static/{hashlib.sha256(self.files[name]).hexdigest()[:12]}/{name}"
 
 
@@ -264,7 +274,7 @@ _assets = _Assets()
 
 
 async def static(request: Request) -> Response:
-    """GET /-/static/{digest}/{name}: the same forever."""
+    """GET /-/static/{digest}/{name}: immutable, because the address contains the digest."""
     name = request.path_params["name"]
     if name not in _assets.files or _assets.url(name) != request.url.path:
         return Response("no such file", 404, _HEADERS)
@@ -275,17 +285,17 @@ async def static(request: Request) -> Response:
 
 
 class _Templates:
-    """The environment of the templates, made with the first page."""
+    """The environment of the templates, created with the first page."""
 
     @cached_property
     def environment(self) -> Environment:
-        """Escapes everything, in SVG too."""
+        """The Jinja environment; it escapes everything, in SVG, too."""
         from jinja2 import Environment, FileSystemLoader
 
-        made = Environment(
+        environment = Environment(
             loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
-        made.filters |= {
+        environment.filters |= {
             "size": display.size,
             "number": display.number,
             "printable": display.printable,
@@ -293,21 +303,26 @@ class _Templates:
             "path": lambda text: quote(str(text)),
             "moment": _moment,
             "instant": lambda seconds: time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)),
-            # What is meant to be pasted means what it shows: a base may have any name.
+            # Quote what people paste into a shell: a base may have any name.
             "sh": lambda text: shlex.quote(display.printable(str(text))),
             "py": lambda text: json.dumps(str(text)),
             "short": lambda digest: str(digest).removeprefix("sha256:")[:12],
             "percent": _percent,
         }
-        made.globals |= {"asset": _assets.url, "release": __version__, "plural": display.plural, "with_query": with_query}
-        return made
+        environment.globals |= {
+            "asset": _assets.url,
+            "release": __version__,
+            "plural": display.plural,
+            "with_query": with_query,
+        }
+        return environment
 
 
 _made = _Templates()
 
 
 def templates() -> Environment:
-    """The environment of the templates."""
+    """Return the environment of the templates."""
     return _made.environment
 
 
@@ -322,6 +337,6 @@ def _percent(share: float | None) -> str:
 
 
 def with_query(path: str, **fields: Any) -> str:
-    """A path with those fields of a query that are not empty."""
+    """Return a path with the non-empty fields as its query."""
     query = urlencode({key: value for key, value in fields.items() if value not in (None, "", 0)}, doseq=True)
     return f"{path}?{query}" if query else path

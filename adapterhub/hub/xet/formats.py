@@ -1,6 +1,6 @@
-"""Xorbs and shards as bytes (hub-docs, `docs/xet/xorb.md` and `shard.md`), of clients that are not trusted.
+"""Parse xorbs and shards (hub-docs, `docs/xet/xorb.md` and `shard.md`) sent by clients that are not trusted.
 
-A hash is printed as four little-endian numbers of 8 bytes. None is computed here: a file is kept, and its sha256 decides.
+A hash is printed as four little-endian numbers of 8 bytes. None is computed here: a file is rebuilt, and its sha256 decides.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from adapterhub.digest import Digest
 from adapterhub_converters.errors import FormatError
 
 MAX_XORB = 64 << 20
-"""Bytes of a xorb."""
+"""Limit in bytes of a xorb."""
 MAX_CHUNKS = 8192
-"""Chunks of a xorb."""
+"""Limit of the chunks of a xorb."""
 MAX_CHUNK = 128 << 10
-"""Bytes of a chunk, as it is sent and as it was."""
+"""Limit in bytes of a chunk, compressed or not."""
 MAX_SHARD = 64 << 20
-"""Bytes of a shard."""
-_CHUNK = struct.Struct("<I I")  # version and compressed size, scheme and size; each a byte and three
+"""Limit in bytes of a shard."""
+_CHUNK = struct.Struct("<I I")  # version (1 byte) and compressed size (3 bytes), scheme (1) and size (3)
 _HEADER = struct.Struct("<32s Q Q")
 _RECORD = struct.Struct("<32s I I 8s")
 _TERM = struct.Struct("<32s I I I I")
@@ -35,7 +35,7 @@ _PLAIN, _LZ4, _GROUPED = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk of a xorb: where its bytes are, how they are compressed, and how many they become."""
+    """A chunk of a xorb: the position and size of its compressed bytes, their compression scheme, and the size uncompressed."""
 
     start: int
     stored: int
@@ -62,12 +62,12 @@ class File:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The size of the file in bytes."""
         return sum(term.size for term in self.terms)
 
 
 def hex_of(raw: bytes) -> str:
-    """A hash of 32 bytes as it is printed."""
+    """Return the printed form of a 32-byte hash."""
     return "".join(f"{number:016x}" for number in struct.unpack("<4Q", raw))
 
 
@@ -75,35 +75,39 @@ def hex_of(raw: bytes) -> str:
 
 
 def chunks(read_at: Any, size: int, where: str) -> list[Chunk]:
-    """The chunks of a xorb of `size` bytes, by their headers; `read_at(offset, n)` returns bytes of it.
+    """Return the chunks of a xorb of `size` bytes, by their headers; `read_at(offset, n)` returns bytes of it.
 
     Raises:
-        FormatError: They do not fill the xorb up to its footer, or are larger, or more, than they may be.
+        FormatError: They do not fill the xorb up to its footer, or are too large or too many.
     """
-    found: list[Chunk] = []
-    at = 0
-    while at < size:
-        head = read_at(at, _CHUNK.size)
+    parsed: list[Chunk] = []
+    offset = 0
+    while offset < size:
+        head = read_at(offset, _CHUNK.size)
         if head[:1] != b"\0":
             if not _FOOTER.startswith(head[: len(_FOOTER)]):
-                raise FormatError(where, f"no chunk begins at byte {at}")
+                raise FormatError(where, f"no chunk begins at byte {offset}")
             break
         if len(head) < _CHUNK.size:
-            raise FormatError(where, f"ends within the header of the chunk at byte {at}")
+            raise FormatError(where, f"ends within the header of the chunk at byte {offset}")
         first, second = _CHUNK.unpack(head)
-        chunk = Chunk(at + _CHUNK.size, first >> 8, second & 0xFF, second >> 8)
-        at = chunk.start + chunk.stored
-        if at > size or chunk.size > MAX_CHUNK or chunk.stored > MAX_CHUNK + 4096 or chunk.scheme > _GROUPED:
-            raise FormatError(where, f"chunk {len(found)} is larger than a chunk may be, or compressed in an unknown way")
-        # Headers alone would fill a xorb with eight million chunks, each of which costs a hundred bytes.
-        if not chunk.size or len(found) == MAX_CHUNKS:
-            raise FormatError(where, f"chunk {len(found)} is empty, or the xorb has more than {MAX_CHUNKS} chunks")
-        found.append(chunk)
-    return found
+        chunk = Chunk(offset + _CHUNK.size, first >> 8, second & 0xFF, second >> 8)
+        offset = chunk.start + chunk.stored
+        if offset > size or chunk.size > MAX_CHUNK or chunk.stored > MAX_CHUNK + 4096 or chunk.scheme > _GROUPED:
+            raise FormatError(where, f"chunk {len(parsed)} is larger than a chunk may be, or compressed in an unknown way")
+        # Without this limit, a xorb of nothing but headers would have eight million chunks, at a hundred bytes of memory each.
+        if not chunk.size or len(parsed) == MAX_CHUNKS:
+            raise FormatError(where, f"chunk {len(parsed)} is empty, or the xorb has more than {MAX_CHUNKS} chunks")
+        parsed.append(chunk)
+    return parsed
 
 
 def unpacked(chunk: Chunk, raw: bytes, where: str) -> bytes:
-    """The bytes of a chunk from those that were sent; FormatError if they are not as many as it says."""
+    """Return the decompressed bytes of a chunk.
+
+    Raises:
+        FormatError: They are not as many as its header says.
+    """
     if chunk.scheme == _PLAIN:
         data = raw
     else:
@@ -113,16 +117,16 @@ def unpacked(chunk: Chunk, raw: bytes, where: str) -> bytes:
             raise FormatError(where, f"a chunk is not LZ4, as it is declared to be ({error})") from error
     if len(data) != chunk.size:
         raise FormatError(where, f"a chunk has {len(data)} bytes or more instead of {chunk.size}")
-    return _ungrouped(data) if chunk.scheme == _GROUPED else data
+    return _interleave(data) if chunk.scheme == _GROUPED else data
 
 
-def _ungrouped(data: bytes) -> bytes:
-    """Bytes of which all first ones of four came first, then all second ones, and so on."""
-    out, at = bytearray(len(data)), 0
+def _interleave(data: bytes) -> bytes:
+    """Return bytes in their original order, from a form with all first bytes of four first, then all second ones, and so on."""
+    out, offset = bytearray(len(data)), 0
     for lane in range(4):
         count = (len(data) - lane + 3) // 4
-        out[lane::4] = data[at : at + count]
-        at += count
+        out[lane::4] = data[offset : offset + count]
+        offset += count
     return bytes(out)
 
 
@@ -130,27 +134,31 @@ def _ungrouped(data: bytes) -> bytes:
 
 
 def files(raw: bytes, where: str) -> Iterator[File]:
-    """The files of a shard; FormatError for one that is malformed, or without a sha256."""
+    """Yield the files of a shard.
+
+    Raises:
+        FormatError: The shard is malformed, or a file has no sha256.
+    """
     if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[1] != 2:
         raise FormatError(where, "not a shard of version 2")
-    at = _HEADER.size
+    offset = _HEADER.size
     while True:
-        name, flags, count, _ = _record(raw, at, where)
+        name, flags, count, _ = _record(raw, offset, where)
         if name == _END:
             return
-        at += _RECORD.size
+        offset += _RECORD.size
         verified = count if flags & _VERIFIED else 0
-        after = at + (count + verified) * _TERM.size
+        after = offset + (count + verified) * _TERM.size
         if after > len(raw):
             raise FormatError(where, "ends within the terms of a file")
         terms = tuple(
             Term(hex_of(xorb), size, first, end)
-            for xorb, _, size, first, end in _TERM.iter_unpack(raw[at : at + count * _TERM.size])
+            for xorb, _, size, first, end in _TERM.iter_unpack(raw[offset : offset + count * _TERM.size])
         )
         if not flags & _WITH_SHA256:
             raise FormatError(where, "a file without its sha256")
         yield File(f"sha256:{hex_of(_record(raw, after, where)[0])}", terms)
-        at = after + _RECORD.size
+        offset = after + _RECORD.size
 
 
 def _record(raw: bytes, at: int, where: str) -> tuple[bytes, int, int, bytes]:

@@ -1,8 +1,8 @@
-"""Xorbs, each kept in the hub's storage for a day, and the files that shards make of them.
+"""Receive xorbs, each kept in the hub's storage for a day, and rebuild files from them as shards say.
 
-The name of a xorb's file has the epoch and the repository in it: no term reaches into another repository. A term that leads to
-a xorb that is not here any more ends the epoch, since the client would go on to believe that it has sent it. Each repository
-has an epoch of its own: what one tenant sends, wrong or right, has no other one send anything again.
+A xorb's file name contains the epoch and the repository: no term can refer to another repository's xorb. A term that refers to
+a missing xorb ends the epoch, because the client would otherwise keep believing that it had sent it. Each repository has its
+own epoch: whatever one tenant sends never makes another one send anything again.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from adapterhub_converters.errors import FormatError, IntegrityError, RefusedErr
 from . import formats
 from .formats import Chunk, File
 
-_EPOCH = 12 * 3600.0  # seconds: half of the time that a file in tmp/ stays
+_EPOCH_LIFETIME = 12 * 3600.0  # seconds: half as long as files in tmp/ are kept
 _SUFFIX = ".xorb"
-_OPEN = 64  # xorbs that are open at a time
-# A term may repeat chunks, and a chunk of zeros is small: 100 kB in xorbs and shards can stand for 1 TB.
-_REPEATED, _RATIO = 1 << 30, 64  # bytes of files that any shard may make, and those more for each byte of its xorbs
-# A chunk takes 2 us, however small; clients make them of 8 KiB and more, but for the last one of a file.
-_CHUNKS, _CHUNK = 1 << 16, 1 << 10  # chunks that any shard may name, and the bytes of files for each further one
+_OPEN = 64  # xorbs open at a time
+# Terms may repeat chunks, and a chunk of zeros is small: 100 kB of xorbs and shards can expand to 1 TB.
+_FREE_BYTES, _MAX_RATIO = 1 << 30, 64  # bytes of files any shard may make, plus so many for each byte of its xorbs
+# A chunk takes 2 us however small it is; clients make chunks of at least 8 KiB, except the last one of a file.
+_FREE_CHUNKS, _MIN_CHUNK = 1 << 16, 1 << 10  # chunks any shard may name, and bytes of files per further chunk
 
 
 def epoch(hub: Hub, repository: str) -> str:
-    """The epoch of a repository; a new one if it has none, or that has lasted its time."""
+    """Return the epoch of a repository; a new one if it has none, or the last one has expired."""
     now = time.time()
     with hub.database.transaction():
-        hub.database.execute("DELETE FROM xet_epochs WHERE since <= ?", now - _EPOCH)
+        hub.database.execute("DELETE FROM xet_epochs WHERE since <= ?", now - _EPOCH_LIFETIME)
         for (ident,) in hub.database.select("SELECT id FROM xet_epochs WHERE name = ?", repository):
             return str(ident)
         ident = secrets.token_hex(8)
@@ -50,11 +50,11 @@ def _end(hub: Hub, scope: str) -> None:
 
 
 def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
-    """Keep a xorb that was sent to a scope, an epoch and a repository; False if it was there.
+    """Keep a xorb sent to a scope, which is an epoch and a repository; return False if it was there already.
 
     Raises:
-        FormatError: It is not one.
-        RefusedError: The namespace may not hold so much.
+        FormatError: It is malformed.
+        RefusedError: The namespace may not hold that much.
     """
     formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
     file = _file(scope, name)
@@ -69,19 +69,19 @@ def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
 def _file(scope: str, name: str) -> str:
     if not is_hex(name):
         raise FormatError(name[:80], "is not the hash of a xorb")
-    about = hashlib.sha256(scope.encode()).hexdigest()[:24]
-    return f"{about}-{name}{_SUFFIX}"
+    scope_hash = hashlib.sha256(scope.encode()).hexdigest()[:24]
+    return f"{scope_hash}-{name}{_SUFFIX}"
 
 
 def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
     """Store the files of a shard as blobs, which the repository may then use.
 
     Raises:
-        FormatError: The shard, or a xorb, is malformed.
+        FormatError: The shard or a xorb is malformed.
         IntegrityError: A xorb is missing, or a file has another sha256.
-        RefusedError: A file is larger than one may be.
+        RefusedError: A file is too large.
     """
-    files = list(formats.files(shard, "shard"))  # the whole shard first
+    files = list(formats.files(shard, "shard"))  # parse the whole shard before storing anything
     _check_total(hub, scope, repository, files)
     for file in files:
         if file.size > hub.settings.max_file:
@@ -92,59 +92,59 @@ def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
 
 
 def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -> None:
-    """Refuse files that are so much larger than what was sent of them that they would only fill the disk, or take hours."""
+    """Refuse files so much larger than what was sent that they would only fill the disk or take hours."""
     total = sum(file.size for file in files)
     pieces = sum(max(term.end - term.first, 0) for file in files for term in file.terms)
-    if pieces > _CHUNKS + total // _CHUNK:
-        what = f"its shard makes {total:,} bytes of {pieces:,} chunks, which are too small"
-        raise RefusedError(repository, what, "Upload it with HF_HUB_DISABLE_XET=1")
-    sent = 0
-    for name in {term.xorb for file in files for term in file.terms} if total > _REPEATED else ():
-        if found := hub.storage.kept(_file(scope, name)):
-            with found:
-                sent += os.fstat(found.fileno()).st_size
-    if total > _REPEATED + _RATIO * sent:
-        what = f"its shard makes {total:,} bytes of the {sent:,} that were sent"
-        raise RefusedError(repository, what, "Upload it with HF_HUB_DISABLE_XET=1")
+    if pieces > _FREE_CHUNKS + total // _MIN_CHUNK:
+        problem = f"its shard makes {total:,} bytes of {pieces:,} chunks, which are too small"
+        raise RefusedError(repository, problem, "Upload it with HF_HUB_DISABLE_XET=1")
+    sent_bytes = 0
+    for name in {term.xorb for file in files for term in file.terms} if total > _FREE_BYTES else ():
+        if xorb := hub.storage.kept(_file(scope, name)):
+            with xorb:
+                sent_bytes += os.fstat(xorb.fileno()).st_size
+    if total > _FREE_BYTES + _MAX_RATIO * sent_bytes:
+        problem = f"its shard makes {total:,} bytes of the {sent_bytes:,} that were sent"
+        raise RefusedError(repository, problem, "Upload it with HF_HUB_DISABLE_XET=1")
 
 
 class _Xorbs:
-    """The xorbs that a file is made of, opened when they are needed."""
+    """The xorbs of a file, opened on demand."""
 
     def __init__(self, hub: Hub, scope: str, stack: ExitStack) -> None:
         self._hub, self._scope, self._stack = hub, scope, stack
         self._open: dict[str, tuple[BinaryIO, list[Chunk]]] = {}
 
     def get(self, name: str) -> tuple[BinaryIO, list[Chunk]]:
-        """A xorb's file and its chunks."""
+        """Return a xorb's file and its chunks."""
         if name not in self._open:
             if len(self._open) >= _OPEN:
                 self._stack.close()
                 self._open.clear()
-            found = self._hub.storage.kept(_file(self._scope, name))
-            if found is None:
+            xorb = self._hub.storage.kept(_file(self._scope, name))
+            if xorb is None:
                 _end(self._hub, self._scope)
                 raise IntegrityError(f"xorb {name[:12]}", "is not here any more", "Run the same command again")
-            file = self._stack.enter_context(found)
+            file = self._stack.enter_context(xorb)
             size = os.fstat(file.fileno()).st_size
-            read = _Reader(file).read_at
+            read = _PositionedReader(file).read_at
             self._open[name] = file, formats.chunks(read, size, f"xorb {name[:12]}")
         return self._open[name]
 
 
-class _Reader:
+class _PositionedReader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def read_at(self, at: int, count: int) -> bytes:
-        """Bytes of a file."""
+        """Return bytes of the file."""
         self._file.seek(at)
         return self._file.read(count)
 
 
 def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
-    """Write a file chunk by chunk and give it its name if its sha256 is that of the shard."""
-    state, size = hashlib.sha256(), 0
+    """Rebuild a file chunk by chunk, and store it as a blob if its sha256 is the one in the shard."""
+    hasher, size = hashlib.sha256(), 0
     with hub.store.files.temporary() as (path, out):
         for term in file.terms:
             source, chunks = xorbs.get(term.xorb)
@@ -156,13 +156,13 @@ def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
             for chunk in chunks[term.first : term.end]:
                 source.seek(chunk.start)
                 data = formats.unpacked(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")
-                state.update(data)
+                hasher.update(data)
                 write_all(out, data)
             size += length
-        found = f"sha256:{state.hexdigest()}"
-        if found != file.digest:
-            raise IntegrityError("shard", f"its chunks make {found}, not {file.digest}", "Send the file again")
-        if not hub.store.holds(found, size):
-            hub.store.adopt(path, out, found)
+        digest = f"sha256:{hasher.hexdigest()}"
+        if digest != file.digest:
+            raise IntegrityError("shard", f"its chunks make {digest}, not {file.digest}", "Send the file again")
+        if not hub.store.holds(digest, size):
+            hub.store.adopt(path, out, digest)
             hub.store.sync_blobs()
     hub.uploads.sweep()

@@ -1,6 +1,6 @@
-"""What is answered of Xet: a token with the address of the store, and what is sent there.
+"""The routes of Xet: a token with the address of the store, and uploads to that address.
 
-An address that is not known is 404, never 501: a client that asks for a newer way then takes the older one.
+Unknown addresses are 404, never 501: then a client that tries a newer protocol falls back to the older one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from adapterhub_converters.errors import AdapterhubError
 
 from . import formats, receiving
 
-_LIFETIME = 3600  # seconds; clients ask again before it is over
+_LIFETIME = 3600  # seconds; clients ask again before the token expires
 _CAS = "/xet/{epoch}/{namespace}/{repo}"
 
 
 async def write_token(hub: Hub, request: Request) -> Response:
     """GET …/xet-write-token/{rev}: where to send files of a repository, and the token for that."""
-    who, name = hub.identify(request), name_of(request)
+    identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> str:
-        found(hub, worker, who, name)
-        hub.access.check_write(who, name)
+        found(hub, worker, identity, name)
+        hub.access.check_write(identity, name)
         return receiving.epoch(hub, name)
 
     epoch = await hub.workers.run(work)
@@ -47,15 +47,16 @@ def _signature(hub: Hub, epoch: str, name: str, expires: int) -> str:
     return hmac.new(hub.secret, f"xet\n{epoch}\n{name}\n{expires}".encode(), hashlib.sha256).hexdigest()
 
 
-def _sending(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of what is sent with such a token; errors are 4xx, which a client does not try again."""
+def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint for requests with such a token. Errors are 4xx, which a client does not retry."""
 
     async def endpoint(request: Request) -> Response:
         hub: Hub = request.app.state.hub
         epoch, name = request.path_params["epoch"], name_of(request)
         expires, _, signature = request.headers.get("authorization", "").partition(" ")[2].partition(".")
-        good = expires.isdecimal() and len(expires) < 20
-        if not good or not hmac.compare_digest(signature.encode(), _signature(hub, epoch, name, int(expires)).encode()):
+        is_number = expires.isdecimal() and len(expires) < 20
+        # Constant time: how long the comparison takes must not tell how much of a guess is right.
+        if not is_number or not hmac.compare_digest(signature.encode(), _signature(hub, epoch, name, int(expires)).encode()):
             return JSONResponse({"error": "not a token of this store"}, 401)
         if int(expires) < time.time():
             return JSONResponse({"error": "the token has expired"}, 401)
@@ -68,6 +69,7 @@ def _sending(work: Callable[[Hub, Request, str, str], Awaitable[Response]]) -> C
 
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
+    # Room for the headers of the chunks and the footer, beyond the chunks themselves.
     raw = await body(request, formats.MAX_XORB + (1 << 20))
     new = await hub.workers.read(receiving.keep, hub, scope, name, request.path_params["hash"], raw)
     return JSONResponse({"was_inserted": new})
@@ -75,7 +77,7 @@ async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
 
 async def _shard(hub: Hub, request: Request, scope: str, name: str) -> Response:
     raw = await body(request, formats.MAX_SHARD)
-    async with hub.turn(f"shards of {name.partition('/')[0]}"):  # one tenant's files leave threads for the others
+    async with hub.turn(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
         await hub.workers.read(receiving.rebuild, hub, scope, name, raw)
     return JSONResponse({"result": 1})
 
@@ -89,13 +91,13 @@ async def _unknown(_request: Request) -> Response:
 
 
 def routes() -> list[BaseRoute]:
-    """The routes, in the order in which they are tried."""
-    every: Any = ["GET", "HEAD", "POST", "PUT"]
+    """Return the routes, in the order in which they are tried."""
+    methods: Any = ["GET", "HEAD", "POST", "PUT"]
     return [
         Route("/api/models/{namespace}/{repo}/xet-write-token/{revision}", answering(write_token)),
-        Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _sending(_xorb), methods=["POST"]),
-        Route(f"{_CAS}/v1/shards", _sending(_shard), methods=["POST"]),
+        Route(f"{_CAS}/v1/xorbs/default/{{hash}}", _token_endpoint(_xorb), methods=["POST"]),
+        Route(f"{_CAS}/v1/shards", _token_endpoint(_shard), methods=["POST"]),
         Route(f"{_CAS}/v1/telemetry", _telemetry, methods=["POST"]),
         Route("/v1/telemetry", _telemetry, methods=["POST"]),
-        Route("/xet/{path:path}", _unknown, methods=every),
+        Route("/xet/{path:path}", _unknown, methods=methods),
     ]

@@ -425,7 +425,7 @@ def test_a_removed_name_is_given_to_nothing_else_and_only_a_version_gets_a_tag(a
         ("/api/repos/move", {"fromRepo": "team/soon", "toRepo": "team/sql"}),
     ):
         refused = ask("POST", path, fields)
-        said = "team/sql: this name was removed. Have it restored, or choose another name"
+        said = "team/sql: this name was removed. Ask the operator to restore it, or choose another name"
         assert (refused.status, refused.json()["error"]) == (400, said)
 
 

@@ -184,7 +184,7 @@ def test_a_whole_model_is_kept_as_what_it_is(registry: Registry) -> None:
 def test_names_that_stand_for_others_are_not_written_to(hub: Running, adapter: Callable[..., Path]) -> None:
     for name in ("team/sql.v3", "team/sql.gguf", "team/sql.v3.mlx"):
         refused = Registry(hub.url, hub.token, name).ask("POST", "blobs/uploads/", b"")
-        assert (refused.status, "stands for a version or a format of another repository" in refused.words) == (400, True)
+        assert (refused.status, "is an alias for a version or a format of another repository" in refused.words) == (400, True)
 
 
 def test_a_removed_name_is_not_taken_again(hub: Running, registry: Registry, adapter: Callable[..., Path]) -> None:
