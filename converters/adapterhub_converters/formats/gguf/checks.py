@@ -16,7 +16,7 @@ MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 
 
 def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> list[str]:
-    """Every reason, one line each, why llama.cpp with this base would not compute the adapter."""
+    """Return every reason, one line each, why llama.cpp with this base would not compute the adapter."""
     if unsupported := list(_unsupported(base, architecture)):
         return unsupported
     return [
@@ -92,7 +92,7 @@ def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
 
 
 def experts_of(base: BaseSpec, architecture: Architecture) -> int:
-    """The number of experts in a layer of the base; 0 if there are none or it is unknown."""
+    """Return the number of experts in a layer of the base; 0 if there are none or it is unknown."""
     counts = [base.config.get(key) for key in _EXPERTS] if architecture.experts else []
     return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
 
@@ -139,7 +139,7 @@ def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architectur
 
 
 def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
-    """The logical shape of a module's weight in the base; None without one."""
+    """Return the logical shape of a module's weight in the base; None without one."""
     if found := base.text_tensor(f"{target}.weight"):
         across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
         return found.shape[::-1] if across else found.shape

@@ -60,19 +60,19 @@ class Layout:
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def is_whole(self, target: str) -> bool:
-        """Whether a target fills a pair alone."""
+        """Return whether a target fills a pair alone."""
         parts = self.parts[target]
         stem = parts[0].stem
         alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
         return alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
 
     def rank_of(self, target: str) -> int:
-        """The rank by which llama.cpp divides alpha for a target; it is the same for all its parts."""
+        """Return the rank by which llama.cpp divides alpha for a target; it is the same for all its parts."""
         return self.rank[self.parts[target][0].stem]
 
 
 def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
-    """The size of a delta."""
+    """Return the size of a delta."""
     if isinstance(delta, StackedLowRank):
         return Size(delta.r, delta.shape[1], delta.shape[0])
     return Size(delta.r, delta.lora_B.shape[0])
@@ -126,7 +126,7 @@ _Rows = tuple[str, int, int, int, int]
 
 
 def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[str, int], where: str) -> list[_Rows]:
-    """The stem of each part, its row there, and start, step and count of its rows."""
+    """Return the stem of each part, its row there, and start, step and count of its rows."""
     found: list[_Rows] = []
     stems = architecture.stems(target)
     count, odd = divmod(size.rows, len(stems))
@@ -153,7 +153,7 @@ def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[st
 
 
 def _row(name: str, count: int, total: int, where: str) -> int:
-    """The first row of a tensor in the fused one of `total` rows; k and v have equally many, and so do gate and up."""
+    """Return the first row of a tensor in the fused one of `total` rows; k and v have equally many, and so do gate and up."""
     row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0, "ffn_up_exps": count}[name]
     if name.endswith("_exps"):
         fits = total == 2 * count
@@ -183,7 +183,7 @@ Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """`lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
+    """Return `lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
     targets = layout.members[stem]
     if layout.is_whole(targets[0]):
         return arrays[targets[0]]
@@ -202,7 +202,7 @@ def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np
 
 
 def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `assembled`, for one target; `tensors` by stem."""
+    """Return the inverse of `assembled`, for one target; `tensors` by stem."""
     first = layout.parts[target][0]
     if layout.is_whole(target):
         return tensors[first.stem]
@@ -221,7 +221,7 @@ def _blocks(part: Part, lora_a: np.ndarray, lora_b: np.ndarray, r: int) -> tuple
 
 
 def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
-    """The dtype of all arrays or, if they differ, float32, which can hold every element of 16-bit ones."""
+    """Return the dtype of all arrays or, if they differ, float32, which can hold every element of 16-bit ones."""
     found = {array.dtype for array in arrays}
     return found.pop() if len(found) == 1 else dtypes.F32
 

@@ -36,14 +36,14 @@ Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a GGUF file of the type `adapter`; a malformed GGUF counts, as reading it gives the reason."""
+    """Return whether it is a GGUF file of the type `adapter`; a malformed GGUF counts, as reading it gives the reason."""
     if candidate.gguf is None:
         return candidate.is_gguf
     return candidate.gguf.text("general.type") == "adapter"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
-    """The adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
+    """Return the adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
     Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. With `ordered` false
     it is read without: rows of `lora_B` may then be in llama.cpp's order, which is enough for shapes and ranges of numbers.
@@ -63,7 +63,7 @@ def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> A
 
 
 def is_conditional(path: Path) -> bool:
-    """Whether a GGUF has an aLoRA, which acts only after certain tokens."""
+    """Return whether a GGUF has an aLoRA, which acts only after certain tokens."""
     with GGUFFile(path) as file:
         return bool(_invocation(file.header, str(path)))
 
@@ -81,7 +81,7 @@ def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
 
 
 def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
-    """The file's alpha; 0 without one, as in llama.cpp."""
+    """Return the file's alpha; 0 without one, as in llama.cpp."""
     kind = header.kinds.get("adapter.lora.alpha", "FLOAT32")
     if kind != "FLOAT32":
         raise FormatError(where, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on anything but FLOAT32")
@@ -92,7 +92,7 @@ def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
 
 
 def _invocation(header: gguf_file.GGUFHeader, where: str) -> tuple[int, ...]:
-    """The ids of an aLoRA's invocation tokens; none for a plain LoRA. llama.cpp refuses any other type."""
+    """Return the ids of an aLoRA's invocation tokens; none for a plain LoRA. llama.cpp refuses any other type."""
     kind = header.kinds.get(INVOCATION, "[UINT32]")
     if kind != "[UINT32]":
         raise FormatError(where, f"{INVOCATION} is a {kind}, and llama.cpp reads a [UINT32] alone")
@@ -126,7 +126,7 @@ def _restored(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, where: s
 
 
 def _all_taken(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, where: str) -> Arrays:
-    """The factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
+    """Return the factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
     sizes = {line.target: _size(line, *pairs[line.stem]) for line in lines}
     n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
     rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
@@ -230,7 +230,9 @@ def _base_model(header: gguf_file.GGUFHeader) -> str | None:
 
 
 def _unfused(pairs: Pairs, architecture: Architecture, where: str) -> Pairs:
-    """The pairs, with those of gate and up together split into one each with the same `lora_a`, if the architecture has two."""
+    """Return the pairs, with those of gate and up together split into one each with the same `lora_a`, if the architecture has
+    two.
+    """
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, (lora_a, lora_b) in pairs.items():
         prefix, _, name = stem.rpartition(".")
@@ -273,11 +275,11 @@ class _Foreign:
         return found
 
     def _scale(self, stem: str) -> float:
-        """The alpha of a pair: without one in the file, llama.cpp scales by 1."""
+        """Return the alpha of a pair: without one in the file, llama.cpp scales by 1."""
         return self.alpha or float(self.pairs[stem][1].shape[-1])
 
     def _order(self, module: str) -> Order:
-        """The order of the rows of a module in llama.cpp; none where they are left in it."""
+        """Return the order of the rows of a module in llama.cpp; none where they are left in it."""
         return self.architecture.order(module, self._config(), self.where) if self.ordered or self.base else 0
 
     def _config(self) -> Mapping[str, Any]:
@@ -325,7 +327,9 @@ class _Foreign:
         return {stacked: self._joined(stems)}
 
     def _joined(self, stems: Sequence[str]) -> StackedLowRank:
-        """One parameter of all experts from the tensors that are parts of it: it has their rows, and the sum of their ranks."""
+        """Return one parameter of all experts from the tensors that are parts of it: it has their rows, and the sum of their
+        ranks.
+        """
         there = {stem: self.pairs[stem] for stem in stems if stem in self.pairs}
         first = next(iter(there))
         lora_a, lora_b = there[first]

@@ -149,7 +149,7 @@ def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
 
 
 def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
-    """A note on what is assumed of a GGUF of the base that is not given."""
+    """Yield a note on what is assumed of a GGUF of the base that is not given."""
     if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
         yield (
             "for a GGUF of the base in which q, k, v, gate and up are separate tensors, as llama.cpp's converter writes it; "
@@ -209,7 +209,7 @@ class Stored:
 
 
 def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
-    """`array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
+    """Return `array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
     if dtype not in DTYPES:
         raise ParameterError("dtype", f"GGUF has no {dtype!r}", f"One of {', '.join(DTYPES)}")
     if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():

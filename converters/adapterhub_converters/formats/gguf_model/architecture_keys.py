@@ -101,7 +101,7 @@ def _deepseek2(config: Config) -> Numbers:
 
 
 def _pattern(config: Config, period: int) -> Value:
-    """Whether each layer has a window; by default all but the last of so many."""
+    """Return whether each layer has a window; by default all but the last of so many."""
     count, kinds = config.count("num_hidden_layers"), config.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = ["full_attention" if layer % period == period - 1 else "sliding_attention" for layer in range(count)]

@@ -127,7 +127,7 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
 
 
 def _one_by_one(architecture: Architecture) -> Architecture:
-    """The architecture with its experts in a list of modules, as transformers 5 saves those that other files stack."""
+    """Return the architecture with its experts in a list of modules, as transformers 5 saves those that other files stack."""
     experts = architecture.experts
     if not experts or experts.listed or experts.interleaved:
         return architecture
@@ -166,8 +166,8 @@ class _Work:
             yield self._plain(own, name, shape)
 
     def _own_name(self, name: str) -> str:
-        """The name in the text model alone, with the prefix that old checkpoints of GPT-2 and Bloom lack, and that of the
-        module in memory if only this is known."""
+        """Return the name in the text model alone, with the prefix that old checkpoints of GPT-2 and Bloom lack, and that of
+        the module in memory if only this is known."""
         if self._prefix != "model." and not name.startswith((self._prefix, "lm_head.")):
             return self._prefix + name
         own = text_name(name)
@@ -215,7 +215,7 @@ class _Work:
         return Arranged(target, shape[::-1] if turned else shape, (part,), known.shift(own), decay)
 
     def _order(self, own: str, module: str) -> names.Order:
-        """The order of the rows of a parameter, or of its columns."""
+        """Return the order of the rows of a parameter, or of its columns."""
         inner = in_layer(own)
         if inner in self._architecture.aside and inner and inner.startswith("linear_attn."):
             return self._architecture.tiles(inner, self._config.values, self._where)
@@ -256,7 +256,9 @@ class _Work:
             yield Arranged(f"{stem}.weight", (shape[0], per, columns), parts)
 
     def _latent(self, own: str, name: str, shape: Shape) -> Iterator[Arranged]:
-        """The keys of every head, transposed because llama.cpp multiplies the query by them, and its values (`deepseek.py`)."""
+        """Yield the keys of every head, transposed because llama.cpp multiplies the query by them, and its values
+        (`deepseek.py`).
+        """
         heads, keys, values = (self._config.count(key) for key in ("num_key_value_heads", "qk_nope_head_dim", "v_head_dim"))
         per, prefix = keys + values, f"blk.{layer_of(own)}.attn_"
         if shape[0] != heads * per:
@@ -280,7 +282,7 @@ class _Work:
             yield Arranged(f"{stem}.weight", (len(found), *shape), parts)
 
     def numbers(self) -> dict[str, tuple[str, ...]]:
-        """The tensors of one number each; RefusedError if a layer lacks one."""
+        """Return the tensors of one number each; RefusedError if a layer lacks one."""
         for key in self._architecture.numbers.values():
             found = self._numbers.get(key, {})
             if (layer := next((layer for layer in range(self._layers) if layer not in found), None)) is not None:
@@ -302,7 +304,7 @@ class _Work:
 
 
 def rope_tensors(gguf: str, config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
-    """The tensors of rotary factors, computed from the config, and their keys."""
+    """Return the tensors of rotary factors, computed from the config, and their keys."""
     if config.rope["rope_type"] == "llama3":
         return (_constant("rope_freqs.weight", _llama3(config)),), {}
     if gguf == "phi3" and config.rope.get("long_factor"):

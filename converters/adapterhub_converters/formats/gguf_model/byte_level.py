@@ -117,7 +117,7 @@ def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
 
 
 def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The steps of the pre-tokenizer as rules of `Split`; unknown steps as text that matches no rule."""
+    """Return the steps of the pre-tokenizer as rules of `Split`; unknown steps as text that matches no rule."""
     first = tokenizer.json.get("pre_tokenizer") or {}
     steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
     rules = []
@@ -175,7 +175,7 @@ def _check_config(tokenizer: Tokenizer, added: Mapping[int, Mapping[str, Any]]) 
 
 
 def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, int]:
-    """The text and type of an added token; if it is not normalized, the text as its own encoding decodes it."""
+    """Return the text and type of an added token; if it is not normalized, the text as its own encoding decodes it."""
     text = str(token["content"])
     if not token.get("normalized") and not _is_plain(text):
         what = f"tokenizer.json: the added token {text[:40]!r} has characters that stand for bytes"
@@ -186,7 +186,7 @@ def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, in
 
 
 def _is_plain(text: str) -> bool:
-    """Whether decoding does not change a text: in the alphabet of bytes only ASCII characters stand for themselves."""
+    """Return whether decoding does not change a text: in the alphabet of bytes only ASCII characters stand for themselves."""
     return all("!" <= c <= "~" for c in text) or any(not _stands_for_byte(c) for c in text)
 
 
@@ -197,7 +197,7 @@ def _stands_for_byte(character: str) -> bool:
 
 
 def looks_special(text: str) -> bool:
-    """Whether a token that a model marks as normal is a control token (`does_token_look_special`)."""
+    """Return whether a token that a model marks as normal is a control token (`does_token_look_special`)."""
     framed = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
     unused = text.startswith("<unused") and text.endswith(">")
     return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or framed or unused

@@ -133,11 +133,11 @@ class Config:
     sliding_rope: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """A value; None if it is missing."""
+        """Return a value; None if it is missing."""
         return self.values.get(key)
 
     def count(self, key: str) -> int:
-        """A whole number; RefusedError if it is missing or not a whole number."""
+        """Return a whole number; RefusedError if it is missing or not a whole number."""
         return self._whole(key, self.values.get(key))
 
     def _whole(self, key: str, value: Any) -> int:
@@ -146,20 +146,20 @@ class Config:
         return value
 
     def number(self, key: str) -> float:
-        """A number; RefusedError if it is missing or not a number."""
+        """Return a number; RefusedError if it is missing or not a number."""
         return self._float(key, self.values.get(key))
 
     def rope_number(self, key: str, default: float | None = None) -> float:
-        """A number of the rotary embedding; RefusedError if it is missing and there is no default."""
+        """Return a number of the rotary embedding; RefusedError if it is missing and there is no default."""
         return self._float(key, self.rope.get(key, default))
 
     def rope_count(self, key: str) -> int:
-        """A whole number of the rotary embedding."""
+        """Return a whole number of the rotary embedding."""
         value = self.rope.get(key)
         return self._whole(key, int(value) if isinstance(value, float) and value.is_integer() else value)
 
     def sliding_rope_number(self, key: str) -> float:
-        """A number of the rotary embedding of layers with a window."""
+        """Return a number of the rotary embedding of layers with a window."""
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
@@ -202,7 +202,7 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
 
 
 def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
+    """Return the rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     theta = values.get("rope_theta", 10000.0)
     if model_type == "gemma3_text":

@@ -44,7 +44,7 @@ class Importance:
         return f"<Importance {self.where}: {len(self.values)} tensors>"
 
     def metadata(self) -> dict[str, Value]:
-        """The keys of a model that was quantized by it; of the file only its name."""
+        """Return the keys of a model that was quantized by it; of the file only its name."""
         made = {"quantize.imatrix.file": string(_short(Path(self.where).name))}
         if self.dataset is not None:
             made["quantize.imatrix.dataset"] = string(_short(self.dataset))

@@ -27,7 +27,7 @@ _STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "
 
 
 def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, Value]:
-    """The keys `general.*`, except for those of the tensors' type."""
+    """Return the keys `general.*`, except for those of the tensors' type."""
     made = {"general.architecture": string(gguf), "general.type": string("model")}
     for key, (asked, kind) in _SAMPLING.items():
         value = generation.get(asked)
@@ -37,7 +37,7 @@ def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generat
 
 
 def size_label(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """`1.1B`, or `8x7B` of a model with experts (gguf-py, `utility.py`, `size_label`)."""
+    """Return `1.1B`, or `8x7B` of a model with experts (gguf-py, `utility.py`, `size_label`)."""
     stacked = {name: shape for name, shape in shapes.items() if "_exps." in name and len(shape) > 2}
     counts = [shape[0] for shape in stacked.values()]
     expert = sum(math.prod(shape) // shape[0] for shape in stacked.values())
@@ -54,7 +54,7 @@ def _rounded(count: int) -> str:
 
 
 def stored(wanted: str) -> dict[str, Value]:
-    """The keys of the type of most tensors."""
+    """Return the keys of the type of most tensors."""
     return {"general.file_type": u32(FILE_TYPES[wanted]), "general.quantization_version": u32(2)}
 
 
@@ -85,7 +85,7 @@ _SCALED = {
 
 
 def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
-    """The hyperparameters: key under the architecture's prefix to value."""
+    """Return the hyperparameters: key under the architecture's prefix to value."""
     _check(architecture, config)
     special, more = OWN.get(architecture.gguf), MORE.get(architecture.gguf)
     made = special(config) if special else shared(config) | (more(config) if more else {})

@@ -34,7 +34,7 @@ GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
 
 
 def shared(config: Config) -> Numbers:
-    """The keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
+    """Return the keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
     made: Numbers = {}
     for key, names in _COUNTS.items():
         if name := _first_key(config.values, names):
@@ -54,7 +54,7 @@ def shared(config: Config) -> Numbers:
 
 
 def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
-    """The first of the names with a value."""
+    """Return the first of the names with a value."""
     return next((name for name in names if values.get(name) is not None), None)
 
 
@@ -75,14 +75,14 @@ def _rope(config: Config) -> Numbers:
 
 
 def head_size(config: Config) -> int:
-    """The number of rows of a head."""
+    """Return the number of rows of a head."""
     if config.get("head_dim") is not None:
         return config.count("head_dim")
     return config.count("hidden_size") // config.count("num_attention_heads")
 
 
 def rotated(config: Config) -> int:
-    """The rotated dimensions of a head, where the partial factor applies to the hidden size."""
+    """Return the rotated dimensions of a head, where the partial factor applies to the hidden size."""
     factor = config.rope_number("partial_rotary_factor", 1.0)
     return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
 
@@ -93,17 +93,17 @@ def some(config: Config, *keys: str) -> Numbers:
 
 
 def vocabulary(config: Config) -> Numbers:
-    """The size of the vocabulary."""
+    """Return the size of the vocabulary."""
     return {"vocab_size": u32(config.count("vocab_size"))}
 
 
 def window(config: Config) -> Numbers:
-    """The width of the window of layers that have one."""
+    """Return the width of the window of layers that have one."""
     return {"attention.sliding_window": u32(config.count("sliding_window"))}
 
 
 def layer_kinds(gguf: str, config: Config) -> list[object]:
-    """The kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
+    """Return the kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
     count, stated = config.count("num_hidden_layers"), config.get("layer_types")
     if key := _DENSE_FIRST.get(gguf):
         return [layer >= config.count(key) for layer in range(count)]

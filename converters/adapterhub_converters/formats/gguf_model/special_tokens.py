@@ -22,7 +22,7 @@ SPECIAL = {
 
 
 def id_key(kind: str) -> str:
-    """The key of the id of a special token that transformers calls `kind`."""
+    """Return the key of the id of a special token that transformers calls `kind`."""
     return f"tokenizer.ggml.{SPECIAL[kind]}_token_id"
 
 
@@ -129,7 +129,7 @@ class _Special:
 
 
 def special_tokens(tokenizer: Tokenizer, count: int | None, more: Mapping[str, int] | None = None) -> dict[str, Value]:
-    """The keys of special tokens, each id below `count`; `more` are default ids."""
+    """Return the keys of special tokens, each id below `count`; `more` are default ids."""
     found = _Special(dict(tokenizer.config))
     kinds: tuple[str, ...] = _KINDS
     if tokenizer.json:
@@ -206,7 +206,7 @@ def _template(tokenizer: Tokenizer, processor: Mapping[str, Any], found: _Specia
 
 
 def _special(part: Mapping[str, Any]) -> str | None:
-    """The special token in a part of a template; None if there is none."""
+    """Return the special token in a part of a template; None if there is none."""
     token = part.get("SpecialToken")
     return str(token["id"]) if isinstance(token, dict) and "id" in token else None
 
@@ -230,7 +230,7 @@ def _text(found: _Special, kind: str) -> Any:
 
 
 def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
-    """The chat template, or several by name; none without a tokenizer_config.json, as in llama.cpp."""
+    """Return the chat template, or several by name; none without a tokenizer_config.json, as in llama.cpp."""
     if not tokenizer.config:
         return {}
     template = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _template_file(tokenizer.folder)

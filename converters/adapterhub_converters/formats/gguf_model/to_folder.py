@@ -48,14 +48,14 @@ class GGUFBase:
         return {name: tensor.shape for name, tensor in self.file.tensors.items()}
 
     def single(self, key: str, default: Any = None) -> Any:
-        """A value by its whole key, which may be missing; RefusedError for an array."""
+        """Return a value by its whole key, which may be missing; RefusedError for an array."""
         value = self.metadata.get(key, default)
         if isinstance(value, _ARRAYS):
             raise RefusedError(self.where, f"{key} is an array, not one value")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0 under the architecture's prefix, else the default; RefusedError for any other and for none."""
+        """Return a number above 0 under the architecture's prefix, else the default; RefusedError for any other and for none."""
         name = f"{self.metadata['general.architecture']}.{key}"
         value = self.single(name, default)
         if value is None:
@@ -65,14 +65,14 @@ class GGUFBase:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0, as `number`."""
+        """Return a whole number above 0, as `number`."""
         value = self.number(key, default)
         if not isinstance(value, int):
             raise RefusedError(self.where, f"llama.{key} is {value}, not a whole number")
         return value
 
     def array(self, key: str, kind: type) -> list[Any]:
-        """An array of texts or of whole numbers, by its whole key; RefusedError if it is missing or of another kind."""
+        """Return an array of texts or of whole numbers, by its whole key; RefusedError if it is missing or of another kind."""
         value = self.metadata.get(key)
         found = value.tolist() if isinstance(value, np.ndarray) else value
         if not isinstance(found, list) or not all(type(item) is kind for item in found):
@@ -81,7 +81,7 @@ class GGUFBase:
         return found
 
     def token_id(self, kind: str) -> int | None:
-        """The id of a special token, `bos` …; None if there is none, RefusedError if no token has it."""
+        """Return the id of a special token, `bos` …; None if there is none, RefusedError if no token has it."""
         key = id_key(kind)
         value = self.metadata.get(key)
         if value is not None and (not isinstance(value, int) or not 0 <= value < len(self.array(_TOKENS, str))):
@@ -102,7 +102,7 @@ def to_hf(gguf: Path, out: Path, *, replace: bool = False) -> None:
 
 
 def documents(base: GGUFBase) -> dict[str, str]:
-    """Name and text of the files of a Hugging Face folder other than the weights."""
+    """Return name and text of the files of a Hugging Face folder other than the weights."""
     return {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
@@ -119,7 +119,7 @@ def _write(base: GGUFBase, out: Path, *, replace: bool) -> None:
 
 
 def tokenizer_files(base: GGUFBase) -> dict[str, str]:
-    """Name and text of the tokenizer's files, including the chat template."""
+    """Return name and text of the tokenizer's files, including the chat template."""
     texts = {
         "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
         "tokenizer_config.json": _json(_tokenizer_config(base)),
@@ -129,7 +129,7 @@ def tokenizer_files(base: GGUFBase) -> dict[str, str]:
 
 
 def config(base: GGUFBase) -> dict[str, Any]:
-    """The `config.json` of a Llama, every number from the file's metadata."""
+    """Return the `config.json` of a Llama, every number from the file's metadata."""
     architecture = base.single("general.architecture")
     if architecture != "llama":
         raise RefusedError(
@@ -227,7 +227,7 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def tokenizer(base: GGUFBase) -> dict[str, Any]:
-    """The `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
+    """Return the `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
     model, pre = base.single("tokenizer.ggml.model"), base.single("tokenizer.ggml.pre")
     if model != "gpt2":
         raise RefusedError(base.where, f"tokenizer model {model!r} cannot be converted to a tokenizer.json yet, only gpt2")
@@ -279,7 +279,9 @@ def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
 
 
 def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
-    """A template that adds the same tokens as llama.cpp: `add_bos_token` and `add_eos_token`, both off by default for gpt2."""
+    """Return a template that adds the same tokens as llama.cpp: `add_bos_token` and `add_eos_token`, both off by default for
+    gpt2.
+    """
     ids = {
         kind: number
         for kind in ("bos", "eos")

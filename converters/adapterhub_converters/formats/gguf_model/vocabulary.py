@@ -27,7 +27,7 @@ NOTHING = "the folder has no tokenizer: llama.cpp can run the model on token ids
 
 
 def vocabulary(architecture: Architecture, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """The keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
+    """Return the keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
     made, notes = _vocabulary(architecture.gguf, tokenizer, size)
     if architecture.gguf == "phi2":
         made["tokenizer.ggml.add_bos_token"] = boolean(False)
@@ -84,7 +84,7 @@ def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
 
 
 def _added(tokenizer: Tokenizer, family: str, needed: Iterable[str]) -> dict[str, int]:
-    """The ids of the added tokens by their text; RefusedError if one is `needed` and missing."""
+    """Return the ids of the added tokens by their text; RefusedError if one is `needed` and missing."""
     added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
     if missing := next((text for text in needed if text not in added), None):
         raise RefusedError(tokenizer.where, f"tokenizer.json: the added token {missing} of {family} is missing")
@@ -98,7 +98,7 @@ def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _hunyuan(tokenizer: Tokenizer) -> dict[str, Value]:
-    """The ends of texts and turns that its conversion takes from the configs (conversion/hunyuan.py)."""
+    """Return the ends of texts and turns that its conversion takes from the configs (conversion/hunyuan.py)."""
     made = {}
     end, path = tokenizer.model.get("eod_token_id", 3), tokenizer.folder / "generation_config.json"
     if isinstance(end, int) and 0 <= end < 1 << 32:
@@ -110,7 +110,7 @@ def _hunyuan(tokenizer: Tokenizer) -> dict[str, Value]:
 
 
 def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
-    """The key for a space before a text, for classes of llama.cpp's conversion that write it."""
+    """Return the key for a space before a text, for classes of llama.cpp's conversion that write it."""
     if gguf in _NO_SPACE:
         return {"tokenizer.ggml.add_space_prefix": boolean(False)}
     prefix = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5", "ernie4_5-moe") else None

@@ -40,7 +40,7 @@ _PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with a LoRA under diffusers' names."""
+    """Return whether it is a safetensors file with a LoRA under diffusers' names."""
     header = candidate.header
     return header is not None and (CONFIG_KEY in header.metadata or any(map(_is_ours, header.tensors)))
 
@@ -70,7 +70,7 @@ def _modern(name: str) -> str:
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
+    """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
@@ -140,7 +140,7 @@ def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapp
 
 
 def _by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], where: str) -> Adapter:
-    """The adapter that peft makes of these modules and a config."""
+    """Return the adapter that peft makes of these modules and a config."""
     state: dict[str, np.ndarray] = {}
     for target, part in modules.items():
         for name, array in part.items():
@@ -187,7 +187,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _convolved(target: str, delta: Delta) -> Delta:
-    """`delta` with the kernel of its convolution, which peft's LoHa flattens."""
+    """Return `delta` with the kernel of its convolution, which peft's LoHa flattens."""
     kernel = tables.kernel(target)
     if not kernel or not isinstance(delta, LowRank) or delta.shape[1] % math.prod(kernel):
         return delta

@@ -43,7 +43,7 @@ TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum wit
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """The module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
+    """Return the module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
     end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
     return (name.removesuffix(end), _ENDS[end]) if end else None
 
@@ -72,7 +72,8 @@ def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, in
 
 
 def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
-    """The delta that the tensors of one module make; a missing alpha, or 0, means the rank (sd-scripts, `networks/lora.py`).
+    """Return the delta that the tensors of one module make; a missing alpha, or 0, means the rank (sd-scripts,
+    `networks/lora.py`).
 
     Args:
         target: The module, for errors.
@@ -108,7 +109,7 @@ class _Scale:
     scalar: float
 
     def of(self, r: int) -> float:
-        """The alpha for which `alpha / r` is all of it."""
+        """Return the alpha for which `alpha / r` is all of it."""
         return (self.alpha or float(r)) * self.scalar
 
 
@@ -119,7 +120,7 @@ def check_floats(target: str, name: str, array: np.ndarray, where: str) -> None:
 
 
 def _number(target: str, name: str, array: np.ndarray | None, where: str, *, absent: float = 0.0) -> float:
-    """The number in a tensor of one element."""
+    """Return the number in a tensor of one element."""
     if array is None:
         return absent
     value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
@@ -184,7 +185,7 @@ def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: s
 
 
 def _difference(target: str, part: Parts, where: str) -> Delta:
-    """A full difference of weights as the pair of itself and an identity, whose scale is 1."""
+    """Return a full difference of weights as the pair of itself and an identity, whose scale is 1."""
     diff, bias = part.pop("diff"), part.pop("diff_b", None)
     if part:
         raise NotUnderstoodError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
@@ -229,7 +230,7 @@ def _kronecker(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...],
 
 
 def _measured(target: str, delta: Hadamard | Kronecker, rest: Parts, where: str) -> Delta:
-    """`delta` with DoRA's magnitude, if that is in the `rest` of the module's tensors."""
+    """Return `delta` with DoRA's magnitude, if that is in the `rest` of the module's tensors."""
     magnitude = _magnitude(target, rest, delta.shape[0], len(delta.shape), where)
     if rest:
         kind = "LoHa" if isinstance(delta, Hadamard) else "LoKr"
@@ -248,7 +249,7 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def tensors_of(given: Delta) -> tuple[Parts, float | None]:
-    """The tensors of a delta in these formats without its alpha, and the alpha; None if it has none.
+    """Return the tensors of a delta in these formats without its alpha, and the alpha; None if it has none.
 
     An alpha of 0 has no effect in PEFT and means the rank in kohya; a tiny one has no effect in both.
     """
@@ -273,7 +274,7 @@ def tensors_of(given: Delta) -> tuple[Parts, float | None]:
 
 
 def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
-    """A 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
+    """Return a 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
     own = np.asarray(alpha, dtype)
     return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
 
@@ -282,7 +283,9 @@ def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
 
 
 def differences(part: Mapping[str, np.ndarray], *, parameter: bool) -> tuple[Parts, Parts]:
-    """The parts that make a delta, and the differences of the rest: `weight` of a norm or parameter, `bias` without factors."""
+    """Return the parts that make a delta, and the differences of the rest: `weight` of a norm or parameter, `bias` without
+    factors.
+    """
     rest, own = dict(part), Parts()
     if "diff" in rest and "A" not in rest and (rest["diff"].ndim == 1 or parameter):
         own["weight"] = rest.pop("diff")
@@ -292,12 +295,12 @@ def differences(part: Mapping[str, np.ndarray], *, parameter: bool) -> tuple[Par
 
 
 def scale_of(part: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The scale of a norm that replaces the base's, as in Black Forest Labs' own files; None for any other module."""
+    """Return the scale of a norm that replaces the base's, as in Black Forest Labs' own files; None for any other module."""
     return part["scale"] if set(part) == {"scale"} and part["scale"].ndim == 1 else None
 
 
 def parted(stem: str, values: np.ndarray, reading: Reading, where: str) -> dict[str, np.ndarray]:
-    """A difference for each of the base's modules."""
+    """Return a difference for each of the base's modules."""
     if len(reading.targets) > 1:
         if not reading.shares or len(values) % sum(reading.shares):
             raise RefusedError(where, f"{stem}: {len(values)} numbers do not match {reading.targets[0]} and others")
@@ -312,7 +315,7 @@ def parted(stem: str, values: np.ndarray, reading: Reading, where: str) -> dict[
 
 
 def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, Delta]:
-    """The delta of each of the base's modules.
+    """Return the delta of each of the base's modules.
 
     Block-diagonal factors, as written for modules that were trained separately, are split into their blocks.
     """
@@ -359,7 +362,7 @@ def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: s
 
 
 def stays_product(delta: Delta, reading: Reading) -> bool:
-    """Whether the rows of a product can be those of the base's modules as products of its kind; True for other kinds."""
+    """Return whether the rows of a product can be those of the base's modules as products of its kind; True for other kinds."""
     if not isinstance(delta, Hadamard | Kronecker):
         return True
     if len(reading.targets) == 1:
@@ -379,14 +382,14 @@ def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> lis
 
 
 def _sizes(columns: int, reading: Reading) -> list[int]:
-    """The number of rows of each of its modules; empty if they are not whole numbers."""
+    """Return the number of rows of each of its modules; empty if they are not whole numbers."""
     rows = columns * (reading.ratio or Fraction(0))
     sizes = [rows * share / sum(reading.shares) for share in reading.shares]
     return [int(size) for size in sizes] if all(size.denominator == 1 for size in sizes) else []
 
 
 def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """The blocks, if each block of rows has columns of its own; None if they share any."""
+    """Return the blocks, if each block of rows has columns of its own; None if they share any."""
     count, r = len(factors), factors[0][1].shape[1]
     if r % count or not any(np.any(rows) for _, rows in factors):
         return None
@@ -401,7 +404,7 @@ def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np
 
 
 def _turned(stem: str, delta: LowRank, where: str) -> LowRank:
-    """The delta with the two halves of its rows swapped."""
+    """Return the delta with the two halves of its rows swapped."""
     if delta.shape[0] % 2:
         raise FormatError(where, f"{stem}: {delta.shape[0]} rows cannot be halved")
     magnitude, bias = (None if rows is None else _swapped(rows) for rows in (delta.magnitude, delta.bias))
@@ -413,7 +416,7 @@ def _swapped(rows: np.ndarray) -> np.ndarray:
 
 
 def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
-    """The one delta of the trainer's module, made of `deltas`, which are those of some or all of `reading.targets`.
+    """Return the one delta of the trainer's module, made of `deltas`, which are those of some or all of `reading.targets`.
 
     Raises:
         RefusedError: They cannot be joined: one module has one scale and one magnitude.

@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with names of tensors of kohya, LyCORIS or ComfyUI."""
+    """Return whether it is a safetensors file with names of tensors of kohya, LyCORIS or ComfyUI."""
     beside_config = candidate.path.name == peft.WEIGHTS and (candidate.path.parent / peft.CONFIG).is_file()
     return not beside_config and any(map(_is_ours, candidate.tensors))
 
@@ -57,7 +57,7 @@ def _is_ours(name: str) -> bool:
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
+    """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
@@ -89,7 +89,7 @@ def _refuse_interleaved(tensors: Iterable[str], names: str, where: str) -> None:
 
 
 def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, factors.Parts], list[str]]:
-    """The tensors of each module by part, without differences of zero, and notes."""
+    """Return the tensors of each module by part, without differences of zero, and notes."""
     grouped: dict[str, factors.Parts] = {}
     unknown, zeros = [], 0
     for name, array in tensors.items():
@@ -113,7 +113,7 @@ def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, f
 
 
 def _without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[str, str]) -> int:
-    """The number of modules that LyCORIS trained with a factor of sqrt(dim), which nobody applies who loads them."""
+    """Return the number of modules that LyCORIS trained with a factor of sqrt(dim), which nobody applies who loads them."""
     if not _RS_LORA.search(metadata.get("ss_network_args", "")):
         return 0
     return sum({"lokr_w1", "lokr_w2"} <= set(part) for part in grouped.values())
@@ -156,7 +156,7 @@ class _Reader:
             self._failed.append(error)
 
     def deltas(self) -> dict[str, Delta]:
-        """The deltas of all modules; RefusedError names all that could not be read."""
+        """Return the deltas of all modules; RefusedError names all that could not be read."""
         # All at once, so that small products of large rank do not become pairs without a limit.
         pairs = as_pairs({stem: delta for stem, (delta, _) in self._products.items()})
         for stem, pair in pairs.items():
@@ -181,7 +181,7 @@ class _Reader:
 
 
 def _as_base(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
-    """`delta` as a matrix, if it was saved as a 1 by 1 convolution but the base's module is not a convolution."""
+    """Return `delta` as a matrix, if it was saved as a 1 by 1 convolution but the base's module is not a convolution."""
     if not isinstance(delta, LowRankConv) or shape is None or len(shape) != 2 or any(size != 1 for size in delta.shape[2:]):
         return delta
     magnitude = None if delta.magnitude is None else delta.magnitude.reshape(-1)
@@ -230,7 +230,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def is_rounded(losses: Iterable[TensorLoss]) -> bool:
-    """Whether a tensor's own numbers were rounded and cannot be recovered; a rounded alpha is recovered from the config."""
+    """Return whether a tensor's own numbers were rounded and cannot be recovered; a rounded alpha is recovered from the config."""
     return any(line.loss >= Loss.ROUNDED and line.note != _ALPHA for line in losses)
 
 
@@ -247,13 +247,13 @@ def _problem(delta: Delta) -> str:
 
 
 def _is_native(delta: Delta) -> bool:
-    """Whether kohya or LyCORIS can express a delta as it is; for LoKr with two whole matrices they have no scale."""
+    """Return whether kohya or LyCORIS can express a delta as it is; for LoKr with two whole matrices they have no scale."""
     whole = isinstance(delta, Kronecker) and {"lokr_w1", "lokr_w2"} <= set(delta.tensors)
     return isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv) and not (whole and delta.scaling != 1)
 
 
 def _plain(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:
-    """The adapter with the kinds that the format lacks as the pairs that they equal, and the losses."""
+    """Return the adapter with the kinds that the format lacks as the pairs that they equal, and the losses."""
     changed = as_pairs({t: d for t, d in adapter.deltas.items() if isinstance(d, Factored) and not _is_native(d)})
     if not changed:
         return adapter, []
@@ -282,7 +282,7 @@ def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: st
 
 
 def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, str], list[str]]:
-    """The source's own header without hashes of another payload, and notes."""
+    """Return the source's own header without hashes of another payload, and notes."""
     header = pipeline.header_again(adapter, str(path))
     hashes = [key for key in header if key.startswith("sshs_")]
     if not hashes or header.get("sshs_model_hash") == _payload_hash(tensors):

@@ -44,17 +44,17 @@ Outlines = Mapping[str, tuple[int, int] | None]
 
 
 def may_be_ours(name: str) -> bool:
-    """Whether a tensor may be in a module for which `is_ours` is true, by the beginning of its name alone."""
+    """Return whether a tensor may be in a module for which `is_ours` is true, by the beginning of its name alone."""
     return name.startswith(_BEGINNINGS)
 
 
 def is_ours(stem: str) -> bool:
-    """Whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
+    """Return whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
     return bool(stem.startswith(tuple(_PREFIXES)) or _bare(stem))
 
 
 def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) -> dict[str, str]:
-    """The header's record of the `table`, if that does not follow from the names and the header `known`."""
+    """Return the header's record of the `table`, if that does not follow from the names and the header `known`."""
     inner = {stem: _prefix(stem, "")[1] for stem in outlines if not _prefix(stem, "")[0]}
     if not inner or table is None:
         return {}
@@ -66,7 +66,7 @@ def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) ->
 
 
 def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
-    """The tables that a header names; None if it names none that is known."""
+    """Return the tables that a header names; None if it names none that is known."""
     if own := tuple(table for table in tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
         return own
     text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
@@ -80,7 +80,9 @@ def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
 def targets(
     outlines: Outlines, metadata: Mapping[str, str], base: BaseSpec | None, where: str
 ) -> tuple[dict[str, Reading], str]:
-    """Each module of the file in the base's names, which begin with the model, and the name of the table used (or empty)."""
+    """Return each module of the file in the base's names, which begin with the model, and the name of the table used (or
+    empty).
+    """
     split = {stem: _prefix(stem, where) for stem in outlines}
     modules = {part: _Modules(listed) for part, listed in pipeline.modules_of(base).items()}
     inner = {stem: rest for stem, (part, rest) in split.items() if not part}
@@ -93,7 +95,7 @@ def targets(
 
 
 def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], where: str) -> str:
-    """The model of `lora_te3_`: FLUX.1 has two encoders, of which sd-scripts numbers the second as the third."""
+    """Return the model of `lora_te3_`: FLUX.1 has two encoders, of which sd-scripts numbers the second as the third."""
     families = {chosen} if chosen else set(_tables_of(metadata) or ())
     if families & {image_transformers.FLUX, image_transformers.XLABS}:
         return "text_encoder_2"
@@ -106,7 +108,7 @@ def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: M
 
 
 def _prefix(stem: str, where: str) -> tuple[str, str]:
-    """The text encoder that a module is in, empty for other models, and its name there."""
+    """Return the text encoder that a module is in, empty for other models, and its name there."""
     for prefix, part in _PREFIXES.items():
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
@@ -119,7 +121,7 @@ def _prefix(stem: str, where: str) -> tuple[str, str]:
 
 
 def _bare(stem: str) -> str:
-    """The name of a module in a transformer that has none of the prefixes; empty for any other.
+    """Return the name of a module in a transformer that has none of the prefixes; empty for any other.
 
     Only names that models of diffusers and language models do not have: those that a table renames.
     """
@@ -137,7 +139,7 @@ class _Modules:
             self._flat.setdefault(name.replace(".", "_"), []).append(name)
 
     def named(self, stem: str, rest: str, where: str) -> Reading | None:
-        """The one with this name, in which dots may be underscores; None without one, RefusedError for two."""
+        """Return the one with this name, in which dots may be underscores; None without one, RefusedError for two."""
         found = self._flat.get(rest.replace(".", "_"), [])
         if len(found) > 1:
             raise RefusedError(where, f"{stem!r} may be {found[0]} or {found[1]} of the base")
@@ -162,7 +164,7 @@ def _inner(
     base: Mapping[str, _Modules],
     where: str,
 ) -> tuple[dict[str, Reading], Table | None]:
-    """The modules of the model that is not a text encoder in the base's names, and the table used."""
+    """Return the modules of the model that is not a text encoder in the base's names, and the table used."""
     if not stems:
         return {}, None
     models = {part: modules for part, modules in base.items() if not pipeline.is_text(part)}
@@ -188,7 +190,7 @@ def _inner(
 
 
 def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
-    """An error with the first module that is in no table, or with two that no table has together."""
+    """Return an error with the first module that is in no table, or with two that no table has together."""
     hint = "Name its base model"
     homes = {stem: [table for table in tables.TABLES if table.read(rest)] for stem, rest in stems.items()}
     first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
@@ -211,7 +213,7 @@ def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dic
 
 
 def _of_these_sizes(choices: Mapping[Table, dict[str, Reading]], outlines: Outlines) -> dict[Table, dict[str, Reading]]:
-    """`choices` without the families whose modules have another ratio of rows to columns."""
+    """Return `choices` without the families whose modules have another ratio of rows to columns."""
     return {
         table: choice
         for table, choice in choices.items()
@@ -237,7 +239,7 @@ def _by_base(stems: Mapping[str, str], part: str, modules: _Modules, where: str)
 
 
 def _by_prefix(fits: Iterable[Table], stems: Iterable[str]) -> Table | None:
-    """The table that writes the prefix of the names, else the first."""
+    """Return the table that writes the prefix of the names, else the first."""
     listed, names = [*fits], [*stems]
     return next((table for table in listed if all(stem.startswith(table.prefix) for stem in names)), next(iter(listed), None))
 
@@ -247,7 +249,9 @@ Places = dict[str, tuple[str, Reading]]
 
 
 def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Table | None]:
-    """The deltas by the file's module that they are part of, the module of each difference, and the table of their names."""
+    """Return the deltas by the file's module that they are part of, the module of each difference, and the table of their
+    names.
+    """
     names = {target: target for target in adapter.deltas}
     names |= {name: module_of(name) for name in adapter.added}
     inner = [name for name in names.values() if not pipeline.is_text(pipeline.part_of(name))]
@@ -263,13 +267,13 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Tab
 
 
 def module_of(name: str) -> str:
-    """The module of a parameter, or a parameter that is no weight or bias of one."""
+    """Return the module of a parameter, or a parameter that is no weight or bias of one."""
     stem, _, kind = name.rpartition(".")
     return stem if kind in ("weight", "bias") else name
 
 
 def _place(target: str, table: Table | None, adapter: Adapter) -> tuple[str, Reading] | None:
-    """The file's name of the module that contains a target, and that module; None if there is none."""
+    """Return the file's name of the module that contains a target, and that module; None if there is none."""
     part = pipeline.part_of(target)
     rest = target.removeprefix(f"{part}.")
     text = pipeline.is_text(part)
@@ -291,7 +295,7 @@ _ENCODERS = {
 
 
 def _te_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
-    """The prefix of a text encoder's modules; None if no tool is known to read them."""
+    """Return the prefix of a text encoder's modules; None if no tool is known to read them."""
     if not part.startswith("text_encoder"):
         return next(prefix for prefix, each in _PREFIXES.items() if each == part)
     if table in (tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
@@ -300,7 +304,7 @@ def _te_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
 
 
 def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """The table with whose names the tools for this model read its modules."""
+    """Return the table with whose names the tools for this model read its modules."""
     if not targets:
         return None
     bare = [target.partition(".")[2] for target in targets]
@@ -333,7 +337,7 @@ def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table
 
 
 def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """The table of the model by the base, the source's header or the modules; None if they do not determine it."""
+    """Return the table of the model by the base, the source's header or the modules; None if they do not determine it."""
     if own := _of_class(tables.TABLES, base):
         return own
     named = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
@@ -348,13 +352,13 @@ def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Tab
 
 
 def _of_class(several: Iterable[Table], base: BaseSpec | None) -> Table | None:
-    """The table of the base's class in diffusers, if that is known."""
+    """Return the table of the base's class in diffusers, if that is known."""
     name = base.architecture if base else ""
     return next((table for table in several if table.classes and linear.Pattern(table.classes).match(name)), None)
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
-    """Whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
+    """Return whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
     return any("add_embedding." in path or _SEVERAL.search(path) for path in paths)
 
 
@@ -362,7 +366,7 @@ def _is_sdxl(paths: Iterable[str]) -> bool:
 
 
 def of_images(targets: Collection[str]) -> bool:
-    """Whether these are modules of image models and not of a language model."""
+    """Return whether these are modules of image models and not of a language model."""
     if tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
         return False
     plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
@@ -371,7 +375,7 @@ def of_images(targets: Collection[str]) -> bool:
 
 
 def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter under the names of `base`: targets begin with the model for a pipeline, and do not for one model."""
+    """Return the adapter under the names of `base`: targets begin with the model for a pipeline, and do not for one model."""
     if base is not None and pipeline.is_pipeline(base):
         return named(adapter, base, where)
     part = pipeline.of_base(base)
@@ -385,7 +389,7 @@ def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
 
 
 def in_diffusers_names(adapter: Adapter, where: str) -> Adapter:
-    """An adapter that peft trained on the makers' own model, under the names of diffusers; any other as it is."""
+    """Return an adapter that peft trained on the makers' own model, under the names of diffusers; any other as it is."""
     if adapter.meta.parts or not any(map(tables.is_foreign, adapter.deltas)):
         return adapter
     outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
@@ -398,7 +402,9 @@ def in_diffusers_names(adapter: Adapter, where: str) -> Adapter:
 
 
 def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter with targets that begin with the model: the one in its header, the base, or the one that has such modules."""
+    """Return the adapter with targets that begin with the model: the one in its header, the base, or the one that has such
+    modules.
+    """
     if adapter.meta.parts:
         return adapter
     header = adapter.source.metadata if adapter.source else adapter.meta.header

@@ -22,7 +22,7 @@ _MUSUBI = linear.Pattern(r"musubi|networks\.lora_(?:wan|framepack|flux_|qwen|zim
 
 
 def described(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iterable[str]) -> Meta:
-    """`meta` with the family, the base and the program, as far as they are known.
+    """Return `meta` with the family, the base and the program, as far as they are known.
 
     Args:
         meta: What else is known of the adapter.
@@ -38,14 +38,14 @@ def described(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iter
 
 
 def version(metadata: Mapping[str, str]) -> str:
-    """The model as the header calls it: `flux-1-dev`, `Krea-2`; empty without a name."""
+    """Return the model as the header calls it: `flux-1-dev`, `Krea-2`; empty without a name."""
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
     name = architecture or metadata.get("ss_base_model_version", "")
     return name if _WORD.fullmatch(name) else ""
 
 
 def program(metadata: Mapping[str, str]) -> str:
-    """The program that saved a file; empty if the header does not tell."""
+    """Return the program that saved a file; empty if the header does not tell."""
     module = metadata.get("ss_network_module", "")
     if module:
         return "LyCORIS" if module.startswith("lycoris") else "musubi-tuner" if _MUSUBI.search(module) else "sd-scripts"
@@ -64,7 +64,7 @@ def _family(names: str) -> str:
 
 
 def _family_of(targets: Iterable[str]) -> str:
-    """The family that alone has all these modules; empty for several."""
+    """Return the family that alone has all these modules; empty for several."""
     inner = [target.partition(".") for target in targets if not pipeline.is_text(target.partition(".")[0])]
     fits = {
         _family(table.name)

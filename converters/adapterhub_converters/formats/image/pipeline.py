@@ -34,25 +34,25 @@ _CLASSES = {
 
 
 def part_of(target: str) -> str:
-    """The model that a target begins with; empty if it begins with none."""
+    """Return the model that a target begins with; empty if it begins with none."""
     first = target.partition(".")[0]
     return first if first in PIPELINE_PARTS else ""
 
 
 def is_text(part: str) -> bool:
-    """Whether a model of a pipeline works on the text alone: an encoder, or Anima's and LTX-2's small models behind it."""
+    """Return whether a model of a pipeline works on the text alone: an encoder, or Anima's and LTX-2's small models behind it."""
     return part.startswith("text_") or part == "connectors"
 
 
 def of_base(base: BaseSpec | None) -> str:
-    """The name in a pipeline of a base that is one model; empty for a pipeline, an unknown model, and None."""
+    """Return the name in a pipeline of a base that is one model; empty for a pipeline, an unknown model, and None."""
     if base is None or is_pipeline(base):
         return ""
     return "transformer" if "Transformer" in base.architecture else _CLASSES.get(base.architecture, "")
 
 
 def is_pipeline(base: BaseSpec) -> bool:
-    """Whether a base is a pipeline of several models."""
+    """Return whether a base is a pipeline of several models."""
     return base.architecture.endswith("Pipeline")
 
 
@@ -69,7 +69,7 @@ def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
 
 
 def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
-    """The shape of a target's weight in a base; the target's name may begin with the model."""
+    """Return the shape of a target's weight in a base; the target's name may begin with the model."""
     if base is None:
         return None
     tensor = base.tensors.get(f"{_in_base(base, target)}.weight")
@@ -77,7 +77,7 @@ def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
 
 
 def is_parameter(base: BaseSpec | None, target: str) -> bool:
-    """Whether a target is a parameter of a base, and not a module with a weight."""
+    """Return whether a target is a parameter of a base, and not a module with a weight."""
     return base is not None and _in_base(base, target) in base.tensors
 
 
@@ -86,20 +86,20 @@ def _in_base(base: BaseSpec, target: str) -> str:
 
 
 def without_part(adapter: Adapter, part: str) -> Adapter:
-    """The adapter of the one model `part`, with targets that do not begin with it; the header records it."""
+    """Return the adapter of the one model `part`, with targets that do not begin with it; the header records it."""
     meta = dataclasses.replace(adapter.meta, parts=(), header={**adapter.meta.header, PART_KEY: part})
     return renamed(adapter, lambda name: name.removeprefix(f"{part}."), meta)
 
 
 def renamed(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
-    """The adapter with other names of what it changes, and another `meta`."""
+    """Return the adapter with other names of what it changes, and another `meta`."""
     deltas = {name_of(target): delta for target, delta in adapter.deltas.items()}
     added, replaced = ({name_of(name): values for name, values in some.items()} for some in (adapter.added, adapter.replaced))
     return dataclasses.replace(adapter, deltas=deltas, added=added, replaced=replaced, meta=meta, source=None)
 
 
 def one_model(adapter: Adapter) -> Adapter:
-    """The adapter for a format that has one model and no name for it; RefusedError names the targets of other models."""
+    """Return the adapter for a format that has one model and no name for it; RefusedError names the targets of other models."""
     parts = adapter.meta.parts
     if not parts:
         return adapter
@@ -129,20 +129,20 @@ def problems(adapter: Adapter, where: str, problem_of: Callable[[Delta], str]) -
 
 
 def own_header(adapter: Adapter) -> dict[str, str]:
-    """The entries of the source's header that an adapter preserves."""
+    """Return the entries of the source's header that an adapter preserves."""
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     return {key: header[key] for key in (HEADER_KEY, NAMES_KEY) if key in header}
 
 
 def carried_header(metadata: Mapping[str, str], names: str = "") -> dict[str, str]:
-    """The entries to preserve of a file's header, and the table of its names."""
+    """Return the entries to preserve of a file's header, and the table of its names."""
     foreign = {key: text for key, text in metadata.items() if not key.startswith("adapterhub.")}
     names = names or metadata.get(NAMES_KEY, "")
     return {HEADER_KEY: json.dumps(foreign, separators=(",", ":"))} | ({NAMES_KEY: names} if names else {})
 
 
 def header_again(adapter: Adapter, where: str) -> dict[str, str]:
-    """The source's own header, as it was; empty without one."""
+    """Return the source's own header, as it was; empty without one."""
     text = own_header(adapter).get(HEADER_KEY)
     return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, where).items()}
 
@@ -154,7 +154,7 @@ _TARGETS = "adapterhub.source.targets"
 
 
 def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The metadata for a file with `tensors`, if the source is PEFT; `names` are the file's targets to the source's.
+    """Return the metadata for a file with `tensors`, if the source is PEFT; `names` are the file's targets to the source's.
 
     Empty for a PEFT folder that was written from such a file: it is rewritten from the folder alone.
     """
@@ -169,7 +169,7 @@ def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str
 
 
 def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    """The source's own adapter, if its config is in the file and belongs to these tensors; else `adapter`."""
+    """Return the source's own adapter, if its config is in the file and belongs to these tensors; else `adapter`."""
     if not source_config.is_there(metadata):
         return adapter
     if _TARGETS not in metadata or not source_config.belongs(
@@ -207,7 +207,7 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
 
 
 def _of_rank(delta: Delta, r: int) -> Delta:
-    """The pair without the zeros that it was padded with, of rank `r`."""
+    """Return the pair without the zeros that it was padded with, of rank `r`."""
     if not isinstance(delta, LowRank) or r == delta.r:
         return delta
     if np.any(delta.lora_A[r:]) or np.any(delta.lora_B[:, r:]):

@@ -37,19 +37,19 @@ class Reading:
     parameter: bool = field(default=False, compare=False)
 
     def filled(self, numbers: tuple[str, ...]) -> Reading:
-        """A copy with numbers for every `N`."""
+        """Return a copy with numbers for every `N`."""
         return replace(self, targets=tuple(_filled(target, numbers) for target in self.targets))
 
     def of(self, prefix: str) -> Reading:
-        """A copy with a prefix before its targets."""
+        """Return a copy with a prefix before its targets."""
         return replace(self, targets=tuple(f"{prefix}{target}" for target in self.targets))
 
     def excludes(self, outline: tuple[int, int] | None) -> bool:
-        """Whether a module of that many rows and columns cannot be this one."""
+        """Return whether a module of that many rows and columns cannot be this one."""
         return self.ratio is not None and outline is not None and Fraction(*outline) != self.ratio
 
     def is_turned(self, rows: int, columns: int) -> bool:
-        """Whether the halves of that many rows are swapped."""
+        """Return whether the halves of that many rows are swapped."""
         return self.swapped and (self.halves is None or Fraction(rows, columns) == self.halves)
 
 
@@ -83,7 +83,7 @@ class Table:
     prefixed: bool = False
 
     def read(self, stem: str) -> Reading | None:
-        """The module that `stem` names, in which dots may be underscores; None if it is not in the table."""
+        """Return the module that `stem` names, in which dots may be underscores; None if it is not in the table."""
         for pattern, reading in self._patterns.get(shape_of(stem.replace(".", "_")), ()):
             match = pattern.fullmatch(stem)
             if match:
@@ -91,7 +91,7 @@ class Table:
         return None
 
     def written(self, target: str) -> tuple[str, Reading] | None:
-        """The trainer's path of the module that contains `target`, and that module; None if it is not in the table."""
+        """Return the trainer's path of the module that contains `target`, and that module; None if it is not in the table."""
         for pattern, path, reading in self._inverse.get(shape_of(target), ()):
             match = pattern.fullmatch(target)
             if match:
@@ -99,7 +99,7 @@ class Table:
         return None
 
     def shapes(self) -> dict[str, list[tuple[str, Reading]]]:
-        """The paths of the trainer's modules, each with the module, by their names without numbers."""
+        """Return the paths of the trainer's modules, each with the module, by their names without numbers."""
         found: dict[str, list[tuple[str, Reading]]] = {}
         for path, reading in self.modules.items():
             found.setdefault(shape_of(numbered(path)), []).append((path, reading))
@@ -122,7 +122,7 @@ class Table:
 
 
 def shape_of(path: str) -> str:
-    """A path without its numbers, as a key: only the few entries with the same one are matched."""
+    """Return a path without its numbers, as a key: only the few entries with the same one are matched."""
     shape = path.translate(_AS_MARKS)
     while "##" in shape:  # each round halves them
         shape = shape.replace("##", "#")
@@ -138,7 +138,7 @@ def _pattern(path: str, dot: str) -> linear.Pattern:
 
 
 def numbered(path: str) -> str:
-    """A path with a number for every `N`."""
+    """Return a path with a number for every `N`."""
     return _filled(path, ("0",) * path.split(".").count("N"))
 
 
@@ -148,7 +148,7 @@ def _filled(path: str, numbers: tuple[str, ...]) -> str:
 
 
 def joined(stem: str, ends: str) -> list[str]:
-    """`stem.end` for every word of `ends`."""
+    """Return `stem.end` for every word of `ends`."""
     return [f"{stem}.{end}" for end in ends.split()]
 
 
@@ -172,7 +172,7 @@ DIFFUSION_MODEL = "diffusion_model."
 
 
 def one(target: str, ratio: int | Fraction | None = None) -> Reading:
-    """A module that is one of the base's; `ratio` as in `Reading`."""
+    """Return a module that is one of the base's; `ratio` as in `Reading`."""
     return Reading((target,), ratio=None if ratio is None else Fraction(ratio))
 
 
@@ -182,17 +182,19 @@ def thirds(stem: str, ends: str) -> Reading:
 
 
 def single_block(stem: str) -> Reading:
-    """The first module of a single block in FLUX.1 and HunyuanVideo: queries, keys, values and an MLP four times as wide."""
+    """Return the first module of a single block in FLUX.1 and HunyuanVideo: queries, keys, values and an MLP four times as
+    wide.
+    """
     return Reading((*joined(f"{stem}.attn", QKV), f"{stem}.proj_mlp"), ratio=Fraction(7), shares=(1, 1, 1, 4))
 
 
 def last(target: str = "norm_out.linear") -> Reading:
-    """The last layer's modulation: shift before scale, but scale before shift in diffusers (its `swap_scale_shift`)."""
+    """Return the last layer's modulation: shift before scale, but scale before shift in diffusers (its `swap_scale_shift`)."""
     return Reading((target,), swapped=True, ratio=Fraction(2))
 
 
 def embedders(theirs: str, ours: str, names: dict[str, str], ends: str = "in_layer out_layer") -> Iterator[tuple[str, str]]:
-    """The two modules of each embedder of a number or a vector: the trainer's name to diffusers' name of the embedder."""
+    """Yield the two modules of each embedder of a number or a vector: the trainer's name to diffusers' name of the embedder."""
     for name, embedder in names.items():
         for n, end in enumerate(ends.split(), 1):
             yield f"{theirs}{name}.{end}", f"{ours}.{embedder}_embedder.linear_{n}"
@@ -208,7 +210,7 @@ def stream(attention: str, mlp: str, *, text: bool) -> Iterator[tuple[str, Readi
 
 
 def hunyuan_blocks(*, fused: bool) -> Iterator[tuple[str, Reading]]:
-    """The double blocks of HunyuanVideo and HunyuanImage, with queries, keys and values in one module or in three."""
+    """Yield the double blocks of HunyuanVideo and HunyuanImage, with queries, keys and values in one module or in three."""
     for kind, ends in (("img", QKV), ("txt", ADDED)):
         stem = f"double_blocks.N.{kind}"
         modules = dict(stream(f"{stem}_attn_", f"{stem}_mlp", text=kind == "txt"))
@@ -220,19 +222,19 @@ def hunyuan_blocks(*, fused: bool) -> Iterator[tuple[str, Reading]]:
 
 
 def hunyuan_single_blocks() -> Iterator[tuple[str, Reading]]:
-    """Their single blocks."""
+    """Yield their single blocks."""
     yield "single_blocks.N.linear1", single_block(SINGLE)
     yield "single_blocks.N.linear2", one(f"{SINGLE}.proj_out", Fraction(1, 5))
     yield "single_blocks.N.modulation.linear", one(f"{SINGLE}.norm.linear")
 
 
 def hunyuan_glyphs() -> Iterator[tuple[str, Reading]]:
-    """The embedder of ByT5's states, from which HunyuanVideo 1.5 and HunyuanImage write text into pictures."""
+    """Yield the embedder of ByT5's states, from which HunyuanVideo 1.5 and HunyuanImage write text into pictures."""
     return ((f"byt5_in.fc{n}", one(f"context_embedder_2.linear_{n}")) for n in (1, 2, 3))
 
 
 def hunyuan_rest(times: str) -> Iterator[tuple[str, Reading]]:
-    """Their embedders and last layer; `times` is diffusers' name of the embedder of the time."""
+    """Yield their embedders and last layer; `times` is diffusers' name of the embedder of the time."""
     token, ours = "txt_in.individual_token_refiner.blocks.N", "context_embedder.token_refiner.refiner_blocks.N"
     yield f"{token}.self_attn_qkv", thirds(f"{ours}.attn", QKV)
     inside = {"self_attn_proj": "attn.to_out.0", "mlp.fc1": "ff.net.0.proj", "mlp.fc2": "ff.net.2"}

@@ -64,7 +64,7 @@ TABLES = (SD, SDXL, *TRANSFORMERS)
 
 
 def families() -> list[str]:
-    """The families whose files are read and written."""
+    """Return the families whose files are read and written."""
     names = (table.name for table in TABLES if table.classes or table.part == "unet")
     return [name if name != image_transformers.TRANSFORMER.name else "Qwen-Image" for name in names]
 
@@ -84,7 +84,7 @@ FOREIGN_FIRST = frozenset(shape.partition(".")[0] for shape in _FOREIGN)
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a dotted name is one that the makers of a transformer gave a module in a block, and diffusers did not."""
+    """Return whether a dotted name is one that the makers of a transformer gave a module in a block, and diffusers did not."""
     return shape_of(name) in _FOREIGN
 
 
@@ -107,5 +107,5 @@ _1X1 = linear.Pattern(r"unet\..+\.conv_shortcut")
 
 
 def kernel(target: str) -> tuple[int, ...]:
-    """The kernel of a UNet module that is a convolution in every such model; empty for other modules."""
+    """Return the kernel of a UNet module that is a convolution in every such model; empty for other modules."""
     return (3, 3) if _3X3.fullmatch(target) else (1, 1) if _1X1.fullmatch(target) else ()

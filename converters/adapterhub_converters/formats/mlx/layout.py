@@ -19,7 +19,7 @@ RANKS = "adapterhub.mlx.ranks"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a folder with an adapter of mlx-lm or mlx-vlm."""
+    """Return whether it is a folder with an adapter of mlx-lm or mlx-vlm."""
     text = candidate.config
     if '"peft_type"' in text:
         return False

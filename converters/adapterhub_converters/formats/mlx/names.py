@@ -57,7 +57,7 @@ def _in(parent: str, names: str) -> tuple[str, ...]:
 
 
 def _of_text(types: str, paths: tuple[str, ...], experts: str = "") -> Row:
-    """A vision model, whose text model is under a prefix."""
+    """Return a vision model, whose text model is under a prefix."""
     prefix = "language_model."
     return Row(types, paths, experts, f"{prefix}model.layers", f"{prefix}model.embed_tokens", f"{prefix}lm_head")
 
@@ -215,7 +215,7 @@ class Names:
         )
 
     def module(self, target: str) -> str | None:
-        """The name of a linear module or a table; None for one that takes no adapter."""
+        """Return the name of a linear module or a table; None for one that takes no adapter."""
         if target in (_TABLE, _HEAD):
             return self.table if target == _TABLE else self.head
         number, path = _layer(target)
@@ -227,7 +227,7 @@ class Names:
         return f"{self._row.layers}.{number}.{found}" if found else None
 
     def expert(self, target: str) -> tuple[str, int] | None:
-        """The module with all experts of a layer, and the number of the expert `target`; None for another module."""
+        """Return the module with all experts of a layer, and the number of the expert `target`; None for another module."""
         number, path = _layer(target)
         found = _EXPERT.fullmatch(path)
         stack = self._stack(number, found[1]) if found else ""
@@ -235,7 +235,7 @@ class Names:
         return (f"{stack}.{part}", int(found[2])) if stack and found and part else None
 
     def parameter(self, target: str) -> tuple[str, ...]:
-        """The modules that a parameter with all experts of a layer becomes; empty for another name."""
+        """Return the modules that a parameter with all experts of a layer becomes; empty for another name."""
         number, path = _layer(target)
         found = _STACK.fullmatch(path)
         stack = self._stack(number, found[1]) if found else ""
@@ -257,7 +257,7 @@ class Names:
 
 
 def experts_of(name: str) -> tuple[str, str] | None:
-    """The list of experts and the part of each that a module with all experts of a layer is, from mlx-lm's name of it."""
+    """Return the list of experts and the part of each that a module with all experts of a layer is, from mlx-lm's name of it."""
     found = _OF_FILE.fullmatch(name)
     if not found:
         return None
@@ -269,7 +269,7 @@ def experts_of(name: str) -> tuple[str, str] | None:
 
 
 def in_base(name: str, base: BaseSpec | None) -> str:
-    """A module or parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
+    """Return a module or parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
     if base is None or not name.startswith(_TEXT) or name in base.tensors or f"{name}.weight" in base.tensors:
         return name
     inner = name.removeprefix(_TEXT)
@@ -277,7 +277,7 @@ def in_base(name: str, base: BaseSpec | None) -> str:
 
 
 def number_of(target: str) -> int:
-    """The number of the expert that a module belongs to; 0 for another module."""
+    """Return the number of the expert that a module belongs to; 0 for another module."""
     found = _EXPERT.fullmatch(_layer(text_name(target))[1])
     return int(found[2]) if found else 0
 
@@ -294,11 +294,11 @@ def refused(targets: Iterable[str], base: BaseSpec) -> str:
 
 @cache
 def rows() -> dict[str, Row]:
-    """The row of each model type."""
+    """Return the row of each model type."""
     return {name: row for row in ROWS for name in row.types.split()}
 
 
 def _layer(target: str) -> tuple[str, str]:
-    """The number of a module's layer, and its path there; both empty for a module that is in no layer of the text model."""
+    """Return the number of a module's layer, and its path there; both empty for a module that is in no layer of the text model."""
     found = _LAYER.fullmatch(target)
     return (found[1], found[2]) if found else ("", "")

@@ -27,7 +27,7 @@ _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multi
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in an mlx-lm folder: the source's own if its config is in the file.
+    """Return the adapter in an mlx-lm folder: the source's own if its config is in the file.
 
     Without a source's config, a delta on the embedding table needs `base`, to decide if it acts on the output layer too.
     """
@@ -62,7 +62,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
 
 
 def _of_vlm(config: dict[str, Any], where: str) -> tuple[dict[str, Any], bool]:
-    """A config as mlx-lm has it, and whether it is one of mlx-vlm's own, which has `rank` and `alpha` alone."""
+    """Return a config as mlx-lm has it, and whether it is one of mlx-vlm's own, which has `rank` and `alpha` alone."""
     if "lora_parameters" in config or "fine_tune_type" in config:
         return config, False
     rank, alpha = config.get("rank"), config.get("alpha")

@@ -29,7 +29,7 @@ SAME = frozenset({
 
 
 def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str, base: BaseSpec | None) -> Adapter:
-    """The whole parameters, by their names in the model's files.
+    """Return the whole parameters, by their names in the model's files.
 
     Args:
         config: The folder's config.
@@ -69,7 +69,7 @@ def _check(name: str, array: np.ndarray, where: str) -> None:
 
 
 def _of_files(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """A parameter by its name in the model's files, which have experts one by one."""
+    """Return a parameter by its name in the model's files, which have experts one by one."""
     module, _, part = name.rpartition(".")
     found = experts_of(module) if array.ndim == 3 and part == "weight" else None
     return {f"{found[0]}.{e}.{found[1]}.weight": one for e, one in enumerate(array)} if found else {name: array}

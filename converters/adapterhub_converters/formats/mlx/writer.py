@@ -127,7 +127,7 @@ def _name(target: str, delta: LowRank | LowRankEmbedding, names: Names) -> Itera
 
 
 def _table(target: str, adapter: Adapter, base: BaseSpec | None) -> Iterator[str]:
-    """The problem with a delta on a table that the base may tie to its output layer."""
+    """Yield the problem with a delta on a table that the base may tie to its output layer."""
     if target not in _TOP:
         return
     both = _same_on_both(adapter)
@@ -138,7 +138,7 @@ def _table(target: str, adapter: Adapter, base: BaseSpec | None) -> Iterator[str
 
 
 def _same_on_both(adapter: Adapter) -> bool:
-    """Whether embedding table and output layer have the same delta, bit for bit."""
+    """Return whether embedding table and output layer have the same delta, bit for bit."""
     deltas = {text_name(target): delta for target, delta in adapter.deltas.items()}
     embed, head = deltas.get(_EMBED), deltas.get(_HEAD)
     return (
@@ -193,7 +193,7 @@ def _magnitudes(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def _written_deltas(adapter: Adapter, base: BaseSpec | None) -> dict[str, Delta]:
-    """The deltas to write: if the base ties the two tables, the embedding's stands for both."""
+    """Return the deltas to write: if the base ties the two tables, the embedding's stands for both."""
     tied = base is not None and base.tied
     return {t: delta for t, delta in sorted(adapter.deltas.items()) if not (tied and text_name(t) == _HEAD)}
 
@@ -229,7 +229,7 @@ def _pair(name: str, target: str, delta: LowRank | LowRankEmbedding, factor: flo
 def _grouped(
     name: str, members: Mapping[int, tuple[str, LowRank]], plan: file_alpha.Plan, rank: int, count: int | None
 ) -> _Written:
-    """The experts of one module as one pair of stacked factors; experts without a delta get zeros."""
+    """Return the experts of one module as one pair of stacked factors; experts without a delta get zeros."""
     count = max(count or 0, max(members) + 1)
     pairs = {e: _pair(name, target, delta, plan.factors[target], rank) for e, (target, delta) in sorted(members.items())}
     lora_a = [pairs[e].lora_a.T if e in pairs else None for e in range(count)]
@@ -279,6 +279,6 @@ def _config(adapter: Adapter, written: list[_Written], scale: float, rank: int) 
 
 
 def _key(name: str) -> str:
-    """What `keys` calls a module: its path within a layer, or its whole name."""
+    """Return what `keys` calls a module: its path within a layer, or its whole name."""
     _, _, path = name.partition(".layers." if ".layers." in name else ".h.")
     return path.partition(".")[2] or name

@@ -36,7 +36,7 @@ _LAYER = "model.layers"
 
 
 def known_base(base: BaseSpec | None, where: str, maker: str, classes: Iterable[str]) -> BaseSpec:
-    """`base`, if `maker`'s names for the modules of its class are known; else RefusedError."""
+    """Return `base`, if `maker`'s names for the modules of its class are known; else RefusedError."""
     if base is None:
         what = f"{maker}'s names of modules, and the order of their rows, depend on the base"
         raise RefusedError(where, what, "Name its base model", code="base-required")
@@ -52,7 +52,7 @@ def known_base(base: BaseSpec | None, where: str, maker: str, classes: Iterable[
 
 
 def number(base: BaseSpec, key: str) -> int:
-    """A positive number in the base's config; RefusedError without one."""
+    """Return a positive number in the base's config; RefusedError without one."""
     value = base.config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
         what = (
@@ -65,7 +65,7 @@ def number(base: BaseSpec, key: str) -> int:
 
 
 def heads(base: BaseSpec) -> tuple[int, int, int]:
-    """The numbers of query heads and of key heads, and the rows of one head."""
+    """Return the numbers of query heads and of key heads, and the rows of one head."""
     queries = number(base, "num_attention_heads")
     keys = number(base, "num_key_value_heads") if base.config.get("num_key_value_heads") is not None else queries
     size = number(base, "head_dim") if base.config.get("head_dim") is not None else number(base, "hidden_size") // queries
@@ -76,7 +76,7 @@ def heads(base: BaseSpec) -> tuple[int, int, int]:
 
 
 def shape(base: BaseSpec, kind: str) -> tuple[int, int]:
-    """`(out, in)` of a kind of module (`self_attn.q_proj`, `lm_head`), by the base's config."""
+    """Return `(out, in)` of a kind of module (`self_attn.q_proj`, `lm_head`), by the base's config."""
     hidden = number(base, "hidden_size")
     if kind == "lm_head":
         return number(base, "vocab_size"), hidden
@@ -90,7 +90,7 @@ def shape(base: BaseSpec, kind: str) -> tuple[int, int]:
 
 
 def kind_of(target: str) -> str:
-    """The kind of a module: `self_attn.q_proj` for `model.layers.0.self_attn.q_proj`; outside the layers its own name."""
+    """Return the kind of a module: `self_attn.q_proj` for `model.layers.0.self_attn.q_proj`; outside the layers its own name."""
     return in_layer(target) or target
 
 
@@ -211,7 +211,7 @@ def _plan(needed: Mapping[str, float], *, whole: bool) -> file_alpha.Plan:
 
 
 def everywhere(made: FusedAdapter, base: BaseSpec, groups: Iterable[tuple[str, ...]], maker: str) -> FusedAdapter:
-    """A copy with zeros wherever `maker` has a pair: if any layer has one of a group of kinds, every layer has all."""
+    """Return a copy with zeros wherever `maker` has a pair: if any layer has one of a group of kinds, every layer has all."""
     kinds = {kind_of(target) for target in made.pairs}
     layers = number(base, "num_hidden_layers")
     deep = [target for target in made.pairs if (layer_of(target) or 0) >= layers]
@@ -292,7 +292,7 @@ class File:
 
 
 def opened(path: Path) -> File:
-    """The file at `path`."""
+    """Return the file at `path`."""
     with safetensors_file.SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
@@ -300,7 +300,7 @@ def opened(path: Path) -> File:
 
 
 def file_of(where: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> File:
-    """A file of tensors that were read already; FormatError unless they are floats of one to three dimensions."""
+    """Return a file of tensors that were read already; FormatError unless they are floats of one to three dimensions."""
     for name, array in tensors.items():
         if array.ndim not in (1, 2, 3) or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
             raise FormatError(where, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
@@ -318,7 +318,7 @@ def pair(name: str, lora_A: np.ndarray, lora_B: np.ndarray, where: str) -> tuple
 def restored(
     file: File, padded: Callable[[source_config.Line], tuple[np.ndarray, np.ndarray]], *, alpha: float, tail: str
 ) -> Adapter:
-    """The source's adapter.
+    """Return the source's adapter.
 
     Args:
         file: The file, with the source's config.
@@ -352,7 +352,7 @@ def restored(
 
 
 def misplaced(file: File, line: source_config.Line) -> FormatError:
-    """The error for a line of the source's config that is not of the trainer's layout."""
+    """Return the error for a line of the source's config that is not of the trainer's layout."""
     what = (
         f"adapterhub.source.tensors has {line.target!r} as {line.stem[:80]!r} in the order {line.order}, which no such file has"
     )
@@ -360,7 +360,7 @@ def misplaced(file: File, line: source_config.Line) -> FormatError:
 
 
 def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: float | None) -> float:
-    """The alpha of a file.
+    """Return the alpha of a file.
 
     Args:
         file: The file.
@@ -391,12 +391,12 @@ def check_rank(file: File, target: str, r: int, recorded: float | None) -> None:
 
 
 def adapter_of(file: File, deltas: Mapping[str, Delta], base: BaseSpec) -> Adapter:
-    """The adapter of a file that a trainer wrote."""
+    """Return the adapter of a file that a trainer wrote."""
     return Adapter(deltas, meta=Meta(base_model=base.repo, revision=base.revision), notes=file.notes)
 
 
 def scalars(path: Path, section: str = "") -> dict[str, str]:
-    """The `key: value` lines of a YAML file as text: the top level, or the first level under `section:`."""
+    """Return the `key: value` lines of a YAML file as text: the top level, or the first level under `section:`."""
     if not path.is_file():
         return {}
     found: dict[str, str] = {}
@@ -415,7 +415,7 @@ def scalars(path: Path, section: str = "") -> dict[str, str]:
 
 
 def numbers(found: Mapping[str, str], **keys: str) -> dict[str, float]:
-    """The finite numbers among `scalars`, under the names of the keyword arguments, whose values are the keys."""
+    """Return the finite numbers among `scalars`, under the names of the keyword arguments, whose values are the keys."""
     values: dict[str, float] = {}
     for name, key in keys.items():
         try:

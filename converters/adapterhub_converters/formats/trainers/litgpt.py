@@ -45,7 +45,7 @@ _OPTIONS_FILE = "hyperparameters.yaml"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with litgpt's names of factors."""
+    """Return whether it is a safetensors file with litgpt's names of factors."""
     found = candidate.tensors
     return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in found) or set(found) == {
         "lm_head.lora_A", "lm_head.lora_B",
@@ -76,7 +76,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
-    """The concatenation of all parts; in float32, which can hold the others' numbers, if their dtypes differ."""
+    """Return the concatenation of all parts; in float32, which can hold the others' numbers, if their dtypes differ."""
     dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.dtype(np.float32)
     return np.concatenate([part.astype(dtype, copy=False) for part in parts])
 
@@ -91,7 +91,7 @@ def _stem(target: str) -> str:
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file: the source's own if its config is in the header, else under the names of `base`.
+    """Return the adapter in a file: the source's own if its config is in the header, else under the names of `base`.
 
     Args:
         path: The file, with litgpt's `hyperparameters.yaml` next to it if there is one.
@@ -150,7 +150,7 @@ def _rows(base: BaseSpec) -> dict[str, int]:
 
 
 def _enabled(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
-    """Those of q, k and v that a fused module has: by the options, else the only choice with that many rows."""
+    """Return those of q, k and v that a fused module has: by the options, else the only choice with that many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
     if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) % lora_B.shape[1]:
@@ -186,7 +186,7 @@ def _list(kinds: Iterable[str]) -> str:
 def _split(
     file: fused.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each kind and its own pair of a fused module."""
+    """Yield each kind and its own pair of a fused module."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     r, rows = lora_B.shape[1], _rows(base)
     if legacy and len(kinds) == 3:
@@ -234,7 +234,7 @@ def _restored(file: fused.File, alpha: float) -> Adapter:
 
 
 def _places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
-    """The place of each line in the tensors of its module; by the options in the header, with others between them."""
+    """Return the place of each line in the tensors of its module; by the options in the header, with others between them."""
     blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):
         return {line.target: (slice(None), slice(None)) for line in lines}

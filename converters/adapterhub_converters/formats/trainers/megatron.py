@@ -45,7 +45,7 @@ _OPTIONS_FILE = "run_config.yaml"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with Megatron's names of factors, or a folder of shards with them."""
+    """Return whether it is a safetensors file with Megatron's names of factors, or a folder of shards with them."""
     if candidate.is_file:
         return any(map(_ours, candidate.tensors))
     shards = megatron_shards.files(candidate.path).values()
@@ -96,14 +96,14 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _expert_kinds(base: BaseSpec) -> Iterator[str]:
-    """The kinds of modules of the base's experts."""
+    """Yield the kinds of modules of the base's experts."""
     if base.architecture in _EXPERTS:
         listed, ends = _EXPERTS[base.architecture]
         yield from (f"{listed}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
 
 
 def _groups(base: BaseSpec) -> tuple[int, int]:
-    """The number of groups of heads, and the number of queries in each."""
+    """Return the number of groups of heads, and the number of queries in each."""
     queries, keys, _ = fused.heads(base)
     return keys, queries // keys
 
@@ -119,7 +119,7 @@ Parts = list[tuple[str, LowRank]]
 
 
 def _shares(adapter: Adapter) -> bool:
-    """Whether each fused module has all of its parts, with one `lora_A`, or none."""
+    """Return whether each fused module has all of its parts, with one `lora_A`, or none."""
     parts: dict[str, Parts] = {}
     for target, delta in adapter.deltas.items():
         if place(fused.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
@@ -128,7 +128,7 @@ def _shares(adapter: Adapter) -> bool:
 
 
 def _is_one(own: Parts) -> bool:
-    """Whether these are all parts of a module, with one `lora_A` and one scale; gate and up with equally many rows."""
+    """Return whether these are all parts of a module, with one `lora_A` and one scale; gate and up with equally many rows."""
     there = place(fused.kind_of(own[0][0]))
     factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in own}
     even = there.path == QKV or len({delta.shape for _, delta in own}) == 1
@@ -153,7 +153,7 @@ def _stem(target: str, *, shared: bool) -> str:
 
 
 def _target_module(target: str, *, shared: bool) -> str:
-    """The module's name in the option `target_modules`."""
+    """Return the module's name in the option `target_modules`."""
     there = place(fused.kind_of(target))
     if shared or not there.own:
         return there.path.rpartition(".")[2]
@@ -165,7 +165,8 @@ def _target_module(target: str, *, shared: bool) -> str:
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file or a folder of shards: the source's own if its config is in the header, else in `base`'s names.
+    """Return the adapter in a file or a folder of shards: the source's own if its config is in the header, else in `base`'s
+    names.
 
     Args:
         path: The file or folder, with `run_config.yaml` in the folder or the one above if there is one.
@@ -197,7 +198,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
 
 
 def _ending(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:
-    """A note if the shards end before the base's layers do: there is no other sign of a missing last one."""
+    """Yield a note if the shards end before the base's layers do: there is no other sign of a missing last one."""
     last = max((names.layer_of(target) or 0 for target in adapter.deltas), default=0) + 1
     layers = fused.number(base, "num_hidden_layers")
     if path.is_dir() and last < layers:
@@ -242,7 +243,7 @@ def _modules(file: fused.File) -> list[_Module]:
 
 
 def _split(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each target of a module and its own pair."""
+    """Yield each target of a module and its own pair."""
     path, own, layer = module.match["path"], module.match["own"], module.match["layer"]
     if path.startswith("mlp.experts."):
         yield from _experts(file, module, base)
@@ -274,7 +275,7 @@ def _fused_rows(file: fused.File, module: _Module, base: BaseSpec) -> dict[str, 
 
 
 def _experts(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The deltas of one expert or of all: all share a matrix, a stack has one for each."""
+    """Yield the deltas of one expert or of all: all share a matrix, a stack has one for each."""
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
         raise RefusedError(file.where, f"{stem}: {base.architecture} is not known to have experts")
@@ -368,7 +369,7 @@ class FusedPart:
 
 
 def place_of(kind: str) -> FusedPart | None:
-    """The place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
+    """Return the place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
     if expert := _EXPERT.fullmatch(kind):
         gate, up = expert[2], expert[3]
         path = f"mlp.experts.local_experts.{expert[1]}.linear_fc{1 if gate or up else 2}"

@@ -31,7 +31,7 @@ Rank = tuple[int, int, int]
 
 
 def files(path: Path) -> dict[Rank, Path]:
-    """The safetensors file of each rank's folder."""
+    """Return the safetensors file of each rank's folder."""
     found: dict[Rank, Path] = {}
     for folder in sorted(path.iterdir()) if path.is_dir() else ():
         match = _RANK.fullmatch(folder.name)
@@ -44,7 +44,7 @@ def files(path: Path) -> dict[Rank, Path]:
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The tensors without the `module.` that wrappers put before names."""
+    """Return the tensors without the `module.` that wrappers put before names."""
     found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}
     if len(found) < len(tensors):
         raise FormatError(where, "a tensor exists both with and without module. before its name")
@@ -52,12 +52,12 @@ def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.nda
 
 
 def experts(base: BaseSpec) -> int:
-    """The number of experts in a layer of the base."""
+    """Return the number of experts in a layer of the base."""
     return fused.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
 
 
 def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
-    """All tensors of the shards in the folder `path`, whole, under their names in the whole model."""
+    """Return all tensors of the shards in the folder `path`, whole, under their names in the whole model."""
     shards = files(path)
     for folder in path.iterdir():
         if _RANK.fullmatch(folder.name) and folder.is_dir() and not any(file.parent == folder for file in shards.values()):
@@ -96,7 +96,7 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
 
 
 def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
-    """The whole of one tensor's shards on all tensor ranks."""
+    """Return the whole of one tensor's shards on all tensor ranks."""
     if len(parts) == 1:
         return parts[0]
     columns = name.endswith(".linear_in.weight") and (".linear_proj." in name or ".linear_fc2." in name)
@@ -118,7 +118,7 @@ def _numbers(stage: Mapping[str, np.ndarray], pattern: linear.Pattern) -> list[i
 
 
 def _offset(found: Sequence[int], rank: tuple[int, int], total: int, what: str) -> int:
-    """The number to add to a rank's layers or experts: they count from 0, or are those of the whole model already."""
+    """Return the number to add to a rank's layers or experts: they count from 0, or are those of the whole model already."""
     each, odd = divmod(total, rank[1])
     if odd:
         reason = f"{total} {what} cannot be divided evenly among {rank[1]} ranks"

@@ -45,7 +45,7 @@ _KEY = linear.Pattern(
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with torchtune's names of factors."""
+    """Return whether it is a safetensors file with torchtune's names of factors."""
     return any(name.endswith(".lora_a.weight") for name in candidate.tensors)
 
 
@@ -102,7 +102,7 @@ def _order(target: str, base: BaseSpec) -> int:
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file: the source's own if its config is in the header, else under the names of `base`.
+    """Return the adapter in a file: the source's own if its config is in the header, else under the names of `base`.
 
     Args:
         path: The file, with torchtune's `adapter_config.json` next to it if there is one.
@@ -140,7 +140,7 @@ _BIASED = "DoRA on a module with a bias rescales the bias too in torchtune, and 
 
 
 def _biased(target: str, base: BaseSpec) -> bool:
-    """Whether a module of the base has a bias (torchtune, `modules/peft/dora.py`, `forward`)."""
+    """Return whether a module of the base has a bias (torchtune, `modules/peft/dora.py`, `forward`)."""
     return base.architecture == "Qwen2ForCausalLM" and target.endswith((".q_proj", ".k_proj", ".v_proj"))
 
 
