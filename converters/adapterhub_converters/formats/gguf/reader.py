@@ -45,8 +45,9 @@ def sniff(candidate: Candidate) -> bool:
 def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
     """Return the adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
-    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. If `ordered` is false,
-    the file is read without it: rows of `lora_B` may then be in llama.cpp's order, which suffices for shapes and ranges of numbers.
+    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. If `ordered` is
+    false, the file is read without it: rows of `lora_B` may then be in llama.cpp's order, which suffices for shapes and
+    ranges of numbers.
     """
     with GGUFFile(path) as file:
         header = file.header
@@ -302,7 +303,7 @@ class _ForeignFile:
         return LowRank(*pair, self._scale(stem), transposed_base=transposed)
 
     def _qkv_deltas(self, stem: str) -> dict[str, FactorPair]:
-        """Return the deltas of q, k and v from a tensor that fuses them: each has its rows of `lora_b` and the same `lora_a`."""
+        """Return the deltas of q, k and v from a tensor that fuses them, with their rows of `lora_b` and a shared `lora_a`."""
         lora_a, lora_b = self.pairs[stem]
         heads, kv_heads = (self._config().get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
         if not isinstance(heads, int) or not isinstance(kv_heads, int) or len(lora_b) % (heads + 2 * kv_heads):
