@@ -133,6 +133,7 @@ def _plain_deltas(
 
 def _double_rank(target: str, delta: LowRank, base: BaseWeights, ambiguous: list[str]) -> LowRank:
     weight = base.tensor(f"{target}.weight").astype(np.float32)
+    # Modules such as GPT-2's Conv1D store `(in, out)`.
     weight = weight.T if delta.transposed_base else weight
     if weight.shape != delta.shape:
         raise RefusedError(target, f"the delta is {delta.shape}, the base's weight {weight.shape}")
@@ -141,6 +142,7 @@ def _double_rank(target: str, delta: LowRank, base: BaseWeights, ambiguous: list
         raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not supported")
     if not np.isfinite(weight).all():
         raise RefusedError(target, "the base's weight contains NaN or Inf", code="non-finite")
+    # One more than the rank, to see whether the cut at r is well determined.
     left_vectors, singular_values, right_vectors = leading(weight, r + 1)
     if len(singular_values) > r and singular_values[r - 1] - singular_values[r] < _NEAR_TIE * singular_values[0]:
         ambiguous.append(target)

@@ -31,6 +31,7 @@ class _Headers(OpenFile):
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
+        # GGUF has a magic number; a safetensors file begins with the length of its header, which may be anything.
         self.is_gguf = self._read_at(0, len(_GGUF_MAGIC)) == _GGUF_MAGIC
         try:
             if self.is_gguf:

@@ -54,6 +54,7 @@ def sniff(path: Path | Candidate) -> str:
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     if row := next((row for row in in_order() if row.sniff(candidate)), None):
         return row.name
+    # No reader claims it. What follows only looks for the most helpful reason.
     _refuse_distributed(path)
     pickles.refuse(path)
     if candidate.is_whole_model:
@@ -62,7 +63,7 @@ def sniff(path: Path | Candidate) -> str:
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
         if unread.is_foreign(path):
-            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one of a format that is known here")
+            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} does not belong to any format known here")
         problem = f"{problem}: its {peft.CONFIG} has no peft_type"
         raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing")
     if os.path.lexists(path / peft.CONFIG):
@@ -97,6 +98,7 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
     path = adapter_in(path)
     candidate = Candidate(path)
     format_name = sniff(candidate)
+    # Only PEFT's reader can map files instead of loading them.
     if format_name == "peft":
         return peft.read(path, base=base, mapped=mapped)
     try:
@@ -168,6 +170,7 @@ def convert(
     if to in PACKAGES:
         base_name, name = ollama.check(model), ollama.adapter_name(dst)
         base = base or base_from_manifest(src)
+        # The GGUF and the Modelfile appear together or not at all.
         with atomic.whole(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
@@ -180,6 +183,7 @@ def convert(
         return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
     if model is not None:
         raise ParameterError("model", f"{to} does not name a base", "Leave it out")
+    # From here on `to` is a format of its own, not a package around one.
     row = find(to)
     if not row.writes:
         raise ParameterError("to", f"{to} can be read, but not written", f"One of {', '.join(names())}")
@@ -270,6 +274,7 @@ def _check_and_copy(
         try:
             adapter = read_source(dst)
         except AdapterhubError as error:
+            # The copy is in a temporary place; users know only the source.
             error.where = error.where.replace(str(dst), str(src))
             raise
     newer = peft.brought_forward(adapter, base) if row.name == "peft" else adapter
@@ -281,6 +286,7 @@ def _check_and_copy(
 def _rewrite(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) -> LossReport:
     """Write an adapter over the copy of its files, whose experts have changed."""
     for file in row.files:
+        # Writers create new files and never overwrite.
         (dst / file).unlink()
     report = row.write(adapter, dst, base=base)
     losses = [
@@ -318,6 +324,7 @@ def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpe
         return write(adapter, path)
     except RefusedError as error:
         refusal = error
+    # A writer that stops at its first problem has no list of items.
     items = refusal.items or (f"{refusal.where}: {refusal.what}",)
     reduced = lossy.reduced(adapter, items, allowed, base)
     try:
@@ -348,6 +355,7 @@ def _without_base_dependence(adapter: Adapter, base: BaseSpec | None) -> Adapter
     folder = base.folder
     with contextlib.suppress(RefusedError):  # not the base's own table: the writer refuses it by name
         adapter = base_weights.without_copies(adapter, folder)
+    # PiSSA moved part of the base into the factors, so only the base's numbers tell what they add.
     return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
 
 

@@ -49,6 +49,7 @@ def plan(numbers: Mapping[str, float], dtype: np.dtype, quantity: str) -> Plan |
     counts = Counter(number for number in numbers.values() if number)
     if not counts:
         return None
+    # Ties are broken by the numbers themselves, so that the order of the modules does not matter.
     most_common = max(counts, key=lambda number: (counts[number], abs(number), number))
     common = float(np.array(most_common, dtype))
     if not math.isfinite(common) or abs(common) < 1e-30:
@@ -90,13 +91,14 @@ def folded(name: str, lora_B: np.ndarray, factor: float) -> Folded:
     if not np.isfinite(result).all():
         raise RefusedError(name, f"times {factor:.9g} does not fit into float32")
     note = f"times {factor:.9g} in float32, each element within 2^-24 of itself"
+    # `source_config` stores a correction of at most one place, in two bits.
     if source_dtype != dtypes.F32 or np.abs(ulps := _float_bits(lora_B).astype(np.int64) - _float_bits(restored)).max() > 1:
         return Folded(result, TensorLoss(name, Loss.ROUNDED, note, 2.0**-24))
     return Folded(result, TensorLoss(name, Loss.EXACT, f"{note}, recoverable bit for bit"), ulps.astype(np.int8))
 
 
 def unfolded(array: np.ndarray, factor: float, dtype: np.dtype, ulps: np.ndarray | None = None) -> np.ndarray:
-    """Return the inverse of `folded`, in the source's dtype."""
+    """Return the inverse of `fold`, in the source's dtype."""
     result = _scale(array, 1.0, dtype, divisor=factor)
     return result if ulps is None else (_float_bits(result) + ulps).view(dtypes.F32)
 

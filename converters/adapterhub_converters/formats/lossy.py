@@ -28,6 +28,7 @@ from .base_weights import BaseWeights
 KINDS = ("norms", "biases", "weights", "rows", "magnitudes", "copies")
 """The kinds of tensors that may be dropped. Names of tensors and modules, and patterns like `*.lm_head`, work as well."""
 _EXACT = 512  # rows or columns up to which a full decomposition is quick
+# Extra columns of the random projection, and its power iterations.
 _OVERSAMPLING, _ITERATIONS = 16, 4
 
 
@@ -306,6 +307,7 @@ def nearest(matrix: np.ndarray, rank: int, dtype: np.dtype) -> tuple[np.ndarray,
     """
     if not np.isfinite(matrix).all():
         raise RefusedError("", "the delta is not finite", code="non-finite")
+    # A rank above either dimension would only add zeros.
     k = max(1, min(rank, *matrix.shape))
     U, S, Vt = _truncated_svd(matrix, k)
     # Each factor gets the square root of the singular values, so that neither is needlessly large.
@@ -313,6 +315,7 @@ def nearest(matrix: np.ndarray, rank: int, dtype: np.dtype) -> tuple[np.ndarray,
     factors = (root[:, None] * Vt[:k], U[:, :k] * root)
     with np.errstate(over="ignore"):
         lora_A, lora_B = (np.ascontiguousarray(factor.astype(dtype)) for factor in factors)
+    # 16-bit factors may overflow although their product would not.
     if not (np.isfinite(lora_A.astype(np.float32)).all() and np.isfinite(lora_B.astype(np.float32)).all()):
         lora_A, lora_B = (np.ascontiguousarray(factor.astype(np.float32)) for factor in factors)
     size = _frobenius_norm(matrix)

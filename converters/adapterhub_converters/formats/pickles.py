@@ -46,6 +46,7 @@ def found(path: Path) -> Path | None:
     """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
     if path.is_file():
         return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
+    # A pickle may carry the name of a safetensors file.
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (path / name).is_file():
             return path / name if is_pickle(path / name) else None
@@ -110,6 +111,7 @@ def _raise_for_failure(pickle: Path, result: subprocess.CompletedProcess[bytes])
     if result.returncode == 0:
         return
     try:
+        # torch may print warnings first; the answer is the last line.
         answer = json_file.parse_object(result.stdout.splitlines()[-1], str(pickle))
         kind, reason = str(answer["kind"]), " ".join(str(answer["reason"]).split())[:200]
     except (FormatError, LookupError):

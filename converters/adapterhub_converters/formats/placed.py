@@ -65,6 +65,7 @@ def _base_modules(base: BaseSpec | None) -> set[str]:
 def _in_memory(target: str, modules: Iterable[str], base: BaseSpec) -> str:
     name = canonical_names.in_memory(target, base.model_type)
     if name == target and target not in modules and target.startswith(_TEXT):
+        # mlx-lm's prefix, which neither the files nor the models of transformers have.
         name = _IN_MEMORY + target.removeprefix(_TEXT).removeprefix("model.")
         name = target.removeprefix(_TEXT) if name.endswith(".lm_head") else name
     return name

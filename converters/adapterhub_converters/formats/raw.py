@@ -57,6 +57,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     with SafetensorsFile(path) as file:
         metadata = dict(file.header.metadata)
         config_text = metadata.pop(CONFIG_KEY, None)
+        # A weights file that is named directly still belongs to its folder's config.
         if config_text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
             config_text = folder.config
         if config_text is None and alpha is None and not peft.alpha_is_rank(metadata):
@@ -92,6 +93,7 @@ def _read_with_rank_as_alpha(tensors: Mapping[str, np.ndarray], location: str) -
     patterns = {escape(target): rank for target, rank in ranks.items()}
     config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
     adapter = peft.parse(json.dumps(config), state, {}, where=location)
+    # The adapter gets no source: this config was made up here, and must not be written back as the file's own.
     note = "alpha is the rank, as always in files that ai-toolkit saves"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
 

@@ -172,6 +172,7 @@ def lines_of(metadata: Mapping[str, Any], location: str) -> list[Line]:
     lines: list[Line] = []
     for row in rows if isinstance(rows, list) else [rows]:
         match row:
+            # The factor divides `lora_B` later, so it must be neither 0 nor infinite.
             case [str(stem), str(target), int() | float() as factor, str(dtype), order, bool(ulps), *block_fields] if (
                 dtype in _FLOATS and 1e-300 < abs(factor) < 1e300 and len(block_fields) <= 1
             ):
@@ -216,6 +217,7 @@ def _block(value: object, location: str) -> Block:
     raise _malformed_line(value, location)
 
 
+# Counts from an untrusted file size arrays, so they must stay within int32.
 _COUNT_LIMIT = 1 << 31
 Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
 """A line to its canonical `lora_A`, and its `lora_B` that is still multiplied by the factor."""
@@ -244,6 +246,7 @@ def restored(
         line_ulps: np.ndarray | None = None
         if line.ulps:
             line_ulps, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
+        # The scale of 1 is a placeholder: these deltas only provide names and shapes until the config is parsed.
         kind = StackedLowRank if folded_B.ndim == 3 else LowRankEmbedding if _is_table(line.target) else LowRank
         deltas[line.target] = kind(lora_A, _recovered_b(line, folded_B, line_ulps, location), 1.0)
     header = json_file.parse_object(_required_text(metadata, "metadata", location), f"{location}: {_KEY}.metadata")
@@ -290,7 +293,9 @@ def _recovered_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, locati
     if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
         return lora_B
     if ulps is not None and line.dtype != "F32":
-        raise FormatError(location, f"{line.target}: {_KEY}.ulps are for a source in F32, and its own was {line.dtype}", AGAIN)
+        raise FormatError(
+            location, f"{line.target}: {_KEY}.ulps are for a source in F32, but its source was {line.dtype}", AGAIN
+        )
     return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 

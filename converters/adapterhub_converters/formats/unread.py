@@ -64,6 +64,7 @@ def weight_files(path: Path) -> list[Path]:
     if (path / peft.WEIGHTS).is_file() or (path / peft.INDEX).is_file():
         return peft.weight_files(path)
     files = sorted(item for item in path.iterdir() if is_weights(item.name) and item.is_file())
+    # With several files, nothing says which of them is the adapter.
     if len(files) != 1:
         raise NotFoundError(str(path), f"there are {len(files)} files with weights, and its config does not name one of them")
     return files
@@ -116,6 +117,7 @@ def _config_claims(path: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any
     text = json_file.read_text(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else ""
     config = json_file.parse_object(text, str(path / ADAPTER_CONFIG)) if text else {}
     config_format = "peft" if "peft_type" in config else "mlx" if "fine_tune_type" in config else OTHER
+    # LoRA calls it `lora_alpha`, LoHa and LoKr call it `alpha`.
     alpha = config.get("lora_alpha", config.get("alpha"))
     targets = config.get("target_modules")
     return {
@@ -141,7 +143,7 @@ def _header_meta(file: Path, meta: Meta) -> Meta:
 
 
 def _gguf_claims(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
-    from adapterhub_converters.containers import gguf_file  # late, as in `_kinds`
+    from adapterhub_converters.containers import gguf_file  # late, as in `_tensor_kinds`
 
     with gguf_file.GGUFFile(file) as gguf:
         header = gguf.header

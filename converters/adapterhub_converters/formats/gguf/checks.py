@@ -131,6 +131,7 @@ def against_base(target: str, delta: FactorPair, base: BaseSpec, architecture: A
     if isinstance(delta, StackedLowRank) and delta.shape[0] != (experts := experts_of(base, architecture)):
         yield f"the delta has {delta.shape[0]} experts, the base {experts or 'an unknown number'} ({base.where})"
     layers, layer = base.config.get("num_hidden_layers"), layer_of(target)
+    # A base that is known only by its config has no tensors to compare with.
     if isinstance(layers, int) and layer is not None and layer >= layers:
         yield f"the base has only {layers} layers ({base.where})"
     elif base.tensors and not {f"{target}.weight", target} & set(base.packed):

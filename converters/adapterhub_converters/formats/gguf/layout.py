@@ -138,10 +138,13 @@ def _place_rows(architecture: Architecture, target: str, size: Size, rows: Mappi
         start, step = (number, len(stems)) if interleaved else (number * count, 1)
         prefix, _, name = stem.rpartition(".")
         prefix += "." if prefix else ""
+        # What the base actually stores decides, not what the architecture usually has.
         whole = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
         pieces = [f"{prefix}{piece}" for piece in FUSED.get(name, ())]
+        # The base stores this tensor as a part of a fused one.
         if stem not in rows and whole in rows:
             placements.append((whole, _first_row(name, count, rows[whole], f"{location}: {target}"), start, step, count))
+        # The base stores this module as several tensors.
         elif stem not in rows and pieces and all(piece in rows for piece in pieces):
             for piece in pieces:
                 placements.append((piece, 0, start, 1, rows[piece]))
@@ -207,7 +210,7 @@ def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np
 
 
 def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Return the factors of one target from the file's tensors by stem: the inverse of `assembled`."""
+    """Return the factors of one target from the file's tensors by stem: the inverse of `assemble`."""
     first = layout.parts[target][0]
     if layout.is_whole(target):
         return tensors[first.stem]

@@ -96,8 +96,9 @@ def _invocation(header: gguf_file.GGUFHeader, location: str) -> tuple[int, ...]:
     """Return the ids of an aLoRA's invocation tokens, empty for a plain LoRA; FormatError for a type that llama.cpp refuses."""
     kind = header.kinds.get(INVOCATION, "[UINT32]")
     if kind != "[UINT32]":
-        raise FormatError(location, f"{INVOCATION} is a {kind}, and llama.cpp reads a [UINT32] alone")
+        raise FormatError(location, f"{INVOCATION} is a {kind}, but llama.cpp reads only a [UINT32]")
     tokens = tuple(map(int, header.metadata.get(INVOCATION, ())))
+    # llama.cpp's token ids are signed 32-bit integers.
     if any(token >= 2**31 for token in tokens):
         raise FormatError(location, f"{INVOCATION} has an id that no token can have")
     return tokens
@@ -130,6 +131,7 @@ def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location:
 def _source_factors(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, location: str) -> Arrays:
     """Return the factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
     sizes = {line.target: _size(line, *pairs[line.stem]) for line in lines}
+    # The file itself tells the number of experts, so that reading it needs no base.
     n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
     rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
     layout = arranged(architecture, sizes, n_experts, rows, location)
@@ -221,6 +223,7 @@ def _pairs(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, tuple[
     for stem, pair in halves.items():
         lora_a, lora_b = pair["lora_a"], pair["lora_b"]
         if stem == "token_embd":
+            # llama.cpp looks rows of this factor up by token, so the file has it transposed.
             lora_a = np.ascontiguousarray(lora_a.T)
         if lora_a.shape[:-2] != lora_b.shape[:-2] or lora_a.shape[-2] != lora_b.shape[-1]:
             raise FormatError(location, f"{stem}: lora_a {lora_a.shape} and lora_b {lora_b.shape} do not share a rank")

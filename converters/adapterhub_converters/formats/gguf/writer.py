@@ -139,6 +139,7 @@ class _FileContents:
         ]
 
     def _worst_half(self, target: str, half: str) -> Stored:
+        # A delta that was spread over several tensors lost as much as the worst of them.
         stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
         return max(stored, key=lambda tensor: tensor.error)
 
@@ -215,6 +216,7 @@ def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
     if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():
         return Stored(array, array, 0.0)
     if dtype in ("q8_0", "q4_0"):
+        # Quantized rows consist of whole blocks; other rows fall back to 16 bits.
         if array.shape[-1] % _BLOCK == 0:
             return _quantize(name, array, dtype.upper())
         reason = f"rows of {array.shape[-1]} are not a multiple of {dtype.upper()}'s blocks ({_BLOCK}): "

@@ -374,6 +374,7 @@ def _phi3(config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
     factors = {kind: np.array(numbers, np.float32) for kind, numbers in factor_lists.items()}
     original = config.count("original_max_position_embeddings")
     scale = config.count("max_position_embeddings") / original
+    # The attention factor of longrope (transformers, `_compute_longrope_parameters`).
     attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0
     tensors = tuple(_constant(f"rope_factors_{kind}.weight", factor_array) for kind, factor_array in factors.items())
     return tensors, {"rope.scaling.attn_factor": f32(attention)}

@@ -153,6 +153,7 @@ def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[
     tokens, types = [], []
     for number in range(size):
         if number not in by_id:
+            # The placeholder that llama.cpp's converter writes for rows without a token.
             tokens.append(f"[PAD{number}]")
             types.append(UNUSED)
         elif number in added:
@@ -162,6 +163,7 @@ def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[
         else:
             tokens.append(by_id[number])
             types.append(NORMAL)
+    # llama.cpp looks tokens up by their text.
     if len(set(tokens)) != len(tokens):
         raise RefusedError(tokenizer.where, "tokenizer.json: two tokens of the vocabulary are the same text")
     return tokens, types

@@ -175,6 +175,7 @@ class Config:
 
 def configured(config: Mapping[str, Any], location: str) -> Config:
     """Complete the config of a model, or of the text model in it, with the defaults of its class."""
+    # A vision model has the numbers of its text model in an object of their own.
     if isinstance(config.get("text_config"), dict):
         config = {**config, **config["text_config"]}
     model_type = str(config.get("model_type"))

@@ -82,7 +82,7 @@ def _read_gguf(path: Path) -> Importance:
             raise FormatError(location, f"no {lacking}: not an importance matrix")
         names = {name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)}
         if not names or names != {name.removesuffix(_COUNTS) for name in file.tensors if name.endswith(_COUNTS)}:
-            raise FormatError(location, "no tensors of sums, or others than those of counts")
+            raise FormatError(location, "no tensors of sums, or not for the same names as the counts")
         values = {name: _mean(file, name, location) for name in sorted(names)}
     datasets, chunks = metadata["imatrix.datasets"], metadata["imatrix.chunk_count"]
     if not isinstance(chunks, int):
@@ -101,6 +101,7 @@ def _mean(file: GGUFFile, name: str, location: str) -> NDArray[np.float32]:
     rows = sums.reshape(counts.size, -1)
     times = np.floor(np.abs(counts) + np.float32(0.5)) * np.sign(counts)  # lround
     with np.errstate(all="ignore"):
+        # An expert that was never used weighs all its columns alike.
         means = np.where(times[:, None] > 0, rows / times[:, None], np.float32(1))
     return means.astype(np.float32).reshape(-1)
 

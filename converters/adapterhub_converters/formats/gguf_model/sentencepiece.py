@@ -44,6 +44,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
     pieces: list[tuple[str, float, int]] = []
+    # protobuf leaves out defaults: a unigram model, and a space before a text.
     kind, prefixed = 1, True
     for field, value in _fields(raw, str(path)):
         if field == 1:
@@ -84,6 +85,7 @@ def _fields(raw: Any, location: str) -> Iterator[tuple[int, Any]]:
         elif wire == 2:
             size, at = _varint(raw, at, location)
             value, at = raw[at : at + size], at + size
+        # Wire types 3 and 4 (groups) do not occur in the schema: `value` stays None and is refused.
         elif wire in (1, 5):
             width = 8 if wire == 1 else 4
             if at + width <= len(raw):

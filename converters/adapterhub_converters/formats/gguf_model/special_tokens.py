@@ -14,6 +14,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Values of `token_type` (llama.h, `enum llama_token_type`)."""
 
+# `seperator` is how GGUF spells it.
 SPECIAL = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask", "eot": "eot",
     "eom": "eom",

@@ -98,6 +98,7 @@ def to_hf(gguf: Path, out: Path, *, replace: bool = False) -> None:
     Raises:
         RefusedError: The architecture, a tensor, or the pre-tokenizer is not supported.
     """
+    # Checked before the work begins, which may take minutes.
     atomic.check_free(out, replace=replace)
     with GGUFFile(gguf) as file:
         _write(GGUFBase(str(gguf), file), out, replace=replace)
@@ -213,6 +214,7 @@ def _write_weights(base: GGUFBase, path: Path) -> None:
     order = safetensors_file.layout((name, "BF16", shape) for name, shape in weights.shapes.items())
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        # One tensor in memory at a time.
         for name, _, _ in order:
             file.write(safetensors_file.byte_view(weights.tensor(name).astype(dtypes.BF16)))
 

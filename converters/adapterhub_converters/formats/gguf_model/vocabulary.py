@@ -43,6 +43,7 @@ def _vocabulary(gguf: str, tokenizer: Tokenizer, size: int) -> tuple[dict[str, V
             problem = f"its only tokenizer is {unsupported_files[0]}, which is not supported"
             raise RefusedError(str(folder), problem, "Save it with transformers as tokenizer.json")
         return {"tokenizer.ggml.model": string("none"), f"{gguf}.vocab_size": u32(size)}, (NOTHING,)
+    # Which file a class of llama.cpp's conversion prefers differs between architectures.
     if pieces and (gguf in _PIECES_ONLY or (gguf in _EITHER and not _is_gpt2(gguf, tokenizer))):
         return _from_pieces(gguf, tokenizer, size), ()
     if gguf in _PIECES_ONLY or not tokenizer.json:
@@ -122,4 +123,5 @@ def _llama(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
         return {}
     if size == _SMALL_CODE:
         return {"tokenizer.ggml.add_bos_token": boolean(False)}
+    # Code Llama's end of an infilled text.
     return {"tokenizer.ggml.eot_token_id": u32(32010)}

@@ -65,6 +65,7 @@ def _current_name(name: str) -> str:
         text = name.startswith("text_encoder")
         module = f"{old[1]}_proj" if text else f"to_{old[1]}" + (".0" if old[1] == "out" else "")
         name = f"{name[: old.start()]}.{module}.{_HALVES[old[2]]}.weight"
+        # The earliest files contain only the UNet, and no prefix.
         name = name if text or name.startswith("unet.") else f"unet.{name}"
     return name.replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
 
@@ -92,7 +93,7 @@ def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str
     for name, array in tensors.items():
         stem_and_part = factors.split_name(_current_name(name))
         if stem_and_part is None:
-            unknown.append(f"tensor {name!r}: is of a kind that is not supported")
+            unknown.append(f"tensor {name!r}: this kind of tensor is not supported")
         elif stem_and_part[1] in grouped.setdefault(stem_and_part[0], {}):
             raise FormatError(location, f"tensor {name!r} exists under two names")
         else:
@@ -165,6 +166,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         raise refused("diffusers", problems)
     named = naming.named(adapter, base, "diffusers")
     named = dataclasses.replace(named, deltas={target: _with_kernel(target, delta) for target, delta in named.deltas.items()})
+    # Both have the same order, as only the names differ.
     names = dict(zip(named.deltas, adapter.deltas, strict=True))
     tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {}

@@ -34,6 +34,7 @@ _ENDS = {
     ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
     **{f".{name}": name for name in _LYCORIS},
 }  # fmt: skip
+# Longest ending first: `.lora.down.weight` also ends in `.down.weight`.
 _BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
 _OTHER_KINDS = {
     ".oft_blocks": "OFT", ".oft_diag": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3", ".lambda_layer": "T-LoRA",
@@ -52,7 +53,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def unknown(name: str) -> str:
     """Return why a tensor is not part of a delta, with the LyCORIS algorithm that it belongs to, if that is known."""
     kind = next((kind for end, kind in _OTHER_KINDS.items() if name.endswith(end)), "")
-    return f"tensor {name!r}: is of a kind that is not supported{f' ({kind})' if kind else ''}"
+    return f"tensor {name!r}: this kind of tensor is not supported{f' ({kind})' if kind else ''}"
 
 
 def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
@@ -168,6 +169,7 @@ def _magnitude(target: str, part: Parts, rows: int, ndim: int, location: str) ->
     magnitude = peft_magnitude if peft_magnitude is not None else scale
     if magnitude is None:
         return None
+    # In peft's convolutions the magnitude is `(1, out, 1, 1)`; elsewhere the outputs come first.
     if magnitude.size != rows or (
         magnitude.ndim > 1 and magnitude.shape.index(rows) != (1 if peft_magnitude is not None and magnitude.ndim > 2 else 0)
     ):
@@ -189,6 +191,7 @@ def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, location
         return bias
     if scaling == 0:
         raise RefusedError(location, f"{target}: a bias next to factors whose scale is 0 is not supported")
+    # `diff_b` is added as it is, whereas a delta's bias is multiplied by its scale.
     result: np.ndarray = (bias.astype(np.float64) / scaling).astype(np.float32)
     return result
 

@@ -65,7 +65,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     grouped, notes = _group_tensors(tensors, location)
     if whole_count := _count_without_root(grouped, metadata):
         notes.append(
-            f"{whole_count} LoKr modules are of whole matrices: like LyCORIS, they are read without the factor of rs_lora"
+            f"{whole_count} LoKr modules have whole matrices: as in LyCORIS, they are read without the factor of rs_lora"
         )
     outlines = {stem: factors.outline(part) for stem, part in grouped.items()}
     readings, names = naming.targets(outlines, metadata, base, location)
@@ -157,6 +157,7 @@ class _Reader:
                 single = target if len(reading.targets) == 1 else stem
                 self._add_split(stem, _as_base(factors.delta_of(single, delta_parts, kernel, self._where), shape), reading)
         except RefusedError as error:
+            # Collected, so that one error can name all modules.
             self._failed.append(error)
 
     def deltas(self) -> dict[str, Delta]:
@@ -224,6 +225,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
             raise refused("kohya", [f"{name_changed}: a part of {stem} alone cannot be expressed in kohya's format"])
         tensors[name] = np.ascontiguousarray(values)
         losses.append(TensorLoss(f"{name_changed} (difference)", Loss.EXACT))
+    # The source's config promises an exact way back, which rounding rules out.
     config = {} if is_rounded(losses) else pipeline.source_keys(adapter, names, tensors)
     if config:  # everything that was rewritten can be recovered bit for bit
         losses = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in losses]
@@ -292,7 +294,7 @@ def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> 
     if not hashes or header.get("sshs_model_hash") == _payload_hash(tensors):
         return header, []
     other_entries = {key: text for key, text in header.items() if key not in hashes}
-    return other_entries, [f"{' and '.join(hashes)} are left out of the header, as they are of other bytes"]
+    return other_entries, [f"{' and '.join(hashes)} are left out of the header, as they belong to other bytes"]
 
 
 def _payload_hash(tensors: Mapping[str, np.ndarray]) -> str:

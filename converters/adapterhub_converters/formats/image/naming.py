@@ -44,7 +44,7 @@ Outlines = Mapping[str, tuple[int, int] | None]
 
 
 def may_be_ours(name: str) -> bool:
-    """Return whether a tensor's name begins like those in modules for which `is_ours` is true. A cheap first test."""
+    """Return whether a tensor's name begins like those in modules for which `is_trainer_name` is true. A cheap first test."""
     return name.startswith(_BEGINNINGS)
 
 
@@ -181,6 +181,7 @@ def _read_model(
     if len(models) == 1:
         ((part, modules),) = models.items()
         return _read_by_base(stems, part, modules, location)
+    # Without a base, names are compared with every table; a header only narrows the choice.
     recorded = _tables_of(metadata)
     fits = [table for table in tables.TABLES if all(table.read(path) for path in stems.values())]
     if recorded is not None and fits:
@@ -188,6 +189,7 @@ def _read_model(
     if not fits:
         raise _unknown_error(stems, location)
     choices = _choices(fits, stems)
+    # Several families fit and mean different modules: their shapes may tell them apart.
     if any(choice != choices[fits[0]] for choice in choices.values()):
         choices = _matching_sizes(choices, outlines) or choices
     first = next(iter(choices))

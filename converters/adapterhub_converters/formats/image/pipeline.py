@@ -166,6 +166,7 @@ def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str
     source = adapter.source
     if source is None or source.format != "peft":
         return {}
+    # Nothing of this folder's config would be lost: it is what `peft` writes for the adapter.
     if HEADER_KEY in source.metadata and source.config == peft.config_text(adapter):
         return {}
     targets = {ours: [source_target, adapter.deltas[source_target].r] for ours, source_target in sorted(names.items())}
@@ -177,6 +178,7 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
     """Return the source's own adapter if its config is in the file and belongs to these tensors; else `adapter`."""
     if not source_config.is_there(metadata):
         return adapter
+    # Another program has changed the tensors since: the config no longer describes them.
     if _TARGETS not in metadata or not source_config.belongs(
         metadata, source_config.payload_digest(dict(sorted(tensors.items())))
     ):

@@ -129,10 +129,12 @@ def shape_of(path: str) -> str:
     return shape
 
 
+# Every digit becomes one mark; `shape_of` then shortens runs of marks to one.
 _AS_MARKS = str.maketrans("0123456789", "#" * 10)
 
 
 def _pattern(path: str, dot: str) -> linear.Pattern:
+    # No leading zeros: a second spelling of a number would be a second name of the same module.
     words = ("(0|[1-9][0-9]{0,3})" if word == "N" else escape(word) for word in path.split("."))
     return linear.Pattern(dot.join(words))
 

@@ -76,6 +76,7 @@ def families() -> list[str]:
 FIRST = frozenset(target.partition(".")[0] for table in TABLES for r in table.modules.values() for target in r.targets)
 """The first components of all module paths in the tables."""
 
+# The names that a table renames, without those that also exist in diffusers.
 _FOREIGN = frozenset(
     shape
     for table in TRANSFORMERS

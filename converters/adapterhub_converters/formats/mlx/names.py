@@ -271,12 +271,14 @@ def experts_of(name: str) -> tuple[str, str] | None:
     place, part = match[1].removesuffix("experts."), match[2]
     if part in _UNGATED.values():
         return f"{place}experts", next(name for name, mlx_name in _UNGATED.items() if mlx_name == part)
+    # Mixtral's files call the projections w1 to w3, which mlx-lm renames.
     old = {value: key for key, value in _MIXTRAL.items()}
     return f"{place}experts", old[part] if place.endswith("block_sparse_moe.") else part
 
 
 def in_base(name: str, base: BaseSpec | None) -> str:
     """Return transformers' name for a module or parameter of the text model, unless the base's files use mlx-lm's name."""
+    # Vision models have their text model at `model.language_model` in transformers.
     if base is None or not name.startswith(_TEXT) or name in base.tensors or f"{name}.weight" in base.tensors:
         return name
     inner = name.removeprefix(_TEXT)

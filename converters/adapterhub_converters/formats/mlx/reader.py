@@ -106,6 +106,7 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
         reason = "mlx-lm also applies it to the output layer if the base ties the two"
         raise RefusedError(location, f"{name}: {reason}", "Name its base model", code="base-required")
     deltas: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
+    # mlx-lm then computes the output with the table's own module, adapter included.
     if base.tied:
         deltas[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)
     return deltas

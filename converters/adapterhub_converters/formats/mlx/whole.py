@@ -1,7 +1,7 @@
 """Layers that mlx-lm tuned in full (`fine_tune_type: full`): parameters of a model, without a delta.
 
 The file has every parameter of the layers that were trained, under mlx-lm's names and in its form (mlx-lm, `lora.py`,
-`tuner/trainer.py`). For the model types in `SAME` both match the model's own files, except that experts are stacked;
+`tuner/trainer.py`). For the model types in `SAME_PARAMETERS` both match the model's own files, except that experts are stacked;
 others have transposed convolutions, 1 added to norms, or matrices that are products of several.
 """
 
@@ -41,6 +41,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], location:
         RefusedError: The model was quantized, or mlx-lm has the base's parameters in another form.
         FormatError: A tensor is not a parameter.
     """
+    # Only for these types has a test shown that names and forms are the same.
     if base is not None and base.model_type and base.model_type not in SAME:
         problem = f"mlx-lm {VERSION} is not known to have the parameters of {base.model_type} in the form of its files"
         raise RefusedError(location, problem, "Fuse the two with mlx_lm.fuse, and use the fused model")
@@ -61,9 +62,9 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], location:
 def _check(name: str, array: np.ndarray, location: str) -> None:
     kind, part = dtypes.name_of(array.dtype), name.rpartition(".")[2]
     if part in ("lora_a", "lora_b", "m"):
-        raise FormatError(location, f"tensor {name!r} is of a LoRA, and its config has whole parameters")
+        raise FormatError(location, f"tensor {name!r} belongs to a LoRA, but the config is for full parameters")
     if kind not in dtypes.FLOATS or part in ("scales", "biases"):
-        raise RefusedError(location, f"tensor {name!r} is {kind}, of a quantized model", "Train the model in 16 bits")
+        raise RefusedError(location, f"tensor {name!r} is {kind}, as in a quantized model", "Train the model in 16 bits")
     if 0 in array.shape or (array.ndim == 3 and experts_of(name.rpartition(".")[0]) and len(array) > MAX_EXPERTS):
         raise FormatError(location, f"tensor {name!r} has the shape {array.shape}")
 

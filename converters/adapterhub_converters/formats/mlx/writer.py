@@ -55,6 +55,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         raise refused("mlx", problems)
     names = Names(base)
     ranks = {target: delta.r for target, delta in adapter.deltas.items()}
+    # The file has one rank, to which all smaller pairs are padded.
     rank = max(ranks.values())
     scales = {target: delta.scaling for target, delta in adapter.deltas.items()}
     plan = file_alpha.plan(scales, np.dtype(np.float64), "scale") or file_alpha.Plan(0.0, dict.fromkeys(scales, 1.0))
@@ -233,6 +234,7 @@ def _expert_pair(
     name: str, members: Mapping[int, tuple[str, LowRank]], plan: file_alpha.Plan, rank: int, count: int | None
 ) -> _WrittenPair:
     """Return the experts of one module as one pair of stacked factors; experts without a delta get zeros."""
+    # Without a config of the base, the last expert with a delta bounds their number.
     count = max(count or 0, max(members) + 1)
     pairs = {e: _write_pair(name, target, delta, plan.factors[target], rank) for e, (target, delta) in sorted(members.items())}
     lora_a = [pairs[e].lora_a.T if e in pairs else None for e in range(count)]

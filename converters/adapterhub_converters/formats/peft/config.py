@@ -67,7 +67,7 @@ def check(config: Mapping[str, Any], where: str) -> None:
     # A known kind in lower case is a mistake in the file; any other kind may be one of a newer peft.
     if not isinstance(peft_type, str) or (peft_type not in KINDS and peft_type.upper() in KINDS):
         hint = f'Write "{peft_type.upper()}"' if isinstance(peft_type, str) else ""
-        raise FormatError(where, f'"peft_type" is {json.dumps(peft_type)[:40]}, which is none of peft\'s', hint)
+        raise FormatError(where, f'"peft_type" is {json.dumps(peft_type)[:40]}, which peft does not have', hint)
     if peft_type not in KINDS:
         reason = f": {_REASONS[peft_type]}" if peft_type in _REASONS else ""
         raise NotUnderstoodError(where, f"peft_type {peft_type[:40]!r} is not supported{reason}")
@@ -133,6 +133,7 @@ _TYPES = {
 
 
 def _is_number(value: object) -> bool:
+    # Far beyond any real rank or alpha, yet small enough for every product to stay finite.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40
 
 
@@ -150,6 +151,7 @@ class Scales:
 
     def __init__(self, config: Mapping[str, Any], location: str) -> None:
         lycoris = config["peft_type"] in ("LOHA", "LOKR")
+        # peft's own defaults (`LoraConfig`, `VeraConfig`).
         self._defaults = {
             "r": config.get("r", 256 if config["peft_type"] == "VERA" else 8),
             "alpha": config.get("alpha" if lycoris else "lora_alpha", 8),

@@ -54,12 +54,14 @@ class DeltaReader:
         self.turned: set[str] = set()
         self._stack_targets: dict[str, str] = {}
         self._shared: Mapping[str, np.ndarray] = {}
+        # Any other kind is LoRA itself.
         kinds = {"ADALORA": self._adalora, "LOHA": self._lycoris, "LOKR": self._lycoris, "VERA": self._vera}
         self._read_delta = kinds.get(config["peft_type"], self._lora)
 
     def all(self, pairs: Mapping[str, dict[str, np.ndarray]], shared: Mapping[str, np.ndarray]) -> dict[str, Delta]:
         """Return every target and its delta; `shared` holds VeRA's projections. One error lists everything unsupported."""
         self._shared = shared
+        # VeRA's projections belong to all modules, so they are checked before any of them.
         if self._config["peft_type"] == "VERA":
             self._check_projections(pairs)
         elif shared:
@@ -91,11 +93,13 @@ class DeltaReader:
 
     def _stacks(self, pairs: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, experts.Halves]:
         stacks: dict[str, experts.Halves] = {}
+        # A copy of the items, as entries are removed on the way.
         for name, target in list(self._stack_targets.items()):
             rank = self._scales.rank(target)
             halves = experts.halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
             if halves.experts > 1:
                 stacks[target] = halves
+            # target_parameters may also name the weight of an ordinary module.
             elif target.endswith(".weight") and not name.endswith(".base_layer"):
                 del self._stack_targets[name]  # a matrix: the weight of an ordinary module
             else:

@@ -69,6 +69,7 @@ _ExpertsByLayer = Mapping[str, Mapping[tuple[int, str], Delta]]
 def _expert_problem(by_layer: _ExpertsByLayer, other_targets: set[str], base: BaseSpec, scales: Scales) -> Outdated | None:
     names = MAPPED.get(base.model_type)
     module = next(iter(by_layer))
+    # peft has no mapping for this model type: it silently ignores the tensors.
     if names is None:
         return Outdated("ignored", f"{module}: single experts, which transformers 5 has in stacks")
     return (
@@ -105,9 +106,9 @@ def _scale_problem(by_layer: _ExpertsByLayer, names: Names, base: BaseSpec, scal
         for (_, part), delta in layer.items():
             stack = f"{place}.gate_up_proj" if part in names[:2] else f"{place}.down_proj"
             if delta.r != scales.rank(stack):
-                return Outdated("refused", f"{module}: {part} has rank {delta.r}, and its stack another")
+                return Outdated("refused", f"{module}: {part} has rank {delta.r}, but its stack has another")
             if delta.alpha != scales.alpha(stack) or (delta.rslora and part in names[:2]):
-                return Outdated("wrong", f"{module}: {part} is scaled otherwise than its stack")
+                return Outdated("wrong", f"{module}: {part} is scaled differently from its stack")
     return None
 
 

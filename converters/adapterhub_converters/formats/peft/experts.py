@@ -61,6 +61,7 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], location: str) -
     parameter_names = config.get("target_parameters") or []
     if not isinstance(parameter_names, list) or not all(isinstance(name, str) and name for name in parameter_names):
         raise FormatError(location, '"target_parameters" is not a list of names')
+    # Without target_parameters only a wrapper's `.base_layer` in a name can mean a parameter.
     if not parameter_names:
         modules = [name for name in modules if ".base_layer" in name]
     depth: dict[str, int] = {}
@@ -177,7 +178,7 @@ def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, trans
 
 
 def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return A and B as the file stores them: the inverse of `stacked`."""
+    """Return A and B as the file stores them: the inverse of `stacked_delta`."""
     rows, columns = delta.lora_A, delta.lora_B
     if is_turned:
         rows, columns = columns.swapaxes(1, 2), rows.swapaxes(1, 2)

@@ -124,6 +124,7 @@ def native(key: str) -> str:
     """Return the name by which peft saves this tensor, without trainers' wrappers."""
     name = _without_wrappers(key)
     if _may_have_part(name) and (index := _adapter_name_index(parts := name.split("."))):
+        # `modules_to_save.NAME` disappears as a whole; elsewhere only the name does.
         name = ".".join([*parts[: index - (parts[index - 1] == "modules_to_save")], *parts[index + 1 :]])
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 

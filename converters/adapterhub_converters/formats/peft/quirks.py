@@ -47,6 +47,7 @@ def unwrapped(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, s
     }
     if not base_tensors:
         return files, [f"{len(odd)} tensors are of modules called .linear, which only some bases have: name the base"]
+    # A file with both forms of a name has them on purpose.
     collisions = [odd[name] for name in wrong if odd[name] in files]
     if not wrong or collisions:
         return files, []
@@ -82,7 +83,7 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
     name = config.get("base_model_name_or_path")
     if isinstance(name, str) and name.endswith(_FOUR_BITS):
         full_precision = name.removesuffix(_FOUR_BITS).removesuffix("-unsloth")
-        yield f"its base {name} is in 4 bits; {full_precision}, or the model that was made from, is the same in 16 bits"
+        yield f"its base {name} is in 4 bits; {full_precision}, or the model it was made from, is the same in 16 bits"
     for part, key, description in (("bias", "lora_bias", "a lora_B.bias"), ("magnitude", "use_dora", "a magnitude")):
         targets = [target for target, tensors in parts.items() if part in tensors]
         if targets and not config.get(key):
@@ -90,7 +91,10 @@ def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Ite
     architecture = base.architecture if base is not None else ""
     qwen = architecture == "Qwen2ForCausalLM" or (base is None and isinstance(name, str) and "qwen2" in name.lower())
     if qwen and _is_from_torchtune(config) and any(target.endswith(_PERMUTED) for target in parts):
-        yield "if torchtune exported it, the rows of q and k are permuted, which those of its Qwen2 are not: convert its .pt"
+        yield (
+            "if torchtune exported it, the rows of q and k are permuted, unlike in torchtune's own file of a Qwen2: "
+            "convert its .pt"
+        )
 
 
 def alpha_is_rank(metadata: Mapping[str, str]) -> bool:

@@ -110,6 +110,7 @@ def weight_files(path: Path) -> list[Path]:
     weight_map = json_file.read_object(path / INDEX).get("weight_map")
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     for name in shards:
+        # The index is untrusted: a shard's name must not lead out of the folder.
         if Path(name).name != name or not name.isprintable() or name in ("", ".", "..") or "\\" in name:
             raise FormatError(str(path / INDEX), f"shard name {name[:80]!r} is not a plain file name")
         if not (path / name).is_file():
@@ -149,6 +150,7 @@ def parse(
     files, tensor_ids, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
     files, linear_notes = quirks.unwrapped(files, base)
     if linear_notes:
+        # The keys have changed, and with them what they denote.
         tensor_ids = list(map(classify, files))
     parts = _check_and_sort(config, zip(files, tensor_ids, tensors.values(), strict=True), where)
     quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
@@ -227,7 +229,7 @@ def _sort_by_kind(tensors: Tensors, location: str) -> _TensorsByKind:
         elif not key.startswith(PREFIX):
             reasons.append(f"tensor {key!r}: its name does not begin with {PREFIX}")
         else:
-            reasons.append(f"tensor {key!r}: is of a kind that is not supported")
+            reasons.append(f"tensor {key!r}: this kind of tensor is not supported")
     if reasons:
         raise refused(location, reasons)
     return parts

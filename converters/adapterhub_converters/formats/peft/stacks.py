@@ -47,6 +47,7 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     Raises:
         RefusedError: An expert has more than a pair, which a stack cannot have.
     """
+    # Only the base tells whether transformers stacks its experts.
     if base is None or base.model_type not in _STACKED:
         return adapter
     deltas: dict[str, Delta] = {}
@@ -60,7 +61,9 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
             module, number, part = place
             layers.setdefault(module, {}).setdefault(_PARTS[part], {})[number] = delta
         else:
-            raise RefusedError(name, "more than a pair on one expert cannot be expressed for experts that peft has in stacks")
+            raise RefusedError(
+                name, "an expert with more than a pair of factors cannot be expressed where peft stacks the experts"
+            )
     if not layers:
         return adapter
     for module, parts in layers.items():
@@ -84,7 +87,7 @@ def _layer_stacks(module: str, parts: Mapping[str, Experts], number: int, kind: 
 
 
 def in_stacks(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """Do the same as `stacked`, but only for bases whose checkpoints, too, have the experts in transposed stacks."""
+    """Do the same as `stack_experts`, but only for bases whose checkpoints, too, have the experts in transposed stacks."""
     return stacked(adapter, base) if base is not None and base.model_type in _TRANSPOSED else adapter
 
 
@@ -94,7 +97,7 @@ def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
     if not expert_count or (base is not None and base.model_type):
         return []
     return [
-        f"{expert_count} deltas are of single experts, which peft 0.21 ignores where transformers 5 stacks them: name the base"
+        f"{expert_count} deltas are for single experts, which peft 0.21 ignores where transformers 5 stacks them: name the base"
     ]
 
 
@@ -139,6 +142,7 @@ def _stack(experts: Experts, count: int, *, across: bool) -> StackedLowRank:
         if delta.shape != (out, into):
             raise RefusedError("", f"experts of the shapes {(out, into)} and {delta.shape} do not make a stack")
         lora_A[number, : delta.r] = delta.lora_A
+        # A stack has one scale, that of its first expert; the others' quotients go into `lora_B`.
         factor = delta.scaling / scale if scale else 1.0
         lora_B[number, :, : delta.r] = delta.lora_B if factor == 1 else delta.lora_B.astype(np.float32) * np.float32(factor)
     return _stack_of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=across)
@@ -159,6 +163,7 @@ def _gate_up_stack(sides: Sequence[StackedLowRank | None], *, alternating: bool)
     count, out, _ = first.lora_B.shape
     scale = first.scaling
     factors = [side.scaling / scale if scale else 1.0 for side in present]
+    # One rank suffices for both if they share `lora_A`; otherwise their ranks add up.
     shared = len(present) == 2 and np.array_equal(present[0].lora_A, present[1].lora_A) and factors == [1.0, 1.0]
     r = first.r if shared else sum(side.r for side in present)
     lora_B = np.zeros((count, 2 * out, r), np.result_type(*(side.lora_B for side in present)))

@@ -70,7 +70,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         if match := _EXPERTS.fullmatch(name):
             deltas |= _experts(match[1], match[2], (lora_A, lora_B), scale, base)
         elif lora_A.ndim != 2:
-            raise FormatError(location, f"{target}: lora_A {lora_A.shape} is not a matrix, and not of experts")
+            raise FormatError(location, f"{target}: lora_A {lora_A.shape} is neither a matrix nor a stack for experts")
         else:
             deltas[name] = LowRank(lora_A, lora_B, scale * len(lora_A))
     base_model = config.get("base_model_name_or_path")
@@ -160,7 +160,7 @@ def _experts(module: str, part: str, pair: Pair, scale: float, base: BaseSpec | 
     """Return the deltas of all experts of a layer, each with its own pair; a half with one expert belongs to every expert."""
     lora_A, lora_B = pair
     if lora_A.ndim != 3:
-        raise FormatError(module, f"{part}: lora_A {lora_A.shape} is not one of all experts")
+        raise FormatError(module, f"{part}: lora_A {lora_A.shape} is not a stack for all experts")
     count = max(len(lora_A), len(lora_B))
     if {len(lora_A), len(lora_B)} - {1, count} or count > MAX_EXPERTS:
         raise FormatError(module, f"{part}: {len(lora_A)} and {len(lora_B)} experts")

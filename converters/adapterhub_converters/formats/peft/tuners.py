@@ -49,7 +49,7 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
             if not np.array_equal(shared[name], tensor):
                 raise FormatError(weights_location, f"{key} differs from {name}, which all modules share")
         else:
-            unknown.append(f"tensor {key!r}: is of a kind that {config['peft_type']} does not have")
+            unknown.append(f"tensor {key!r}: not a kind of tensor that {config['peft_type']} has")
     if unknown:
         raise refused(weights_location, unknown)
     tuned = {target: _change(target, {**shared, **parts}, config, weights_location) for target, parts in modules.items()}

@@ -126,7 +126,9 @@ def _check_lora(adapter: Adapter) -> None:
         problem = "the parameters were tuned as a whole, and there is no low-rank delta to write"
         raise RefusedError("peft", problem, "Merge the adapter into its base")
     if adapter.meta.method:
-        raise RefusedError("peft", f"the adapter is by {adapter.meta.method}, and a config of LoRA would name it LoRA")
+        raise RefusedError(
+            "peft", f"the adapter is by {adapter.meta.method}, but PEFT's config for LoRA would declare it as LoRA"
+        )
     for target, delta in adapter.deltas.items():
         if not isinstance(delta, LowRank | LowRankEmbedding | LowRankConv | StackedLowRank):
             raise RefusedError(target, f"a delta of kind {type(delta).__name__} is not LoRA (`factored_out` converts it)")
@@ -148,6 +150,7 @@ def saved_modules(adapter: Adapter) -> list[str]:
 
 
 def _bias_setting(adapter: Adapter) -> str:
+    # The biases of saved modules are replaced with them, and need no setting.
     saved = saved_modules(adapter)
     trained = [
         name.removesuffix(".bias")

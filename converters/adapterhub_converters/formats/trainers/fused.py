@@ -210,6 +210,7 @@ def _plan_alpha(alphas: Mapping[str, float], *, whole: bool) -> file_alpha.Plan:
     plan = file_alpha.plan(alphas, np.dtype(np.float64), "alpha") or file_alpha.Plan(0.0, dict.fromkeys(alphas, 1.0))
     if not whole or plan.common.is_integer():
         return plan
+    # litgpt and Megatron read the alpha as an integer.
     common = float(max(1, round(plan.common)))
     factors = {target: alpha / common if alpha else file_alpha.ALMOST_NOTHING for target, alpha in alphas.items()}
     return file_alpha.Plan(
@@ -299,6 +300,7 @@ class File:
         if name not in self.tensors:
             raise FormatError(self.location, f"adapterhub.source.tensors names {name!r}, which is not in the file")
         array = self.tensors[name]
+        # `restore_adapter` demands that rows which nothing reads be zeros.
         self.rows_read.setdefault(name, np.zeros(len(array), bool))[rows] = True
         return array[rows]
 
@@ -415,6 +417,7 @@ def scalars(path: Path, section: str = "") -> dict[str, str]:
         return {}
     values: dict[str, str] = {}
     inside, depth = not section, 0
+    # Not a YAML parser: the trainers write these files, and flat scalars are all that is needed.
     for line in json_file.read_text(path).splitlines():
         inner = line.lstrip()
         pair = yaml_lines.key_of(inner)

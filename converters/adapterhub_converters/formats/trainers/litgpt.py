@@ -61,6 +61,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
     fused_adapter = fused.everywhere(fused_adapter, base, _OPTIONS.values(), "litgpt")
     stems: dict[str, list[fused.Pair]] = {}
+    # q, k and v are concatenated in this order.
     for target in sorted(fused_adapter.pairs, key=_sort_key):
         stems.setdefault(_stem(target), []).append(fused_adapter.pairs[target])
     tensors: dict[str, np.ndarray] = {}
@@ -170,6 +171,7 @@ def _enabled_kinds(file: fused.File, stem: str, options: Mapping[str, str], base
 
 
 def _choices() -> Iterator[list[str]]:
+    # Every non-empty subset of q, k and v.
     for mask in range(1, 8):
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 

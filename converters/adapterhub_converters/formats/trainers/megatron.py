@@ -65,12 +65,14 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     problems = fused.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
     if problems:
         raise refused("megatron", problems)
+    # LoRA is the common form; CanonicalLoRA expresses parts with factors of their own.
     shared, groups = _can_share(adapter), _head_groups(base)
 
     def stem_and_order(target: str) -> tuple[str, names.Order]:
         order = groups if shared and place(fused.kind_of(target)).path == QKV else 0
         return _stem(target, shared=shared), order
 
+    # Rows are reordered below, when all parts of a fused module are together.
     fused_adapter = fused.fuse(adapter, stem_and_order, lambda rows, _: rows, whole=True)
     tensors: dict[str, np.ndarray] = {}
     for stem, targets in _by_stem(fused_adapter, shared=shared).items():
@@ -183,6 +185,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         file = fused.opened(path)
     if file.has_source:
         return _restore(file, fused.settled_alpha(file, "alpha", {}, alpha), base)
+    # The note on an ignored config must be taken before the header is dropped.
     notes, file = file.notes, replace(file, tensors=megatron_shards.unwrapped(file.tensors, file.location), metadata={})
     base = fused.known_base(base, file.location, "Megatron", (*_CLASSES, *_EXPERTS))
     recorded = _recorded_numbers(path)
@@ -387,7 +390,7 @@ def place_of(kind: str) -> FusedPart | None:
 
 
 def place(kind: str) -> FusedPart:
-    """Return the same as `place_of`, but raise RefusedError instead of returning None."""
+    """Return the same as `find_fused_part`, but raise RefusedError instead of returning None."""
     part = place_of(kind)
     if part is None:
         raise RefusedError(kind, "not a module that Megatron is known to have LoRA on")

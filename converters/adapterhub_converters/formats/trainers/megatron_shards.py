@@ -63,6 +63,7 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
         if _RANK.fullmatch(folder.name) and folder.is_dir() and not any(file.parent == folder for file in shards.values()):
             raise FormatError(str(folder), "has no safetensors file, but the other ranks have one")
     sizes = tuple(max(rank[place] for rank in shards) + 1 for place in range(3))
+    # A missing shard might otherwise be noticed only by wrong shapes, or not at all.
     missing = [
         (tp, pp, ep)
         for tp in range(sizes[0]) for pp in range(sizes[1]) for ep in range(sizes[2])

@@ -112,6 +112,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     file = fused.opened(path)
     stems = _stems(file)
     magnitudes = {stem: f"{stem}.magnitude" for stem, parts in stems.items() if "magnitude" in parts}
+    # One option turns DoRA on for every module, so a mixture is a damaged file.
     if magnitudes and len(magnitudes) < len(stems):
         raise FormatError(file.location, "torchtune's adapters have DoRA on all modules or on none, this one on some")
     recorded = _recorded_numbers(path)
@@ -192,6 +193,7 @@ def _restore(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
             raise RefusedError(
                 file.location, f"{line.target}: its rows were permuted for {line.order} heads, but the base has another number"
             )
+        # Needed again for the magnitudes, which have the same order of rows.
         orders[line.target] = line.order
         pair = fused.pair(
             line.stem, file.tensor(f"{line.stem}.lora_a.weight"), file.tensor(f"{line.stem}.lora_b.weight"), file.location
