@@ -1,4 +1,4 @@
-"""What each format supports, as measured by `probe`: reading, writing with or without a base, and exact round trips.
+"""What each format supports, as measured by `format_probe`: reading, writing with or without a base, and exact round trips.
 
 Kept as data because the measurement takes a second; a test compares the two.
 """

@@ -1,4 +1,7 @@
-"""The child process of `pickles`, which turns a pickle of tensors into a safetensors file under limits; never imported."""
+"""The child process of `pickle_conversion`, which turns a pickle of tensors into a safetensors file under limits.
+
+It is never imported by the package itself.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _UNTIED_ALONE = ("deepseek2", "hunyuan-dense")
 """Architectures whose conversion leaves out a tied output layer even if the folder has it."""
 _AHEAD = ("deepseek2", "glm4moe")
 _AHEAD_NAMES = ("mtp.", "model.mtp.", "model.mtp_")
-"""Layers that predict several tokens: architectures that number them after the others, and their names elsewhere."""
+"""Layers that predict several tokens: architectures that number them after the others, and names of those stored apart."""
 _OTHER_MODALITIES = tuple(
     f"{prefix}{name}"
     for prefix in ("", "model.")

@@ -108,7 +108,7 @@ _RANGES = {"UINT32": range(1 << 32), "INT32": range(-1 << 31, 1 << 31)}
 
 def _check(architecture: Architecture, config: Config) -> None:
     activations = _ACTIVATIONS.get(architecture.gguf, ("silu", "swish"))
-    # In an old Gemma hidden_act is "gelu", but hidden_activation takes precedence, even if it is null.
+    # In an old Gemma hidden_act is "gelu", but in transformers hidden_activation takes precedence, even if it is null.
     key = next((key for key in ("hidden_activation", "hidden_act", "activation_function", "activation") if config.get(key)), "")
     if key and config.get(key) not in activations:
         problem = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {activations[-1]}"

@@ -293,9 +293,9 @@ def _file_place(target: str, table: Table | None, adapter: Adapter) -> tuple[str
     part = pipeline.part_of(target)
     path_in_model = target.removeprefix(f"{part}.")
     text = pipeline.is_text(part)
-    name_table = tables.TEXT if text else table
+    target_table = tables.TEXT if text else table
     path_and_reading = (
-        name_table.written(path_in_model) or tables.TEXT.written(f"text_model.{path_in_model}") if name_table else None
+        target_table.written(path_in_model) or tables.TEXT.written(f"text_model.{path_in_model}") if target_table else None
     )
     prefix = _encoder_prefix(part, table, adapter) if text else table.prefix if table else None
     if path_and_reading is None or prefix is None or part == "transformer_2":

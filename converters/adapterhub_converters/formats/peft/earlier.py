@@ -1,8 +1,8 @@
 """Upgrade of an adapter saved by an earlier peft to the layout that peft 0.21.2 loads and computes with.
 
-Two things changed. The factors of `target_parameters` were swapped in some versions (`experts`). And files made with
-transformers 4 have experts one by one, whereas transformers 5 has them in stacks; peft maps these for some models only, and for
-those only if all experts of a layer have one rank and one scale (`utils/transformers_weight_conversion.py`).
+Two things changed. Some versions swapped the factors of `target_parameters` (see the module of that name). And files made
+with transformers 4 have experts one by one, whereas transformers 5 has them in stacks; peft maps these for some models only,
+and for those only if all experts of a layer have one rank and one scale (`utils/transformers_weight_conversion.py`).
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def parse(
         metadata: The metadata of the file's header.
         where: The adapter's path, for errors.
         base: As for `read`.
-        turned: The stacks whose two factors are swapped (`experts`), if that is known already.
+        turned: The stacks whose two factors are swapped (module `target_parameters`), if that is known already.
 
     Raises:
         RefusedError: Some parts are not supported; one error lists all of them.
