@@ -340,8 +340,8 @@ def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpe
         if reasons := [*dict.fromkeys([*refusal.items, *reduced.failed])]:
             raise refused(refusal.where, reasons, hint, code=code, **fields)
         raise RefusedError(refusal.where, refusal.what, hint, (), code=code, **fields)
-    lost = {line.name for line in reduced.losses}
-    losses = [*(line for line in report.losses if line.name not in lost), *reduced.losses]
+    replaced_names = {line.name for line in reduced.losses}
+    losses = [*(line for line in report.losses if line.name not in replaced_names), *reduced.losses]
     return dataclasses.replace(report, losses=tuple(sorted(losses, key=lambda line: line.name)))
 
 

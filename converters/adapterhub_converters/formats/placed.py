@@ -57,8 +57,8 @@ def _base_modules(base: BaseSpec | None) -> set[str]:
         return set()
     names = {name.rpartition(".")[0] for name in (*base.tensors, *base.packed, *base.names)}
     names |= {*base.tensors, *base.packed}  # parameters with experts have no name of their own for the weight
-    for listed in pipeline.modules_of(base).values():
-        names |= set(listed)
+    for module_names in pipeline.modules_of(base).values():
+        names |= set(module_names)
     return names | {canonical_names.in_memory(name, base.model_type) for name in names}
 
 
@@ -74,8 +74,8 @@ def _in_memory(target: str, modules: Iterable[str], base: BaseSpec) -> str:
 def _tail(name: str) -> str:
     """Return a name from its layer number on; its last component if it has none."""
     parts = name.split(".")
-    at = next((i for i in range(len(parts) - 1, -1, -1) if parts[i].isdecimal()), len(parts) - 1)
-    return ".".join(parts[min(at, len(parts) - 2) :]) if at < len(parts) - 1 else parts[-1]
+    start = next((i for i in range(len(parts) - 1, -1, -1) if parts[i].isdecimal()), len(parts) - 1)
+    return ".".join(parts[min(start, len(parts) - 2) :]) if start < len(parts) - 1 else parts[-1]
 
 
 def _may_be_absent(name: str, base: BaseSpec, modules: Iterable[str]) -> bool:

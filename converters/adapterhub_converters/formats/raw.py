@@ -100,12 +100,12 @@ def _read_with_rank_as_alpha(tensors: Mapping[str, np.ndarray], location: str) -
 
 def _with_saved_keys(tensors: Mapping[str, np.ndarray], location: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the tensors under the keys that peft saves, and notes on what was changed."""
-    names = {split[1] for key in tensors if (split := _split_adapter_name(key))}
+    names = {key_and_name[1] for key in tensors if (key_and_name := _split_adapter_name(key))}
     if len(names) > 1:
         raise RefusedError(location, f"it contains {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
     state: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
-        plain = split[0] if (split := _split_adapter_name(key)) else key
+        plain = key_and_name[0] if (key_and_name := _split_adapter_name(key)) else key
         plain = plain if plain.startswith(_PREFIX) or peft.classify(plain)[0] == "shared" else _PREFIX + plain
         if plain in state:
             raise FormatError(location, f"tensor {key!r} exists under two names")

@@ -38,12 +38,12 @@ def _model_problems(base: BaseSpec, architecture: Architecture) -> Iterator[str]
         yield f"the text model of {base.where} is {base.text_type[:40]}, and not {architecture.gguf}"
     if architecture.gguf != "falcon" or base.kind != "hf":
         return
-    old = not base.config.get("new_decoder_architecture")
+    is_old = not base.config.get("new_decoder_architecture")
     if base.config.get("alibi"):
         yield f"llama.cpp does not support Falcon with ALiBi (Falcon-RW): it would use RoPE ({base.where})"
-    if old and base.config.get("multi_query") is False:
+    if is_old and base.config.get("multi_query") is False:
         yield f"llama.cpp does not support Falcon without multi-query attention (Falcon-RW) ({base.where})"
-    if old and base.config.get("parallel_attn") is False:
+    if is_old and base.config.get("parallel_attn") is False:
         yield f"llama.cpp does not support Falcon with sequential attention and MLP (Falcon-RW) ({base.where})"
 
 

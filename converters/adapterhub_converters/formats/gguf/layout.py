@@ -63,8 +63,8 @@ class Layout:
         """Return whether a target is alone in a pair and fills it."""
         parts = self.parts[target]
         stem = parts[0].stem
-        alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
-        return alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
+        is_alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
+        return is_alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
 
     def rank_of(self, target: str) -> int:
         """Return the rank by which llama.cpp divides alpha for a target; all parts of the target have the same."""
@@ -119,8 +119,8 @@ def _fused_order(architecture: Architecture, target: str) -> tuple[int, str, int
     """Return a sort key that puts deltas in their order within a fused tensor."""
     layer = layer_of(target)
     stem = str(architecture.stem(target)).rpartition(".")[2]
-    whole, parts = FUSED_IN.get(stem, (stem, (stem,)))
-    return -1 if layer is None else layer, whole, parts.index(stem)
+    fused_stem, parts = FUSED_IN.get(stem, (stem, (stem,)))
+    return -1 if layer is None else layer, fused_stem, parts.index(stem)
 
 
 _Rows = tuple[str, int, int, int, int]
@@ -130,8 +130,8 @@ def _place_rows(architecture: Architecture, target: str, size: Size, rows: Mappi
     """Return, for each part, its stem, its row there, and start, step and count of its rows."""
     placements: list[_Rows] = []
     stems = architecture.stems(target)
-    count, odd = divmod(size.rows, len(stems))
-    if odd:
+    count, remainder = divmod(size.rows, len(stems))
+    if remainder:
         raise RefusedError(location, f"{target}: {size.rows} rows cannot be divided evenly into {' and '.join(stems)}")
     interleaved = bool(architecture.experts and architecture.experts.interleaved)
     for number, stem in enumerate(stems):
@@ -139,11 +139,13 @@ def _place_rows(architecture: Architecture, target: str, size: Size, rows: Mappi
         prefix, _, name = stem.rpartition(".")
         prefix += "." if prefix else ""
         # What the base actually stores decides, not what the architecture usually has.
-        whole = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
+        fused_stem = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
         pieces = [f"{prefix}{piece}" for piece in FUSED.get(name, ())]
         # The base stores this tensor as a part of a fused one.
-        if stem not in rows and whole in rows:
-            placements.append((whole, _first_row(name, count, rows[whole], f"{location}: {target}"), start, step, count))
+        if stem not in rows and fused_stem in rows:
+            placements.append(
+                (fused_stem, _first_row(name, count, rows[fused_stem], f"{location}: {target}"), start, step, count)
+            )
         # The base stores this module as several tensors.
         elif stem not in rows and pieces and all(piece in rows for piece in pieces):
             for piece in pieces:

@@ -322,17 +322,17 @@ class _ForeignFile:
 
     def _expert_deltas(self, stem: str) -> dict[str, FactorPair]:
         lora_a, lora_b = self.pairs[stem]
-        stacked, listed = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
-        if listed and not (self.base and stacked in self.base.tensors):
+        stacked_module, single_module = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
+        if single_module and not (self.base and stacked_module in self.base.tensors):
             return {
                 str(self.architecture.listed_module(stem, expert)): LowRank(lora_a[expert], lora_b[expert], self._scale(stem))
                 for expert in range(len(lora_a))
                 if lora_a[expert].any() or lora_b[expert].any()  # both 0: an expert without a delta
             }
-        stems = self.architecture.stems(stacked)
+        stems = self.architecture.stems(stacked_module)
         if stem != next(candidate for candidate in stems if candidate in self.pairs):
             return {}  # read with the first
-        return {stacked: self._joined_parameter(stems)}
+        return {stacked_module: self._joined_parameter(stems)}
 
     def _joined_parameter(self, stems: Sequence[str]) -> StackedLowRank:
         """Return one parameter of all experts, joined from its parts' tensors.

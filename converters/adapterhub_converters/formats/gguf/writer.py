@@ -111,8 +111,8 @@ class _FileContents:
     def _store(self, stem: str, pair: tuple[np.ndarray, np.ndarray], dtype: str) -> None:
         for half, array in zip("ab", pair, strict=True):
             name = f"{stem}.weight.lora_{half}"
-            turned = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
-            stored = as_dtype(name, turned, dtype)
+            oriented = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
+            stored = as_dtype(name, oriented, dtype)
             self.tensors[name], self.read_back[name], self._stored[name] = stored.data, stored.read_back, stored
 
     def _add_line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:

@@ -110,8 +110,8 @@ class Arrangement:
     @property
     def sources(self) -> frozenset[str]:
         """The Hugging Face tensors that are used."""
-        listed = (name for names in self.numbers.values() for name in names)
-        return frozenset((*listed, *(part.source for tensor in self.tensors for part in tensor.parts)))
+        number_tensors = (name for names in self.numbers.values() for name in names)
+        return frozenset((*number_tensors, *(part.source for tensor in self.tensors for part in tensor.parts)))
 
 
 def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
@@ -336,13 +336,13 @@ def _llama3(config: Config) -> np.ndarray:
     # In float32, as llama.cpp computes it in torch, whose powers are the nearest numbers more often than numpy's in float32.
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     frequencies = np.float32(1.0) / np.power(config.rope_number("rope_theta"), exponents, dtype=np.float64).astype(np.float32)
-    usual = {
+    defaults = {
         "factor": 16.0 if config.model_type == "exaone4" else 8.0,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192.0,
     }
-    factor, low, high, original = (config.rope_number(key, default) for key, default in usual.items())
+    factor, low, high, original = (config.rope_number(key, default) for key, default in defaults.items())
     if low == high or not low or not high or not factor:
         raise RefusedError(
             config.where, "config.json: the llama3 factors of the rotary embedding contain a 0 or equal low and high factors"

@@ -124,8 +124,8 @@ _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 def check_computed(config: Config) -> tuple[str, ...]:
     """Return a note for each difference on long texts; raise RefusedError if llama.cpp computes something else."""
-    for key, (usual, computed) in _FIXED.get(config.model_type, {}).items():
-        value = config.values.get(key, usual)
+    for key, (default, computed) in _FIXED.get(config.model_type, {}).items():
+        value = config.values.get(key, default)
         if value != computed:
             _refuse(config, f"{key} is {str(value)[:40]}", f"{computed}")
     heads = config.count("num_attention_heads")
@@ -140,8 +140,8 @@ def check_computed(config: Config) -> tuple[str, ...]:
     return (*_rope(config), *_window(config))
 
 
-def _refuse(config: Config, stated: str, computed: str) -> None:
-    raise RefusedError(config.where, f"config.json: {stated}, but llama.cpp's code for {config.model_type} uses {computed}")
+def _refuse(config: Config, configured: str, computed: str) -> None:
+    raise RefusedError(config.where, f"config.json: {configured}, but llama.cpp's code for {config.model_type} uses {computed}")
 
 
 def _no_check(_: Config) -> None:
@@ -153,15 +153,15 @@ def _check_windows(config: Config) -> None:
     period, count = _PERIODS.get(config.model_type), config.count("num_hidden_layers")
     if not period:
         return
-    stated = config.get("layer_types")
-    if isinstance(stated, list):
-        whole = [index for index, kind in enumerate(stated[:count]) if kind != "sliding_attention"]
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list):
+        full_attention = [index for index, kind in enumerate(layer_types[:count]) if kind != "sliding_attention"]
     else:
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
-        whole = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
-    if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(whole) == count:
+        full_attention = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
+    if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(full_attention) == count:
         return
-    if whole != list(range(period - 1, count, period)):
+    if full_attention != list(range(period - 1, count, period)):
         _refuse(config, "other layers attend to the whole text", f"the last of every {period} layers for that")
 
 
@@ -179,19 +179,19 @@ def _granite(config: Config) -> None:
 def _smollm3(config: Config) -> None:
     count, step = config.count("num_hidden_layers"), config.values.get("no_rope_layer_interval", 4)
     computed = [int((layer + 1) % 4 != 0) for layer in range(count)]
-    stated = config.get("no_rope_layers")
-    if stated is None and isinstance(step, int) and step > 0:
-        stated = [int((layer + 1) % step != 0) for layer in range(count)]
-    if stated != computed:
+    configured = config.get("no_rope_layers")
+    if configured is None and isinstance(step, int) and step > 0:
+        configured = [int((layer + 1) % step != 0) for layer in range(count)]
+    if configured != computed:
         _refuse(config, "other layers are without a rotary embedding", "the last of every 4 layers without one")
 
 
 def _gemma3(config: Config) -> None:
-    wide = config.count("num_hidden_layers") == 62
-    computed = config.count("hidden_size") // config.count("num_attention_heads") if wide else config.count("head_dim")
-    stated = config.values.get("query_pre_attn_scalar", 256)
-    if stated != computed:
-        _refuse(config, f"query_pre_attn_scalar is {str(stated)[:40]}", str(computed))
+    is_27b = config.count("num_hidden_layers") == 62
+    computed = config.count("hidden_size") // config.count("num_attention_heads") if is_27b else config.count("head_dim")
+    configured = config.values.get("query_pre_attn_scalar", 256)
+    if configured != computed:
+        _refuse(config, f"query_pre_attn_scalar is {str(configured)[:40]}", str(computed))
 
 
 def _deepseek2(config: Config) -> None:
@@ -233,12 +233,12 @@ def _rope(config: Config) -> tuple[str, ...]:
     for key, computed in _YARN.items():
         if rope.get(key) not in (None, computed):
             _refuse(config, f"{key} of the rotary embedding is {str(rope[key])[:40]}", f"{computed:g}")
-    scaled = rope.get("mscale"), rope.get("mscale_all_dim")
+    mscales = rope.get("mscale"), rope.get("mscale_all_dim")
     if config.model_type.startswith("deepseek") or config.model_type == "ministral3":
-        if not scaled[0] or scaled[0] != scaled[1]:
-            _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "one number for both")
-    elif all(scaled) and rope.get("attention_factor") is None:
-        _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "neither")
+        if not mscales[0] or mscales[0] != mscales[1]:
+            _refuse(config, f"mscale and mscale_all_dim are {str(mscales)[:60]}", "one number for both")
+    elif all(mscales) and rope.get("attention_factor") is None:
+        _refuse(config, f"mscale and mscale_all_dim are {str(mscales)[:60]}", "neither")
     _attention(config, 1 + 0.1 * math.log(max(1.0, config.rope_number("factor"))))
     if rope.get("truncate") is False:
         return ("llama.cpp rounds the bounds of the rotary embedding's ramp, which this model does not (truncate)",)
@@ -247,16 +247,16 @@ def _rope(config: Config) -> tuple[str, ...]:
 
 def _attention(config: Config, computed: float) -> None:
     if config.rope.get("attention_factor") is not None:
-        stated = config.rope_number("attention_factor")
-        if not math.isclose(stated, computed, rel_tol=1e-4):
-            _refuse(config, f"attention_factor of the rotary embedding is {stated:g}", f"{computed:g}")
+        configured = config.rope_number("attention_factor")
+        if not math.isclose(configured, computed, rel_tol=1e-4):
+            _refuse(config, f"attention_factor of the rotary embedding is {configured:g}", f"{computed:g}")
 
 
 def _window(config: Config) -> tuple[str, ...]:
-    kind, stated = config.model_type, config.get("layer_types")
+    kind, layer_types = config.model_type, config.get("layer_types")
     if kind in _PERIODS or not (kind in _WINDOWED or config.get("use_sliding_window")):
         return ()
-    if kind not in _WINDOWED and isinstance(stated, list) and "sliding_attention" not in stated:
+    if kind not in _WINDOWED and isinstance(layer_types, list) and "sliding_attention" not in layer_types:
         return ()
     size = config.values.get("sliding_window", _WINDOWED.get(kind, 4096))
     longest = config.get("max_position_embeddings")

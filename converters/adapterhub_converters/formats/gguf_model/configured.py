@@ -227,13 +227,13 @@ def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], d
         local = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", 10000.0)}
         return _with_rope_type(full, values), local | nested.get("sliding_attention", {})
     if model_type == "olmo3":
-        usual = {"rope_type": "default", "rope_theta": theta}
+        defaults = {"rope_type": "default", "rope_theta": theta}
         parameters = values.get("rope_parameters") or {}
         kinds = [
             parameters[kind] if isinstance(parameters.get(kind), dict) else {}
             for kind in ("full_attention", "sliding_attention")
         ]
-        return _with_rope_type({**usual, **kinds[0], **(values.get("rope_scaling") or {})}, values), usual | kinds[1]
+        return _with_rope_type({**defaults, **kinds[0], **(values.get("rope_scaling") or {})}, values), defaults | kinds[1]
     rope = {"rope_theta": theta, **configured_rope}
     if rope.get("rope_type", rope.get("type")) == "mrope":  # Qwen2-VL's name of the default in sections
         rope["rope_type"] = "default"

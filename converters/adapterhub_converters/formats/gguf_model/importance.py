@@ -68,8 +68,8 @@ def read_importance(path: Path) -> Importance:
         importance = _read_gguf(path) if is_gguf else _read_legacy(read_bytes(path), str(path))
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
-    if bad := next((name for name, values in importance.values.items() if not np.isfinite(values).all()), None):
-        raise FormatError(str(path), f"{bad[:80]}: NaN or Inf")
+    if nonfinite_name := next((name for name, values in importance.values.items() if not np.isfinite(values).all()), None):
+        raise FormatError(str(path), f"{nonfinite_name[:80]}: NaN or Inf")
     return importance
 
 
@@ -107,27 +107,27 @@ def _mean(file: GGUFFile, name: str, location: str) -> NDArray[np.float32]:
 
 
 def _read_legacy(raw: bytes, location: str) -> Importance:
-    at, values = 4, dict[str, NDArray[np.float32]]()
+    offset, values = 4, dict[str, NDArray[np.float32]]()
     try:
         (count,) = struct.unpack_from("<i", raw, 0)
         if count < 1 or count > len(raw) // 12:
             raise FormatError(location, "neither a GGUF nor an importance matrix")
         for _ in range(count):
-            (length,) = struct.unpack_from("<i", raw, at)
-            if not 0 <= length <= len(raw) - at:
+            (length,) = struct.unpack_from("<i", raw, offset)
+            if not 0 <= length <= len(raw) - offset:
                 raise FormatError(location, "a name that ends outside of the file")
-            name = raw[at + 4 : at + 4 + length].partition(b"\0")[0].decode(errors="replace")
-            calls, size = struct.unpack_from("<ii", raw, at + 4 + length)
-            at += 12 + length
-            if size < 1 or size > (len(raw) - at) // 4:
+            name = raw[offset + 4 : offset + 4 + length].partition(b"\0")[0].decode(errors="replace")
+            calls, size = struct.unpack_from("<ii", raw, offset + 4 + length)
+            offset += 12 + length
+            if size < 1 or size > (len(raw) - offset) // 4:
                 raise FormatError(location, f"{name[:80]}: numbers that end outside of the file")
-            sums = np.frombuffer(raw, "<f4", size, at).astype(np.float32)
+            sums = np.frombuffer(raw, "<f4", size, offset).astype(np.float32)
             values[name] = sums / np.float32(calls) if calls > 0 else sums
-            at += 4 * size
+            offset += 4 * size
         chunks, dataset = 0, None
-        if len(raw) >= at + 8:
-            chunks, length = struct.unpack_from("<ii", raw, at)
-            text = raw[at + 8 : at + 8 + max(0, length)]
+        if len(raw) >= offset + 8:
+            chunks, length = struct.unpack_from("<ii", raw, offset)
+            text = raw[offset + 8 : offset + 8 + max(0, length)]
             dataset = text.partition(b"\0")[0].decode(errors="replace") if 0 < length == len(text) else None
     except struct.error as error:
         raise FormatError(location, "truncated, or not an importance matrix") from error

@@ -49,9 +49,9 @@ def size_label(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _scaled_count(count: int) -> str:
     factor, unit = next((factor, unit) for least, factor, unit in _STEPS if count > least)
-    scaled = count * factor
-    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
-    return f"{scaled:.{digits}f}{unit}"
+    number = count * factor
+    digits = max(2 - len(str(round(number)).lstrip("0")), 0)
+    return f"{number:.{digits}f}{unit}"
 
 
 def stored(file_type: str) -> dict[str, Value]:

@@ -75,37 +75,37 @@ def _fields(raw: Any, location: str) -> Iterator[tuple[int, Any]]:
     """Yield the number and value of each field of a message; a value is an integer, a float, or bytes."""
     if not isinstance(raw, bytes):
         raise FormatError(location, "not a SentencePiece model: a number is in place of a message")
-    at = 0
-    while at < len(raw):
-        key, at = _varint(raw, at, location)
+    offset = 0
+    while offset < len(raw):
+        key, offset = _varint(raw, offset, location)
         wire = key & 7
         value: Any = None
         if wire == 0:
-            value, at = _varint(raw, at, location)
+            value, offset = _varint(raw, offset, location)
         elif wire == 2:
-            size, at = _varint(raw, at, location)
-            value, at = raw[at : at + size], at + size
+            size, offset = _varint(raw, offset, location)
+            value, offset = raw[offset : offset + size], offset + size
         # Wire types 3 and 4 (groups) do not occur in the schema: `value` stays None and is refused.
         elif wire in (1, 5):
             width = 8 if wire == 1 else 4
-            if at + width <= len(raw):
-                value = struct.unpack("<d" if wire == 1 else "<f", raw[at : at + width])[0]
-            at += width
-        if value is None or at > len(raw):
+            if offset + width <= len(raw):
+                value = struct.unpack("<d" if wire == 1 else "<f", raw[offset : offset + width])[0]
+            offset += width
+        if value is None or offset > len(raw):
             raise FormatError(location, "truncated, or not a SentencePiece model")
         yield key >> 3, value
 
 
-def _varint(raw: bytes, at: int, location: str) -> tuple[int, int]:
+def _varint(raw: bytes, offset: int, location: str) -> tuple[int, int]:
     value = 0
     for shift in range(0, 64, 7):
-        if at >= len(raw):
+        if offset >= len(raw):
             break
-        byte = raw[at]
-        at += 1
+        byte = raw[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, at
+            return value, offset
     raise FormatError(location, "truncated, or not a SentencePiece model")
 
 

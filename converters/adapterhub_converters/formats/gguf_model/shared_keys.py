@@ -108,17 +108,17 @@ def layer_kinds(gguf: str, config: Config) -> list[object]:
     Raises:
         RefusedError: The config does not have one kind for each layer.
     """
-    count, stated = config.count("num_hidden_layers"), config.get("layer_types")
+    count, layer_types = config.count("num_hidden_layers"), config.get("layer_types")
     if key := _DENSE_FIRST.get(gguf):
         return [layer >= config.count(key) for layer in range(count)]
     if gguf not in _HYBRID:
         return [None] * count
-    if stated is None and gguf.startswith("qwen35"):
+    if layer_types is None and gguf.startswith("qwen35"):
         interval = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
         return ["full_attention" if layer % interval == interval - 1 else "linear_attention" for layer in range(count)]
-    if not isinstance(stated, list) or len(stated) != count:
+    if not isinstance(layer_types, list) or len(layer_types) != count:
         raise RefusedError(config.where, f"config.json: layer_types does not have one entry for each of {count} layers")
-    return list(stated)
+    return list(layer_types)
 
 
 _DENSE_FIRST = {

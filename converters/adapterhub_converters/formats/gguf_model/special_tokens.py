@@ -59,8 +59,8 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> Tokenizer:
 
 def _read(path: Path) -> dict[str, Any]:
     document = json_file.parse_object(json_file.read_text(path, _MAX), str(path), memory=_MAX_MEMORY)
-    for name, good in (_JSON if path.name == "tokenizer.json" else _CONFIG).items():
-        if not good(document.get(name)):
+    for name, is_valid in (_JSON if path.name == "tokenizer.json" else _CONFIG).items():
+        if not is_valid(document.get(name)):
             raise FormatError(str(path), f"{name} is malformed")
     return document
 
@@ -78,12 +78,12 @@ def _is_model(value: Any) -> bool:
     if not isinstance(value, dict | None):
         return False
     vocabulary, merges = (value or {}).get("vocab") or {}, (value or {}).get("merges") or []
-    numbered = isinstance(vocabulary, dict) and all(isinstance(item, int) and item >= 0 for item in vocabulary.values())
-    listed = isinstance(vocabulary, list)  # of unigrams, which are refused by name
-    paired = isinstance(merges, list) and all(
+    has_ids = isinstance(vocabulary, dict) and all(isinstance(item, int) and item >= 0 for item in vocabulary.values())
+    is_unigram = isinstance(vocabulary, list)  # of unigrams, which are refused by name
+    has_pairs = isinstance(merges, list) and all(
         isinstance(item, str) or (isinstance(item, list) and all(isinstance(part, str) for part in item)) for item in merges
     )
-    return (numbered or listed) and paired
+    return (has_ids or is_unigram) and has_pairs
 
 
 def _is_step(value: Any) -> bool:
@@ -243,14 +243,14 @@ def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
     if not _are_objects(template):
         raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of texts")
     metadata: dict[str, Value] = {}
-    named = []
+    template_names = []
     for entry in template:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(entry.get("name", "")))
         if name and entry.get("template") is not None:
             key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"
             metadata[key] = string(str(entry["template"]))
-            named += [name] if name != "default" else []
-    return metadata | ({"tokenizer.chat_templates": strings(named)} if named else {})
+            template_names += [name] if name != "default" else []
+    return metadata | ({"tokenizer.chat_templates": strings(template_names)} if template_names else {})
 
 
 def _template_file(folder: Path) -> Any:

@@ -244,8 +244,8 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
     if len(types) != len(tokens):
         raise RefusedError(base.where, f"tokenizer.ggml.token_type has {len(types):,} entries for {len(tokens):,} tokens")
     merges = [merge.split(" ", 1) for merge in base.array("tokenizer.ggml.merges", str)]
-    if wrong := next((merge for merge in merges if len(merge) != 2), None):
-        raise RefusedError(base.where, f"tokenizer.ggml.merges has {wrong[0][:40]!r}, which is not a pair")
+    if malformed := next((merge for merge in merges if len(merge) != 2), None):
+        raise RefusedError(base.where, f"tokenizer.ggml.merges has {malformed[0][:40]!r}, which is not a pair")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise RefusedError(base.where, "two tokens of the vocabulary are the same text, which tokenizer.json does not support")

@@ -93,9 +93,9 @@ def _added_ids(tokenizer: Tokenizer, family: str, needed: Iterable[str]) -> dict
 
 
 def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
-    named = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
-    added = _added_ids(tokenizer, "GLM-4.5", named.values())
-    return {kind: added[text] for kind, text in named.items()}
+    token_texts = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+    added = _added_ids(tokenizer, "GLM-4.5", token_texts.values())
+    return {kind: added[text] for kind, text in token_texts.items()}
 
 
 def _hunyuan(tokenizer: Tokenizer) -> dict[str, Value]:

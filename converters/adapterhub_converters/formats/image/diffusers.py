@@ -60,11 +60,11 @@ def _is_diffusers_name(name: str) -> bool:
 def _current_name(name: str) -> str:
     """Return diffusers' current name of a tensor."""
     name = name.replace(".processor.", ".")
-    old = _OLD.search(name)
-    if old:
+    match = _OLD.search(name)
+    if match:
         text = name.startswith("text_encoder")
-        module = f"{old[1]}_proj" if text else f"to_{old[1]}" + (".0" if old[1] == "out" else "")
-        name = f"{name[: old.start()]}.{module}.{_HALVES[old[2]]}.weight"
+        module = f"{match[1]}_proj" if text else f"to_{match[1]}" + (".0" if match[1] == "out" else "")
+        name = f"{name[: match.start()]}.{module}.{_HALVES[match[2]]}.weight"
         # The earliest files contain only the UNet, and no prefix.
         name = name if text or name.startswith("unet.") else f"unet.{name}"
     return name.replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
@@ -76,10 +76,14 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
     location = str(path)
-    grouped = _group_tensors(tensors, location)
+    parts_by_target = _group_tensors(tensors, location)
     configs = _model_configs(metadata, location)
-    is_unnamed = "" in configs and not any(pipeline.part_of(target) for target in grouped)
-    read_adapter = _adapter_by_config(grouped, configs[""], location) if is_unnamed else _read_parts(grouped, configs, location)
+    is_unnamed = "" in configs and not any(pipeline.part_of(target) for target in parts_by_target)
+    read_adapter = (
+        _adapter_by_config(parts_by_target, configs[""], location)
+        if is_unnamed
+        else _read_parts(parts_by_target, configs, location)
+    )
     other_entries = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
     meta = dataclasses.replace(read_adapter.meta, header=pipeline.carried_header(other_entries))
     adapter = pipeline.with_source(dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location)
@@ -88,19 +92,19 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
 
 
 def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, factors.Parts]:
-    grouped: dict[str, factors.Parts] = {}
+    parts_by_target: dict[str, factors.Parts] = {}
     unknown = []
     for name, array in tensors.items():
         stem_and_part = factors.split_name(_current_name(name))
         if stem_and_part is None:
             unknown.append(f"tensor {name!r}: this kind of tensor is not supported")
-        elif stem_and_part[1] in grouped.setdefault(stem_and_part[0], {}):
+        elif stem_and_part[1] in parts_by_target.setdefault(stem_and_part[0], {}):
             raise FormatError(location, f"tensor {name!r} exists under two names")
         else:
-            grouped[stem_and_part[0]][stem_and_part[1]] = array
+            parts_by_target[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
         raise refused(location, unknown, "", NotUnderstoodError)
-    return grouped
+    return parts_by_target
 
 
 def _model_configs(metadata: Mapping[str, str], location: str) -> dict[str, dict[str, Any]]:
@@ -164,28 +168,30 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     adapter = naming.in_diffusers_names(adapter, "diffusers")
     if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
         raise refused("diffusers", problems)
-    named = naming.named(adapter, base, "diffusers")
-    named = dataclasses.replace(named, deltas={target: _with_kernel(target, delta) for target, delta in named.deltas.items()})
+    prefixed = naming.named(adapter, base, "diffusers")
+    prefixed = dataclasses.replace(
+        prefixed, deltas={target: _with_kernel(target, delta) for target, delta in prefixed.deltas.items()}
+    )
     # Both have the same order, as only the names differ.
-    names = dict(zip(named.deltas, adapter.deltas, strict=True))
+    names = dict(zip(prefixed.deltas, adapter.deltas, strict=True))
     tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {}
-    for model in sorted({pipeline.part_of(target) for target in named.deltas}):
-        inner = {t.removeprefix(f"{model}."): d for t, d in named.deltas.items() if pipeline.part_of(t) == model}
-        single_model = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
+    for model in sorted({pipeline.part_of(target) for target in prefixed.deltas}):
+        inner = {t.removeprefix(f"{model}."): d for t, d in prefixed.deltas.items() if pipeline.part_of(t) == model}
+        single_model = Adapter(inner, meta=dataclasses.replace(prefixed.meta, parts=(), header={}))
         config |= {
             f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(single_model), str(path)).items()
         }
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(single_model).items()}
-    preserved = pipeline.own_header(named)
+    preserved = pipeline.own_header(prefixed)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.
-    source_header = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
+    source_header = pipeline.header_again(prefixed, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
     header = source_header | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     header |= {pipeline.NAMES_KEY: preserved[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in preserved else {}
     safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))
     losses = [
         TensorLoss(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
-        for target, delta in sorted(named.deltas.items())
+        for target, delta in sorted(prefixed.deltas.items())
         for name, _ in delta.parts()
     ]
     return LossReport(tuple(losses), adapter.notes)

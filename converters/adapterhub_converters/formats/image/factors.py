@@ -67,9 +67,9 @@ def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
 
 
 def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, int] | None:
-    whole, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
-    if whole is not None:
-        return whole.shape[0], whole.shape[1]
+    full_matrix, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
+    if full_matrix is not None:
+        return full_matrix.shape[0], full_matrix.shape[1]
     return None if a is None or b is None or f"lokr_t{n}" in matrices else (a.shape[0], b.shape[1])
 
 
@@ -229,15 +229,15 @@ def _hadamard(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], 
 def _kronecker(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], location: str) -> Delta:
     other_tensors = {name: part.pop(name) for name in list(part) if not name.startswith("lokr_")}
     shapes = {name: array.shape for name, array in part.items()}
-    whole = [f"lokr_w{n}" in part for n in (1, 2)]
+    is_full = [f"lokr_w{n}" in part for n in (1, 2)]
     fits = Kronecker.fits(shapes)
     ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if fits and f"lokr_w{n}_b" in part}
-    if not fits or (len(ranks) != 1) != all(whole):
+    if not fits or (len(ranks) != 1) != all(is_full):
         raise FormatError(location, f"{target}: {_shapes_text(shapes)} do not make a LoKr delta")
-    if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
+    if all(is_full):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
         return _with_magnitude(target, Kronecker(part, scale.scalar, 1), other_tensors, location)
     r = ranks.pop()
-    flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], location)
+    flat = () if "lokr_t2" in part or is_full[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], location)
     return _with_magnitude(target, Kronecker(part, scale.alpha_for(r), r, flat), other_tensors, location)
 
 
@@ -388,8 +388,8 @@ def stays_product(delta: Delta, reading: Reading) -> bool:
 def _checked_sizes(stem: str, delta: Delta, reading: Reading, location: str) -> list[int]:
     sizes = _sizes(delta.shape[1], reading)
     if sum(sizes) != delta.shape[0]:
-        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
-        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {several}"
+        target_names = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
+        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {target_names}"
         raise RefusedError(location, f"{stem}: {reason}")
     return sizes
 
@@ -452,23 +452,23 @@ def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
 
 
 def _stack_deltas(stem: str, members: Mapping[str, LowRank], reading: Reading) -> LowRank:
-    several = list(members.values())
-    width, dtype = several[0].lora_A.shape[1], several[0].lora_A.dtype
-    if {delta.lora_A.shape[1] for delta in several} != {width} or len({d.lora_B.dtype for d in several} | {dtype}) > 1:
+    deltas = list(members.values())
+    width, dtype = deltas[0].lora_A.shape[1], deltas[0].lora_A.dtype
+    if {delta.lora_A.shape[1] for delta in deltas} != {width} or len({d.lora_B.dtype for d in deltas} | {dtype}) > 1:
         raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but differ in columns or dtypes")
-    magnitude, bias = (_concatenate_present([getattr(delta, name) for delta in several]) for name in ("magnitude", "bias"))
+    magnitude, bias = (_concatenate_present([getattr(delta, name) for delta in deltas]) for name in ("magnitude", "bias"))
     sizes = _sizes(width, reading)
     members_in_order = [members.get(target) for target in reading.targets]
     if not sizes or any(
         delta is not None and delta.shape[0] != size for delta, size in zip(members_in_order, sizes, strict=True)
     ):
         raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but have other numbers of rows")
-    scaling = several[0].scaling
-    if len(several) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in several}) == 1:
-        lora_B = np.concatenate([delta.lora_B for delta in several])
-        return LowRank(several[0].lora_A, lora_B, scaling * several[0].r, magnitude=magnitude, bias=bias)
+    scaling = deltas[0].scaling
+    if len(deltas) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in deltas}) == 1:
+        lora_B = np.concatenate([delta.lora_B for delta in deltas])
+        return LowRank(deltas[0].lora_A, lora_B, scaling * deltas[0].r, magnitude=magnitude, bias=bias)
     # Each gets one block of the largest rank on the diagonal; missing and smaller ones are padded with zeros.
-    r = max(delta.r for delta in several)
+    r = max(delta.r for delta in deltas)
     lora_A = np.zeros((r * len(members_in_order), width), dtype)
     lora_B = np.zeros((sum(sizes), r * len(members_in_order)), dtype)
     row = 0
@@ -480,6 +480,6 @@ def _stack_deltas(stem: str, members: Mapping[str, LowRank], reading: Reading) -
     return LowRank(lora_A, lora_B, scaling * r * len(members_in_order), magnitude=magnitude, bias=bias)
 
 
-def _concatenate_present(several: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    present = [rows for rows in several if rows is not None]
+def _concatenate_present(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    present = [rows for rows in arrays if rows is not None]
     return np.concatenate(present) if present else None

@@ -62,22 +62,22 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
     location = str(path)
-    grouped, notes = _group_tensors(tensors, location)
-    if whole_count := _count_without_root(grouped, metadata):
+    parts_by_stem, notes = _group_tensors(tensors, location)
+    if whole_count := _count_without_root(parts_by_stem, metadata):
         notes.append(
             f"{whole_count} LoKr modules have whole matrices: as in LyCORIS, they are read without the factor of rs_lora"
         )
-    outlines = {stem: factors.outline(part) for stem, part in grouped.items()}
+    outlines = {stem: factors.outline(part) for stem, part in parts_by_stem.items()}
     readings, names = naming.targets(outlines, metadata, base, location)
     _refuse_interleaved(tensors, names, location)
     reader = _Reader(base, location)
-    for stem, part in grouped.items():
+    for stem, part in parts_by_stem.items():
         reader.add(stem, part, readings[stem])
     deltas = reader.deltas()
     parts = tuple(sorted({pipeline.part_of(name) for name in (*deltas, *reader.added, *reader.replaced)}))
     meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=pipeline.carried_header(metadata, names))
-    adapter_here = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
-    adapter = pipeline.with_source(adapter_here, metadata, tensors, location)
+    file_adapter = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
+    adapter = pipeline.with_source(file_adapter, metadata, tensors, location)
     described = origin.described(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
     return naming.fitted(dataclasses.replace(adapter, meta=described), base, location)
 
@@ -94,7 +94,7 @@ def _refuse_interleaved(tensors: Iterable[str], names: str, location: str) -> No
 
 def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[dict[str, factors.Parts], list[str]]:
     """Return the tensors of each module by part, without differences of zero, and notes."""
-    grouped: dict[str, factors.Parts] = {}
+    parts_by_stem: dict[str, factors.Parts] = {}
     unknown, zeros = [], 0
     for name, array in tensors.items():
         stem_and_part = factors.split_name(name)
@@ -102,18 +102,18 @@ def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[di
             unknown.append(factors.unknown(name))
         elif stem_and_part[1] in ("diff", "diff_b") and not np.any(array):
             zeros += 1
-        elif stem_and_part[1] in grouped.setdefault(stem_and_part[0], {}):
+        elif stem_and_part[1] in parts_by_stem.setdefault(stem_and_part[0], {}):
             raise FormatError(location, f"tensor {name!r} exists under two names")
         else:
-            grouped[stem_and_part[0]][stem_and_part[1]] = array
+            parts_by_stem[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
         raise refused(location, unknown, "", NotUnderstoodError)
     notes = [f"{zeros} differences are all zeros and have no effect"] if zeros else []
-    if zero_count := sum("alpha" in part and not np.any(part["alpha"]) for part in grouped.values()):
+    if zero_count := sum("alpha" in part and not np.any(part["alpha"]) for part in parts_by_stem.values()):
         notes.append(f"{zero_count} alphas are 0 and read as the rank, as by sd-scripts; ComfyUI reads them as 0")
-    if lacking_count := sum("alpha" not in part and "A" in part for part in grouped.values()):
+    if lacking_count := sum("alpha" not in part and "A" in part for part in parts_by_stem.values()):
         notes.append(f"{lacking_count} modules have no alpha: it is the rank, as in sd-scripts and ComfyUI")
-    return grouped, notes
+    return parts_by_stem, notes
 
 
 def _count_without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[str, str]) -> int:
@@ -204,9 +204,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     if problems := list(pipeline.problems(expressed, "kohya's format", _problem)):
         raise refused("kohya", problems)
     plain, losses = _with_native_kinds(adapter)
-    named = naming.named(plain, base, "kohya")
-    names = dict(zip(named.deltas, adapter.deltas, strict=True))
-    groups, places, table = naming.groups(named, base)
+    prefixed = naming.named(plain, base, "kohya")
+    names = dict(zip(prefixed.deltas, adapter.deltas, strict=True))
+    groups, places, table = naming.groups(prefixed, base)
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
@@ -219,12 +219,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         is_alone = len(members) == 1 and len(reading.targets) == 1
         for target, member in members.items():
             losses += _losses(names[target], member, None if is_alone else stem, _is_rounded(alpha, tensors, stem))
-    for (name_changed, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
-        name = f"{stem}.{'diff_b' if name_changed.endswith('.bias') else 'diff'}"
+    for (changed_name, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
+        name = f"{stem}.{'diff_b' if changed_name.endswith('.bias') else 'diff'}"
         if len(reading.targets) > 1 or reading.swapped or name in tensors:
-            raise refused("kohya", [f"{name_changed}: a part of {stem} alone cannot be expressed in kohya's format"])
+            raise refused("kohya", [f"{changed_name}: a part of {stem} alone cannot be expressed in kohya's format"])
         tensors[name] = np.ascontiguousarray(values)
-        losses.append(TensorLoss(f"{name_changed} (difference)", Loss.EXACT))
+        losses.append(TensorLoss(f"{changed_name} (difference)", Loss.EXACT))
     # The source's config promises an exact way back, which rounding rules out.
     config = {} if is_rounded(losses) else pipeline.source_keys(adapter, names, tensors)
     if config:  # everything that was rewritten can be recovered bit for bit
@@ -254,8 +254,10 @@ def _problem(delta: Delta) -> str:
 
 def _is_native(delta: Delta) -> bool:
     """Return whether kohya or LyCORIS can express a delta unchanged; they have no scale for LoKr with two whole matrices."""
-    whole = isinstance(delta, Kronecker) and {"lokr_w1", "lokr_w2"} <= set(delta.tensors)
-    return isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv) and not (whole and delta.scaling != 1)
+    is_full_lokr = isinstance(delta, Kronecker) and {"lokr_w1", "lokr_w2"} <= set(delta.tensors)
+    return isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv) and not (
+        is_full_lokr and delta.scaling != 1
+    )
 
 
 def _with_native_kinds(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:

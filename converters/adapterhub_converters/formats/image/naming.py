@@ -84,11 +84,11 @@ def targets(
 
     The base's names begin with the model.
     """
-    split = {stem: _prefix(stem, location) for stem in outlines}
-    modules = {part: _Modules(listed) for part, listed in pipeline.modules_of(base).items()}
-    inner = {stem: path for stem, (part, path) in split.items() if not part}
+    part_and_path = {stem: _prefix(stem, location) for stem in outlines}
+    modules = {part: _Modules(module_names) for part, module_names in pipeline.modules_of(base).items()}
+    inner = {stem: path for stem, (part, path) in part_and_path.items() if not part}
     readings, chosen = _read_model(inner, outlines, metadata, modules, location)
-    for stem, (part, path) in split.items():
+    for stem, (part, path) in part_and_path.items():
         if part:
             encoder = _third_encoder(stem, chosen, metadata, modules, location) if part == "text_encoder_3" else part
             readings[stem] = _text_reading(stem, encoder, path, modules.get(encoder), location)
@@ -118,8 +118,8 @@ def _prefix(stem: str, location: str) -> tuple[str, str]:
     # Modules outside of blocks have names that would not, by themselves, identify the file as a trainer's.
     if any(table.read(stem) for table in tables.TRANSFORMERS if not table.prefixed):
         return "", stem
-    if bare := _bare_name(stem):
-        return "", bare
+    if bare_name := _bare_name(stem):
+        return "", bare_name
     raise RefusedError(location, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
 
 
@@ -159,8 +159,8 @@ class _Modules:
 def _text_reading(stem: str, part: str, path: str, modules: _Modules | None, location: str) -> Reading:
     # transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints.
     short = path.removeprefix("text_model_")
-    listed = (modules.find(stem, path, location) or modules.find(stem, short, location)) if modules else None
-    reading = listed or tables.TEXT.read(path)
+    base_reading = (modules.find(stem, path, location) or modules.find(stem, short, location)) if modules else None
+    reading = base_reading or tables.TEXT.read(path)
     if reading is None:
         problem = f"{stem!r}: not a known module of a text encoder"
         raise RefusedError(location, problem, "Name its base model", code="base-required")
@@ -205,8 +205,10 @@ def _unknown_error(stems: Mapping[str, str], location: str) -> RefusedError:
     """Return an error that names the first module that is in no table, or two modules that no table has together."""
     hint = "Name its base model"
     homes = {stem: [table for table in tables.TABLES if table.read(path)] for stem, path in stems.items()}
-    first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
-    rival = next((stem for stem, several in homes.items() if several and not set(several) & set(homes[first])), None)
+    first = next((stem for stem, tables_of_stem in homes.items() if not tables_of_stem), next(iter(stems)))
+    rival = next(
+        (stem for stem, tables_of_stem in homes.items() if tables_of_stem and not set(tables_of_stem) & set(homes[first])), None
+    )
     if homes[first] and rival:
         reason = (
             f"{first!r} is a module of {homes[first][0].name} and {rival!r} of {homes[rival][0].name}, but no model has both"
@@ -241,8 +243,8 @@ def _read_by_base(
     for stem, path in stems.items():
         read = {table: reading for table in tables.TABLES if (reading := table.read(path))}
         readings = {table: reading for table, reading in read.items() if modules.listed.issuperset(reading.targets)}
-        named = modules.find(stem, path, location)
-        different = {reading for reading in (*readings.values(), named) if reading}
+        base_reading = modules.find(stem, path, location)
+        different = {reading for reading in (*readings.values(), base_reading) if reading}
         if len(different) != 1:
             problem = "matches no module of the base" if not different else f"matches {len(different)} modules of the base"
             raise RefusedError(location, f"{stem!r} {problem}", "" if different else "Was the adapter made for this base?")
@@ -254,8 +256,8 @@ def _read_by_base(
 
 def _by_prefix(fits: Iterable[Table], stems: Iterable[str]) -> Table | None:
     """Return the table that writes the prefix of the names, else the first."""
-    listed, names = [*fits], [*stems]
-    return next((table for table in listed if all(stem.startswith(table.prefix) for stem in names)), next(iter(listed), None))
+    fitting, names = [*fits], [*stems]
+    return next((table for table in fitting if all(stem.startswith(table.prefix) for stem in names)), next(iter(fitting), None))
 
 
 Groups = dict[str, tuple[dict[str, Delta], Reading]]
@@ -273,8 +275,8 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Tab
     inner = [name for name in names.values() if not pipeline.is_text(pipeline.part_of(name))]
     table = _choose_table(inner, adapter, base)
     places = {changed: place for changed, name in names.items() if (place := _file_place(name, table, adapter))}
-    if failed := [changed for changed in names if changed not in places]:
-        raise refused("kohya", [f"{changed}: not a module that kohya is known to have a name for" for changed in failed])
+    if unnamed := [changed for changed in names if changed not in places]:
+        raise refused("kohya", [f"{changed}: not a module that kohya is known to have a name for" for changed in unnamed])
     groups: Groups = {}
     for target, delta in adapter.deltas.items():
         stem, reading = places[target]
@@ -325,54 +327,54 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
     """Return the table with the names that tools for this model read; None if there are no targets."""
     if not targets:
         return None
-    bare = [target.partition(".")[2] for target in targets]
+    paths = [target.partition(".")[2] for target in targets]
     part = pipeline.part_of(targets[0])
-    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.written, bare))]
+    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.written, paths))]
     if not fits:
         written = [table.written for table in tables.TABLES if table.part == part]
-        unknown = [target for target, path in zip(targets, bare, strict=True) if not any(find(path) for find in written)]
+        unknown = [target for target, path in zip(targets, paths, strict=True) if not any(find(path) for find in written)]
         raise refused(
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
         )
     recorded_name = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
-    if named := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
-        return named
+    if by_name := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
+        return by_name
     if base and "Transformer" in base.architecture and not _table_of_class(tables.TABLES, base):
         raise refused(
             "kohya",
             [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets],
             code="unsupported-architecture",
         )
-    usual = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
-    if len(usual) == 1 and not usual[0].shared:
-        return usual[0]
-    family = _choose_family(bare, adapter, base)
-    if family in usual:
+    preferred = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
+    if len(preferred) == 1 and not preferred[0].shared:
+        return preferred[0]
+    family = _choose_family(paths, adapter, base)
+    if family in preferred:
         return family
-    candidates = " and ".join("Qwen-Image" if table is image_transformers.TRANSFORMER else table.name for table in usual)
+    candidates = " and ".join("Qwen-Image" if table is image_transformers.TRANSFORMER else table.name for table in preferred)
     problem = f"its modules may be those of {candidates} or of another model, which have different names in kohya"
     raise RefusedError("kohya", problem, "Name the folder of the model or pipeline as its base", code="base-required")
 
 
-def _choose_family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
+def _choose_family(paths: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
     """Return the table of the model, by the base, the source's header or the modules; None if they do not determine it."""
     if by_class := _table_of_class(tables.TABLES, base):
         return by_class
-    named = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
-    if named:
-        return tables.SDXL if tables.SDXL in named else named[0]
-    if any(".img_m" in path or ".txt_m" in path for path in bare):
+    header_tables = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
+    if header_tables:
+        return tables.SDXL if tables.SDXL in header_tables else header_tables[0]
+    if any(".img_m" in path or ".txt_m" in path for path in paths):
         return image_transformers.TRANSFORMER
-    modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
-    if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
+    modules = {module for module_names in pipeline.modules_of(base).values() for module in module_names}
+    if _is_sdxl(paths) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL
-    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in bare) else None
+    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in paths) else None
 
 
-def _table_of_class(several: Iterable[Table], base: BaseSpec | None) -> Table | None:
+def _table_of_class(candidates: Iterable[Table], base: BaseSpec | None) -> Table | None:
     """Return the table of the base's class in diffusers; None if it is not known."""
     name = base.architecture if base else ""
-    return next((table for table in several if table.classes and linear.Pattern(table.classes).match(name)), None)
+    return next((table for table in candidates if table.classes and linear.Pattern(table.classes).match(name)), None)
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:

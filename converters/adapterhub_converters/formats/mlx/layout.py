@@ -30,5 +30,5 @@ def sniff(candidate: Candidate) -> bool:
 def payload_digest(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """Return the digest of everything that determines what mlx-lm computes, and of the ranks that were padded."""
     facts = {key: config.get(key) for key in ("fine_tune_type", "num_layers", "lora_parameters")}
-    filled = [metadata[RANKS]] if RANKS in metadata else []
-    return source_config.payload_digest(dict(sorted(tensors.items())), json.dumps(facts, sort_keys=True), *filled)
+    padded_ranks = [metadata[RANKS]] if RANKS in metadata else []
+    return source_config.payload_digest(dict(sorted(tensors.items())), json.dumps(facts, sort_keys=True), *padded_ranks)

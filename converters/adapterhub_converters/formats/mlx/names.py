@@ -272,8 +272,8 @@ def experts_of(name: str) -> tuple[str, str] | None:
     if part in _UNGATED.values():
         return f"{place}experts", next(name for name, mlx_name in _UNGATED.items() if mlx_name == part)
     # Mixtral's files call the projections w1 to w3, which mlx-lm renames.
-    old = {value: key for key, value in _MIXTRAL.items()}
-    return f"{place}experts", old[part] if place.endswith("block_sparse_moe.") else part
+    mixtral_names = {value: key for key, value in _MIXTRAL.items()}
+    return f"{place}experts", mixtral_names[part] if place.endswith("block_sparse_moe.") else part
 
 
 def in_base(name: str, base: BaseSpec | None) -> str:

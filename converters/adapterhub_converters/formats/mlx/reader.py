@@ -131,8 +131,8 @@ def _modules(tensors: Mapping[str, np.ndarray], location: str, *, dora: bool) ->
         target, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b", "m"):
             raise RefusedError(location, f"tensor {name!r} is not a lora_a, lora_b or m, and not supported")
-        wrong = array.ndim not in ((1,) if part == "m" else (2, 3))
-        if wrong or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
+        wrong_ndim = array.ndim not in ((1,) if part == "m" else (2, 3))
+        if wrong_ndim or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
             raise FormatError(location, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
         parts.setdefault(target, {})[part] = array
     return {target: _module(target, part, location, dora=dora) for target, part in sorted(parts.items())}

@@ -73,8 +73,8 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     notes = [*adapter.notes, *plan.notes]
     if len(adapter.deltas) == sum(len(pair.lines) for pair in written):
         lines = [line for pair in written for line in pair.lines]
-        filled = {target: r for target, r in sorted(ranks.items()) if r != rank}
-        metadata |= {RANKS: json.dumps(filled, separators=(",", ":"))} if filled else {}
+        padded_ranks = {target: r for target, r in sorted(ranks.items()) if r != rank}
+        metadata |= {RANKS: json.dumps(padded_ranks, separators=(",", ":"))} if padded_ranks else {}
         digest = payload_digest(config, tensors, metadata)
         metadata |= source_config.keys(adapter, lines, digest, [ulps for pair in written for ulps in pair.ulps])
     else:
@@ -167,8 +167,8 @@ def _stack_problems(adapter: Adapter, names: Names) -> Iterator[str]:
             yield f"{name}: its experts are of different shapes"
         elif len({delta.lora_A.dtype for delta in members.values()}) > 1:
             yield f"{name}: its experts are of different dtypes"
-    named = [name for target in adapter.deltas for name in names.parameter(text_name(target))]
-    for name in sorted(set(named) & set(groups)):
+    stacked_names = [name for target in adapter.deltas for name in names.parameter(text_name(target))]
+    for name in sorted(set(stacked_names) & set(groups)):
         yield f"{name}: there are both a stacked delta and deltas of single experts"
 
 

@@ -179,8 +179,8 @@ class DeltaReader:
         kind = self._config["peft_type"]
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         if not (Hadamard if kind == "LOHA" else Kronecker).fits(shapes):
-            listed = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
-            raise FormatError(self._where, f"{target}: {listed} do not make a {kind} delta")
+            shapes_text = ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items()))
+            raise FormatError(self._where, f"{target}: {shapes_text} do not make a {kind} delta")
         alpha = self._scales.alpha(target)
         if kind == "LOHA":
             self._scales.check_rank(target, tensors["hada_w1_b"].shape[0])

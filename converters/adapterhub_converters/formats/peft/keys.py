@@ -57,9 +57,9 @@ def identify(key: str) -> tuple[str, str, str, str]:
     Each module and each ending is analyzed only once, as a file repeats them for thousands of tensors.
     """
     for mark in _MARKS:
-        if (at := key.find(mark)) > 0 and (native_module := _native_module(key[:at])):
+        if (mark_start := key.find(mark)) > 0 and (native_module := _native_module(key[:mark_start])):
             module, name = native_module
-            end, kind, part = _native_end(key[at:])
+            end, kind, part = _native_end(key[mark_start:])
             if kind:
                 return module + end, kind, name, part
             return module + end, *_classify(module + end, key)
@@ -105,8 +105,8 @@ def _pair(name: str) -> What | None:
     for suffix, part in _SUFFIXES.items():
         if name.endswith(suffix):
             return "pair", name.removesuffix(suffix), part
-    module, dot, bare = name.rpartition(".")
-    return ("pair", module, bare) if dot and bare in _BARE else None
+    module, dot, end = name.rpartition(".")
+    return ("pair", module, end) if dot and end in _BARE else None
 
 
 def _whole_parameter(name: str) -> What | None:
@@ -151,18 +151,18 @@ def _may_have_part(name: str) -> bool:
 def adapter_name(key: str) -> str | None:
     """Return the adapter's own name in a key, `default` in `….lora_A.default.weight`; None if it has none."""
     parts = key.split(".")
-    at = _adapter_name_index(parts)
-    return parts[at] if at else None
+    index = _adapter_name_index(parts)
+    return parts[index] if index else None
 
 
 def _adapter_name_index(parts: list[str]) -> int:
     """Return the index of the adapter's own name in a key's components, behind the part of a delta; 0 if there is none."""
-    for at in range(2, len(parts)):
-        if (parts[at - 1] in _PARTS or parts[at - 1].startswith(("hada_", "lokr_"))) and parts[at:] not in (
+    for index in range(2, len(parts)):
+        if (parts[index - 1] in _PARTS or parts[index - 1].startswith(("hada_", "lokr_"))) and parts[index:] not in (
             ["weight"],
             ["bias"],
         ):
-            return at if all(parts[at:]) else 0
+            return index if all(parts[index:]) else 0
     return 0
 
 
@@ -187,10 +187,12 @@ def cleaned(keys: Iterable[str], location: str) -> tuple[dict[str, str], list[Wh
     names = sorted({adapter for name, key in file_names.items() if name != key and (adapter := adapter_name(key))})
     if len(names) > 1:
         raise RefusedError(location, f"several adapters in one file: {', '.join(names)[:120]}", "Save one at a time")
-    odd = [(name, key) for name, key in file_names.items() if name != key and not key.endswith(".lora_magnitude_vector.weight")]
+    unusual = [
+        (name, key) for name, key in file_names.items() if name != key and not key.endswith(".lora_magnitude_vector.weight")
+    ]
     notes = []
-    if odd:
-        notes.append(f"{len(odd)} tensors have names that peft would skip: {odd[0][1]} is read as {odd[0][0]}")
+    if unusual:
+        notes.append(f"{len(unusual)} tensors have names that peft would skip: {unusual[0][1]} is read as {unusual[0][0]}")
     return file_names, tensor_ids, notes
 
 

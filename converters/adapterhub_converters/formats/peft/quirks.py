@@ -38,22 +38,24 @@ def unwrapped(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, s
     Returns:
         The map itself, or one with the right names and a note.
     """
-    odd = {name: name.replace(_LINEAR_MARK, ".lora_") for name in files if _LINEAR_MARK in name}
-    if not odd:
+    plain_names = {name: name.replace(_LINEAR_MARK, ".lora_") for name in files if _LINEAR_MARK in name}
+    if not plain_names:
         return files, []
     base_tensors = base.tensors if base is not None else {}
-    wrong = {
-        name for name, plain in odd.items() if _weight_name(name) not in base_tensors and _weight_name(plain) in base_tensors
+    wrong_names = {
+        name
+        for name, plain in plain_names.items()
+        if _weight_name(name) not in base_tensors and _weight_name(plain) in base_tensors
     }
     if not base_tensors:
-        return files, [f"{len(odd)} tensors are of modules called .linear, which only some bases have: name the base"]
+        return files, [f"{len(plain_names)} tensors are of modules called .linear, which only some bases have: name the base"]
     # A file with both forms of a name has them on purpose.
-    collisions = [odd[name] for name in wrong if odd[name] in files]
-    if not wrong or collisions:
+    collisions = [plain_names[name] for name in wrong_names if plain_names[name] in files]
+    if not wrong_names or collisions:
         return files, []
-    first = min(wrong)
-    note = f"{len(wrong)} tensors are of modules called .linear, which the base does not have: {first} is read as {odd[first]}"
-    return {odd[name] if name in wrong else name: key for name, key in files.items()}, [note]
+    first = min(wrong_names)
+    note = f"{len(wrong_names)} tensors are of modules called .linear, which the base does not have: {first} is read as {plain_names[first]}"
+    return {plain_names[name] if name in wrong_names else name: key for name, key in files.items()}, [note]
 
 
 def _weight_name(name: str) -> str:
@@ -74,8 +76,8 @@ def _is_from_torchtune(config: Mapping[str, Any]) -> bool:
 
 def missing_magnitudes(adapter: Adapter) -> Iterator[str]:
     """Yield a note on DoRA modules without a magnitude."""
-    if bare := unmeasured(adapter):
-        yield f'"use_dora" is true and {len(bare)} modules have no magnitude: peft uses the norms of the base\'s rows'
+    if targets := unmeasured(adapter):
+        yield f'"use_dora" is true and {len(targets)} modules have no magnitude: peft uses the norms of the base\'s rows'
 
 
 def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:

@@ -171,8 +171,8 @@ def _gate_up_stack(sides: Sequence[StackedLowRank | None], *, alternating: bool)
     for side, factor in zip(present, factors, strict=True):
         number = next(i for i, candidate in enumerate(sides) if candidate is side)
         rows = slice(number, None, 2) if alternating else slice(out * number, out * number + out)
-        scaled = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
-        lora_B[:, rows, start : start + side.r] = scaled
+        side_lora_B = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
+        lora_B[:, rows, start : start + side.r] = side_lora_B
         start += 0 if shared else side.r
     lora_A = first.lora_A if shared else np.concatenate([side.lora_A for side in present], axis=1)
     return _stack_of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=bool(first.transposed_base))

@@ -121,15 +121,15 @@ def _check_shared(pairs: Pairs, location: str) -> None:
 def _transformers_pairs(pairs: Pairs, location: str) -> Pairs:
     """Return the pairs by transformers' names, in which q, k and v of a linear attention are one module."""
     by_name: Pairs = {}
-    split: dict[str, Pairs] = {}
+    linear_attention: dict[str, Pairs] = {}
     for target, pair in pairs.items():
         if part := _SPLIT.fullmatch(target):
-            split.setdefault(part[1], {})[part[2]] = pair
+            linear_attention.setdefault(part[1], {})[part[2]] = pair
         elif attention := _ATTENTION.fullmatch(target):
             by_name[f"{attention[1]}.self_attn.{attention[2]}"] = pair
         else:
             by_name["lm_head" if target == _HEAD else target] = pair
-    for module, parts in split.items():
+    for module, parts in linear_attention.items():
         if missing := sorted(set("qkv") - set(parts)):
             raise RefusedError(location, f"{module}: in_proj_{missing[0]} has no delta, and its rows are not known without it")
         by_name[f"{module}.in_proj_qkv"] = _block_diagonal([parts[part] for part in "qkv"], module)

@@ -109,8 +109,8 @@ def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str,
         raise FormatError(location, f"base_model.{missing[0]} is missing")
     for name, tensor in tensors.items():
         integers = name in tuner.integers
-        wrong = tensor.dtype.kind not in "iu" if integers else dtypes.name_of(tensor.dtype) not in dtypes.FLOATS
-        if wrong or 0 in tensor.shape:
+        wrong_dtype = tensor.dtype.kind not in "iu" if integers else dtypes.name_of(tensor.dtype) not in dtypes.FLOATS
+        if wrong_dtype or 0 in tensor.shape:
             raise FormatError(location, f"{target}.{name}: {tensor.dtype} {tensor.shape} is not a part of {tuner.method}")
     return Tuned(tuner, parts, _numbers(config), shared, bool(config.get("fan_in_fan_out")))
 

@@ -80,8 +80,8 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
         raise RefusedError("peft", "some bases are stored transposed and some are not; PEFT has one switch for all")
     with_dora = [getattr(delta, "magnitude", None) is not None for delta in deltas.values()]
     if any(with_dora) and not all(with_dora) and not adapter.meta.dora:
-        bare = list(deltas)[with_dora.index(False)]
-        raise RefusedError(bare, "has no DoRA magnitude and others have one; PEFT has one switch for all")
+        without_magnitude = list(deltas)[with_dora.index(False)]
+        raise RefusedError(without_magnitude, "has no DoRA magnitude and others have one; PEFT has one switch for all")
     r = _most_common(delta.r for delta in deltas.values())
     alpha = _most_common(delta.alpha for delta in deltas.values())
     stacked = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))

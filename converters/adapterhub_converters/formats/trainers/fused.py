@@ -81,8 +81,8 @@ def shape(base: BaseSpec, kind: str) -> tuple[int, int]:
     if kind == "lm_head":
         return number(base, "vocab_size"), hidden
     if kind.startswith("mlp."):
-        wide = number(base, "intermediate_size")
-        return (hidden, wide) if kind == "mlp.down_proj" else (wide, hidden)
+        width = number(base, "intermediate_size")
+        return (hidden, width) if kind == "mlp.down_proj" else (width, hidden)
     queries, keys, size = heads(base)
     if kind == "self_attn.o_proj":
         return hidden, queries * size
@@ -239,10 +239,11 @@ def everywhere(fused_adapter: FusedAdapter, base: BaseSpec, groups: Iterable[tup
     if any(pair.magnitude is not None for pair in fused_adapter.pairs.values()):
         reason = f"has no delta, but {maker} has DoRA on every module of a kind, and its magnitude would be the base's norm"
         raise RefusedError(missing[0], reason)
-    like = next(iter(fused_adapter.pairs.values()))
+    sample = next(iter(fused_adapter.pairs.values()))
     zeros = {
         target: Pair(
-            np.zeros((fused_adapter.rank, columns), like.lora_A.dtype), np.zeros((rows, fused_adapter.rank), like.lora_A.dtype)
+            np.zeros((fused_adapter.rank, columns), sample.lora_A.dtype),
+            np.zeros((rows, fused_adapter.rank), sample.lora_A.dtype),
         )
         for target in missing
         for rows, columns in [shape(base, kind_of(target))]

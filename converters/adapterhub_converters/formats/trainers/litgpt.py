@@ -125,15 +125,15 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
 
 def _stems(file: fused.File) -> list[str]:
     parts: dict[str, set[str]] = {}
-    odd = []
+    unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match[1] is None) != (match[2] == "lm_head"):
-            odd.append(f"tensor {name!r}: not a module that litgpt is known to have LoRA on")
+            unknown.append(f"tensor {name!r}: not a module that litgpt is known to have LoRA on")
         else:
             parts.setdefault(name[: -len(".lora_A")], set()).add(match[3])
-    if odd:
-        raise refused(file.location, odd)
+    if unknown:
+        raise refused(file.location, unknown)
     for stem, halves in parts.items():
         if halves != {"A", "B"}:
             raise FormatError(file.location, f"{stem} has lora_{min(halves)} alone; its counterpart is missing")
@@ -207,15 +207,15 @@ def _split_interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -
     """
     queries, keys, _ = fused.heads(base)
     r = lora_B.shape[1]
-    wide = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
+    block_diagonal = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
     start = 0
     for place, rows in enumerate(_rows(base).values()):
-        wide[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
+        block_diagonal[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
         start += rows
-    wide = names.permuted(wide, (keys, queries // keys))
+    block_diagonal = names.permuted(block_diagonal, (keys, queries // keys))
     start = 0
     for kind, rows in _rows(base).items():
-        yield kind, lora_A, np.ascontiguousarray(wide[start : start + rows])
+        yield kind, lora_A, np.ascontiguousarray(block_diagonal[start : start + rows])
         start += rows
 
 

@@ -100,8 +100,8 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 def _expert_kinds(base: BaseSpec) -> Iterator[str]:
     """Yield the kinds of modules that the base's experts have."""
     if base.architecture in _EXPERTS:
-        listed, ends = _EXPERTS[base.architecture]
-        yield from (f"{listed}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
+        experts_path, ends = _EXPERTS[base.architecture]
+        yield from (f"{experts_path}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
 
 
 def _head_groups(base: BaseSpec) -> tuple[int, int]:
@@ -230,15 +230,15 @@ def _recorded_numbers(path: Path) -> dict[str, float]:
 
 def _modules(file: fused.File) -> list[_Module]:
     stems: dict[str, dict[str, linear.Match]] = {}
-    odd = []
+    unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match["layer"] is None) != (match["path"] == "output_layer"):
-            odd.append(f"tensor {name!r}: not a module that Megatron is known to have LoRA on")
+            unknown.append(f"tensor {name!r}: not a module that Megatron is known to have LoRA on")
         else:
             stems.setdefault(name.removesuffix(f".linear_{match['half']}.weight"), {})[match["half"]] = match
-    if odd:
-        raise refused(file.location, odd)
+    if unknown:
+        raise refused(file.location, unknown)
     for stem, halves in stems.items():
         if len(halves) < 2:
             raise FormatError(file.location, f"{stem} has linear_{min(halves)} alone; its counterpart is missing")
@@ -285,7 +285,7 @@ def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterato
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
         raise RefusedError(file.location, f"{stem}: {base.architecture} is not known to have experts")
-    listed, (gate, up, down) = _EXPERTS[base.architecture]
+    experts_path, (gate, up, down) = _EXPERTS[base.architecture]
     gate_or_up = {"adapter_gate": gate, "adapter_up": up}.get(match["own"] or "")
     if match["own"] and (gate_or_up is None or not match["expert"] or not match["path"].endswith("fc1")):
         raise RefusedError(file.location, f"{stem}: Megatron is not known to have {match['own']} there")
@@ -298,12 +298,12 @@ def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterato
     for expert in chosen:
         one_A, one_B = (array[expert] if array.ndim == 3 else array for array in (module.lora_A, module.lora_B))
         fused.pair(stem, one_A, one_B, file.location)
-        prefix = f"model.layers.{match['layer']}.{listed}.{expert}."
+        prefix = f"model.layers.{match['layer']}.{experts_path}.{expert}."
         if gate_or_up or match["path"].endswith("fc2"):
             yield prefix + (gate_or_up or down), one_A, one_B
             continue
-        half, odd = divmod(len(one_B), 2)
-        if odd:
+        half, remainder = divmod(len(one_B), 2)
+        if remainder:
             raise FormatError(file.location, f"{stem}: {len(one_B)} rows cannot be split into gate and up")
         yield prefix + gate, one_A, np.ascontiguousarray(one_B[:half])
         yield prefix + up, one_A, np.ascontiguousarray(one_B[half:])

@@ -131,8 +131,8 @@ def _numbers(stage: Mapping[str, np.ndarray], pattern: linear.Pattern) -> list[i
 
 def _offset(numbers: Sequence[int], rank: tuple[int, int], total: int, noun: str) -> int:
     """Return the number to add to a rank's layers or experts; 0 if the rank uses the numbers of the whole model already."""
-    per_rank, odd = divmod(total, rank[1])
-    if odd:
+    per_rank, remainder = divmod(total, rank[1])
+    if remainder:
         reason = f"{total} {noun} cannot be divided evenly among {rank[1]} ranks"
         raise RefusedError(f"rank {rank[0]}", reason)
     if all(number < per_rank for number in numbers):

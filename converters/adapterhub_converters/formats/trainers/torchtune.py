@@ -147,15 +147,15 @@ def _has_bias(target: str, base: BaseSpec) -> bool:
 
 def _stems(file: fused.File) -> dict[str, set[str]]:
     stems: dict[str, set[str]] = {}
-    odd = []
+    unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match[1] is None) != (match[2] == "output"):
-            odd.append(f"tensor {name!r}: not a module that torchtune is known to have LoRA on")
+            unknown.append(f"tensor {name!r}: not a module that torchtune is known to have LoRA on")
         else:
             stems.setdefault(name[: -len(match[3]) - 1], set()).add(match[3].partition(".")[0])
-    if odd:
-        raise refused(file.location, odd)
+    if unknown:
+        raise refused(file.location, unknown)
     for stem, parts in stems.items():
         if not {"lora_a", "lora_b"} <= parts:
             raise FormatError(file.location, f"{stem} has {min(parts)} alone; its counterpart is missing")
