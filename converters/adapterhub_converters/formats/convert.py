@@ -45,7 +45,7 @@ def sniff(path: Path | Candidate) -> str:
     Raises:
         NotFoundError: `path` does not exist, or is a folder without an adapter.
         RefusedError: It is a pickle or a distributed checkpoint.
-        NotUnderstoodError: Its config does not belong to any format known here.
+        NotUnderstoodError: Its config is not one that any known format has.
         FormatError: It is not an adapter of any format.
     """
     candidate = path if isinstance(path, Candidate) else Candidate(path)
@@ -63,7 +63,7 @@ def sniff(path: Path | Candidate) -> str:
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
         if unread.is_foreign(path):
-            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} does not belong to any format known here")
+            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one that any known format has")
         problem = f"{problem}: its {peft.CONFIG} has no peft_type"
         raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing")
     if os.path.lexists(path / peft.CONFIG):

@@ -48,13 +48,18 @@ def unwrapped(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, s
         if _weight_name(name) not in base_tensors and _weight_name(plain) in base_tensors
     }
     if not base_tensors:
-        return files, [f"{len(plain_names)} tensors are of modules called .linear, which only some bases have: name the base"]
+        return files, [
+            f"{len(plain_names)} tensors belong to modules called .linear, which only some bases have: name the base"
+        ]
     # A file with both forms of a name has them on purpose.
     collisions = [plain_names[name] for name in wrong_names if plain_names[name] in files]
     if not wrong_names or collisions:
         return files, []
     first = min(wrong_names)
-    note = f"{len(wrong_names)} tensors are of modules called .linear, which the base does not have: {first} is read as {plain_names[first]}"
+    note = (
+        f"{len(wrong_names)} tensors belong to modules called .linear, which the base does not have: "
+        f"{first} is read as {plain_names[first]}"
+    )
     return {plain_names[name] if name in wrong_names else name: key for name, key in files.items()}, [note]
 
 
