@@ -160,7 +160,7 @@ def test_kohya_records_the_true_alpha(tmp_path: Path) -> None:
     [
         ({f"unet.{IN_UNET}.to_q.lora_A.weight": A}, None, FormatError, "its counterpart is missing"),
         ({**named("unet.x{}", *NOW), "x.lora_A.weight": A}, None, RefusedError, "x: does not begin with a model of a pipeline"),
-        ({**named("unet.x{}", *NOW), "unet.y": A}, None, RefusedError, "tensor 'unet.y': is of a kind that is not supported"),
+        ({**named("unet.x{}", *NOW), "unet.y": A}, None, RefusedError, "tensor 'unet.y': this kind of tensor is not supported"),
         ({**named("unet.x{}", *NOW), "unet.x.lora.down.weight": A}, None, FormatError, "exists under two names"),
         (named("unet.x{}", *NOW), {"unet.use_bdlora": True}, RefusedError, "use_bdlora"),
         (named("unet.x{}", *NOW), {"unet.r": "two"}, FormatError, '"r" is "two"'),

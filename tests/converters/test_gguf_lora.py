@@ -286,7 +286,7 @@ def _in_16_bits(rows: Lines) -> None:
     [
         (_twice, "adapterhub.source.tensors has a module in two lines"),
         (_of_a_norm, "adapterhub.source.tensors has 'model.layers.0.norm', of which llama.cpp's llama has no tensor"),
-        (_in_16_bits, "adapterhub.source.ulps are for a source in F32, and its own was BF16"),
+        (_in_16_bits, "adapterhub.source.ulps are for a source in F32, but its source was BF16"),
     ],
 )
 def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
@@ -388,7 +388,7 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
         (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
         (KIND | {"adapter.lora.alpha": gguf_file.u32(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
         (KIND | {"adapter.lora.alpha": gguf_file.f32(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
-        (KIND | {INVOCATION: gguf_file.Value("[INT32]", [1])}, PAIR, "is a [INT32], and llama.cpp reads a [UINT32] alone"),
+        (KIND | {INVOCATION: gguf_file.Value("[INT32]", [1])}, PAIR, "is a [INT32], but llama.cpp reads only a [UINT32]"),
         (KIND | {INVOCATION: gguf_file.Value("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
         (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),

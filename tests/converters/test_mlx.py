@@ -127,7 +127,7 @@ PAIR = {f"{Q}.lora_a": np.ones((8, 2), np.float32), f"{Q}.lora_b": np.ones((2, 6
             PAIR,
             "fine_tune_type 'next' is not supported, only lora, dora and full",
         ),
-        ({"fine_tune_type": "full", "lora_parameters": GOOD}, PAIR, "is of a LoRA, and its config has whole parameters"),
+        ({"fine_tune_type": "full", "lora_parameters": GOOD}, PAIR, "belongs to a LoRA, but the config is for full parameters"),
         ({"fine_tune_type": "dora", "lora_parameters": GOOD}, PAIR, "m is missing in a DoRA adapter"),
         ({"fine_tune_type": "lora"}, PAIR, "there are no lora_parameters"),
         ({"lora_parameters": {"rank": 2}}, PAIR, '"scale" is null'),

@@ -141,8 +141,8 @@ def test_a_table_of_a_base_that_ties_it_is_its_output_layer_too(tmp_path: Path) 
     ("tensors", "says"),
     [
         ({}, "there is no parameter in it"),
-        ({f"{LAYER}mlp.up_proj.weight": np.ones((96, 8), np.uint32)}, "of a quantized model"),
-        ({f"{LAYER}mlp.up_proj.scales": np.ones((96, 1), np.float16)}, "of a quantized model"),
+        ({f"{LAYER}mlp.up_proj.weight": np.ones((96, 8), np.uint32)}, "as in a quantized model"),
+        ({f"{LAYER}mlp.up_proj.scales": np.ones((96, 1), np.float16)}, "as in a quantized model"),
         ({f"{LAYER}mlp.up_proj.weight": np.ones((0, 8), np.float32)}, r"up_proj.weight' has the shape \(0, 8\)"),
         ({f"{LAYER}mlp.switch_mlp.up_proj.weight": np.ones((9000, 1, 1), np.float16)}, r"has the shape \(9000, 1, 1\)"),
     ],

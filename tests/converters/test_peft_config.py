@@ -122,7 +122,7 @@ def test_what_is_modeled_passes(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"peft_type": None}, "none of peft's"),
+        ({"peft_type": None}, "which peft does not have"),
         ({"peft_type": "lora"}, 'Write "LORA"'),
         ({"r": "4"}, '"r" is "4", not a number in range'),
         ({"r": True}, '"r" is true'),

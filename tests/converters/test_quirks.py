@@ -128,7 +128,9 @@ def test_other_dora_is_read(tmp_path: Path) -> None:
 
 def test_torchtunes_qwen2_is_recognized(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair())
-    assert "which those of its Qwen2 are not" in peft.read(source, base=base(Q, architecture="Qwen2ForCausalLM")).notes[0]
+    assert (
+        "unlike in torchtune's own file of a Qwen2" in peft.read(source, base=base(Q, architecture="Qwen2ForCausalLM")).notes[0]
+    )
     assert not peft.read(source, base=base(Q)).notes
 
 

@@ -1,13 +1,13 @@
-"""The table of adapter formats: their names, their files, and the modules that recognize, read and write them.
+"""The table of adapter formats: their names, files, and the modules that recognize, read and write them.
 
-A new format is one row of `FORMATS` and one module with the functions `sniff`, `read` and `write` (see `Format`). Packages add
-formats by entry points of the group `adapterhub.formats`, each of which names a `Format`:
+A new format is one row of `FORMATS` and one module with the functions `sniff`, `read` and `write` (see `Format`). Other
+packages add formats through entry points of the group `adapterhub.formats`, each of which names a `Format`:
 
     [project.entry-points."adapterhub.formats"]
     my-format = "my_package:FORMAT"
 
-The table itself imports neither numpy nor any of the modules, so that a command's choices, its help and its
-completion cost nothing.
+The table imports neither numpy nor any format module, so listing a command's choices, showing its help and completing its
+arguments stay cheap.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ GROUP = "adapterhub.formats"
 
 @dataclass(frozen=True)
 class Format:
-    """One row of the table.
+    """One row of the table of formats.
 
     Attributes:
         name: The format as the option `--to` spells it.
         module: The module with `sniff(candidate) -> bool`, `read(path, *, base) -> Adapter` and
-            `write(adapter, path, *, base) -> LossReport`; imported when one of them is called. Without `write` if not `writes`.
-        suffix: The suffix of a format that is one file.
-        files: The names of the files of a format that is a folder.
-        deltas: The deltas it can express: `all` that PEFT can, plain pairs and those that are `factored` (LoHa, LoKr), or plain
-            `pairs` alone.
-        alpha: Its files may lack the alpha, and `read` takes it as a keyword (`rslora` too, where that is named).
-        rslora: `read` takes `rslora`: whether the scale is alpha / sqrt(r).
-        self_contained: Its files can be read without any others next to them.
-        dtypes: The types it can store numbers as; `write` takes one of them as `dtype` where there are several.
-        writes: It can be written, not only read.
+            `write(adapter, path, *, base) -> LossReport`; imported on the first call. Has no `write` unless `writes`.
+        suffix: The file suffix of a single-file format.
+        files: The file names of a format that is a folder.
+        deltas: The deltas it can express: `all` that PEFT supports; `factored` for plain pairs, LoHa and LoKr; or only plain
+            `pairs`.
+        alpha: Whether its files may lack the alpha, so that `read` accepts it as a keyword (and `rslora` too, if that is set).
+        rslora: Whether `read` accepts `rslora`, which selects the scale alpha / sqrt(r).
+        self_contained: Whether its files can be read without any neighboring file.
+        dtypes: The number types it can store; `write` takes one of them as `dtype` if there are several.
+        writes: Whether it can be written as well as read.
     """
 
     name: str
@@ -72,24 +72,24 @@ class Format:
         return bool(self.files)
 
     def sniff(self, path: Path | Candidate) -> bool:
-        """Whether `path` is an adapter of this format, by names, magic numbers and configs, never by shapes."""
+        """Return whether `path` is an adapter of this format, judging by names, magic numbers and configs, never by shapes."""
         from .candidate import Candidate  # late, as it needs numpy
 
-        found: bool = self._loaded.sniff(path if isinstance(path, Candidate) else Candidate(path))
-        return found
+        is_match: bool = self._implementation.sniff(path if isinstance(path, Candidate) else Candidate(path))
+        return is_match
 
     def read(self, path: Path, *, base: BaseSpec | None = None, **options: Any) -> Adapter:
-        """The adapter at `path`."""
-        adapter: Adapter = self._loaded.read(path, base=base, **options)
+        """Return the adapter at `path`."""
+        adapter: Adapter = self._implementation.read(path, base=base, **options)
         return adapter
 
     def write(self, adapter: Adapter, path: Path, *, base: BaseSpec | None = None, **options: Any) -> LossReport:
         """Write to a new file, or into the existing, empty folder `path`."""
-        report: LossReport = self._loaded.write(adapter, path, base=base, **options)
+        report: LossReport = self._implementation.write(adapter, path, base=base, **options)
         return report
 
     @property
-    def _loaded(self) -> ModuleType:
+    def _implementation(self) -> ModuleType:
         return importlib.import_module(self.module)
 
 
@@ -128,20 +128,21 @@ MODELS = ("hf",)
 def _entry_points() -> dict[str, EntryPoint]:
     from importlib.metadata import entry_points  # late: it looks into every installed distribution, which takes 10 ms
 
+    # A package cannot replace a built-in format: what a registry stores must read the same everywhere.
     reserved = {*FORMATS, *PACKAGES, *MODELS}
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in reserved}
 
 
 def names() -> tuple[str, ...]:
-    """Everything that an adapter can be converted to, by name; loads no format."""
+    """Return the name of every format an adapter can be converted to, without loading any format."""
     return (*WRITTEN, *_entry_points(), *PACKAGES)
 
 
 def find(name: str) -> Format:
-    """The format called `name`.
+    """Return the format called `name`.
 
     Raises:
-        ParameterError: There is none, or the package that adds it cannot be imported.
+        ParameterError: No format has that name, or the package that adds it cannot be imported.
     """
     if name in FORMATS:
         return FORMATS[name]
@@ -158,7 +159,7 @@ def find(name: str) -> Format:
 
 
 def in_order() -> Iterator[Format]:
-    """Every format in the order in which they are tried on an unknown file; those of other packages before `raw`."""
+    """Yield every format in the order in which an unknown file is tested; those of other packages come before `raw`."""
     yield from (row for row in FORMATS.values() if row.name != "raw")
     yield from map(find, _entry_points())
     yield FORMATS["raw"]

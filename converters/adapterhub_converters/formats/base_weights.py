@@ -1,4 +1,4 @@
-"""Conversions that need the numbers of the base's weights: to drop copies of them, and to turn PiSSA into plain LoRA.
+"""Conversions that need the base's weights: dropping copies of them, and turning PiSSA into plain LoRA.
 
 One tensor is read at a time.
 """
@@ -19,7 +19,7 @@ from adapterhub_converters.bases.hf import ModelWeights
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 # Singular values closer than this, relative to the largest, can be told apart to a percent at best in float32.
-_VAGUE = 100 * 2.0**-24
+_NEAR_TIE = 100 * 2.0**-24
 _TABLES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight")
 
 
@@ -27,8 +27,8 @@ class BaseWeights(ModelWeights):
     """The tensors of a Hugging Face folder by the names that an adapter uses. A context manager.
 
     Raises:
-        RefusedError: It is a file.
-        NotFoundError: It has no weights in safetensors.
+        RefusedError: The path is a file.
+        NotFoundError: The folder has no weights in safetensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,29 +40,29 @@ class BaseWeights(ModelWeights):
             raise NotFoundError(self.where, "no weights in safetensors", "Name the base's folder with its weights")
 
     def tensor(self, name: str) -> np.ndarray:
-        """A parameter as stored.
+        """Return a parameter as stored.
 
-        The names of a base saved without its head lack the first component. The output layer of a base that ties it to its
-        embedding table is that table.
+        In a base saved without its head, names lack the first component. If a base ties its output layer to the embedding
+        table, that table is returned for the output layer.
 
         Raises:
-            RefusedError: There is none of that name, or it is quantized.
+            RefusedError: No parameter has that name, or it is quantized.
         """
-        wanted = [name, name.partition(".")[2]]
+        candidates = [name, name.partition(".")[2]]
         if self._tied and name.endswith("lm_head.weight"):
-            tables = [known for known in self.names if known.endswith(_TABLES)]
-            wanted += tables if len(tables) == 1 else []
-        found = next((known for known in wanted if known in self), None)
-        if found is None:
+            tables = [table for table in self.names if table.endswith(_TABLES)]
+            candidates += tables if len(tables) == 1 else []
+        stored_name = next((candidate for candidate in candidates if candidate in self), None)
+        if stored_name is None:
             raise RefusedError(name, f"not in the base {self.where}", "Is this the model the adapter was trained on?")
-        if self.info(found).dtype not in dtypes.FLOATS:
-            what = f"the base stores it as {self.info(found).dtype}, not as floats"
-            raise RefusedError(name, what, "Name the base in full precision")
-        return self.stored(found)
+        if self.info(stored_name).dtype not in dtypes.FLOATS:
+            problem = f"the base stores it as {self.info(stored_name).dtype}, not as floats"
+            raise RefusedError(name, problem, "Name the base in full precision")
+        return self.stored(stored_name)
 
 
 def without_copies(adapter: Adapter, folder: Path) -> Adapter:
-    """The adapter without its copies of the base's weights, each of which must equal the base's in `folder`.
+    """Return the adapter without its copies of the base's weights, each of which must equal the base's in `folder`.
 
     Raises:
         RefusedError: A copy differs from the base's tensor: the vocabulary was resized, or the table was trained.
@@ -71,12 +71,12 @@ def without_copies(adapter: Adapter, folder: Path) -> Adapter:
         return adapter
     with BaseWeights(folder) as base:
         for name, copy in adapter.copies.items():
-            own = base.tensor(name)
-            if own.shape != copy.shape:
-                what = f"the adapter's copy of it is {copy.shape}, the base's is {own.shape}"
-                raise RefusedError(name, what, "Resize the base's vocabulary as it was in training")
+            base_tensor = base.tensor(name)
+            if base_tensor.shape != copy.shape:
+                problem = f"the adapter's copy of it is {copy.shape}, the base's is {base_tensor.shape}"
+                raise RefusedError(name, problem, "Resize the base's vocabulary as it was in training")
             # As training loaded it: the base's numbers, rounded to the type of the copy.
-            if own.astype(copy.dtype).tobytes() != copy.tobytes():
+            if base_tensor.astype(copy.dtype).tobytes() != copy.tobytes():
                 raise RefusedError(name, "the adapter's copy of it differs from the base's", "Was it trained on another base?")
     notes = tuple(note for note in adapter.notes if not note.startswith("contains copies of the base's weights"))
     note = f"left out, as they equal the base's: {', '.join(sorted(adapter.copies))}"
@@ -84,17 +84,17 @@ def without_copies(adapter: Adapter, folder: Path) -> Adapter:
 
 
 def plain_lora(adapter: Adapter, folder: Path) -> Adapter:
-    """A PiSSA adapter as a plain LoRA of twice the rank, from the base's weights in `folder`.
+    """Return a PiSSA adapter as a plain LoRA of twice the rank, computed from the base's weights in `folder`.
 
     When peft loads a PiSSA adapter, it removes the r largest singular directions from the weight (arXiv 2404.02948;
-    `tuners/lora/layer.py`, `pissa_init`). With these as additional rows and columns, the unchanged base computes the
-    same, up to the rounding of a singular value decomposition in float32 and of the residual in the base's dtype.
+    `tuners/lora/layer.py`, `pissa_init`). With these added as rows and columns, the unchanged base computes the same, up to
+    the rounding of a singular value decomposition in float32 and of the residual in the base's dtype.
 
     Returns:
         A new adapter; `adapter` itself if its init is the default one.
 
     Raises:
-        RefusedError: The init depends on more than the base (`pissa_niter_…`, `corda`, …), or there is DoRA on top.
+        RefusedError: The init depends on more than the base (`pissa_niter_…`, `corda`, …), or PiSSA is combined with DoRA.
     """
     if adapter.meta.init == "default":
         return adapter
@@ -104,19 +104,21 @@ def plain_lora(adapter: Adapter, folder: Path) -> Adapter:
             f"{adapter.meta.init} depends on more than the base's weights",
             "Save it again with peft's path_initial_model_for_weight_conversion",
         )
-    vague: list[str] = []
+    ambiguous: list[str] = []
     with BaseWeights(folder) as base:
-        deltas = dict(_without_principal(adapter, base, vague))
+        deltas = dict(_plain_deltas(adapter, base, ambiguous))
     notes = [f"pissa: the {len(deltas)} deltas are written as plain LoRA of twice the rank, computed from {folder.name}"]
-    if vague:
-        what = "the singular values on both sides of the rank are nearly equal, so training may have removed other directions"
-        notes.append(f"pissa: {', '.join(vague)}: {what}")
+    if ambiguous:
+        explanation = (
+            "the singular values on both sides of the rank are nearly equal, so training may have removed other directions"
+        )
+        notes.append(f"pissa: {', '.join(ambiguous)}: {explanation}")
     meta = dataclasses.replace(adapter.meta, init="default")
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None, notes=(*adapter.notes, *notes))
 
 
-def _without_principal(
-    adapter: Adapter, base: BaseWeights, vague: list[str]
+def _plain_deltas(
+    adapter: Adapter, base: BaseWeights, ambiguous: list[str]
 ) -> Iterator[tuple[str, LowRank | LowRankEmbedding]]:
     for target, delta in adapter.deltas.items():
         if isinstance(delta, LowRankEmbedding):  # peft gives it the default init
@@ -126,11 +128,12 @@ def _without_principal(
         elif not delta.scaling:
             raise RefusedError(target, "PiSSA with a scale of 0 is not supported")
         else:
-            yield target, _doubled(target, delta, base, vague)
+            yield target, _double_rank(target, delta, base, ambiguous)
 
 
-def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -> LowRank:
+def _double_rank(target: str, delta: LowRank, base: BaseWeights, ambiguous: list[str]) -> LowRank:
     weight = base.tensor(f"{target}.weight").astype(np.float32)
+    # Modules such as GPT-2's Conv1D store `(in, out)`.
     weight = weight.T if delta.transposed_base else weight
     if weight.shape != delta.shape:
         raise RefusedError(target, f"the delta is {delta.shape}, the base's weight {weight.shape}")
@@ -139,13 +142,17 @@ def _doubled(target: str, delta: LowRank, base: BaseWeights, vague: list[str]) -
         raise RefusedError(target, f"PiSSA of rank {r} on a weight of rank {min(weight.shape)} is not supported")
     if not np.isfinite(weight).all():
         raise RefusedError(target, "the base's weight contains NaN or Inf", code="non-finite")
-    left, singular, right = leading(weight, r + 1)
-    if len(singular) > r and singular[r - 1] - singular[r] < _VAGUE * singular[0]:
-        vague.append(target)
+    # One more than the rank, to see whether the cut at r is well determined.
+    left_vectors, singular_values, right_vectors = leading(weight, r + 1)
+    if len(singular_values) > r and singular_values[r - 1] - singular_values[r] < _NEAR_TIE * singular_values[0]:
+        ambiguous.append(target)
     with np.errstate(all="ignore"):
-        root = np.sqrt(singular[:r] / np.float32(abs(s)))
+        root = np.sqrt(singular_values[:r] / np.float32(abs(s)))
     if not np.isfinite(root).all():
         raise RefusedError(target, f"the base's weight divided by the scale {s:g} is too large for float32")
-    lora_A = np.concatenate([delta.lora_A.astype(np.float32), root[:, None] * right[:r]])
-    lora_B = np.concatenate([delta.lora_B.astype(np.float32), -np.sign(s).astype(np.float32) * left[:, :r] * root], axis=1)
+    # The removed directions are subtracted again: peft's base is the weight without them, ours the full weight.
+    lora_A = np.concatenate([delta.lora_A.astype(np.float32), root[:, None] * right_vectors[:r]])
+    lora_B = np.concatenate(
+        [delta.lora_B.astype(np.float32), -np.sign(s).astype(np.float32) * left_vectors[:, :r] * root], axis=1
+    )
     return LowRank(lora_A, lora_B, s * 2 * r, bias=delta.bias, transposed_base=delta.transposed_base)

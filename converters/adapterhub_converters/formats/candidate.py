@@ -1,4 +1,4 @@
-"""A path that may be an adapter, opened once however many formats look at it."""
+"""A path that may hold an adapter, opened once no matter how many formats look at it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from adapterhub_converters.errors import FormatError
 if TYPE_CHECKING:
     from adapterhub_converters.containers import gguf_file
 
-_GGUF = b"GGUF"
+_GGUF_MAGIC = b"GGUF"
 # Ends of names of tensors that every language model has, in any of its shards.
-_OF_MODELS = (
+# They tell a shard of a model, which has no config next to it, from an adapter in a single file.
+_MODEL_TENSOR_ENDS = (
     "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "norm.weight", "layernorm.weight",
     "ln_1.weight", "down_proj.weight", "o_proj.weight",
 )  # fmt: skip
@@ -30,7 +31,8 @@ class _Headers(OpenFile):
     safetensors: safetensors_file.Header | None = None
 
     def _parse(self, size: int) -> None:
-        self.is_gguf = self._read_at(0, len(_GGUF)) == _GGUF
+        # GGUF has a magic number; a safetensors file begins with the length of its header, which may be anything.
+        self.is_gguf = self._read_at(0, len(_GGUF_MAGIC)) == _GGUF_MAGIC
         try:
             if self.is_gguf:
                 from adapterhub_converters.containers import gguf_file  # late: checks of PEFT folders do without it
@@ -43,7 +45,7 @@ class _Headers(OpenFile):
 
 
 class Candidate:
-    """What a format needs to recognize its own: the header of a file, the config of a folder, each read once."""
+    """A path with the evidence that formats are recognized by: a file's header and a folder's config, each read once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,16 +73,16 @@ class Candidate:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a file with the magic number of GGUF, malformed or not."""
+        """Whether it is a file with the magic number of GGUF, even if it is malformed."""
         return self._headers.is_gguf if self._headers else False
 
     @property
     def is_whole_model(self) -> bool:
-        """Whether it is a file with a model's own weights, and nothing that a LoRA adds to them."""
+        """Whether it is a file with a model's own weights and nothing that LoRA adds to them."""
         if self.gguf is not None:
             return self.gguf.text("general.type") in ("model", None) and "general.architecture" in self.gguf.metadata
         names = self.tensors
-        return any(name.endswith(_OF_MODELS) for name in names) and not any("lora" in name.lower() for name in names)
+        return any(name.endswith(_MODEL_TENSOR_ENDS) for name in names) and not any("lora" in name.lower() for name in names)
 
     @cached_property
     def is_file(self) -> bool:
@@ -94,5 +96,5 @@ class Candidate:
         try:
             with _Headers(self.path) as file:
                 return file
-        except FormatError:  # the pointer that Git LFS leaves in a file's place
+        except FormatError:  # such as the pointer that Git LFS leaves in place of a file
             return None

@@ -1,7 +1,7 @@
-"""Conversion between any two formats of the table, and recognition of the format of a path.
+"""Conversion between any two formats of the table, and recognition of a path's format.
 
-A conversion reads to the canonical form and writes from it. The result appears under its final name whole or not at all: it is
-written next to it under a temporary name and renamed. Nothing that exists is overwritten.
+A conversion reads into the canonical form and writes from it. The result appears under its final name complete or not at all:
+it is written next to it under a temporary name and then renamed. Nothing that exists is overwritten.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ NOTHING = Allowed()
 
 
 def sniff(path: Path | Candidate) -> str:
-    """The name of the format of the adapter at `path`.
+    """Return the format name of the adapter at `path`.
 
     Raises:
-        NotFoundError: There is nothing at `path`, or a folder without an adapter.
-        RefusedError: It is a pickle, or a distributed checkpoint.
-        NotUnderstoodError: Its config is one that no format here has.
+        NotFoundError: `path` does not exist, or is a folder without an adapter.
+        RefusedError: It is a pickle or a distributed checkpoint.
+        NotUnderstoodError: Its config is not one that any known format has.
         FormatError: It is not an adapter of any format.
     """
     candidate = path if isinstance(path, Candidate) else Candidate(path)
@@ -54,60 +54,68 @@ def sniff(path: Path | Candidate) -> str:
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     if row := next((row for row in in_order() if row.sniff(candidate)), None):
         return row.name
+    # No reader claims it. What follows only looks for the most helpful reason.
     _refuse_distributed(path)
     pickles.refuse(path)
     if candidate.is_whole_model:
         raise whole_model(path)
-    what = "not an adapter of a known format"
+    problem = "not an adapter of a known format"
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
         if unread.is_foreign(path):
-            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one of a format that is known here")
-        what = f"{what}: its {peft.CONFIG} has no peft_type"
-        raise FormatError(str(path), what, "Add the peft_type to its config", code="peft-type-missing")
+            raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one that any known format has")
+        problem = f"{problem}: its {peft.CONFIG} has no peft_type"
+        raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing")
     if os.path.lexists(path / peft.CONFIG):
         json_file.read_text(path / peft.CONFIG)  # refuses a pipe, a folder, and a link to nothing by name
     if path.is_dir():
-        what = f"no adapter in this folder: PEFT and MLX adapters have an {peft.CONFIG}"
+        problem = f"no adapter in this folder: PEFT and MLX adapters have an {peft.CONFIG}"
         hint = peft.nested(path) or "Name the folder or the file of an adapter"
-        raise NotFoundError(str(path), what, hint, code="no-adapter")
-    raise FormatError(str(path), what, "Name the folder, the .safetensors or the .gguf file of an adapter", code="no-adapter")
+        raise NotFoundError(str(path), problem, hint, code="no-adapter")
+    raise FormatError(
+        str(path), problem, "Name the folder, the .safetensors or the .gguf file of an adapter", code="no-adapter"
+    )
 
 
 def _refuse_distributed(path: Path) -> None:
-    """Refuse what Megatron and NeMo save by default: a distributed checkpoint, in a folder or in an archive."""
+    """Refuse a distributed checkpoint, in a folder or an archive, which Megatron and NeMo save by default."""
     if path.is_dir():
-        inside = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
-        what = (
-            None if inside is None else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not supported"
+        checkpoint = next((item for item in (path, path / "weights") if any(item.glob("*.distcp"))), None)
+        problem = (
+            None
+            if checkpoint is None
+            else "its tensors are in Megatron's distributed checkpoint (.distcp), which is not supported"
         )
     else:
-        what = "NeMo archives (a tar with a distributed checkpoint) are not supported" if path.suffix == ".nemo" else None
-    if what:
-        raise RefusedError(str(path), what, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
+        problem = "NeMo archives (a tar with a distributed checkpoint) are not supported" if path.suffix == ".nemo" else None
+    if problem:
+        raise RefusedError(str(path), problem, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
 
 
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
-    """The adapter at `path`, in any format; `mapped` allows tensors of a PEFT folder to be views of its files."""
+    """Return the adapter at `path`, in any format; with `mapped`, tensors of a PEFT folder may be views of its files."""
     pickles.refuse(path)
     path = adapter_in(path)
     candidate = Candidate(path)
-    kind = sniff(candidate)
-    if kind == "peft":
+    format_name = sniff(candidate)
+    # Only PEFT's reader can map files instead of loading them.
+    if format_name == "peft":
         return peft.read(path, base=base, mapped=mapped)
     try:
-        return find(kind).read(path, base=base)
+        return find(format_name).read(path, base=base)
     except RefusedError as error:
-        known = base_from_manifest(path) if error.code == "base-required" and base is None else None
-        if known is None:
+        # A registry's manifest next to the files may describe the base that the reader asks for.
+        recorded_base = base_from_manifest(path) if error.code == "base-required" and base is None else None
+        if recorded_base is None:
             raise
-        return find(kind).read(path, base=known)
+        return find(format_name).read(path, base=recorded_base)
 
 
 def read_unordered(path: Path, *, base: BaseSpec | None = None) -> tuple[Adapter, bool]:
-    """The adapter at `path` for its shapes and the range of its numbers, and whether the order of all rows is known.
+    """Return the adapter at `path` for its shapes and value ranges, and whether the order of every row is known.
 
-    It is not in a GGUF of llama.cpp's own, which permutes those of q and k by the base's number of heads, without the base.
+    The order is unknown in a GGUF made by llama.cpp if no base is given: llama.cpp permutes the rows of q and k by the base's
+    number of heads.
     """
     try:
         return read(path, base=base), True
@@ -134,12 +142,12 @@ def convert(
 ) -> LossReport:
     """Write the adapter `src` in the format `to` as `dst`.
 
-    An adapter that has the format already is checked and copied. What the format cannot express is refused, all of it in one
-    error, unless it is `allowed` to be approximated or dropped.
+    An adapter that already has the format is checked and copied. Everything the format cannot express is refused in one error,
+    unless it is `allowed` to be approximated or dropped.
 
     Args:
         src: A file or folder in any format.
-        dst: A file or folder, as the format is; it must not exist, or be an empty folder where a folder is written.
+        dst: A file or folder, whichever the format is. It must not exist, except that a folder may be empty.
         to: One of `formats.names()`. `ollama` is a folder with a GGUF and a Modelfile.
         base: The base model; if None, what an `adapter.json` next to the source records of it.
         allowed: What may be lost.
@@ -147,63 +155,69 @@ def convert(
         rslora: Whether such a file scales by alpha / sqrt(r).
         unsafe_pickle: Whether `src` may be a pickle.
         dtype: The type to store tensors as: `source`, or another of the format's `dtypes`.
-        model: Ollama's name of the base, for `ollama` alone.
-        replace: An earlier output at `dst` may be replaced.
+        model: Ollama's name of the base; for `ollama` only.
+        replace: Whether an earlier output at `dst` may be replaced.
 
     Returns:
-        What became of each tensor.
+        The loss of each tensor.
 
     Raises:
-        RefusedError: The format cannot express the adapter, or nothing records its scale.
+        RefusedError: The format cannot express the adapter, or its scale is not recorded.
         FormatError: `src` is malformed.
         OutputExistsError: `dst` exists.
-        ParameterError: An argument does not go with the formats.
+        ParameterError: An argument does not apply to these formats.
     """
     if to in PACKAGES:
-        named, name = ollama.check(model), ollama.adapter_name(dst)
+        base_name, name = ollama.check(model), ollama.adapter_name(dst)
         base = base or base_from_manifest(src)
+        # The GGUF and the Modelfile appear together or not at all.
         with atomic.whole(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
                 unsafe_pickle=unsafe_pickle, dtype=dtype,
             )  # fmt: skip
+            # The GGUF records whether the adapter is conditional (aLoRA); Ollama would apply it to every token.
             if gguf.is_conditional(folder / name):
                 raise RefusedError(to, ollama.CONDITIONAL)
-            ollama.write(folder, named, name)
+            ollama.write(folder, base_name, name)
         return dataclasses.replace(report, notes=(*report.notes, ollama.NOTE))
     if model is not None:
         raise ParameterError("model", f"{to} does not name a base", "Leave it out")
+    # From here on `to` is a format of its own, not a package around one.
     row = find(to)
     if not row.writes:
         raise ParameterError("to", f"{to} can be read, but not written", f"One of {', '.join(names())}")
     if dtype not in row.dtypes:
-        what = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
-        raise ParameterError("dtype", what, f"One of {', '.join(row.dtypes)}")
+        problem = f"{to} keeps the types of the source" if len(row.dtypes) == 1 else f"{to} has no dtype {dtype!r}"
+        raise ParameterError("dtype", problem, f"One of {', '.join(row.dtypes)}")
     base = base or base_from_manifest(src)
-    with _opened(src, base, unsafe_pickle=unsafe_pickle) as source:
-        own = find(sniff(source))
-        read_own = functools.partial(_read, own, base=base, alpha=alpha, rslora=rslora)
+    with _open_source(src, base, unsafe_pickle=unsafe_pickle) as source:
+        source_format = find(sniff(source))
+        read_source = functools.partial(_read, source_format, base=base, alpha=alpha, rslora=rslora)
         with atomic.whole(dst, folder=row.folder, replace=replace) as temporary:
-            if own == row and dtype == "source":
-                return _copied(row, source.path, temporary, read_own, base)
-            adapter = _on_base(read_own(source.path), row, base, str(source.path))
-            if own != row:
+            # Same format: copy the bytes, which are valid already, instead of writing them anew.
+            if source_format == row and dtype == "source":
+                return _check_and_copy(row, source.path, temporary, read_source, base)
+            adapter = _with_base_names(read_source(source.path), row, base, str(source.path))
+            if source_format != row:
                 refuse_tuned(adapter)
             options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
 
-            def write(given: Adapter, path: Path) -> LossReport:
-                given = pipeline.one_model(given) if row.deltas == "all" else given
-                return row.write(given, path, base=base, **options)
+            def write(adapter_to_write: Adapter, path: Path) -> LossReport:
+                adapter_to_write = pipeline.one_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
+                return row.write(adapter_to_write, path, base=base, **options)
 
             if row.deltas != "pairs":
-                return _written(write, adapter, temporary, base, allowed)
-            settled = _settled(adapter, base)
-            return _rounded(adapter, _written(write, factored_out(settled), temporary, base, allowed), settled)
+                return _write_with_losses(write, adapter, temporary, base, allowed)
+            settled = _without_base_dependence(adapter, base)
+            return _with_rounding_notes(
+                adapter, _write_with_losses(write, factored_out(settled), temporary, base, allowed), settled
+            )
 
 
 @contextlib.contextmanager
-def _opened(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
-    """`src` or, where it is a pickle that may be loaded, the tensors in it."""
+def _open_source(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
+    """Yield `src` or, if it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
     # A file with a valid header is not a pickle, and need not be opened again to find out.
     pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
@@ -215,18 +229,21 @@ def _opened(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterato
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield Candidate(_unpickled(pickles.converted(pickle, Path(folder)), pickle))
+            yield Candidate(_converted_pickle_path(pickles.converted(pickle, Path(folder)), pickle))
         except AdapterhubError as error:
             error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
             raise
 
 
-def _unpickled(found: Path, pickle: Path) -> Path:
-    """The path to read of a pickle's tensors: for a trainer's own format the file alone, with the trainer's YAML next to it."""
-    weights = found / peft.WEIGHTS if found.is_dir() else found
+def _converted_pickle_path(converted: Path, pickle: Path) -> Path:
+    """Return the path to read for a converted pickle.
+
+    For a trainer's own format this is the file alone, with the trainer's YAML copied next to it.
+    """
+    weights = converted / peft.WEIGHTS if converted.is_dir() else converted
     candidate = Candidate(weights)
     if not any(row.sniff(candidate) for row in FORMATS.values() if row.alpha and row.name != "raw"):
-        return found
+        return converted
     for yaml in pickle.parent.glob("*.yaml"):
         shutil.copyfile(yaml, weights.with_name(yaml.name))
     return weights
@@ -244,28 +261,32 @@ def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None
         return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
-def _copied(row: Format, src: Path, dst: Path, read_own: Callable[[Path], Adapter], base: BaseSpec | None) -> LossReport:
-    """Check an adapter that has the format already, and copy its files; those of an earlier peft are brought forward."""
+def _check_and_copy(
+    row: Format, src: Path, dst: Path, read_source: Callable[[Path], Adapter], base: BaseSpec | None
+) -> LossReport:
+    """Check an adapter that already has the format and copy its files; upgrade the layout of files from an earlier peft."""
     if not all((src / file).is_file() for file in row.files):
-        return row.write(read_own(src), dst)  # in shards: written as one file, which PEFT itself can load
-    adapter = None if row.self_contained else read_own(src)
+        return row.write(read_source(src), dst)  # in shards: written as one file, which PEFT itself can load
+    adapter = None if row.self_contained else read_source(src)
     for file in row.files or ("",):
         shutil.copyfile(src / file, dst / file)
     if adapter is None:  # the copy is checked, so that no file of the source is opened a third time
         try:
-            adapter = read_own(dst)
+            adapter = read_source(dst)
         except AdapterhubError as error:
+            # The copy is in a temporary place; users know only the source.
             error.where = error.where.replace(str(dst), str(src))
             raise
     newer = peft.brought_forward(adapter, base) if row.name == "peft" else adapter
     if newer is not adapter:
-        return _rewritten(row, newer, dst, base)
+        return _rewrite(row, newer, dst, base)
     return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
 
 
-def _rewritten(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) -> LossReport:
-    """Write an adapter over the copy of its files, of which the experts are different."""
+def _rewrite(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) -> LossReport:
+    """Write an adapter over the copy of its files, whose experts have changed."""
     for file in row.files:
+        # Writers create new files and never overwrite.
         (dst / file).unlink()
     report = row.write(adapter, dst, base=base)
     losses = [
@@ -275,62 +296,71 @@ def _rewritten(row: Format, adapter: Adapter, dst: Path, base: BaseSpec | None) 
     return dataclasses.replace(report, losses=tuple(losses))
 
 
-def _on_base(adapter: Adapter, row: Format, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter, whose targets a base that was given must have; for PEFT under the names that its modules have in memory."""
+def _with_base_names(adapter: Adapter, row: Format, base: BaseSpec | None, location: str) -> Adapter:
+    """Return the adapter after checking its targets against the base, if one was given.
+
+    For PEFT, targets are renamed to what the modules are called in memory.
+    """
     if row.name == "gguf":  # whose writer compares shapes as well
-        return peft.stacked(adapter, base) if _has_stacks_alone(base) else adapter
-    renamed = placed.checked(adapter, base, where)
-    own = adapter.source is not None and adapter.source.format == "peft"
-    return renamed if row.deltas == "all" and not own else adapter
+        return peft.stacked(adapter, base) if _has_stacked_experts_only(base) else adapter
+    renamed = placed.checked(adapter, base, location)
+    is_peft = adapter.source is not None and adapter.source.format == "peft"
+    return renamed if row.deltas == "all" and not is_peft else adapter
 
 
-def _has_stacks_alone(base: BaseSpec | None) -> bool:
-    """Whether the architecture of a base has no experts one by one, not in its checkpoints either."""
+def _has_stacked_experts_only(base: BaseSpec | None) -> bool:
+    """Return whether the base's architecture has its experts in stacks only, even in its checkpoints."""
     with contextlib.suppress(RefusedError):
-        return base is not None and (found := base.mapped()).experts is not None and not found.listed
+        return base is not None and (architecture := base.mapped()).experts is not None and not architecture.listed
     return False
 
 
 Write = Callable[[Adapter, Path], LossReport]
 
 
-def _written(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
-    """Write the adapter; what is refused is approximated or dropped as far as it is allowed, and the rest written again."""
+def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
+    """Write the adapter; approximate or drop what is refused, as far as allowed, and write the remainder again."""
     try:
         return write(adapter, path)
     except RefusedError as error:
-        first = error
-    items = first.items or (f"{first.where}: {first.what}",)
-    less = lossy.reduced(adapter, items, allowed, base)
+        refusal = error
+    # A writer that stops at its first problem has no list of items.
+    items = refusal.items or (f"{refusal.where}: {refusal.what}",)
+    reduced = lossy.reduced(adapter, items, allowed, base)
     try:
-        report = write(less.adapter, path) if less.losses else None
+        report = write(reduced.adapter, path) if reduced.losses else None
     except RefusedError as error:
-        first = error
+        refusal = error
         report = None
     if report is None:
-        hint, code, fields = first.hint, first.code, dict(first.fields)
-        if not hint and less.options:
-            hint, code, fields = lossy.hint(less.options), "loss-not-allowed", {"options": less.options}
-        if reasons := [*dict.fromkeys([*first.items, *less.failed])]:
-            raise refused(first.where, reasons, hint, code=code, **fields)
-        raise RefusedError(first.where, first.what, hint, (), code=code, **fields)
-    lost = {line.name for line in less.losses}
-    losses = [*(line for line in report.losses if line.name not in lost), *less.losses]
+        hint, code, fields = refusal.hint, refusal.code, dict(refusal.fields)
+        if not hint and reduced.options:
+            hint, code, fields = lossy.hint(reduced.options), "loss-not-allowed", {"options": reduced.options}
+        # Reasons for the refusal come first; a failed approximation adds its own.
+        if reasons := [*dict.fromkeys([*refusal.items, *reduced.failed])]:
+            raise refused(refusal.where, reasons, hint, code=code, **fields)
+        raise RefusedError(refusal.where, refusal.what, hint, (), code=code, **fields)
+    replaced_names = {line.name for line in reduced.losses}
+    losses = [*(line for line in report.losses if line.name not in replaced_names), *reduced.losses]
     return dataclasses.replace(report, losses=tuple(sorted(losses, key=lambda line: line.name)))
 
 
-def _settled(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """The adapter without copies of the base's weights, and as plain LoRA if it is PiSSA; unchanged without those weights."""
+def _without_base_dependence(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+    """Return the adapter without copies of the base's weights, and as plain LoRA if it is PiSSA.
+
+    It is unchanged if the base's weights are not available.
+    """
     if base is None or base.folder is None:
         return adapter
     folder = base.folder
     with contextlib.suppress(RefusedError):  # not the base's own table: the writer refuses it by name
         adapter = base_weights.without_copies(adapter, folder)
+    # PiSSA moved part of the base into the factors, so only the base's numbers tell what they add.
     return base_weights.plain_lora(adapter, folder) if adapter.meta.init == "pissa" else adapter
 
 
-def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
-    """The report of a conversion whose writer got other pairs than the adapter's: pairs of the same function, rounded."""
+def _with_rounding_notes(adapter: Adapter, report: LossReport, settled: Adapter) -> LossReport:
+    """Return the report with every pair that was recomputed before writing, with the same function, marked as rounded."""
     notes = {t: "factors are products, rounded once in float32" for t, d in adapter.deltas.items() if isinstance(d, Factored)}
     if settled.meta.init != adapter.meta.init:
         notes = dict.fromkeys(adapter.deltas, "plain LoRA of twice the rank, from a decomposition of the base in float32")
@@ -346,7 +376,7 @@ def _rounded(adapter: Adapter, report: LossReport, settled: Adapter) -> LossRepo
 
 
 def base_from_manifest(src: Path) -> BaseSpec | None:
-    """The base that the `adapter.json` next to an adapter describes; None without one that has an architecture and a config."""
+    """Return the base described by the `adapter.json` next to an adapter; None if it has no architecture or config."""
     path = (src if src.is_dir() else src.parent) / ADAPTER_JSON
     if not path.is_file():
         return None

@@ -1,9 +1,9 @@
-"""One alpha and one rank for all pairs of a file, with the differences moved into the factors so that they can be recovered.
+"""One alpha and one rank for all pairs of a file, with differences folded into the factors such that they can be recovered.
 
-Formats with one scale for all modules (GGUF, MLX, the trainers) get the one that most modules need; the others have
-the quotient multiplied into `lora_B`. Multiplication by a power of two is exact in any dtype. Otherwise `lora_B`
-becomes float32, from which a source in 16 bits can be recovered bit for bit by division, and one in float32 up to its
-last place, which is then recorded. All of it is checked on the numbers. Smaller ranks are padded with zeros.
+Formats with one scale for all modules (GGUF, MLX, the trainers) get the one that most modules need; for the others, the
+quotient is multiplied into `lora_B`. Multiplication by a power of two is exact in any dtype. Otherwise `lora_B` becomes
+float32, from which a source in 16 bits can be recovered bit for bit by division, and one in float32 up to its last place,
+whose difference is then recorded. All of this is checked on the numbers. Smaller ranks are padded with zeros.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def plan(needed: Mapping[str, float], dtype: np.dtype, what: str) -> Plan | None:
+def plan(numbers: Mapping[str, float], dtype: np.dtype, quantity: str) -> Plan | None:
     """Choose the most common of the numbers that the targets need.
 
     Args:
-        needed: Target to the number (alpha or scale) that is right for it.
+        numbers: Target to the number (alpha or scale) that is right for it.
         dtype: The type that the file stores the number as.
-        what: What errors and notes call the number.
+        quantity: What errors and notes call the number.
 
     Returns:
         The plan; None if all numbers are 0.
@@ -46,29 +46,30 @@ def plan(needed: Mapping[str, float], dtype: np.dtype, what: str) -> Plan | None
     Raises:
         RefusedError: `dtype` cannot hold the number.
     """
-    counts = Counter(number for number in needed.values() if number)
+    counts = Counter(number for number in numbers.values() if number)
     if not counts:
         return None
-    most = max(counts, key=lambda number: (counts[number], abs(number), number))
-    common = float(np.array(most, dtype))
+    # Ties are broken by the numbers themselves, so that the order of the modules does not matter.
+    most_common = max(counts, key=lambda number: (counts[number], abs(number), number))
+    common = float(np.array(most_common, dtype))
     if not math.isfinite(common) or abs(common) < 1e-30:
-        raise RefusedError("", f"a {dtype} cannot hold the {what} {most}")
-    notes = [] if common == most else [f"{what} {most} is stored as the {dtype} {common}"]
-    factors = {t: 1.0 if n == most else n / common if n else ALMOST_NOTHING for t, n in needed.items()}
-    if not all(needed.values()):
-        notes.append(f"modules with {what} 0 are multiplied by 2^-100, which rounds away next to the others")
+        raise RefusedError("", f"a {dtype} cannot hold the {quantity} {most_common}")
+    notes = [] if common == most_common else [f"{quantity} {most_common} is stored as the {dtype} {common}"]
+    factors = {t: 1.0 if n == most_common else n / common if n else ALMOST_NOTHING for t, n in numbers.items()}
+    if not all(numbers.values()):
+        notes.append(f"modules with {quantity} 0 are multiplied by 2^-100, which rounds away next to the others")
     return Plan(common, factors, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Folded:
-    """`lora_B` times a factor, and what that does to it.
+    """`lora_B` times a factor, with what is lost by the multiplication.
 
     Attributes:
         lora_B: The product.
         loss: Its line of the loss report.
-        ulps: If division does not recover `lora_B` exactly, how many units in the last place each element is then off: -1, 0
-            or 1 in int8, in the shape of `lora_B`.
+        ulps: If division does not recover `lora_B` exactly, by how many units in the last place each element is off: -1, 0
+            or 1 in int8, in the shape of `lora_B`; else None.
     """
 
     lora_B: np.ndarray
@@ -77,31 +78,33 @@ class Folded:
 
 
 def folded(name: str, lora_B: np.ndarray, factor: float) -> Folded:
-    """`factor * lora_B`: in its own dtype if that is exact, else in float32. `name` is what the report calls it."""
+    """Return `factor * lora_B`, in its own dtype if that is exact, else in float32; `name` is used in the report."""
     if factor == 1.0:
         return Folded(lora_B, TensorLoss(name, Loss.EXACT))
-    own = lora_B.dtype
-    for dtype in (own, dtypes.F32) if math.frexp(factor)[0] in (0.5, -0.5) else (dtypes.F32,):
-        result = _times(lora_B, factor, dtype)
-        back = unfolded(result, factor, own)
-        if back.tobytes() == lora_B.tobytes():
+    source_dtype = lora_B.dtype
+    # A mantissa of one half marks a power of two.
+    for dtype in (source_dtype, dtypes.F32) if math.frexp(factor)[0] in (0.5, -0.5) else (dtypes.F32,):
+        result = _scale(lora_B, factor, dtype)
+        restored = unfolded(result, factor, source_dtype)
+        if restored.tobytes() == lora_B.tobytes():
             return Folded(result, TensorLoss(name, Loss.EXACT, f"times {factor:.9g}, recoverable bit for bit"))
     if not np.isfinite(result).all():
         raise RefusedError(name, f"times {factor:.9g} does not fit into float32")
     note = f"times {factor:.9g} in float32, each element within 2^-24 of itself"
-    if own != dtypes.F32 or np.abs(off := _bits(lora_B).astype(np.int64) - _bits(back)).max() > 1:
+    # `source_config` stores a correction of at most one place, in two bits.
+    if source_dtype != dtypes.F32 or np.abs(ulps := _float_bits(lora_B).astype(np.int64) - _float_bits(restored)).max() > 1:
         return Folded(result, TensorLoss(name, Loss.ROUNDED, note, 2.0**-24))
-    return Folded(result, TensorLoss(name, Loss.EXACT, f"{note}, recoverable bit for bit"), off.astype(np.int8))
+    return Folded(result, TensorLoss(name, Loss.EXACT, f"{note}, recoverable bit for bit"), ulps.astype(np.int8))
 
 
 def unfolded(array: np.ndarray, factor: float, dtype: np.dtype, ulps: np.ndarray | None = None) -> np.ndarray:
-    """The inverse of `folded`, in the source's dtype."""
-    result = _times(array, 1.0, dtype, divisor=factor)
-    return result if ulps is None else (_bits(result) + ulps).view(dtypes.F32)
+    """Return the inverse of `fold`, in the source's dtype."""
+    result = _scale(array, 1.0, dtype, divisor=factor)
+    return result if ulps is None else (_float_bits(result) + ulps).view(dtypes.F32)
 
 
 def padded(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
-    """`array` with zeros up to `rank` along `axis`; `array` itself, a view perhaps, if it has that size."""
+    """Return `array` padded with zeros to `rank` along `axis`; `array` itself, possibly a view, if it has that size."""
     missing = rank - array.shape[axis]
     if not missing:
         return array
@@ -111,17 +114,17 @@ def padded(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
 
 
 def padded_line(line: TensorLoss, rank: int) -> TensorLoss:
-    """The report's line of a tensor that was `padded` as well."""
+    """Return the report's line of a tensor that was also padded."""
     note = f"padded with zeros to rank {rank}, recoverable bit for bit" + (f"; {line.note}" if line.note else "")
     return TensorLoss(line.name, max(line.loss, Loss.REWRITTEN), note, line.error)
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
-    """float32 as integers, whose difference is the number of floats between two of the same sign."""
+def _float_bits(array: np.ndarray) -> np.ndarray:
+    """Return float32 numbers as integers, whose difference counts the floats between two numbers of the same sign."""
     return np.ascontiguousarray(array).view(np.int32)
 
 
-def _times(array: np.ndarray, factor: float, dtype: np.dtype, *, divisor: float = 1.0) -> np.ndarray:
+def _scale(array: np.ndarray, factor: float, dtype: np.dtype, *, divisor: float = 1.0) -> np.ndarray:
     # Through float64: one rounding, whatever the types.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         result: np.ndarray = (array.astype(np.float64) * factor / divisor).astype(dtype)

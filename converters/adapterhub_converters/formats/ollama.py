@@ -1,8 +1,7 @@
-"""Ollama's package of an adapter: a folder with a GGUF and a Modelfile that names it and the base.
+"""Ollama's package of an adapter: a folder with a GGUF and a Modelfile that names the GGUF and the base.
 
-The Modelfile has `FROM` and `ADAPTER` alone (Ollama, `docs/modelfile.md`): the base brings its chat template and its
-parameters. Ollama resolves the paths in it, so that of a base is absolute and that of the adapter relative to the
-Modelfile.
+The Modelfile has only `FROM` and `ADAPTER` (Ollama, `docs/modelfile.md`): the base brings its chat template and parameters.
+Ollama resolves the paths in it, so the base's path is absolute and the adapter's is relative to the Modelfile.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NOTE = (
 
 
 def adapter_name(folder: Path) -> str:
-    """The name of the adapter's file in the package `folder`."""
+    """Return the file name of the adapter in the package `folder`."""
     name = folder.resolve().name
     if not name.isprintable():
         raise UsageError(str(folder), "the adapter gets the name of the folder, which a Modelfile cannot contain")
@@ -29,7 +28,7 @@ def adapter_name(folder: Path) -> str:
 
 
 def check(model: str | None) -> str:
-    """`model`, if a Modelfile can contain it; ParameterError otherwise."""
+    """Return `model` if a Modelfile can contain it; raise ParameterError otherwise."""
     if not model:
         raise ParameterError("model", "is missing", "Name the base as Ollama does, or its path")
     if not model.isprintable() or model != model.strip() or model.startswith('"'):  # quoted text may span lines
@@ -38,5 +37,5 @@ def check(model: str | None) -> str:
 
 
 def write(folder: Path, model: str, adapter: str) -> None:
-    """Write the Modelfile of the base `model` and the file `adapter` in `folder`."""
+    """Write the Modelfile for the base `model` and the file `adapter` into `folder`."""
     json_file.write_text(folder / MODELFILE, f"FROM {model}\nADAPTER ./{adapter}\n")

@@ -1,8 +1,8 @@
 """Recognition of pickles, by content and by name: they can run code when they are loaded, and are refused.
 
-On request one is converted in a separate process: `torch.load(weights_only=True)`, which builds tensors and nothing else, under
-limits of memory, time and output, and unable to start another process. The result is a safetensors file, which is read like any
-untrusted one. The one path outside of training that needs torch.
+On request a pickle is converted in a separate process: `torch.load(weights_only=True)`, which builds only tensors, under limits
+on memory, time and output, and unable to start another process. The result is a safetensors file, which is read like any
+untrusted one. Outside of training, this is the only code path that needs torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether the file begins with the bytes of a pickle or of torch's zip of one, whatever its name."""
+    """Return whether the file begins with the bytes of a pickle, or of the zip archive that torch puts around one."""
     try:
         with open_regular(path) as file:
             head = file.read(HEAD)
@@ -43,9 +43,10 @@ def is_pickle(path: Path) -> bool:
 
 
 def found(path: Path) -> Path | None:
-    """`path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
+    """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
     if path.is_file():
         return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
+    # A pickle may carry the name of a safetensors file.
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (path / name).is_file():
             return path / name if is_pickle(path / name) else None
@@ -62,7 +63,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def refuse(path: Path) -> None:
-    """RefusedError if `path` is a pickle, or a folder with its weights in one."""
+    """Raise RefusedError if `path` is a pickle, or a folder whose weights are in one."""
     pickle = found(path)
     if pickle is not None:
         hint = "Save the adapter again with safe_serialization=True"
@@ -76,13 +77,14 @@ def converted(pickle: Path, folder: Path) -> Path:
         `folder` if there is a PEFT config next to the pickle, else the one file in it.
 
     Raises:
-        RefusedError: It contains more than tensors.
+        RefusedError: The pickle contains more than tensors.
         FormatError: It cannot be loaded within the limits.
         MissingExtraError: torch is not installed.
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingExtraError(str(pickle), "reading a pickle needs torch", "Run `pip install 'adapterhub[train]'`")
     weights = folder / peft.WEIGHTS
+    # The package is found by an explicit path, as the child gets neither PYTHONPATH nor the parent's sys.path.
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from adapterhub_converters.formats import unpickle; unpickle.main()"
     )
@@ -90,14 +92,14 @@ def converted(pickle: Path, folder: Path) -> Path:
     # The child gets nothing of the environment, and one thread, as it may not start any.
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=environment, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise FormatError(str(pickle), f"loading it took more than {_SECONDS} seconds, and was stopped") from error
     except OSError as error:
         raise LocalIOError(str(pickle), error.strerror or str(error)) from error
-    _check(pickle, done)
+    _raise_for_failure(pickle, result)
     config = pickle.with_name(peft.CONFIG)
     if not config.is_file():
         return weights
@@ -105,14 +107,15 @@ def converted(pickle: Path, folder: Path) -> Path:
     return folder
 
 
-def _check(pickle: Path, done: subprocess.CompletedProcess[bytes]) -> None:
-    if done.returncode == 0:
+def _raise_for_failure(pickle: Path, result: subprocess.CompletedProcess[bytes]) -> None:
+    if result.returncode == 0:
         return
     try:
-        answer = json_file.parse_object(done.stdout.splitlines()[-1], str(pickle))
+        # torch may print warnings first; the answer is the last line.
+        answer = json_file.parse_object(result.stdout.splitlines()[-1], str(pickle))
         kind, reason = str(answer["kind"]), " ".join(str(answer["reason"]).split())[:200]
     except (FormatError, LookupError):
-        kind, reason = "", f"loading it exited with code {done.returncode}: over the limits of memory, time or output"
+        kind, reason = "", f"loading it exited with code {result.returncode}: over the limits of memory, time or output"
     if kind == "refused":
         raise RefusedError(str(pickle), f"it contains more than tensors: {reason}", "Do not load it with anything else either")
     raise FormatError(str(pickle), reason if not kind else f"not a file of tensors: {reason}")

@@ -1,8 +1,8 @@
-"""Targets of an adapter compared with the modules of its base, before it is written under names that no module has.
+"""Comparison of an adapter's targets with the modules of its base, before it is written under names that no module has.
 
-mlx-lm calls the text half of a vision model `language_model.model`; transformers 5 has `model.language_model` in memory, and
-files may have either. Names are compared from the layer's number on: what is before it differs between a file and the model in
-memory, with and without a head, and `validate` tells which of these a loader corrects.
+mlx-lm calls the text half of a vision model `language_model.model`; transformers 5 calls it `model.language_model` in memory,
+and files may have either. Names are compared from the layer number on: what precedes it differs between a file and the model in
+memory, with and without a head. `validate` tells which of these a loader corrects.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _TEXT, _IN_MEMORY = "language_model.", "model.language_model."
 
 
 def checked(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter under the names that the base's modules have in memory.
+    """Return the adapter with its targets renamed to what the base's modules are called in memory.
 
     Raises:
-        RefusedError: The base has no module that a name could mean; all such names in one error.
+        RefusedError: A name matches no module of the base; one error lists all such names.
     """
-    modules = _modules(base)
+    modules = _base_modules(base)
+    # Only a Hugging Face folder lists its modules; with any other base the names are taken as they are.
     if base is None or not modules:
         return adapter
     renamed = {target: _in_memory(target, modules, base) for target in (*adapter.deltas, *adapter.rows, *adapter.tuned)}
@@ -39,45 +40,46 @@ def checked(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
         return adapter
     return dataclasses.replace(
         adapter,
-        deltas=_keyed(adapter.deltas, renamed),
-        rows=_keyed(adapter.rows, renamed),
-        tuned=_keyed(adapter.tuned, renamed),
+        deltas=_rename_keys(adapter.deltas, renamed),
+        rows=_rename_keys(adapter.rows, renamed),
+        tuned=_rename_keys(adapter.tuned, renamed),
         source=None,
     )
 
 
-def _keyed(given: Mapping[str, _T], renamed: Mapping[str, str]) -> dict[str, _T]:
-    return {renamed[target]: value for target, value in given.items()}
+def _rename_keys(by_target: Mapping[str, _T], renamed: Mapping[str, str]) -> dict[str, _T]:
+    return {renamed[target]: value for target, value in by_target.items()}
 
 
-def _modules(base: BaseSpec | None) -> set[str]:
-    """The modules of a Hugging Face folder, by the names of its files and by those in memory; empty if they are not known."""
+def _base_modules(base: BaseSpec | None) -> set[str]:
+    """Return the modules of a Hugging Face folder, under their names in files and in memory; empty if they are not known."""
     if base is None or base.kind != "hf":
         return set()
     names = {name.rpartition(".")[0] for name in (*base.tensors, *base.packed, *base.names)}
     names |= {*base.tensors, *base.packed}  # parameters with experts have no name of their own for the weight
-    for listed in pipeline.modules_of(base).values():
-        names |= set(listed)
+    for module_names in pipeline.modules_of(base).values():
+        names |= set(module_names)
     return names | {canonical_names.in_memory(name, base.model_type) for name in names}
 
 
 def _in_memory(target: str, modules: Iterable[str], base: BaseSpec) -> str:
     name = canonical_names.in_memory(target, base.model_type)
     if name == target and target not in modules and target.startswith(_TEXT):
+        # mlx-lm's prefix, which neither the files nor the models of transformers have.
         name = _IN_MEMORY + target.removeprefix(_TEXT).removeprefix("model.")
         name = target.removeprefix(_TEXT) if name.endswith(".lm_head") else name
     return name
 
 
 def _tail(name: str) -> str:
-    """A name from the number of its layer on; its last component without one."""
+    """Return a name from its layer number on; its last component if it has none."""
     parts = name.split(".")
-    at = next((i for i in range(len(parts) - 1, -1, -1) if parts[i].isdecimal()), len(parts) - 1)
-    return ".".join(parts[min(at, len(parts) - 2) :]) if at < len(parts) - 1 else parts[-1]
+    start = next((i for i in range(len(parts) - 1, -1, -1) if parts[i].isdecimal()), len(parts) - 1)
+    return ".".join(parts[min(start, len(parts) - 2) :]) if start < len(parts) - 1 else parts[-1]
 
 
 def _may_be_absent(name: str, base: BaseSpec, modules: Iterable[str]) -> bool:
-    """Whether a module may be there although no file names it: experts in another form, and an output layer that is tied."""
+    """Return whether a module may exist although no file names it: experts in another form, and a tied output layer."""
     if ".experts." in name:
         place = f"{_tail_before_experts(name)}.experts"
         return any(f"{module}.".find(f"{place}.") >= 0 for module in modules)

@@ -1,4 +1,4 @@
-"""What each format supports, found by experiment: a tiny adapter is written, read, and converted to all others and back."""
+"""What each format supports, found by experiment: a tiny adapter is written, read, and converted to every format and back."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LLAMA = {
     "lm_head": (16, 8),
 }
 _FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.net.2": (8, 32)}
-_OF_IMAGES = ("kohya", "diffusers")  # formats of adapters of image models
+_IMAGE_FORMATS = ("kohya", "diffusers")  # formats of adapters of image models
 
 
 def tried() -> list[Row]:
-    """A row for each format, tried with an ordinary adapter of a Llama, or of FLUX.1 for formats of image models."""
+    """Return a row for each format, tested with an adapter of a tiny Llama, or of FLUX.1 for formats of image models."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         return _Probe(Path(temporary)).rows()
 
@@ -46,7 +46,7 @@ def _adapter(shapes: Mapping[str, tuple[int, int]]) -> Adapter:
 
 
 def _base(*names: str) -> BaseSpec:
-    if any(name in _OF_IMAGES for name in names):
+    if any(name in _IMAGE_FORMATS for name in names):
         return BaseSpec("a tiny FLUX.1", "hf", "FluxTransformer2DModel", "", {})
     config = {
         "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -61,6 +61,7 @@ class _Probe:
         for name, shapes in (("llama", _LLAMA), ("flux", _FLUX)):
             (folder / name).mkdir()
             peft.write(_adapter(shapes), folder / name)
+        # Tinker's archives can only be read, so that a sample is made by hand.
         (folder / "tinker").mkdir()
         tensors = {name.replace("lm_head", "model.unembed_tokens"): array for name, array in _tensors(folder / "llama")}
         safetensors_file.write(folder / "tinker" / peft.WEIGHTS, tensors)
@@ -71,35 +72,40 @@ class _Probe:
         return [self._row(name) for name in (*FORMATS, *PACKAGES)]
 
     def _row(self, name: str) -> Row:
-        written = name in self._names
-        path = self._made(name) if written else self._folder / name
+        is_writable = name in self._names
+        path = self._write_sample(name) if is_writable else self._folder / name
         files = () if path is None else (f"{NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
-        reads = path is not None and _or_none(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
-        back = {other: self._back(name, other) for other in self._names if other != name and written}
-        return Row(name, files, reads, written and path is not None, written and self._needs_base(name), back)
+        reads = path is not None and _or_none_on_error(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
+        back = {
+            target_format: self._round_trip(name, target_format)
+            for target_format in self._names
+            if target_format != name and is_writable
+        }
+        return Row(name, files, reads, is_writable and path is not None, is_writable and self._needs_base(name), back)
 
-    def _made(self, name: str, *others: str) -> Path | None:
-        """A file of this format with an adapter that the others can express too."""
-        base = _base(name, *others)
+    def _write_sample(self, name: str, *other_formats: str) -> Path | None:
+        """Return a file of this format with an adapter that the other formats can express too; None if it cannot be written."""
+        base = _base(name, *other_formats)
         source = self._folder / ("llama" if base.model_type else "flux")
-        return _or_none(lambda: self._written(source, name, base))
+        return _or_none_on_error(lambda: self._convert(source, name, base))
 
     def _needs_base(self, name: str) -> bool:
         try:
-            self._written(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
+            self._convert(self._folder / ("llama" if _base(name).model_type else "flux"), name, None)
         except RefusedError as error:
             return error.code == "base-required"
         return False
 
-    def _back(self, name: str, other: str) -> str:
-        base, path = _base(name, other), self._made(name, other)
-        there = None if path is None else _or_none(lambda: self._written(adapter_in(path), other, base))
-        again = None if there is None else _or_none(lambda: self._written(adapter_in(there), name, base))
-        if path is None or again is None:
+    def _round_trip(self, name: str, other_format: str) -> str:
+        base, path = _base(name, other_format), self._write_sample(name, other_format)
+        converted = None if path is None else _or_none_on_error(lambda: self._convert(adapter_in(path), other_format, base))
+        restored = None if converted is None else _or_none_on_error(lambda: self._convert(adapter_in(converted), name, base))
+        if path is None or restored is None:
             return NO
-        return BYTES if _contents(again) == _contents(path) else FUNCTION if _same(path, again, base) else NO
+        # Equal bytes are the stronger result; equal products of the factors are the weaker one.
+        return BYTES if _contents(restored) == _contents(path) else FUNCTION if _computes_same(path, restored, base) else NO
 
-    def _written(self, source: Path, to: str, base: BaseSpec | None) -> Path:
+    def _convert(self, source: Path, to: str, base: BaseSpec | None) -> Path:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
@@ -118,9 +124,9 @@ def _contents(path: Path) -> dict[str, bytes]:
     return {item.name: item.read_bytes() for item in path.iterdir()} if path.is_dir() else {"": path.read_bytes()}
 
 
-def _same(one: Path, other: Path, base: BaseSpec) -> bool:
-    found, wanted = (convert.read(adapter_in(path), base=base) for path in (one, other))
-    return {t: _dense(d) for t, d in found.deltas.items()} == {t: _dense(d) for t, d in wanted.deltas.items()}
+def _computes_same(first_path: Path, second_path: Path, base: BaseSpec) -> bool:
+    first, second = (convert.read(adapter_in(path), base=base) for path in (first_path, second_path))
+    return {t: _dense(d) for t, d in first.deltas.items()} == {t: _dense(d) for t, d in second.deltas.items()}
 
 
 def _dense(delta: object) -> bytes | None:
@@ -130,7 +136,7 @@ def _dense(delta: object) -> bytes | None:
     return product.round(5).tobytes()
 
 
-def _or_none(make: Callable[[], T]) -> T | None:
+def _or_none_on_error(make: Callable[[], T]) -> T | None:
     try:
         return make()
     except AdapterhubError:

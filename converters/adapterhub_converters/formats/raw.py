@@ -1,6 +1,6 @@
-"""A single safetensors file with the state dict of a LoRA: peft's keys, possibly with the name of the adapter in them.
+"""A single safetensors file with the state dict of a LoRA: peft's keys, possibly with the adapter's name in them.
 
-Such a file (`…q_proj.lora_A.default.weight`) does not record its alpha, on which the scale depends: that comes from a
+Such a file (`…q_proj.lora_A.default.weight`) does not record its alpha, on which the scale depends. The alpha comes from a
 config in the header, from the `adapter_config.json` next to the file, or from the caller. It is never guessed.
 """
 
@@ -31,9 +31,9 @@ _PARTS = (".lora_A", ".lora_B", ".lora_embedding_A", ".lora_embedding_B", ".lora
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with keys of a LoRA, whatever its name.
+    """Return whether it is a safetensors file with keys of a LoRA, whatever its file name.
 
-    A malformed file with the suffix .safetensors counts, as reading it gives the reason.
+    A malformed file with the suffix .safetensors counts, because reading it gives the reason.
     """
     if candidate.header is None:
         return candidate.is_file and candidate.path.suffix == ".safetensors"
@@ -42,69 +42,73 @@ def sniff(candidate: Candidate) -> bool:
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None, rslora: bool = False) -> Adapter:
-    """The adapter in a file.
+    """Return the adapter in a file.
 
     Args:
         path: The file.
         base: The base model, where names or shapes depend on it.
-        alpha: The alpha of all modules; only where neither the file nor its folder has a config.
-        rslora: Whether they scale by alpha / sqrt(r); likewise.
+        alpha: The alpha of all modules; allowed only if neither the file nor its folder has a config.
+        rslora: Whether they scale by alpha / sqrt(r); allowed under the same condition.
 
     Raises:
-        RefusedError: The scale is not known, or given although there is a config.
+        RefusedError: The scale is not known, or it was given although there is a config.
     """
-    where = str(path)
+    location = str(path)
     with SafetensorsFile(path) as file:
         metadata = dict(file.header.metadata)
-        text = metadata.pop(CONFIG_KEY, None)
-        if text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
-            text = folder.config
-        if text is None and alpha is None and not peft.alpha_is_rank(metadata):
-            raise _without_alpha(path)
+        config_text = metadata.pop(CONFIG_KEY, None)
+        # A weights file that is named directly still belongs to its folder's config.
+        if config_text is None and path.name == peft.WEIGHTS and peft.sniff(folder := Candidate(path.parent)):
+            config_text = folder.config
+        if config_text is None and alpha is None and not peft.alpha_is_rank(metadata):
+            raise _missing_alpha_error(path)
         tensors = {name: file.tensor(name) for name in file.tensors}
-    if text is not None:
+    if config_text is not None:
         if alpha is not None or rslora:
-            what = "its config records the alpha, and whether it is rsLoRA"
-            raise RefusedError(where, what, "Leave out alpha and rslora", code="alpha-recorded")
-        return peft.parse(text, _plain(tensors, where)[0], _source_metadata(metadata, where), where=where, base=base)
+            problem = "its config records the alpha, and whether it is rsLoRA"
+            raise RefusedError(location, problem, "Leave out alpha and rslora", code="alpha-recorded")
+        return peft.parse(
+            config_text, _with_saved_keys(tensors, location)[0], _source_metadata(metadata, location), where=location, base=base
+        )
     if alpha is None:
-        return _of_alpha_rank(tensors, where)
-    state, notes = _plain(tensors, where)
+        return _read_with_rank_as_alpha(tensors, location)
+    state, notes = _with_saved_keys(tensors, location)
     config = {"peft_type": "LORA", "lora_alpha": alpha, "use_rslora": rslora}
-    adapter = peft.parse(json.dumps(config), state, {}, where=where)
-    given = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as given"
-    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, given))
+    adapter = peft.parse(json.dumps(config), state, {}, where=location)
+    note = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as given"
+    return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
 
 
-def _without_alpha(path: Path) -> RefusedError:
-    where, what = str(path), "its alpha is not recorded anywhere, and the scale depends on it"
+def _missing_alpha_error(path: Path) -> RefusedError:
+    location, problem = str(path), "its alpha is not recorded anywhere, and the scale depends on it"
     if path.name == peft.WEIGHTS:
-        where, what = str(path.parent / peft.CONFIG), "is missing, and nothing else records its alpha"
-    return RefusedError(where, what, "Give the alpha it was trained with", code="alpha-or-rslora-required")
+        location, problem = str(path.parent / peft.CONFIG), "is missing, and nothing else records its alpha"
+    return RefusedError(location, problem, "Give the alpha it was trained with", code="alpha-or-rslora-required")
 
 
-def _of_alpha_rank(tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    """The adapter of a file in which every alpha is the rank."""
-    state, notes = _plain(tensors, where)
+def _read_with_rank_as_alpha(tensors: Mapping[str, np.ndarray], location: str) -> Adapter:
+    """Return the adapter of a file in which every alpha equals the rank."""
+    state, notes = _with_saved_keys(tensors, location)
     ranks = {key.removeprefix(_PREFIX).removesuffix(_LORA_A): len(a) for key, a in state.items() if key.endswith(_LORA_A)}
     patterns = {escape(target): rank for target, rank in ranks.items()}
     config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
-    adapter = peft.parse(json.dumps(config), state, {}, where=where)
+    adapter = peft.parse(json.dumps(config), state, {}, where=location)
+    # The adapter gets no source: this config was made up here, and must not be written back as the file's own.
     note = "alpha is the rank, as always in files that ai-toolkit saves"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
 
 
-def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """The tensors under the keys that peft saves, and notes of what that changed."""
-    names = {named[1] for key in tensors if (named := _named(key))}
+def _with_saved_keys(tensors: Mapping[str, np.ndarray], location: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the tensors under the keys that peft saves, and notes on what was changed."""
+    names = {key_and_name[1] for key in tensors if (key_and_name := _split_adapter_name(key))}
     if len(names) > 1:
-        raise RefusedError(where, f"it contains {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
+        raise RefusedError(location, f"it contains {len(names)} adapters: {', '.join(sorted(names))[:80]}", "Save one of them")
     state: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
-        plain = named[0] if (named := _named(key)) else key
+        plain = key_and_name[0] if (key_and_name := _split_adapter_name(key)) else key
         plain = plain if plain.startswith(_PREFIX) or peft.classify(plain)[0] == "shared" else _PREFIX + plain
         if plain in state:
-            raise FormatError(where, f"tensor {key!r} exists under two names")
+            raise FormatError(location, f"tensor {key!r} exists under two names")
         state[plain] = array
     notes = [f"{name!r} was the adapter's name in its keys" for name in names]
     if any(not key.startswith(_PREFIX) and peft.classify(key)[0] != "shared" for key in tensors):
@@ -112,8 +116,8 @@ def _plain(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.
     return state, tuple(notes)
 
 
-def _named(key: str) -> tuple[str, str] | None:
-    """A key without the adapter's own name, which is not in what peft saves, and that name; None without one."""
+def _split_adapter_name(key: str) -> tuple[str, str] | None:
+    """Return a key without the adapter's own name, which peft leaves out when it saves, and that name; None if it has none."""
     stem, dot, kind = key.rpartition(".")
     if kind not in ("weight", "bias"):
         stem, dot, kind = key, "", ""
@@ -121,13 +125,13 @@ def _named(key: str) -> tuple[str, str] | None:
     return (part + dot + kind, name) if name and part.endswith(_PARTS) else None
 
 
-def _source_metadata(metadata: dict[str, str], where: str) -> dict[str, str]:
+def _source_metadata(metadata: dict[str, str], location: str) -> dict[str, str]:
     text = metadata.pop(METADATA_KEY, None)
     if text is None:
         return metadata
-    source = json_file.parse_object(text, f"{where}: {METADATA_KEY}")
+    source = json_file.parse_object(text, f"{location}: {METADATA_KEY}")
     if not all(isinstance(value, str) for value in source.values()):
-        raise FormatError(where, f"{METADATA_KEY} is not a map of text to text")
+        raise FormatError(location, f"{METADATA_KEY} is not a map of text to text")
     return source
 
 

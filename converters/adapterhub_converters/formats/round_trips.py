@@ -1,6 +1,6 @@
-"""What each format supports, as `probe` measures it: read and written, with a base or without, and round trips that are exact.
+"""What each format supports, as measured by `format_probe`: reading, writing with or without a base, and exact round trips.
 
-Kept as data because measuring takes a second; a test compares.
+Kept as data because the measurement takes a second; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ MARKS = {"=": BYTES, "~": FUNCTION, "-": NO}
 
 @dataclass(frozen=True)
 class Row:
-    """What one format supports.
+    """The capabilities of one format.
 
     Attributes:
         name: Its name in the table of formats.
-        files: The names of its files; NAME stands for the one that the user chooses.
+        files: The names of its files; NAME is a placeholder for the name that the user chooses.
         reads: Whether it can be read.
         writes: Whether it can be written.
         base: Whether writing needs a base.
-        back: Every other format that can be written to what is recovered of a file of this one after conversion to it and
-            back; empty for one that can only be read.
+        back: For every other writable format, what is recovered of a file of this format after conversion to it and back;
+            empty for a format that can only be read.
     """
 
     name: str
@@ -55,13 +55,13 @@ _BACK = """
 
 
 def rows() -> list[Row]:
-    """A row for each format, in the order of the table."""
+    """Return a row for each format, in the order of the table."""
     lines = dict(zip(_NAMES, _BACK.splitlines()[1:], strict=True))
     return [_row(name, lines.get(name, "")) for name in (*FORMATS, *PACKAGES)]
 
 
 def _row(name: str, line: str) -> Row:
     marks = zip(_NAMES, line[::2].ljust(len(_NAMES)), strict=True) if line else ()
-    back = {other: MARKS[mark] for other, mark in marks if other != name}
+    back = {other_format: MARKS[mark] for other_format, mark in marks if other_format != name}
     files = FORMATS[name].files or (f"{NAME}{FORMATS[name].suffix}",) if name in FORMATS else ("Modelfile", f"{NAME}.gguf")
     return Row(name, files, reads=True, writes=bool(line), base=name in _WITH_BASE, back=back)

@@ -1,9 +1,9 @@
-"""The source's PEFT config inside a file of another format, so that the way back is exact and needs no base.
+"""The source's PEFT config embedded in a file of another format, for an exact way back that needs no base.
 
 GGUF, MLX and the trainers' formats cannot express PEFT's names, patterns, rsLoRA or dtypes. These are stored as
-`adapterhub.source.*` in the file's own metadata, which other readers ignore, with a digest of the payload they belong
-to; never the source's tensors. Like the rest of the file they are untrusted: they are checked against what the file
-computes.
+`adapterhub.source.*` in the file's own metadata, which other readers ignore, with a digest of the payload they belong to;
+the source's tensors are never stored. Like the rest of the file these values are untrusted: they are checked against what
+the file computes.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _FLOATS = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Line:
-    """How one pair was written, which is undone to recover the source's.
+    """The record of how one pair was written, from which the source's pair is recovered.
 
     Attributes:
-        stem: The file's name of the module, `blk.0.attn_q`.
-        target: The base's name of it.
+        stem: The file's name of the module, such as `blk.0.attn_q`.
+        target: The base's name of the module.
         factor: The number that `lora_B` was multiplied by.
-        dtype: The dtype of `lora_B` before that.
+        dtype: The dtype of `lora_B` before the multiplication.
         order: The reordering of its rows.
-        ulps: Whether the last places of `lora_B` are stored too.
+        ulps: Whether the corrections to the last places of `lora_B` are stored too.
         block: Set if the pair is a block of a larger one, or `lora_A` was stored as another type.
     """
 
@@ -60,13 +60,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A pair that is a block of a larger one.
+    """A pair stored as a block of a larger pair.
 
     Attributes:
-        r: Its own rank.
-        rows: Its number of rows.
+        r: The rank of this pair.
+        rows: The number of rows of its `lora_B`.
         experts: The number of experts if it is a delta of all of them, else 0.
-        dtype_A: The dtype that `lora_A` had.
+        dtype_A: The original dtype of `lora_A`.
         rank: The rank of the larger pair.
     """
 
@@ -78,7 +78,7 @@ class Block:
 
 
 def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np.ndarray] = ()) -> dict[str, str]:
-    """The metadata for a file whose payload has `digest`; `ulps` of the lines that have them, in their order."""
+    """Return the metadata for a file whose payload has `digest`; `ulps` are the arrays of the lines that have them."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
     config = source.config if source else peft.config_text(adapter)
     metadata = dict(source.metadata) if source else {"format": "pt"}
@@ -88,18 +88,18 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
         f"{_KEY}.metadata": json.dumps(metadata, separators=(",", ":")),
         f"{_KEY}.tensors": json.dumps(rows, separators=(",", ":")),
         PAYLOAD: digest,
-        **({f"{_KEY}.ulps": _packed(ulps)} if ulps else {}),
+        **({f"{_KEY}.ulps": _pack_ulps(ulps)} if ulps else {}),
         **_deviations(adapter, source),
     }
 
 
 def _deviations(adapter: Adapter, source: Source | None) -> dict[str, str]:
-    """Where a PEFT file deviates from what peft now writes: names of tensors, and stacks with swapped factors."""
+    """Return where a PEFT file deviates from what peft writes now: tensor names, and stacks with swapped factors."""
     stacks = {target: delta for target, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)}
-    turned = source.turned if source else [target for target, delta in stacks.items() if experts.written_turned(target, delta)]
+    swapped = source.turned if source else [target for target, delta in stacks.items() if experts.written_turned(target, delta)]
     return {
         **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
-        **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(turned), True))} if stacks else {}),
+        **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(swapped), True))} if stacks else {}),
     }
 
 
@@ -110,22 +110,25 @@ def _row(line: Line) -> list[object]:
     return row
 
 
-def _packed(ulps: Sequence[np.ndarray]) -> str:
-    """Pack each of -1, 0, 1 into two bits, as base64. Not compressed: two builds of zlib give different bytes."""
+def _pack_ulps(ulps: Sequence[np.ndarray]) -> str:
+    """Pack numbers from -1, 0 and 1 into two bits each, as base64.
+
+    They are not compressed, because two builds of zlib give different bytes.
+    """
     codes = np.concatenate([array.reshape(-1) for array in ulps]).astype(np.int8) + 1
     quads = np.append(codes, np.zeros(-len(codes) % 4, np.int8)).reshape(-1, 4).astype(np.uint8)
     packed = quads[:, 0] | quads[:, 1] << 2 | quads[:, 2] << 4 | quads[:, 3] << 6
     return base64.b64encode(packed.tobytes()).decode()
 
 
-def _unpacked(text: str, size: int, where: str) -> np.ndarray:
-    """`size` numbers of -1, 0, 1 as int8: the inverse of `_packed`."""
+def _unpack_ulps(text: str, size: int, location: str) -> np.ndarray:
+    """Return `size` numbers from -1, 0 and 1 as int8: the inverse of `_pack_ulps`."""
     try:
         raw = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise FormatError(where, f"{_KEY}.ulps is not base64") from error
+        raise FormatError(location, f"{_KEY}.ulps is not base64") from error
     if len(raw) != -(-size // 4):
-        raise FormatError(where, f"{_KEY}.ulps is {len(raw)} bytes, not {-(-size // 4)}")
+        raise FormatError(location, f"{_KEY}.ulps is {len(raw)} bytes, not {-(-size // 4)}")
     packed = np.frombuffer(raw, np.uint8)
     codes = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)[:size].astype(np.int8)
     return codes - np.int8(1)
@@ -136,7 +139,7 @@ NO_DIGEST = f"sha256:{'0' * 64}"
 
 
 def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of `tensors` in their order, and over `facts` that give them meaning."""
+    """Return the sha256 of the names, dtypes, shapes and bytes of `tensors`, and of `facts` that give them meaning."""
     digest = hashlib.sha256("".join(f"{fact}\n" for fact in facts).encode())
     for name, array in tensors.items():
         digest.update(f"{name}\t{dtypes.name_of(array.dtype)}\t{','.join(map(str, array.shape))}\n".encode())
@@ -146,12 +149,12 @@ def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
 
 
 def is_there(metadata: Mapping[str, Any]) -> bool:
-    """Whether a file contains a source's config."""
+    """Return whether a file contains a source's config."""
     return PAYLOAD in metadata
 
 
 def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
-    """Whether the source's config in a file belongs to a payload of this digest."""
+    """Return whether the source's config in a file belongs to the payload with this digest."""
     payload = metadata.get(PAYLOAD)
     return isinstance(payload, str) and payload == digest
 
@@ -161,69 +164,76 @@ AGAIN = "Convert the adapter from its source again"
 IGNORED = "the tensors or their scale have changed since the conversion, so the source's config in the file was ignored"
 
 
-def lines_of(metadata: Mapping[str, Any], where: str) -> list[Line]:
-    """The record of how each pair of the file was written; FormatError for a malformed one."""
-    text = _text(metadata, "tensors", where)
-    rows = json_file.parse_object(f'{{"rows":{text}}}', f"{where}: {_KEY}.tensors").get("rows")
+def lines_of(metadata: Mapping[str, Any], location: str) -> list[Line]:
+    """Return the record of how each pair of the file was written; FormatError if it is malformed."""
+    text = _required_text(metadata, "tensors", location)
+    # `parse_object` accepts nothing but an object, so the list is wrapped in one.
+    rows = json_file.parse_object(f'{{"rows":{text}}}', f"{location}: {_KEY}.tensors").get("rows")
     lines: list[Line] = []
     for row in rows if isinstance(rows, list) else [rows]:
         match row:
-            case [str(stem), str(target), int() | float() as factor, str(dtype), order, bool(ulps), *rest] if (
-                dtype in _FLOATS and 1e-300 < abs(factor) < 1e300 and len(rest) <= 1
+            # The factor divides `lora_B` later, so it must be neither 0 nor infinite.
+            case [str(stem), str(target), int() | float() as factor, str(dtype), order, bool(ulps), *block_fields] if (
+                dtype in _FLOATS and 1e-300 < abs(factor) < 1e300 and len(block_fields) <= 1
             ):
-                block = _block(rest[0], where) if rest else None
-                lines.append(Line(stem, target, float(factor), dtype, _order(order, where), ulps, block))
+                block = _block(block_fields[0], location) if block_fields else None
+                lines.append(Line(stem, target, float(factor), dtype, _order(order, location), ulps, block))
             case _:
-                raise _malformed(row, where)
+                raise _malformed_line(row, location)
     if len({line.target for line in lines}) < len(lines):
-        raise FormatError(where, f"{_KEY}.tensors has a module in two lines", AGAIN)
+        raise FormatError(location, f"{_KEY}.tensors has a module in two lines", AGAIN)
     return lines
 
 
-def _malformed(row: object, where: str) -> FormatError:
-    return FormatError(where, f"{_KEY}.tensors has the malformed line {str(row)[:80]}")
+def _malformed_line(row: object, location: str) -> FormatError:
+    return FormatError(location, f"{_KEY}.tensors has the malformed line {str(row)[:80]}")
 
 
-def _order(value: object, where: str) -> names.Order:
+def _order(value: object, location: str) -> names.Order:
     match value:
         case bool():
             pass
-        case int() if 0 <= value < _MANY:
+        case int() if 0 <= value < _COUNT_LIMIT:
             return value
-        case [int(groups), int(queries)] if 0 < groups < _MANY and 0 < queries < _MANY:
+        case [int(groups), int(queries)] if 0 < groups < _COUNT_LIMIT and 0 < queries < _COUNT_LIMIT:
             return groups, queries
         case [int(first), int(keys), int(values), int(size)] if (
-            0 <= first < _MANY and 0 < keys < _MANY and 0 < values < _MANY and 0 < size < _MANY
+            0 <= first < _COUNT_LIMIT and 0 < keys < _COUNT_LIMIT and 0 < values < _COUNT_LIMIT and 0 < size < _COUNT_LIMIT
         ):
             return first, keys, values, size
-    raise _malformed(value, where)
+    raise _malformed_line(value, location)
 
 
-def _block(value: object, where: str) -> Block:
+def _block(value: object, location: str) -> Block:
     match value:
         case [int(r), int(rows), int(experts), str(dtype), int(rank)] if (
-            0 < r < _MANY and 0 < rows < _MANY and 0 <= experts < _MANY and dtype in _FLOATS and 0 < rank < _MANY
+            0 < r < _COUNT_LIMIT
+            and 0 < rows < _COUNT_LIMIT
+            and 0 <= experts < _COUNT_LIMIT
+            and dtype in _FLOATS
+            and 0 < rank < _COUNT_LIMIT
         ):
             return Block(r, rows, experts, dtype, rank)
-    raise _malformed(value, where)
+    raise _malformed_line(value, location)
 
 
-_MANY = 1 << 31
+# Counts from an untrusted file size arrays, so they must stay within int32.
+_COUNT_LIMIT = 1 << 31
 Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
 """A line to its canonical `lora_A`, and its `lora_B` that is still multiplied by the factor."""
 
 
 def restored(
-    metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], where: str
+    metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], location: str
 ) -> Adapter:
-    """The source's adapter.
+    """Return the source's adapter.
 
     Args:
-        metadata: The file's own.
-        lines: How its pairs were written.
-        pair: The factors of a line.
-        scale: The number that the file's program multiplies a pair of rank r by.
-        where: For errors.
+        metadata: The metadata of the file.
+        lines: The records of how its pairs were written.
+        pair: A function that returns the factors of a line.
+        scale: A function that returns the number by which the file's program multiplies a pair of rank r.
+        where: The file's name, for errors.
 
     Raises:
         FormatError: The config is malformed, or does not compute what the file computes.
@@ -231,36 +241,40 @@ def restored(
     deltas: dict[str, Delta] = {}
     pairs = [(line, *pair(line)) for line in lines]
     size = sum(lora_B.size for line, _, lora_B in pairs if line.ulps)
-    ulps = _unpacked(_text(metadata, "ulps", where), size, where) if size else np.empty(0, np.int8)
+    ulps = _unpack_ulps(_required_text(metadata, "ulps", location), size, location) if size else np.empty(0, np.int8)
     for line, lora_A, folded_B in pairs:
-        own: np.ndarray | None = None
+        line_ulps: np.ndarray | None = None
         if line.ulps:
-            own, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
+            line_ulps, ulps = ulps[: folded_B.size].reshape(folded_B.shape), ulps[folded_B.size :]
+        # The scale of 1 is a placeholder: these deltas only provide names and shapes until the config is parsed.
         kind = StackedLowRank if folded_B.ndim == 3 else LowRankEmbedding if _is_table(line.target) else LowRank
-        deltas[line.target] = kind(lora_A, _source_b(line, folded_B, own, where), 1.0)
-    header = json_file.parse_object(_text(metadata, "metadata", where), f"{where}: {_KEY}.metadata")
+        deltas[line.target] = kind(lora_A, _recovered_b(line, folded_B, line_ulps, location), 1.0)
+    header = json_file.parse_object(_required_text(metadata, "metadata", location), f"{location}: {_KEY}.metadata")
     if not all(isinstance(value, str) for value in header.values()):
-        raise FormatError(where, f"{_KEY}.metadata is not a map of text to text")
-    text = _text(metadata, "config", where)
-    own_names, turned = (_map(metadata, key, where) for key in ("names", "turned"))
-    source = Source("peft", text, header, turned=frozenset(turned))
-    named = peft.state_dict(Adapter(deltas, source=source))
-    state = {str(own_names.get(name, name)): tensor for name, tensor in named.items()}
-    if len(state) < len(named):
-        raise FormatError(where, "the source's config gives two tensors one name")
-    adapter = peft.parse(text, state, header, where=where, turned=frozenset(turned))
+        raise FormatError(location, f"{_KEY}.metadata is not a map of text to text")
+    text = _required_text(metadata, "config", location)
+    file_names, swapped = (_optional_map(metadata, key, location) for key in ("names", "turned"))
+    source = Source("peft", text, header, turned=frozenset(swapped))
+    peft_tensors = peft.state_dict(Adapter(deltas, source=source))
+    state = {str(file_names.get(name, name)): tensor for name, tensor in peft_tensors.items()}
+    if len(state) < len(peft_tensors):
+        raise FormatError(location, "the source's config gives two tensors one name")
+    adapter = peft.parse(text, state, header, where=location, turned=frozenset(swapped))
     if set(adapter.deltas) != set(deltas):
-        raise FormatError(where, "the source's config gives the tensors other names")
+        raise FormatError(location, "the source's config gives the tensors other names")
     for line in lines:
         delta = adapter.deltas[line.target]
-        wanted, runs = delta.scaling, scale(line.block.rank if line.block else delta.r) * line.factor
-        if not math.isclose(wanted, runs, rel_tol=1e-6, abs_tol=0.0 if wanted else 1e-25):
-            raise FormatError(where, f"{line.target}: the scale is {runs:g} in the file and {wanted:g} in the source's config")
+        source_scale, file_scale = delta.scaling, scale(line.block.rank if line.block else delta.r) * line.factor
+        # The config is untrusted: it must not change the function that other readers of the file see.
+        if not math.isclose(source_scale, file_scale, rel_tol=1e-6, abs_tol=0.0 if source_scale else 1e-25):
+            raise FormatError(
+                location, f"{line.target}: the scale is {file_scale:g} in the file and {source_scale:g} in the source's config"
+            )
     return adapter
 
 
 def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> Adapter:
-    """The adapter with these magnitudes by target."""
+    """Return the adapter with the magnitude of each target replaced, where `magnitudes` has one."""
     deltas = {
         target: dataclasses.replace(delta, magnitude=magnitudes[target])
         if target in magnitudes and isinstance(delta, LowRank)
@@ -275,22 +289,24 @@ def _is_table(target: str) -> bool:
     return any(last == name.rpartition(".")[2] for name in names.EMBEDDINGS)
 
 
-def _source_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, where: str) -> np.ndarray:
+def _recovered_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, location: str) -> np.ndarray:
     if line.factor == 1.0 and dtypes.name_of(lora_B.dtype) == line.dtype:
         return lora_B
     if ulps is not None and line.dtype != "F32":
-        raise FormatError(where, f"{line.target}: {_KEY}.ulps are for a source in F32, and its own was {line.dtype}", AGAIN)
+        raise FormatError(
+            location, f"{line.target}: {_KEY}.ulps are for a source in F32, but its source was {line.dtype}", AGAIN
+        )
     return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 
-def _map(metadata: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+def _optional_map(metadata: Mapping[str, Any], key: str, location: str) -> dict[str, Any]:
     if f"{_KEY}.{key}" not in metadata:
         return {}
-    return json_file.parse_object(_text(metadata, key, where), f"{where}: {_KEY}.{key}")
+    return json_file.parse_object(_required_text(metadata, key, location), f"{location}: {_KEY}.{key}")
 
 
-def _text(metadata: Mapping[str, Any], key: str, where: str) -> str:
+def _required_text(metadata: Mapping[str, Any], key: str, location: str) -> str:
     value = metadata.get(f"{_KEY}.{key}")
     if not isinstance(value, str):
-        raise FormatError(where, f"{_KEY}.{key} is not text")
+        raise FormatError(location, f"{_KEY}.{key} is not text")
     return value

@@ -1,4 +1,7 @@
-"""The child process of `pickles`, which turns a pickle of tensors into a safetensors file under limits; never imported."""
+"""The child process of `pickle_conversion`, which turns a pickle of tensors into a safetensors file under limits.
+
+It is never imported by the package itself.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,21 @@ _SECONDS = 60  # of CPU time, and one more for each 10 MB
 
 
 def main() -> None:
-    """Convert `SRC` to `DST`, which are the arguments; on failure print one line of JSON and exit with code 1."""
+    """Convert the file `sys.argv[1]` to `sys.argv[2]`; on failure print one line of JSON and exit with code 1."""
     src, dst = Path(sys.argv[1]), Path(sys.argv[2])
     size = src.stat().st_size
+
     _limit("CPU", _SECONDS + size // 10_000_000)
     import torch
 
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         _fail("version", f"torch {torch.__version__} is too old: weights_only can be deceived before 2.6 (CVE-2025-32434)")
     torch.set_num_threads(1)
+    # Relative to what is mapped by now: torch alone maps gigabytes that it never touches.
     _limit("AS", _address_space() + 4 * size + _SLACK)
     _limit("FSIZE", 2 * size + (1 << 20))
     _limit("CORE", 0)
+    # No new process or thread: nothing in a pickle may outlive this process.
     _limit("NPROC", 0)
     try:
         state = torch.load(src, map_location="cpu", weights_only=True)
@@ -36,14 +42,14 @@ def main() -> None:
         reason = str(error) or type(error).__name__
         _fail("malformed", reason if "weights_only" not in reason else "torch does not read it")
     except Exception as error:  # noqa: BLE001 - UnpicklingError, whose module is not imported here, and whatever else a pickle can raise
-        _fail("refused", _asked_for(str(error)))
+        _fail("refused", _refused_global(str(error)))
     safetensors_file.write(dst, tensors, {"format": "pt"})
 
 
-def _asked_for(message: str) -> str:
-    """What a pickle asks for, without torch's advice to load it anyway."""
-    found = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
-    return found[1] if found else "an instruction that no file of tensors needs"
+def _refused_global(message: str) -> str:
+    """Return what a pickle asks for, without torch's advice to load it anyway."""
+    match = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
+    return match[1] if match else "an instruction that no file of tensors needs"
 
 
 def _limit(name: str, value: int) -> None:
@@ -67,6 +73,7 @@ def _tensors(state: Any, torch: Any, *, limit: int) -> dict[str, Any]:
         state = state["model"]  # as litgpt saves it
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise ValueError("it is not a map of names to tensors")
+    # A pickle can describe a huge tensor with strides of 0 over one element.
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if total > limit:
         raise ValueError(f"its tensors are {total} bytes, more than twice the file: some repeat their elements")
@@ -82,4 +89,5 @@ def _array(tensor: Any, torch: Any) -> Any:
 
 def _fail(kind: str, reason: str) -> None:
     print(json.dumps({"kind": kind, "reason": reason}), flush=True)  # noqa: T201 - the answer to the parent
+    # Not sys.exit: no handler that loading may have registered gets to run.
     os._exit(1)

@@ -1,7 +1,7 @@
-"""An adapter of a kind that is not known here: its header and its config, for a registry that keeps it as it is.
+"""The claims of an adapter of an unknown kind: its header and config, for a registry that keeps it unchanged.
 
-No reader returns one, so that nothing computes with it: readers raise `NotUnderstoodError`, and code that only stores,
-describes or checks the files asks here what can be told of them.
+No reader returns such an adapter, so nothing computes with it. Readers raise `NotUnderstoodError`; code that only stores,
+describes or checks the files learns here what can be said about them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from . import peft
 
 OTHER = "other"
 """The format, and the method, of an adapter whose config names none that is known."""
-_NAME = linear.Pattern(r"[a-z0-9][a-z0-9_-]{0,39}")
-_LARGEST = 1 << 20  # a rank or an alpha beyond it is no claim worth repeating
+_METHOD_NAME = linear.Pattern(r"[a-z0-9][a-z0-9_-]{0,39}")
+_LARGEST_CLAIM = 1 << 20  # a rank or an alpha beyond it is no claim worth repeating
 
 
 @dataclass(frozen=True)
 class Unread:
-    """What an adapter claims of itself.
+    """The properties that an adapter claims to have.
 
     Attributes:
         format: The format of its files, as far as it can be recognized without reading them.
         reason: Why it cannot be read.
-        method: The kind of adapter by its config or the names of its tensors; `other` if neither tells.
-        r: The rank by its config, likewise `alpha`; None where it has none.
-        targets: The last names of the modules by its config, sorted.
+        method: The kind of adapter according to its config or its tensor names; `other` if neither tells.
+        r: The rank according to its config; None if there is none.
+        alpha: The alpha according to its config; None if there is none.
+        targets: The last components of the module names in its config, sorted.
         dtype: As in a manifest.
         parameters: The number of elements of all tensors.
-        meta: The base model and the task by its config.
+        meta: The base model and the task according to its config.
     """
 
     format: str
@@ -55,43 +56,44 @@ class Unread:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files with the weights of an adapter in any format."""
+    """Return the weights files of an adapter in any format."""
     if path.is_file():
         return [path]
     if (path / MLX_WEIGHTS).is_file() and not (path / peft.WEIGHTS).is_file():
         return [path / MLX_WEIGHTS]
     if (path / peft.WEIGHTS).is_file() or (path / peft.INDEX).is_file():
         return peft.weight_files(path)
-    found = sorted(item for item in path.iterdir() if is_weights(item.name) and item.is_file())
-    if len(found) != 1:
-        raise NotFoundError(str(path), f"there are {len(found)} files with weights, and its config does not name one of them")
-    return found
+    files = sorted(item for item in path.iterdir() if is_weights(item.name) and item.is_file())
+    # With several files, nothing says which of them is the adapter.
+    if len(files) != 1:
+        raise NotFoundError(str(path), f"there are {len(files)} files with weights, and its config does not name one of them")
+    return files
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a folder whose config names no kind of adapter has weights, none of which is named as those of a known kind."""
+    """Return whether a folder, whose config names no kind of adapter, has weights without any name typical of a known kind."""
     try:
-        names = [name.lower() for file in weight_files(path) for name in _kinds(file)]
+        names = [name.lower() for file in weight_files(path) for name in _tensor_kinds(file)]
     except (NotFoundError, RefusedError):
         return False
     return bool(names) and not any(mark in name for name in names for mark in ("lora", "hada_", "lokr_", "vera_"))
 
 
 def read(path: Path, error: NotUnderstoodError) -> Unread:
-    """Describe the adapter at `path`, which no reader reads because of `error`, from its headers and its config.
+    """Describe the adapter at `path`, which readers reject with `error`, from its headers and its config.
 
     Raises:
         FormatError: A file is malformed.
     """
     files = weight_files(path)
-    kinds = {name: kind for file in files for name, kind in _kinds(file).items()}
+    kinds = {name: kind for file in files for name, kind in _tensor_kinds(file).items()}
     dtypes = {kind.dtype for kind in kinds.values()}
     if files[0].suffix == ".gguf":
-        claims = _of_gguf(files[0], kinds)
+        claims = _gguf_claims(files[0], kinds)
     else:
-        claims = _of_config(path, kinds)
+        claims = _config_claims(path, kinds)
         if claims["format"] in ("kohya", "diffusers"):
-            claims["meta"] = _of_header(files[0], claims["meta"])
+            claims["meta"] = _header_meta(files[0], claims["meta"])
     return Unread(
         reason=error.what,
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
@@ -100,7 +102,7 @@ def read(path: Path, error: NotUnderstoodError) -> Unread:
     )
 
 
-def _kinds(file: Path) -> dict[str, TensorKind]:
+def _tensor_kinds(file: Path) -> dict[str, TensorKind]:
     if file.suffix == ".gguf":
         from adapterhub_converters.containers import gguf_file  # late: PEFT's folders do without it
 
@@ -110,41 +112,43 @@ def _kinds(file: Path) -> dict[str, TensorKind]:
         return dict(zip(opened.header.names, opened.header.kinds, strict=True))
 
 
-def _of_config(path: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
-    """The claims of an `adapter_config.json`, or of the header of a single file."""
+def _config_claims(path: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
+    """Return the claims of an `adapter_config.json`, or of the header of a single file."""
     text = json_file.read_text(path / ADAPTER_CONFIG) if (path / ADAPTER_CONFIG).is_file() else ""
     config = json_file.parse_object(text, str(path / ADAPTER_CONFIG)) if text else {}
-    named = "peft" if "peft_type" in config else "mlx" if "fine_tune_type" in config else OTHER
+    config_format = "peft" if "peft_type" in config else "mlx" if "fine_tune_type" in config else OTHER
+    # LoRA calls it `lora_alpha`, LoHa and LoKr call it `alpha`.
     alpha = config.get("lora_alpha", config.get("alpha"))
     targets = config.get("target_modules")
     return {
-        "format": named if config else _by_names(kinds),
-        "method": _method(config.get("peft_type") or config.get("fine_tune_type")) or _by_parts(kinds),
+        "format": config_format if config else _format_by_tensor_names(kinds),
+        "method": _method(config.get("peft_type") or config.get("fine_tune_type")) or _method_by_tensor_names(kinds),
         "r": r if _is_number(r := config.get("r")) and isinstance(r, int) else None,
         "alpha": alpha if _is_number(alpha) else None,
-        "targets": tuple(sorted({str(one).rpartition(".")[2] for one in targets})) if isinstance(targets, list) else (),
+        "targets": tuple(sorted({str(target).rpartition(".")[2] for target in targets})) if isinstance(targets, list) else (),
         "meta": Meta(
-            base_model=_text(config.get("base_model_name_or_path")) or _text(config.get("model")),
-            revision=_text(config.get("revision")),
-            task_type=_text(config.get("task_type")),
+            base_model=_nonempty_text(config.get("base_model_name_or_path")) or _nonempty_text(config.get("model")),
+            revision=_nonempty_text(config.get("revision")),
+            task_type=_nonempty_text(config.get("task_type")),
         ),
     }
 
 
-def _of_header(file: Path, meta: Meta) -> Meta:
-    """The claims of the header of an image model's adapter."""
+def _header_meta(file: Path, meta: Meta) -> Meta:
+    """Return `meta` completed from the header of an image model's adapter."""
     from .image import origin  # late: few adapters are not understood
 
     with SafetensorsFile(file) as opened:
         return origin.described(meta, opened.header.metadata, "", ())
 
 
-def _of_gguf(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
-    from adapterhub_converters.containers import gguf_file  # late, as in `_kinds`
+def _gguf_claims(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
+    from adapterhub_converters.containers import gguf_file  # late, as in `_tensor_kinds`
 
     with gguf_file.GGUFFile(file) as gguf:
         header = gguf.header
     alpha = float(header.metadata.get("adapter.lora.alpha") or 0)
+    # One file can have several ranks; the most frequent is reported, and the larger of two equally frequent ones.
     ranks = Counter(kind.shape[-1] for name, kind in kinds.items() if name.endswith(".lora_b") and kind.shape)
     stems = {name.partition(".weight")[0].rpartition(".")[2] for name in kinds}
     r = max(ranks, key=lambda rank: (ranks[rank], rank), default=None)
@@ -154,21 +158,21 @@ def _of_gguf(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:
         "r": r,
         "alpha": alpha if _is_number(alpha) else None,
         "targets": tuple(sorted(stems)),
-        "meta": Meta(base_model=_text(header.text("general.base_model.0.name"))),
+        "meta": Meta(base_model=_nonempty_text(header.text("general.base_model.0.name"))),
     }
 
 
 def _method(value: object) -> str:
     name = value.lower() if isinstance(value, str) else ""
-    return name if _NAME.fullmatch(name) else ""
+    return name if _METHOD_NAME.fullmatch(name) else ""
 
 
-def _by_names(kinds: Mapping[str, TensorKind]) -> str:
-    """diffusers' files have `lora_A` and `lora_B`, kohya's anything else."""
+def _format_by_tensor_names(kinds: Mapping[str, TensorKind]) -> str:
+    """Return `diffusers` for names with `lora_A` and `lora_B` as diffusers writes them, `kohya` for any other."""
     return "diffusers" if any(".lora_A" in name or ".lora.down" in name for name in kinds) else "kohya"
 
 
-def _by_parts(kinds: Mapping[str, TensorKind]) -> str:
+def _method_by_tensor_names(kinds: Mapping[str, TensorKind]) -> str:
     marks = {
         ".hada_": "loha", ".lokr_": "lokr", ".oft_blocks": "oft", ".oft_diag": "oft", ".a1.weight": "glora", ".on_input": "ia3",
         ".lambda_layer": "tlora", ".lora": "lora",
@@ -177,8 +181,8 @@ def _by_parts(kinds: Mapping[str, TensorKind]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST_CLAIM
 
 
-def _text(value: object) -> str | None:
+def _nonempty_text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None

@@ -186,7 +186,7 @@ ONE = np.ones((1, 8), np.float32)
 @pytest.mark.parametrize(
     ("sums", "counts", "message"),
     [
-        ({"a": ONE}, {}, "no tensors of sums, or others than those of counts"),
+        ({"a": ONE}, {}, "no tensors of sums, or not for the same names as the counts"),
         ({}, {"a": ONE}, "no tensors of sums"),
         ({"a": ONE}, {"a": np.ones((3, 1), np.float32)}, "a: 8 sums for 3 counts"),
         ({"a": ONE.astype(np.float16)}, {"a": np.ones((1, 1), np.float32)}, "must be two tensors in F32"),

@@ -157,7 +157,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("config", "shapes", "says"),
     [
-        ({"peft_type": "IA3"}, {f"{Q}.lora_A.weight": (2, 8)}, "is of a kind that IA3 does not have"),
+        ({"peft_type": "IA3"}, {f"{Q}.lora_A.weight": (2, 8)}, "not a kind of tensor that IA3 has"),
         ({"peft_type": "IA3"}, {f"{Q}.ia3_l": (0, 1)}, "is not a part of ia3"),
         ({"peft_type": "BOFT"}, {f"{Q}.boft_R": (1, 2, 4, 4)}, "boft_R do not make a change by boft"),
         ({"peft_type": "SHIRA"}, {f"{Q}.shira_weight": (4,), f"{Q}.shira_indices": (2, 4)}, "is not a part of shira"),
@@ -172,7 +172,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
             {"base_model.model.x.trainable_tokens_delta": (2, 8)},
             "is not a list of token ids",
         ),
-        ({"peft_type": "LN_TUNING"}, {f"{Q}.lora_A": (2, 8)}, "is of a kind that LN_TUNING does not have"),
+        ({"peft_type": "LN_TUNING"}, {f"{Q}.lora_A": (2, 8)}, "not a kind of tensor that LN_TUNING has"),
     ],
 )
 def test_a_broken_one_is_refused(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], says: str, tmp_path: Path) -> None:

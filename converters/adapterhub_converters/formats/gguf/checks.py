@@ -1,6 +1,6 @@
-"""Checks for what llama.cpp would ignore, abort on or scale wrongly, before it is written.
+"""Checks for what llama.cpp would ignore, abort on or scale wrongly, made before writing.
 
-From `src/llama-adapter.cpp` (the loader's checks, in order) and from measurements of what it does not check.
+Derived from `src/llama-adapter.cpp` (the loader's checks, in order) and from measurements of what it does not check.
 """
 
 from __future__ import annotations
@@ -16,31 +16,38 @@ MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 
 
 def problems(adapter: Adapter, base: BaseSpec, architecture: Architecture) -> list[str]:
-    """Every reason, one line each, why llama.cpp with this base would not compute the adapter."""
-    if unsupported := list(_unsupported(base, architecture)):
+    """Return every reason, one line each, why llama.cpp with this base would not compute the adapter correctly."""
+    if unsupported := list(_model_problems(base, architecture)):
         return unsupported
     return [
-        *_whole(adapter),
-        *(line for target, delta in sorted(adapter.deltas.items()) for line in _one(target, delta, base, architecture)),
+        *_adapter_problems(adapter),
+        *(
+            line
+            for target, delta in sorted(adapter.deltas.items())
+            for line in _delta_problems(target, delta, base, architecture)
+        ),
     ]
 
 
-def _unsupported(base: BaseSpec, architecture: Architecture) -> Iterator[str]:
-    """Why llama.cpp computes a different model (src/models/falcon.cpp: one graph for all Falcons, with RoPE, in parallel)."""
+def _model_problems(base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+    """Yield reasons why llama.cpp computes a different model.
+
+    `src/models/falcon.cpp` has one graph for all Falcons: with RoPE, and with attention and MLP in parallel.
+    """
     if base.text_type and base.text_type not in architecture.kinds:
         yield f"the text model of {base.where} is {base.text_type[:40]}, and not {architecture.gguf}"
     if architecture.gguf != "falcon" or base.kind != "hf":
         return
-    old = not base.config.get("new_decoder_architecture")
+    is_old = not base.config.get("new_decoder_architecture")
     if base.config.get("alibi"):
         yield f"llama.cpp does not support Falcon with ALiBi (Falcon-RW): it would use RoPE ({base.where})"
-    if old and base.config.get("multi_query") is False:
+    if is_old and base.config.get("multi_query") is False:
         yield f"llama.cpp does not support Falcon without multi-query attention (Falcon-RW) ({base.where})"
-    if old and base.config.get("parallel_attn") is False:
+    if is_old and base.config.get("parallel_attn") is False:
         yield f"llama.cpp does not support Falcon with sequential attention and MLP (Falcon-RW) ({base.where})"
 
 
-def _whole(adapter: Adapter) -> Iterator[str]:
+def _adapter_problems(adapter: Adapter) -> Iterator[str]:
     if not adapter.deltas:
         yield "there is no low-rank delta to write"
     if adapter.meta.init != "default":
@@ -54,18 +61,18 @@ def _whole(adapter: Adapter) -> Iterator[str]:
         yield f"{target}: replaced rows (trainable_token_indices) cannot be expressed in a GGUF adapter"
 
 
-def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def _delta_problems(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     if not isinstance(delta, FactorPair):
         yield f"{target}: a delta of kind {type(delta).__name__} cannot be expressed in a GGUF adapter"
         return
     stem = architecture.stem(target)
-    if why := architecture.why_unseen(target):
-        yield f"{target}: {why}"
+    if reason := architecture.why_unseen(target):
+        yield f"{target}: {reason}"
         return
     if stem is None:
         yield f"{target}: llama.cpp's {architecture.gguf!r} has no tensor for this module"
         return
-    yield from (f"{target}: {line}" for line in _delta(stem, delta))
+    yield from (f"{target}: {line}" for line in _factor_problems(stem, delta))
     yield from (f"{target}: {line}" for line in against_base(target, delta, base, architecture))
     if isinstance(delta, StackedLowRank) != architecture.is_stacked(target):
         yield f"{target}: a delta of all experts on a module of one expert, or vice versa"
@@ -77,7 +84,7 @@ def _one(target: str, delta: Delta, base: BaseSpec, architecture: Architecture) 
         yield f"{target}: {count} rows do not match {order} heads"
 
 
-def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
+def _factor_problems(stem: str, delta: FactorPair) -> Iterator[str]:
     if not isinstance(delta, StackedLowRank) and delta.magnitude is not None:
         yield "DoRA cannot be expressed in a GGUF adapter"
     if isinstance(delta, LowRank) and delta.bias is not None:
@@ -92,17 +99,20 @@ def _delta(stem: str, delta: FactorPair) -> Iterator[str]:
 
 
 def experts_of(base: BaseSpec, architecture: Architecture) -> int:
-    """The number of experts in a layer of the base; 0 if there are none or it is unknown."""
-    counts = [base.config.get(key) for key in _EXPERTS] if architecture.experts else []
+    """Return the number of experts in a layer of the base; 0 if it has none or the number is unknown."""
+    counts = [base.config.get(key) for key in _EXPERT_COUNT_KEYS] if architecture.experts else []
     return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
 
 
 # The number of experts in config.json; transformers 5 renamed some of transformers 4's keys.
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 def rows_of(base: BaseSpec) -> dict[str, int]:
-    """Rows of each tensor of a GGUF base by its stem: such a file may fuse or split modules that others of its kind do not."""
+    """Map each tensor of a GGUF base to its number of rows, by its stem.
+
+    Such a file may fuse or split modules that other files of its architecture do not.
+    """
     return {
         name.removesuffix(".weight"): tensor.shape[-2]
         for name, tensor in base.stored.items()
@@ -115,20 +125,21 @@ def _is_transposed(module: str, architecture: Architecture) -> bool:
 
 
 def against_base(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
-    """Why a delta does not fit a base; nothing if the base has no weights to compare with."""
+    """Yield reasons why a delta does not fit a base; none if the base has no weights to compare with."""
     if base.tied and target in (*EMBEDDINGS, "lm_head"):
         yield "llama.cpp aborts on LoRA on the embedding table or output layer of a base that ties them"
     if isinstance(delta, StackedLowRank) and delta.shape[0] != (experts := experts_of(base, architecture)):
         yield f"the delta has {delta.shape[0]} experts, the base {experts or 'an unknown number'} ({base.where})"
     layers, layer = base.config.get("num_hidden_layers"), layer_of(target)
+    # A base that is known only by its config has no tensors to compare with.
     if isinstance(layers, int) and layer is not None and layer >= layers:
         yield f"the base has only {layers} layers ({base.where})"
     elif base.tensors and not {f"{target}.weight", target} & set(base.packed):
-        yield from _against_tensors(target, delta, base, architecture)
+        yield from _tensor_mismatches(target, delta, base, architecture)
 
 
-def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
-    shape = _shape_in(target, delta, base, architecture)
+def _tensor_mismatches(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+    shape = _base_shape(target, delta, base, architecture)
     if shape is None:
         fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer_of(target)}."))
         yield f"the base has no such module ({base.where})" + (
@@ -138,21 +149,21 @@ def _against_tensors(target: str, delta: FactorPair, base: BaseSpec, architectur
         yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.where})"
 
 
-def _shape_in(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
-    """The logical shape of a module's weight in the base; None without one."""
-    if found := base.text_tensor(f"{target}.weight"):
+def _base_shape(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:
+    """Return the logical shape of a module's weight in the base; None if it has none."""
+    if tensor := base.text_tensor(f"{target}.weight"):
         across = _is_transposed(target, architecture) or (isinstance(delta, LowRank) and delta.transposed_base)
-        return found.shape[::-1] if across else found.shape
-    if found := base.text_tensor(target):  # a parameter of all experts
-        swapped = (*found.shape[:-2], found.shape[-1], found.shape[-2])
-        turned = delta.transposed_base if isinstance(delta, StackedLowRank) else False
-        if turned is None:  # how the base stores it is unknown: either orientation may fit
-            turned = swapped == delta.shape
-        return swapped if turned else found.shape
+        return tensor.shape[::-1] if across else tensor.shape
+    if tensor := base.text_tensor(target):  # a parameter of all experts
+        swapped = (*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2])
+        is_transposed = delta.transposed_base if isinstance(delta, StackedLowRank) else False
+        if is_transposed is None:  # how the base stores it is unknown: either orientation may fit
+            is_transposed = swapped == delta.shape
+        return swapped if is_transposed else tensor.shape
     module, _, parameter = target.rpartition(".")  # a parameter whose experts transformers saves one by one
-    parts = [base.text_tensor(f"{module}.0.{part}.weight") for part in _PARTS.get(parameter, ())]
+    parts = [base.text_tensor(f"{module}.0.{part}.weight") for part in _PARAMETER_PARTS.get(parameter, ())]
     shapes = [part.shape for part in parts if part is not None]
     return (sum(shape[0] for shape in shapes), shapes[0][1]) if parts and len(shapes) == len(parts) else None
 
 
-_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_PARAMETER_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

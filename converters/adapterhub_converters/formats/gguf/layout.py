@@ -1,10 +1,10 @@
 """The place of each delta in the tensors of a GGUF adapter: which block of which tensor.
 
-Usually one module is one pair of tensors. But llama.cpp stacks the experts of a layer into one tensor, its conversion
-may fuse q, k and v, and transformers has the gate and up projections of all experts in one parameter. So a delta is
-laid out in parts: rows of its `lora_B`, at a row, a column and an expert of a stem's `lora_b`, and its `lora_A` at
-the same columns and expert of `lora_a`. Everything else is zero: experts without a delta, ranks below the largest,
-and the off-diagonal blocks of a fused tensor.
+Usually one module is one pair of tensors. But llama.cpp stacks the experts of a layer into one tensor, its conversion may fuse
+q, k and v, and transformers has the gate and up projections of all experts in one parameter. So a delta is laid out in parts:
+rows of its `lora_B`, at a row, a column and an expert of a stem's `lora_b`, and its `lora_A` at the same columns and expert of
+`lora_a`. Everything else is zero: experts without a delta, ranks below the largest, and the off-diagonal blocks of a fused
+tensor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import source_config
 
 INVOCATION = "adapter.alora.invocation_tokens"
-"""The ids of the tokens from which on an aLoRA acts, in a list of UINT32."""
+"""The ids of the tokens after which an aLoRA starts to act, in a list of UINT32."""
 ALL = -1
-"""Stands for all experts, in place of an expert's number."""
+"""All experts, in place of an expert's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,45 +60,46 @@ class Layout:
     members: dict[str, list[str]] = field(default_factory=dict)
 
     def is_whole(self, target: str) -> bool:
-        """Whether a target fills a pair alone."""
+        """Return whether a target is alone in a pair and fills it."""
         parts = self.parts[target]
         stem = parts[0].stem
-        alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
-        return alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
+        is_alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
+        return is_alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
 
     def rank_of(self, target: str) -> int:
-        """The rank by which llama.cpp divides alpha for a target; it is the same for all its parts."""
+        """Return the rank by which llama.cpp divides alpha for a target; all parts of the target have the same."""
         return self.rank[self.parts[target][0].stem]
 
 
 def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
-    """The size of a delta."""
+    """Return the size of a delta."""
     if isinstance(delta, StackedLowRank):
         return Size(delta.r, delta.shape[1], delta.shape[0])
     return Size(delta.r, delta.lora_B.shape[0])
 
 
 def arranged(
-    architecture: Architecture, sizes: Mapping[str, Size], n_experts: int, rows: Mapping[str, int], where: str
+    architecture: Architecture, sizes: Mapping[str, Size], n_experts: int, rows: Mapping[str, int], location: str
 ) -> Layout:
-    """Lay out deltas of these sizes; RefusedError names one that has no place.
+    """Lay out deltas of these sizes; RefusedError names a delta that has no place.
 
     Args:
-        architecture: That of the base; it knows every target.
+        architecture: The base's architecture, which has every target.
         sizes: Target to the size of its delta, in the order of the file.
-        n_experts: The number of experts in a layer of the base; 0 if it is unknown or there are none.
-        rows: The number of rows of each tensor of the base, or of the file, by stem; empty if unknown, in which case every
-            module is assumed to be stored as the architecture has it.
-        where: For errors.
+        n_experts: The number of experts in a layer of the base; 0 if it has none or the number is unknown.
+        rows: The number of rows of each tensor of the base, or of the file, by stem. If empty, every module is assumed to be
+            stored as the architecture has it.
+        location: What errors name.
     """
     layout = Layout()
     columns: dict[tuple[str, int | None], int] = {}
-    for target, size in sorted(sizes.items(), key=lambda item: _within(architecture, item[0])):
+    for target, size in sorted(sizes.items(), key=lambda item: _fused_order(architecture, item[0])):
         expert = ALL if size.experts else architecture.expert(target)
         if expert is not None and expert != ALL and expert >= n_experts:
-            what = f"{target}: the base has {n_experts or 'an unknown number of'} experts"
-            raise RefusedError(where, what, "Name its base model", code="base-required")
-        parts = _parts(architecture, target, size, rows, where)
+            problem = f"{target}: the base has {n_experts or 'an unknown number of'} experts"
+            raise RefusedError(location, problem, "Name its base model", code="base-required")
+        parts = _place_rows(architecture, target, size, rows, location)
+        # Each target gets columns of its own in a shared tensor, so that its factors do not mix with those of others.
         free = {part[0]: columns.get((part[0], expert), 0) for part in parts}
         for stem, row, start, step, count in parts:
             columns[stem, expert] = free[stem] + size.r
@@ -109,73 +110,82 @@ def arranged(
             layout.experts[stem] = 0 if expert is None else n_experts if expert != ALL else size.experts
             if target not in layout.members.setdefault(stem, []):
                 layout.members[stem].append(target)
-    _check(layout, where)
+    _check_overlaps(layout, location)
     layout.parts = {target: layout.parts[target] for target in sizes}
     return layout
 
 
-def _within(architecture: Architecture, target: str) -> tuple[int, str, int]:
-    """Sort key: the order of the deltas within a fused tensor."""
+def _fused_order(architecture: Architecture, target: str) -> tuple[int, str, int]:
+    """Return a sort key that puts deltas in their order within a fused tensor."""
     layer = layer_of(target)
     stem = str(architecture.stem(target)).rpartition(".")[2]
-    whole, parts = FUSED_IN.get(stem, (stem, (stem,)))
-    return -1 if layer is None else layer, whole, parts.index(stem)
+    fused_stem, parts = FUSED_IN.get(stem, (stem, (stem,)))
+    return -1 if layer is None else layer, fused_stem, parts.index(stem)
 
 
 _Rows = tuple[str, int, int, int, int]
 
 
-def _parts(architecture: Architecture, target: str, size: Size, rows: Mapping[str, int], where: str) -> list[_Rows]:
-    """The stem of each part, its row there, and start, step and count of its rows."""
-    found: list[_Rows] = []
+def _place_rows(architecture: Architecture, target: str, size: Size, rows: Mapping[str, int], location: str) -> list[_Rows]:
+    """Return, for each part, its stem, its row there, and start, step and count of its rows."""
+    placements: list[_Rows] = []
     stems = architecture.stems(target)
-    count, odd = divmod(size.rows, len(stems))
-    if odd:
-        raise RefusedError(where, f"{target}: {size.rows} rows cannot be divided evenly into {' and '.join(stems)}")
+    count, remainder = divmod(size.rows, len(stems))
+    if remainder:
+        raise RefusedError(location, f"{target}: {size.rows} rows cannot be divided evenly into {' and '.join(stems)}")
     interleaved = bool(architecture.experts and architecture.experts.interleaved)
     for number, stem in enumerate(stems):
         start, step = (number, len(stems)) if interleaved else (number * count, 1)
         prefix, _, name = stem.rpartition(".")
         prefix += "." if prefix else ""
-        whole = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
+        # What the base actually stores decides, not what the architecture usually has.
+        fused_stem = f"{prefix}{FUSED_IN[name][0]}" if name in FUSED_IN else ""
         pieces = [f"{prefix}{piece}" for piece in FUSED.get(name, ())]
-        if stem not in rows and whole in rows:
-            found.append((whole, _row(name, count, rows[whole], f"{where}: {target}"), start, step, count))
+        # The base stores this tensor as a part of a fused one.
+        if stem not in rows and fused_stem in rows:
+            placements.append(
+                (fused_stem, _first_row(name, count, rows[fused_stem], f"{location}: {target}"), start, step, count)
+            )
+        # The base stores this module as several tensors.
         elif stem not in rows and pieces and all(piece in rows for piece in pieces):
             for piece in pieces:
-                found.append((piece, 0, start, 1, rows[piece]))
+                placements.append((piece, 0, start, 1, rows[piece]))
                 start += rows[piece]
             if start != size.rows:
-                raise RefusedError(where, f"{target}: {size.rows} rows do not match {', '.join(pieces)} together")
+                raise RefusedError(location, f"{target}: {size.rows} rows do not match {', '.join(pieces)} together")
         else:
-            found.append((stem, 0, start, step, count))
-    return found
+            placements.append((stem, 0, start, step, count))
+    return placements
 
 
-def _row(name: str, count: int, total: int, where: str) -> int:
-    """The first row of a tensor in the fused one of `total` rows; k and v have equally many, and so do gate and up."""
+def _first_row(name: str, count: int, total: int, location: str) -> int:
+    """Return the first row of a tensor within the fused tensor of `total` rows.
+
+    k and v have equally many rows, and so do gate and up.
+    """
     row = {"attn_q": 0, "attn_k": total - 2 * count, "attn_v": total - count, "ffn_gate_exps": 0, "ffn_up_exps": count}[name]
     if name.endswith("_exps"):
         fits = total == 2 * count
     else:
+        # Grouped-query attention: q never has fewer rows than k.
         keys = (total - count) // 2 if name == "attn_q" else count
         queries = total - 2 * keys
         fits = keys >= 1 and queries >= keys and (name != "attn_q" or queries == count)
     if not fits:
-        raise RefusedError(where, f"{count} rows do not fit into a fused tensor of {total} rows")
+        raise RefusedError(location, f"{count} rows do not fit into a fused tensor of {total} rows")
     return row
 
 
-def _check(layout: Layout, where: str) -> None:
+def _check_overlaps(layout: Layout, location: str) -> None:
     ends: dict[tuple[str, int | None], list[tuple[int, int, str]]] = {}
     for target, parts in layout.parts.items():
         for part in parts:
             ends.setdefault((part.stem, part.expert), []).append((part.row, part.row + part.count, target))
     for (stem, expert), spans in ends.items():
         spans.sort()
-        clash = next((two for one, two in pairwise(spans) if two[0] < one[1]), None)
+        clash = next((later for earlier, later in pairwise(spans) if later[0] < earlier[1]), None)
         if clash or (expert != ALL and (stem, ALL) in ends):
-            raise RefusedError(where, f"{(clash or spans[0])[2]}: there are several deltas for the same rows of {stem}")
+            raise RefusedError(location, f"{(clash or spans[0])[2]}: there are several deltas for the same rows of {stem}")
 
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -183,14 +193,14 @@ Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """`lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
+    """Return `lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
     targets = layout.members[stem]
     if layout.is_whole(targets[0]):
         return arrays[targets[0]]
     stack = (layout.experts[stem],) if layout.experts[stem] else ()
     columns, r = arrays[targets[0]][0].shape[-1], layout.rank[stem]
-    lora_a = np.zeros((*stack, r, columns), _common([arrays[target][0] for target in targets]))
-    lora_b = np.zeros((*stack, layout.rows[stem], r), _common([arrays[target][1] for target in targets]))
+    lora_a = np.zeros((*stack, r, columns), _common_dtype([arrays[target][0] for target in targets]))
+    lora_b = np.zeros((*stack, layout.rows[stem], r), _common_dtype([arrays[target][1] for target in targets]))
     for target in targets:
         lora_A, lora_B = arrays[target]
         for part in layout.parts[target]:
@@ -202,7 +212,7 @@ def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np
 
 
 def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of `assembled`, for one target; `tensors` by stem."""
+    """Return the factors of one target from the file's tensors by stem: the inverse of `assemble`."""
     first = layout.parts[target][0]
     if layout.is_whole(target):
         return tensors[first.stem]
@@ -220,16 +230,16 @@ def _blocks(part: Part, lora_a: np.ndarray, lora_b: np.ndarray, r: int) -> tuple
     return lora_a[..., columns, :], lora_b[..., part.row : part.row + part.count, columns]
 
 
-def _common(arrays: Sequence[np.ndarray]) -> np.dtype:
-    """The dtype of all arrays or, if they differ, float32, which can hold every element of 16-bit ones."""
-    found = {array.dtype for array in arrays}
-    return found.pop() if len(found) == 1 else dtypes.F32
+def _common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:
+    """Return the dtype of all arrays or, if they differ, float32, which can hold every element of 16-bit ones."""
+    kinds = {array.dtype for array in arrays}
+    return kinds.pop() if len(kinds) == 1 else dtypes.F32
 
 
 HUB = "https://huggingface.co/"
 
 
 def file_digest(architecture: str, alpha: float, tensors: Mapping[str, np.ndarray], invocation: Sequence[int] = ()) -> str:
-    """Digest of everything that determines what llama.cpp computes: the payload that a source's config belongs to."""
+    """Return the digest of everything that determines what llama.cpp computes: a source's config belongs to this payload."""
     condition = [",".join(map(str, invocation))] if invocation else []
     return source_config.payload_digest(tensors, architecture, np.float32(alpha).tobytes().hex(), *condition)

@@ -1,8 +1,8 @@
-"""Reading of a GGUF file to an `Adapter`: the source's own if its config is in the file, else what llama.cpp computes.
+"""Reading of a GGUF file as an `Adapter`: the source's own if its config is in the file, else what llama.cpp computes.
 
-A file of another program is read under the names that its base has in Hugging Face. What llama.cpp stacks or fuses is
-split again: experts into modules or into one parameter, as the base has them; q, k and v from one tensor or into one.
-All of it is exact, in factors that may be larger than necessary.
+A file written by another program is read under the names that its base has in Hugging Face. What llama.cpp stacks or fuses
+is split again: experts into modules or into one parameter, as the base has them; q, k and v from one tensor or into one. All of
+this is exact, in factors that may be larger than necessary.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a GGUF file of the type `adapter`; a malformed GGUF counts, as reading it gives the reason."""
+    """Return whether it is a GGUF file of the type `adapter`; a malformed GGUF counts, because reading it gives the reason."""
     if candidate.gguf is None:
         return candidate.is_gguf
     return candidate.gguf.text("general.type") == "adapter"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
-    """The adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
+    """Return the adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
-    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. With `ordered` false
-    it is read without: rows of `lora_B` may then be in llama.cpp's order, which is enough for shapes and ranges of numbers.
+    Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. If `ordered` is
+    false, the file is read without it: rows of `lora_B` may then be in llama.cpp's order, which suffices for shapes and
+    ranges of numbers.
     """
     with GGUFFile(path) as file:
         header = file.header
@@ -57,93 +58,97 @@ def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> A
     invocation = _invocation(header, str(path))
     digest = file_digest(header.text("general.architecture"), alpha, tensors, invocation)
     if source_config.belongs(header.metadata, digest):
-        return _restored(header, alpha, pairs, str(path))
-    found = _foreign(header, alpha, pairs, base, str(path), ordered=ordered)
-    return replace(found, meta=replace(found.meta, invocation=invocation))
+        return _restore(header, alpha, pairs, str(path))
+    adapter = _read_foreign(header, alpha, pairs, base, str(path), ordered=ordered)
+    return replace(adapter, meta=replace(adapter.meta, invocation=invocation))
 
 
 def is_conditional(path: Path) -> bool:
-    """Whether a GGUF has an aLoRA, which acts only after certain tokens."""
+    """Return whether a GGUF has an aLoRA, which acts only after certain tokens."""
     with GGUFFile(path) as file:
         return bool(_invocation(file.header, str(path)))
 
 
-def _check_kind(header: gguf_file.GGUFHeader, where: str) -> None:
+def _check_kind(header: gguf_file.GGUFHeader, location: str) -> None:
     general, kind = header.text("general.type"), header.text("adapter.type")
     if general != "adapter" or not kind:
-        key, value, found = ("adapter.type", "lora", kind) if general == "adapter" else ("general.type", "adapter", general)
-        raise FormatError(where, f"not a LoRA adapter: {key} is {found[:40]!r}, not {value!r}")
+        key, value, present = ("adapter.type", "lora", kind) if general == "adapter" else ("general.type", "adapter", general)
+        raise FormatError(location, f"not a LoRA adapter: {key} is {present[:40]!r}, not {value!r}")
     if kind != "lora":
-        raise NotUnderstoodError(where, f"adapter.type is {kind[:40]!r}, and only 'lora' is supported")
+        raise NotUnderstoodError(location, f"adapter.type is {kind[:40]!r}, and only 'lora' is supported")
     if not header.tensors:
-        what = "there are no tensors in it: the program that wrote it left out all of them"
-        raise FormatError(where, what, "Convert the adapter again")
+        problem = "there are no tensors in it: the program that wrote it left out all of them"
+        raise FormatError(location, problem, "Convert the adapter again")
 
 
-def _alpha(header: gguf_file.GGUFHeader, where: str) -> float:
-    """The file's alpha; 0 without one, as in llama.cpp."""
+def _alpha(header: gguf_file.GGUFHeader, location: str) -> float:
+    """Return the file's alpha; 0 if it has none, as in llama.cpp."""
     kind = header.kinds.get("adapter.lora.alpha", "FLOAT32")
     if kind != "FLOAT32":
-        raise FormatError(where, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on anything but FLOAT32")
+        raise FormatError(location, f"adapter.lora.alpha is a {kind}; llama.cpp aborts on anything but FLOAT32")
     alpha = float(header.metadata.get("adapter.lora.alpha", 0.0))
     if not math.isfinite(alpha):
-        raise FormatError(where, f"adapter.lora.alpha is {alpha}")
+        raise FormatError(location, f"adapter.lora.alpha is {alpha}")
     return alpha
 
 
-def _invocation(header: gguf_file.GGUFHeader, where: str) -> tuple[int, ...]:
-    """The ids of an aLoRA's invocation tokens; none for a plain LoRA. llama.cpp refuses any other type."""
+def _invocation(header: gguf_file.GGUFHeader, location: str) -> tuple[int, ...]:
+    """Return the ids of an aLoRA's invocation tokens, empty for a plain LoRA; FormatError for a type that llama.cpp refuses."""
     kind = header.kinds.get(INVOCATION, "[UINT32]")
     if kind != "[UINT32]":
-        raise FormatError(where, f"{INVOCATION} is a {kind}, and llama.cpp reads a [UINT32] alone")
+        raise FormatError(location, f"{INVOCATION} is a {kind}, but llama.cpp reads only a [UINT32]")
     tokens = tuple(map(int, header.metadata.get(INVOCATION, ())))
+    # llama.cpp's token ids are signed 32-bit integers.
     if any(token >= 2**31 for token in tokens):
-        raise FormatError(where, f"{INVOCATION} has an id that no token can have")
+        raise FormatError(location, f"{INVOCATION} has an id that no token can have")
     return tokens
 
 
-def _restored(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, where: str) -> Adapter:
-    architecture = _architecture(header, where)
-    lines = source_config.lines_of(header.metadata, where)
+def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location: str) -> Adapter:
+    architecture = _architecture(header, location)
+    lines = source_config.lines_of(header.metadata, location)
     for line in lines:
         if line.stem not in pairs:
-            raise FormatError(where, "adapterhub.source.tensors does not match the file")
+            raise FormatError(location, "adapterhub.source.tensors does not match the file")
         if not architecture.stems(line.target):
-            what = f"adapterhub.source.tensors has {line.target!r}, of which llama.cpp's {architecture.gguf} has no tensor"
-            raise FormatError(where, what, source_config.AGAIN)
-    taken = _all_taken(architecture, lines, pairs, where)
+            problem = f"adapterhub.source.tensors has {line.target!r}, of which llama.cpp's {architecture.gguf} has no tensor"
+            raise FormatError(location, problem, source_config.AGAIN)
+    # The source's config is untrusted: every line of it is checked against the architecture before it is used.
+    factors = _source_factors(architecture, lines, pairs, location)
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
-        lora_A, lora_B = taken[line.target]
+        lora_A, lora_B = factors[line.target]
         if not architecture.allows(line.target, line.order):
-            raise FormatError(where, f"{line.target}: the source's config gives its rows the order {line.order}")
+            raise FormatError(location, f"{line.target}: the source's config gives its rows the order {line.order}")
         across = architecture.is_across(line.target)
         if not names.divides(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
-            raise FormatError(where, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
+            raise FormatError(location, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
         return names.ordered((lora_A, lora_B), line.order, across=across)
 
-    return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, where)
+    return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, location)
 
 
-def _all_taken(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, where: str) -> Arrays:
-    """The factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
+def _source_factors(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, location: str) -> Arrays:
+    """Return the factors of each line, in llama.cpp's order; FormatError if the layout of the file differs."""
     sizes = {line.target: _size(line, *pairs[line.stem]) for line in lines}
+    # The file itself tells the number of experts, so that reading it needs no base.
     n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
     rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
-    layout = arranged(architecture, sizes, n_experts, rows, where)
+    layout = arranged(architecture, sizes, n_experts, rows, location)
     if set(layout.members) != set(pairs) or any(line.stem != layout.parts[line.target][0].stem for line in lines):
-        raise FormatError(where, "adapterhub.source.tensors does not match the file")
+        raise FormatError(location, "adapterhub.source.tensors does not match the file")
     for stem, (lora_a, lora_b) in pairs.items():
         stack = (layout.experts[stem],) if layout.experts[stem] else ()
-        r, found = layout.rank[stem], layout.rows[stem]
-        if lora_a.shape[:-1] != (*stack, r) or lora_b.shape != (*stack, found, r):
-            raise FormatError(where, f"{stem}: {lora_a.shape} and {lora_b.shape} do not match the source's config")
-    taken = {line.target: _taken(layout, line, sizes[line.target], pairs, where) for line in lines}
+        r, row_count = layout.rank[stem], layout.rows[stem]
+        if lora_a.shape[:-1] != (*stack, r) or lora_b.shape != (*stack, row_count, r):
+            raise FormatError(location, f"{stem}: {lora_a.shape} and {lora_b.shape} do not match the source's config")
+    factors = {line.target: _line_factors(layout, line, sizes[line.target], pairs, location) for line in lines}
+    # Reassembling proves that the file has nothing besides the source's factors.
     for stem in layout.members:
-        again = assembled(layout, stem, taken)
-        if any(not _same(one, other) for one, other in zip(again, pairs[stem], strict=True)):
-            raise FormatError(where, f"{stem} contains more than the source's config has")
-    return taken
+        reassembled = assembled(layout, stem, factors)
+        if any(not _have_equal_bytes(rebuilt, stored) for rebuilt, stored in zip(reassembled, pairs[stem], strict=True)):
+            raise FormatError(location, f"{stem} contains more than the source's config has")
+    return factors
 
 
 def _size(line: source_config.Line, lora_a: np.ndarray, lora_b: np.ndarray) -> Size:
@@ -152,38 +157,42 @@ def _size(line: source_config.Line, lora_a: np.ndarray, lora_b: np.ndarray) -> S
     return Size(lora_b.shape[-1], lora_b.shape[-2], lora_a.shape[0] if lora_a.ndim == 3 else 0)
 
 
-def _taken(layout: Layout, line: source_config.Line, size: Size, pairs: Arrays, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _line_factors(
+    layout: Layout, line: source_config.Line, size: Size, pairs: Arrays, location: str
+) -> tuple[np.ndarray, np.ndarray]:
     lora_A, lora_B = taken_apart(layout, line.target, size, pairs)
     if line.block is None or line.block.rank != layout.rank_of(line.target):
         if line.block:
-            raise FormatError(where, f"{line.target}: its rank in the file is {layout.rank_of(line.target)}")
+            raise FormatError(location, f"{line.target}: its rank in the file is {layout.rank_of(line.target)}")
         return lora_A, lora_B
     with np.errstate(over="ignore"):
         return lora_A.astype(dtypes.NUMPY[line.block.dtype_A], copy=False), lora_B
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one is other or one.astype(other.dtype, copy=False).tobytes() == np.ascontiguousarray(other).tobytes()
+def _have_equal_bytes(array: np.ndarray, reference: np.ndarray) -> bool:
+    return (
+        array is reference or array.astype(reference.dtype, copy=False).tobytes() == np.ascontiguousarray(reference).tobytes()
+    )
 
 
-def _architecture(header: gguf_file.GGUFHeader, where: str) -> Architecture:
+def _architecture(header: gguf_file.GGUFHeader, location: str) -> Architecture:
     experts = any("_exps." in name or "ffn_gate_inp." in name for name in header.tensors)
-    return names.by_gguf(header.text("general.architecture"), where, experts=experts)
+    return names.by_gguf(header.text("general.architecture"), location, experts=experts)
 
 
-def _foreign(
-    header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, base: BaseSpec | None, where: str, *, ordered: bool
+def _read_foreign(
+    header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, base: BaseSpec | None, location: str, *, ordered: bool
 ) -> Adapter:
-    architecture = _architecture(header, where)
+    architecture = _architecture(header, location)
     if base is not None:
-        of_base = base.mapped()
-        if of_base.gguf != architecture.gguf:
-            raise RefusedError(where, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.where})")
-        architecture = of_base
-    deltas = _Foreign(_unfused(pairs, architecture, where), alpha, architecture, base, where, ordered).deltas()
+        base_architecture = base.mapped()
+        if base_architecture.gguf != architecture.gguf:
+            raise RefusedError(location, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.where})")
+        architecture = base_architecture
+    deltas = _ForeignFile(_split_gate_up(pairs, architecture, location), alpha, architecture, base, location, ordered).deltas()
     for target, delta in deltas.items():
         for problem in checks.against_base(target, delta, base, architecture) if base else ():
-            raise RefusedError(where, f"{target}: {problem}")
+            raise RefusedError(location, f"{target}: {problem}")
     return Adapter(dict(deltas), meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
 
 
@@ -195,28 +204,29 @@ def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
         yield f"stored as {', '.join(quantized)}: the factors are dequantized to float32"
 
 
-def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     halves: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         full, _, half = name.rpartition(".")
         stem = full.removesuffix(".weight")
         if half not in ("lora_a", "lora_b") or stem == full:
-            raise RefusedError(where, f"tensor {name!r} is not part of a low-rank pair; llama.cpp ignores or refuses it")
+            raise RefusedError(location, f"tensor {name!r} is not part of a low-rank pair; llama.cpp ignores or refuses it")
         if array.dtype.kind in "iu":
-            raise FormatError(where, f"tensor {name!r} contains integers, and factors are floats")
+            raise FormatError(location, f"tensor {name!r} contains integers, and factors are floats")
         if array.ndim != (3 if stem.endswith("_exps") else 2) or 0 in array.shape:
-            raise RefusedError(where, f"tensor {name!r} has shape {array.shape}, which llama.cpp does not multiply")
+            raise RefusedError(location, f"tensor {name!r} has shape {array.shape}, which llama.cpp does not multiply")
         halves.setdefault(stem, {})[half] = array
     for stem, pair in halves.items():
         if len(pair) < 2:
-            raise FormatError(where, f"{stem!r} has {next(iter(pair))} alone; its counterpart is missing")
+            raise FormatError(location, f"{stem!r} has {next(iter(pair))} alone; its counterpart is missing")
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, pair in halves.items():
         lora_a, lora_b = pair["lora_a"], pair["lora_b"]
         if stem == "token_embd":
+            # llama.cpp looks rows of this factor up by token, so the file has it transposed.
             lora_a = np.ascontiguousarray(lora_a.T)
         if lora_a.shape[:-2] != lora_b.shape[:-2] or lora_a.shape[-2] != lora_b.shape[-1]:
-            raise FormatError(where, f"{stem}: lora_a {lora_a.shape} and lora_b {lora_b.shape} do not share a rank")
+            raise FormatError(location, f"{stem}: lora_a {lora_a.shape} and lora_b {lora_b.shape} do not share a rank")
         pairs[stem] = lora_a, lora_b
     return pairs
 
@@ -229,120 +239,123 @@ def _base_model(header: gguf_file.GGUFHeader) -> str | None:
 # ---- Files of other programs
 
 
-def _unfused(pairs: Pairs, architecture: Architecture, where: str) -> Pairs:
-    """The pairs, with those of gate and up together split into one each with the same `lora_a`, if the architecture has two."""
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+def _split_gate_up(pairs: Pairs, architecture: Architecture, location: str) -> Pairs:
+    """Return the pairs, with each joint pair of gate and up split in two that share `lora_a`, if the architecture has both."""
+    split_pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, (lora_a, lora_b) in pairs.items():
         prefix, _, name = stem.rpartition(".")
         if name != "ffn_gate_up_exps" or architecture.has(stem):
-            found[stem] = lora_a, lora_b
+            split_pairs[stem] = lora_a, lora_b
             continue
         if lora_b.shape[-2] % 2:
-            raise FormatError(where, f"{stem}: {lora_b.shape[-2]} rows cannot be split into gate and up")
+            raise FormatError(location, f"{stem}: {lora_b.shape[-2]} rows cannot be split into gate and up")
         for part, rows in zip(FUSED[name], np.split(lora_b, 2, axis=-2), strict=True):
             if f"{prefix}.{part}" in pairs:
-                raise FormatError(where, f"{stem}: there is a pair of {part} too")
-            found[f"{prefix}.{part}"] = lora_a, np.ascontiguousarray(rows)
-    return found
+                raise FormatError(location, f"{stem}: there is a pair of {part} too")
+            split_pairs[f"{prefix}.{part}"] = lora_a, np.ascontiguousarray(rows)
+    return split_pairs
 
 
 @dataclass(frozen=True)
-class _Foreign:
-    """The deltas of a file without a source's config; an alpha of 0 stands for a scale of 1."""
+class _ForeignFile:
+    """The deltas of a file without a source's config; an alpha of 0 means a scale of 1."""
 
     pairs: Pairs
     alpha: float
     architecture: Architecture
     base: BaseSpec | None
-    where: str
+    location: str
     ordered: bool = True
 
     def deltas(self) -> dict[str, FactorPair]:
-        """Target to delta; RefusedError names a tensor that has no verified name."""
-        found: dict[str, FactorPair] = {}
+        """Map each target to its delta; RefusedError names a tensor that has no verified name."""
+        deltas: dict[str, FactorPair] = {}
         for stem in self.pairs:
             if module := self.architecture.module(stem):
-                found[module] = self._one(stem, module)
+                deltas[module] = self._module_delta(stem, module)
             elif self.architecture.stacked_module(stem):
-                found |= self._experts(stem)
+                deltas |= self._expert_deltas(stem)
             elif stem.endswith(".attn_qkv") and self.architecture.module(f"{stem.removesuffix('qkv')}q"):
-                found |= self._split(stem)
+                deltas |= self._qkv_deltas(stem)
             else:
                 models = f"Hugging Face's {self.architecture.gguf} models"
-                raise RefusedError(self.where, f"tensor {stem!r} has no verified name in {models}")
-        return found
+                raise RefusedError(self.location, f"tensor {stem!r} has no verified name in {models}")
+        return deltas
 
     def _scale(self, stem: str) -> float:
-        """The alpha of a pair: without one in the file, llama.cpp scales by 1."""
+        """Return the alpha of a pair; if the file has none, the rank, as llama.cpp then scales by 1."""
         return self.alpha or float(self.pairs[stem][1].shape[-1])
 
     def _order(self, module: str) -> Order:
-        """The order of the rows of a module in llama.cpp; none where they are left in it."""
-        return self.architecture.order(module, self._config(), self.where) if self.ordered or self.base else 0
+        """Return the order of a module's rows in llama.cpp; 0 if they are to be left in that order."""
+        return self.architecture.order(module, self._config(), self.location) if self.ordered or self.base else 0
 
     def _config(self) -> Mapping[str, Any]:
         return self.base.config if self.base else {}
 
-    def _one(self, stem: str, module: str) -> FactorPair:
+    def _module_delta(self, stem: str, module: str) -> FactorPair:
         lora_a, lora_b = self.pairs[stem]
         order = self._order(module)
         across = self.architecture.is_across(module)
         if not names.divides(order, lora_a.shape[-1] if across else len(lora_b)):
-            raise FormatError(self.where, f"{stem}: {len(lora_b)} rows do not match {order} heads")
+            raise FormatError(self.location, f"{stem}: {len(lora_b)} rows do not match {order} heads")
         if stem == "token_embd":
             return LowRankEmbedding(lora_a, lora_b, self._scale(stem))
         transposed = self.architecture.transposed and stem.startswith("blk.")
         pair = names.ordered((lora_a, lora_b), order, across=across)
         return LowRank(*pair, self._scale(stem), transposed_base=transposed)
 
-    def _split(self, stem: str) -> dict[str, FactorPair]:
-        """q, k and v of a tensor that fuses them: each has its rows of `lora_b`, and all share `lora_a`."""
+    def _qkv_deltas(self, stem: str) -> dict[str, FactorPair]:
+        """Return the deltas of q, k and v from a tensor that fuses them, with their rows of `lora_b` and a shared `lora_a`."""
         lora_a, lora_b = self.pairs[stem]
         heads, kv_heads = (self._config().get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
         if not isinstance(heads, int) or not isinstance(kv_heads, int) or len(lora_b) % (heads + 2 * kv_heads):
-            what = f"{stem}: where q ends and k begins depends on the number of heads"
-            raise RefusedError(self.where, what, "Name its base model", code="base-required")
+            problem = f"{stem}: where q ends and k begins depends on the number of heads"
+            raise RefusedError(self.location, problem, "Name its base model", code="base-required")
         size = len(lora_b) // (heads + 2 * kv_heads)
-        found: dict[str, FactorPair] = {}
+        deltas: dict[str, FactorPair] = {}
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
             module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
             order = self._order(module)
-            found[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
-        return found
+            deltas[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
+        return deltas
 
-    def _experts(self, stem: str) -> dict[str, FactorPair]:
+    def _expert_deltas(self, stem: str) -> dict[str, FactorPair]:
         lora_a, lora_b = self.pairs[stem]
-        stacked, listed = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
-        if listed and not (self.base and stacked in self.base.tensors):
+        stacked_module, single_module = str(self.architecture.stacked_module(stem)), self.architecture.listed_module(stem, 0)
+        if single_module and not (self.base and stacked_module in self.base.tensors):
             return {
                 str(self.architecture.listed_module(stem, expert)): LowRank(lora_a[expert], lora_b[expert], self._scale(stem))
                 for expert in range(len(lora_a))
                 if lora_a[expert].any() or lora_b[expert].any()  # both 0: an expert without a delta
             }
-        stems = self.architecture.stems(stacked)
-        if stem != next(one for one in stems if one in self.pairs):
+        stems = self.architecture.stems(stacked_module)
+        if stem != next(candidate for candidate in stems if candidate in self.pairs):
             return {}  # read with the first
-        return {stacked: self._joined(stems)}
+        return {stacked_module: self._joined_parameter(stems)}
 
-    def _joined(self, stems: Sequence[str]) -> StackedLowRank:
-        """One parameter of all experts from the tensors that are parts of it: it has their rows, and the sum of their ranks."""
-        there = {stem: self.pairs[stem] for stem in stems if stem in self.pairs}
-        first = next(iter(there))
-        lora_a, lora_b = there[first]
-        shared = all(np.array_equal(pair[0], lora_a) for pair in there.values())
-        if len({(pair[0].shape, pair[1].shape) for pair in there.values()}) > 1:
-            what = f"{' and '.join(there)} differ in rank or shape, so one delta of both cannot have one scale"
-            raise RefusedError(self.where, what)
+    def _joined_parameter(self, stems: Sequence[str]) -> StackedLowRank:
+        """Return one parameter of all experts, joined from its parts' tensors.
+
+        It has the rows of all parts, and the sum of their ranks unless they share `lora_a`.
+        """
+        present = {stem: self.pairs[stem] for stem in stems if stem in self.pairs}
+        first = next(iter(present))
+        lora_a, lora_b = present[first]
+        shared = all(np.array_equal(pair[0], lora_a) for pair in present.values())
+        if len({(pair[0].shape, pair[1].shape) for pair in present.values()}) > 1:
+            problem = f"{' and '.join(present)} differ in rank or shape, so one delta of both cannot have one scale"
+            raise RefusedError(self.location, problem)
         n_experts, count, r = lora_b.shape
-        blocks = 1 if shared else len(there)
+        blocks = 1 if shared else len(present)
         interleaved = bool(self.architecture.experts and self.architecture.experts.interleaved)
         lora_B = np.zeros((n_experts, len(stems) * count, blocks * r), lora_b.dtype)
-        for block, stem in enumerate(there):
+        for block, stem in enumerate(present):
             number = stems.index(stem)
             start, step = (number, len(stems)) if interleaved else (number * count, 1)
             columns = slice(0, r) if shared else slice(block * r, (block + 1) * r)
-            lora_B[:, start::step][:, :count, columns] = there[stem][1]
-        lora_A = lora_a if shared else np.concatenate([pair[0] for pair in there.values()], axis=1)
+            lora_B[:, start::step][:, :count, columns] = present[stem][1]
+        lora_A = lora_a if shared else np.concatenate([pair[0] for pair in present.values()], axis=1)
         transposed = bool(self.architecture.experts and self.architecture.experts.transposed)
-        # alpha / r stays as it was
+        # alpha grows with the rank, so that alpha / r stays as it was.
         return StackedLowRank(lora_A, lora_B, self._scale(first) * blocks, transposed_base=transposed)

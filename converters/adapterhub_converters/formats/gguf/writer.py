@@ -1,8 +1,7 @@
-"""Writing of an `Adapter` as a GGUF file that llama.cpp loads to the same function.
+"""Writing of an `Adapter` as a GGUF file from which llama.cpp computes the same function.
 
-llama.cpp multiplies factors of any type whose blocks divide a row (`src/llama-adapter.cpp` checks none). A row that
-they do not divide is stored in float16, as by its own `convert_lora_to_gguf.py`, or in float32 if float16 would
-overflow.
+llama.cpp multiplies factors of any type whose blocks divide a row (`src/llama-adapter.cpp` does not check the type). A row that
+they do not divide is stored in float16, as llama.cpp's `convert_lora_to_gguf.py` does, or in float32 if float16 would overflow.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     """Write the file `path` for the base's architecture.
 
     Args:
-        adapter: Its deltas must be plain pairs.
+        adapter: An adapter whose deltas are all plain pairs.
         path: A new file.
         base: The base; its config is enough.
         dtype: One of `formats.DTYPES`: the type to store all tensors as; `source` keeps theirs.
 
     Raises:
-        RefusedError: There is no base, or llama.cpp would get the adapter wrong.
+        RefusedError: There is no base, or llama.cpp would compute the adapter incorrectly.
     """
     if base is None:
-        what = "a GGUF adapter depends on the base's architecture and heads"
-        raise RefusedError("gguf", what, "Name its base model", code="base-required")
+        problem = "a GGUF adapter depends on the base's architecture and heads"
+        raise RefusedError("gguf", problem, "Name its base model", code="base-required")
     architecture = base.mapped()
     problems = checks.problems(adapter, base, architecture)
     if problems:
@@ -56,11 +55,11 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     sizes = {target: size_of(delta) for target, delta in sorted(pairs.items(), key=lambda item: _file_order(item[0]))}
     n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base)
     layout = arranged(architecture, sizes, n_experts, rows, base.where)
-    plan = _plan(pairs, layout)
+    plan = _plan_alpha(pairs, layout)
     orders = {target: architecture.order(target, base.config, base.where) for target in sizes}
-    writing = _Writing(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
+    writing = _FileContents(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common)
-    notes = [*adapter.notes, *plan.notes, *_assumed(base, layout)]
+    notes = [*adapter.notes, *plan.notes, *_assumption_notes(base, layout)]
     notes += [_ALORA] if adapter.meta.invocation else []
     try:
         config = source_config.keys(adapter, writing.lines, source_config.NO_DIGEST, writing.ulps)
@@ -69,14 +68,14 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
         notes.append(f"the source's config is not stored, so the way back is not exact: {error}")
     metadata |= {key: gguf_file.string(text) for key, text in config.items()}
     with ThreadPoolExecutor(1) as executor:  # hashing takes as long as writing, and neither holds the interpreter's lock
-        digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.seen, adapter.meta.invocation)
+        digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.read_back, adapter.meta.invocation)
         late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if config else None
         gguf_file.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.losses), tuple(notes))
 
 
-class _Writing:
-    """The tensors of a file, the loss of each of the source's tensors, and how to undo it."""
+class _FileContents:
+    """The tensors of a file, the loss of each of the source's tensors, and the records from which the source is recovered."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class _Writing:
         dtype: str,
     ) -> None:
         self.tensors: dict[str, np.ndarray | gguf_file.Packed] = {}
-        self.seen: dict[str, np.ndarray] = {}
+        self.read_back: dict[str, np.ndarray] = {}
         self.losses: list[TensorLoss] = []
         self.lines: list[source_config.Line] = []
         self.ulps: list[np.ndarray] = []
@@ -107,28 +106,29 @@ class _Writing:
             for part in parts:
                 if f"{part.stem}.weight.lora_a" not in self.tensors:
                     self._store(part.stem, assembled(layout, part.stem, arrays), dtype)
-            self._line(target, deltas[target], folded[target], orders[target])
+            self._add_line(target, deltas[target], folded[target], orders[target])
 
     def _store(self, stem: str, pair: tuple[np.ndarray, np.ndarray], dtype: str) -> None:
         for half, array in zip("ab", pair, strict=True):
             name = f"{stem}.weight.lora_{half}"
-            turned = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
-            stored = as_dtype(name, turned, dtype)
-            self.tensors[name], self.seen[name], self._stored[name] = stored.data, stored.seen, stored
+            oriented = np.ascontiguousarray(array.T) if name == "token_embd.weight.lora_a" else array
+            stored = as_dtype(name, oriented, dtype)
+            self.tensors[name], self.read_back[name], self._stored[name] = stored.data, stored.read_back, stored
 
-    def _line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
+    def _add_line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
         layout, stem = self._layout, self._layout.parts[target][0].stem
-        halves = [self._worst(target, half) for half in "ab"]
+        halves = [self._worst_half(target, half) for half in "ab"]
         a_type, b_type = (dtypes.name_of(array.dtype) for array in (delta.lora_A, delta.lora_B))
         ulps = folded.ulps
+        # What was rounded in the file cannot be undone: record the type that a reader gets.
         if halves[0].error:
-            a_type = dtypes.name_of(halves[0].seen.dtype)
+            a_type = dtypes.name_of(halves[0].read_back.dtype)
         if halves[1].error:
-            b_type = dtypes.name_of(halves[1].seen.dtype) if self._plan.factors[target] == 1.0 else "F32"
+            b_type = dtypes.name_of(halves[1].read_back.dtype) if self._plan.factors[target] == 1.0 else "F32"
             ulps = None
         size = size_of(delta)
         block = None
-        if not layout.is_whole(target) or a_type != dtypes.name_of(halves[0].seen.dtype):
+        if not layout.is_whole(target) or a_type != dtypes.name_of(halves[0].read_back.dtype):
             block = source_config.Block(size.r, size.rows, size.experts, a_type, layout.rank_of(target))
         factor = self._plan.factors[target]
         self.lines.append(source_config.Line(stem, target, factor, b_type, order, ulps is not None, block))
@@ -138,9 +138,10 @@ class _Writing:
             _with_storage(folded.loss, halves[1]),
         ]
 
-    def _worst(self, target: str, half: str) -> Stored:
+    def _worst_half(self, target: str, half: str) -> Stored:
+        # A delta that was spread over several tensors lost as much as the worst of them.
         stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
-        return max(stored, key=lambda one: one.error)
+        return max(stored, key=lambda tensor: tensor.error)
 
 
 def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
@@ -148,8 +149,8 @@ def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
     return TensorLoss(line.name, Loss.ROUNDED if stored.error else line.loss, note)
 
 
-def _assumed(base: BaseSpec, layout: Layout) -> Iterator[str]:
-    """A note on what is assumed of a GGUF of the base that is not given."""
+def _assumption_notes(base: BaseSpec, layout: Layout) -> Iterator[str]:
+    """Yield a note on what is assumed of the base's GGUF when that file itself is not given."""
     if base.kind != "gguf" and any(stem.rpartition(".")[2] in FUSED_IN for stem in layout.members):
         yield (
             "for a GGUF of the base in which q, k, v, gate and up are separate tensors, as llama.cpp's converter writes it; "
@@ -162,10 +163,10 @@ def _file_order(target: str) -> tuple[int, str]:
     return (-1 if layer is None else layer, target)
 
 
-def _plan(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.Plan:
-    needed = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
-    nothing = file_alpha.Plan(NEVER, dict.fromkeys(needed, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
-    return file_alpha.plan(needed, np.dtype(np.float32), "alpha") or nothing
+def _plan_alpha(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.Plan:
+    alphas = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
+    no_effect = file_alpha.Plan(NEVER, dict.fromkeys(alphas, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
+    return file_alpha.plan(alphas, np.dtype(np.float32), "alpha") or no_effect
 
 
 def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alpha: float) -> dict[str, Value]:
@@ -200,45 +201,48 @@ _BLOCK = 32  # elements; of Q8_0 and Q4_0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Stored:
-    """A tensor as the file stores it, the floats that a reader gets, and the largest absolute error of any element."""
+    """A tensor as the file stores it, the floats that a reader gets back, and the largest absolute error of any element."""
 
     data: np.ndarray | gguf_file.Packed
-    seen: np.ndarray
+    read_back: np.ndarray
     error: float
     note: str = ""
 
 
 def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
-    """`array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
+    """Return `array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
     if dtype not in DTYPES:
         raise ParameterError("dtype", f"GGUF has no {dtype!r}", f"One of {', '.join(DTYPES)}")
     if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():
         return Stored(array, array, 0.0)
     if dtype in ("q8_0", "q4_0"):
+        # Quantized rows consist of whole blocks; other rows fall back to 16 bits.
         if array.shape[-1] % _BLOCK == 0:
-            return _quantized(name, array, dtype.upper())
-        why = f"rows of {array.shape[-1]} are not a multiple of {dtype.upper()}'s blocks ({_BLOCK}): "
+            return _quantize(name, array, dtype.upper())
+        reason = f"rows of {array.shape[-1]} are not a multiple of {dtype.upper()}'s blocks ({_BLOCK}): "
         try:
-            found = as_dtype(name, array, "f16")
+            stored = as_dtype(name, array, "f16")
         except RefusedError:
-            found = as_dtype(name, array, "f32")
-        return Stored(found.data, found.seen, found.error, why + (found.note or f"stays {dtypes.name_of(array.dtype)}"))
+            stored = as_dtype(name, array, "f32")
+        return Stored(
+            stored.data, stored.read_back, stored.error, reason + (stored.note or f"stays {dtypes.name_of(array.dtype)}")
+        )
     with np.errstate(over="ignore", under="ignore"):
         result = array.astype(dtypes.NUMPY[dtype.upper()])
-    return _measured(name, array, result, result, dtype.upper())
+    return _with_error(name, array, result, result, dtype.upper())
 
 
-def _measured(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed, seen: np.ndarray, kind: str) -> Stored:
-    exact, found = array.astype(np.float64), seen.astype(np.float64)
+def _with_error(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed, read_back: np.ndarray, kind: str) -> Stored:
+    exact, approximate = array.astype(np.float64), read_back.astype(np.float64)
     finite = np.isfinite(exact)
-    if not np.isfinite(found[finite]).all():
+    if not np.isfinite(approximate[finite]).all():
         largest = float(np.abs(exact[finite]).max())
         raise RefusedError(name, f"{largest:g} does not fit into {kind}", "Choose another dtype, such as bf16 or f32")
-    error = float(np.abs(exact[finite] - found[finite]).max(initial=0.0))
-    return Stored(data, seen, error, f"as {kind}" + (f", largest error {error:.3g}" if error else ", exactly"))
+    error = float(np.abs(exact[finite] - approximate[finite]).max(initial=0.0))
+    return Stored(data, read_back, error, f"as {kind}" + (f", largest error {error:.3g}" if error else ", exactly"))
 
 
-def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
+def _quantize(name: str, array: np.ndarray, kind: str) -> Stored:
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
@@ -247,5 +251,5 @@ def _quantized(name: str, array: np.ndarray, kind: str) -> Stored:
         raise RefusedError(name, f"{kind} cannot hold NaN or Inf", code="non-finite")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
-        seen = quants.dequantize(raw, GGMLQuantizationType[kind])
-    return _measured(name, array, gguf_file.Packed(kind, array.shape, raw), seen, kind)
+        read_back = quants.dequantize(raw, GGMLQuantizationType[kind])
+    return _with_error(name, array, gguf_file.Packed(kind, array.shape, raw), read_back, kind)

@@ -1,6 +1,7 @@
-"""Hyperparameters of single architectures of GGUF models (llama.cpp, `conversion/*.py`, `set_gguf_parameters`).
+"""Hyperparameters of individual architectures of GGUF models (llama.cpp, `conversion/*.py`, `set_gguf_parameters`).
 
-A model is refused if llama.cpp's architecture has no key for something that changes the function, or writes another value."""
+A model is refused if llama.cpp's architecture has no key for something that changes the function, or writes another value.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ def _llama(config: Config) -> Numbers:
 def _granite(config: Config) -> Numbers:
     if config.get("head_dim") not in (None, config.count("hidden_size") // config.count("num_attention_heads")):
         raise RefusedError(config.where, "config.json: a head_dim of its own, which llama.cpp's granite does not support")
-    made = _llama(config)
+    numbers = _llama(config)
     keys = {
         "attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
         "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
     }  # fmt: skip
-    return made | {key: f32(config.number(name)) for name, key in keys.items() if config.get(name)}
+    return numbers | {key: f32(config.number(name)) for name, key in keys.items() if config.get(name)}
 
 
 def _qwen2_moe(config: Config) -> Numbers:
@@ -45,24 +46,24 @@ def _qwen2_moe(config: Config) -> Numbers:
 def _gemma3(config: Config) -> Numbers:
     if config.get("attn_logit_softcapping") is not None:
         raise RefusedError(config.where, "config.json: attn_logit_softcapping, which llama.cpp's gemma3 does not support")
-    made = window(config) if config.get("sliding_window_pattern") != 1 else {}
+    numbers = window(config) if config.get("sliding_window_pattern") != 1 else {}
     key = "final_logit_softcapping"
-    return made | ({key: f32(config.number(key))} if config.get(key) else {})
+    return numbers | ({key: f32(config.number(key))} if config.get(key) else {})
 
 
 def _cohere(config: Config) -> Numbers:
-    made: Numbers = {"logit_scale": f32(config.number("logit_scale")), "rope.scaling.type": string("none")}
-    return made | ({"context_length": u32(config.count("model_max_length"))} if config.get("model_max_length") else {})
+    numbers: Numbers = {"logit_scale": f32(config.number("logit_scale")), "rope.scaling.type": string("none")}
+    return numbers | ({"context_length": u32(config.count("model_max_length"))} if config.get("model_max_length") else {})
 
 
 def _cohere2(config: Config) -> Numbers:
-    per = config.count("hidden_size") // config.count("num_attention_heads")
-    turned = int((1.0 if config.get("rotary_pct") is None else config.number("rotary_pct")) * per)
+    head_dim = config.count("hidden_size") // config.count("num_attention_heads")
+    rotated_count = int((1.0 if config.get("rotary_pct") is None else config.number("rotary_pct")) * head_dim)
     return (
         {"logit_scale": f32(config.number("logit_scale")), "rope.scaling.type": string("none")}
         | window(config)
         | vocabulary(config)
-        | {"rope.dimension_count": u32(turned)}
+        | {"rope.dimension_count": u32(rotated_count)}
     )
 
 
@@ -77,31 +78,31 @@ def _gpt_oss(config: Config) -> Numbers:
 
 
 def _deepseek2(config: Config) -> Numbers:
-    kept, turned, plain = (config.count(key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"))
-    made = {
+    lora_rank, rope_dim, nope_dim = (config.count(key) for key in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"))
+    numbers = {
         "attention.head_count_kv": u32(1),
         "leading_dense_block_count": u32(config.count("first_k_dense_replace")),
-        "attention.kv_lora_rank": u32(kept),
-        "attention.key_length": u32(kept + turned),
-        "attention.value_length": u32(kept),
-        "attention.key_length_mla": u32(plain + turned),
+        "attention.kv_lora_rank": u32(lora_rank),
+        "attention.key_length": u32(lora_rank + rope_dim),
+        "attention.value_length": u32(lora_rank),
+        "attention.key_length_mla": u32(nope_dim + rope_dim),
         "attention.value_length_mla": u32(config.count("v_head_dim")),
         "expert_feed_forward_length": u32(config.count("moe_intermediate_size")),
         "expert_shared_count": u32(config.count("n_shared_experts")),
         "expert_weights_scale": f32(config.number("routed_scaling_factor")),
-        "rope.dimension_count": u32(turned),
+        "rope.dimension_count": u32(rope_dim),
     } | vocabulary(config)
     if config.get("q_lora_rank") is not None:
-        made["attention.q_lora_rank"] = u32(config.count("q_lora_rank"))
+        numbers["attention.q_lora_rank"] = u32(config.count("q_lora_rank"))
     if config.get("norm_topk_prob"):
-        made["expert_weights_norm"] = boolean(True)
+        numbers["expert_weights_norm"] = boolean(True)
     if config.rope.get("mscale_all_dim") is not None:
-        made["rope.scaling.yarn_log_multiplier"] = f32(0.1 * config.rope_number("mscale_all_dim"))
-    return made
+        numbers["rope.scaling.yarn_log_multiplier"] = f32(0.1 * config.rope_number("mscale_all_dim"))
+    return numbers
 
 
-def _pattern(config: Config, period: int) -> Value:
-    """Whether each layer has a window; by default all but the last of so many."""
+def _window_pattern(config: Config, period: int) -> Value:
+    """Return whether each layer has a window; by default all but the last of every `period` layers have one."""
     count, kinds = config.count("num_hidden_layers"), config.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = ["full_attention" if layer % period == period - 1 else "sliding_attention" for layer in range(count)]
@@ -111,17 +112,19 @@ def _pattern(config: Config, period: int) -> Value:
 def _olmo2(config: Config) -> Numbers:
     if config.model_type != "olmo3":
         return {}
-    return window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)}
+    return window(config) | {"attention.sliding_window_pattern": _window_pattern(config, 4)}
 
 
 def _exaone4(config: Config) -> Numbers:
-    # llama.cpp has a window in the model of 64 layers alone (src/models/exaone4.cpp).
-    wide = config.count("num_hidden_layers") == 64
-    if (config.get("sliding_window") is not None) != wide:
-        what = "a sliding_window" if not wide else "no sliding_window"
-        raise RefusedError(config.where, f"config.json: {what}, but llama.cpp's exaone4 has one with 64 layers only")
-    made = vocabulary(config)
-    return made | window(config) | {"attention.sliding_window_pattern": _pattern(config, 4)} if wide else made
+    # llama.cpp has a window only in the model with 64 layers (src/models/exaone4.cpp).
+    has_window = config.count("num_hidden_layers") == 64
+    if (config.get("sliding_window") is not None) != has_window:
+        present = "a sliding_window" if not has_window else "no sliding_window"
+        raise RefusedError(config.where, f"config.json: {present}, but llama.cpp's exaone4 has one with 64 layers only")
+    numbers = vocabulary(config)
+    return (
+        numbers | window(config) | {"attention.sliding_window_pattern": _window_pattern(config, 4)} if has_window else numbers
+    )
 
 
 def _glm4moe(config: Config) -> Numbers:
@@ -139,6 +142,7 @@ def _glm4moe(config: Config) -> Numbers:
 def _hunyuan(config: Config) -> Numbers:
     if config.rope["rope_type"] != "dynamic":
         return {}
+    # llama.cpp's conversion applies the NTK-aware alpha to the base frequency (conversion/hunyuan.py).
     alpha, base, size = config.rope_number("alpha", 50), config.rope_number("rope_theta"), config.count("head_dim")
     longest = config.count("max_position_embeddings")
     if base != 10000.0 or longest not in (32 << 10, 256 << 10) or alpha <= 0 or size <= 2:
@@ -153,12 +157,12 @@ def _hunyuan(config: Config) -> Numbers:
 
 
 def _mistral3(config: Config) -> Numbers:
-    made = _llama(config)
+    numbers = _llama(config)
     if config.model_type != "ministral3":
-        return made
+        return numbers
     if config.rope["rope_type"] != "yarn":
         raise RefusedError(config.where, "config.json: the rotary embedding of a ministral3 is not yarn")
-    return made | {
+    return numbers | {
         "rope.scaling.yarn_log_multiplier": f32(config.rope_number("mscale_all_dim")),
         "attention.temperature_scale": f32(config.rope_number("llama_4_scaling_beta")),
     }
@@ -166,7 +170,7 @@ def _mistral3(config: Config) -> Numbers:
 
 def _ernie4_5_moe(config: Config) -> Numbers:
     shared = config.count("moe_num_shared_experts")
-    made = {
+    numbers = {
         "expert_count": u32(config.count("moe_num_experts")),
         "expert_used_count": u32(config.count("moe_k")),
         "interleave_moe_layer_step": u32(config.count("moe_layer_interval")),
@@ -175,26 +179,26 @@ def _ernie4_5_moe(config: Config) -> Numbers:
         "expert_shared_count": u32(shared),
     }
     if shared:
-        # Its conversion divides so, which is right for the published models (conversion/ernie.py).
-        wide = config.count("intermediate_size") // max(1, config.count("num_key_value_heads"))
-        if wide != shared * config.count("moe_intermediate_size"):
+        # llama.cpp's conversion divides this way, which is right for the published models (conversion/ernie.py).
+        width = config.count("intermediate_size") // max(1, config.count("num_key_value_heads"))
+        if width != shared * config.count("moe_intermediate_size"):
             raise RefusedError(
-                config.where, f"config.json: shared experts, which llama.cpp's conversion takes to be {wide} wide"
+                config.where, f"config.json: shared experts, which llama.cpp's conversion takes to be {width} wide"
             )
-        made["expert_shared_feed_forward_length"] = u32(wide)
-    return made
+        numbers["expert_shared_feed_forward_length"] = u32(width)
+    return numbers
 
 
 def _olmoe(config: Config) -> Numbers:
-    # Its conversion writes this number whatever the config has (conversion/olmo.py).
-    _only(config, {"rms_norm_eps": 1e-5, "num_key_value_heads": config.count("num_attention_heads")}, "olmoe")
+    # llama.cpp's conversion writes this number regardless of the config (conversion/olmo.py).
+    _require(config, {"rms_norm_eps": 1e-5, "num_key_value_heads": config.count("num_attention_heads")}, "olmoe")
     return {}
 
 
 def _phi2(config: Config) -> Numbers:
     _check_theta(config, "phi2")
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
-    _only(config, {"intermediate_size": 4 * hidden, "num_key_value_heads": heads}, "phi2")
+    _require(config, {"intermediate_size": 4 * hidden, "num_key_value_heads": heads}, "phi2")
     return {
         "context_length": u32(config.count("max_position_embeddings")),
         "embedding_length": u32(hidden),
@@ -213,23 +217,27 @@ def _minimax_m2(config: Config) -> Numbers:
 
 
 def _lfm2(config: Config) -> Numbers:
-    kinds, wide = layer_kinds("lfm2", config), config.count("intermediate_size")
+    kinds, width = layer_kinds("lfm2", config), config.count("intermediate_size")
     if config.get("block_auto_adjust_ff_dim"):
-        wide, of = int(2 * wide / 3), config.count("block_multiple_of")
+        width, multiple = int(2 * width / 3), config.count("block_multiple_of")
         if config.get("block_ffn_dim_multiplier") is not None:
-            wide = int(config.number("block_ffn_dim_multiplier") * wide)
-        wide = of * ((wide + of - 1) // max(1, of))
+            width = int(config.number("block_ffn_dim_multiplier") * width)
+        width = multiple * ((width + multiple - 1) // max(1, multiple))
     heads = config.count("num_key_value_heads")
     return vocabulary(config) | {
         "attention.head_count_kv": Value("[INT32]", [0 if kind == "conv" else heads for kind in kinds]),
         "shortconv.l_cache": u32(config.count("conv_L_cache")),
-        "feed_forward_length": u32(wide),
+        "feed_forward_length": u32(width),
     }
 
 
 def _sections(config: Config) -> Numbers:
     sections = config.rope.get("mrope_section")
-    if not isinstance(sections, list) or not 1 <= len(sections) <= 4 or not all(isinstance(one, int) for one in sections):
+    if (
+        not isinstance(sections, list)
+        or not 1 <= len(sections) <= 4
+        or not all(isinstance(section, int) for section in sections)
+    ):
         raise RefusedError(config.where, "config.json: no mrope_section, without which llama.cpp does not load the model")
     return {"rope.dimension_sections": Value("[INT32]", [*sections, 0, 0, 0][:4])}
 
@@ -262,8 +270,8 @@ def _qwen35(config: Config) -> Numbers:
 
 
 def _olmo(config: Config) -> Numbers:
-    made = {"attention.layer_norm_epsilon": f32(1e-5)}
-    return made | ({"attention.clamp_kqv": f32(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {})
+    numbers = {"attention.layer_norm_epsilon": f32(1e-5)}
+    return numbers | ({"attention.clamp_kqv": f32(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {})
 
 
 def _nemotron(config: Config) -> Numbers:
@@ -303,26 +311,26 @@ def _gemma(config: Config) -> Numbers:
 def _gemma2(config: Config) -> Numbers:
     # llama.cpp derives the scale of the queries from the number of layers (src/models/gemma2.cpp).
     divided = config.count("hidden_size") / config.count("num_attention_heads")
-    wanted = divided if config.count("num_hidden_layers") == 46 else config.count("head_dim")
-    if (given := config.get("query_pre_attn_scalar")) not in (None, wanted):
-        what = f"query_pre_attn_scalar is {str(given)[:40]}, but llama.cpp's gemma2 uses {wanted:g}"
-        raise RefusedError(config.where, f"config.json: {what}")
+    computed = divided if config.count("num_hidden_layers") == 46 else config.count("head_dim")
+    if (configured := config.get("query_pre_attn_scalar")) not in (None, computed):
+        problem = f"query_pre_attn_scalar is {str(configured)[:40]}, but llama.cpp's gemma2 uses {computed:g}"
+        raise RefusedError(config.where, f"config.json: {problem}")
     capped = {key: f32(config.number(key)) for key in ("attn_logit_softcapping", "final_logit_softcapping")}
     return _gemma(config) | capped | window(config)
 
 
 def _phi3(config: Config) -> Numbers:
-    made = some(config, *SIZES, RMS, "rope.freq_base")
-    made["rope.scaling.original_context_length"] = u32(config.count("original_max_position_embeddings"))
-    made["rope.dimension_count"] = u32(rotated(config))
-    made["attention.sliding_window"] = u32(config.count("sliding_window") if config.get("sliding_window") else 0)
-    return made
+    numbers = some(config, *SIZES, RMS, "rope.freq_base")
+    numbers["rope.scaling.original_context_length"] = u32(config.count("original_max_position_embeddings"))
+    numbers["rope.dimension_count"] = u32(rotated(config))
+    numbers["attention.sliding_window"] = u32(config.count("sliding_window") if config.get("sliding_window") else 0)
+    return numbers
 
 
 def _falcon(config: Config) -> Numbers:
     hidden = config.count("hidden_size")
-    asked = {"alibi": False, "parallel_attn": True, "ffn_hidden_size": 4 * hidden}
-    _only(config, asked, "falcon")
+    required = {"alibi": False, "parallel_attn": True, "ffn_hidden_size": 4 * hidden}
+    _require(config, required, "falcon")
     _check_theta(config, "falcon")
     groups = config.count("num_kv_heads") if config.get("new_decoder_architecture") else 1
     return {
@@ -336,7 +344,7 @@ def _falcon(config: Config) -> Numbers:
 
 
 def _bloom(config: Config) -> Numbers:
-    _only(config, {"apply_residual_connection_post_layernorm": False}, "bloom")
+    _require(config, {"apply_residual_connection_post_layernorm": False}, "bloom")
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     return {
         "context_length": u32(config.count("seq_length") if config.get("seq_length") else hidden),
@@ -349,7 +357,7 @@ def _bloom(config: Config) -> Numbers:
 
 def _gpt2(config: Config) -> Numbers:
     hidden = config.count("hidden_size")
-    _only(config, {"n_inner": 4 * hidden, "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True}, "gpt2")
+    _require(config, {"n_inner": 4 * hidden, "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True}, "gpt2")
     return {
         "context_length": u32(config.count("n_ctx") if config.get("n_ctx") else config.count("n_positions")),
         "embedding_length": u32(hidden),
@@ -358,20 +366,20 @@ def _gpt2(config: Config) -> Numbers:
     } | some(config, NORM)
 
 
-def _only(config: Config, asked: Mapping[str, object], name: str) -> None:
-    for key, value in asked.items():
+def _require(config: Config, required: Mapping[str, object], name: str) -> None:
+    for key, value in required.items():
         if config.get(key) not in (None, value):
-            what = f"{key} is {str(config.get(key))[:40]}, but llama.cpp's {name} uses {value}"
-            raise RefusedError(config.where, f"config.json: {what}")
+            problem = f"{key} is {str(config.get(key))[:40]}, but llama.cpp's {name} uses {value}"
+            raise RefusedError(config.where, f"config.json: {problem}")
 
 
 def _stablelm(config: Config) -> Numbers:
     _check_theta(config, "stablelm")
     factor = config.rope_number("partial_rotary_factor", 0.25)
-    turned = int(factor * (config.count("hidden_size") // config.count("num_attention_heads")))
+    rotated_count = int(factor * (config.count("hidden_size") // config.count("num_attention_heads")))
     return (
         some(config, *SIZES, NORM)
-        | {"rope.dimension_count": u32(turned)}
+        | {"rope.dimension_count": u32(rotated_count)}
         | {"use_parallel_residual": boolean(bool(config.get("use_parallel_residual")))}
     )
 

@@ -1,8 +1,8 @@
-"""Convert a byte-level BPE vocabulary from a tokenizer.json (llama.cpp, `conversion/base.py`, `get_vocab_base`).
+"""Conversion of a byte-level BPE vocabulary from a tokenizer.json (llama.cpp, `conversion/base.py`, `get_vocab_base`).
 
 Before the merges, llama.cpp splits a text by one of its own named rules (src/llama-vocab.cpp, `llm_tokenizer_bpe`). Its
 conversion finds the name by a hash of the ids of a test text, which works for known vocabularies only; here the name is
-found by the rules in tokenizer.json, which it stands for.
+found by comparing the rules in tokenizer.json.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ class Split:
     """Rules that split a text, applied one after the other, and llama.cpp's name for them.
 
     Attributes:
-        rules: Expressions whose matches are isolated; `words` is GPT-2's, which the byte-level step applies itself.
-        whole: Whether a piece that is a token is used before any merge.
+        rules: Expressions whose matches are isolated; `words` is GPT-2's expression, which the byte-level step itself applies.
+        whole_tokens_first: Whether a piece that is a token is used before any merge.
         name: The name of the rules in llama.cpp.
-        of: llama.cpp's other names of the same rules, by architecture.
-        adds: Whether llama.cpp adds the first token to a text by default.
+        names_by_architecture: llama.cpp's other names of the same rules, by architecture.
+        adds_first_token: Whether llama.cpp adds the first token to a text by default.
     """
 
     rules: tuple[str, ...]
-    whole: bool
+    whole_tokens_first: bool
     name: str
-    of: Mapping[str, str]
-    adds: bool = False
+    names_by_architecture: Mapping[str, str]
+    adds_first_token: bool = False
 
 
 _DEEPSEEK = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_MARKED = (  # Qwen2's, with the marks of letters
+_WITH_MARKS = (  # Qwen2's, with the marks of letters
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -57,11 +57,11 @@ _LLAMA3 = _WORDS + r"\p{N}{1,3}|" + _REST
 SPLITS = (
     Split(("digit", "words"), False, "smollm", {"starcoder2": "starcoder", "command-r": "command-r", "granite": "refact"}),
     Split(("words",), False, "gpt-2", {"olmo": "olmo", "phi2": "phi-2", "exaone4": "exaone4"}),
-    Split((_LLAMA3,), True, "llama-bpe", {"glm4": "glm4", "glm4moe": "glm4", "lfm2": "lfm2"}, adds=True),
+    Split((_LLAMA3,), True, "llama-bpe", {"glm4": "glm4", "glm4moe": "glm4", "lfm2": "lfm2"}, adds_first_token=True),
     Split((_LLAMA3,), False, "dbrx", {"llama": "smaug-bpe", "glm4": "chatglm-bpe"}),
     Split((_WORDS + r"\p{N}|" + _REST,), False, "qwen2", {"stablelm": "stablelm2"}),
-    Split((_MARKED,), False, "qwen35", {}),
-    Split((_CASES % ("", "") + r"\p{N}|" + _SLASHED,), True, "tekken", {}, adds=True),
+    Split((_WITH_MARKS,), False, "qwen35", {}),
+    Split((_CASES % ("", "") + r"\p{N}|" + _SLASHED,), True, "tekken", {}, adds_first_token=True),
     Split((_CASES % (_CONTRACTED, _CONTRACTED) + r"\p{N}{1,3}|" + _SLASHED,), False, "gpt-4o", {"minimax-m2": "minimax-m2"}),
     Split((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK), False, "deepseek-v3", {"hunyuan-dense": "hunyuan-dense"}),
     Split((" ?[^(\\s|[.,!?…。，、।۔،])]+",), False, "bloom", {}),
@@ -69,21 +69,21 @@ SPLITS = (
 
 
 def vocabulary(tokenizer: Tokenizer, gguf: str, size: int) -> dict[str, Value]:
-    """Tokens, their types, and the merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
+    """Return tokens, types and merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
     model = tokenizer.json.get("model") or {}
-    split = _split(tokenizer, model)
+    split = _find_split(tokenizer, model)
     tokens, types = _tokens(tokenizer, model, size)
-    made = {
+    metadata = {
         "tokenizer.ggml.model": string("gpt2"),
-        "tokenizer.ggml.pre": string(split.of.get(gguf, split.name)),
+        "tokenizer.ggml.pre": string(split.names_by_architecture.get(gguf, split.name)),
         "tokenizer.ggml.tokens": strings(tokens),
         "tokenizer.ggml.token_type": Value("[INT32]", types),
         "tokenizer.ggml.merges": strings(_merges(tokenizer, model)),
     }
-    return made | ({"tokenizer.ggml.add_bos_token": Value("BOOL", False)} if split.adds else {})
+    return metadata | ({"tokenizer.ggml.add_bos_token": Value("BOOL", False)} if split.adds_first_token else {})
 
 
-def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
+def _find_split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
     if (
         model.get("type", "BPE") != "BPE"
         or model.get("byte_fallback")
@@ -102,22 +102,23 @@ def _split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:
             )
     normalizer = tokenizer.json.get("normalizer")
     if normalizer not in (None, {"type": "NFC"}, {"type": "Sequence", "normalizers": []}):
-        what = f"tokenizer.json: a normalizer {str(normalizer)[:60]}, which llama.cpp does not apply"
-        raise RefusedError(tokenizer.where, what)
-    rules, whole = _rules(tokenizer), bool(model.get("ignore_merges"))
-    found = next((split for split in SPLITS if split.rules == rules and split.whole == whole), None)
-    if found is None:
-        shown = " then ".join(repr(rule[:60]) for rule in rules)
-        known = ", ".join(sorted({split.name for split in SPLITS}))
-        what = (
-            f"tokenizer.json: texts are split by {shown}{' and whole tokens' * whole}, which matches no known rule of llama.cpp"
+        problem = f"tokenizer.json: a normalizer {str(normalizer)[:60]}, which llama.cpp does not apply"
+        raise RefusedError(tokenizer.where, problem)
+    rules, whole_first = _rules(tokenizer), bool(model.get("ignore_merges"))
+    match = next((split for split in SPLITS if split.rules == rules and split.whole_tokens_first == whole_first), None)
+    if match is None:
+        rules_text = " then ".join(repr(rule[:60]) for rule in rules)
+        known_names = ", ".join(sorted({split.name for split in SPLITS}))
+        problem = (
+            f"tokenizer.json: texts are split by {rules_text}{' and whole tokens' * whole_first}, "
+            "which matches no known rule of llama.cpp"
         )
-        raise RefusedError(tokenizer.where, what, f"Known: {known}")
-    return found
+        raise RefusedError(tokenizer.where, problem, f"Known: {known_names}")
+    return match
 
 
 def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """The steps of the pre-tokenizer as rules of `Split`; unknown steps as text that matches no rule."""
+    """Return the steps of the pre-tokenizer as rules of `Split`; an unknown step becomes text that matches no rule."""
     first = tokenizer.json.get("pre_tokenizer") or {}
     steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
     rules = []
@@ -143,15 +144,16 @@ def _rules(tokenizer: Tokenizer) -> tuple[str, ...]:
 
 def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
     by_id: dict[int, str] = {number: token for token, number in model["vocab"].items()}
-    added = {one["id"]: one for one in (tokenizer.json.get("added_tokens") or [])}
-    by_id |= {number: one["content"] for number, one in added.items()}
+    added = {token["id"]: token for token in (tokenizer.json.get("added_tokens") or [])}
+    by_id |= {number: token["content"] for number, token in added.items()}
     _check_config(tokenizer, added)
     if max(by_id, default=0) >= size:
-        what = f"tokenizer.json has a token {max(by_id)}, but the model {size} rows of embeddings"
-        raise RefusedError(tokenizer.where, what)
+        problem = f"tokenizer.json has a token {max(by_id)}, but the model {size} rows of embeddings"
+        raise RefusedError(tokenizer.where, problem)
     tokens, types = [], []
     for number in range(size):
         if number not in by_id:
+            # The placeholder that llama.cpp's converter writes for rows without a token.
             tokens.append(f"[PAD{number}]")
             types.append(UNUSED)
         elif number in added:
@@ -161,43 +163,44 @@ def _tokens(tokenizer: Tokenizer, model: Mapping[str, Any], size: int) -> tuple[
         else:
             tokens.append(by_id[number])
             types.append(NORMAL)
+    # llama.cpp looks tokens up by their text.
     if len(set(tokens)) != len(tokens):
         raise RefusedError(tokenizer.where, "tokenizer.json: two tokens of the vocabulary are the same text")
     return tokens, types
 
 
 def _check_config(tokenizer: Tokenizer, added: Mapping[int, Mapping[str, Any]]) -> None:
-    """Refuse tokens in tokenizer_config.json alone, which transformers would add."""
-    for number, one in (tokenizer.config.get("added_tokens_decoder") or {}).items():
-        if int(number) not in added or added[int(number)]["content"] != one["content"]:
-            what = f"tokenizer_config.json has an added token {number} that is missing from tokenizer.json"
-            raise RefusedError(tokenizer.where, what)
+    """Refuse tokens that are only in tokenizer_config.json, which transformers would add."""
+    for number, token in (tokenizer.config.get("added_tokens_decoder") or {}).items():
+        if int(number) not in added or added[int(number)]["content"] != token["content"]:
+            problem = f"tokenizer_config.json has an added token {number} that is missing from tokenizer.json"
+            raise RefusedError(tokenizer.where, problem)
 
 
 def added_token(tokenizer: Tokenizer, token: Mapping[str, Any]) -> tuple[str, int]:
-    """The text and type of an added token; if it is not normalized, the text as its own encoding decodes it."""
+    """Return the text and type of an added token; if it is not normalized, the text as its own encoding decodes it."""
     text = str(token["content"])
     if not token.get("normalized") and not _is_plain(text):
-        what = f"tokenizer.json: the added token {text[:40]!r} has characters that stand for bytes"
-        raise RefusedError(tokenizer.where, what)
+        problem = f"tokenizer.json: the added token {text[:40]!r} has characters that stand for bytes"
+        raise RefusedError(tokenizer.where, problem)
     if token.get("special") or looks_special(text):
         return text, CONTROL
     return text.replace("\u2581", " "), USER_DEFINED
 
 
 def _is_plain(text: str) -> bool:
-    """Whether decoding does not change a text: in the alphabet of bytes only ASCII characters stand for themselves."""
-    return all("!" <= c <= "~" for c in text) or any(not _stands_for_byte(c) for c in text)
+    """Return whether decoding leaves a text unchanged: in the alphabet of bytes only ASCII characters represent themselves."""
+    return all("!" <= c <= "~" for c in text) or any(not _encodes_byte(c) for c in text)
 
 
-def _stands_for_byte(character: str) -> bool:
+def _encodes_byte(character: str) -> bool:
     # GPT-2's alphabet: the printable bytes of Latin-1, and 68 characters from U+0100 on for the others.
     code = ord(character)
     return 0x21 <= code <= 0x7E or 0xA1 <= code <= 0xAC or 0xAE <= code <= 0xFF or 0x100 <= code < 0x144
 
 
 def looks_special(text: str) -> bool:
-    """Whether a token that a model marks as normal is a control token (`does_token_look_special`)."""
+    """Return whether a token that a model marks as normal is a control token (`does_token_look_special`)."""
     framed = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
     unused = text.startswith("<unused") and text.endswith(">")
     return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]") or framed or unused

@@ -1,8 +1,9 @@
-"""Refuse models that llama.cpp cannot load, or would compute otherwise (`src/models/*.cpp`).
+"""Refusal of models that llama.cpp cannot load or would compute differently (`src/models/*.cpp`).
 
-The tensors must be complete and of consistent shapes. llama.cpp computes some steps in one way whatever config.json sets, and
-its conversion ignores the difference; a model that needs another way is refused. If only long texts differ, that is a note
-instead: Mistral's first models and gpt-oss are widely used this way."""
+The tensors must be complete and of consistent shapes. llama.cpp computes some steps in one fixed way whatever config.json sets,
+and its conversion ignores the difference; a model that needs another way is refused. If only long texts differ, a note is given
+instead: Mistral's first models and gpt-oss are widely used this way.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +29,13 @@ _UNBIASED = dict.fromkeys(
 ) | {"seed_oss": ("attn_output.", "ffn_"), "deepseek2": ("ffn_",)}  # fmt: skip
 _UNBIASED["glm4moe"] = ("attn_output.", "ffn_")
 """Biases that llama.cpp does not support (`src/models/*.cpp`): it does not load a file with them."""
-_BIASED = {"starcoder2": ("attn_output.", "ffn_down.", "ffn_up."), "gpt-oss": ("attn_q.", "attn_k.", "attn_v.", "attn_output.")}
-"""Biases without which it does not load a file."""
+_NEEDS_BIAS = {
+    "starcoder2": ("attn_output.", "ffn_down.", "ffn_up."),
+    "gpt-oss": ("attn_q.", "attn_k.", "attn_v.", "attn_output."),
+}
+"""Biases without which llama.cpp does not load a file."""
 _UNTIED = ("qwen2moe", "olmo2", "stablelm", "gpt-oss", "nemotron", "olmoe", "phi2", "minimax-m2", "apertus")
-"""Architectures that it does not load without an output layer."""
+"""Architectures that llama.cpp does not load without an output layer."""
 
 
 def check_complete(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> None:
@@ -60,7 +64,7 @@ def _check_biases(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
         _, _, inner = name.removeprefix("blk.").partition(".")
         if name.endswith(".bias") and inner.startswith(_UNBIASED.get(gguf, ())):
             raise RefusedError(config.where, f"a bias {name}, but llama.cpp's {gguf} has none")
-    for stem in _BIASED.get(gguf, ()):
+    for stem in _NEEDS_BIAS.get(gguf, ()):
         if f"blk.0.{stem}bias" not in shapes:
             raise RefusedError(config.where, f"no bias blk.0.{stem}bias, but llama.cpp's {gguf} needs one")
 
@@ -75,12 +79,17 @@ def _check_layers(gguf: str, shapes: Mapping[str, Shape], config: Config) -> Non
             layers.setdefault(layer, {})[inner] = shape
     if len(layers) != count:
         raise RefusedError(config.where, f"config.json: num_hidden_layers is {count}, but there are {len(layers)}")
-    for layer, found in layers.items():
-        like = layers[str(kinds.index(kinds[int(layer)]))]
-        other = next((inner for inner in sorted({*found, *like}) if found.get(inner) != like.get(inner)), None)
-        if other:
-            what = f"layer {layer} has {found.get(other, 'no tensor')} for {other}, but others have {like.get(other, 'none')}"
-            raise RefusedError(config.where, what)
+    for layer, tensors in layers.items():
+        reference = layers[str(kinds.index(kinds[int(layer)]))]
+        differing = next(
+            (inner for inner in sorted({*tensors, *reference}) if tensors.get(inner) != reference.get(inner)), None
+        )
+        if differing:
+            problem = (
+                f"layer {layer} has {tensors.get(differing, 'no tensor')} for {differing}, "
+                f"but others have {reference.get(differing, 'none')}"
+            )
+            raise RefusedError(config.where, problem)
 
 
 # ---- The computation
@@ -102,7 +111,7 @@ _FIXED: dict[str, dict[str, tuple[Any, Any]]] = {
 }
 """Key to transformers' default, and the value that llama.cpp always uses."""
 _PERIODS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
-"""Period of the layers that attend to the whole text: the last of so many."""
+"""The period of the layers that attend to the whole text: the last of every so many."""
 _WINDOWED = {"mistral": 4096, "mixtral": None, "starcoder2": None, "phi3": None, "ministral3": None}
 """Model types with a window on all layers, and transformers' default for it."""
 _SQUARE = (
@@ -115,10 +124,10 @@ _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 def check_computed(config: Config) -> tuple[str, ...]:
     """Return a note for each difference on long texts; raise RefusedError if llama.cpp computes something else."""
-    for key, (usual, known) in _FIXED.get(config.model_type, {}).items():
-        value = config.values.get(key, usual)
-        if value != known:
-            _refuse(config, f"{key} is {str(value)[:40]}", f"{known}")
+    for key, (default, computed) in _FIXED.get(config.model_type, {}).items():
+        value = config.values.get(key, default)
+        if value != computed:
+            _refuse(config, f"{key} is {str(value)[:40]}", f"{computed}")
     heads = config.count("num_attention_heads")
     if (
         config.model_type in _SQUARE
@@ -126,33 +135,33 @@ def check_computed(config: Config) -> tuple[str, ...]:
         and config.count("head_dim") * heads != config.count("hidden_size")
     ):
         _refuse(config, f"head_dim is {config.get('head_dim')}", f"{config.count('hidden_size') // max(1, heads)}")
-    _layers(config)
-    _OWN.get(config.model_type, _nothing)(config)
+    _check_windows(config)
+    _CHECKS_BY_TYPE.get(config.model_type, _no_check)(config)
     return (*_rope(config), *_window(config))
 
 
-def _refuse(config: Config, stated: str, known: str) -> None:
-    raise RefusedError(config.where, f"config.json: {stated}, but llama.cpp's code for {config.model_type} uses {known}")
+def _refuse(config: Config, configured: str, computed: str) -> None:
+    raise RefusedError(config.where, f"config.json: {configured}, but llama.cpp's code for {config.model_type} uses {computed}")
 
 
-def _nothing(_: Config) -> None:
+def _no_check(_: Config) -> None:
     return
 
 
-def _layers(config: Config) -> None:
-    """Check which layers have a window."""
+def _check_windows(config: Config) -> None:
+    """Refuse a model unless the layers with a window are those that llama.cpp expects."""
     period, count = _PERIODS.get(config.model_type), config.count("num_hidden_layers")
     if not period:
         return
-    stated = config.get("layer_types")
-    if isinstance(stated, list):
-        whole = [index for index, kind in enumerate(stated[:count]) if kind != "sliding_attention"]
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list):
+        full_attention = [index for index, kind in enumerate(layer_types[:count]) if kind != "sliding_attention"]
     else:
         pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
-        whole = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
-    if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(whole) == count:
+        full_attention = list(range(pattern - 1, count, pattern)) if isinstance(pattern, int) and pattern > 0 else []
+    if config.model_type == "gemma3_text" and config.get("sliding_window_pattern") == 1 and len(full_attention) == count:
         return
-    if whole != list(range(period - 1, count, period)):
+    if full_attention != list(range(period - 1, count, period)):
         _refuse(config, "other layers attend to the whole text", f"the last of every {period} layers for that")
 
 
@@ -169,20 +178,20 @@ def _granite(config: Config) -> None:
 
 def _smollm3(config: Config) -> None:
     count, step = config.count("num_hidden_layers"), config.values.get("no_rope_layer_interval", 4)
-    known = [int((layer + 1) % 4 != 0) for layer in range(count)]
-    stated = config.get("no_rope_layers")
-    if stated is None and isinstance(step, int) and step > 0:
-        stated = [int((layer + 1) % step != 0) for layer in range(count)]
-    if stated != known:
+    computed = [int((layer + 1) % 4 != 0) for layer in range(count)]
+    configured = config.get("no_rope_layers")
+    if configured is None and isinstance(step, int) and step > 0:
+        configured = [int((layer + 1) % step != 0) for layer in range(count)]
+    if configured != computed:
         _refuse(config, "other layers are without a rotary embedding", "the last of every 4 layers without one")
 
 
 def _gemma3(config: Config) -> None:
-    wide = config.count("num_hidden_layers") == 62
-    known = config.count("hidden_size") // config.count("num_attention_heads") if wide else config.count("head_dim")
-    stated = config.values.get("query_pre_attn_scalar", 256)
-    if stated != known:
-        _refuse(config, f"query_pre_attn_scalar is {str(stated)[:40]}", str(known))
+    is_27b = config.count("num_hidden_layers") == 62
+    computed = config.count("hidden_size") // config.count("num_attention_heads") if is_27b else config.count("head_dim")
+    configured = config.values.get("query_pre_attn_scalar", 256)
+    if configured != computed:
+        _refuse(config, f"query_pre_attn_scalar is {str(configured)[:40]}", str(computed))
 
 
 def _deepseek2(config: Config) -> None:
@@ -206,7 +215,7 @@ def _nemotron(config: Config) -> None:
         _refuse(config, "the rotary embedding is yarn", "a linear one")
 
 
-_OWN: dict[str, Callable[[Config], None]] = {
+_CHECKS_BY_TYPE: dict[str, Callable[[Config], None]] = {
     "cohere": _cohere, "granite": _granite, "smollm3": _smollm3, "gemma3_text": _gemma3, "deepseek_v2": _deepseek2,
     "deepseek_v3": _deepseek2, "nemotron": _nemotron, "granitemoe": _granite, "glm4_moe": _deepseek2,
     "ernie4_5_moe": _ernie4_5_moe,
@@ -221,33 +230,33 @@ def _rope(config: Config) -> tuple[str, ...]:
         _attention(config, math.sqrt(1 + math.log(scale) / log) if scale > 1 else 1.0)
     if rope["rope_type"] != "yarn":
         return ()
-    for key, known in _YARN.items():
-        if rope.get(key) not in (None, known):
-            _refuse(config, f"{key} of the rotary embedding is {str(rope[key])[:40]}", f"{known:g}")
-    scaled = rope.get("mscale"), rope.get("mscale_all_dim")
+    for key, computed in _YARN.items():
+        if rope.get(key) not in (None, computed):
+            _refuse(config, f"{key} of the rotary embedding is {str(rope[key])[:40]}", f"{computed:g}")
+    mscales = rope.get("mscale"), rope.get("mscale_all_dim")
     if config.model_type.startswith("deepseek") or config.model_type == "ministral3":
-        if not scaled[0] or scaled[0] != scaled[1]:
-            _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "one number for both")
-    elif all(scaled) and rope.get("attention_factor") is None:
-        _refuse(config, f"mscale and mscale_all_dim are {str(scaled)[:60]}", "neither")
+        if not mscales[0] or mscales[0] != mscales[1]:
+            _refuse(config, f"mscale and mscale_all_dim are {str(mscales)[:60]}", "one number for both")
+    elif all(mscales) and rope.get("attention_factor") is None:
+        _refuse(config, f"mscale and mscale_all_dim are {str(mscales)[:60]}", "neither")
     _attention(config, 1 + 0.1 * math.log(max(1.0, config.rope_number("factor"))))
     if rope.get("truncate") is False:
         return ("llama.cpp rounds the bounds of the rotary embedding's ramp, which this model does not (truncate)",)
     return ()
 
 
-def _attention(config: Config, known: float) -> None:
+def _attention(config: Config, computed: float) -> None:
     if config.rope.get("attention_factor") is not None:
-        stated = config.rope_number("attention_factor")
-        if not math.isclose(stated, known, rel_tol=1e-4):
-            _refuse(config, f"attention_factor of the rotary embedding is {stated:g}", f"{known:g}")
+        configured = config.rope_number("attention_factor")
+        if not math.isclose(configured, computed, rel_tol=1e-4):
+            _refuse(config, f"attention_factor of the rotary embedding is {configured:g}", f"{computed:g}")
 
 
 def _window(config: Config) -> tuple[str, ...]:
-    kind, stated = config.model_type, config.get("layer_types")
+    kind, layer_types = config.model_type, config.get("layer_types")
     if kind in _PERIODS or not (kind in _WINDOWED or config.get("use_sliding_window")):
         return ()
-    if kind not in _WINDOWED and isinstance(stated, list) and "sliding_attention" not in stated:
+    if kind not in _WINDOWED and isinstance(layer_types, list) and "sliding_attention" not in layer_types:
         return ()
     size = config.values.get("sliding_window", _WINDOWED.get(kind, 4096))
     longest = config.get("max_position_embeddings")

@@ -1,4 +1,4 @@
-"""A model's config.json with transformers' defaults, as llama.cpp's conversion reads it (`AutoConfig`, `to_dict`)."""
+"""A model's config.json completed with transformers' defaults, as llama.cpp's conversion reads it (`AutoConfig`, `to_dict`)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "ernie4_5": {"rms_norm_eps": 1e-5, "head_dim": 128, "rope_theta": 5e5},
     "arcee": {"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
 }  # fmt: skip
-"""Defaults of the classes of transformers 5.24, as far as a GGUF contains them."""
+"""Defaults of the classes in transformers 5.24, as far as a GGUF contains them."""
 _DEFAULTS["qwen3_5_moe"] = _DEFAULTS["qwen3_5"] | {
     "num_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
 }  # fmt: skip
@@ -118,13 +118,18 @@ _OWN_NAMES["bloom"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads"
 _OWN_NAMES["falcon"] = {"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
 _SCALED = ("llama3", "yarn", "longrope")
 _LARGEST = 3.4e38  # of float32
-_MOST = {"num_hidden_layers": 10_000, "num_attention_heads": 1 << 20, "hidden_size": 1 << 24, "head_dim": 1 << 20}
-"""The largest numbers of which lists and arrays are made, and by which others are divided."""
+_LARGEST_COUNTS = {"num_hidden_layers": 10_000, "num_attention_heads": 1 << 20, "hidden_size": 1 << 24, "head_dim": 1 << 20}
+"""Upper limits of the numbers that size lists and arrays, and of those that others are divided by."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a model; `rope` are those of its rotary embedding, `sliding_rope` those of layers with a window."""
+    """The numbers of a model.
+
+    Attributes:
+        rope: The settings of its rotary embedding.
+        sliding_rope: The settings of the rotary embedding in layers with a window.
+    """
 
     where: str
     model_type: str
@@ -133,11 +138,11 @@ class Config:
     sliding_rope: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """A value; None if it is missing."""
+        """Return a value; None if it is missing."""
         return self.values.get(key)
 
     def count(self, key: str) -> int:
-        """A whole number; RefusedError if it is missing or not a whole number."""
+        """Return a whole number; RefusedError if it is missing or not a whole number."""
         return self._whole(key, self.values.get(key))
 
     def _whole(self, key: str, value: Any) -> int:
@@ -146,20 +151,20 @@ class Config:
         return value
 
     def number(self, key: str) -> float:
-        """A number; RefusedError if it is missing or not a number."""
+        """Return a number; RefusedError if it is missing or not a number."""
         return self._float(key, self.values.get(key))
 
     def rope_number(self, key: str, default: float | None = None) -> float:
-        """A number of the rotary embedding; RefusedError if it is missing and there is no default."""
+        """Return a number of the rotary embedding; RefusedError if it is missing and there is no default."""
         return self._float(key, self.rope.get(key, default))
 
     def rope_count(self, key: str) -> int:
-        """A whole number of the rotary embedding."""
+        """Return a whole number of the rotary embedding."""
         value = self.rope.get(key)
         return self._whole(key, int(value) if isinstance(value, float) and value.is_integer() else value)
 
     def sliding_rope_number(self, key: str) -> float:
-        """A number of the rotary embedding of layers with a window."""
+        """Return a number of the rotary embedding of layers with a window."""
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
@@ -168,21 +173,22 @@ class Config:
         return float(value)
 
 
-def configured(config: Mapping[str, Any], where: str) -> Config:
+def configured(config: Mapping[str, Any], location: str) -> Config:
     """Complete the config of a model, or of the text model in it, with the defaults of its class."""
+    # A vision model has the numbers of its text model in an object of their own.
     if isinstance(config.get("text_config"), dict):
         config = {**config, **config["text_config"]}
     model_type = str(config.get("model_type"))
     if model_type not in _DEFAULTS:
         raise RefusedError(
-            where, f"model_type {model_type[:40]!r} has no verified conversion to GGUF", code="unsupported-architecture"
+            location, f"model_type {model_type[:40]!r} has no verified conversion to GGUF", code="unsupported-architecture"
         )
     values = {**_DEFAULTS[model_type], **config}
-    for own, usual in _OWN_NAMES.get(model_type, {}).items():
-        values.setdefault(usual, values.get(own))
-    for key, most in _MOST.items():
-        if isinstance(number := values.get(key), int) and not 1 <= number <= most:
-            raise RefusedError(where, f"config.json: {key} is {number}, not a number from 1 to {most:,}")
+    for own_name, common_name in _OWN_NAMES.get(model_type, {}).items():
+        values.setdefault(common_name, values.get(own_name))
+    for key, largest in _LARGEST_COUNTS.items():
+        if isinstance(number := values.get(key), int) and not 1 <= number <= largest:
+            raise RefusedError(location, f"config.json: {key} is {number}, not a number from 1 to {largest:,}")
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     if model_type in _MULTI_HEAD and values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = heads
@@ -196,18 +202,22 @@ def configured(config: Mapping[str, Any], where: str) -> Config:
         values["head_dim"] = hidden // heads
     for key in ("rope_scaling", "rope_parameters"):
         if not isinstance(values.get(key), dict | None):
-            raise RefusedError(where, f"config.json: {key} is not an object")
+            raise RefusedError(location, f"config.json: {key} is not an object")
     rope, sliding = _rope(values, model_type)
-    return Config(where, model_type, values, rope, sliding)
+    return Config(location, model_type, values, rope, sliding)
 
 
 def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
-    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    """Return the rotary embedding of most layers and of those with a window (transformers, `convert_rope_params_to_dict`)."""
+    configured_rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     theta = values.get("rope_theta", 10000.0)
     if model_type == "gemma3_text":
-        nested = {key: dict(given[key]) for key in ("full_attention", "sliding_attention") if isinstance(given.get(key), dict)}
-        plain = {} if nested else given
+        nested = {
+            key: dict(configured_rope[key])
+            for key in ("full_attention", "sliding_attention")
+            if isinstance(configured_rope.get(key), dict)
+        }
+        plain = {} if nested else configured_rope
         full = {
             "rope_type": "default",
             "rope_theta": values.get("rope_theta", 1e6),
@@ -215,21 +225,24 @@ def _rope(values: Mapping[str, Any], model_type: str) -> tuple[dict[str, Any], d
             **nested.get("full_attention", {}),
         }
         local = {"rope_type": "default", "rope_theta": values.get("rope_local_base_freq", 10000.0)}
-        return _typed(full, values), local | nested.get("sliding_attention", {})
+        return _with_rope_type(full, values), local | nested.get("sliding_attention", {})
     if model_type == "olmo3":
-        usual = {"rope_type": "default", "rope_theta": theta}
-        own = values.get("rope_parameters") or {}
-        kinds = [own[kind] if isinstance(own.get(kind), dict) else {} for kind in ("full_attention", "sliding_attention")]
-        return _typed({**usual, **kinds[0], **(values.get("rope_scaling") or {})}, values), usual | kinds[1]
-    rope = {"rope_theta": theta, **given}
+        defaults = {"rope_type": "default", "rope_theta": theta}
+        parameters = values.get("rope_parameters") or {}
+        kinds = [
+            parameters[kind] if isinstance(parameters.get(kind), dict) else {}
+            for kind in ("full_attention", "sliding_attention")
+        ]
+        return _with_rope_type({**defaults, **kinds[0], **(values.get("rope_scaling") or {})}, values), defaults | kinds[1]
+    rope = {"rope_theta": theta, **configured_rope}
     if rope.get("rope_type", rope.get("type")) == "mrope":  # Qwen2-VL's name of the default in sections
         rope["rope_type"] = "default"
     if values.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
-    return _typed(rope, values), {}
+    return _with_rope_type(rope, values), {}
 
 
-def _typed(rope: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_rope_type(rope: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     rope.setdefault("rope_type", rope.get("type", "default"))
     if rope["rope_type"] in _SCALED:
         if values.get("original_max_position_embeddings") is not None:

@@ -1,7 +1,8 @@
-"""Write the metadata of a GGUF model, except for its vocabulary: `general.*` and the architecture's hyperparameters.
+"""Metadata of a GGUF model, except for its vocabulary: `general.*` and the architecture's hyperparameters.
 
-A model is refused if llama.cpp ignores something that changes the function (an activation, a rotary embedding without
-tensors there)."""
+A model is refused if llama.cpp ignores something that changes the function, such as an activation or a rotary embedding for
+which it has no tensors.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from .architecture_keys import MORE, OWN
 from .configured import Config
 from .shared_keys import Numbers, shared
 
-# generation_config.json's keys (gguf-py, `metadata.py`, `Metadata.load`).
+# The keys of generation_config.json (gguf-py, `metadata.py`, `Metadata.load`).
 _SAMPLING = {
     "top_k": ("top_k", int), "top_p": ("top_p", float), "min_p": ("min_p", float), "temp": ("temperature", float),
     "penalty_repeat": ("repetition_penalty", float), "penalty_last_n": ("penalty_last_n", int),
@@ -27,35 +28,35 @@ _STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "
 
 
 def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, Value]:
-    """The keys `general.*`, except for those of the tensors' type."""
-    made = {"general.architecture": string(gguf), "general.type": string("model")}
-    for key, (asked, kind) in _SAMPLING.items():
-        value = generation.get(asked)
+    """Return the keys `general.*`, except for those of the tensors' type."""
+    metadata = {"general.architecture": string(gguf), "general.type": string("model")}
+    for key, (option, kind) in _SAMPLING.items():
+        value = generation.get(option)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31:
-            made[f"general.sampling.{key}"] = Value("INT32", int(value)) if kind is int else f32(float(value))
-    return made | {"general.name": string(name), "general.size_label": string(size_label(shapes))}
+            metadata[f"general.sampling.{key}"] = Value("INT32", int(value)) if kind is int else f32(float(value))
+    return metadata | {"general.name": string(name), "general.size_label": string(size_label(shapes))}
 
 
 def size_label(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """`1.1B`, or `8x7B` of a model with experts (gguf-py, `utility.py`, `size_label`)."""
+    """Return `1.1B`, or `8x7B` for a model with experts (gguf-py, `utility.py`, `size_label`)."""
     stacked = {name: shape for name, shape in shapes.items() if "_exps." in name and len(shape) > 2}
     counts = [shape[0] for shape in stacked.values()]
     expert = sum(math.prod(shape) // shape[0] for shape in stacked.values())
     shared = sum(math.prod(shape) for name, shape in shapes.items() if name not in stacked)
     number = sum(counts) // len(counts) if counts else 0
-    return f"{number}x{_rounded(shared + expert)}" if number else _rounded(shared)
+    return f"{number}x{_scaled_count(shared + expert)}" if number else _scaled_count(shared)
 
 
-def _rounded(count: int) -> str:
+def _scaled_count(count: int) -> str:
     factor, unit = next((factor, unit) for least, factor, unit in _STEPS if count > least)
-    scaled = count * factor
-    digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
-    return f"{scaled:.{digits}f}{unit}"
+    number = count * factor
+    digits = max(2 - len(str(round(number)).lstrip("0")), 0)
+    return f"{number:.{digits}f}{unit}"
 
 
-def stored(wanted: str) -> dict[str, Value]:
-    """The keys of the type of most tensors."""
-    return {"general.file_type": u32(FILE_TYPES[wanted]), "general.quantization_version": u32(2)}
+def stored(file_type: str) -> dict[str, Value]:
+    """Return the keys for the type of most tensors."""
+    return {"general.file_type": u32(FILE_TYPES[file_type]), "general.quantization_version": u32(2)}
 
 
 FILE_TYPES = {
@@ -81,39 +82,43 @@ _SCALED = {
     "phi3": ("default", "longrope", "su"),
     **dict.fromkeys(("command-r", "cohere2"), ("default",)),
 }
-"""Types of rotary embeddings with a scaling that llama.cpp's conversion writes, as numbers or tensors."""
+"""Types of scaled rotary embeddings that llama.cpp's conversion writes, as numbers or tensors."""
 
 
 def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
-    """The hyperparameters: key under the architecture's prefix to value."""
+    """Return the hyperparameters: key under the architecture's prefix to value."""
     _check(architecture, config)
-    special, more = OWN.get(architecture.gguf), MORE.get(architecture.gguf)
-    made = special(config) if special else shared(config) | (more(config) if more else {})
+    special, extra = OWN.get(architecture.gguf), MORE.get(architecture.gguf)
+    numbers = special(config) if special else shared(config) | (extra(config) if extra else {})
     if architecture.gguf in ("granite", "granitemoe"):  # llama.cpp has no head_dim for them
-        made = {key: value for key, value in made.items() if key not in ("attention.key_length", "attention.value_length")}
-    for key, value in made.items():
-        numbers = value.value if value.kind.startswith("[") else [value.value]
-        holds = _HOLDS.get(value.kind.strip("[]"))
-        if holds is not None and not all(number in holds for number in numbers):
-            what = f"config.json: {key} of the GGUF would be {str(value.value)[:40]}, which does not fit into {value.kind}"
-            raise RefusedError(config.where, what)
-    return {"block_count": u32(config.count("num_hidden_layers"))} | made
+        numbers = {
+            key: value for key, value in numbers.items() if key not in ("attention.key_length", "attention.value_length")
+        }
+    for key, value in numbers.items():
+        elements = value.value if value.kind.startswith("[") else [value.value]
+        holds = _RANGES.get(value.kind.strip("[]"))
+        if holds is not None and not all(number in holds for number in elements):
+            problem = f"config.json: {key} of the GGUF would be {str(value.value)[:40]}, which does not fit into {value.kind}"
+            raise RefusedError(config.where, problem)
+    return {"block_count": u32(config.count("num_hidden_layers"))} | numbers
 
 
-_HOLDS = {"UINT32": range(1 << 32), "INT32": range(-1 << 31, 1 << 31)}
+_RANGES = {"UINT32": range(1 << 32), "INT32": range(-1 << 31, 1 << 31)}
 
 
 def _check(architecture: Architecture, config: Config) -> None:
-    known = _ACTIVATIONS.get(architecture.gguf, ("silu", "swish"))
-    # hidden_act is "gelu" in an old Gemma, but its null hidden_activation counts.
+    activations = _ACTIVATIONS.get(architecture.gguf, ("silu", "swish"))
+    # In an old Gemma hidden_act is "gelu", but in transformers hidden_activation takes precedence, even if it is null.
     key = next((key for key in ("hidden_activation", "hidden_act", "activation_function", "activation") if config.get(key)), "")
-    if key and config.get(key) not in known:
-        what = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {known[-1]}"
-        raise RefusedError(config.where, what)
+    if key and config.get(key) not in activations:
+        problem = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {activations[-1]}"
+        raise RefusedError(config.where, problem)
     kind = config.rope["rope_type"]
     if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in OWN else ("default", "linear", "yarn")):
-        what = f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} ignores"
-        raise RefusedError(config.where, what)
+        problem = (
+            f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} ignores"
+        )
+        raise RefusedError(config.where, problem)
     if config.sliding_rope.get("rope_type", "default") != "default":
         raise RefusedError(
             config.where, "the rotary embedding of the layers with a window is scaled, for which llama.cpp has no key"

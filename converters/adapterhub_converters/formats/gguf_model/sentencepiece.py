@@ -1,7 +1,8 @@
-"""Convert a SentencePiece vocabulary from a tokenizer.model (llama.cpp, `conversion/base.py`, `_create_vocab_sentencepiece`).
+"""Conversion of a SentencePiece vocabulary from a tokenizer.model (llama.cpp, `conversion/base.py`).
 
-The file is a protobuf message, `ModelProto` of sentencepiece_model.proto: pieces in field 1 (text, score, type), the trainer's
-settings in 2 (the kind of model in 3), the normalizer's in 3 (whether a space is added before a text in 3).
+Follows `_create_vocab_sentencepiece`. The file is a protobuf message, `ModelProto` of sentencepiece_model.proto: pieces in
+field 1 (text, score, type), the trainer's settings in field 2 (the kind of model in 3), the normalizer's settings in field 3
+(whether a space is added before a text in 3).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MAX = 64 << 20  # bytes; a quarter of a million pieces take 5 MB
 
 @dataclass(frozen=True)
 class Pieces:
-    """The contents of a tokenizer.model: text, score, and type of each piece, and whether a space is added before a text."""
+    """The contents of a tokenizer.model: text, score and type of each piece, and whether a space is added before a text."""
 
     pieces: tuple[tuple[str, float, int], ...]
     prefixed: bool
@@ -43,6 +44,7 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
     pieces: list[tuple[str, float, int]] = []
+    # protobuf leaves out defaults: a unigram model, and a space before a text.
     kind, prefixed = 1, True
     for field, value in _fields(raw, str(path)):
         if field == 1:
@@ -58,61 +60,65 @@ def read_pieces(tokenizer: Tokenizer) -> Pieces:
     return Pieces(tuple(pieces), prefixed)
 
 
-def _piece(raw: Any, where: str) -> tuple[str, float, int]:
-    found = dict(_fields(raw, where))
-    text, score, kind = found.get(1, b""), found.get(2, 0.0), found.get(3, NORMAL)
+def _piece(raw: Any, location: str) -> tuple[str, float, int]:
+    fields = dict(_fields(raw, location))
+    text, score, kind = fields.get(1, b""), fields.get(2, 0.0), fields.get(3, NORMAL)
     if not isinstance(text, bytes) or not isinstance(score, float) or not isinstance(kind, int) or not 1 <= kind <= 6:
-        raise FormatError(where, "its text, score or type is not one that SentencePiece writes")
+        raise FormatError(location, "its text, score or type is not one that SentencePiece writes")
     try:
         return text.decode(), score, NORMAL if kind == _USER_DEFINED_PIECE else kind
     except UnicodeDecodeError as error:
-        raise FormatError(where, "not UTF-8 text") from error
+        raise FormatError(location, "not UTF-8 text") from error
 
 
-def _fields(raw: Any, where: str) -> Iterator[tuple[int, Any]]:
-    """Iterate over the fields of a message: number, and value as an integer, a float, or bytes."""
+def _fields(raw: Any, location: str) -> Iterator[tuple[int, Any]]:
+    """Yield the number and value of each field of a message; a value is an integer, a float, or bytes."""
     if not isinstance(raw, bytes):
-        raise FormatError(where, "not a SentencePiece model: a number is in place of a message")
-    at = 0
-    while at < len(raw):
-        key, at = _varint(raw, at, where)
+        raise FormatError(location, "not a SentencePiece model: a number is in place of a message")
+    offset = 0
+    while offset < len(raw):
+        key, offset = _varint(raw, offset, location)
         wire = key & 7
         value: Any = None
         if wire == 0:
-            value, at = _varint(raw, at, where)
+            value, offset = _varint(raw, offset, location)
         elif wire == 2:
-            size, at = _varint(raw, at, where)
-            value, at = raw[at : at + size], at + size
+            size, offset = _varint(raw, offset, location)
+            value, offset = raw[offset : offset + size], offset + size
+        # Wire types 3 and 4 (groups) do not occur in the schema: `value` stays None and is refused.
         elif wire in (1, 5):
             width = 8 if wire == 1 else 4
-            if at + width <= len(raw):
-                value = struct.unpack("<d" if wire == 1 else "<f", raw[at : at + width])[0]
-            at += width
-        if value is None or at > len(raw):
-            raise FormatError(where, "truncated, or not a SentencePiece model")
+            if offset + width <= len(raw):
+                value = struct.unpack("<d" if wire == 1 else "<f", raw[offset : offset + width])[0]
+            offset += width
+        if value is None or offset > len(raw):
+            raise FormatError(location, "truncated, or not a SentencePiece model")
         yield key >> 3, value
 
 
-def _varint(raw: bytes, at: int, where: str) -> tuple[int, int]:
+def _varint(raw: bytes, offset: int, location: str) -> tuple[int, int]:
     value = 0
     for shift in range(0, 64, 7):
-        if at >= len(raw):
+        if offset >= len(raw):
             break
-        byte = raw[at]
-        at += 1
+        byte = raw[offset]
+        offset += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, at
-    raise FormatError(where, "truncated, or not a SentencePiece model")
+            return value, offset
+    raise FormatError(location, "truncated, or not a SentencePiece model")
 
 
 def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = False) -> dict[str, Value]:
-    """Tokens, scores, and types for a model with `size` rows of embeddings; Phi-3's added tokens never become special."""
+    """Return tokens, scores and types for a model with `size` rows of embeddings.
+
+    Phi-3's added tokens never become special.
+    """
     tokens = [f"[PAD{number}]" for number in range(size)]
     scores, types = [-10000.0] * size, [UNUSED] * size
     for number, piece in enumerate(pieces.pieces[:size]):
         tokens[number], scores[number], types[number] = piece
-    for number, text, kind in _added(tokenizer, phi=phi):
+    for number, text, kind in _added_tokens(tokenizer, phi=phi):
         if not 0 <= number < size:
             raise RefusedError(tokenizer.where, f"an added token {number}, but the model has {size} rows of embeddings")
         tokens[number], scores[number], types[number] = text, -1000.0, kind
@@ -125,7 +131,7 @@ def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = F
     }
 
 
-def _added(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str, int]]:
+def _added_tokens(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str, int]]:
     path = tokenizer.folder / "added_tokens.json"
     if path.is_file():
         for text, number in json_file.read_object(path).items():
@@ -133,10 +139,10 @@ def _added(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str, int]]
                 raise FormatError(str(path), f"the id of {text[:40]!r} is {str(number)[:40]!r}, not a number")
             yield number, text, USER_DEFINED
     decoder = tokenizer.config.get("added_tokens_decoder") or {}
-    for number, one in decoder.items():
-        yield int(number), *_kind(one, phi=phi)
-    for one in (tokenizer.json.get("added_tokens") or []) if phi else []:
-        yield int(one["id"]), *_kind(one, phi=True)
+    for number, token in decoder.items():
+        yield int(number), *_kind(token, phi=phi)
+    for token in (tokenizer.json.get("added_tokens") or []) if phi else []:
+        yield int(token["id"]), *_kind(token, phi=True)
 
 
 def _kind(token: Mapping[str, Any], *, phi: bool) -> tuple[str, int]:

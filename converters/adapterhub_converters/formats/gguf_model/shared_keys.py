@@ -11,7 +11,7 @@ from .configured import Config
 
 Numbers = dict[str, Value]
 
-_COUNTS = {  # of all architectures without a list of their own; the first key found in config.json counts
+_COUNTS = {  # for all architectures without a list of their own; the first key present in config.json counts
     "context_length": ("max_position_embeddings",),
     "embedding_length": ("hidden_size",),
     "feed_forward_length": ("intermediate_size",),
@@ -34,87 +34,91 @@ GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
 
 
 def shared(config: Config) -> Numbers:
-    """The keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
-    made: Numbers = {}
+    """Return the keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
+    numbers: Numbers = {}
     for key, names in _COUNTS.items():
         if name := _first_key(config.values, names):
-            made[key] = u32(config.count(name))
-    made |= _rope(config)
+            numbers[key] = u32(config.count(name))
+    numbers |= _rope(config)
     for key, names in _EPSILONS.items():
         if name := _first_key(config.values, names):
-            made[key] = f32(config.number(name))
+            numbers[key] = f32(config.number(name))
     score = config.get("scoring_func")
     if score is not None:
         if not isinstance(score, str) or score not in GATING:
             raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not supported by llama.cpp")
-        made["expert_gating_func"] = u32(GATING[score])
+        numbers["expert_gating_func"] = u32(GATING[score])
     if config.get("head_dim") is not None:
-        made["attention.key_length"] = made["attention.value_length"] = u32(config.count("head_dim"))
-    return made
+        numbers["attention.key_length"] = numbers["attention.value_length"] = u32(config.count("head_dim"))
+    return numbers
 
 
 def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | None:
-    """The first of the names with a value."""
+    """Return the first of the names that has a value; None if none has one."""
     return next((name for name in names if values.get(name) is not None), None)
 
 
 def _rope(config: Config) -> Numbers:
-    rope, made = config.rope, {}
+    rope, numbers = config.rope, {}
     if rope["rope_type"] in ("linear", "yarn"):
-        made["rope.scaling.type"] = string(rope["rope_type"])
-        made["rope.scaling.factor"] = f32(config.rope_number("factor"))
+        numbers["rope.scaling.type"] = string(rope["rope_type"])
+        numbers["rope.scaling.factor"] = f32(config.rope_number("factor"))
     if rope["rope_type"] == "yarn":
-        made["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
+        numbers["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
         for key, names in _YARN.items():
             if name := _first_key(rope, names):
-                made[f"rope.scaling.{key}"] = f32(config.rope_number(name))
-    made["rope.freq_base"] = f32(config.rope_number("rope_theta"))
+                numbers[f"rope.scaling.{key}"] = f32(config.rope_number(name))
+    numbers["rope.freq_base"] = f32(config.rope_number("rope_theta"))
     if config.sliding_rope:
-        made["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))
-    return made
+        numbers["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))
+    return numbers
 
 
 def head_size(config: Config) -> int:
-    """The number of rows of a head."""
+    """Return the number of rows of a head."""
     if config.get("head_dim") is not None:
         return config.count("head_dim")
     return config.count("hidden_size") // config.count("num_attention_heads")
 
 
 def rotated(config: Config) -> int:
-    """The rotated dimensions of a head, where the partial factor applies to the hidden size."""
+    """Return the number of rotated dimensions of a head, where the partial factor applies to the hidden size."""
     factor = config.rope_number("partial_rotary_factor", 1.0)
     return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
 
 
 def some(config: Config, *keys: str) -> Numbers:
-    """Some of the shared keys."""
+    """Return the shared keys among `keys`."""
     return {key: value for key, value in shared(config).items() if key in keys}
 
 
 def vocabulary(config: Config) -> Numbers:
-    """The size of the vocabulary."""
+    """Return the size of the vocabulary."""
     return {"vocab_size": u32(config.count("vocab_size"))}
 
 
 def window(config: Config) -> Numbers:
-    """The width of the window of layers that have one."""
+    """Return the width of the window in layers that have one."""
     return {"attention.sliding_window": u32(config.count("sliding_window"))}
 
 
 def layer_kinds(gguf: str, config: Config) -> list[object]:
-    """The kind of each layer; those of one kind have the same tensors. RefusedError unless the config has one for each."""
-    count, stated = config.count("num_hidden_layers"), config.get("layer_types")
+    """Return the kind of each layer; layers of one kind have the same tensors.
+
+    Raises:
+        RefusedError: The config does not have one kind for each layer.
+    """
+    count, layer_types = config.count("num_hidden_layers"), config.get("layer_types")
     if key := _DENSE_FIRST.get(gguf):
         return [layer >= config.count(key) for layer in range(count)]
     if gguf not in _HYBRID:
         return [None] * count
-    if stated is None and gguf.startswith("qwen35"):
-        every = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
-        return ["full_attention" if layer % every == every - 1 else "linear_attention" for layer in range(count)]
-    if not isinstance(stated, list) or len(stated) != count:
+    if layer_types is None and gguf.startswith("qwen35"):
+        interval = config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        return ["full_attention" if layer % interval == interval - 1 else "linear_attention" for layer in range(count)]
+    if not isinstance(layer_types, list) or len(layer_types) != count:
         raise RefusedError(config.where, f"config.json: layer_types does not have one entry for each of {count} layers")
-    return list(stated)
+    return list(layer_types)
 
 
 _DENSE_FIRST = {

@@ -1,4 +1,4 @@
-"""Dequantize a GGUF base model to a Hugging Face folder, so that it can be trained and merged.
+"""Dequantization of a GGUF base model to a Hugging Face folder, so that it can be trained and merged.
 
 All numbers come from the file's metadata; anything unknown is refused by name rather than guessed. The tokenizer is
 written from the file's own tokens and merges with llama.cpp's splitting rules (`src/llama-vocab.cpp`,
@@ -48,14 +48,14 @@ class GGUFBase:
         return {name: tensor.shape for name, tensor in self.file.tensors.items()}
 
     def single(self, key: str, default: Any = None) -> Any:
-        """A value by its whole key, which may be missing; RefusedError for an array."""
+        """Return a value by its full key, or `default` if it is missing; RefusedError for an array."""
         value = self.metadata.get(key, default)
         if isinstance(value, _ARRAYS):
             raise RefusedError(self.where, f"{key} is an array, not one value")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0 under the architecture's prefix, else the default; RefusedError for any other and for none."""
+        """Return a number above 0 under the architecture's prefix, else the default; RefusedError if it is neither."""
         name = f"{self.metadata['general.architecture']}.{key}"
         value = self.single(name, default)
         if value is None:
@@ -65,23 +65,23 @@ class GGUFBase:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0, as `number`."""
+        """Do the same as `number`, for a whole number."""
         value = self.number(key, default)
         if not isinstance(value, int):
             raise RefusedError(self.where, f"llama.{key} is {value}, not a whole number")
         return value
 
     def array(self, key: str, kind: type) -> list[Any]:
-        """An array of texts or of whole numbers, by its whole key; RefusedError if it is missing or of another kind."""
+        """Return an array of texts or of whole numbers by its full key; RefusedError if it is missing or of another kind."""
         value = self.metadata.get(key)
-        found = value.tolist() if isinstance(value, np.ndarray) else value
-        if not isinstance(found, list) or not all(type(item) is kind for item in found):
-            what = "texts" if kind is str else "whole numbers"
-            raise RefusedError(self.where, f"the key {key} is missing, or no array of {what}, which the tokenizer needs")
-        return found
+        items = value.tolist() if isinstance(value, np.ndarray) else value
+        if not isinstance(items, list) or not all(type(item) is kind for item in items):
+            description = "texts" if kind is str else "whole numbers"
+            raise RefusedError(self.where, f"the key {key} is missing, or no array of {description}, which the tokenizer needs")
+        return items
 
     def token_id(self, kind: str) -> int | None:
-        """The id of a special token, `bos` …; None if there is none, RefusedError if no token has it."""
+        """Return the id of a special token such as `bos`; None if it is not set, RefusedError if no token has that id."""
         key = id_key(kind)
         value = self.metadata.get(key)
         if value is not None and (not isinstance(value, int) or not 0 <= value < len(self.array(_TOKENS, str))):
@@ -92,17 +92,20 @@ class GGUFBase:
 def to_hf(gguf: Path, out: Path, *, replace: bool = False) -> None:
     """Write the base in `gguf` as the folder `out`: config, weights in bf16, tokenizer and chat template.
 
-    `out` appears whole or not at all, and must not exist or be empty, unless it is a model to `replace`. Memory is bounded by
-    one tensor in float32.
-    Raises RefusedError for an unsupported architecture, tensor, or pre-tokenizer.
+    `out` appears complete or not at all. It must not exist or must be empty, unless it is a model to `replace`. Memory is
+    bounded by one tensor in float32.
+
+    Raises:
+        RefusedError: The architecture, a tensor, or the pre-tokenizer is not supported.
     """
+    # Checked before the work begins, which may take minutes.
     atomic.check_free(out, replace=replace)
     with GGUFFile(gguf) as file:
         _write(GGUFBase(str(gguf), file), out, replace=replace)
 
 
 def documents(base: GGUFBase) -> dict[str, str]:
-    """Name and text of the files of a Hugging Face folder other than the weights."""
+    """Return name and text of the files in a Hugging Face folder other than the weights."""
     return {
         "config.json": _json(config(base)),
         "generation_config.json": _json(_generation_config(base)),
@@ -119,7 +122,7 @@ def _write(base: GGUFBase, out: Path, *, replace: bool) -> None:
 
 
 def tokenizer_files(base: GGUFBase) -> dict[str, str]:
-    """Name and text of the tokenizer's files, including the chat template."""
+    """Return name and text of the tokenizer's files, including the chat template."""
     texts = {
         "tokenizer.json": json.dumps(tokenizer(base), ensure_ascii=False),
         "tokenizer_config.json": _json(_tokenizer_config(base)),
@@ -129,7 +132,7 @@ def tokenizer_files(base: GGUFBase) -> dict[str, str]:
 
 
 def config(base: GGUFBase) -> dict[str, Any]:
-    """The `config.json` of a Llama, every number from the file's metadata."""
+    """Return the `config.json` of a Llama, with every number taken from the file's metadata."""
     architecture = base.single("general.architecture")
     if architecture != "llama":
         raise RefusedError(
@@ -201,7 +204,7 @@ class GGUFWeights:
         return {name: self._base.shapes[source] for name, source in self._sources.items()}
 
     def tensor(self, name: str) -> np.ndarray:
-        """float32, in C order."""
+        """Return a tensor as float32, in C order."""
         rows = self._architecture.order(name.removesuffix(".weight"), self._numbers, self._base.where)
         return np.ascontiguousarray(names.unpermuted(self._base.file.tensor(self._sources[name]), rows))
 
@@ -211,6 +214,7 @@ def _write_weights(base: GGUFBase, path: Path) -> None:
     order = safetensors_file.layout((name, "BF16", shape) for name, shape in weights.shapes.items())
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
+        # One tensor in memory at a time.
         for name, _, _ in order:
             file.write(safetensors_file.byte_view(weights.tensor(name).astype(dtypes.BF16)))
 
@@ -227,21 +231,21 @@ _PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 
 
 def tokenizer(base: GGUFBase) -> dict[str, Any]:
-    """The `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
+    """Return the `tokenizer.json` with llama.cpp's ids: byte-level BPE with the file's tokens and merges."""
     model, pre = base.single("tokenizer.ggml.model"), base.single("tokenizer.ggml.pre")
     if model != "gpt2":
         raise RefusedError(base.where, f"tokenizer model {model!r} cannot be converted to a tokenizer.json yet, only gpt2")
     if pre not in _PRE_TOKENIZERS:
-        known = ", ".join(sorted(_PRE_TOKENIZERS))
+        supported = ", ".join(sorted(_PRE_TOKENIZERS))
         raise RefusedError(
-            base.where, f"pre-tokenizer {pre!r} is not supported, only {known}; another one would split differently"
+            base.where, f"pre-tokenizer {pre!r} is not supported, only {supported}; another one would split differently"
         )
     tokens, types = base.array(_TOKENS, str), base.array("tokenizer.ggml.token_type", int)
     if len(types) != len(tokens):
         raise RefusedError(base.where, f"tokenizer.ggml.token_type has {len(types):,} entries for {len(tokens):,} tokens")
     merges = [merge.split(" ", 1) for merge in base.array("tokenizer.ggml.merges", str)]
-    if wrong := next((merge for merge in merges if len(merge) != 2), None):
-        raise RefusedError(base.where, f"tokenizer.ggml.merges has {wrong[0][:40]!r}, which is not a pair")
+    if malformed := next((merge for merge in merges if len(merge) != 2), None):
+        raise RefusedError(base.where, f"tokenizer.ggml.merges has {malformed[0][:40]!r}, which is not a pair")
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise RefusedError(base.where, "two tokens of the vocabulary are the same text, which tokenizer.json does not support")
@@ -250,7 +254,7 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            _added(number, token, special=kind == CONTROL)
+            _added_token(number, token, special=kind == CONTROL)
             for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
             if kind in (CONTROL, USER_DEFINED)
         ],
@@ -273,13 +277,16 @@ def tokenizer(base: GGUFBase) -> dict[str, Any]:
     }
 
 
-def _added(number: int, content: str, *, special: bool) -> dict[str, Any]:
+def _added_token(number: int, content: str, *, special: bool) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
     return {"id": number, "content": content, **flags}
 
 
 def _post_processor(base: GGUFBase, tokens: list[str]) -> dict[str, Any] | None:
-    """A template that adds the same tokens as llama.cpp: `add_bos_token` and `add_eos_token`, both off by default for gpt2."""
+    """Return a template that adds the same tokens as llama.cpp; None if it adds none.
+
+    `add_bos_token` and `add_eos_token` are both off by default for gpt2.
+    """
     ids = {
         kind: number
         for kind in ("bos", "eos")

@@ -1,7 +1,7 @@
-"""Convert the vocabulary of a model folder to GGUF's keys, by its file and architecture.
+"""Conversion of a model folder's vocabulary to GGUF's keys, by its file and architecture.
 
-The rules are those of `set_vocab` of each class in llama.cpp (`conversion/*.py`). A folder without a tokenizer becomes a model
-that llama.cpp runs on token ids only, with a note.
+The rules are those of `set_vocab` in each class of llama.cpp's conversion (`conversion/*.py`). A folder without a tokenizer
+becomes a model that llama.cpp runs on token ids only, with a note.
 """
 
 from __future__ import annotations
@@ -27,90 +27,91 @@ NOTHING = "the folder has no tokenizer: llama.cpp can run the model on token ids
 
 
 def vocabulary(architecture: Architecture, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """The keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
-    made, notes = _vocabulary(architecture.gguf, tokenizer, size)
+    """Return the keys `tokenizer.*` for a model with `size` rows of embeddings, and notes; RefusedError if unsupported."""
+    metadata, notes = _vocabulary(architecture.gguf, tokenizer, size)
     if architecture.gguf == "phi2":
-        made["tokenizer.ggml.add_bos_token"] = boolean(False)
-    return made, notes
+        metadata["tokenizer.ggml.add_bos_token"] = boolean(False)
+    return metadata, notes
 
 
 def _vocabulary(gguf: str, tokenizer: Tokenizer, size: int) -> tuple[dict[str, Value], tuple[str, ...]]:
     folder = tokenizer.folder
     pieces = (folder / sentencepiece.NAME).is_file()
     if not pieces and not tokenizer.json:
-        others = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
-        if others:
-            what = f"its only tokenizer is {others[0]}, which is not supported"
-            raise RefusedError(str(folder), what, "Save it with transformers as tokenizer.json")
+        unsupported_files = [name for name in ("tekken.json", "vocab.json", "spiece.model") if (folder / name).is_file()]
+        if unsupported_files:
+            problem = f"its only tokenizer is {unsupported_files[0]}, which is not supported"
+            raise RefusedError(str(folder), problem, "Save it with transformers as tokenizer.json")
         return {"tokenizer.ggml.model": string("none"), f"{gguf}.vocab_size": u32(size)}, (NOTHING,)
+    # Which file a class of llama.cpp's conversion prefers differs between architectures.
     if pieces and (gguf in _PIECES_ONLY or (gguf in _EITHER and not _is_gpt2(gguf, tokenizer))):
-        return _of_pieces(gguf, tokenizer, size), ()
+        return _from_pieces(gguf, tokenizer, size), ()
     if gguf in _PIECES_ONLY or not tokenizer.json:
-        wanted = sentencepiece.NAME if gguf in _PIECES_ONLY else "tokenizer.json"
-        what = f"llama.cpp's {gguf} reads its vocabulary from {wanted}, which is missing"
-        raise RefusedError(str(folder), what, "Copy it from the original model")
-    return _of_bytes(gguf, tokenizer, size), ()
+        required_file = sentencepiece.NAME if gguf in _PIECES_ONLY else "tokenizer.json"
+        problem = f"llama.cpp's {gguf} reads its vocabulary from {required_file}, which is missing"
+        raise RefusedError(str(folder), problem, "Copy it from the original model")
+    return _from_bytes(gguf, tokenizer, size), ()
 
 
 def _is_gpt2(gguf: str, tokenizer: Tokenizer) -> bool:
     return gguf == "phi3" and tokenizer.config.get("tokenizer_class") == "GPT2Tokenizer"
 
 
-def _of_pieces(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
+def _from_pieces(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
     pieces = sentencepiece.read_pieces(tokenizer)
-    made = sentencepiece.vocabulary(tokenizer, pieces, size, phi=gguf == "phi3")
-    # llama.cpp sets it for every Gemma, for the code models' sake (conversion/gemma.py).
-    made |= special_tokens(tokenizer, size, {"eot": 107} if gguf == "gemma" else None)
+    metadata = sentencepiece.vocabulary(tokenizer, pieces, size, phi=gguf == "phi3")
+    # llama.cpp sets eot for every Gemma, for the sake of the code models (conversion/gemma.py).
+    metadata |= special_tokens(tokenizer, size, {"eot": 107} if gguf == "gemma" else None)
     if gguf == "nemotron":
-        made |= {"tokenizer.ggml.padding_token_id": u32(0), "tokenizer.ggml.unknown_token_id": u32(1)}
-    made |= _spaced(gguf, tokenizer)
-    prefixed = made.get("tokenizer.ggml.add_space_prefix")
+        metadata |= {"tokenizer.ggml.padding_token_id": u32(0), "tokenizer.ggml.unknown_token_id": u32(1)}
+    metadata |= _space_prefix(gguf, tokenizer)
+    prefixed = metadata.get("tokenizer.ggml.add_space_prefix")
     if pieces.prefixed != (prefixed is None or bool(prefixed.value)):
-        what = f"{sentencepiece.NAME} {'adds a' if pieces.prefixed else 'adds no'} space before a text, but llama.cpp would"
-        raise RefusedError(tokenizer.where, f"{what}{' not' if pieces.prefixed else ''}")
-    return made | _llama(gguf, tokenizer, size)
+        problem = f"{sentencepiece.NAME} {'adds a' if pieces.prefixed else 'adds no'} space before a text, but llama.cpp would"
+        raise RefusedError(tokenizer.where, f"{problem}{' not' if pieces.prefixed else ''}")
+    return metadata | _llama(gguf, tokenizer, size)
 
 
-def _of_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
-    more = {}
+def _from_bytes(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
+    default_ids = {}
     if gguf == "glm4":
-        added = _added(tokenizer, "GLM-4", ("<|endoftext|>", "<|user|>"))
-        more = dict.fromkeys(("eos", "unk", "bos"), added["<|endoftext|>"]) | {"eot": added["<|user|>"]}
+        added = _added_ids(tokenizer, "GLM-4", ("<|endoftext|>", "<|user|>"))
+        default_ids = dict.fromkeys(("eos", "unk", "bos"), added["<|endoftext|>"]) | {"eot": added["<|user|>"]}
     elif gguf == "glm4moe":
-        more = _glm4moe(tokenizer)
-    made = byte_level.vocabulary(tokenizer, gguf, size) | special_tokens(tokenizer, None, more)
-    made |= _spaced(gguf, tokenizer) | _llama(gguf, tokenizer, size)
-    return made | (_hunyuan(tokenizer) if gguf == "hunyuan-dense" else {})
+        default_ids = _glm4moe(tokenizer)
+    metadata = byte_level.vocabulary(tokenizer, gguf, size) | special_tokens(tokenizer, None, default_ids)
+    metadata |= _space_prefix(gguf, tokenizer) | _llama(gguf, tokenizer, size)
+    return metadata | (_hunyuan(tokenizer) if gguf == "hunyuan-dense" else {})
 
 
-def _added(tokenizer: Tokenizer, family: str, needed: Iterable[str]) -> dict[str, int]:
-    """The ids of the added tokens by their text; RefusedError if one is `needed` and missing."""
-    added = {one["content"]: one["id"] for one in (tokenizer.json.get("added_tokens") or [])}
+def _added_ids(tokenizer: Tokenizer, family: str, needed: Iterable[str]) -> dict[str, int]:
+    """Return the ids of the added tokens by their text; RefusedError if one of the `needed` tokens is missing."""
+    added = {token["content"]: token["id"] for token in (tokenizer.json.get("added_tokens") or [])}
     if missing := next((text for text in needed if text not in added), None):
         raise RefusedError(tokenizer.where, f"tokenizer.json: the added token {missing} of {family} is missing")
     return added
 
 
 def _glm4moe(tokenizer: Tokenizer) -> dict[str, int]:
-    named = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
-    added = _added(tokenizer, "GLM-4.5", named.values())
-    return {kind: added[text] for kind, text in named.items()}
+    token_texts = {"bos": "[gMASK]", "eot": "<|user|>", "unk": "<|endoftext|>", "eom": "<|observation|>"}
+    added = _added_ids(tokenizer, "GLM-4.5", token_texts.values())
+    return {kind: added[text] for kind, text in token_texts.items()}
 
 
 def _hunyuan(tokenizer: Tokenizer) -> dict[str, Value]:
-    """The ends of texts and turns that its conversion takes from the configs (conversion/hunyuan.py)."""
-    made = {}
+    """Return the ends of texts and turns that llama.cpp's conversion takes from the configs (conversion/hunyuan.py)."""
+    metadata = {}
     end, path = tokenizer.model.get("eod_token_id", 3), tokenizer.folder / "generation_config.json"
     if isinstance(end, int) and 0 <= end < 1 << 32:
-        made["tokenizer.ggml.eos_token_id"] = u32(end)
+        metadata["tokenizer.ggml.eos_token_id"] = u32(end)
     ends = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
     if isinstance(ends, list) and len(ends) > 1 and isinstance(ends[0], int) and 0 <= ends[0] < 1 << 32:
-        made["tokenizer.ggml.eot_token_id"] = u32(ends[0])
-    return made
+        metadata["tokenizer.ggml.eot_token_id"] = u32(ends[0])
+    return metadata
 
 
-def _spaced(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
-    """The key for a space before a text, for classes of llama.cpp's conversion that write it."""
+def _space_prefix(gguf: str, tokenizer: Tokenizer) -> dict[str, Value]:
+    """Return the key for a space before a text, for the classes of llama.cpp's conversion that write it."""
     if gguf in _NO_SPACE:
         return {"tokenizer.ggml.add_space_prefix": boolean(False)}
     prefix = tokenizer.config.get("add_prefix_space") if gguf in (*_LLAMA, "ernie4_5", "ernie4_5-moe") else None
@@ -122,4 +123,5 @@ def _llama(gguf: str, tokenizer: Tokenizer, size: int) -> dict[str, Value]:
         return {}
     if size == _SMALL_CODE:
         return {"tokenizer.ggml.add_bos_token": boolean(False)}
+    # Code Llama's end of an infilled text.
     return {"tokenizer.ggml.eot_token_id": u32(32010)}

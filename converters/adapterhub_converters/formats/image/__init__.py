@@ -1,1 +1,1 @@
-"""Adapters of image models: the formats of diffusers and of the trainers, over closed tables of module names."""
+"""Adapters of image models: the formats of diffusers and of the trainers, based on closed tables of module names."""

@@ -1,6 +1,6 @@
 """diffusers' `pytorch_lora_weights.safetensors`: peft's factors, under names that begin with the model of the pipeline.
 
-It now writes `unet.….to_q.lora_A.weight` and `transformer.…`, with peft's config of each model in the header
+Today diffusers writes `unet.….to_q.lora_A.weight` and `transformer.…`, with peft's config of each model in the header
 (`lora_adapter_metadata`; `loaders/lora_base.py`). Its earlier names, `unet.….processor.to_q_lora.down.weight` and
 `text_encoder.….lora_linear_layer.down.weight`, are read too. Without a config, and without an alpha for the factors,
 the alpha is the rank, as in diffusers itself.
@@ -40,85 +40,91 @@ _PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with a LoRA under diffusers' names."""
+    """Return whether it is a safetensors file with a LoRA under diffusers' names."""
     header = candidate.header
-    return header is not None and (CONFIG_KEY in header.metadata or any(map(_is_ours, header.tensors)))
+    return header is not None and (CONFIG_KEY in header.metadata or any(map(_is_diffusers_name, header.tensors)))
 
 
-def _is_ours(name: str) -> bool:
+def _is_diffusers_name(name: str) -> bool:
     if _OLD.search(name):
         return True
-    found = factors.split_name(_modern(name))
-    if found is None:
+    stem_and_part = factors.split_name(_current_name(name))
+    if stem_and_part is None:
         return False
-    part, _, rest = found[0].partition(".")
+    part, _, path = stem_and_part[0].partition(".")
     if part != "transformer":
         return part in PIPELINE_PARTS
-    return bool(_DIFFUSERS.search(rest)) or any(table.part == part and table.written(rest) for table in tables.TABLES)
+    return bool(_DIFFUSERS.search(path)) or any(table.part == part and table.written(path) for table in tables.TABLES)
 
 
-def _modern(name: str) -> str:
-    """diffusers' present name of a tensor."""
+def _current_name(name: str) -> str:
+    """Return diffusers' current name of a tensor."""
     name = name.replace(".processor.", ".")
-    old = _OLD.search(name)
-    if old:
+    match = _OLD.search(name)
+    if match:
         text = name.startswith("text_encoder")
-        module = f"{old[1]}_proj" if text else f"to_{old[1]}" + (".0" if old[1] == "out" else "")
-        name = f"{name[: old.start()]}.{module}.{_HALVES[old[2]]}.weight"
+        module = f"{match[1]}_proj" if text else f"to_{match[1]}" + (".0" if match[1] == "out" else "")
+        name = f"{name[: match.start()]}.{module}.{_HALVES[match[2]]}.weight"
+        # The earliest files contain only the UNet, and no prefix.
         name = name if text or name.startswith("unet.") else f"unet.{name}"
     return name.replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
+    """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    where = str(path)
-    grouped = _grouped(tensors, where)
-    configs = _configs(metadata, where)
-    bare = "" in configs and not any(pipeline.part_of(target) for target in grouped)
-    found = _by_config(grouped, configs[""], where) if bare else _read_parts(grouped, configs, where)
-    others = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
-    meta = dataclasses.replace(found.meta, header=pipeline.carried_header(others))
-    adapter = pipeline.with_source(dataclasses.replace(found, meta=meta, source=None), metadata, tensors, where)
-    described = origin.described(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), found.deltas)
-    return naming.fitted(dataclasses.replace(adapter, meta=described), base, where)
+    location = str(path)
+    parts_by_target = _group_tensors(tensors, location)
+    configs = _model_configs(metadata, location)
+    is_unnamed = "" in configs and not any(pipeline.part_of(target) for target in parts_by_target)
+    read_adapter = (
+        _adapter_by_config(parts_by_target, configs[""], location)
+        if is_unnamed
+        else _read_parts(parts_by_target, configs, location)
+    )
+    other_entries = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
+    meta = dataclasses.replace(read_adapter.meta, header=pipeline.carried_header(other_entries))
+    adapter = pipeline.with_source(dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location)
+    described = origin.described(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), read_adapter.deltas)
+    return naming.fitted(dataclasses.replace(adapter, meta=described), base, location)
 
 
-def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, factors.Parts]:
-    grouped: dict[str, factors.Parts] = {}
+def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, factors.Parts]:
+    parts_by_target: dict[str, factors.Parts] = {}
     unknown = []
     for name, array in tensors.items():
-        found = factors.split_name(_modern(name))
-        if found is None:
-            unknown.append(f"tensor {name!r}: is of a kind that is not supported")
-        elif found[1] in grouped.setdefault(found[0], {}):
-            raise FormatError(where, f"tensor {name!r} exists under two names")
+        stem_and_part = factors.split_name(_current_name(name))
+        if stem_and_part is None:
+            unknown.append(f"tensor {name!r}: this kind of tensor is not supported")
+        elif stem_and_part[1] in parts_by_target.setdefault(stem_and_part[0], {}):
+            raise FormatError(location, f"tensor {name!r} exists under two names")
         else:
-            grouped[found[0]][found[1]] = array
+            parts_by_target[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
-        raise refused(where, unknown, "", NotUnderstoodError)
-    return grouped
+        raise refused(location, unknown, "", NotUnderstoodError)
+    return parts_by_target
 
 
-def _configs(metadata: Mapping[str, str], where: str) -> dict[str, dict[str, Any]]:
-    """peft's config of each model; under the empty name that of a file with one unnamed model."""
+def _model_configs(metadata: Mapping[str, str], location: str) -> dict[str, dict[str, Any]]:
+    """Return peft's config of each model; a file with one unnamed model has it under the empty name."""
     if CONFIG_KEY not in metadata:
         return {}
-    found: dict[str, dict[str, Any]] = {}
-    for key, value in json_file.parse_object(metadata[CONFIG_KEY], f"{where}: {CONFIG_KEY}").items():
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in json_file.parse_object(metadata[CONFIG_KEY], f"{location}: {CONFIG_KEY}").items():
         part = pipeline.part_of(key)
-        found.setdefault(part, {})[key.removeprefix(f"{part}.") if part else key] = value
-    return found
+        configs.setdefault(part, {})[key.removeprefix(f"{part}.") if part else key] = value
+    return configs
 
 
-def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapping[str, Any]], where: str) -> Adapter:
+def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapping[str, Any]], location: str) -> Adapter:
     models: dict[str, dict[str, factors.Parts]] = {}
     unnamed = [target for target in grouped if not pipeline.part_of(target)]
     if unnamed:
         raise refused(
-            where, [f"{target}: does not begin with a model of a pipeline ({', '.join(PIPELINE_PARTS)})" for target in unnamed]
+            location,
+            [f"{target}: does not begin with a model of a pipeline ({', '.join(PIPELINE_PARTS)})" for target in unnamed],
         )
     for target, part in grouped.items():
         model = pipeline.part_of(target)
@@ -128,30 +134,30 @@ def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapp
     meta = Meta()
     for model, modules in models.items():
         if model in configs:
-            found = _by_config(modules, configs[model], where)
-            meta, inner = found.meta, found.deltas
-            notes += [f"{model}: {note}" for note in found.notes]
+            adapter = _adapter_by_config(modules, configs[model], location)
+            meta, inner = adapter.meta, adapter.deltas
+            notes += [f"{model}: {note}" for note in adapter.notes]
         else:
-            inner = {target: factors.delta_of(target, part, (), where) for target, part in modules.items()}
+            inner = {target: factors.delta_of(target, part, (), location) for target, part in modules.items()}
             if any("alpha" not in part for part in modules.values()):
                 notes.append(f"{model}: its alpha is not recorded: it is the rank, as in diffusers")
         deltas |= {f"{model}.{target}": delta for target, delta in inner.items()}
     return Adapter(deltas, meta=dataclasses.replace(meta, parts=tuple(sorted(models))), notes=tuple(notes))
 
 
-def _by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], where: str) -> Adapter:
-    """The adapter that peft makes of these modules and a config."""
+def _adapter_by_config(modules: Mapping[str, factors.Parts], config: Mapping[str, Any], location: str) -> Adapter:
+    """Return the adapter that peft builds from these modules and a config."""
     state: dict[str, np.ndarray] = {}
     for target, part in modules.items():
         for name, array in part.items():
             if name == "alpha":
                 raise RefusedError(
-                    where, f"{target}: has an alpha, and there is a config in the header, which may contradict it"
+                    location, f"{target}: has an alpha, and there is a config in the header, which may contradict it"
                 )
             if name not in _PARTS_IN_PEFT:
-                raise RefusedError(where, f"{target}: {name} together with a config of peft is not supported")
+                raise RefusedError(location, f"{target}: {name} together with a config of peft is not supported")
             state[f"{_PREFIX}{target}{_PARTS_IN_PEFT[name]}"] = array
-    return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, where=where)
+    return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, where=location)
 
 
 # ---- Writing
@@ -162,32 +168,37 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     adapter = naming.in_diffusers_names(adapter, "diffusers")
     if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
         raise refused("diffusers", problems)
-    named = naming.named(adapter, base, "diffusers")
-    named = dataclasses.replace(named, deltas={target: _convolved(target, delta) for target, delta in named.deltas.items()})
-    names = dict(zip(named.deltas, adapter.deltas, strict=True))
+    prefixed = naming.named(adapter, base, "diffusers")
+    prefixed = dataclasses.replace(
+        prefixed, deltas={target: _with_kernel(target, delta) for target, delta in prefixed.deltas.items()}
+    )
+    # Both have the same order, as only the names differ.
+    names = dict(zip(prefixed.deltas, adapter.deltas, strict=True))
     tensors: dict[str, np.ndarray] = {}
     config: dict[str, Any] = {}
-    for model in sorted({pipeline.part_of(target) for target in named.deltas}):
-        inner = {t.removeprefix(f"{model}."): d for t, d in named.deltas.items() if pipeline.part_of(t) == model}
-        alone = Adapter(inner, meta=dataclasses.replace(named.meta, parts=(), header={}))
-        config |= {f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(alone), str(path)).items()}
-        tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(alone).items()}
-    own = pipeline.own_header(named)
+    for model in sorted({pipeline.part_of(target) for target in prefixed.deltas}):
+        inner = {t.removeprefix(f"{model}."): d for t, d in prefixed.deltas.items() if pipeline.part_of(t) == model}
+        single_model = Adapter(inner, meta=dataclasses.replace(prefixed.meta, parts=(), header={}))
+        config |= {
+            f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(single_model), str(path)).items()
+        }
+        tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(single_model).items()}
+    preserved = pipeline.own_header(prefixed)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.
-    again = pipeline.header_again(named, str(path)) if pipeline.HEADER_KEY in own else {"format": "pt"}
-    header = again | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
-    header |= {pipeline.NAMES_KEY: own[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in own else {}
+    source_header = pipeline.header_again(prefixed, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
+    header = source_header | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
+    header |= {pipeline.NAMES_KEY: preserved[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in preserved else {}
     safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))
     losses = [
         TensorLoss(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
-        for target, delta in sorted(named.deltas.items())
+        for target, delta in sorted(prefixed.deltas.items())
         for name, _ in delta.parts()
     ]
     return LossReport(tuple(losses), adapter.notes)
 
 
-def _convolved(target: str, delta: Delta) -> Delta:
-    """`delta` with the kernel of its convolution, which peft's LoHa flattens."""
+def _with_kernel(target: str, delta: Delta) -> Delta:
+    """Return `delta` with the kernel of its convolution, which peft's LoHa flattens."""
     kernel = tables.kernel(target)
     if not kernel or not isinstance(delta, LowRank) or delta.shape[1] % math.prod(kernel):
         return delta

@@ -1,6 +1,7 @@
-"""The tensors of one module under the names of kohya, LyCORIS and diffusers, and the delta that they make.
+"""The tensors of one module under the names of kohya, LyCORIS and diffusers, and the delta that they form.
 
-A trainer's module may be several of the base's with their rows concatenated: it is split when reading and joined when writing.
+A trainer's module may cover several modules of the base, with their rows concatenated: it is split when reading and joined when
+writing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _ENDS = {
     ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
     **{f".{name}": name for name in _LYCORIS},
 }  # fmt: skip
+# Longest ending first: `.lora.down.weight` also ends in `.down.weight`.
 _BY_LENGTH = sorted(_ENDS, key=len, reverse=True)
 _OTHER_KINDS = {
     ".oft_blocks": "OFT", ".oft_diag": "OFT", ".a1.weight": "GLoRA", ".on_input": "IA3", ".lambda_layer": "T-LoRA",
@@ -43,155 +45,166 @@ TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum wit
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """The module and the part of a delta that a tensor's name stands for; None if it is not a part of one."""
+    """Return the module and the part of a delta that a tensor's name denotes; None if it is not a part of a delta."""
     end = next((end for end in _BY_LENGTH if name.endswith(end)), None)
     return (name.removesuffix(end), _ENDS[end]) if end else None
 
 
 def unknown(name: str) -> str:
-    """Why a tensor is no part of a delta, with the algorithm of LyCORIS that it belongs to, if that is known."""
+    """Return why a tensor is not part of a delta, with the LyCORIS algorithm that it belongs to, if that is known."""
     kind = next((kind for end, kind in _OTHER_KINDS.items() if name.endswith(end)), "")
-    return f"tensor {name!r}: is of a kind that is not supported{f' ({kind})' if kind else ''}"
+    return f"tensor {name!r}: this kind of tensor is not supported{f' ({kind})' if kind else ''}"
 
 
 def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
-    """Rows and columns of the weight of a module, without its kernel; None if they do not follow directly from the tensors."""
+    """Return rows and columns of a module's weight, without its kernel; None if the tensors do not give them directly."""
     matrices = {name: array for name, array in part.items() if array.ndim > 1 and 0 not in array.shape}
     for up, down in (("B", "A"), ("diff", "diff"), ("hada_w1_a", "hada_w1_b")):
         if up in matrices and down in matrices and "hada_t1" not in matrices:
             return matrices[up].shape[0], matrices[down].shape[1]
-    one, two = (_factor_outline(matrices, n) for n in (1, 2))
-    return (one[0] * two[0], one[1] * two[1]) if one and two else None
+    first, second = (_factor_outline(matrices, n) for n in (1, 2))
+    return (first[0] * second[0], first[1] * second[1]) if first and second else None
 
 
 def _factor_outline(matrices: Mapping[str, np.ndarray], n: int) -> tuple[int, int] | None:
-    whole, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
-    if whole is not None:
-        return whole.shape[0], whole.shape[1]
+    full_matrix, a, b = (matrices.get(f"lokr_w{n}{end}") for end in ("", "_a", "_b"))
+    if full_matrix is not None:
+        return full_matrix.shape[0], full_matrix.shape[1]
     return None if a is None or b is None or f"lokr_t{n}" in matrices else (a.shape[0], b.shape[1])
 
 
-def delta_of(target: str, given: Mapping[str, np.ndarray], kernel: tuple[int, ...], where: str) -> Delta:
-    """The delta that the tensors of one module make; a missing alpha, or 0, means the rank (sd-scripts, `networks/lora.py`).
+def delta_of(target: str, tensors: Mapping[str, np.ndarray], kernel: tuple[int, ...], location: str) -> Delta:
+    """Return the delta that the tensors of one module form.
+
+    A missing alpha, or an alpha of 0, means the rank (sd-scripts, `networks/lora.py`).
 
     Args:
         target: The module, for errors.
-        given: Part (as `split_name` calls it) to tensor.
-        kernel: That of the base's convolution, if it is one.
-        where: The file, for errors.
+        tensors: Part (as `split_name` calls it) to tensor.
+        kernel: The kernel of the base's convolution, if the module is one.
+        location: The file, for errors.
 
     Raises:
         RefusedError: The kind is not supported.
         FormatError: The tensors do not fit together.
     """
-    part = dict(given)
+    part = dict(tensors)
     for name, array in part.items():
-        check_floats(target, name, array, where)
+        check_floats(target, name, array, location)
     scale = _Scale(
-        _number(target, "alpha", part.pop("alpha", None), where),
-        _number(target, "scalar", part.pop("scalar", None), where, absent=1.0),
+        _number(target, "alpha", part.pop("alpha", None), location),
+        _number(target, "scalar", part.pop("scalar", None), location, absent=1.0),
     )
     if any(name.startswith("hada_") for name in part):
-        return _hadamard(target, part, scale, kernel, where)
+        return _hadamard(target, part, scale, kernel, location)
     if any(name.startswith("lokr_") for name in part):
-        return _kronecker(target, part, scale, kernel, where)
+        return _kronecker(target, part, scale, kernel, location)
     if "diff" in part and "A" not in part:
-        return _difference(target, part, where)
-    return _pair(target, part, scale, where)
+        return _difference(target, part, location)
+    return _pair(target, part, scale, location)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-    """What the product of factors is multiplied by: `alpha / r`, where an alpha of 0 means `r`, and LyCORIS' `scalar`."""
+    """The factor on the product of factors: `alpha / r`, where an alpha of 0 means `r`, times LyCORIS' `scalar`."""
 
     alpha: float
     scalar: float
 
-    def of(self, r: int) -> float:
-        """The alpha for which `alpha / r` is all of it."""
+    def alpha_for(self, r: int) -> float:
+        """Return the alpha for which `alpha / r` includes all of the scale."""
         return (self.alpha or float(r)) * self.scalar
 
 
-def check_floats(target: str, name: str, array: np.ndarray, where: str) -> None:
-    """FormatError for a part of a delta that is empty or not of floats."""
+def check_floats(target: str, name: str, array: np.ndarray, location: str) -> None:
+    """Raise FormatError if a part of a delta is empty or does not consist of floats."""
     if name not in _NUMBERS and (0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS):
-        raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
+        raise FormatError(location, f"{target}: {name} is {array.dtype} {array.shape}, which is not a factor")
 
 
-def _number(target: str, name: str, array: np.ndarray | None, where: str, *, absent: float = 0.0) -> float:
-    """The number in a tensor of one element."""
+def _number(target: str, name: str, array: np.ndarray | None, location: str, *, absent: float = 0.0) -> float:
+    """Return the number in a tensor of one element."""
     if array is None:
         return absent
     value = float(array.astype(np.float64).reshape(-1)[0]) if array.size == 1 else math.nan
     if not math.isfinite(value) or abs(value) > 2**40:
-        raise FormatError(where, f"{target}: {name} is {array.dtype} {array.shape}, not a number in range")
+        raise FormatError(location, f"{target}: {name} is {array.dtype} {array.shape}, not a number in range")
     return value
 
 
-def _pair(target: str, part: Parts, scale: _Scale, where: str) -> Delta:
+def _pair(target: str, part: Parts, scale: _Scale, location: str) -> Delta:
     lora_A, lora_B, mid = part.pop("A", None), part.pop("B", None), part.pop("mid", None)
     if lora_A is None or lora_B is None:
-        there = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
+        present = ", ".join(sorted(part) or ["lora_up" if lora_A is None and lora_B is not None else "lora_down"])
         if lora_A is None and lora_B is None:
-            raise NotUnderstoodError(where, f"{target}: {there} alone, without a pair of factors, is not supported")
-        raise FormatError(where, f"{target} has {there} alone; its counterpart is missing")
+            raise NotUnderstoodError(location, f"{target}: {present} alone, without a pair of factors, is not supported")
+        raise FormatError(location, f"{target} has {present} alone; its counterpart is missing")
     shapes = f"lora_down {lora_A.shape} and lora_up {lora_B.shape}"
     if lora_A.ndim != lora_B.ndim or not 2 <= lora_A.ndim <= 5 or lora_A.shape[0] != lora_B.shape[1]:
-        raise FormatError(where, f"{target}: {shapes} are not a pair")
+        raise FormatError(location, f"{target}: {shapes} are not a pair")
     if any(size != 1 for size in lora_B.shape[2:]):
-        raise FormatError(where, f"{target}: {shapes}: the second of two convolutions must be 1 by 1")
+        raise FormatError(location, f"{target}: {shapes}: the second of two convolutions must be 1 by 1")
     r = len(lora_A)
-    alpha = scale.of(r)
-    magnitude = _magnitude(target, part, len(lora_B), lora_B.ndim, where)
-    bias = None if mid is not None else _bias(target, part, lora_B, alpha / r, where)
+    alpha = scale.alpha_for(r)
+    magnitude = _magnitude(target, part, len(lora_B), lora_B.ndim, location)
+    bias = None if mid is not None else _bias(target, part, lora_B, alpha / r, location)
     if part:
-        what = "a pair of factors" if mid is None else "lora_mid"
-        raise RefusedError(where, f"{target}: {', '.join(sorted(part))} with {what} is not supported")
+        description = "a pair of factors" if mid is None else "lora_mid"
+        raise RefusedError(location, f"{target}: {', '.join(sorted(part))} with {description} is not supported")
     if mid is not None:
         if any(size != 1 for size in lora_A.shape[2:]) or mid.ndim != lora_A.ndim or mid.ndim < 3 or mid.shape[:2] != (r, r):
-            raise FormatError(where, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
+            raise FormatError(location, f"{target}: lora_mid {mid.shape} does not fit lora_down {lora_A.shape}")
         return CpConv(lora_A, lora_B, mid, alpha, magnitude)
     if lora_A.ndim == 2:
         return LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
     return LowRankConv(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
 
 
-def _magnitude(target: str, part: Parts, rows: int, ndim: int, where: str) -> np.ndarray | None:
-    """DoRA's magnitude: one number per output; `dora_scale` `(out, 1, …)` has as many dimensions as the weight, `ndim`."""
-    own, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
-    found = own if own is not None else scale
-    if found is None:
+def _magnitude(target: str, part: Parts, rows: int, ndim: int, location: str) -> np.ndarray | None:
+    """Remove DoRA's magnitude from the parts and return it: one number per output; None if there is none.
+
+    `dora_scale` `(out, 1, …)` has as many dimensions as the weight, `ndim`.
+    """
+    peft_magnitude, scale = part.pop("magnitude", None), part.pop("dora_scale", None)
+    magnitude = peft_magnitude if peft_magnitude is not None else scale
+    if magnitude is None:
         return None
-    if found.size != rows or (found.ndim > 1 and found.shape.index(rows) != (1 if own is not None and found.ndim > 2 else 0)):
-        reason = f"{target}: a DoRA scale of shape {found.shape} is not one number for each of {rows} outputs"
-        raise RefusedError(where, f"{reason}; scales of inputs, as in early LyCORIS, are a different function")
-    return found.reshape(rows) if ndim == 2 else found.reshape(1, rows, *(1,) * (ndim - 2))
+    # In peft's convolutions the magnitude is `(1, out, 1, 1)`; elsewhere the outputs come first.
+    if magnitude.size != rows or (
+        magnitude.ndim > 1 and magnitude.shape.index(rows) != (1 if peft_magnitude is not None and magnitude.ndim > 2 else 0)
+    ):
+        reason = f"{target}: a DoRA scale of shape {magnitude.shape} is not one number for each of {rows} outputs"
+        raise RefusedError(location, f"{reason}; scales of inputs, as in early LyCORIS, are a different function")
+    return magnitude.reshape(rows) if ndim == 2 else magnitude.reshape(1, rows, *(1,) * (ndim - 2))
 
 
-def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, where: str) -> np.ndarray | None:
-    own, added = part.pop("bias", None), part.pop("diff_b", None)
-    found = own if own is not None else added
-    if found is None:
+def _bias(target: str, part: Parts, lora_B: np.ndarray, scaling: float, location: str) -> np.ndarray | None:
+    peft_bias, added = part.pop("bias", None), part.pop("diff_b", None)
+    bias = peft_bias if peft_bias is not None else added
+    if bias is None:
         return None
-    if found.shape != lora_B.shape[:1] or (own is not None and added is not None):
-        raise FormatError(where, f"{target}: a bias of shape {found.shape} is not one number for each of {len(lora_B)} outputs")
-    if own is not None or scaling == 1:
-        return found
+    if bias.shape != lora_B.shape[:1] or (peft_bias is not None and added is not None):
+        raise FormatError(
+            location, f"{target}: a bias of shape {bias.shape} is not one number for each of {len(lora_B)} outputs"
+        )
+    if peft_bias is not None or scaling == 1:
+        return bias
     if scaling == 0:
-        raise RefusedError(where, f"{target}: a bias next to factors whose scale is 0 is not supported")
-    result: np.ndarray = (found.astype(np.float64) / scaling).astype(np.float32)
+        raise RefusedError(location, f"{target}: a bias next to factors whose scale is 0 is not supported")
+    # `diff_b` is added as it is, whereas a delta's bias is multiplied by its scale.
+    result: np.ndarray = (bias.astype(np.float64) / scaling).astype(np.float32)
     return result
 
 
-def _difference(target: str, part: Parts, where: str) -> Delta:
-    """A full difference of weights as the pair of itself and an identity, whose scale is 1."""
+def _difference(target: str, part: Parts, location: str) -> Delta:
+    """Return a full difference of weights as the pair of itself and an identity, with a scale of 1."""
     diff, bias = part.pop("diff"), part.pop("diff_b", None)
     if part:
-        raise NotUnderstoodError(where, f"{target}: {', '.join(sorted(part))} with diff is not supported")
+        raise NotUnderstoodError(location, f"{target}: {', '.join(sorted(part))} with diff is not supported")
     if not 2 <= diff.ndim <= 5:
-        raise NotUnderstoodError(where, f"{target}: a difference of shape {diff.shape} is not supported")
+        raise NotUnderstoodError(location, f"{target}: a difference of shape {diff.shape} is not supported")
     if bias is not None and bias.shape != diff.shape[:1]:
-        raise FormatError(where, f"{target}: a bias of shape {bias.shape} is not one number for each of {len(diff)} outputs")
+        raise FormatError(location, f"{target}: a bias of shape {bias.shape} is not one number for each of {len(diff)} outputs")
     flat = diff.reshape(len(diff), -1)
     out, width = flat.shape
     # The identity is on the shorter side, so that it is not larger than the difference, whatever shape a file claims.
@@ -199,152 +212,155 @@ def _difference(target: str, part: Parts, where: str) -> Delta:
     alpha = float(min(out, width))
     if diff.ndim == 2:
         return LowRank(lora_A, lora_B, alpha, bias=bias)
-    ones = (1,) * (diff.ndim - 2)
-    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *ones), alpha, bias=bias)
+    kernel = (1,) * (diff.ndim - 2)
+    return LowRankConv(lora_A.reshape(-1, *diff.shape[1:]), lora_B.reshape(*lora_B.shape, *kernel), alpha, bias=bias)
 
 
-def _hadamard(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], where: str) -> Delta:
-    rest = {name: part.pop(name) for name in list(part) if not name.startswith("hada_")}
+def _hadamard(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], location: str) -> Delta:
+    other_tensors = {name: part.pop(name) for name in list(part) if not name.startswith("hada_")}
     shapes = {name: array.shape for name, array in part.items()}
     if not Hadamard.fits(shapes):
-        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoHa delta")
+        raise FormatError(location, f"{target}: {_shapes_text(shapes)} do not make a LoHa delta")
     rank, columns = shapes["hada_w1_b"]
-    flat = () if "hada_t1" in part else _flat(target, kernel, columns, where)
-    return _measured(target, Hadamard(part, scale.of(rank), flat), rest, where)
+    flat = () if "hada_t1" in part else _flat(target, kernel, columns, location)
+    return _with_magnitude(target, Hadamard(part, scale.alpha_for(rank), flat), other_tensors, location)
 
 
-def _kronecker(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], where: str) -> Delta:
-    rest = {name: part.pop(name) for name in list(part) if not name.startswith("lokr_")}
+def _kronecker(target: str, part: Parts, scale: _Scale, kernel: tuple[int, ...], location: str) -> Delta:
+    other_tensors = {name: part.pop(name) for name in list(part) if not name.startswith("lokr_")}
     shapes = {name: array.shape for name, array in part.items()}
-    whole = [f"lokr_w{n}" in part for n in (1, 2)]
+    is_full = [f"lokr_w{n}" in part for n in (1, 2)]
     fits = Kronecker.fits(shapes)
     ranks = {shapes[f"lokr_w{n}_b"][0] for n in (1, 2) if fits and f"lokr_w{n}_b" in part}
-    if not fits or (len(ranks) != 1) != all(whole):
-        raise FormatError(where, f"{target}: {_listed(shapes)} do not make a LoKr delta")
-    if all(whole):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
-        return _measured(target, Kronecker(part, scale.scalar, 1), rest, where)
+    if not fits or (len(ranks) != 1) != all(is_full):
+        raise FormatError(location, f"{target}: {_shapes_text(shapes)} do not make a LoKr delta")
+    if all(is_full):  # there is no rank: LyCORIS and ComfyUI then scale by 1, whatever the alpha
+        return _with_magnitude(target, Kronecker(part, scale.scalar, 1), other_tensors, location)
     r = ranks.pop()
-    flat = () if "lokr_t2" in part or whole[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], where)
-    return _measured(target, Kronecker(part, scale.of(r), r, flat), rest, where)
+    flat = () if "lokr_t2" in part or is_full[1] else _flat(target, kernel, shapes["lokr_w2_b"][1], location)
+    return _with_magnitude(target, Kronecker(part, scale.alpha_for(r), r, flat), other_tensors, location)
 
 
-def _measured(target: str, delta: Hadamard | Kronecker, rest: Parts, where: str) -> Delta:
-    """`delta` with DoRA's magnitude, if that is in the `rest` of the module's tensors."""
-    magnitude = _magnitude(target, rest, delta.shape[0], len(delta.shape), where)
-    if rest:
+def _with_magnitude(target: str, delta: Hadamard | Kronecker, other_tensors: Parts, location: str) -> Delta:
+    """Return `delta` with DoRA's magnitude, if that is among the module's other tensors."""
+    magnitude = _magnitude(target, other_tensors, delta.shape[0], len(delta.shape), location)
+    if other_tensors:
         kind = "LoHa" if isinstance(delta, Hadamard) else "LoKr"
-        raise NotUnderstoodError(where, f"{target}: {', '.join(sorted(rest))} with {kind} is not supported")
+        raise NotUnderstoodError(location, f"{target}: {', '.join(sorted(other_tensors))} with {kind} is not supported")
     return delta if magnitude is None else dataclasses.replace(delta, magnitude=magnitude)
 
 
-def _flat(target: str, kernel: tuple[int, ...], columns: int, where: str) -> tuple[int, ...]:
+def _flat(target: str, kernel: tuple[int, ...], columns: int, location: str) -> tuple[int, ...]:
     if columns % math.prod(kernel):
-        raise FormatError(where, f"{target}: {columns} columns are not those of a convolution with kernel {kernel}")
+        raise FormatError(location, f"{target}: {columns} columns are not those of a convolution with kernel {kernel}")
     return kernel
 
 
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {tuple(shape)}" for name, shape in sorted(shapes.items()))
 
 
-def tensors_of(given: Delta) -> tuple[Parts, float | None]:
-    """The tensors of a delta in these formats without its alpha, and the alpha; None if it has none.
+def tensors_of(delta: Delta) -> tuple[Parts, float | None]:
+    """Return the tensors of a delta in these formats, without its alpha, and the alpha; None if it has none.
 
-    An alpha of 0 has no effect in PEFT and means the rank in kohya; a tiny one has no effect in both.
+    An alpha of 0 has no effect in PEFT but means the rank in kohya; a tiny one has no effect in either.
     """
-    if not isinstance(given, LowRank | LowRankConv | Hadamard | Kronecker | CpConv):
-        raise RefusedError("", f"a delta of kind {type(given).__name__} cannot be expressed in this format")
-    found: Parts = {}
-    if given.magnitude is not None:
-        found["dora_scale"] = given.magnitude.reshape(-1, *(1,) * (len(given.shape) - 1))
-    if isinstance(given, Hadamard):
-        return {**given.tensors, **found}, given.alpha or TINY
-    if isinstance(given, Kronecker):
-        return {**given.tensors, **found}, (given.scaling * given.rank or TINY) if given.rank else None
-    alpha = given.scaling * given.r or TINY
-    found = {"lora_down.weight": given.lora_A, "lora_up.weight": given.lora_B, **found}
-    if isinstance(given, CpConv):
-        return {**found, "lora_mid.weight": given.lora_mid}, alpha
-    if given.bias is not None:
-        found["diff_b"] = (
-            given.bias if given.scaling == 1 else (given.bias.astype(np.float64) * given.scaling).astype(np.float32)
+    if not isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv):
+        raise RefusedError("", f"a delta of kind {type(delta).__name__} cannot be expressed in this format")
+    tensors: Parts = {}
+    if delta.magnitude is not None:
+        tensors["dora_scale"] = delta.magnitude.reshape(-1, *(1,) * (len(delta.shape) - 1))
+    if isinstance(delta, Hadamard):
+        return {**delta.tensors, **tensors}, delta.alpha or TINY
+    if isinstance(delta, Kronecker):
+        return {**delta.tensors, **tensors}, (delta.scaling * delta.rank or TINY) if delta.rank else None
+    alpha = delta.scaling * delta.r or TINY
+    tensors = {"lora_down.weight": delta.lora_A, "lora_up.weight": delta.lora_B, **tensors}
+    if isinstance(delta, CpConv):
+        return {**tensors, "lora_mid.weight": delta.lora_mid}, alpha
+    if delta.bias is not None:
+        tensors["diff_b"] = (
+            delta.bias if delta.scaling == 1 else (delta.bias.astype(np.float64) * delta.scaling).astype(np.float32)
         )
-    return found, alpha
+    return tensors, alpha
 
 
 def alpha_tensor(alpha: float, dtype: np.dtype) -> np.ndarray:
-    """A 0-d tensor of `alpha`, in `dtype` if that can hold it exactly, else in float32."""
-    own = np.asarray(alpha, dtype)
-    return own if float(own) == alpha else np.asarray(alpha, dtypes.F32)
+    """Return `alpha` as a 0-d tensor, in `dtype` if that holds it exactly, else in float32."""
+    tensor = np.asarray(alpha, dtype)
+    return tensor if float(tensor) == alpha else np.asarray(alpha, dtypes.F32)
 
 
 # ---- Differences of parameters that have no factors
 
 
 def differences(part: Mapping[str, np.ndarray], *, parameter: bool) -> tuple[Parts, Parts]:
-    """The parts that make a delta, and the differences of the rest: `weight` of a norm or parameter, `bias` without factors."""
-    rest, own = dict(part), Parts()
-    if "diff" in rest and "A" not in rest and (rest["diff"].ndim == 1 or parameter):
-        own["weight"] = rest.pop("diff")
-    if "diff_b" in rest and not {"A", "diff"} & set(rest):
-        own["bias"] = rest.pop("diff_b")
-    return ({} if own and set(rest) == {"alpha"} else rest), own
+    """Return the parts that form a delta, and the differences among the remaining parts.
+
+    The differences are `weight`, of a norm or a parameter, and `bias`, of a module without factors.
+    """
+    remaining, changes = dict(part), Parts()
+    if "diff" in remaining and "A" not in remaining and (remaining["diff"].ndim == 1 or parameter):
+        changes["weight"] = remaining.pop("diff")
+    if "diff_b" in remaining and not {"A", "diff"} & set(remaining):
+        changes["bias"] = remaining.pop("diff_b")
+    return ({} if changes and set(remaining) == {"alpha"} else remaining), changes
 
 
 def scale_of(part: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The scale of a norm that replaces the base's, as in Black Forest Labs' own files; None for any other module."""
+    """Return the scale of a norm that replaces the base's, as in Black Forest Labs' own files; None for any other module."""
     return part["scale"] if set(part) == {"scale"} and part["scale"].ndim == 1 else None
 
 
-def parted(stem: str, values: np.ndarray, reading: Reading, where: str) -> dict[str, np.ndarray]:
-    """A difference for each of the base's modules."""
+def parted(stem: str, values: np.ndarray, reading: Reading, location: str) -> dict[str, np.ndarray]:
+    """Return a difference for each of the base's modules."""
     if len(reading.targets) > 1:
         if not reading.shares or len(values) % sum(reading.shares):
-            raise RefusedError(where, f"{stem}: {len(values)} numbers do not match {reading.targets[0]} and others")
+            raise RefusedError(location, f"{stem}: {len(values)} numbers do not match {reading.targets[0]} and others")
         ends = np.cumsum(reading.shares)[:-1] * (len(values) // sum(reading.shares))
         return dict(zip(reading.targets, np.split(values, ends), strict=True))
     if reading.swapped and (reading.halves is not None or len(values) % 2):
-        raise RefusedError(where, f"{stem}: which half of its {len(values)} numbers comes first is not known")
-    return {reading.targets[0]: _swapped(values) if reading.swapped else values}
+        raise RefusedError(location, f"{stem}: which half of its {len(values)} numbers comes first is not known")
+    return {reading.targets[0]: _swap_halves(values) if reading.swapped else values}
 
 
 # ---- Modules that are several of the base's
 
 
-def apart(stem: str, delta: Delta, reading: Reading, where: str) -> dict[str, Delta]:
-    """The delta of each of the base's modules.
+def apart(stem: str, delta: Delta, reading: Reading, location: str) -> dict[str, Delta]:
+    """Return the delta of each of the base's modules.
 
     Block-diagonal factors, as written for modules that were trained separately, are split into their blocks.
     """
     if isinstance(delta, Hadamard | Kronecker) and len(reading.targets) > 1:
-        return _products(stem, delta, reading, where)
+        return _split_product(stem, delta, reading, location)
     if not isinstance(delta, LowRank):
-        if len(reading.targets) > 1 or reading.is_turned(*delta.shape[:2]):
-            what = f"a delta of kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
-            raise RefusedError(where, f"{stem}: {what} is not supported")
+        if len(reading.targets) > 1 or reading.is_swapped(*delta.shape[:2]):
+            problem = f"a delta of kind {type(delta).__name__} on a module that is {len(reading.targets)} of diffusers'"
+            raise RefusedError(location, f"{stem}: {problem} is not supported")
         return {reading.targets[0]: delta}
     if len(reading.targets) == 1:
-        return {reading.targets[0]: _turned(stem, delta, where) if reading.is_turned(*delta.shape) else delta}
-    ends = np.cumsum(_checked_sizes(stem, delta, reading, where))[:-1]
+        return {reading.targets[0]: _swap_delta_halves(stem, delta, location) if reading.is_swapped(*delta.shape) else delta}
+    ends = np.cumsum(_checked_sizes(stem, delta, reading, location))[:-1]
     blocks = [np.split(rows, ends) if rows is not None else [None] * (len(ends) + 1) for rows in _by_row(delta)]
     factors = [(delta.lora_A, np.ascontiguousarray(rows)) for rows in blocks[0]]
-    own = _diagonal(factors)
-    found: dict[str, Delta] = {}
-    for target, (lora_A, lora_B), magnitude, bias in zip(reading.targets, own or factors, *blocks[1:], strict=True):
-        if own and not np.any(lora_A) and not np.any(lora_B) and magnitude is None and bias is None:
+    blocks_of_own = _diagonal_blocks(factors)
+    deltas: dict[str, Delta] = {}
+    for target, (lora_A, lora_B), magnitude, bias in zip(reading.targets, blocks_of_own or factors, *blocks[1:], strict=True):
+        if blocks_of_own and not np.any(lora_A) and not np.any(lora_B) and magnitude is None and bias is None:
             continue  # zeros: it was not trained
         alpha = delta.alpha * len(lora_A) / delta.r
-        found[target] = LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
-    return found
+        deltas[target] = LowRank(lora_A, lora_B, alpha, magnitude=magnitude, bias=bias)
+    return deltas
 
 
 def _by_row(delta: LowRank) -> tuple[np.ndarray | None, ...]:
     return delta.lora_B, delta.magnitude, delta.bias
 
 
-def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: str) -> dict[str, Delta]:
-    """Split LoHa by the rows of its first factors, and LoKr by those of its first matrix, each of which covers the second."""
-    sizes = _checked_sizes(stem, delta, reading, where)
+def _split_product(stem: str, delta: Hadamard | Kronecker, reading: Reading, location: str) -> dict[str, Delta]:
+    """Split LoHa by the rows of its first factors, LoKr by the rows of its first matrix, each of which covers the second."""
+    sizes = _checked_sizes(stem, delta, reading, location)
     cut = [name for name in ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a") if name in delta.tensors]
     step = delta.shape[0] // len(delta.tensors[cut[0]])
     ends = np.cumsum(sizes)[:-1]
@@ -359,109 +375,111 @@ def _products(stem: str, delta: Hadamard | Kronecker, reading: Reading, where: s
 
 
 def stays_product(delta: Delta, reading: Reading) -> bool:
-    """Whether the rows of a product can be those of the base's modules as products of its kind; True for other kinds."""
+    """Return whether the base's modules can keep their rows of a product as products of its kind; True for other kinds."""
     if not isinstance(delta, Hadamard | Kronecker):
         return True
     if len(reading.targets) == 1:
-        return not reading.is_turned(*delta.shape[:2])
+        return not reading.is_swapped(*delta.shape[:2])
     first = next((delta.tensors[name] for name in ("lokr_w1", "lokr_w1_a", "hada_w1_a") if name in delta.tensors), None)
     step = 1 if first is None else delta.shape[0] // len(first)
     return len(delta.shape) == 2 and all(size % step == 0 for size in _sizes(delta.shape[1], reading))
 
 
-def _checked_sizes(stem: str, delta: Delta, reading: Reading, where: str) -> list[int]:
+def _checked_sizes(stem: str, delta: Delta, reading: Reading, location: str) -> list[int]:
     sizes = _sizes(delta.shape[1], reading)
     if sum(sizes) != delta.shape[0]:
-        several = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
-        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {several}"
-        raise RefusedError(where, f"{stem}: {reason}")
+        target_names = f"{reading.targets[0]} and {len(reading.targets) - 1} more"
+        reason = f"{delta.shape[0]} rows and {delta.shape[1]} columns do not match {target_names}"
+        raise RefusedError(location, f"{stem}: {reason}")
     return sizes
 
 
 def _sizes(columns: int, reading: Reading) -> list[int]:
-    """The number of rows of each of its modules; empty if they are not whole numbers."""
+    """Return the number of rows of each of the reading's modules; empty if they are not whole numbers."""
     rows = columns * (reading.ratio or Fraction(0))
     sizes = [rows * share / sum(reading.shares) for share in reading.shares]
     return [int(size) for size in sizes] if all(size.denominator == 1 for size in sizes) else []
 
 
-def _diagonal(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """The blocks, if each block of rows has columns of its own; None if they share any."""
+def _diagonal_blocks(factors: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Return the blocks if each block of rows has columns of its own; None if rows share columns."""
     count, r = len(factors), factors[0][1].shape[1]
     if r % count or not any(np.any(rows) for _, rows in factors):
         return None
     size = r // count
-    found = []
+    blocks = []
     for n, (lora_A, rows) in enumerate(factors):
-        mine = slice(n * size, (n + 1) * size)
+        columns = slice(n * size, (n + 1) * size)
         if np.any(rows[:, : n * size]) or np.any(rows[:, (n + 1) * size :]):
             return None
-        found.append((np.ascontiguousarray(lora_A[mine]), np.ascontiguousarray(rows[:, mine])))
-    return found
+        blocks.append((np.ascontiguousarray(lora_A[columns]), np.ascontiguousarray(rows[:, columns])))
+    return blocks
 
 
-def _turned(stem: str, delta: LowRank, where: str) -> LowRank:
-    """The delta with the two halves of its rows swapped."""
+def _swap_delta_halves(stem: str, delta: LowRank, location: str) -> LowRank:
+    """Return the delta with the two halves of its rows swapped."""
     if delta.shape[0] % 2:
-        raise FormatError(where, f"{stem}: {delta.shape[0]} rows cannot be halved")
-    magnitude, bias = (None if rows is None else _swapped(rows) for rows in (delta.magnitude, delta.bias))
-    return dataclasses.replace(delta, lora_B=_swapped(delta.lora_B), magnitude=magnitude, bias=bias)
+        raise FormatError(location, f"{stem}: {delta.shape[0]} rows cannot be halved")
+    magnitude, bias = (None if rows is None else _swap_halves(rows) for rows in (delta.magnitude, delta.bias))
+    return dataclasses.replace(delta, lora_B=_swap_halves(delta.lora_B), magnitude=magnitude, bias=bias)
 
 
-def _swapped(rows: np.ndarray) -> np.ndarray:
+def _swap_halves(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([*reversed(np.split(rows, 2))])
 
 
 def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
-    """The one delta of the trainer's module, made of `deltas`, which are those of some or all of `reading.targets`.
+    """Return the single delta of the trainer's module, joined from `deltas` of some or all of `reading.targets`.
 
     Raises:
         RefusedError: They cannot be joined: one module has one scale and one magnitude.
     """
     first = next(iter(deltas.values()))
-    if len(reading.targets) == 1 and not reading.is_turned(*first.shape[:2]):
+    if len(reading.targets) == 1 and not reading.is_swapped(*first.shape[:2]):
         return first
     members = {target: d for target in reading.targets if isinstance(d := deltas.get(target), LowRank)}  # in their order
     if len(members) < len(deltas):
         raise RefusedError(stem, f"a delta of kind {type(first).__name__} cannot be part of a larger module")
     if len(reading.targets) == 1:
-        return _turned(stem, members[reading.targets[0]], stem)
+        return _swap_delta_halves(stem, members[reading.targets[0]], stem)
     if len({delta.scaling for delta in members.values()}) > 1:
         raise RefusedError(stem, f"{', '.join(members)} are one module in this format, with one scale, but have several")
     kinds = {(delta.magnitude is None, delta.bias is None) for delta in members.values()}
     if kinds != {(True, True)} and (len(kinds) > 1 or len(members) < len(reading.targets)):
-        what = "are one module in this format, which has DoRA or a bias for all rows or for none"
-        raise RefusedError(stem, f"{', '.join(members)} {what}")
-    return _stacked(stem, members, reading)
+        problem = "are one module in this format, which has DoRA or a bias for all rows or for none"
+        raise RefusedError(stem, f"{', '.join(members)} {problem}")
+    return _stack_deltas(stem, members, reading)
 
 
-def _stacked(stem: str, members: Mapping[str, LowRank], reading: Reading) -> LowRank:
-    several = list(members.values())
-    width, dtype = several[0].lora_A.shape[1], several[0].lora_A.dtype
-    if {delta.lora_A.shape[1] for delta in several} != {width} or len({d.lora_B.dtype for d in several} | {dtype}) > 1:
+def _stack_deltas(stem: str, members: Mapping[str, LowRank], reading: Reading) -> LowRank:
+    deltas = list(members.values())
+    width, dtype = deltas[0].lora_A.shape[1], deltas[0].lora_A.dtype
+    if {delta.lora_A.shape[1] for delta in deltas} != {width} or len({d.lora_B.dtype for d in deltas} | {dtype}) > 1:
         raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but differ in columns or dtypes")
-    magnitude, bias = (_concatenated([getattr(delta, name) for delta in several]) for name in ("magnitude", "bias"))
+    magnitude, bias = (_concatenate_present([getattr(delta, name) for delta in deltas]) for name in ("magnitude", "bias"))
     sizes = _sizes(width, reading)
-    there = [members.get(target) for target in reading.targets]
-    if not sizes or any(delta is not None and delta.shape[0] != size for delta, size in zip(there, sizes, strict=True)):
+    members_in_order = [members.get(target) for target in reading.targets]
+    if not sizes or any(
+        delta is not None and delta.shape[0] != size for delta, size in zip(members_in_order, sizes, strict=True)
+    ):
         raise RefusedError(stem, f"{', '.join(members)} are one module in this format, but have other numbers of rows")
-    scaling = several[0].scaling
-    if len(several) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in several}) == 1:
-        lora_B = np.concatenate([delta.lora_B for delta in several])
-        return LowRank(several[0].lora_A, lora_B, scaling * several[0].r, magnitude=magnitude, bias=bias)
-    # One block of the largest rank for each on the diagonal; missing and smaller ones are padded with zeros.
-    r = max(delta.r for delta in several)
-    lora_A = np.zeros((r * len(there), width), dtype)
-    lora_B = np.zeros((sum(sizes), r * len(there)), dtype)
+    scaling = deltas[0].scaling
+    if len(deltas) == len(reading.targets) and len({delta.lora_A.tobytes() for delta in deltas}) == 1:
+        lora_B = np.concatenate([delta.lora_B for delta in deltas])
+        return LowRank(deltas[0].lora_A, lora_B, scaling * deltas[0].r, magnitude=magnitude, bias=bias)
+    # Each gets one block of the largest rank on the diagonal; missing and smaller ones are padded with zeros.
+    r = max(delta.r for delta in deltas)
+    lora_A = np.zeros((r * len(members_in_order), width), dtype)
+    lora_B = np.zeros((sum(sizes), r * len(members_in_order)), dtype)
     row = 0
-    for n, (delta, size) in enumerate(zip(there, sizes, strict=True)):
+    for n, (delta, size) in enumerate(zip(members_in_order, sizes, strict=True)):
         if delta is not None:
             lora_A[n * r : n * r + delta.r] = delta.lora_A
             lora_B[row : row + size, n * r : n * r + delta.r] = delta.lora_B
         row += size
-    return LowRank(lora_A, lora_B, scaling * r * len(there), magnitude=magnitude, bias=bias)
+    return LowRank(lora_A, lora_B, scaling * r * len(members_in_order), magnitude=magnitude, bias=bias)
 
 
-def _concatenated(several: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    there = [rows for rows in several if rows is not None]
-    return np.concatenate(there) if there else None
+def _concatenate_present(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    present = [rows for rows in arrays if rows is not None]
+    return np.concatenate(present) if present else None

@@ -1,8 +1,8 @@
-"""kohya's sd-scripts, LyCORIS, musubi-tuner and ComfyUI: one safetensors file with an alpha for each pair of factors.
+"""Files of kohya's sd-scripts, LyCORIS, musubi-tuner and ComfyUI: one safetensors file with an alpha for each pair of factors.
 
 `lora_unet_…_to_q.lora_down.weight` is `lora_A`, `.lora_up.weight` is `lora_B`, and `.alpha` is a number, where 0
-means the rank (sd-scripts, `networks/lora.py`). The names have lost their dots: the base's own modules, or the closed
-tables of `tables`, recover them, and names with two readings are refused. ComfyUI's and XLabs' names have their dots.
+means the rank (sd-scripts, `networks/lora.py`). The names have lost their dots, which are recovered by the base's own modules
+or by the closed tables of `family_tables`; names with two readings are refused. ComfyUI's and XLabs' names have their dots.
 """
 
 from __future__ import annotations
@@ -44,76 +44,80 @@ _T = TypeVar("_T")
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with names of tensors of kohya, LyCORIS or ComfyUI."""
+    """Return whether it is a safetensors file with tensor names of kohya, LyCORIS or ComfyUI."""
     beside_config = candidate.path.name == peft.WEIGHTS and (candidate.path.parent / peft.CONFIG).is_file()
-    return not beside_config and any(map(_is_ours, candidate.tensors))
+    return not beside_config and any(map(_is_kohya_name, candidate.tensors))
 
 
-def _is_ours(name: str) -> bool:
+def _is_kohya_name(name: str) -> bool:
     if not naming.may_be_ours(name):  # quick, for the many tensors of a language model's adapter
         return False
-    found = factors.split_name(name)
-    return name.startswith(naming.TRAINERS) if found is None else naming.is_ours(found[0])
+    stem_and_part = factors.split_name(name)
+    return name.startswith(naming.TRAINERS) if stem_and_part is None else naming.is_ours(stem_and_part[0])
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
+    """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
     with SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    where = str(path)
-    grouped, notes = _grouped(tensors, where)
-    if whole := _without_root(grouped, metadata):
-        notes.append(f"{whole} LoKr modules are of whole matrices: like LyCORIS, they are read without the factor of rs_lora")
-    outlines = {stem: factors.outline(part) for stem, part in grouped.items()}
-    found, names = naming.targets(outlines, metadata, base, where)
-    _refuse_interleaved(tensors, names, where)
-    reader = _Reader(base, where)
-    for stem, part in grouped.items():
-        reader.add(stem, part, found[stem])
+    location = str(path)
+    parts_by_stem, notes = _group_tensors(tensors, location)
+    if whole_count := _count_without_root(parts_by_stem, metadata):
+        notes.append(
+            f"{whole_count} LoKr modules have whole matrices: as in LyCORIS, they are read without the factor of rs_lora"
+        )
+    outlines = {stem: factors.outline(part) for stem, part in parts_by_stem.items()}
+    readings, names = naming.targets(outlines, metadata, base, location)
+    _refuse_interleaved(tensors, names, location)
+    reader = _Reader(base, location)
+    for stem, part in parts_by_stem.items():
+        reader.add(stem, part, readings[stem])
     deltas = reader.deltas()
     parts = tuple(sorted({pipeline.part_of(name) for name in (*deltas, *reader.added, *reader.replaced)}))
     meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=pipeline.carried_header(metadata, names))
-    found_here = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
-    adapter = pipeline.with_source(found_here, metadata, tensors, where)
+    file_adapter = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
+    adapter = pipeline.with_source(file_adapter, metadata, tensors, location)
     described = origin.described(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
-    return naming.fitted(dataclasses.replace(adapter, meta=described), base, where)
+    return naming.fitted(dataclasses.replace(adapter, meta=described), base, location)
 
 
-def _refuse_interleaved(tensors: Iterable[str], names: str, where: str) -> None:
-    """Refuse the fused queries, keys and values of MiniMax-H3 as DiffSynth-Studio trains them: head by head."""
-    own = [name for name in tensors if ".default." in name and "qkv_proj" in name] if names.startswith("MiniMax") else []
-    if own:
-        what = "the rows of queries, keys and values are interleaved by heads, which is not supported"
-        raise refused(where, [f"tensor {name!r}: {what}" for name in own])
+def _refuse_interleaved(tensors: Iterable[str], names: str, location: str) -> None:
+    """Refuse MiniMax-H3's fused queries, keys and values as DiffSynth-Studio trains them: head by head."""
+    interleaved = (
+        [name for name in tensors if ".default." in name and "qkv_proj" in name] if names.startswith("MiniMax") else []
+    )
+    if interleaved:
+        problem = "the rows of queries, keys and values are interleaved by heads, which is not supported"
+        raise refused(location, [f"tensor {name!r}: {problem}" for name in interleaved])
 
 
-def _grouped(tensors: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, factors.Parts], list[str]]:
-    """The tensors of each module by part, without differences of zero, and notes."""
-    grouped: dict[str, factors.Parts] = {}
+def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[dict[str, factors.Parts], list[str]]:
+    """Return the tensors of each module by part, without differences of zero, and notes."""
+    parts_by_stem: dict[str, factors.Parts] = {}
     unknown, zeros = [], 0
     for name, array in tensors.items():
-        found = factors.split_name(name)
-        if found is None:
+        stem_and_part = factors.split_name(name)
+        if stem_and_part is None:
             unknown.append(factors.unknown(name))
-        elif found[1] in ("diff", "diff_b") and not np.any(array):
+        elif stem_and_part[1] in ("diff", "diff_b") and not np.any(array):
             zeros += 1
-        elif found[1] in grouped.setdefault(found[0], {}):
-            raise FormatError(where, f"tensor {name!r} exists under two names")
+        elif stem_and_part[1] in parts_by_stem.setdefault(stem_and_part[0], {}):
+            raise FormatError(location, f"tensor {name!r} exists under two names")
         else:
-            grouped[found[0]][found[1]] = array
+            parts_by_stem[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
-        raise refused(where, unknown, "", NotUnderstoodError)
+        raise refused(location, unknown, "", NotUnderstoodError)
     notes = [f"{zeros} differences are all zeros and have no effect"] if zeros else []
-    if none := sum("alpha" in part and not np.any(part["alpha"]) for part in grouped.values()):
-        notes.append(f"{none} alphas are 0 and read as the rank, as by sd-scripts; ComfyUI reads them as 0")
-    if lacking := sum("alpha" not in part and "A" in part for part in grouped.values()):
-        notes.append(f"{lacking} modules have no alpha: it is the rank, as in sd-scripts and ComfyUI")
-    return grouped, notes
+    if zero_count := sum("alpha" in part and not np.any(part["alpha"]) for part in parts_by_stem.values()):
+        notes.append(f"{zero_count} alphas are 0 and read as the rank, as by sd-scripts; ComfyUI reads them as 0")
+    if lacking_count := sum("alpha" not in part and "A" in part for part in parts_by_stem.values()):
+        notes.append(f"{lacking_count} modules have no alpha: it is the rank, as in sd-scripts and ComfyUI")
+    return parts_by_stem, notes
 
 
-def _without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[str, str]) -> int:
-    """The number of modules that LyCORIS trained with a factor of sqrt(dim), which nobody applies who loads them."""
+def _count_without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[str, str]) -> int:
+    """Return the number of modules that LyCORIS trained with a factor of sqrt(dim), which no program applies on loading."""
     if not _RS_LORA.search(metadata.get("ss_network_args", "")):
         return 0
     return sum({"lokr_w1", "lokr_w2"} <= set(part) for part in grouped.values())
@@ -123,10 +127,10 @@ _RS_LORA = linear.Pattern(r'"rs_lora": *"?[Tt]rue')
 
 
 class _Reader:
-    """Collects what the modules of a file change."""
+    """A collector of what the modules of a file change."""
 
-    def __init__(self, base: BaseSpec | None, where: str) -> None:
-        self._base, self._where = base, where
+    def __init__(self, base: BaseSpec | None, location: str) -> None:
+        self._base, self._where = base, location
         self.added: dict[str, np.ndarray] = {}
         self.replaced: dict[str, np.ndarray] = {}
         self._deltas: dict[str, Delta] = {}
@@ -139,49 +143,50 @@ class _Reader:
         shape = pipeline.weight_shape(self._base, target)
         kernel = shape[2:] if shape else tables.kernel(target)
         try:
-            own = reading.parameter or pipeline.is_parameter(self._base, target)
+            is_parameter = reading.parameter or pipeline.is_parameter(self._base, target)
             if (scale := factors.scale_of(part)) is not None and len(reading.targets) == 1:
                 factors.check_floats(stem, "scale", scale, self._where)
-                self._put(self.replaced, f"{target}.weight", scale, stem)
+                self._add_unique(self.replaced, f"{target}.weight", scale, stem)
                 return
-            rest, whole = factors.differences(part, parameter=own)
-            for kind, values in whole.items():
+            delta_parts, differences = factors.differences(part, parameter=is_parameter)
+            for kind, values in differences.items():
                 factors.check_floats(stem, kind, values, self._where)
                 for name, piece in factors.parted(stem, values, reading, self._where).items():
-                    self._put(self.added, name if own else f"{name}.{kind}", piece, stem)
-            if rest:
+                    self._add_unique(self.added, name if is_parameter else f"{name}.{kind}", piece, stem)
+            if delta_parts:
                 single = target if len(reading.targets) == 1 else stem
-                self._split(stem, _as_base(factors.delta_of(single, rest, kernel, self._where), shape), reading)
+                self._add_split(stem, _as_base(factors.delta_of(single, delta_parts, kernel, self._where), shape), reading)
         except RefusedError as error:
+            # Collected, so that one error can name all modules.
             self._failed.append(error)
 
     def deltas(self) -> dict[str, Delta]:
-        """The deltas of all modules; RefusedError names all that could not be read."""
-        # All at once, so that small products of large rank do not become pairs without a limit.
+        """Return the deltas of all modules; RefusedError names all modules that could not be read."""
+        # All at once, so that the limit on growth covers the sum: small products of large rank become large pairs.
         pairs = as_pairs({stem: delta for stem, (delta, _) in self._products.items()})
         for stem, pair in pairs.items():
-            self._split(stem, pair, self._products[stem][1])
+            self._add_split(stem, pair, self._products[stem][1])
         if self._failed:
-            known = any(type(error) is not NotUnderstoodError for error in self._failed)
+            is_refused = any(type(error) is not NotUnderstoodError for error in self._failed)
             reasons = [error.what for error in self._failed]
-            raise refused(self._where, reasons, "", RefusedError if known else NotUnderstoodError)
+            raise refused(self._where, reasons, "", RefusedError if is_refused else NotUnderstoodError)
         return self._deltas
 
-    def _split(self, stem: str, delta: Delta, reading: Reading) -> None:
+    def _add_split(self, stem: str, delta: Delta, reading: Reading) -> None:
         if isinstance(delta, Factored) and not factors.stays_product(delta, reading):
             self._products[stem] = delta, reading
             return
-        for target, own in factors.apart(stem, delta, reading, self._where).items():
-            self._put(self._deltas, target, own, stem)
+        for target, member in factors.apart(stem, delta, reading, self._where).items():
+            self._add_unique(self._deltas, target, member, stem)
 
-    def _put(self, found: dict[str, _T], name: str, value: _T, stem: str) -> None:
-        if name in found:
+    def _add_unique(self, collection: dict[str, _T], name: str, value: _T, stem: str) -> None:
+        if name in collection:
             raise FormatError(self._where, f"{name} exists under two names; {stem!r} is one of them")
-        found[name] = value
+        collection[name] = value
 
 
 def _as_base(delta: Delta, shape: tuple[int, ...] | None) -> Delta:
-    """`delta` as a matrix, if it was saved as a 1 by 1 convolution but the base's module is not a convolution."""
+    """Return `delta` as a matrix if it was saved as a 1 by 1 convolution but the base's module is not a convolution."""
     if not isinstance(delta, LowRankConv) or shape is None or len(shape) != 2 or any(size != 1 for size in delta.shape[2:]):
         return delta
     magnitude = None if delta.magnitude is None else delta.magnitude.reshape(-1)
@@ -198,28 +203,29 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     expressed = dataclasses.replace(adapter, added={}) if adapter.deltas else adapter
     if problems := list(pipeline.problems(expressed, "kohya's format", _problem)):
         raise refused("kohya", problems)
-    plain, losses = _plain(adapter)
-    named = naming.named(plain, base, "kohya")
-    names = dict(zip(named.deltas, adapter.deltas, strict=True))
-    groups, places, table = naming.groups(named, base)
+    plain, losses = _with_native_kinds(adapter)
+    prefixed = naming.named(plain, base, "kohya")
+    names = dict(zip(prefixed.deltas, adapter.deltas, strict=True))
+    groups, places, table = naming.groups(prefixed, base)
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
         delta = factors.together(stem, members, reading)
-        found, alpha = factors.tensors_of(delta)
+        parts, alpha = factors.tensors_of(delta)
         outlines[stem] = (delta.shape[0], delta.shape[1])
-        tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in found.items()}
+        tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in parts.items()}
         if alpha is not None:
-            tensors[f"{stem}.alpha"] = factors.alpha_tensor(alpha, next(iter(found.values())).dtype)
-        alone = len(members) == 1 and len(reading.targets) == 1
+            tensors[f"{stem}.alpha"] = factors.alpha_tensor(alpha, next(iter(parts.values())).dtype)
+        is_alone = len(members) == 1 and len(reading.targets) == 1
         for target, member in members.items():
-            losses += _losses(names[target], member, None if alone else stem, _is_rounded(alpha, tensors, stem))
-    for (own, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
-        name = f"{stem}.{'diff_b' if own.endswith('.bias') else 'diff'}"
+            losses += _losses(names[target], member, None if is_alone else stem, _is_rounded(alpha, tensors, stem))
+    for (changed_name, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
+        name = f"{stem}.{'diff_b' if changed_name.endswith('.bias') else 'diff'}"
         if len(reading.targets) > 1 or reading.swapped or name in tensors:
-            raise refused("kohya", [f"{own}: a part of {stem} alone cannot be expressed in kohya's format"])
+            raise refused("kohya", [f"{changed_name}: a part of {stem} alone cannot be expressed in kohya's format"])
         tensors[name] = np.ascontiguousarray(values)
-        losses.append(TensorLoss(f"{own} (difference)", Loss.EXACT))
+        losses.append(TensorLoss(f"{changed_name} (difference)", Loss.EXACT))
+    # The source's config promises an exact way back, which rounding rules out.
     config = {} if is_rounded(losses) else pipeline.source_keys(adapter, names, tensors)
     if config:  # everything that was rewritten can be recovered bit for bit
         losses = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in losses]
@@ -230,7 +236,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def is_rounded(losses: Iterable[TensorLoss]) -> bool:
-    """Whether a tensor's own numbers were rounded and cannot be recovered; a rounded alpha is recovered from the config."""
+    """Return whether numbers of a tensor were rounded for good; a rounded alpha is recovered from the config."""
     return any(line.loss >= Loss.ROUNDED and line.note != _ALPHA for line in losses)
 
 
@@ -247,13 +253,15 @@ def _problem(delta: Delta) -> str:
 
 
 def _is_native(delta: Delta) -> bool:
-    """Whether kohya or LyCORIS can express a delta as it is; for LoKr with two whole matrices they have no scale."""
-    whole = isinstance(delta, Kronecker) and {"lokr_w1", "lokr_w2"} <= set(delta.tensors)
-    return isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv) and not (whole and delta.scaling != 1)
+    """Return whether kohya or LyCORIS can express a delta unchanged; they have no scale for LoKr with two whole matrices."""
+    is_full_lokr = isinstance(delta, Kronecker) and {"lokr_w1", "lokr_w2"} <= set(delta.tensors)
+    return isinstance(delta, LowRank | LowRankConv | Hadamard | Kronecker | CpConv) and not (
+        is_full_lokr and delta.scaling != 1
+    )
 
 
-def _plain(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:
-    """The adapter with the kinds that the format lacks as the pairs that they equal, and the losses."""
+def _with_native_kinds(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:
+    """Return the adapter with kinds that the format lacks replaced by equal pairs, and the losses."""
     changed = as_pairs({t: d for t, d in adapter.deltas.items() if isinstance(d, Factored) and not _is_native(d)})
     if not changed:
         return adapter, []
@@ -264,17 +272,17 @@ def _plain(adapter: Adapter) -> tuple[Adapter, list[TensorLoss]]:
     return dataclasses.replace(adapter, deltas={**adapter.deltas, **changed}), losses
 
 
-def _losses(own: str, delta: Delta, stem: str | None, rounded: bool) -> list[TensorLoss]:
-    found = []
+def _losses(target: str, delta: Delta, stem: str | None, rounded: bool) -> list[TensorLoss]:
+    losses = []
     for name, _ in delta.parts():
-        label = f"{own}.{'lora_B.bias' if name == 'bias' else name}"
+        label = f"{target}.{'lora_B.bias' if name == 'bias' else name}"
         if name == "bias" and delta.scaling != 1:
-            found.append(TensorLoss(label, Loss.ROUNDED, "times the scale in float32", 2.0**-24))
+            losses.append(TensorLoss(label, Loss.ROUNDED, "times the scale in float32", 2.0**-24))
         elif name == "lora_B" and rounded:
-            found.append(TensorLoss(label, Loss.ROUNDED, _ALPHA, 2.0**-24))
+            losses.append(TensorLoss(label, Loss.ROUNDED, _ALPHA, 2.0**-24))
         else:
-            found.append(TensorLoss(label, Loss.REWRITTEN, f"in {stem}") if stem else TensorLoss(label, Loss.EXACT))
-    return found
+            losses.append(TensorLoss(label, Loss.REWRITTEN, f"in {stem}") if stem else TensorLoss(label, Loss.EXACT))
+    return losses
 
 
 def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: str) -> bool:
@@ -282,17 +290,17 @@ def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: st
 
 
 def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, str], list[str]]:
-    """The source's own header without hashes of another payload, and notes."""
+    """Return the source's own header without the hashes of another payload, and notes."""
     header = pipeline.header_again(adapter, str(path))
     hashes = [key for key in header if key.startswith("sshs_")]
     if not hashes or header.get("sshs_model_hash") == _payload_hash(tensors):
         return header, []
-    others = {key: text for key, text in header.items() if key not in hashes}
-    return others, [f"{' and '.join(hashes)} are left out of the header, as they are of other bytes"]
+    other_entries = {key: text for key, text in header.items() if key not in hashes}
+    return other_entries, [f"{' and '.join(hashes)} are left out of the header, as they belong to other bytes"]
 
 
 def _payload_hash(tensors: Mapping[str, np.ndarray]) -> str:
-    """sd-scripts' hash of a model: that of all bytes after the header (`addnet_hash_safetensors`)."""
+    """Return sd-scripts' hash of a model: that of all bytes after the header (`addnet_hash_safetensors`)."""
     digest = hashlib.sha256()
     for name, _, _ in safetensors_file.layout((n, dtypes.name_of(a.dtype), a.shape) for n, a in tensors.items()):
         digest.update(safetensors_file.byte_view(np.ascontiguousarray(tensors[name])))

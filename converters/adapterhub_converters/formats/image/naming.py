@@ -1,7 +1,7 @@
-"""Names of modules: a kohya file's in the base's names, and vice versa.
+"""Names of modules: a kohya file's names translated to the base's, and vice versa.
 
 A name without its dots is resolved by the base's own modules, else by the closed tables; it is refused if two readings differ.
-The table that is written is determined by the modules, the source's header or the base, never guessed.
+The table to write with is determined by the modules, the source's header or the base, never guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refus
 from . import factors, image_transformers, pipeline, tables
 from .table import Reading, Table
 
-# MLPs of Z-Image and ERNIE-Image, whose names are those of language models too.
+# MLPs of Z-Image and ERNIE-Image, whose names occur in language models too.
 _LLAMA_TOO = linear.Pattern(r"layers\.[0-9]+\.(?:feed_forward|mlp)\.")
 # Prefix to the model; "" for the one that is not a text encoder. The first that fits counts.
 _PREFIXES = {
@@ -29,71 +29,76 @@ _PREFIXES = {
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
     "text_encoders.t5xxl.transformer.": "text_encoder_3",
 }  # fmt: skip
-# Before modules of a transformer as some trainers save them: with diffusers' name of the model, DiffSynth-Studio's, Ideogram's.
+# Prefixes of a transformer's modules in some trainers' files: diffusers' name of the model, DiffSynth-Studio's, Ideogram's.
 _PIPELINE = ("transformer.", "pipe.dit.", "dit.", "model.diffusion_model.", "conditional_transformer.")
 _BEGINNINGS = (*_PREFIXES, *_PIPELINE, *(f"{first}." for first in sorted(tables.FOREIGN_FIRST)))
 TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
-"""Prefixes that only trainers of adapters write, also for kinds that are not supported."""
-# Keys with sd-scripts' and musubi's name of the model, and models not supported though their names are other families'.
+"""Prefixes that only trainers of adapters write, even for kinds that are not supported."""
+# Keys with sd-scripts' and musubi's name of the model; and models that share the names of other families but are not supported.
 _MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
-_SEVERAL = linear.Pattern(r"\.transformer_blocks\.[1-9]")
-_UNREAD = linear.Pattern(r"hidream[-_]?o1")
+_SEVERAL_BLOCKS = linear.Pattern(r"\.transformer_blocks\.[1-9]")
+_UNSUPPORTED_MODELS = linear.Pattern(r"hidream[-_]?o1")
 
 Outlines = Mapping[str, tuple[int, int] | None]
 """Module to the rows and columns of its weight; None if they do not follow from its factors."""
 
 
 def may_be_ours(name: str) -> bool:
-    """Whether a tensor may be in a module for which `is_ours` is true, by the beginning of its name alone."""
+    """Return whether a tensor's name begins like those in modules for which `is_trainer_name` is true. A cheap first test."""
     return name.startswith(_BEGINNINGS)
 
 
 def is_ours(stem: str) -> bool:
-    """Whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
-    return bool(stem.startswith(tuple(_PREFIXES)) or _bare(stem))
+    """Return whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
+    return bool(stem.startswith(tuple(_PREFIXES)) or _bare_name(stem))
 
 
-def header(outlines: Outlines, known: Mapping[str, str], table: Table | None) -> dict[str, str]:
-    """The header's record of the `table`, if that does not follow from the names and the header `known`."""
+def header(outlines: Outlines, recorded: Mapping[str, str], table: Table | None) -> dict[str, str]:
+    """Return the header's record of the `table`, unless it follows from the names and the `recorded` header."""
     inner = {stem: _prefix(stem, "")[1] for stem in outlines if not _prefix(stem, "")[0]}
     if not inner or table is None:
         return {}
     try:
-        _, chosen = _inner(inner, outlines, known, {}, "")
+        _, chosen = _read_model(inner, outlines, recorded, {}, "")
     except RefusedError:
         chosen = None
     return {} if chosen is table else {pipeline.NAMES_KEY: table.name}
 
 
 def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
-    """The tables that a header names; None if it names none that is known."""
-    if own := tuple(table for table in tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
-        return own
+    """Return the tables that a header names; None if it names no known one."""
+    if named_tables := tuple(table for table in tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
+        return named_tables
     text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
-    if _UNREAD.search(text):
+    if _UNSUPPORTED_MODELS.search(text):
         return ()
-    found = tuple(table for table in tables.TABLES if table.headers and linear.Pattern(table.headers).search(text))
+    tables_found = tuple(table for table in tables.TABLES if table.headers and linear.Pattern(table.headers).search(text))
     # SDXL's modules have the names of its checkpoint, or diffusers'.
-    return ((tables.SD, *found) if tables.SDXL in found else found) or None
+    return ((tables.SD, *tables_found) if tables.SDXL in tables_found else tables_found) or None
 
 
 def targets(
-    outlines: Outlines, metadata: Mapping[str, str], base: BaseSpec | None, where: str
+    outlines: Outlines, metadata: Mapping[str, str], base: BaseSpec | None, location: str
 ) -> tuple[dict[str, Reading], str]:
-    """Each module of the file in the base's names, which begin with the model, and the name of the table used (or empty)."""
-    split = {stem: _prefix(stem, where) for stem in outlines}
-    modules = {part: _Modules(listed) for part, listed in pipeline.modules_of(base).items()}
-    inner = {stem: rest for stem, (part, rest) in split.items() if not part}
-    found, chosen = _inner(inner, outlines, metadata, modules, where)
-    for stem, (part, rest) in split.items():
+    """Return each module of the file under the base's names, and the name of the table that was used, if any.
+
+    The base's names begin with the model.
+    """
+    part_and_path = {stem: _prefix(stem, location) for stem in outlines}
+    modules = {part: _Modules(module_names) for part, module_names in pipeline.modules_of(base).items()}
+    inner = {stem: path for stem, (part, path) in part_and_path.items() if not part}
+    readings, chosen = _read_model(inner, outlines, metadata, modules, location)
+    for stem, (part, path) in part_and_path.items():
         if part:
-            own = _third(stem, chosen, metadata, modules, where) if part == "text_encoder_3" else part
-            found[stem] = _text(stem, own, rest, modules.get(own), where)
-    return found, chosen.name if chosen else ""
+            encoder = _third_encoder(stem, chosen, metadata, modules, location) if part == "text_encoder_3" else part
+            readings[stem] = _text_reading(stem, encoder, path, modules.get(encoder), location)
+    return readings, chosen.name if chosen else ""
 
 
-def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], where: str) -> str:
-    """The model of `lora_te3_`: FLUX.1 has two encoders, of which sd-scripts numbers the second as the third."""
+def _third_encoder(
+    stem: str, chosen: Table | None, metadata: Mapping[str, str], base: Mapping[str, _Modules], location: str
+) -> str:
+    """Return the model that `lora_te3_` denotes: sd-scripts numbers the second of FLUX.1's two encoders as the third."""
     families = {chosen} if chosen else set(_tables_of(metadata) or ())
     if families & {image_transformers.FLUX, image_transformers.XLABS}:
         return "text_encoder_2"
@@ -102,26 +107,26 @@ def _third(stem: str, chosen: Table | None, metadata: Mapping[str, str], base: M
     if "text_encoder_2" in base:
         return "text_encoder_2"
     reason = f"{stem!r} may be in FLUX.1's second text encoder or in Stable Diffusion 3's third"
-    raise RefusedError(where, reason, "Name the pipeline's folder as its base", code="base-required")
+    raise RefusedError(location, reason, "Name the pipeline's folder as its base", code="base-required")
 
 
-def _prefix(stem: str, where: str) -> tuple[str, str]:
-    """The text encoder that a module is in, empty for other models, and its name there."""
+def _prefix(stem: str, location: str) -> tuple[str, str]:
+    """Return the text encoder that a module is in, empty for other models, and the module's name there."""
     for prefix, part in _PREFIXES.items():
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
-    # Beside modules of blocks there are others, whose names alone would not tell that the file is a trainer's.
+    # Modules outside of blocks have names that would not, by themselves, identify the file as a trainer's.
     if any(table.read(stem) for table in tables.TRANSFORMERS if not table.prefixed):
         return "", stem
-    if bare := _bare(stem):
-        return "", bare
-    raise RefusedError(where, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
+    if bare_name := _bare_name(stem):
+        return "", bare_name
+    raise RefusedError(location, f"{stem!r}: its name does not begin with a model", f"Known: {', '.join(_PREFIXES)}")
 
 
-def _bare(stem: str) -> str:
-    """The name of a module in a transformer that has none of the prefixes; empty for any other.
+def _bare_name(stem: str) -> str:
+    """Return the name of a module in a transformer that has none of the prefixes; empty for any other.
 
-    Only names that models of diffusers and language models do not have: those that a table renames.
+    Only names that neither models of diffusers nor language models have: those that a table renames.
     """
     name = next((stem.removeprefix(prefix) for prefix in _PIPELINE if stem.startswith(prefix)), stem)
     return name if "." in name and tables.is_foreign(name) else ""
@@ -136,82 +141,93 @@ class _Modules:
         for name in sorted(listed):
             self._flat.setdefault(name.replace(".", "_"), []).append(name)
 
-    def named(self, stem: str, rest: str, where: str) -> Reading | None:
-        """The one with this name, in which dots may be underscores; None without one, RefusedError for two."""
-        found = self._flat.get(rest.replace(".", "_"), [])
-        if len(found) > 1:
-            raise RefusedError(where, f"{stem!r} may be {found[0]} or {found[1]} of the base")
-        return Reading((found[0],)) if found else None
+    def find(self, stem: str, path: str, location: str) -> Reading | None:
+        """Return the module with this name, in which dots may be underscores.
+
+        Returns:
+            The reading; None if there is no such module.
+
+        Raises:
+            RefusedError: There are two.
+        """
+        candidates = self._flat.get(path.replace(".", "_"), [])
+        if len(candidates) > 1:
+            raise RefusedError(location, f"{stem!r} may be {candidates[0]} or {candidates[1]} of the base")
+        return Reading((candidates[0],)) if candidates else None
 
 
-def _text(stem: str, part: str, rest: str, modules: _Modules | None, where: str) -> Reading:
+def _text_reading(stem: str, part: str, path: str, modules: _Modules | None, location: str) -> Reading:
     # transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints.
-    short = rest.removeprefix("text_model_")
-    listed = (modules.named(stem, rest, where) or modules.named(stem, short, where)) if modules else None
-    reading = listed or tables.TEXT.read(rest)
+    short = path.removeprefix("text_model_")
+    base_reading = (modules.find(stem, path, location) or modules.find(stem, short, location)) if modules else None
+    reading = base_reading or tables.TEXT.read(path)
     if reading is None:
-        what = f"{stem!r}: not a known module of a text encoder"
-        raise RefusedError(where, what, "Name its base model", code="base-required")
+        problem = f"{stem!r}: not a known module of a text encoder"
+        raise RefusedError(location, problem, "Name its base model", code="base-required")
     return Reading((f"{part}.{reading.targets[0]}",))
 
 
-def _inner(
+def _read_model(
     stems: Mapping[str, str],
     outlines: Outlines,
     metadata: Mapping[str, str],
     base: Mapping[str, _Modules],
-    where: str,
+    location: str,
 ) -> tuple[dict[str, Reading], Table | None]:
-    """The modules of the model that is not a text encoder in the base's names, and the table used."""
+    """Return the modules of the one model that is not a text encoder, under the base's names, and the table used."""
     if not stems:
         return {}, None
     models = {part: modules for part, modules in base.items() if not pipeline.is_text(part)}
     if len(models) == 1:
         ((part, modules),) = models.items()
-        return _by_base(stems, part, modules, where)
+        return _read_by_base(stems, part, modules, location)
+    # Without a base, names are compared with every table; a header only narrows the choice.
     recorded = _tables_of(metadata)
-    fits = [table for table in tables.TABLES if all(table.read(rest) for rest in stems.values())]
+    fits = [table for table in tables.TABLES if all(table.read(path) for path in stems.values())]
     if recorded is not None and fits:
         fits = [table for table in fits if table in recorded]
     if not fits:
-        raise _unknown(stems, where)
+        raise _unknown_error(stems, location)
     choices = _choices(fits, stems)
+    # Several families fit and mean different modules: their shapes may tell them apart.
     if any(choice != choices[fits[0]] for choice in choices.values()):
-        choices = _of_these_sizes(choices, outlines) or choices
+        choices = _matching_sizes(choices, outlines) or choices
     first = next(iter(choices))
-    other = next((table for table, choice in choices.items() if choice != choices[first]), None)
-    if other:
-        reason = f"its names match {first.name} and {other.name}, whose modules differ"
-        raise RefusedError(where, reason, "Name its base model", code="base-required")
+    rival = next((table for table, choice in choices.items() if choice != choices[first]), None)
+    if rival:
+        reason = f"its names match {first.name} and {rival.name}, whose modules differ"
+        raise RefusedError(location, reason, "Name its base model", code="base-required")
     chosen = _by_prefix(choices, stems) or first
     return choices[chosen], chosen
 
 
-def _unknown(stems: Mapping[str, str], where: str) -> RefusedError:
-    """An error with the first module that is in no table, or with two that no table has together."""
+def _unknown_error(stems: Mapping[str, str], location: str) -> RefusedError:
+    """Return an error that names the first module that is in no table, or two modules that no table has together."""
     hint = "Name its base model"
-    homes = {stem: [table for table in tables.TABLES if table.read(rest)] for stem, rest in stems.items()}
-    first = next((stem for stem, several in homes.items() if not several), next(iter(stems)))
-    other = next((stem for stem, several in homes.items() if several and not set(several) & set(homes[first])), None)
-    if homes[first] and other:
+    homes = {stem: [table for table in tables.TABLES if table.read(path)] for stem, path in stems.items()}
+    first = next((stem for stem, tables_of_stem in homes.items() if not tables_of_stem), next(iter(stems)))
+    rival = next(
+        (stem for stem, tables_of_stem in homes.items() if tables_of_stem and not set(tables_of_stem) & set(homes[first])), None
+    )
+    if homes[first] and rival:
         reason = (
-            f"{first!r} is a module of {homes[first][0].name} and {other!r} of {homes[other][0].name}, but no model has both"
+            f"{first!r} is a module of {homes[first][0].name} and {rival!r} of {homes[rival][0].name}, but no model has both"
         )
-        return RefusedError(where, reason, hint, code="base-required")
-    known = ", ".join(tables.families())
-    what = f"{first!r}: not a known module of an image model ({known})"
-    return NotUnderstoodError(where, what, hint, code="base-required")
+        return RefusedError(location, reason, hint, code="base-required")
+    known_families = ", ".join(tables.families())
+    problem = f"{first!r}: not a known module of an image model ({known_families})"
+    return NotUnderstoodError(location, problem, hint, code="base-required")
 
 
 def _choices(fits: Iterable[Table], stems: Mapping[str, str]) -> dict[Table, dict[str, Reading]]:
     return {
-        table: {stem: reading.of(f"{table.part}.") for stem, rest in stems.items() if (reading := table.read(rest))}
+        table: {stem: reading.with_prefix(f"{table.part}.") for stem, path in stems.items() if (reading := table.read(path))}
         for table in fits
     }
 
 
-def _of_these_sizes(choices: Mapping[Table, dict[str, Reading]], outlines: Outlines) -> dict[Table, dict[str, Reading]]:
-    """`choices` without the families whose modules have another ratio of rows to columns."""
+def _matching_sizes(choices: Mapping[Table, dict[str, Reading]], outlines: Outlines) -> dict[Table, dict[str, Reading]]:
+    """Return `choices` without the families whose modules have another ratio of rows to columns."""
     return {
         table: choice
         for table, choice in choices.items()
@@ -219,27 +235,29 @@ def _of_these_sizes(choices: Mapping[Table, dict[str, Reading]], outlines: Outli
     }
 
 
-def _by_base(stems: Mapping[str, str], part: str, modules: _Modules, where: str) -> tuple[dict[str, Reading], Table | None]:
-    found: dict[str, Reading] = {}
+def _read_by_base(
+    stems: Mapping[str, str], part: str, modules: _Modules, location: str
+) -> tuple[dict[str, Reading], Table | None]:
+    readings_by_stem: dict[str, Reading] = {}
     used = {table for table in tables.TABLES if not table.shared}
-    for stem, rest in stems.items():
-        read = {table: reading for table in tables.TABLES if (reading := table.read(rest))}
+    for stem, path in stems.items():
+        read = {table: reading for table in tables.TABLES if (reading := table.read(path))}
         readings = {table: reading for table, reading in read.items() if modules.listed.issuperset(reading.targets)}
-        own = modules.named(stem, rest, where)
-        different = {reading for reading in (*readings.values(), own) if reading}
+        base_reading = modules.find(stem, path, location)
+        different = {reading for reading in (*readings.values(), base_reading) if reading}
         if len(different) != 1:
-            what = "matches no module of the base" if not different else f"matches {len(different)} modules of the base"
-            raise RefusedError(where, f"{stem!r} {what}", "" if different else "Was the adapter made for this base?")
+            problem = "matches no module of the base" if not different else f"matches {len(different)} modules of the base"
+            raise RefusedError(location, f"{stem!r} {problem}", "" if different else "Was the adapter made for this base?")
         used &= set(readings)
-        found[stem] = next(iter(readings.values()), different.pop()).of(f"{part}." if part else "")
+        readings_by_stem[stem] = next(iter(readings.values()), different.pop()).with_prefix(f"{part}." if part else "")
     fits = [table for table in tables.TABLES if table in used]
-    return found, _by_prefix(fits, stems)
+    return readings_by_stem, _by_prefix(fits, stems)
 
 
 def _by_prefix(fits: Iterable[Table], stems: Iterable[str]) -> Table | None:
-    """The table that writes the prefix of the names, else the first."""
-    listed, names = [*fits], [*stems]
-    return next((table for table in listed if all(stem.startswith(table.prefix) for stem in names)), next(iter(listed), None))
+    """Return the table that writes the prefix of the names, else the first."""
+    fitting, names = [*fits], [*stems]
+    return next((table for table in fitting if all(stem.startswith(table.prefix) for stem in names)), next(iter(fitting), None))
 
 
 Groups = dict[str, tuple[dict[str, Delta], Reading]]
@@ -247,42 +265,48 @@ Places = dict[str, tuple[str, Reading]]
 
 
 def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Table | None]:
-    """The deltas by the file's module that they are part of, the module of each difference, and the table of their names."""
+    """Group deltas by the file's module that they are part of.
+
+    Returns:
+        The deltas and the reading of each module of the file; the module of each difference; the table of their names.
+    """
     names = {target: target for target in adapter.deltas}
     names |= {name: module_of(name) for name in adapter.added}
     inner = [name for name in names.values() if not pipeline.is_text(pipeline.part_of(name))]
-    table = _table(inner, adapter, base)
-    places = {own: place for own, name in names.items() if (place := _place(name, table, adapter))}
-    if failed := [own for own in names if own not in places]:
-        raise refused("kohya", [f"{own}: not a module that kohya is known to have a name for" for own in failed])
-    found: Groups = {}
+    table = _choose_table(inner, adapter, base)
+    places = {changed: place for changed, name in names.items() if (place := _file_place(name, table, adapter))}
+    if unnamed := [changed for changed in names if changed not in places]:
+        raise refused("kohya", [f"{changed}: not a module that kohya is known to have a name for" for changed in unnamed])
+    groups: Groups = {}
     for target, delta in adapter.deltas.items():
         stem, reading = places[target]
-        found.setdefault(stem, ({}, reading))[0][target] = delta
-    return found, {name: places[name] for name in adapter.added}, table
+        groups.setdefault(stem, ({}, reading))[0][target] = delta
+    return groups, {name: places[name] for name in adapter.added}, table
 
 
 def module_of(name: str) -> str:
-    """The module of a parameter, or a parameter that is no weight or bias of one."""
+    """Return the module of a weight or bias; any other parameter is returned itself."""
     stem, _, kind = name.rpartition(".")
     return stem if kind in ("weight", "bias") else name
 
 
-def _place(target: str, table: Table | None, adapter: Adapter) -> tuple[str, Reading] | None:
-    """The file's name of the module that contains a target, and that module; None if there is none."""
+def _file_place(target: str, table: Table | None, adapter: Adapter) -> tuple[str, Reading] | None:
+    """Return the file's name of the module that contains a target, and that module; None if there is none."""
     part = pipeline.part_of(target)
-    rest = target.removeprefix(f"{part}.")
+    path_in_model = target.removeprefix(f"{part}.")
     text = pipeline.is_text(part)
-    own = tables.TEXT if text else table
-    found = own.written(rest) or tables.TEXT.written(f"text_model.{rest}") if own else None
-    prefix = _te_prefix(part, table, adapter) if text else table.prefix if table else None
-    if found is None or prefix is None or part == "transformer_2":
+    target_table = tables.TEXT if text else table
+    path_and_reading = (
+        target_table.written(path_in_model) or tables.TEXT.written(f"text_model.{path_in_model}") if target_table else None
+    )
+    prefix = _encoder_prefix(part, table, adapter) if text else table.prefix if table else None
+    if path_and_reading is None or prefix is None or part == "transformer_2":
         return None
-    path, reading = found
-    return f"{prefix}{path if prefix.endswith('.') else path.replace('.', '_')}", reading.of(f"{part}.")
+    path, reading = path_and_reading
+    return f"{prefix}{path if prefix.endswith('.') else path.replace('.', '_')}", reading.with_prefix(f"{part}.")
 
 
-# The text encoders of each family; those of other families have no names that a tool is known to read.
+# The text encoders of each family; no known tool reads names for the encoders of other families.
 _ENCODERS = {
     tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
     image_transformers.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
@@ -290,79 +314,79 @@ _ENCODERS = {
 }
 
 
-def _te_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
-    """The prefix of a text encoder's modules; None if no tool is known to read them."""
+def _encoder_prefix(part: str, table: Table | None, adapter: Adapter) -> str | None:
+    """Return the prefix of a text encoder's modules; None if no known tool reads them."""
     if not part.startswith("text_encoder"):
-        return next(prefix for prefix, each in _PREFIXES.items() if each == part)
+        return next(prefix for prefix, encoder in _PREFIXES.items() if encoder == part)
     if table in (tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
         return "lora_te_" if part == "text_encoder" else None
     return _ENCODERS.get(tables.SDXL if table is None else table, {}).get(part)
 
 
-def _table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """The table with whose names the tools for this model read its modules."""
+def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
+    """Return the table with the names that tools for this model read; None if there are no targets."""
     if not targets:
         return None
-    bare = [target.partition(".")[2] for target in targets]
+    paths = [target.partition(".")[2] for target in targets]
     part = pipeline.part_of(targets[0])
-    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.written, bare))]
+    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.written, paths))]
     if not fits:
         written = [table.written for table in tables.TABLES if table.part == part]
-        unknown = [target for target, rest in zip(targets, bare, strict=True) if not any(find(rest) for find in written)]
+        unknown = [target for target, path in zip(targets, paths, strict=True) if not any(find(path) for find in written)]
         raise refused(
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
         )
-    own = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
-    if named := next((table for table in fits if table.name == own), _of_class(fits, base)):
-        return named
-    if base and "Transformer" in base.architecture and not _of_class(tables.TABLES, base):
+    recorded_name = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
+    if by_name := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
+        return by_name
+    if base and "Transformer" in base.architecture and not _table_of_class(tables.TABLES, base):
         raise refused(
             "kohya",
             [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets],
             code="unsupported-architecture",
         )
-    usual = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
-    if len(usual) == 1 and not usual[0].shared:
-        return usual[0]
-    found = _family(bare, adapter, base)
-    if found in usual:
-        return found
-    known = " and ".join("Qwen-Image" if table is image_transformers.TRANSFORMER else table.name for table in usual)
-    what = f"its modules may be those of {known} or of another model, which have different names in kohya"
-    raise RefusedError("kohya", what, "Name the folder of the model or pipeline as its base", code="base-required")
+    preferred = [table for table in fits if not table.variant] or [table for table in fits if table.classes] or fits
+    if len(preferred) == 1 and not preferred[0].shared:
+        return preferred[0]
+    family = _choose_family(paths, adapter, base)
+    if family in preferred:
+        return family
+    candidates = " and ".join("Qwen-Image" if table is image_transformers.TRANSFORMER else table.name for table in preferred)
+    problem = f"its modules may be those of {candidates} or of another model, which have different names in kohya"
+    raise RefusedError("kohya", problem, "Name the folder of the model or pipeline as its base", code="base-required")
 
 
-def _family(bare: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
-    """The table of the model by the base, the source's header or the modules; None if they do not determine it."""
-    if own := _of_class(tables.TABLES, base):
-        return own
-    named = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
-    if named:
-        return tables.SDXL if tables.SDXL in named else named[0]
-    if any(".img_m" in path or ".txt_m" in path for path in bare):
+def _choose_family(paths: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
+    """Return the table of the model, by the base, the source's header or the modules; None if they do not determine it."""
+    if by_class := _table_of_class(tables.TABLES, base):
+        return by_class
+    header_tables = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
+    if header_tables:
+        return tables.SDXL if tables.SDXL in header_tables else header_tables[0]
+    if any(".img_m" in path or ".txt_m" in path for path in paths):
         return image_transformers.TRANSFORMER
-    modules = {module for listed in pipeline.modules_of(base).values() for module in listed}
-    if _is_sdxl(bare) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
+    modules = {module for module_names in pipeline.modules_of(base).values() for module in module_names}
+    if _is_sdxl(paths) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
         return tables.SDXL
-    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in bare) else None
+    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in paths) else None
 
 
-def _of_class(several: Iterable[Table], base: BaseSpec | None) -> Table | None:
-    """The table of the base's class in diffusers, if that is known."""
+def _table_of_class(candidates: Iterable[Table], base: BaseSpec | None) -> Table | None:
+    """Return the table of the base's class in diffusers; None if it is not known."""
     name = base.architecture if base else ""
-    return next((table for table in several if table.classes and linear.Pattern(table.classes).match(name)), None)
+    return next((table for table in candidates if table.classes and linear.Pattern(table.classes).match(name)), None)
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
-    """Whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
-    return any("add_embedding." in path or _SEVERAL.search(path) for path in paths)
+    """Return whether modules are SDXL's, which alone embeds sizes and has transformers of several blocks."""
+    return any("add_embedding." in path or _SEVERAL_BLOCKS.search(path) for path in paths)
 
 
 # ---- Models of a pipeline
 
 
 def of_images(targets: Collection[str]) -> bool:
-    """Whether these are modules of image models and not of a language model."""
+    """Return whether these are modules of image models rather than of a language model."""
     if tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
         return False
     plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
@@ -370,56 +394,59 @@ def of_images(targets: Collection[str]) -> bool:
     return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
 
 
-def fitted(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter under the names of `base`: targets begin with the model for a pipeline, and do not for one model."""
+def fitted(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
+    """Return the adapter under the names of `base`: targets begin with the model for a pipeline, but not for a single model."""
     if base is not None and pipeline.is_pipeline(base):
-        return named(adapter, base, where)
+        return named(adapter, base, location)
     part = pipeline.of_base(base)
     if not part or base is None or not adapter.meta.parts:
         return adapter
-    if others := sorted({other for other in adapter.meta.parts if other != part}):
-        what = f"it acts on {' and '.join(sorted(adapter.meta.parts))}, but the base is a {base.architecture}"
+    if other_models := sorted({model for model in adapter.meta.parts if model != part}):
+        problem = f"it acts on {' and '.join(sorted(adapter.meta.parts))}, but the base is a {base.architecture}"
         hint = "Name the pipeline's folder, which has a model_index.json" if part in adapter.meta.parts else ""
-        raise RefusedError(where, what, hint or f"Name the {others[0]} as the base")
+        raise RefusedError(location, problem, hint or f"Name the {other_models[0]} as the base")
     return pipeline.without_part(adapter, part)
 
 
-def in_diffusers_names(adapter: Adapter, where: str) -> Adapter:
-    """An adapter that peft trained on the makers' own model, under the names of diffusers; any other as it is."""
+def in_diffusers_names(adapter: Adapter, location: str) -> Adapter:
+    """Return an adapter that peft trained on the makers' own model under diffusers' names; any other unchanged."""
     if adapter.meta.parts or not any(map(tables.is_foreign, adapter.deltas)):
         return adapter
     outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
-    found, table = _inner({target: target for target in outlines}, outlines, pipeline.own_header(adapter), {}, where)
+    readings, table = _read_model({target: target for target in outlines}, outlines, pipeline.own_header(adapter), {}, location)
     deltas: dict[str, Delta] = {}
     for target, delta in adapter.deltas.items():
-        deltas |= factors.apart(target, delta, found[target], where)
+        deltas |= factors.apart(target, delta, readings[target], location)
     meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=pipeline.own_header(adapter))
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
 
 
-def named(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
-    """The adapter with targets that begin with the model: the one in its header, the base, or the one that has such modules."""
+def named(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
+    """Return the adapter with targets that begin with the model.
+
+    The model is the one in its header, else the base, else the one that has such modules.
+    """
     if adapter.meta.parts:
         return adapter
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     recorded = header.get(pipeline.PART_KEY, "")
-    part = recorded if recorded in PIPELINE_PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, where)
+    part = recorded if recorded in PIPELINE_PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, location)
     meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.own_header(adapter))
     return pipeline.renamed(adapter, lambda name: f"{part}.{name}", meta)
 
 
-def _part_by_modules(targets: Iterable[str], where: str) -> str:
+def _part_by_modules(targets: Iterable[str], location: str) -> str:
     parts: set[str] = set()
     for target in targets:
-        found = {table.part for table in tables.TABLES if table.part and table.written(target)}
+        candidates = {table.part for table in tables.TABLES if table.part and table.written(target)}
         if tables.TEXT.written(target):
-            what = f"{target} may be in any text encoder of a pipeline"
-            raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
-        if len(found) != 1:
-            what = f"{target}: not a known module of an image model"
-            raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
-        parts |= found
+            problem = f"{target} may be in any text encoder of a pipeline"
+            raise RefusedError(location, problem, "Name the folder of the model as its base", code="base-required")
+        if len(candidates) != 1:
+            problem = f"{target}: not a known module of an image model"
+            raise RefusedError(location, problem, "Name the folder of the model as its base", code="base-required")
+        parts |= candidates
     if len(parts) > 1:
-        what = f"it has modules of {' and '.join(sorted(parts))}"
-        raise RefusedError(where, what, "Name the folder of the model as its base", code="base-required")
+        problem = f"it has modules of {' and '.join(sorted(parts))}"
+        raise RefusedError(location, problem, "Name the folder of the model as its base", code="base-required")
     return parts.pop() if parts else "unet"

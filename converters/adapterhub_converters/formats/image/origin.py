@@ -1,7 +1,7 @@
-"""What the header of a file says of the model that an adapter is for, and of the program that saved it.
+"""What a file's header says about the model that an adapter is for, and about the program that saved it.
 
 sd-scripts and musubi-tuner write `ss_base_model_version`, `ss_sd_model_name` and the keys of Stability's model spec; ai-toolkit
-writes `software`, OneTrainer `ot_*`. A name that no table has is the header's own, as far as it is a plain word.
+writes `software`, OneTrainer `ot_*`. A name that no table has is taken from the header if it is a plain word.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ _MUSUBI = linear.Pattern(r"musubi|networks\.lora_(?:wan|framepack|flux_|qwen|zim
 
 
 def described(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iterable[str]) -> Meta:
-    """`meta` with the family, the base and the program, as far as they are known.
+    """Return `meta` with the family, the base and the program, as far as they are known.
 
     Args:
-        meta: What else is known of the adapter.
-        metadata: That of the file's header.
-        names: The name of the table of the file's names; empty if it has diffusers' own.
+        meta: What is known about the adapter otherwise.
+        metadata: The metadata of the file's header.
+        names: The name of the table of the file's names; empty if they are diffusers' own.
         targets: What the adapter changes, with the models of the pipeline.
     """
     model = metadata.get("ss_sd_model_name", "")
     family = _family(names) or _family_of(targets) or version(metadata)
-    named = _REPO.fullmatch(model) and not model.endswith(".safetensors")  # else a file of the trainer's machine
-    base_model = meta.base_model or (model if named else None)
+    is_repo = _REPO.fullmatch(model) and not model.endswith(".safetensors")  # else a file of the trainer's machine
+    base_model = meta.base_model or (model if is_repo else None)
     return dataclasses.replace(meta, base_model=base_model, family=family, program=program(metadata))
 
 
 def version(metadata: Mapping[str, str]) -> str:
-    """The model as the header calls it: `flux-1-dev`, `Krea-2`; empty without a name."""
+    """Return the model as the header calls it, `flux-1-dev` or `Krea-2`; empty if it has no name."""
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
     name = architecture or metadata.get("ss_base_model_version", "")
     return name if _WORD.fullmatch(name) else ""
 
 
 def program(metadata: Mapping[str, str]) -> str:
-    """The program that saved a file; empty if the header does not tell."""
+    """Return the program that saved a file; empty if the header does not tell."""
     module = metadata.get("ss_network_module", "")
     if module:
         return "LyCORIS" if module.startswith("lycoris") else "musubi-tuner" if _MUSUBI.search(module) else "sd-scripts"
@@ -64,11 +64,11 @@ def _family(names: str) -> str:
 
 
 def _family_of(targets: Iterable[str]) -> str:
-    """The family that alone has all these modules; empty for several."""
+    """Return the only family that has all these modules; empty if there are several."""
     inner = [target.partition(".") for target in targets if not pipeline.is_text(target.partition(".")[0])]
     fits = {
         _family(table.name)
         for table in tables.TABLES
-        if inner and all(part == table.part and table.written(rest) for part, _, rest in inner)
+        if inner and all(part == table.part and table.written(path) for part, _, path in inner)
     }
     return fits.pop() if len(fits) == 1 else ""

@@ -2,10 +2,10 @@
 
 An adapter of image models may act on several models at once. Its targets then begin with the name of the model, as in
 diffusers' own files (`unet.`, `transformer.`, `text_encoder.`, …), and `Meta.parts` lists the models. PEFT has one
-model and no such name: for a single model it is removed and stored in the header; several are refused.
+model and no such name: for a single model it is removed and stored in the header; several models are refused.
 
 A PEFT source's config is stored in the header of a file that has its tensors under other names, so that the way back
-is exact. As in the other formats (`source_config`) it belongs to a payload by its digest, and is checked against what
+is exact. As in the other formats (`source_config`), it belongs to a payload by its digest, and is checked against what
 the file computes.
 """
 
@@ -34,42 +34,42 @@ _CLASSES = {
 
 
 def part_of(target: str) -> str:
-    """The model that a target begins with; empty if it begins with none."""
+    """Return the model that a target begins with; empty if it begins with none."""
     first = target.partition(".")[0]
     return first if first in PIPELINE_PARTS else ""
 
 
 def is_text(part: str) -> bool:
-    """Whether a model of a pipeline works on the text alone: an encoder, or Anima's and LTX-2's small models behind it."""
+    """Return whether a model of a pipeline works on text only: an encoder, or the small models behind it in Anima and LTX-2."""
     return part.startswith("text_") or part == "connectors"
 
 
 def of_base(base: BaseSpec | None) -> str:
-    """The name in a pipeline of a base that is one model; empty for a pipeline, an unknown model, and None."""
+    """Return the name that a base has in a pipeline if it is one model; empty for a pipeline, an unknown model, and None."""
     if base is None or is_pipeline(base):
         return ""
     return "transformer" if "Transformer" in base.architecture else _CLASSES.get(base.architecture, "")
 
 
 def is_pipeline(base: BaseSpec) -> bool:
-    """Whether a base is a pipeline of several models."""
+    """Return whether a base is a pipeline of several models."""
     return base.architecture.endswith("Pipeline")
 
 
 def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
-    """Model to the paths of its modules, for each model of a base; empty without weights."""
-    found: dict[str, set[str]] = {}
+    """Map each model of a base to the paths of its modules; empty if the base has no weights."""
+    modules: dict[str, set[str]] = {}
     for name in (base.tensors or base.derived or base.names) if base else ():
         module, _, kind = name.rpartition(".")
         if kind != "bias":
             module = module if kind == "weight" else name  # a parameter that is no weight of a module
             part = part_of(module) if base is not None and is_pipeline(base) else of_base(base)
-            found.setdefault(part, set()).add(module.removeprefix(f"{part}.") if part else module)
-    return found
+            modules.setdefault(part, set()).add(module.removeprefix(f"{part}.") if part else module)
+    return modules
 
 
 def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
-    """The shape of a target's weight in a base; the target's name may begin with the model."""
+    """Return the shape of a target's weight in a base; None if it has none. The target may begin with the model."""
     if base is None:
         return None
     tensor = base.tensors.get(f"{_in_base(base, target)}.weight")
@@ -77,7 +77,7 @@ def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
 
 
 def is_parameter(base: BaseSpec | None, target: str) -> bool:
-    """Whether a target is a parameter of a base, and not a module with a weight."""
+    """Return whether a target is a parameter of a base rather than a module with a weight."""
     return base is not None and _in_base(base, target) in base.tensors
 
 
@@ -86,65 +86,70 @@ def _in_base(base: BaseSpec, target: str) -> str:
 
 
 def without_part(adapter: Adapter, part: str) -> Adapter:
-    """The adapter of the one model `part`, with targets that do not begin with it; the header records it."""
+    """Return the adapter of the single model `part`, with targets that do not begin with it; the header records it."""
     meta = dataclasses.replace(adapter.meta, parts=(), header={**adapter.meta.header, PART_KEY: part})
     return renamed(adapter, lambda name: name.removeprefix(f"{part}."), meta)
 
 
 def renamed(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
-    """The adapter with other names of what it changes, and another `meta`."""
+    """Return the adapter with new names for everything it changes, and another `meta`."""
     deltas = {name_of(target): delta for target, delta in adapter.deltas.items()}
-    added, replaced = ({name_of(name): values for name, values in some.items()} for some in (adapter.added, adapter.replaced))
+    added, replaced = (
+        {name_of(name): values for name, values in values_by_name.items()}
+        for values_by_name in (adapter.added, adapter.replaced)
+    )
     return dataclasses.replace(adapter, deltas=deltas, added=added, replaced=replaced, meta=meta, source=None)
 
 
 def one_model(adapter: Adapter) -> Adapter:
-    """The adapter for a format that has one model and no name for it; RefusedError names the targets of other models."""
+    """Return the adapter for a format that has one model, without a name; RefusedError names the targets of other models."""
     parts = adapter.meta.parts
     if not parts:
         return adapter
-    here = {part_of(name) for name in (*adapter.deltas, *adapter.added, *adapter.replaced)}
-    if len(here) < 2:
-        return without_part(adapter, next(iter(here), parts[0]))
-    first = next(part for part in PIPELINE_PARTS if part in here)
-    others = [name for name in sorted((*adapter.deltas, *adapter.added, *adapter.replaced)) if part_of(name) != first]
-    reasons = [f"{target}: the adapter acts on {' and '.join(sorted(here))}, but PEFT has one model" for target in others]
-    raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(others[0])}.*")
+    models = {part_of(name) for name in (*adapter.deltas, *adapter.added, *adapter.replaced)}
+    if len(models) < 2:
+        return without_part(adapter, next(iter(models), parts[0]))
+    first = next(part for part in PIPELINE_PARTS if part in models)
+    other_targets = [name for name in sorted((*adapter.deltas, *adapter.added, *adapter.replaced)) if part_of(name) != first]
+    reasons = [
+        f"{target}: the adapter acts on {' and '.join(sorted(models))}, but PEFT has one model" for target in other_targets
+    ]
+    raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*")
 
 
-def problems(adapter: Adapter, where: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
-    """Reasons why a format of image models cannot express an adapter.
+def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
+    """Yield the reasons why a format of image models cannot express an adapter.
 
     Args:
         adapter: The adapter.
-        where: `kohya's format` or the like.
-        problem_of: The reason why it cannot express a delta; empty if it can.
+        format_name: `kohya's format` or the like.
+        problem_of: A function that returns why the format cannot express a delta; empty if it can.
     """
-    yield from beyond_deltas(adapter, where)
+    yield from beyond_deltas(adapter, format_name)
     for target, delta in sorted(adapter.deltas.items()):
-        if what := problem_of(delta):
-            yield f"{target}: {what}"
+        if problem := problem_of(delta):
+            yield f"{target}: {problem}"
         elif isinstance(delta, LowRank) and delta.transposed_base:
             yield f"{target}: its weight is stored transposed, which image models do not do"
 
 
 def own_header(adapter: Adapter) -> dict[str, str]:
-    """The entries of the source's header that an adapter preserves."""
+    """Return the entries of the source's header that an adapter preserves."""
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     return {key: header[key] for key in (HEADER_KEY, NAMES_KEY) if key in header}
 
 
 def carried_header(metadata: Mapping[str, str], names: str = "") -> dict[str, str]:
-    """The entries to preserve of a file's header, and the table of its names."""
+    """Return the entries to preserve from a file's header, and the table of its names."""
     foreign = {key: text for key, text in metadata.items() if not key.startswith("adapterhub.")}
     names = names or metadata.get(NAMES_KEY, "")
     return {HEADER_KEY: json.dumps(foreign, separators=(",", ":"))} | ({NAMES_KEY: names} if names else {})
 
 
-def header_again(adapter: Adapter, where: str) -> dict[str, str]:
-    """The source's own header, as it was; empty without one."""
+def header_again(adapter: Adapter, location: str) -> dict[str, str]:
+    """Return the source's own header, as it was; empty if there is none."""
     text = own_header(adapter).get(HEADER_KEY)
-    return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, where).items()}
+    return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, location).items()}
 
 
 # ---- The source's config
@@ -154,60 +159,68 @@ _TARGETS = "adapterhub.source.targets"
 
 
 def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The metadata for a file with `tensors`, if the source is PEFT; `names` are the file's targets to the source's.
+    """Return the metadata for a file with `tensors`, if the source is PEFT; `names` maps the file's targets to the source's.
 
-    Empty for a PEFT folder that was written from such a file: it is rewritten from the folder alone.
+    It is empty for a PEFT folder that was itself written from such a file: the folder alone suffices to write the file again.
     """
     source = adapter.source
     if source is None or source.format != "peft":
         return {}
+    # Nothing of this folder's config would be lost: it is what `peft` writes for the adapter.
     if HEADER_KEY in source.metadata and source.config == peft.config_text(adapter):
         return {}
-    targets = {ours: [own, adapter.deltas[own].r] for ours, own in sorted(names.items())}
-    found = source_config.keys(adapter, [], source_config.payload_digest(dict(sorted(tensors.items()))))
-    return {**found, _TARGETS: json.dumps(targets, separators=(",", ":"))}
+    targets = {ours: [source_target, adapter.deltas[source_target].r] for ours, source_target in sorted(names.items())}
+    metadata = source_config.keys(adapter, [], source_config.payload_digest(dict(sorted(tensors.items()))))
+    return {**metadata, _TARGETS: json.dumps(targets, separators=(",", ":"))}
 
 
-def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    """The source's own adapter, if its config is in the file and belongs to these tensors; else `adapter`."""
+def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray], location: str) -> Adapter:
+    """Return the source's own adapter if its config is in the file and belongs to these tensors; else `adapter`."""
     if not source_config.is_there(metadata):
         return adapter
+    # Another program has changed the tensors since: the config no longer describes them.
     if _TARGETS not in metadata or not source_config.belongs(
         metadata, source_config.payload_digest(dict(sorted(tensors.items())))
     ):
         return dataclasses.replace(adapter, notes=(*adapter.notes, source_config.IGNORED))
     deltas: dict[str, Delta] = {}
-    rows = json_file.parse_object(metadata[_TARGETS], f"{where}: {_TARGETS}")
+    rows = json_file.parse_object(metadata[_TARGETS], f"{location}: {_TARGETS}")
     for ours, row in rows.items():
         match row:
-            case [str(own), int(r)] if ours in adapter.deltas and 0 < r <= adapter.deltas[ours].r and own not in deltas:
-                deltas[own] = _of_rank(adapter.deltas[ours], r)
+            case [str(source_target), int(r)] if (
+                ours in adapter.deltas and 0 < r <= adapter.deltas[ours].r and source_target not in deltas
+            ):
+                deltas[source_target] = _without_padding(adapter.deltas[ours], r)
             case _:
-                what = f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}"
-                raise FormatError(where, what, source_config.AGAIN)
+                problem = f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}"
+                raise FormatError(location, problem, source_config.AGAIN)
     if lacking := [
         ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
     ]:
-        raise FormatError(where, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.AGAIN)
-    text, header = str(metadata.get("adapterhub.source.config", "")), _map(metadata, "metadata", where)
-    named = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
-    own_names = _map(metadata, "names", where)
-    state = {own_names.get(name, name): tensor for name, tensor in named.items()}
-    if len(state) < len(named):
-        raise FormatError(where, "the source's config gives two tensors one name")
-    found = peft.parse(text, state, header, where=where)
-    if set(found.deltas) != set(deltas):
-        raise FormatError(where, "the source's config gives the tensors other names")
-    for own, delta in found.deltas.items():
-        if not math.isclose(delta.scaling, deltas[own].scaling, rel_tol=1e-6, abs_tol=0.0 if delta.scaling else 1e-25):
+        raise FormatError(location, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.AGAIN)
+    text, header = str(metadata.get("adapterhub.source.config", "")), _text_map(metadata, "metadata", location)
+    peft_tensors = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
+    file_names = _text_map(metadata, "names", location)
+    state = {file_names.get(name, name): tensor for name, tensor in peft_tensors.items()}
+    if len(state) < len(peft_tensors):
+        raise FormatError(location, "the source's config gives two tensors one name")
+    source_adapter = peft.parse(text, state, header, where=location)
+    if set(source_adapter.deltas) != set(deltas):
+        raise FormatError(location, "the source's config gives the tensors other names")
+    for source_target, delta in source_adapter.deltas.items():
+        if not math.isclose(
+            delta.scaling, deltas[source_target].scaling, rel_tol=1e-6, abs_tol=0.0 if delta.scaling else 1e-25
+        ):
             raise FormatError(
-                where, f"{own}: the scale is {deltas[own].scaling:g} in the file and {delta.scaling:g} in the source's config"
+                location,
+                f"{source_target}: the scale is {deltas[source_target].scaling:g} in the file "
+                f"and {delta.scaling:g} in the source's config",
             )
-    return found
+    return source_adapter
 
 
-def _of_rank(delta: Delta, r: int) -> Delta:
-    """The pair without the zeros that it was padded with, of rank `r`."""
+def _without_padding(delta: Delta, r: int) -> Delta:
+    """Return the pair with rank `r`, without the zeros that it was padded with."""
     if not isinstance(delta, LowRank) or r == delta.r:
         return delta
     if np.any(delta.lora_A[r:]) or np.any(delta.lora_B[:, r:]):
@@ -216,8 +229,8 @@ def _of_rank(delta: Delta, r: int) -> Delta:
     return dataclasses.replace(delta, lora_A=lora_A, lora_B=lora_B, alpha=delta.alpha * r / delta.r)
 
 
-def _map(metadata: Mapping[str, str], key: str, where: str) -> dict[str, str]:
-    found = json_file.parse_object(metadata.get(f"adapterhub.source.{key}", "{}"), f"{where}: adapterhub.source.{key}")
-    if not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(where, f"adapterhub.source.{key} is not a map of text to text")
-    return found
+def _text_map(metadata: Mapping[str, str], key: str, location: str) -> dict[str, str]:
+    entries = json_file.parse_object(metadata.get(f"adapterhub.source.{key}", "{}"), f"{location}: adapterhub.source.{key}")
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise FormatError(location, f"adapterhub.source.{key} is not a map of text to text")
+    return entries

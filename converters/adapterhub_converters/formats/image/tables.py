@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from adapterhub_converters import linear
 
 from . import image_transformers, video_transformers
-from .table import QKV, Table, joined, numbered, own, renamed, shape_of
+from .table import QKV, Table, paths, renames, same_names, shape_of, with_zeros
 
 TRANSFORMERS = (*image_transformers.TABLES, *video_transformers.TABLES)
 
 
 _IN_TRANSFORMER = [
-    *joined("transformer_blocks.N.attn1", f"{QKV} to_out.0"), *joined("transformer_blocks.N.attn2", f"{QKV} to_out.0"),
-    *joined("transformer_blocks.N.ff", "net.0.proj net.2"), *joined("transformer_blocks.N", "norm1 norm2 norm3"),
+    *paths("transformer_blocks.N.attn1", f"{QKV} to_out.0"), *paths("transformer_blocks.N.attn2", f"{QKV} to_out.0"),
+    *paths("transformer_blocks.N.ff", "net.0.proj net.2"), *paths("transformer_blocks.N", "norm1 norm2 norm3"),
     "proj_in", "proj_out", "norm",
 ]  # fmt: skip
 _IN_RESNET = "conv1 conv2 conv_shortcut time_emb_proj norm1 norm2"
@@ -22,15 +22,15 @@ _IN_RESNET = "conv1 conv2 conv_shortcut time_emb_proj norm1 norm2"
 
 def _unet() -> Iterator[str]:
     for block in ("down_blocks.N", "mid_block", "up_blocks.N"):
-        yield from joined(f"{block}.attentions.N", " ".join(_IN_TRANSFORMER))
-        yield from joined(f"{block}.resnets.N", _IN_RESNET)
+        yield from paths(f"{block}.attentions.N", " ".join(_IN_TRANSFORMER))
+        yield from paths(f"{block}.resnets.N", _IN_RESNET)
     yield from ("down_blocks.N.downsamplers.0.conv", "up_blocks.N.upsamplers.0.conv", "conv_in", "conv_out", "conv_norm_out")
-    yield from joined("time_embedding", "linear_1 linear_2")
-    yield from joined("add_embedding", "linear_1 linear_2")
+    yield from paths("time_embedding", "linear_1 linear_2")
+    yield from paths("add_embedding", "linear_1 linear_2")
 
 
 def _ldm() -> Iterator[tuple[str, str]]:
-    """SDXL's blocks as its checkpoint numbers them: in threes, each a resnet and possibly a transformer."""
+    """Yield SDXL's blocks as its checkpoint numbers them: in threes, each a resnet and possibly a transformer."""
     resnet = {
         "in_layers.2": "conv1",
         "emb_layers.1": "time_emb_proj",
@@ -57,48 +57,53 @@ _KINDS = ("resnets", "attentions")
 
 
 SD = Table(
-    "Stable Diffusion", "unet", own(*_unet()), headers="sd_v[12]|stable-diffusion-v[12]", classes=r"StableDiffusion($|[^X3])"
+    "Stable Diffusion",
+    "unet",
+    same_names(*_unet()),
+    headers="sd_v[12]|stable-diffusion-v[12]",
+    classes=r"StableDiffusion($|[^X3])",
 )
-SDXL = Table("SDXL", "unet", renamed(_ldm()), headers="sdxl|stable-diffusion-xl", classes="StableDiffusionXL")
+SDXL = Table("SDXL", "unet", renames(_ldm()), headers="sdxl|stable-diffusion-xl", classes="StableDiffusionXL")
 TABLES = (SD, SDXL, *TRANSFORMERS)
 
 
 def families() -> list[str]:
-    """The families whose files are read and written."""
+    """Return the families whose files are read and written."""
     names = (table.name for table in TABLES if table.classes or table.part == "unet")
     return [name if name != image_transformers.TRANSFORMER.name else "Qwen-Image" for name in names]
 
 
 FIRST = frozenset(target.partition(".")[0] for table in TABLES for r in table.modules.values() for target in r.targets)
-"""The first components of the paths of all their modules."""
+"""The first components of all module paths in the tables."""
 
+# The names that a table renames, without those that also exist in diffusers.
 _FOREIGN = frozenset(
     shape
     for table in TRANSFORMERS
     if not table.prefixed
     for shape, several in table.shapes().items()
     if any("N" in path.split(".") and reading.targets != (path,) for path, reading in several)
-) - {shape_of(numbered(target)) for table in TABLES for r in table.modules.values() for target in r.targets}
+) - {shape_of(with_zeros(target)) for table in TABLES for r in table.modules.values() for target in r.targets}
 FOREIGN_FIRST = frozenset(shape.partition(".")[0] for shape in _FOREIGN)
 """The first components of the names for which `is_foreign` is true."""
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a dotted name is one that the makers of a transformer gave a module in a block, and diffusers did not."""
+    """Return whether a dotted name was given to a module in a block by a transformer's makers, but not by diffusers."""
     return shape_of(name) in _FOREIGN
 
 
-_CLIP = [*joined("self_attn", "q_proj k_proj v_proj out_proj"), *joined("mlp", "fc1 fc2"), "layer_norm1", "layer_norm2"]
-_T5 = [*joined("layer.0.SelfAttention", "q k v o"), *joined("layer.1.DenseReluDense", "wi wi_0 wi_1 wo")]
-_CONDITIONER = [*joined("self_attn", "q_proj k_proj v_proj o_proj"), *joined("cross_attn", "q_proj k_proj v_proj o_proj")]
+_CLIP = [*paths("self_attn", "q_proj k_proj v_proj out_proj"), *paths("mlp", "fc1 fc2"), "layer_norm1", "layer_norm2"]
+_T5 = [*paths("layer.0.SelfAttention", "q k v o"), *paths("layer.1.DenseReluDense", "wi wi_0 wi_1 wo")]
+_CONDITIONER = [*paths("self_attn", "q_proj k_proj v_proj o_proj"), *paths("cross_attn", "q_proj k_proj v_proj o_proj")]
 TEXT = Table(
     "text encoders",
     "",
-    own(
-        *joined("text_model.encoder.layers.N", " ".join(_CLIP)), "text_model.final_layer_norm", "text_projection",
-        *joined("encoder.block.N", " ".join(_T5)),
-        *joined("blocks.N", f"{' '.join(_CONDITIONER)} mlp.0 mlp.2"), "in_proj", "out_proj",
-    ) | renamed([("aggregate_embed", "text_proj_in")]),
+    same_names(
+        *paths("text_model.encoder.layers.N", " ".join(_CLIP)), "text_model.final_layer_norm", "text_projection",
+        *paths("encoder.block.N", " ".join(_T5)),
+        *paths("blocks.N", f"{' '.join(_CONDITIONER)} mlp.0 mlp.2"), "in_proj", "out_proj",
+    ) | renames([("aggregate_embed", "text_proj_in")]),
 )  # fmt: skip
 """Modules of CLIP and T5, of Anima's conditioner (`blocks.N`) and of LTX-2's connectors."""
 
@@ -107,5 +112,5 @@ _1X1 = linear.Pattern(r"unet\..+\.conv_shortcut")
 
 
 def kernel(target: str) -> tuple[int, ...]:
-    """The kernel of a UNet module that is a convolution in every such model; empty for other modules."""
+    """Return the kernel of a UNet module that is a convolution in every such model; empty for other modules."""
     return (3, 3) if _3X3.fullmatch(target) else (1, 1) if _1X1.fullmatch(target) else ()

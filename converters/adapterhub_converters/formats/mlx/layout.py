@@ -1,4 +1,4 @@
-"""The files of an mlx-lm folder, and the digest of what determines its function."""
+"""The files of an mlx-lm folder, and the digest of everything that determines its function."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adapterhub_converters.formats.candidate import Candidate
 CONFIG = ADAPTER_CONFIG
 WEIGHTS = MLX_WEIGHTS
 RANKS = "adapterhub.mlx.ranks"
-"""Our key of the header's metadata: the ranks that were padded with zeros, by module."""
+"""Our own key in the header's metadata, for the ranks that were padded with zeros, by module."""
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a folder with an adapter of mlx-lm or mlx-vlm."""
+    """Return whether it is a folder with an adapter of mlx-lm or mlx-vlm."""
     text = candidate.config
     if '"peft_type"' in text:
         return False
@@ -28,7 +28,7 @@ def sniff(candidate: Candidate) -> bool:
 
 
 def payload_digest(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Digest of everything that determines what mlx-lm computes, and of the ranks that were padded."""
+    """Return the digest of everything that determines what mlx-lm computes, and of the ranks that were padded."""
     facts = {key: config.get(key) for key in ("fine_tune_type", "num_layers", "lora_parameters")}
-    filled = [metadata[RANKS]] if RANKS in metadata else []
-    return source_config.payload_digest(dict(sorted(tensors.items())), json.dumps(facts, sort_keys=True), *filled)
+    padded_ranks = [metadata[RANKS]] if RANKS in metadata else []
+    return source_config.payload_digest(dict(sorted(tensors.items())), json.dumps(facts, sort_keys=True), *padded_ranks)

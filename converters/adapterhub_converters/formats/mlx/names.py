@@ -1,8 +1,8 @@
-"""The modules that mlx-lm has for each model type, and takes an adapter on.
+"""The names of mlx-lm's modules for each model type, and which of the modules accept an adapter.
 
 mlx-lm refuses a file with any other tensor (`tuner/utils.py`, `load_adapters`), and has fewer such modules than transformers:
-most routers are no linear layers there, and the `kv_b_proj` of DeepSeek's attention is absorbed by others. Its names are those
-of files on the Hub, not those in memory; experts are one `switch_mlp`, or keep the name `experts`.
+most routers are not linear layers there, and other modules absorb the `kv_b_proj` of DeepSeek's attention. Its names are those
+in files on the Hub, not those in memory; experts are one `switch_mlp`, or keep the name `experts`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ _LAYER = linear.Pattern(
 )
 _EXPERT = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(0|[1-9][0-9]{0,3})\.([a-z0-9_]+)")
 _STACK = linear.Pattern(r"([A-Za-z0-9_.]*experts)\.(gate_up_proj|up_proj|down_proj)")
-_OF_FILE = linear.Pattern(r"(.+\.)(?:switch_mlp|switch_glu|experts)\.(gate_proj|up_proj|down_proj|fc1|fc2)")
+_STACK_IN_FILE = linear.Pattern(r"(.+\.)(?:switch_mlp|switch_glu|experts)\.(gate_proj|up_proj|down_proj|fc1|fc2)")
 _TEXT = "language_model."
 _MIXTRAL = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-_UNGATED = {"up_proj": "fc1", "down_proj": "fc2"}  # of experts without a gate
+_UNGATED = {"up_proj": "fc1", "down_proj": "fc2"}  # for experts without a gate
 _PROJECTIONS = {**_MIXTRAL, **{name: name for name in _MIXTRAL.values()}}
 _TABLE, _HEAD = "model.embed_tokens", "lm_head"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What mlx-lm has for some model types.
+    """The modules that mlx-lm has for some model types.
 
     Attributes:
+        types: The model types, separated by spaces.
         paths: The paths of linear modules within a layer.
         experts: The path of stacked experts within a layer; empty if no adapter is written for them.
         layers: The list of layers.
-        table: The table of embeddings; `head` the output layer.
+        table: The embedding table.
+        head: The output layer.
         gated: Whether the experts have a gate.
         alternating: Whether the rows of gate and up alternate in transformers' stack of both.
     """
@@ -56,8 +58,8 @@ def _in(parent: str, names: str) -> tuple[str, ...]:
     return tuple(f"{parent}.{name}" for name in names.split())
 
 
-def _of_text(types: str, paths: tuple[str, ...], experts: str = "") -> Row:
-    """A vision model, whose text model is under a prefix."""
+def _vision_row(types: str, paths: tuple[str, ...], experts: str = "") -> Row:
+    """Return the row of vision models, whose text model is under a prefix."""
     prefix = "language_model."
     return Row(types, paths, experts, f"{prefix}model.layers", f"{prefix}model.embed_tokens", f"{prefix}lm_head")
 
@@ -164,28 +166,29 @@ ROWS = (
         "gpt_neox", _in("attention", "query_key_value dense") + _in("mlp", "dense_h_to_4h dense_4h_to_h"),
         layers="model.h", table="model.embed_in", head="model.embed_out",
     ),
-    _of_text("gemma3 llava mistral3 qwen2_vl qwen2_5_vl qwen3_vl", _LLAMA),
-    _of_text("gemma4 gemma4_unified", _GEMMA_4, "experts.switch_glu"),
-    _of_text("qwen3_vl_moe", _LLAMA + _in("mlp", "gate"), _SWITCH),
-    _of_text("qwen3_5", _LLAMA + _DELTA),
-    _of_text("qwen3_5_moe", _QWEN_MOE + _DELTA, _SWITCH),
-    _of_text("kimi_k25", _MLA + _SHARED, _SWITCH),
-    _of_text(
+    _vision_row("gemma3 llava mistral3 qwen2_vl qwen2_5_vl qwen3_vl", _LLAMA),
+    _vision_row("gemma4 gemma4_unified", _GEMMA_4, "experts.switch_glu"),
+    _vision_row("qwen3_vl_moe", _LLAMA + _in("mlp", "gate"), _SWITCH),
+    _vision_row("qwen3_5", _LLAMA + _DELTA),
+    _vision_row("qwen3_5_moe", _QWEN_MOE + _DELTA, _SWITCH),
+    _vision_row("kimi_k25", _MLA + _SHARED, _SWITCH),
+    _vision_row(
         "llama4",
         _ATTENTION + _FEED + _in("feed_forward", "router") + _in("feed_forward.shared_expert", _GATED),
         "feed_forward.experts",
     ),
 )  # fmt: skip
-"""A test compares every row with the model that mlx-lm makes of a small config."""
+"""The rows of the table. A test compares each with the model that mlx-lm builds from a small config."""
 
 
 class Names:
-    """The names that mlx-lm has for the modules of one base, given by their names in the text model (`text_name`).
+    """The names that mlx-lm has for the modules of one base, looked up by their names in the text model (`text_name`).
 
-    Without a base, or with one whose model type is not known, names are those of Hugging Face, and experts one `switch_mlp`.
+    Without a base, or if its model type is not known, the names are those of Hugging Face, and experts are one `switch_mlp`.
 
     Attributes:
-        table: The table of embeddings in mlx-lm; `head` the output layer.
+        table: The embedding table in mlx-lm.
+        head: The output layer in mlx-lm.
     """
 
     def __init__(self, base: BaseSpec | None) -> None:
@@ -207,7 +210,7 @@ class Names:
 
     @property
     def unknown(self) -> str:
-        """Why the base cannot have an adapter at all; empty if it can, or is not known."""
+        """The reason why the base cannot have any adapter; empty if it can, or if it is not known."""
         return (
             f"mlx-lm {VERSION} has no model type {self._type} that is known to take adapters"
             if self._type and not self._row
@@ -215,7 +218,7 @@ class Names:
         )
 
     def module(self, target: str) -> str | None:
-        """The name of a linear module or a table; None for one that takes no adapter."""
+        """Return mlx-lm's name of a linear module or a table; None for a module that accepts no adapter."""
         if target in (_TABLE, _HEAD):
             return self.table if target == _TABLE else self.head
         number, path = _layer(target)
@@ -223,26 +226,26 @@ class Names:
             return None
         if self._row is None:
             return target if target.startswith("model.layers.") else None
-        found = self._paths.get(self._in_memory(path))
-        return f"{self._row.layers}.{number}.{found}" if found else None
+        module_path = self._paths.get(self._in_memory(path))
+        return f"{self._row.layers}.{number}.{module_path}" if module_path else None
 
     def expert(self, target: str) -> tuple[str, int] | None:
-        """The module with all experts of a layer, and the number of the expert `target`; None for another module."""
+        """Return the module with all experts of a layer, and the number of the expert `target`; None for another module."""
         number, path = _layer(target)
-        found = _EXPERT.fullmatch(path)
-        stack = self._stack(number, found[1]) if found else ""
-        part = self._parts.get(found[3]) if found else None
-        return (f"{stack}.{part}", int(found[2])) if stack and found and part else None
+        match = _EXPERT.fullmatch(path)
+        stack = self._stack(number, match[1]) if match else ""
+        part = self._parts.get(match[3]) if match else None
+        return (f"{stack}.{part}", int(match[2])) if stack and match and part else None
 
     def parameter(self, target: str) -> tuple[str, ...]:
-        """The modules that a parameter with all experts of a layer becomes; empty for another name."""
+        """Return the modules into which a parameter with all experts of a layer is split; empty for another name."""
         number, path = _layer(target)
-        found = _STACK.fullmatch(path)
-        stack = self._stack(number, found[1]) if found else ""
-        own = ("gate_up_proj", "down_proj") if self._parts is _PROJECTIONS else ("up_proj", "down_proj")
-        if not stack or not found or found[2] not in own:
+        match = _STACK.fullmatch(path)
+        stack = self._stack(number, match[1]) if match else ""
+        stacked_names = ("gate_up_proj", "down_proj") if self._parts is _PROJECTIONS else ("up_proj", "down_proj")
+        if not stack or not match or match[2] not in stacked_names:
             return ()
-        sides = ("gate_proj", "up_proj") if found[2] == "gate_up_proj" else (found[2],)
+        sides = ("gate_proj", "up_proj") if match[2] == "gate_up_proj" else (match[2],)
         return tuple(f"{stack}.{self._parts[side]}" for side in sides)
 
     def _stack(self, number: str, experts: str) -> str:
@@ -257,19 +260,25 @@ class Names:
 
 
 def experts_of(name: str) -> tuple[str, str] | None:
-    """The list of experts and the part of each that a module with all experts of a layer is, from mlx-lm's name of it."""
-    found = _OF_FILE.fullmatch(name)
-    if not found:
+    """Return the experts' list and the expert's part for a module with all experts of a layer; None for any other module.
+
+    Args:
+        name: mlx-lm's name of the module.
+    """
+    match = _STACK_IN_FILE.fullmatch(name)
+    if not match:
         return None
-    place, part = found[1].removesuffix("experts."), found[2]
+    place, part = match[1].removesuffix("experts."), match[2]
     if part in _UNGATED.values():
-        return f"{place}experts", next(name for name, own in _UNGATED.items() if own == part)
-    old = {value: key for key, value in _MIXTRAL.items()}
-    return f"{place}experts", old[part] if place.endswith("block_sparse_moe.") else part
+        return f"{place}experts", next(name for name, mlx_name in _UNGATED.items() if mlx_name == part)
+    # Mixtral's files call the projections w1 to w3, which mlx-lm renames.
+    mixtral_names = {value: key for key, value in _MIXTRAL.items()}
+    return f"{place}experts", mixtral_names[part] if place.endswith("block_sparse_moe.") else part
 
 
 def in_base(name: str, base: BaseSpec | None) -> str:
-    """A module or parameter of the text model by transformers' name for it, unless the base's files have mlx-lm's."""
+    """Return transformers' name for a module or parameter of the text model, unless the base's files use mlx-lm's name."""
+    # Vision models have their text model at `model.language_model` in transformers.
     if base is None or not name.startswith(_TEXT) or name in base.tensors or f"{name}.weight" in base.tensors:
         return name
     inner = name.removeprefix(_TEXT)
@@ -277,28 +286,32 @@ def in_base(name: str, base: BaseSpec | None) -> str:
 
 
 def number_of(target: str) -> int:
-    """The number of the expert that a module belongs to; 0 for another module."""
-    found = _EXPERT.fullmatch(_layer(text_name(target))[1])
-    return int(found[2]) if found else 0
+    """Return the number of the expert that a module belongs to; 0 for another module."""
+    match = _EXPERT.fullmatch(_layer(text_name(target))[1])
+    return int(match[2]) if match else 0
 
 
 def refused(targets: Iterable[str], base: BaseSpec) -> str:
-    """Why mlx-lm has no adapter on the first of these modules that it does not have; empty if it has all of them."""
+    """Return why mlx-lm cannot have an adapter on the first of these modules that it lacks; empty if it has all of them."""
     names = Names(base)
     if names.unknown:
         return names.unknown
     texts = ((target, text_name(target)) for target in targets)
-    odd = next((t for t, text in texts if not (names.module(text) or names.expert(text) or names.parameter(text))), "")
-    return f"{odd} is not a module that mlx-lm is known to have under this name, or takes an adapter on" if odd else ""
+    unsupported = next((t for t, text in texts if not (names.module(text) or names.expert(text) or names.parameter(text))), "")
+    return (
+        f"{unsupported} is not a module that mlx-lm is known to have under this name, or takes an adapter on"
+        if unsupported
+        else ""
+    )
 
 
 @cache
 def rows() -> dict[str, Row]:
-    """The row of each model type."""
+    """Return the table as a map of each model type to its row."""
     return {name: row for row in ROWS for name in row.types.split()}
 
 
 def _layer(target: str) -> tuple[str, str]:
-    """The number of a module's layer, and its path there; both empty for a module that is in no layer of the text model."""
-    found = _LAYER.fullmatch(target)
-    return (found[1], found[2]) if found else ("", "")
+    """Return the number of a module's layer, and the module's path there; both empty if it is in no layer of the text model."""
+    match = _LAYER.fullmatch(target)
+    return (match[1], match[2]) if match else ("", "")

@@ -1,4 +1,4 @@
-"""Reading of an mlx-lm folder to an `Adapter`."""
+"""Reading of an mlx-lm folder as an `Adapter`."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multi
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in an mlx-lm folder: the source's own if its config is in the file.
+    """Return the adapter in an mlx-lm folder: the source's own if its config is in the file.
 
-    Without a source's config, a delta on the embedding table needs `base`, to decide if it acts on the output layer too.
+    Without a source's config, a delta on the embedding table needs `base`, which tells whether it acts on the output layer too.
     """
-    config, by_vlm = _of_vlm(json_file.read_object(path / CONFIG), f"{path}/{CONFIG}")
+    config, by_vlm = _normalize_vlm_config(json_file.read_object(path / CONFIG), f"{path}/{CONFIG}")
     is_whole = config.get("fine_tune_type") == FULL
     scale = 0.0 if is_whole else _scale(config, f"{path}/{CONFIG}")
     if not (path / WEIGHTS).is_file():
         raise NotFoundError(str(path), f"not an mlx-lm adapter: there is no {WEIGHTS}", code="no-adapter")
-    where = f"{path}/{WEIGHTS}"
+    location = f"{path}/{WEIGHTS}"
     with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
-        tensors = {_renamed(name) if by_vlm else name: file.tensor(name) for name in file.tensors}
+        tensors = {_mlx_lm_name(name) if by_vlm else name: file.tensor(name) for name in file.tensors}
         metadata = file.header.metadata
     if is_whole:
-        return whole.read(config, tensors, where, base)
-    modules = _modules(tensors, where, dora=config.get("fine_tune_type") == "dora")
+        return whole.read(config, tensors, location, base)
+    modules = _modules(tensors, location, dora=config.get("fine_tune_type") == "dora")
     if source_config.belongs(metadata, payload_digest(config, tensors, metadata)):
-        return _restored(metadata, modules, scale, where)
+        return _restore(metadata, modules, scale, location)
     rank = config["lora_parameters"].get("rank")
     deltas: dict[str, Delta] = {}
     for name, module in modules.items():
         r = module.lora_A.shape[-2]
         if r != rank or module.lora_B.shape[-1] != r:
             shapes = f"lora_a {module.shapes[0]}, lora_b {module.shapes[1]}"
-            raise FormatError(where, f"{name}: {shapes} but rank {rank}")
-        deltas |= _read_module(name, module, scale * r, base, where)
+            raise FormatError(location, f"{name}: {shapes} but rank {rank}")
+        deltas |= _read_module(name, module, scale * r, base, location)
     model = config.get("model")
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
     notes = [source_config.IGNORED] if source_config.is_there(metadata) else []
@@ -61,26 +61,26 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     return peft.in_stacks(Adapter(deltas, meta=meta, notes=tuple(notes)), base)
 
 
-def _of_vlm(config: dict[str, Any], where: str) -> tuple[dict[str, Any], bool]:
-    """A config as mlx-lm has it, and whether it is one of mlx-vlm's own, which has `rank` and `alpha` alone."""
+def _normalize_vlm_config(config: dict[str, Any], location: str) -> tuple[dict[str, Any], bool]:
+    """Return a config in mlx-lm's form, and whether it was one of mlx-vlm's own, which has only `rank` and `alpha`."""
     if "lora_parameters" in config or "fine_tune_type" in config:
         return config, False
     rank, alpha = config.get("rank"), config.get("alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank < 2**20:
-        raise FormatError(where, f'"rank" is {json.dumps(rank)[:40]}, not a rank')
+        raise FormatError(location, f'"rank" is {json.dumps(rank)[:40]}, not a rank')
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise FormatError(where, f'"alpha" is {json.dumps(alpha)[:40]}, not a number')
+        raise FormatError(location, f'"alpha" is {json.dumps(alpha)[:40]}, not a number')
     return {"lora_parameters": {"rank": rank, "scale": alpha / rank}}, True
 
 
-def _renamed(name: str) -> str:
+def _mlx_lm_name(name: str) -> str:
     module, _, half = name.rpartition(".")
     return f"{module}.lora_{half.lower()}" if half in ("A", "B") else name
 
 
 @dataclass(frozen=True, eq=False)
 class _Module:
-    """A module of the file: factors as in the canonical form (stacked ones have three dimensions), and the magnitude."""
+    """A module of the file: its factors in the canonical form (three-dimensional if stacked), and its magnitude."""
 
     lora_A: np.ndarray
     lora_B: np.ndarray
@@ -88,12 +88,12 @@ class _Module:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None, where: str) -> dict[str, Delta]:
+def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None, location: str) -> dict[str, Delta]:
     if module.lora_A.ndim == 3:
-        found = experts_of(name)
-        if not found:
-            raise RefusedError(where, f"{name}: the names of these experts in Hugging Face's model are not known")
-        experts, part = found
+        place = experts_of(name)
+        if not place:
+            raise RefusedError(location, f"{name}: the names of these experts in Hugging Face's model are not known")
+        experts, part = place
         return {
             f"{experts}.{e}.{part}": LowRank(lora_A, lora_B, alpha)
             for e, (lora_A, lora_B) in enumerate(zip(module.lora_A, module.lora_B, strict=True))
@@ -101,83 +101,87 @@ def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None
     if not name.endswith("embed_tokens"):
         return {name: LowRank(module.lora_A, module.lora_B, alpha, magnitude=module.magnitude)}
     if module.magnitude is not None:
-        raise RefusedError(where, f"{name}: DoRA on an embedding table is not supported")
+        raise RefusedError(location, f"{name}: DoRA on an embedding table is not supported")
     if base is None:
         reason = "mlx-lm also applies it to the output layer if the base ties the two"
-        raise RefusedError(where, f"{name}: {reason}", "Name its base model", code="base-required")
+        raise RefusedError(location, f"{name}: {reason}", "Name its base model", code="base-required")
     deltas: dict[str, Delta] = {name: LowRankEmbedding(module.lora_A, module.lora_B, alpha)}
+    # mlx-lm then computes the output with the table's own module, adapter included.
     if base.tied:
         deltas[_HEAD] = LowRank(np.ascontiguousarray(module.lora_B.T), np.ascontiguousarray(module.lora_A.T), alpha)
     return deltas
 
 
-def _scale(config: Mapping[str, Any], where: str) -> float:
+def _scale(config: Mapping[str, Any], location: str) -> float:
     kind = config.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise NotUnderstoodError(where, f"fine_tune_type {str(kind)[:40]!r} is not supported, only lora, dora and full")
+        raise NotUnderstoodError(location, f"fine_tune_type {str(kind)[:40]!r} is not supported, only lora, dora and full")
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
-        raise FormatError(where, "there are no lora_parameters")
+        raise FormatError(location, "there are no lora_parameters")
     scale = parameters.get("scale")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or abs(scale) > 2**40:
-        raise FormatError(where, f'"scale" is {json.dumps(scale)[:40]}, not a number in range')
+        raise FormatError(location, f'"scale" is {json.dumps(scale)[:40]}, not a number in range')
     return float(scale)
 
 
-def _modules(tensors: Mapping[str, np.ndarray], where: str, *, dora: bool) -> dict[str, _Module]:
+def _modules(tensors: Mapping[str, np.ndarray], location: str, *, dora: bool) -> dict[str, _Module]:
     parts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         target, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b", "m"):
-            raise RefusedError(where, f"tensor {name!r} is not a lora_a, lora_b or m, and not supported")
-        wrong = array.ndim not in ((1,) if part == "m" else (2, 3))
-        if wrong or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
-            raise FormatError(where, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
+            raise RefusedError(location, f"tensor {name!r} is not a lora_a, lora_b or m, and not supported")
+        wrong_ndim = array.ndim not in ((1,) if part == "m" else (2, 3))
+        if wrong_ndim or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
+            raise FormatError(location, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
         parts.setdefault(target, {})[part] = array
-    return {target: _module(target, part, where, dora=dora) for target, part in sorted(parts.items())}
+    return {target: _module(target, part, location, dora=dora) for target, part in sorted(parts.items())}
 
 
-def _module(target: str, part: Mapping[str, np.ndarray], where: str, *, dora: bool) -> _Module:
+def _module(target: str, part: Mapping[str, np.ndarray], location: str, *, dora: bool) -> _Module:
     missing = [name for name in ("lora_a", "lora_b") if name not in part]
     if missing:
-        raise FormatError(where, f"{target} has {next(iter(part))} alone; its counterpart is missing")
+        raise FormatError(location, f"{target} has {next(iter(part))} alone; its counterpart is missing")
     lora_a, lora_b, magnitude = part["lora_a"], part["lora_b"], part.get("m")
     if lora_a.ndim != lora_b.ndim or (lora_a.ndim == 3 and (len(lora_a) != len(lora_b) or len(lora_a) > MAX_EXPERTS)):
-        raise FormatError(where, f"{target}: lora_a {lora_a.shape} and lora_b {lora_b.shape} are not a pair")
+        raise FormatError(location, f"{target}: lora_a {lora_a.shape} and lora_b {lora_b.shape} are not a pair")
     if (magnitude is not None) != dora or (magnitude is not None and lora_a.ndim == 3):
-        raise FormatError(where, f"{target}: {'m is missing in a DoRA' if dora else 'there is an m in a LoRA'} adapter")
-    turned = [array if array.ndim == 3 else np.ascontiguousarray(array.T) for array in (lora_a, lora_b)]
-    if magnitude is not None and magnitude.shape != turned[1].shape[:1]:
-        raise FormatError(where, f"{target}: m {magnitude.shape} is not one number for each of {turned[1].shape[0]} rows")
-    return _Module(turned[0], turned[1], magnitude, (lora_a.shape, lora_b.shape))
+        raise FormatError(location, f"{target}: {'m is missing in a DoRA' if dora else 'there is an m in a LoRA'} adapter")
+    transposed = [array if array.ndim == 3 else np.ascontiguousarray(array.T) for array in (lora_a, lora_b)]
+    if magnitude is not None and magnitude.shape != transposed[1].shape[:1]:
+        raise FormatError(
+            location, f"{target}: m {magnitude.shape} is not one number for each of {transposed[1].shape[0]} rows"
+        )
+    return _Module(transposed[0], transposed[1], magnitude, (lora_a.shape, lora_b.shape))
 
 
-def _restored(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, where: str) -> Adapter:
-    lines = source_config.lines_of(metadata, where)
-    ranks = json_file.parse_object(str(metadata.get(RANKS, "{}")), f"{where}: {RANKS}")
+def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, location: str) -> Adapter:
+    lines = source_config.lines_of(metadata, location)
+    ranks = json_file.parse_object(str(metadata.get(RANKS, "{}")), f"{location}: {RANKS}")
     if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks.values()):
-        raise FormatError(where, f"{RANKS} is not a map of modules to ranks")
+        raise FormatError(location, f"{RANKS} is not a map of modules to ranks")
+    # Every pair of the file must be accounted for: a config that skips one would hide part of the function.
     used: set[tuple[str, int]] = set()
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         name, expert = line.stem, number_of(line.target)
         module = modules.get(name)
         if module is None or expert >= (len(module.lora_A) if module.lora_A.ndim == 3 else 1):
-            raise FormatError(where, f"adapterhub.source.tensors names {line.target!r}, which is not in the file")
+            raise FormatError(location, f"adapterhub.source.tensors names {line.target!r}, which is not in the file")
         used.add((name, expert))
         lora_A, lora_B = module.lora_A, module.lora_B
         if lora_A.ndim == 3:
             lora_A, lora_B = lora_A[expert], lora_B[expert]
         r = ranks.get(line.target, lora_A.shape[0])
         if r > lora_A.shape[0] or lora_A[r:].tobytes().strip(b"\0") or lora_B[:, r:].tobytes().strip(b"\0"):
-            raise FormatError(where, f"{line.target}: it is not a pair of rank {r} padded with zeros")
+            raise FormatError(location, f"{line.target}: it is not a pair of rank {r} padded with zeros")
         return np.ascontiguousarray(lora_A[:r]), np.ascontiguousarray(lora_B[:, :r])
 
-    adapter = source_config.restored(metadata, lines, pair, lambda _: scale, where)
+    adapter = source_config.restored(metadata, lines, pair, lambda _: scale, location)
     for name, module in modules.items():
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
-                raise FormatError(where, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.AGAIN)
+                raise FormatError(location, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.AGAIN)
     targets = {line.stem: line.target for line in lines}
     magnitudes = {targets[name]: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return source_config.with_magnitudes(adapter, magnitudes)

@@ -1,8 +1,8 @@
-"""Reading of `adapter_config.json`: which of its keys change the mathematics, and what they mean.
+"""Parsing of `adapter_config.json`: which of its keys change the mathematics, and what they mean.
 
 Follows peft 0.21.2 (`tuners/*/config.py`). A key of peft's that changes the computation and is not modeled here is refused by
-name; keys that are null, false or empty change nothing and pass. A key that peft does not have is ignored, as by peft itself
-(`PeftConfigMixin.from_peft_type`, which warns), with a note.
+name; keys that are null, false or empty change nothing and pass. A key that peft does not have is ignored with a note, as peft
+itself ignores it (`PeftConfigMixin.from_peft_type`, which warns).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _REASONS = {
     "POLY": "it mixes several LoRA adapters by task, which no weight can express",
 }
 # Inits that leave the base as it is (peft, `LoraConfig.init_lora_weights`).
-_PLAIN_INITS = {"gaussian", "orthogonal", "eva", "mica"}
+_BASE_PRESERVING_INITS = {"gaussian", "orthogonal", "eva", "mica"}
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
@@ -63,49 +63,50 @@ def check(config: Mapping[str, Any], where: str) -> None:
         NotUnderstoodError: It asks for other mathematics.
         FormatError: A value is malformed.
     """
-    kind = config.get("peft_type")
-    if not isinstance(kind, str) or (kind not in KINDS and kind.upper() in KINDS):
-        hint = f'Write "{kind.upper()}"' if isinstance(kind, str) else ""
-        raise FormatError(where, f'"peft_type" is {json.dumps(kind)[:40]}, which is none of peft\'s', hint)
-    if kind not in KINDS:
-        reason = f": {_REASONS[kind]}" if kind in _REASONS else ""
-        raise NotUnderstoodError(where, f"peft_type {kind[:40]!r} is not supported{reason}")
-    _check_values(config, kind, where)
+    peft_type = config.get("peft_type")
+    # A known kind in lower case is a mistake in the file; any other kind may be one of a newer peft.
+    if not isinstance(peft_type, str) or (peft_type not in KINDS and peft_type.upper() in KINDS):
+        hint = f'Write "{peft_type.upper()}"' if isinstance(peft_type, str) else ""
+        raise FormatError(where, f'"peft_type" is {json.dumps(peft_type)[:40]}, which peft does not have', hint)
+    if peft_type not in KINDS:
+        reason = f": {_REASONS[peft_type]}" if peft_type in _REASONS else ""
+        raise NotUnderstoodError(where, f"peft_type {peft_type[:40]!r} is not supported{reason}")
+    _check_values(config, peft_type, where)
     reasons = [
         f"{key} = {json.dumps(value)[:80]}: changes what the adapter computes and is not supported"
         for key in sorted(set(config) & _UNSUPPORTED)
-        if _says_something(value := config[key])
+        if _is_set(value := config[key])
     ]
     if reasons:
         raise refused(where, reasons, "", NotUnderstoodError)
 
 
-def _check_values(config: Mapping[str, Any], kind: str, where: str) -> None:
-    """Raise FormatError for a value of the wrong type."""
-    _check_numbers(config, kind, where)
+def _check_values(config: Mapping[str, Any], kind: str, location: str) -> None:
+    """Raise FormatError if a value has the wrong type."""
+    _check_numbers(config, kind, location)
     for key, kinds in _TYPES.items():
         if not isinstance(config.get(key), kinds):
-            raise FormatError(where, f'"{key}" is {json.dumps(config[key])[:40]}, which has the wrong type')
+            raise FormatError(location, f'"{key}" is {json.dumps(config[key])[:40]}, which has the wrong type')
     tokens, ranges = config.get("alora_invocation_tokens") or [], config.get("layer_replication") or []
     if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
-        raise FormatError(where, '"alora_invocation_tokens" is not a list of token ids')
+        raise FormatError(location, '"alora_invocation_tokens" is not a list of token ids')
     if not isinstance(ranges, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(_is_count(number) for number in pair) for pair in ranges
     ):
-        raise FormatError(where, '"layer_replication" is not a list of ranges of layers')
+        raise FormatError(location, '"layer_replication" is not a list of ranges of layers')
 
 
 def unknown_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys that peft does not have for this kind of adapter and therefore ignores, unless they are null, false or empty."""
-    known = INERT | READ | KINDS.get(str(config.get("peft_type")), set()) | _UNSUPPORTED
-    return [key for key in sorted(set(config) - known) if _says_something(config[key])]
+    """Return the keys that peft does not have for this kind of adapter and ignores, unless they are null, false or empty."""
+    known_keys = INERT | READ | KINDS.get(str(config.get("peft_type")), set()) | _UNSUPPORTED
+    return [key for key in sorted(set(config) - known_keys) if _is_set(config[key])]
 
 
-def _says_something(value: object) -> bool:
+def _is_set(value: object) -> bool:
     return value not in (None, False, 0, "", [], {})
 
 
-def _check_numbers(config: Mapping[str, Any], kind: str, where: str) -> None:
+def _check_numbers(config: Mapping[str, Any], kind: str, location: str) -> None:
     numbers = {
         "r": config.get("r", 8),
         "lora_alpha": config.get("lora_alpha", 8),
@@ -115,23 +116,24 @@ def _check_numbers(config: Mapping[str, Any], kind: str, where: str) -> None:
     }
     for key, value in numbers.items():
         if not _is_number(value):
-            raise FormatError(where, f'"{key}" is {json.dumps(value)[:40]}, not a number in range')
+            raise FormatError(location, f'"{key}" is {json.dumps(value)[:40]}, not a number in range')
     for key in ("rank_pattern", "alpha_pattern") if kind != "ADALORA" else ():
         value = config.get(key) or {}
         if not isinstance(value, dict) or not all(map(_is_number, value.values())):
-            raise FormatError(where, f'"{key}" is not a map of patterns to numbers')
+            raise FormatError(location, f'"{key}" is not a map of patterns to numbers')
 
 
 # The types of keys that are read; each may be null or absent.
-_TEXT, _SWITCH = str | None, bool | None
+_TEXT, _FLAG = str | None, bool | None
 _TYPES = {
-    "base_model_name_or_path": _TEXT, "revision": _TEXT, "task_type": _TEXT, "use_rslora": _SWITCH, "use_qalora": _SWITCH,
-    "fan_in_fan_out": _SWITCH, "init_lora_weights": bool | str | None, "ensure_weight_tying": _SWITCH,
-    "save_projection": _SWITCH,
+    "base_model_name_or_path": _TEXT, "revision": _TEXT, "task_type": _TEXT, "use_rslora": _FLAG, "use_qalora": _FLAG,
+    "fan_in_fan_out": _FLAG, "init_lora_weights": bool | str | None, "ensure_weight_tying": _FLAG,
+    "save_projection": _FLAG,
 }  # fmt: skip
 
 
 def _is_number(value: object) -> bool:
+    # Far beyond any real rank or alpha, yet small enough for every product to stay finite.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40
 
 
@@ -144,56 +146,58 @@ class Scales:
 
     Attributes:
         rslora: Whether the scale is alpha / sqrt(r).
-        notes: What a user should know of the config; filled while modules are resolved.
+        notes: Remarks for the user about the config; filled while modules are resolved.
     """
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+    def __init__(self, config: Mapping[str, Any], location: str) -> None:
         lycoris = config["peft_type"] in ("LOHA", "LOKR")
-        self._plain = {
+        # peft's own defaults (`LoraConfig`, `VeraConfig`).
+        self._defaults = {
             "r": config.get("r", 256 if config["peft_type"] == "VERA" else 8),
             "alpha": config.get("alpha" if lycoris else "lora_alpha", 8),
         }
+        # AdaLoRA's rank_pattern has another form: masks of the singular values that were kept.
         patterned = config["peft_type"] != "ADALORA"
         self._patterns: dict[str, dict[str, float]] = {
             "r": (config.get("rank_pattern") or {}) if patterned else {},
             "alpha": (config.get("alpha_pattern") or {}) if patterned else {},
         }
-        self._matched = {what: Patterns(patterns, where) for what, patterns in self._patterns.items()}
+        self._matchers = {quantity: Patterns(patterns, location) for quantity, patterns in self._patterns.items()}
         self.rslora = bool(config.get("use_rslora"))
         self.notes: list[str] = []
         self._used: set[tuple[str, str]] = set()
 
     def alpha(self, target: str) -> float:
-        """The alpha of a module."""
-        return float(self._resolved("alpha", target))
+        """Return the alpha of a module."""
+        return float(self._resolve("alpha", target))
 
     def rank(self, target: str) -> int:
-        """The rank of a module by the config; where the tensors have another, theirs counts."""
-        return int(self._resolved("r", target))
+        """Return the rank of a module according to the config; if the tensors have another rank, theirs counts."""
+        return int(self._resolve("r", target))
 
     def check_rank(self, target: str, r: int) -> None:
-        """Note a config that gives a module another rank than its tensors have."""
-        configured = self._resolved("r", target)
+        """Add a note if the config gives a module another rank than its tensors have."""
+        configured = self._resolve("r", target)
         if configured != r:
             self.notes.append(f"{target}: rank {r} by its tensors, {configured:g} by the config: peft would refuse to load it")
 
     def unused(self) -> Iterator[str]:
-        """A note for each pattern that matched no module."""
-        for what, option in (("r", "rank_pattern"), ("alpha", "alpha_pattern")):
-            for key in self._patterns[what]:
-                if (what, key) not in self._used:
+        """Yield a note for each pattern that matched no module."""
+        for quantity, option in (("r", "rank_pattern"), ("alpha", "alpha_pattern")):
+            for key in self._patterns[quantity]:
+                if (quantity, key) not in self._used:
                     yield f'{option} "{key}" matches no module of the adapter'
 
-    def _resolved(self, what: str, target: str) -> float:
-        patterns = self._patterns[what]
+    def _resolve(self, quantity: str, target: str) -> float:
+        patterns = self._patterns[quantity]
         if not patterns:
-            return float(self._plain[what])
-        keys = self._matched[what].matching(target)
+            return float(self._defaults[quantity])
+        keys = self._matchers[quantity].matching(target)
         if not keys:
-            return float(self._plain[what])
-        self._used.update((what, key) for key in keys)
+            return float(self._defaults[quantity])
+        self._used.update((quantity, key) for key in keys)
         if len({patterns[key] for key in keys}) > 1:
-            option = "rank_pattern" if what == "r" else "alpha_pattern"
+            option = "rank_pattern" if quantity == "r" else "alpha_pattern"
             note = (
                 f'{target}: {option} "{keys[0]}" and "{keys[1]}" both match and differ; the first in the file wins, '
                 "and peft does not preserve their order when it saves"
@@ -204,7 +208,7 @@ class Scales:
 
 
 def meta(config: Mapping[str, Any]) -> Meta:
-    """The `Meta` of an adapter, from a checked config."""
+    """Return the `Meta` of an adapter, from a checked config."""
     init = config.get("init_lora_weights", True)
     return Meta(
         base_model=config.get("base_model_name_or_path") or None,
@@ -220,5 +224,5 @@ def meta(config: Mapping[str, Any]) -> Meta:
 
 
 def residual_init(init: object) -> bool:
-    """Whether an `init_lora_weights` moved part of the base into the factors, so that the delta depends on the initial ones."""
-    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _PLAIN_INITS))
+    """Return whether an `init_lora_weights` moves part of the base into the factors, so that the initial factors matter."""
+    return not (isinstance(init, bool) or init is None or (isinstance(init, str) and init in _BASE_PRESERVING_INITS))

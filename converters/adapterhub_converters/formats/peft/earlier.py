@@ -1,8 +1,8 @@
-"""An adapter as an earlier peft saved it, in the layout that peft 0.21.2 loads and computes with.
+"""Upgrade of an adapter saved by an earlier peft to the layout that peft 0.21.2 loads and computes with.
 
-Two things changed. The factors of `target_parameters` were swapped in some versions (`experts`). And files made with
-transformers 4 have experts one by one, which transformers 5 has in stacks; peft maps these for some models only, and for those
-only if all experts of a layer have one rank and one scale (`utils/transformers_weight_conversion.py`).
+Two things changed. Some versions swapped the factors of `target_parameters` (see the module of that name). And files made
+with transformers 4 have experts one by one, whereas transformers 5 has them in stacks; peft maps these for some models only,
+and for those only if all experts of a layer have one rank and one scale (`utils/transformers_weight_conversion.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .config import CONFIG, Scales
 from .writer import config_text
 
 Names = tuple[str, str, str]
-"""What an expert's gate, up and down are called."""
-# Model types whose experts peft maps, by the names that they had (transformers 5.24, `_MODEL_TO_CONVERSION_PATTERN`).
+"""The names of an expert's gate, up and down."""
+# Model types whose experts peft maps, with the names they had before (transformers 5.24, `_MODEL_TO_CONVERSION_PATTERN`).
 MAPPED: dict[str, Names] = {
     **dict.fromkeys(("minimax", "minimax_m2", "mixtral"), ("w1", "w3", "w2")),
     **dict.fromkeys(
@@ -35,96 +35,102 @@ MAPPED: dict[str, Names] = {
 
 
 class Outdated(NamedTuple):
-    """What peft 0.21.2 does with a file of an earlier one: `ignored`, `wrong` or `refused`, and why."""
+    """What peft 0.21.2 does with a file of an earlier peft (`ignored`, `wrong` or `refused`), and why."""
 
     verdict: str
     what: str
 
 
 def outdated(adapter: Adapter, base: BaseSpec | None) -> Outdated | None:
-    """What is wrong for peft 0.21.2 with an adapter that was read from a PEFT folder; None if nothing is known to be."""
-    if turned := _turned(adapter, base):
+    """Return what peft 0.21.2 gets wrong in an adapter read from a PEFT folder; None if no problem is known."""
+    if swapped := _stacks_to_swap(adapter, base):
         version = _config(adapter).get("peft_version") or "before 0.19.1"
-        what = f"{turned[0]}: peft {version} saved the factors of its experts the other way round"
-        alike = all(delta.shape[0] == delta.shape[1] for delta in map(adapter.deltas.__getitem__, turned))
-        return Outdated("wrong" if alike else "refused", what)
+        problem = f"{swapped[0]}: peft {version} saved the factors of its experts the other way round"
+        square = all(delta.shape[0] == delta.shape[1] for delta in map(adapter.deltas.__getitem__, swapped))
+        return Outdated("wrong" if square else "refused", problem)
+    # Experts one by one are wrong only where the base has them in stacks.
     if base is None or base.model_type not in stacks.STACKING:
         return None
-    listed: dict[str, dict[tuple[int, str], Delta]] = {}
-    others = set[str]()
+    by_layer: dict[str, dict[tuple[int, str], Delta]] = {}
+    other_targets = set[str]()
     for target, delta in adapter.deltas.items():
         if place := stacks.place_of(target):
             module, number, part = place
-            listed.setdefault(module, {})[number, part] = delta
+            by_layer.setdefault(module, {})[number, part] = delta
         elif not isinstance(delta, StackedLowRank):
-            others.add(target)
-    return _listed(listed, others, base, Scales(_config(adapter), CONFIG)) if listed else None
+            other_targets.add(target)
+    return _expert_problem(by_layer, other_targets, base, Scales(_config(adapter), CONFIG)) if by_layer else None
 
 
-_Listed = Mapping[str, Mapping[tuple[int, str], Delta]]
+_ExpertsByLayer = Mapping[str, Mapping[tuple[int, str], Delta]]
 """The module with all experts of a layer to the delta of each expert's parts."""
 
 
-def _listed(listed: _Listed, others: set[str], base: BaseSpec, scales: Scales) -> Outdated | None:
+def _expert_problem(by_layer: _ExpertsByLayer, other_targets: set[str], base: BaseSpec, scales: Scales) -> Outdated | None:
     names = MAPPED.get(base.model_type)
-    module = next(iter(listed))
+    module = next(iter(by_layer))
+    # peft has no mapping for this model type: it silently ignores the tensors.
     if names is None:
         return Outdated("ignored", f"{module}: single experts, which transformers 5 has in stacks")
-    return _unmapped(listed, others, names) or _uneven(listed, names, base) or _rescaled(listed, names, base, scales)
+    return (
+        _naming_problem(by_layer, other_targets, names)
+        or _coverage_problem(by_layer, names, base)
+        or _scale_problem(by_layer, names, base, scales)
+    )
 
 
-def _unmapped(listed: _Listed, others: set[str], names: Names) -> Outdated | None:
-    """Names that peft does not map, or that it maps although they are of something else."""
-    module, parts = next(iter(listed)), _parts(listed)
+def _naming_problem(by_layer: _ExpertsByLayer, other_targets: set[str], names: Names) -> Outdated | None:
+    """Return a problem with names that peft does not map, or that it maps although they belong to other modules."""
+    module, parts = next(iter(by_layer)), _parts(by_layer)
     if foreign := sorted(parts - set(names)):
         return Outdated("ignored", f"{module}: experts called {foreign[0]}, which no version of the base has")
-    if taken := sorted(name for name in others if name.rpartition(".")[2] in names):
-        return Outdated("ignored", f"{taken[0]} is taken for a module of an expert, because of its name")
+    if mistaken := sorted(name for name in other_targets if name.rpartition(".")[2] in names):
+        return Outdated("ignored", f"{mistaken[0]} is taken for a module of an expert, because of its name")
     return None
 
 
-def _uneven(listed: _Listed, names: Names, base: BaseSpec) -> Outdated | None:
-    """Parts or experts without a delta, where peft needs all of them."""
-    (gate, up, _), parts, module = names, _parts(listed), next(iter(listed))
+def _coverage_problem(by_layer: _ExpertsByLayer, names: Names, base: BaseSpec) -> Outdated | None:
+    """Return a problem with parts or experts that have no delta, where peft needs all of them."""
+    (gate, up, _), parts, module = names, _parts(by_layer), next(iter(by_layer))
     if (gate in parts) != (up in parts):
         return Outdated("refused", f"{module}: {gate} and {up} are one parameter, and only one of them has a delta")
-    if any(len(layer) < len(parts) * stacks.count(module, base, 1) for module, layer in listed.items()):
+    if any(len(layer) < len(parts) * stacks.count(module, base, 1) for module, layer in by_layer.items()):
         return Outdated("refused", f"{module}: some of its experts have no delta")
     return None
 
 
-def _rescaled(listed: _Listed, names: Names, base: BaseSpec, scales: Scales) -> Outdated | None:
-    """Ranks and scales that the config gives a stack otherwise than its experts."""
-    for module, layer in listed.items():
+def _scale_problem(by_layer: _ExpertsByLayer, names: Names, base: BaseSpec, scales: Scales) -> Outdated | None:
+    """Return a problem with ranks and scales that the config gives a stack differently from its experts."""
+    for module, layer in by_layer.items():
         place = canonical_names.in_memory(module, base.model_type)
         for (_, part), delta in layer.items():
             stack = f"{place}.gate_up_proj" if part in names[:2] else f"{place}.down_proj"
             if delta.r != scales.rank(stack):
-                return Outdated("refused", f"{module}: {part} has rank {delta.r}, and its stack another")
+                return Outdated("refused", f"{module}: {part} has rank {delta.r}, but its stack has another")
             if delta.alpha != scales.alpha(stack) or (delta.rslora and part in names[:2]):
-                return Outdated("wrong", f"{module}: {part} is scaled otherwise than its stack")
+                return Outdated("wrong", f"{module}: {part} is scaled differently from its stack")
     return None
 
 
-def _parts(listed: _Listed) -> set[str]:
-    return {part for layer in listed.values() for _, part in layer}
+def _parts(by_layer: _ExpertsByLayer) -> set[str]:
+    return {part for layer in by_layer.values() for _, part in layer}
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:
     return json_file.parse_object(adapter.source.config if adapter.source else "{}", CONFIG)
 
 
-def _turned(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    """The stacks of a PEFT folder whose factors peft 0.21.2 expects the other way round."""
+def _stacks_to_swap(adapter: Adapter, base: BaseSpec | None) -> list[str]:
+    """Return the stacks of a PEFT folder whose factors peft 0.21.2 expects the other way round."""
     stacked = [target for target, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)]
     if adapter.source is None or not stacked:
         return []
-    version, turned = _config(adapter).get("peft_version"), adapter.source.turned
-    return [t for t in stacked if experts.expected_turned(t, version, base, is_turned=t in turned) != (t in turned)]
+    version, swapped = _config(adapter).get("peft_version"), adapter.source.turned
+    return [t for t in stacked if experts.expected_turned(t, version, base, is_turned=t in swapped) != (t in swapped)]
 
 
 def brought_forward(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """An adapter of a PEFT folder such that peft 0.21.2 computes with all of it; itself if it does so already.
+    """Return the adapter of a PEFT folder in a form with which peft 0.21.2 computes completely; itself if it is in that form.
 
     Raises:
         RefusedError: peft cannot express it for this base.
@@ -132,10 +138,13 @@ def brought_forward(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     source = adapter.source
     if source is None or outdated(adapter, base) is None:
         return adapter
-    if turned := _turned(adapter, base):
-        known = _config(adapter) | {"peft_version": experts.WRITTEN}
-        source = dataclasses.replace(source, config=json.dumps(known, indent=2), turned=source.turned ^ frozenset(turned))
+    if swapped := _stacks_to_swap(adapter, base):
+        upgraded_config = _config(adapter) | {"peft_version": experts.WRITTEN}
+        source = dataclasses.replace(
+            source, config=json.dumps(upgraded_config, indent=2), turned=source.turned ^ frozenset(swapped)
+        )
         adapter = dataclasses.replace(adapter, source=source)
+    # Swapping may not have been the only problem.
     if outdated(adapter, base) is not None:
         stacked = stacks.stacked(adapter, base)
         config = config_text(stacked, parameters=stacks.as_parameters(stacked, base))

@@ -1,10 +1,10 @@
 """`target_parameters`: LoRA on parameters with all experts of a layer, in the layouts that versions of peft save.
 
-For a parameter `(experts, d1, d2)` the file has A `(r * experts, ·)`, experts slow, and B `(·, r * experts)`, experts
-fast (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 belongs to which factor changed between
-versions: A has the expert's input columns since 0.19.1, the others in 0.19.0, and d1's before that. A file with the
-two factors swapped is called *turned* here. It is recognized by the base's shape; by the shapes of gate_up_proj and
-down_proj together, as the output of one is the input of the other; and then by peft_version.
+For a parameter `(experts, d1, d2)` the file has A `(r * experts, ·)`, with experts as the slow axis, and B `(·, r * experts)`,
+with experts as the fast axis (peft, `tuners/lora/layer.py`, `ParamWrapper`). Which of d1 and d2 belongs to which factor changed
+between versions: A has the expert's input columns since 0.19.1, the other ones in 0.19.0, and those of d1 before that. A file
+with the two factors exchanged is called swapped (`turned` where it is stored). It is recognized by the base's shape; else by
+the shapes of gate_up_proj and down_proj together, as the output of one is the input of the other; else by peft_version.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Halves:
 
 
 def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
-    """The parameters of one module to the names of peft's wrappers: the first innermost, one `.base_layer` per level."""
+    """Map the parameters of one module to the names of peft's wrappers: the first is innermost, one `.base_layer` per level."""
     ordered = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     unknown = [name for name in ordered if name not in _ORDER]
     if unknown and len(ordered) > 1:
@@ -56,12 +56,13 @@ def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
     return {name: module + ".base_layer" * (len(ordered) - 1 - depth) for depth, name in enumerate(ordered)}
 
 
-def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> dict[str, str]:
-    """The wrapped names in a file to the parameters that `target_parameters` means."""
-    wanted = config.get("target_parameters") or []
-    if not isinstance(wanted, list) or not all(isinstance(name, str) and name for name in wanted):
-        raise FormatError(where, '"target_parameters" is not a list of names')
-    if not wanted:
+def targeted(config: Mapping[str, Any], modules: Iterable[str], location: str) -> dict[str, str]:
+    """Map the wrapped names in a file to the parameters that `target_parameters` names."""
+    parameter_names = config.get("target_parameters") or []
+    if not isinstance(parameter_names, list) or not all(isinstance(name, str) and name for name in parameter_names):
+        raise FormatError(location, '"target_parameters" is not a list of names')
+    # Without target_parameters only a wrapper's `.base_layer` in a name can mean a parameter.
+    if not parameter_names:
         modules = [name for name in modules if ".base_layer" in name]
     depth: dict[str, int] = {}
     for name in modules:
@@ -70,75 +71,80 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], where: str) -> d
             parts.pop()
         module = ".".join(parts)
         depth[module] = max(depth.get(module, 0), name.count(".base_layer"))
-    found: dict[str, str] = {}
+    parameter_of_wrapper: dict[str, str] = {}
     for module, deepest in depth.items():
-        owned = {entry.rpartition(".")[2] for entry in wanted if _owns(module, entry.rpartition(".")[0], deepest)}
+        owned = {entry.rpartition(".")[2] for entry in parameter_names if _owns(module, entry.rpartition(".")[0], deepest)}
         if not owned:
             if deepest:
-                raise RefusedError(where, f"{module}.base_layer has a delta, but target_parameters does not name its parameter")
+                raise RefusedError(
+                    location, f"{module}.base_layer has a delta, but target_parameters does not name its parameter"
+                )
             continue
         if len(owned) != deepest + 1:
             if deepest or len(owned) > 1:
-                what = f"{module}: {deepest + 1} deltas for the parameters {', '.join(sorted(owned))} of target_parameters"
-                raise RefusedError(where, what)
+                problem = f"{module}: {deepest + 1} deltas for the parameters {', '.join(sorted(owned))} of target_parameters"
+                raise RefusedError(location, problem)
             continue
-        found |= {stem: f"{module}.{parameter}" for parameter, stem in stems(module, owned).items()}
-    return found
+        parameter_of_wrapper |= {stem: f"{module}.{parameter}" for parameter, stem in stems(module, owned).items()}
+    return parameter_of_wrapper
 
 
 def _owns(module: str, owner: str, deepest: int) -> bool:
-    # For transformers 5's experts peft writes a parameter's bare name, which matches every module with such a parameter.
+    # For the experts of transformers 5, peft writes a parameter's bare name, which matches every module with that parameter.
     if not owner:
         return bool(deepest) or module.endswith(".experts")
     return module == owner or module.endswith(f".{owner}")
 
 
-def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, where: str) -> Halves:
-    """The two factors of a stack, checked against the rank in the config, from which alone the number of experts follows."""
+def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, location: str) -> Halves:
+    """Return the two factors of a stack, checked against the config's rank, from which alone the number of experts follows."""
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
-        raise FormatError(where, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
+        raise FormatError(location, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
     if 0 in lora_A.shape or 0 in lora_B.shape:
-        raise FormatError(where, f"{target}: an empty tensor, as ZeRO-3 saves if weights were not gathered")
+        raise FormatError(location, f"{target}: an empty tensor, as ZeRO-3 saves if weights were not gathered")
     if r < 1 or lora_A.shape[0] % r:
-        raise FormatError(where, f"{target}: {lora_A.shape[0]} rows of lora_A are not a multiple of the rank {r}")
+        raise FormatError(location, f"{target}: {lora_A.shape[0]} rows of lora_A are not a multiple of the rank {r}")
     return Halves(lora_A, lora_B, r)
 
 
-def turned(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, where: str) -> bool:
-    """Whether the file has the two factors of a stack swapped; RefusedError if nothing determines it."""
+def turned(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, location: str) -> bool:
+    """Return whether the file has the two factors of a stack swapped; RefusedError if it cannot be determined."""
     stack = stacks[target]
-    by_shape = _by_base(target, stack, base)
+    by_shape = _swapped_by_base(target, stack, base)
     if by_shape is None:
-        by_shape = _by_neighbor(target, stacks)
+        by_shape = _swapped_by_neighbor(target, stacks)
     if by_shape is not None:
         return by_shape
-    by_version = _by_version(target, _parsed(version), base)
+    by_version = _swapped_by_version(target, _version_tuple(version), base)
     if by_version is None:
-        what = f"{target}: which factor of the experts is which depends on how the base stores them"
+        problem = f"{target}: which factor of the experts is which depends on how the base stores them"
         hint = "Name its base model"
-        raise RefusedError(where, f"{what} (peft_version {str(version)[:20]!r})", hint, code="base-required")
+        raise RefusedError(location, f"{problem} (peft_version {str(version)[:20]!r})", hint, code="base-required")
     return by_version
 
 
-def transposed_base(stack_turned: bool, version: object, base: BaseSpec | None) -> bool | None:
-    """Whether the base stores `(experts, in, out)`; None if nothing determines it."""
+def transposed_base(stack_is_swapped: bool, version: object, base: BaseSpec | None) -> bool | None:
+    """Return whether the base stores `(experts, in, out)`; None if it cannot be determined."""
     if base is not None and base.model_type:
         return base.model_type in _FLAGGED | _UNFLAGGED
-    known = _parsed(version)
-    return not stack_turned if known is not None and known < (0, 19, 0) else None
+    known_version = _version_tuple(version)
+    return not stack_is_swapped if known_version is not None and known_version < (0, 19, 0) else None
 
 
-def _by_base(target: str, stack: Halves, base: BaseSpec | None) -> bool | None:
+def _swapped_by_base(target: str, stack: Halves, base: BaseSpec | None) -> bool | None:
     weight = base.tensor(target) if base else None
     if base is None or weight is None or len(weight.shape) != 3 or weight.shape[1] == weight.shape[2]:
         return None
-    reads, gives = weight.shape[:0:-1] if base.model_type not in _FLAGGED | _UNFLAGGED else weight.shape[1:]
-    have = stack.lora_A.shape[1], stack.lora_B.shape[0]
-    return False if have == (reads, gives) else True if have == (gives, reads) else None
+    in_features, out_features = weight.shape[:0:-1] if base.model_type not in _FLAGGED | _UNFLAGGED else weight.shape[1:]
+    file_shape = stack.lora_A.shape[1], stack.lora_B.shape[0]
+    return False if file_shape == (in_features, out_features) else True if file_shape == (out_features, in_features) else None
 
 
-def _by_neighbor(target: str, stacks: Mapping[str, Halves]) -> bool | None:
-    """By the other parameter: gate_up_proj has twice down_proj's inputs as outputs, and down_proj has gate_up_proj's inputs."""
+def _swapped_by_neighbor(target: str, stacks: Mapping[str, Halves]) -> bool | None:
+    """Decide by the other parameter of the layer; None if the shapes allow both.
+
+    gate_up_proj has twice down_proj's inputs as outputs, and down_proj has gate_up_proj's inputs as outputs.
+    """
     module = target.rpartition(".")[0]
     up, down = stacks.get(f"{module}.gate_up_proj"), stacks.get(f"{module}.down_proj")
     if up is None or down is None or not target.endswith(("gate_up_proj", "down_proj")):
@@ -147,7 +153,7 @@ def _by_neighbor(target: str, stacks: Mapping[str, Halves]) -> bool | None:
     return False if (a, b) == (d, 2 * c) else True if (b, a) == (c, 2 * d) else None
 
 
-def _by_version(target: str, version: tuple[int, int, int] | None, base: BaseSpec | None) -> bool | None:
+def _swapped_by_version(target: str, version: tuple[int, int, int] | None, base: BaseSpec | None) -> bool | None:
     kind = base.model_type if base is not None else ""
     if version is None:
         return None
@@ -158,13 +164,13 @@ def _by_version(target: str, version: tuple[int, int, int] | None, base: BaseSpe
     return None if not kind else kind not in _FLAGGED | _UNFLAGGED
 
 
-def _parsed(version: object) -> tuple[int, int, int] | None:
-    found = _VERSION.match(version) if isinstance(version, str) else None
-    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+def _version_tuple(version: object) -> tuple[int, int, int] | None:
+    match = _VERSION.match(version) if isinstance(version, str) else None
+    return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
 
 
 def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, transposed: bool | None) -> StackedLowRank:
-    """The canonical delta of a stack in the file's layout."""
+    """Return the canonical delta of a stack in the file's layout."""
     rows = stack.lora_A.reshape(stack.experts, stack.r, -1)  # (experts, r, columns of A)
     columns = stack.lora_B.reshape(-1, stack.r, stack.experts).transpose(2, 0, 1)  # (experts, rows of B, r)
     lora_A, lora_B = (columns.swapaxes(1, 2), rows.swapaxes(1, 2)) if is_turned else (rows, columns)
@@ -172,7 +178,7 @@ def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, trans
 
 
 def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The A and B of the file: the inverse of `stacked`."""
+    """Return A and B as the file stores them: the inverse of `stacked_delta`."""
     rows, columns = delta.lora_A, delta.lora_B
     if is_turned:
         rows, columns = columns.swapaxes(1, 2), rows.swapaxes(1, 2)
@@ -184,24 +190,24 @@ def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np
 
 
 def written_turned(target: str, delta: StackedLowRank) -> bool:
-    """Whether the newest peft expects this stack turned: if the base stores `(in, out)` and does not declare it."""
+    """Return whether the newest peft expects this stack swapped: if the base stores `(in, out)` and does not declare it."""
     return delta.transposed_base is not False and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
 def expected_turned(target: str, version: object, base: BaseSpec | None, *, is_turned: bool) -> bool:
-    """Whether the newest peft expects a stack turned that a file has as `is_turned`; as it is if nothing determines it."""
-    known = _parsed(version)
+    """Return whether the newest peft expects a stack swapped; as the file has it if that cannot be determined."""
+    known_version = _version_tuple(version)
     if base is not None and base.model_type:
         return base.model_type in _UNFLAGGED
-    if known is None or known >= (0, 19, 1):
+    if known_version is None or known_version >= (0, 19, 1):
         return is_turned
-    if known >= (0, 19, 0):
+    if known_version >= (0, 19, 0):
         return not is_turned
     return not is_turned and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
 def by_module(targets: Sequence[str]) -> dict[str, str]:
-    """Stacked targets to the names of peft's wrappers."""
+    """Map stacked targets to the names of peft's wrappers."""
     modules: dict[str, list[str]] = {}
     for target in targets:
         module, _, parameter = target.rpartition(".")

@@ -1,7 +1,7 @@
-"""Names of tensors in a PEFT file: parsed when reading, and given as PEFT gives them when writing.
+"""Names of tensors in a PEFT file: parsed when reading, and chosen as PEFT chooses them when writing.
 
-Trainers leave their wrappers in the names: a doubled `base_model.model.`, `_orig_mod.` of torch.compile, `module.` of
-DistributedDataParallel, the adapter's own name. PEFT silently skips such a tensor; here the wrappers are removed.
+Trainers leave their wrappers in the names: a doubled `base_model.model.`, torch.compile's `_orig_mod.`,
+DistributedDataParallel's `module.`, the adapter's own name. PEFT silently skips such a tensor; here the wrappers are removed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SUFFIXES = {
     ".lora_magnitude_vector": "magnitude",
     ".lora_B.bias": "bias",
 }
-# What a part of a delta begins with, behind the name of its module.
+# The beginnings of a delta's parts, behind the name of the module.
 _MARKS = (".lora_", ".token_adapter.", ".hada_", ".lokr_", ".vera_", ".modules_to_save")
 # Names without a suffix, of the other kinds: AdaLoRA, LoHa, LoKr, VeRA.
 _BARE = {
@@ -42,21 +42,24 @@ _BARE = {
 }  # fmt: skip
 # VeRA's projections, which all modules share.
 SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
-_ROWS = ".token_adapter.trainable_tokens_delta"
+_ROWS_SUFFIX = ".token_adapter.trainable_tokens_delta"
 
 What = tuple[str, str, str]
-"""A tensor of an adapter by kind, name and part, as `classify` returns them."""
+"""A tensor of an adapter: its kind, name and part, as `classify` returns them."""
 
-# The names that peft's wrappers have for what they wrap, a copy of the base's weight.
+# The names under which peft's wrappers keep what they wrap, a copy of the base's weight.
 _COPIES = (".base_layer", ".original_module")
 
 
 def identify(key: str) -> tuple[str, str, str, str]:
-    """The native name of a tensor, and its kind, name and part, each module and each end of a name being looked at once."""
+    """Return the native name of a tensor, and its kind, name and part.
+
+    Each module and each ending is analyzed only once, as a file repeats them for thousands of tensors.
+    """
     for mark in _MARKS:
-        if (at := key.find(mark)) > 0 and (found := _native_module(key[:at])):
-            module, name = found
-            end, kind, part = _native_end(key[at:])
+        if (mark_start := key.find(mark)) > 0 and (native_module := _native_module(key[:mark_start])):
+            module, name = native_module
+            end, kind, part = _native_end(key[mark_start:])
             if kind:
                 return module + end, kind, name, part
             return module + end, *_classify(module + end, key)
@@ -66,22 +69,24 @@ def identify(key: str) -> tuple[str, str, str, str]:
 
 @lru_cache(maxsize=1)  # the tensors of a module follow each other
 def _native_module(module: str) -> tuple[str, str] | None:
-    """The native name, with and without PREFIX, of a module on which the rest of the key has no influence; None for others."""
-    name = "" if _has_part(module) else _unwrapped(f"{module}.x")[:-2]
+    """Return the native name of a module, with and without PREFIX; None if it could depend on the rest of the key."""
+    name = "" if _may_have_part(module) else _without_wrappers(f"{module}.x")[:-2]
     return (name, name[len(PREFIX) :]) if name.startswith(PREFIX) else None
 
 
 @lru_cache(maxsize=1_000)
 def _native_end(end: str) -> tuple[str, str, str]:
-    """The rest of a native name behind that of a module; the kind and the part that it tells, empty if it tells none."""
+    """Return the end of a native name behind its module, and the kind and part that it determines; these may be empty."""
     full = native(f"{PREFIX}x{end}")
     kind, name, part = _classify(full, full)
     return full[len(PREFIX) + 1 :], kind if name == "x" and kind != "unknown" else "", part
 
 
 def classify(key: str) -> What:
-    """The kind, name and part of a tensor: `pair` (module and part), `rows` (table), `replaced` or `copy` (parameter),
-    `shared`, or `unknown`."""
+    """Return the kind, name and part of a tensor.
+
+    The kinds are `pair` (named by module), `rows` (by table), `replaced` and `copy` (by parameter), `shared`, and `unknown`.
+    """
     return identify(key)[1:]
 
 
@@ -91,20 +96,20 @@ def _classify(full: str, key: str) -> What:
     if not full.startswith(PREFIX):
         return "unknown", key, ""
     name = full.removeprefix(PREFIX)
-    if name.endswith(_ROWS):
-        return "rows", name.removesuffix(_ROWS), ""
-    return _pair(name) or _whole(name) or ("unknown", name, "")
+    if name.endswith(_ROWS_SUFFIX):
+        return "rows", name.removesuffix(_ROWS_SUFFIX), ""
+    return _pair(name) or _whole_parameter(name) or ("unknown", name, "")
 
 
 def _pair(name: str) -> What | None:
     for suffix, part in _SUFFIXES.items():
         if name.endswith(suffix):
             return "pair", name.removesuffix(suffix), part
-    module, dot, bare = name.rpartition(".")
-    return ("pair", module, bare) if dot and bare in _BARE else None
+    module, dot, end = name.rpartition(".")
+    return ("pair", module, end) if dot and end in _BARE else None
 
 
-def _whole(name: str) -> What | None:
+def _whole_parameter(name: str) -> What | None:
     if "lora_" in name or not name.endswith((".weight", ".bias")):
         return None
     wrapper, _, kind = name.rpartition(".")
@@ -116,15 +121,16 @@ def _whole(name: str) -> What | None:
 
 
 def native(key: str) -> str:
-    """The name by which peft saves this tensor, without trainers' wrappers."""
-    name = _unwrapped(key)
-    if _has_part(name) and (at := _own_name(parts := name.split("."))):
-        name = ".".join([*parts[: at - (parts[at - 1] == "modules_to_save")], *parts[at + 1 :]])
+    """Return the name by which peft saves this tensor, without trainers' wrappers."""
+    name = _without_wrappers(key)
+    if _may_have_part(name) and (index := _adapter_name_index(parts := name.split("."))):
+        # `modules_to_save.NAME` disappears as a whole; elsewhere only the name does.
+        name = ".".join([*parts[: index - (parts[index - 1] == "modules_to_save")], *parts[index + 1 :]])
     return name.removesuffix(".weight") if name.endswith(".lora_magnitude_vector.weight") else name
 
 
-def _unwrapped(key: str) -> str:
-    """A key without the components of trainers' wrappers."""
+def _without_wrappers(key: str) -> str:
+    """Return a key without the components of trainers' wrappers."""
     if "._" in key or key.startswith(("_", "module.", PREFIX * 2)):
         parts = [part for part in key.split(".") if part not in _WRAPPERS]
         start = 0
@@ -136,66 +142,71 @@ def _unwrapped(key: str) -> str:
     return key
 
 
-def _has_part(name: str) -> bool:
-    """False for a name without any part of a delta, and so without an adapter's own name behind it."""
+def _may_have_part(name: str) -> bool:
+    """Return False for a name without any part of a delta, which therefore has no adapter's own name behind it either."""
     one_of_lora = "lora_" in name or "vera_" in name or "hada_" in name or "lokr_" in name
     return one_of_lora or "trainable_tokens" in name or "modules_to_save" in name
 
 
 def adapter_name(key: str) -> str | None:
-    """The adapter's own name in a key: `default` in `….lora_A.default.weight`, None without one."""
+    """Return the adapter's own name in a key, `default` in `….lora_A.default.weight`; None if it has none."""
     parts = key.split(".")
-    at = _own_name(parts)
-    return parts[at] if at else None
+    index = _adapter_name_index(parts)
+    return parts[index] if index else None
 
 
-def _own_name(parts: list[str]) -> int:
-    """The place of the adapter's own name among the parts of a key, behind the part of a delta; 0 without one."""
-    for at in range(2, len(parts)):
-        if (parts[at - 1] in _PARTS or parts[at - 1].startswith(("hada_", "lokr_"))) and parts[at:] not in (
+def _adapter_name_index(parts: list[str]) -> int:
+    """Return the index of the adapter's own name in a key's components, behind the part of a delta; 0 if there is none."""
+    for index in range(2, len(parts)):
+        if (parts[index - 1] in _PARTS or parts[index - 1].startswith(("hada_", "lokr_"))) and parts[index:] not in (
             ["weight"],
             ["bias"],
         ):
-            return at if all(parts[at:]) else 0
+            return index if all(parts[index:]) else 0
     return 0
 
 
-def cleaned(keys: Iterable[str], where: str) -> tuple[dict[str, str], list[What], list[str]]:
-    """peft's name of every tensor to its name in the file, what each of them is, and notes on the difference.
+def cleaned(keys: Iterable[str], location: str) -> tuple[dict[str, str], list[What], list[str]]:
+    """Map peft's name of every tensor to its name in the file.
+
+    Returns:
+        The map, the identity of each tensor in the same order, and notes on differences.
 
     Raises:
         FormatError: Two keys are the same tensor.
         RefusedError: There are several adapters.
     """
-    found: dict[str, str] = {}
-    whats: list[What] = []
+    file_names: dict[str, str] = {}
+    tensor_ids: list[What] = []
     for key in keys:
         name, kind, module, part = identify(key)
-        if name in found:
-            raise FormatError(where, f"{found[name]!r} and {key!r} are the same tensor, {name!r}")
-        found[key if name == key else name] = key  # one text in place of two equal ones
-        whats.append((kind, module, part))
-    names = sorted({own for name, key in found.items() if name != key and (own := adapter_name(key))})
+        if name in file_names:
+            raise FormatError(location, f"{file_names[name]!r} and {key!r} are the same tensor, {name!r}")
+        file_names[key if name == key else name] = key  # one text in place of two equal ones
+        tensor_ids.append((kind, module, part))
+    names = sorted({adapter for name, key in file_names.items() if name != key and (adapter := adapter_name(key))})
     if len(names) > 1:
-        raise RefusedError(where, f"several adapters in one file: {', '.join(names)[:120]}", "Save one at a time")
-    odd = [(name, key) for name, key in found.items() if name != key and not key.endswith(".lora_magnitude_vector.weight")]
+        raise RefusedError(location, f"several adapters in one file: {', '.join(names)[:120]}", "Save one at a time")
+    unusual = [
+        (name, key) for name, key in file_names.items() if name != key and not key.endswith(".lora_magnitude_vector.weight")
+    ]
     notes = []
-    if odd:
-        notes.append(f"{len(odd)} tensors have names that peft would skip: {odd[0][1]} is read as {odd[0][0]}")
-    return found, whats, notes
+    if unusual:
+        notes.append(f"{len(unusual)} tensors have names that peft would skip: {unusual[0][1]} is read as {unusual[0][0]}")
+    return file_names, tensor_ids, notes
 
 
 # ---- Writing
 
 
 def state_dict(adapter: Adapter) -> dict[str, np.ndarray]:
-    """The tensors under the names and in the layouts by which peft saves them."""
+    """Return the tensors under the names and in the layouts in which peft saves them."""
     names = dict(tensor_names(adapter))
-    turned = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
-    return {names[what]: tensor for what, tensor in _tensors(adapter, turned)}
+    swapped = adapter.source.turned if adapter.source and adapter.source.format == "peft" else None
+    return {names[tensor_id]: tensor for tensor_id, tensor in _tensors(adapter, swapped)}
 
 
-# The name of a part in `Delta.parts` to its name in `classify` and the suffix of its key.
+# From the name of a part in `Delta.parts` to its name in `classify` and the suffix of its key.
 _ENDS = {
     "lora_A": ("A", ".lora_A.weight"), "lora_B": ("B", ".lora_B.weight"),
     "magnitude": ("magnitude", ".lora_magnitude_vector"), "bias": ("bias", ".lora_B.bias"),
@@ -205,7 +216,7 @@ _EMBEDDING_ENDS = {
 }  # fmt: skip
 
 
-def _end(delta: Delta, part: str) -> tuple[str, str]:
+def _key_end(delta: Delta, part: str) -> tuple[str, str]:
     if isinstance(delta, (AdaLora, Hadamard, Kronecker, Vera)):
         return part, f".{part}"
     return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
@@ -216,7 +227,7 @@ def tensor_names(adapter: Adapter) -> Iterator[tuple[What, str]]:
     stacks = experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
     for target, delta in adapter.deltas.items():
         for part, _ in delta.parts():
-            label, end = _end(delta, part)
+            label, end = _key_end(delta, part)
             yield ("pair", target, label), PREFIX + stacks.get(target, target) + end
     for name in adapter.replaced:
         yield ("replaced", name, ""), PREFIX + _under_delta(name, adapter)
@@ -228,19 +239,22 @@ def tensor_names(adapter: Adapter) -> Iterator[tuple[What, str]]:
 
 
 def _under_delta(name: str, adapter: Adapter) -> str:
-    """The name of a replaced parameter: peft saves a bias of a module with a delta from inside its wrapper."""
+    """Return the name of a replaced parameter.
+
+    peft saves the bias of a module that has a delta from inside the module's wrapper.
+    """
     module, _, kind = name.rpartition(".")
     return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
 
 
-def _tensors(adapter: Adapter, turned: frozenset[str] | None) -> Iterator[tuple[What, np.ndarray]]:
+def _tensors(adapter: Adapter, swapped: frozenset[str] | None) -> Iterator[tuple[What, np.ndarray]]:
     for target, delta in adapter.deltas.items():
         if isinstance(delta, StackedLowRank):
-            is_turned = experts.written_turned(target, delta) if turned is None else target in turned
-            lora_A, lora_B = experts.flattened(delta, is_turned=is_turned)
+            is_swapped = experts.written_turned(target, delta) if swapped is None else target in swapped
+            lora_A, lora_B = experts.flattened(delta, is_turned=is_swapped)
             yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
         else:
-            yield from ((("pair", target, _end(delta, part)[0]), tensor) for part, tensor in delta.parts())
+            yield from ((("pair", target, _key_end(delta, part)[0]), tensor) for part, tensor in delta.parts())
     yield from ((("shared", name, ""), tensor) for name, tensor in adapter.shared.items())
     yield from ((("replaced", name, ""), tensor) for name, tensor in adapter.replaced.items())
     yield from ((("copy", name, ""), tensor) for name, tensor in adapter.copies.items())

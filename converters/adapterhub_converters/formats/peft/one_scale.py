@@ -1,7 +1,7 @@
-"""One rank and one alpha for all modules of a PEFT folder, for programs that read no more than `r` and `lora_alpha`.
+"""One rank and one alpha for all modules of a PEFT folder, for programs that read only `r` and `lora_alpha`.
 
-SGLang scales by `lora_alpha / r` whatever `use_rslora` and `alpha_pattern` are, and its buffers have room for `r` rows exactly
-(0.5.23: sglang/srt/lora/lora.py, LoRAAdapter; mem_pool.py, load_lora_weight_to_buffer). The function of the result is the same
+SGLang scales by `lora_alpha / r` regardless of `use_rslora` and `alpha_pattern`, and its buffers have room for exactly `r` rows
+(0.5.23: sglang/srt/lora/lora.py, LoRAAdapter; mem_pool.py, load_lora_weight_to_buffer). The result computes the same function
 in every other program, too.
 """
 
@@ -17,28 +17,28 @@ from adapterhub_converters.formats import file_alpha
 
 
 def folded(adapter: Adapter) -> Adapter:
-    """The same adapter without rsLoRA and patterns: smaller ranks padded with zeros, other scales moved into `lora_B`.
+    """Return the adapter without rsLoRA and patterns: smaller ranks padded with zeros, other scales moved into `lora_B`.
 
-    The notes tell what was done. `source` is None, as the config is another.
+    The notes say what was done. `source` is None, because the config differs.
 
     Raises:
-        RefusedError: It has deltas that are more or other than a pair of one module, or none that changes anything.
+        RefusedError: Some deltas are not plain pairs of one module, or no delta changes anything.
     """
     pairs = plain_pairs(adapter)
-    if more := [target for target, delta in pairs.items() if not delta.plain]:
-        raise RefusedError(more[0], "has a magnitude or a bias beside its two matrices")
+    if unsupported := [target for target, delta in pairs.items() if not delta.plain]:
+        raise RefusedError(unsupported[0], "has a magnitude or a bias beside its two matrices")
     rank = max((delta.r for delta in pairs.values()), default=0)
-    needed = {target: delta.scaling * rank for target, delta in pairs.items()}
-    plan = file_alpha.plan(needed, np.dtype(np.float64), "lora_alpha")
+    lora_alphas = {target: delta.scaling * rank for target, delta in pairs.items()}
+    plan = file_alpha.plan(lora_alphas, np.dtype(np.float64), "lora_alpha")
     if plan is None:
         raise RefusedError("lora_alpha", "is 0 in every module, so that the adapter changes nothing")
     notes = list(plan.notes)
     if any(delta.rslora for delta in pairs.values()):
         notes.append(f"rsLoRA is folded into lora_alpha {plan.common:.9g}")
-    if scaled := sum(factor != 1.0 for factor in plan.factors.values()):
-        notes.append(f"scales folded into lora_B: {scaled}")
-    if padded := sum(delta.r != rank for delta in pairs.values()):
-        notes.append(f"modules padded with zeros to rank {rank}: {padded}")
+    if scaled_count := sum(factor != 1.0 for factor in plan.factors.values()):
+        notes.append(f"scales folded into lora_B: {scaled_count}")
+    if padded_count := sum(delta.r != rank for delta in pairs.values()):
+        notes.append(f"modules padded with zeros to rank {rank}: {padded_count}")
     deltas = {
         target: _uniform(target, delta, plan.factors[target], plan.common, rank) for target, delta in sorted(pairs.items())
     }

@@ -1,6 +1,6 @@
-"""Reading of a PEFT folder, or of a config and tensors from elsewhere, to an `Adapter`.
+"""Parsing of a PEFT folder, or of a config and tensors from elsewhere, into an `Adapter`.
 
-Follows peft 0.21's computation (`tuners/lora`): the rank is that of the tensors, the scale comes from `lora_alpha`,
+Follows peft 0.21's computation (`tuners/lora`): the rank is that of the tensors; the scale comes from `lora_alpha`,
 `alpha_pattern` and `use_rslora`.
 """
 
@@ -30,23 +30,26 @@ from .keys import PREFIX, What, classify, cleaned, tensor_names
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a folder with a PEFT adapter: mlx-lm uses the same file name, but only PEFT's config has a `peft_type`."""
+    """Return whether it is a folder with a PEFT adapter.
+
+    mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`.
+    """
     return '"peft_type"' in candidate.config
 
 
 def nested(path: Path) -> str:
-    """A hint that names the one folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
-    found = adapters_below(path) if path.is_dir() else []
-    return f"Did you mean {found[0]}?" if len(found) == 1 else ""
+    """Return a hint that names the only folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
+    nested_folders = adapters_below(path) if path.is_dir() else []
+    return f"Did you mean {nested_folders[0]}?" if len(nested_folders) == 1 else ""
 
 
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
-    """The adapter in a PEFT folder.
+    """Return the adapter in a PEFT folder.
 
     Args:
         path: The folder.
         base: The base model; needed only for experts that a peft before 0.19 saved, and for VeRA's widths.
-        mapped: Whether tensors may be views of the files (`SafetensorsFile.mapped`) instead of in memory.
+        mapped: Whether tensors may be views of the files (`SafetensorsFile.mapped`) instead of being loaded into memory.
     """
     text = _config(path)
     tensors: dict[str, np.ndarray] = {}
@@ -60,7 +63,7 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
 
 
 def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """Read the same from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
+    """Return the adapter from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
     text, headers = _config(path), {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
@@ -71,18 +74,18 @@ def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
 def parse_shapes(
     text: str, headers: Mapping[Path, safetensors_file.Header], *, where: str, base: BaseSpec | None = None
 ) -> Adapter:
-    """As `read_shapes`, from the config's text and the header of every weights file, which the caller has read."""
+    """Do the same as `read_shapes`, from the config's text and the header of every weights file, which the caller has read."""
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for path, header in headers.items():
-        alike: dict[safetensors_file.TensorKind, np.ndarray] = {}
+        zeros_by_kind: dict[safetensors_file.TensorKind, np.ndarray] = {}
         for kind in dict.fromkeys(header.kinds):
             if kind.dtype not in dtypes.NUMPY:
                 name = header.names[header.kinds.index(kind)]
                 raise FormatError(str(path), f"tensor {name!r}: {kind.dtype} is not supported in computations")
-            # One number seen through strides of 0.
-            alike[kind] = np.broadcast_to(np.zeros((), dtypes.NUMPY[kind.dtype]), kind.shape)
-        tensors.update(zip(header.names, map(alike.__getitem__, header.kinds), strict=True))
+            # One number seen through strides of 0 takes no memory, whatever shape a hostile header claims.
+            zeros_by_kind[kind] = np.broadcast_to(np.zeros((), dtypes.NUMPY[kind.dtype]), kind.shape)
+        tensors.update(zip(header.names, map(zeros_by_kind.__getitem__, header.kinds), strict=True))
         metadata = header.metadata
     return parse(text, tensors, metadata, where=where, base=base)
 
@@ -94,17 +97,20 @@ def _config(path: Path) -> str:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files with an adapter's weights: one, or the shards of an index, whose names must not leave the folder."""
+    """Return the files with an adapter's weights: one file, or the shards of an index, whose names must be plain."""
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if not (path / INDEX).is_file():
-        if path.is_dir() and (found := pickled_weights(item.name for item in path.iterdir())):
-            what = "a pickle can run code when it is loaded"
-            raise RefusedError(str(path / found[0]), what, "Save the adapter again with safe_serialization=True", code="pickle")
+        if path.is_dir() and (pickles := pickled_weights(item.name for item in path.iterdir())):
+            problem = "a pickle can run code when it is loaded"
+            raise RefusedError(
+                str(path / pickles[0]), problem, "Save the adapter again with safe_serialization=True", code="pickle"
+            )
         raise NotFoundError(str(path), f"not a PEFT adapter: there is no {WEIGHTS}", code="no-adapter")
     weight_map = json_file.read_object(path / INDEX).get("weight_map")
     shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
     for name in shards:
+        # The index is untrusted: a shard's name must not lead out of the folder.
         if Path(name).name != name or not name.isprintable() or name in ("", ".", "..") or "\\" in name:
             raise FormatError(str(path / INDEX), f"shard name {name[:80]!r} is not a plain file name")
         if not (path / name).is_file():
@@ -123,32 +129,33 @@ def parse(
     base: BaseSpec | None = None,
     turned: frozenset[str] | None = None,
 ) -> Adapter:
-    """The adapter made of a config and the tensors of its weights file.
+    """Return the adapter made of a config and the tensors of its weights file.
 
     Args:
         text: The config.
-        tensors: By their names in the file.
-        metadata: That of the file's header.
+        tensors: The tensors by their names in the file.
+        metadata: The metadata of the file's header.
         where: The adapter's path, for errors.
         base: As for `read`.
-        turned: The stacks whose two factors are swapped (`experts`), if that is known already.
+        turned: The stacks whose two factors are swapped (module `target_parameters`), if that is known already.
 
     Raises:
-        RefusedError: Something in it is not supported; all of it in one error.
+        RefusedError: Some parts are not supported; one error lists all of them.
         FormatError: It is malformed.
     """
     config = json_file.parse_object(text, f"{where}/{CONFIG}")
     if tuner_of(config.get("peft_type")):
         check_config(config, f"{where}/{CONFIG}")
         return tuners.parse(config, tensors, where)
-    files, whats, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
-    files, wrapped = quirks.unwrapped(files, base)
-    if wrapped:
-        whats = list(map(classify, files))
-    parts = _understood(config, zip(files, whats, tensors.values(), strict=True), where)
+    files, tensor_ids, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
+    files, linear_notes = quirks.unwrapped(files, base)
+    if linear_notes:
+        # The keys have changed, and with them what they denote.
+        tensor_ids = list(map(classify, files))
+    parts = _check_and_sort(config, zip(files, tensor_ids, tensors.values(), strict=True), where)
     quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
     notes += [f"{CONFIG}: {key}: {UNKNOWN_KEY}" for key in unknown_keys(config)]
-    notes += [*wrapped, *quirks.notes(config, parts.pairs, base)]
+    notes += [*linear_notes, *quirks.notes(config, parts.pairs, base)]
     scales = Scales(config, f"{where}/{CONFIG}")
     reader = DeltaReader(config, scales, f"{where}/{WEIGHTS}", base, turned)
     deltas = reader.all(parts.pairs, parts.shared)
@@ -162,21 +169,21 @@ def parse(
         notes=(*notes, *scales.notes, *scales.unused()),
         copies=parts.copies,
     )
-    names = _other_names(adapter, files, lambda: reader.renamed(dict(zip(whats, files, strict=True))))
+    names = _deviating_names(adapter, files, lambda: reader.renamed(dict(zip(tensor_ids, files, strict=True))))
     return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.turned)))
 
 
-def _other_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[What, str]]) -> dict[str, str]:
-    """The names in the file of the tensors that peft would save under others, by those.
+def _deviating_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[What, str]]) -> dict[str, str]:
+    """Map peft's names to the names in the file, for tensors that peft would save under another name.
 
     `origin` makes the map of each tensor to its key in `files`, which most adapters do not need.
     """
-    found = {what: name for what, name in tensor_names(adapter) if files.get(name) != name}
-    keys = origin() if found else {}
-    return {name: key for what, name in found.items() if (key := files[keys[what]]) != name}
+    saved_names = {tensor_id: name for tensor_id, name in tensor_names(adapter) if files.get(name) != name}
+    keys = origin() if saved_names else {}
+    return {name: key for tensor_id, name in saved_names.items() if (key := files[keys[tensor_id]]) != name}
 
 
-class _Parts:
+class _TensorsByKind:
     def __init__(self) -> None:
         self.pairs: dict[str, dict[str, np.ndarray]] = {}
         self.replaced: dict[str, np.ndarray] = {}
@@ -186,30 +193,30 @@ class _Parts:
 
 
 Tensors = Iterable[tuple[str, What, np.ndarray]]
-"""peft's name of each tensor, what it is, and its values."""
+"""peft's name of each tensor, its identity, and its values."""
 
 
-def _understood(config: Mapping[str, Any], tensors: Tensors, where: str) -> _Parts:
-    """The tensors by kind; one error for all keys of the config and all tensors that are not supported."""
-    first: RefusedError | None = None
+def _check_and_sort(config: Mapping[str, Any], tensors: Tensors, location: str) -> _TensorsByKind:
+    """Return the tensors by kind; one error lists all unsupported keys of the config and all unsupported tensors."""
+    first_error: RefusedError | None = None
     try:
-        check_config(config, f"{where}/{CONFIG}")
+        check_config(config, f"{location}/{CONFIG}")
     except RefusedError as error:
-        first = error
+        first_error = error
     try:
-        parts = _sorted(tensors, f"{where}/{WEIGHTS}")
+        parts = _sort_by_kind(tensors, f"{location}/{WEIGHTS}")
     except RefusedError as error:
-        if first is None:
+        if first_error is None:
             raise
-        reasons = [*(first.items or (first.what,)), *(error.items or (error.what,))]
-        raise refused(first.where, reasons, first.hint, type(first)) from error
-    if first is not None:
-        raise first
+        reasons = [*(first_error.items or (first_error.what,)), *(error.items or (error.what,))]
+        raise refused(first_error.where, reasons, first_error.hint, type(first_error)) from error
+    if first_error is not None:
+        raise first_error
     return parts
 
 
-def _sorted(tensors: Tensors, where: str) -> _Parts:
-    parts, reasons = _Parts(), []
+def _sort_by_kind(tensors: Tensors, location: str) -> _TensorsByKind:
+    parts, reasons = _TensorsByKind(), []
     singles = {"rows": parts.rows, "replaced": parts.replaced, "copy": parts.copies, "shared": parts.shared}
     for key, (kind, name, part), tensor in tensors:
         single = singles.get(kind)
@@ -217,12 +224,12 @@ def _sorted(tensors: Tensors, where: str) -> _Parts:
             parts.pairs.setdefault(name, {})[part] = tensor
         elif single is not None:
             if name in single:
-                raise RefusedError(where, f"there are two tensors for {name}; {key!r} is one of them")
+                raise RefusedError(location, f"there are two tensors for {name}; {key!r} is one of them")
             single[name] = tensor
         elif not key.startswith(PREFIX):
             reasons.append(f"tensor {key!r}: its name does not begin with {PREFIX}")
         else:
-            reasons.append(f"tensor {key!r}: is of a kind that is not supported")
+            reasons.append(f"tensor {key!r}: this kind of tensor is not supported")
     if reasons:
-        raise refused(where, reasons)
+        raise refused(location, reasons)
     return parts

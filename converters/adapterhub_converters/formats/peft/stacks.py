@@ -1,9 +1,9 @@
-"""Experts that an adapter has one by one, as the parameters that transformers 5 stacks them to.
+"""Experts that an adapter has one by one, stacked into the parameters that transformers 5 has for them.
 
 transformers 5 has one `gate_up_proj` and one `down_proj` for all experts of a layer. peft 0.21.2 maps the old names for some
-model types alone, and there takes every target that ends in `gate_proj`, `up_proj`, `down_proj` or `gate` for one of an expert,
-dense layers and shared experts too (`utils/transformers_weight_conversion.py`). So what it saves itself is written:
-`target_parameters`, also for the routers and the other modules of these names.
+model types only, and in these it takes every target that ends in `gate_proj`, `up_proj`, `down_proj` or `gate` for a part of an
+expert, including dense layers and shared experts (`utils/transformers_weight_conversion.py`). Therefore the form that peft
+saves itself is written: `target_parameters`, also for the routers and the other modules with these names.
 """
 
 from __future__ import annotations
@@ -30,100 +30,109 @@ STACKING = frozenset({
 """Model types with `experts.gate_up_proj` `(experts, 2 * inner, outer)` and `experts.down_proj` (transformers 5.24)."""
 ALTERNATING = frozenset({"gpt_oss"})
 """Model types in whose `gate_up_proj` the rows of gate and up alternate."""
-_ACROSS = frozenset({"gpt_oss", "llama4", "llama4_text"})  # with stacks (experts, in, out)
-_UNGATED = frozenset({"nemotron_h"})  # with up_proj and down_proj alone
-_STACKED = STACKING | _ACROSS | _UNGATED
+_TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})  # their stacks are (experts, in, out)
+_UNGATED = frozenset({"nemotron_h"})  # with up_proj and down_proj only
+_STACKED = STACKING | _TRANSPOSED | _UNGATED
 _EXPERT = linear.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
-# Last names of modules that peft would take for those of experts, and of routers, which are no linear layers.
-_TAKEN = frozenset({*_PARTS, "gate", "router"})
+# Last components of the names that peft would take for parts of experts, and of routers, which are not linear layers.
+_MISTAKEN_FOR_EXPERTS = frozenset({*_PARTS, "gate", "router"})
 
 Experts = Mapping[int, LowRank]
 
 
 def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """The adapter with its experts in stacks, under the names of modules in memory; `adapter` itself if it has none to stack.
+    """Return the adapter with its experts in stacks, under the modules' names in memory; `adapter` itself if there are none.
 
     Raises:
         RefusedError: An expert has more than a pair, which a stack cannot have.
     """
+    # Only the base tells whether transformers stacks its experts.
     if base is None or base.model_type not in _STACKED:
         return adapter
     deltas: dict[str, Delta] = {}
     layers: dict[str, dict[str, dict[int, LowRank]]] = {}
     for name, delta in adapter.deltas.items():
         target = canonical_names.in_memory(name, base.model_type)
-        found = place_of(target)
-        if found is None:
+        place = place_of(target)
+        if place is None:
             deltas[target] = delta
         elif isinstance(delta, LowRank) and delta.plain:
-            module, number, part = found
+            module, number, part = place
             layers.setdefault(module, {}).setdefault(_PARTS[part], {})[number] = delta
         else:
-            raise RefusedError(name, "more than a pair on one expert cannot be expressed for experts that peft has in stacks")
+            raise RefusedError(
+                name, "an expert with more than a pair of factors cannot be expressed where peft stacks the experts"
+            )
     if not layers:
         return adapter
     for module, parts in layers.items():
         number = count(module, base, max(max(experts) for experts in parts.values()) + 1)
-        deltas |= _of_layer(module, parts, number, base.model_type)
+        deltas |= _layer_stacks(module, parts, number, base.model_type)
     return dataclasses.replace(adapter, deltas=deltas, source=None)
 
 
-def _of_layer(module: str, parts: Mapping[str, Experts], number: int, kind: str) -> dict[str, Delta]:
-    """The stacks of one layer with `number` experts, in the form that a model type has."""
-    stacks = {part: _stack(experts, number, across=kind in _ACROSS) for part, experts in parts.items()}
+def _layer_stacks(module: str, parts: Mapping[str, Experts], number: int, kind: str) -> dict[str, Delta]:
+    """Return the stacks of one layer with `number` experts, in the form that the model type `kind` has."""
+    stacks = {part: _stack(experts, number, across=kind in _TRANSPOSED) for part, experts in parts.items()}
     if kind in _UNGATED:
         if "gate" in stacks:
             raise RefusedError(module, f"the experts of {kind} have no gate")
         return {f"{module}.{part}_proj": stack for part, stack in stacks.items()}
-    found: dict[str, Delta] = {f"{module}.down_proj": stacks["down"]} if "down" in stacks else {}
+    deltas: dict[str, Delta] = {f"{module}.down_proj": stacks["down"]} if "down" in stacks else {}
     if "gate" in stacks or "up" in stacks:
         sides = [stacks.get(side) for side in ("gate", "up")]
-        found[f"{module}.gate_up_proj"] = _joined(sides, alternating=kind in ALTERNATING)
-    return found
+        deltas[f"{module}.gate_up_proj"] = _gate_up_stack(sides, alternating=kind in ALTERNATING)
+    return deltas
 
 
 def in_stacks(adapter: Adapter, base: BaseSpec | None) -> Adapter:
-    """As `stacked`, for bases alone whose files, too, have the experts in stacks of a form of their own."""
-    return stacked(adapter, base) if base is not None and base.model_type in _ACROSS else adapter
+    """Do the same as `stack_experts`, but only for bases whose checkpoints, too, have the experts in transposed stacks."""
+    return stacked(adapter, base) if base is not None and base.model_type in _TRANSPOSED else adapter
 
 
 def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    """A note on experts that are written one by one, because nothing tells whether the base stacks them."""
-    found = sum(_EXPERT.fullmatch(target) is not None for target in adapter.deltas)
-    if not found or (base is not None and base.model_type):
+    """Return a note on experts that are written one by one because it is unknown whether the base stacks them."""
+    expert_count = sum(_EXPERT.fullmatch(target) is not None for target in adapter.deltas)
+    if not expert_count or (base is not None and base.model_type):
         return []
-    return [f"{found} deltas are of single experts, which peft 0.21 ignores where transformers 5 stacks them: name the base"]
+    return [
+        f"{expert_count} deltas are for single experts, which peft 0.21 ignores where transformers 5 stacks them: name the base"
+    ]
 
 
 def as_parameters(adapter: Adapter, base: BaseSpec | None) -> frozenset[str]:
-    """The modules that `target_parameters` must name, as peft would take them for those of experts."""
+    """Return the modules that `target_parameters` must name because peft would otherwise take them for parts of experts."""
     if base is None or base.model_type not in STACKING:
         return frozenset()
     return frozenset(
         target
         for target, delta in adapter.deltas.items()
-        if isinstance(delta, LowRank) and delta.plain and target.rpartition(".")[2] in _TAKEN
+        if isinstance(delta, LowRank) and delta.plain and target.rpartition(".")[2] in _MISTAKEN_FOR_EXPERTS
     )
 
 
 def place_of(target: str) -> tuple[str, int, str] | None:
-    """The module with all experts of a layer, the number of one, and its part; None for any other target."""
-    found = _EXPERT.fullmatch(target)
-    return (found[1], int(found[2]), found[3]) if found else None
+    """Return the module with all experts of a layer, the number of one expert, and its part; None for any other target."""
+    match = _EXPERT.fullmatch(target)
+    return (match[1], int(match[2]), match[3]) if match else None
 
 
 def count(module: str, base: BaseSpec, least: int) -> int:
-    """The number of experts of a layer by the base's config, at least `least` without one; RefusedError if it has fewer."""
+    """Return the number of experts of a layer according to the base's config; `least` if it has none.
+
+    Raises:
+        RefusedError: The base has fewer than `least`.
+    """
     keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    known = next((base.config[key] for key in keys if isinstance(base.config.get(key), int)), least)
-    if least > known:
-        raise RefusedError(module, f"expert {least - 1} of {known} in the base")
-    return int(known)
+    total = next((base.config[key] for key in keys if isinstance(base.config.get(key), int)), least)
+    if least > total:
+        raise RefusedError(module, f"expert {least - 1} of {total} in the base")
+    return int(total)
 
 
 def _stack(experts: Experts, count: int, *, across: bool) -> StackedLowRank:
-    """One delta of all experts: those that differ in rank are padded with zeros, in scale the factor goes into `lora_B`."""
+    """Return one delta of all experts: smaller ranks are padded with zeros, and other scales are folded into `lora_B`."""
     r = max(delta.r for delta in experts.values())
     first = next(iter(experts.values()))
     scale = first.scaling
@@ -133,33 +142,37 @@ def _stack(experts: Experts, count: int, *, across: bool) -> StackedLowRank:
         if delta.shape != (out, into):
             raise RefusedError("", f"experts of the shapes {(out, into)} and {delta.shape} do not make a stack")
         lora_A[number, : delta.r] = delta.lora_A
+        # A stack has one scale, that of its first expert; the others' quotients go into `lora_B`.
         factor = delta.scaling / scale if scale else 1.0
         lora_B[number, :, : delta.r] = delta.lora_B if factor == 1 else delta.lora_B.astype(np.float32) * np.float32(factor)
-    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=across)
+    return _stack_of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=across)
 
 
-def _of_scale(lora_A: np.ndarray, lora_B: np.ndarray, scale: float, *, rslora: bool, across: bool) -> StackedLowRank:
+def _stack_of_scale(lora_A: np.ndarray, lora_B: np.ndarray, scale: float, *, rslora: bool, across: bool) -> StackedLowRank:
     r = lora_A.shape[1]
     return StackedLowRank(lora_A, lora_B, scale * (r**0.5 if rslora else r), rslora, transposed_base=across)
 
 
-def _joined(sides: Sequence[StackedLowRank | None], *, alternating: bool) -> StackedLowRank:
-    """`gate_up_proj`: the rows of gate above those of up, or `alternating`, each with its own ranks unless the two share
-    `lora_A`."""
-    there = [side for side in sides if side is not None]
-    first = there[0]
+def _gate_up_stack(sides: Sequence[StackedLowRank | None], *, alternating: bool) -> StackedLowRank:
+    """Return `gate_up_proj`, with the rows of gate above those of up, or `alternating` with them.
+
+    The two keep separate ranks unless they share `lora_A`.
+    """
+    present = [side for side in sides if side is not None]
+    first = present[0]
     count, out, _ = first.lora_B.shape
     scale = first.scaling
-    factors = [side.scaling / scale if scale else 1.0 for side in there]
-    shared = len(there) == 2 and np.array_equal(there[0].lora_A, there[1].lora_A) and factors == [1.0, 1.0]
-    r = first.r if shared else sum(side.r for side in there)
-    lora_B = np.zeros((count, 2 * out, r), np.result_type(*(side.lora_B for side in there)))
+    factors = [side.scaling / scale if scale else 1.0 for side in present]
+    # One rank suffices for both if they share `lora_A`; otherwise their ranks add up.
+    shared = len(present) == 2 and np.array_equal(present[0].lora_A, present[1].lora_A) and factors == [1.0, 1.0]
+    r = first.r if shared else sum(side.r for side in present)
+    lora_B = np.zeros((count, 2 * out, r), np.result_type(*(side.lora_B for side in present)))
     start = 0
-    for side, factor in zip(there, factors, strict=True):
-        number = next(i for i, one in enumerate(sides) if one is side)
+    for side, factor in zip(present, factors, strict=True):
+        number = next(i for i, candidate in enumerate(sides) if candidate is side)
         rows = slice(number, None, 2) if alternating else slice(out * number, out * number + out)
-        scaled = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
-        lora_B[:, rows, start : start + side.r] = scaled
+        side_lora_B = side.lora_B if factor == 1 else side.lora_B.astype(np.float32) * np.float32(factor)
+        lora_B[:, rows, start : start + side.r] = side_lora_B
         start += 0 if shared else side.r
-    lora_A = first.lora_A if shared else np.concatenate([side.lora_A for side in there], axis=1)
-    return _of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=bool(first.transposed_base))
+    lora_A = first.lora_A if shared else np.concatenate([side.lora_A for side in present], axis=1)
+    return _stack_of_scale(lora_A, lora_B, scale, rslora=first.rslora, across=bool(first.transposed_base))

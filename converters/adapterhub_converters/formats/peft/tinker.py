@@ -1,8 +1,8 @@
-"""Archives of Tinker (Thinking Machines), which are almost PEFT folders.
+"""Tinker's archives (Thinking Machines), which are almost PEFT folders.
 
-Their config has `r` and `lora_alpha` and no `peft_type`. All experts of a layer are one tensor `experts.w1`, `w2` or `w3`
-`(experts, r, in)`, of which one half may be shared by all experts (`(1, r, in)`); the output layer is `unembed_tokens`; q, k
-and v of Qwen3.5's linear attention are trained one by one, and gpt-oss's attention is called `attn` (tinker-cookbook 0.6,
+Their config has `r` and `lora_alpha` but no `peft_type`. All experts of a layer are one tensor `experts.w1`, `w2` or `w3`
+`(experts, r, in)`, one half of which may be shared by all experts (`(1, r, in)`); the output layer is `unembed_tokens`; q, k
+and v of Qwen3.5's linear attention are trained separately, and gpt-oss's attention is called `attn` (tinker-cookbook 0.6,
 `weights/_adapter.py`, `weights/_merge_*.py`).
 """
 
@@ -36,7 +36,7 @@ Pairs = dict[str, Pair]
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether a folder is an archive of Tinker, by its config and the names of its tensors."""
+    """Return whether a folder is an archive of Tinker, judging by its config and its tensor names."""
     text = candidate.config
     if '"peft_type"' in text or '"lora_alpha"' not in text or '"r"' not in text:
         return False
@@ -45,37 +45,37 @@ def sniff(candidate: Candidate) -> bool:
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
-    """The adapter in an archive, under the names of a model in transformers.
+    """Return the adapter in an archive, under the names that the model has in transformers.
 
     Args:
         path: The folder.
-        base: The base model: its experts may be in stacks, and its text model under a prefix.
+        base: The base model, whose experts may be in stacks and whose text model may be under a prefix.
 
     Raises:
         FormatError: The archive is malformed.
-        RefusedError: It has something that cannot be expressed for this base.
+        RefusedError: A part of it cannot be expressed for this base.
     """
     config = json_file.read_object(path / CONFIG)
     r, alpha = (_number(config, key, f"{path}/{CONFIG}") for key in ("r", "lora_alpha"))
     if r < 1:
         raise FormatError(f"{path}/{CONFIG}", f'"r" is {r:g}')
-    where = f"{path}/{WEIGHTS}"
+    location = f"{path}/{WEIGHTS}"
     with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
-        pairs = _pairs({name: file.tensor(name) for name in file.tensors}, where)
+        pairs = _pairs({name: file.tensor(name) for name in file.tensors}, location)
     deltas: dict[str, Delta] = {}
-    scale, joined = alpha / r, _joined(pairs, where)
-    _check_shared(joined, where)
-    for target, (lora_A, lora_B) in sorted(joined.items()):
-        name = _prefixed(target, base)
-        if found := _EXPERTS.fullmatch(name):
-            deltas |= _experts(found[1], found[2], (lora_A, lora_B), scale, base)
+    scale, named_pairs = alpha / r, _transformers_pairs(pairs, location)
+    _check_shared(named_pairs, location)
+    for target, (lora_A, lora_B) in sorted(named_pairs.items()):
+        name = _name_in_whole_model(target, base)
+        if match := _EXPERTS.fullmatch(name):
+            deltas |= _experts(match[1], match[2], (lora_A, lora_B), scale, base)
         elif lora_A.ndim != 2:
-            raise FormatError(where, f"{target}: lora_A {lora_A.shape} is not a matrix, and not of experts")
+            raise FormatError(location, f"{target}: lora_A {lora_A.shape} is neither a matrix nor a stack for experts")
         else:
             deltas[name] = LowRank(lora_A, lora_B, scale * len(lora_A))
-    named = config.get("base_model_name_or_path")
+    base_model = config.get("base_model_name_or_path")
     meta = Meta(
-        base_model=named if isinstance(named, str) and named else None,
+        base_model=base_model if isinstance(base_model, str) and base_model else None,
         task_type="CAUSAL_LM",
         parameters=sum(half.size for pair in pairs.values() for half in pair),
     )
@@ -83,63 +83,63 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     return in_stacks(Adapter(deltas, meta=meta, notes=notes), base)
 
 
-def _number(config: Mapping[str, Any], key: str, where: str) -> float:
+def _number(config: Mapping[str, Any], key: str, location: str) -> float:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**40:
-        raise FormatError(where, f'"{key}" is not a number in range')
+        raise FormatError(location, f'"{key}" is not a number in range')
     return float(value)
 
 
-def _pairs(tensors: Mapping[str, np.ndarray], where: str) -> Pairs:
+def _pairs(tensors: Mapping[str, np.ndarray], location: str) -> Pairs:
     halves: dict[str, dict[str, np.ndarray]] = {}
     for name, array in tensors.items():
         module, dot, half = name.removesuffix(".weight").rpartition(".lora_")
         if not dot or half not in ("A", "B") or not module.startswith(PREFIX) or array.ndim not in (2, 3):
-            raise RefusedError(where, f"tensor {name!r} is not half of a pair, and not supported in an archive of Tinker")
+            raise RefusedError(location, f"tensor {name!r} is not half of a pair, and not supported in an archive of Tinker")
         halves.setdefault(module.removeprefix(PREFIX), {})[half] = array
     pairs: Pairs = {}
     for module, parts in halves.items():
         if len(parts) < 2:
-            raise FormatError(where, f"{module} has lora_{next(iter(parts))} alone; its counterpart is missing")
+            raise FormatError(location, f"{module} has lora_{next(iter(parts))} alone; its counterpart is missing")
         lora_A, lora_B = parts["A"], parts["B"]
         if lora_A.size == lora_B.size == 0:  # the gate of experts that have none
             continue
         if lora_A.ndim != lora_B.ndim or lora_A.shape[-2] != lora_B.shape[-1] or 0 in (*lora_A.shape, *lora_B.shape):
-            raise FormatError(where, f"{module}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
+            raise FormatError(location, f"{module}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
         pairs[module] = lora_A, lora_B
     return pairs
 
 
-def _check_shared(pairs: Pairs, where: str) -> None:
-    """RefusedError if halves that all experts share would become far more numbers, one copy for each."""
-    own = sum(half.size for pair in pairs.values() for half in pair)
+def _check_shared(pairs: Pairs, location: str) -> None:
+    """Raise RefusedError if halves shared by all experts would become far more numbers, with one copy per expert."""
+    stored_size = sum(half.size for pair in pairs.values() for half in pair)
     stacks = [pair for pair in pairs.values() if pair[0].ndim == 3]
-    numbers = sum(max(map(len, pair)) * sum(half[0].size for half in pair) for pair in stacks)
-    factored.check_growth(own, numbers, where)
+    expanded_size = sum(max(map(len, pair)) * sum(half[0].size for half in pair) for pair in stacks)
+    factored.check_growth(stored_size, expanded_size, location)
 
 
-def _joined(pairs: Pairs, where: str) -> Pairs:
-    """The pairs by transformers' names, in which q, k and v of a linear attention are one module."""
-    found: Pairs = {}
-    split: dict[str, Pairs] = {}
+def _transformers_pairs(pairs: Pairs, location: str) -> Pairs:
+    """Return the pairs by transformers' names, in which q, k and v of a linear attention are one module."""
+    by_name: Pairs = {}
+    linear_attention: dict[str, Pairs] = {}
     for target, pair in pairs.items():
         if part := _SPLIT.fullmatch(target):
-            split.setdefault(part[1], {})[part[2]] = pair
+            linear_attention.setdefault(part[1], {})[part[2]] = pair
         elif attention := _ATTENTION.fullmatch(target):
-            found[f"{attention[1]}.self_attn.{attention[2]}"] = pair
+            by_name[f"{attention[1]}.self_attn.{attention[2]}"] = pair
         else:
-            found["lm_head" if target == _HEAD else target] = pair
-    for module, parts in split.items():
+            by_name["lm_head" if target == _HEAD else target] = pair
+    for module, parts in linear_attention.items():
         if missing := sorted(set("qkv") - set(parts)):
-            raise RefusedError(where, f"{module}: in_proj_{missing[0]} has no delta, and its rows are not known without it")
-        found[f"{module}.in_proj_qkv"] = _diagonal([parts[part] for part in "qkv"], module)
-    return found
+            raise RefusedError(location, f"{module}: in_proj_{missing[0]} has no delta, and its rows are not known without it")
+        by_name[f"{module}.in_proj_qkv"] = _block_diagonal([parts[part] for part in "qkv"], module)
+    return by_name
 
 
-def _diagonal(pairs: list[Pair], where: str) -> Pair:
-    """One pair of modules whose rows follow each other; also of experts, whose axis comes first."""
+def _block_diagonal(pairs: list[Pair], location: str) -> Pair:
+    """Return one pair for modules whose rows follow each other; pairs of experts, which have a leading axis, work as well."""
     if len({(lora_A.shape[:-2], lora_A.shape[-1], lora_B.shape[:-2]) for lora_A, lora_B in pairs}) > 1:
-        raise FormatError(where, "parts of one module have other columns, or another number of experts, than the rest")
+        raise FormatError(location, "parts of one module have other columns, or another number of experts, than the rest")
     lora_A = np.concatenate([lora_A for lora_A, _ in pairs], axis=-2)
     rows, columns = (sum(lora_B.shape[axis] for _, lora_B in pairs) for axis in (-2, -1))
     lora_B = np.zeros((*pairs[0][1].shape[:-2], rows, columns), np.result_type(*(lora_B for _, lora_B in pairs)))
@@ -150,21 +150,21 @@ def _diagonal(pairs: list[Pair], where: str) -> Pair:
     return lora_A, lora_B
 
 
-def _prefixed(target: str, base: BaseSpec | None) -> str:
-    """The name of a module of the text model in the whole model."""
-    nested = base is not None and any(name.startswith("model.language_model.") for name in base.tensors)
-    return target.replace("model.", "model.language_model.", 1) if nested and target.startswith("model.layers.") else target
+def _name_in_whole_model(target: str, base: BaseSpec | None) -> str:
+    """Return the name that a module of the text model has in the whole model."""
+    is_nested = base is not None and any(name.startswith("model.language_model.") for name in base.tensors)
+    return target.replace("model.", "model.language_model.", 1) if is_nested and target.startswith("model.layers.") else target
 
 
 def _experts(module: str, part: str, pair: Pair, scale: float, base: BaseSpec | None) -> dict[str, Delta]:
-    """The deltas of all experts of a layer, each with its own pair; a half of one expert is every expert's."""
+    """Return the deltas of all experts of a layer, each with its own pair; a half with one expert belongs to every expert."""
     lora_A, lora_B = pair
     if lora_A.ndim != 3:
-        raise FormatError(module, f"{part}: lora_A {lora_A.shape} is not one of all experts")
+        raise FormatError(module, f"{part}: lora_A {lora_A.shape} is not a stack for all experts")
     count = max(len(lora_A), len(lora_B))
     if {len(lora_A), len(lora_B)} - {1, count} or count > MAX_EXPERTS:
         raise FormatError(module, f"{part}: {len(lora_A)} and {len(lora_B)} experts")
-    lora_A, lora_B = (np.ascontiguousarray(np.broadcast_to(one, (count, *one.shape[1:]))) for one in (lora_A, lora_B))
+    lora_A, lora_B = (np.ascontiguousarray(np.broadcast_to(factor, (count, *factor.shape[1:]))) for factor in (lora_A, lora_B))
     alpha = scale * lora_A.shape[1]
     names = {"w1": "up_proj", "w2": "down_proj"} if base is not None and base.model_type == "nemotron_h" else _PARTS
     return {f"{module}.{e}.{names[part]}": LowRank(lora_A[e], lora_B[e], alpha) for e in range(count)}

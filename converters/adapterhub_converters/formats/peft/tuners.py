@@ -1,6 +1,6 @@
-"""Reading of PEFT's tuners that are not LoRA, by the rows of `adapter.tuned`: which tensor is which part of which module.
+"""Parsing of PEFT's tuners other than LoRA, by the rows of `adapter.tuned`: which tensor is which part of which module.
 
-A tuner of prompts changes no module: its tensor is that of a module called `prompt_embeddings`, which no base has.
+A tuner of prompts changes no module: its tensor is assigned to a module called `prompt_embeddings`, which no base has.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ROWS, _NORMS = ".trainable_tokens_delta", ".ln_tuning_layers"
 
 
 def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
-    """The adapter of a checked config whose `peft_type` is one of TUNERS, and of the tensors of its file.
+    """Return the adapter for a checked config whose `peft_type` is one of TUNERS, and the tensors of its file.
 
     Raises:
         FormatError: The tensors do not belong together.
         RefusedError: There are tensors that the tuner does not have.
     """
     tuner = TUNERS[config["peft_type"]]
-    at = f"{where}/{WEIGHTS}"
+    weights_location = f"{where}/{WEIGHTS}"
     shared = {name: tensors[f"base_model.{name}"] for name in tuner.shared if f"base_model.{name}" in tensors}
     modules: dict[str, dict[str, np.ndarray]] = {}
     replaced: dict[str, np.ndarray] = {}
@@ -47,14 +47,14 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
             replaced[name] = tensor
         elif kind == "shared" and name in shared:
             if not np.array_equal(shared[name], tensor):
-                raise FormatError(at, f"{key} differs from {name}, which all modules share")
+                raise FormatError(weights_location, f"{key} differs from {name}, which all modules share")
         else:
-            unknown.append(f"tensor {key!r}: is of a kind that {config['peft_type']} does not have")
+            unknown.append(f"tensor {key!r}: not a kind of tensor that {config['peft_type']} has")
     if unknown:
-        raise refused(at, unknown)
-    tuned = {target: _change(target, {**shared, **parts}, config, at) for target, parts in modules.items()}
+        raise refused(weights_location, unknown)
+    tuned = {target: _change(target, {**shared, **parts}, config, weights_location) for target, parts in modules.items()}
     if not tuned and not replaced and not rows and tuner.method != "xlora":  # of whose classifier peft 0.21 saves a part
-        raise FormatError(at, f"there are no tensors of {config['peft_type']}")
+        raise FormatError(weights_location, f"there are no tensors of {config['peft_type']}")
     plain = meta_of(config)
     numbers = {key: value for key, value in _numbers(config).items() if isinstance(value, str | int | float)}
     meta = Meta(plain.base_model, plain.revision, plain.task_type, method=tuner.method, numbers=numbers)
@@ -62,10 +62,11 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
 
 
 def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
-    """The kind, name and part of a tensor: `part` of a module, `shared`, `rows` of a table, `replaced`, or `unknown`."""
+    """Return the kind, name and part of a tensor: `part` of a module, `shared`, `rows` of a table, `replaced`, or `unknown`."""
     name, last = key.removeprefix(PREFIX), key.rpartition(".")[2]
     if last in tuner.shared:  # RandLora saves it with each module as well
         return "shared", last, ""
+    # The tensors of prompts and of X-LoRA's classifier have no module, and so no prefix.
     if beside := _beside_model(key, last, tuner):
         return beside
     if not key.startswith(PREFIX) or tuner.method == "xlora":
@@ -81,7 +82,7 @@ def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
 
 
 def _beside_model(key: str, last: str, tuner: Tuner) -> tuple[str, str, str] | None:
-    """As `_classify`, of a tensor that is of no module of the model."""
+    """Classify a tensor that belongs to no module of the model; None for any other."""
     if key == PROMPTS and PROMPTS in tuner.parts:
         return "part", PROMPTS, PROMPTS
     if key.startswith(_CLASSIFIER) and tuner.method == "xlora" and last in tuner.parts:
@@ -90,35 +91,35 @@ def _beside_model(key: str, last: str, tuner: Tuner) -> tuple[str, str, str] | N
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of the tuner's own keys, with peft's defaults."""
+    """Return the values of the tuner's own keys, with peft's defaults."""
     return {key: config.get(key, default) for key, default in TUNERS[config["peft_type"]].numbers.items()}
 
 
-def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], where: str) -> Tuned:
-    """The change of a module by tensors of its own and those that all modules share."""
+def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], location: str) -> Tuned:
+    """Return the change of a module, made of its own tensors and those that all modules share."""
     tuner = TUNERS[config["peft_type"]]
     shared = {name: tensors[name] for name in tuner.shared if name in tensors}
     parts = {name: tensor for name, tensor in tensors.items() if name not in shared}
     if all(set(parts) != set(names) for names in (tuner.parts, *tuner.variants)):
-        raise FormatError(where, f"{target}: {', '.join(sorted(parts))} do not make a change by {tuner.method}")
+        raise FormatError(location, f"{target}: {', '.join(sorted(parts))} do not make a change by {tuner.method}")
     if missing := [name for name in tuner.shared if name not in shared]:
         if config.get("save_projection") is False:
-            what = f"{missing[0]} was not saved; peft makes it from the random numbers of a seed"
-            raise NotUnderstoodError(where, what, "Save it again with save_projection=True")
-        raise FormatError(where, f"base_model.{missing[0]} is missing")
+            problem = f"{missing[0]} was not saved; peft makes it from the random numbers of a seed"
+            raise NotUnderstoodError(location, problem, "Save it again with save_projection=True")
+        raise FormatError(location, f"base_model.{missing[0]} is missing")
     for name, tensor in tensors.items():
         integers = name in tuner.integers
-        wrong = tensor.dtype.kind not in "iu" if integers else dtypes.name_of(tensor.dtype) not in dtypes.FLOATS
-        if wrong or 0 in tensor.shape:
-            raise FormatError(where, f"{target}.{name}: {tensor.dtype} {tensor.shape} is not a part of {tuner.method}")
+        wrong_dtype = tensor.dtype.kind not in "iu" if integers else dtypes.name_of(tensor.dtype) not in dtypes.FLOATS
+        if wrong_dtype or 0 in tensor.shape:
+            raise FormatError(location, f"{target}.{name}: {tensor.dtype} {tensor.shape} is not a part of {tuner.method}")
     return Tuned(tuner, parts, _numbers(config), shared, bool(config.get("fan_in_fan_out")))
 
 
-def _rows(table: str, tensor: np.ndarray, config: Mapping[str, Any], where: str) -> Rows:
+def _rows(table: str, tensor: np.ndarray, config: Mapping[str, Any], location: str) -> Rows:
     ids = config.get("token_indices")
     if not isinstance(ids, list) or not all(type(number) is int for number in ids):
-        raise FormatError(f"{where}/{CONFIG}", '"token_indices" is not a list of token ids')
+        raise FormatError(f"{location}/{CONFIG}", '"token_indices" is not a list of token ids')
     if tensor.ndim != 2 or len(ids) != len(tensor):
-        what = f"{table}: shape {tensor.shape} are not the rows of {len(ids)} tokens"
-        raise FormatError(f"{where}/{WEIGHTS}", what)
+        problem = f"{table}: shape {tensor.shape} are not the rows of {len(ids)} tokens"
+        raise FormatError(f"{location}/{WEIGHTS}", problem)
     return Rows(tuple(ids), tensor)

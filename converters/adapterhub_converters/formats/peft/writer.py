@@ -1,4 +1,4 @@
-"""Writing of an `Adapter` as a PEFT folder; one that was read from a PEFT folder gets its own bytes again."""
+"""Writing of an `Adapter` as a PEFT folder; an adapter read from a PEFT folder is written with the same bytes."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ from . import experts, stacks
 from .config import CONFIG, WEIGHTS
 from .keys import classify, state_dict
 
-# What PEFT adds to modules_to_save by itself for a task (`peft_model.py`).
+# The modules that PEFT itself adds to modules_to_save for a task (`peft_model.py`).
 _TASK_MODULES = {
     "SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",),
 }  # fmt: skip
 
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
-    """Write a PEFT folder into the existing, empty folder `path`; for a `base` whose experts transformers stacks, in stacks."""
+    """Write a PEFT folder into the existing, empty folder `path`; experts are stacked if transformers stacks the base's."""
     refuse_differences(adapter, "peft")
-    own = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    written = adapter if own else stacks.stacked(factored_out(adapter), base)
+    peft_source = adapter.source if adapter.source and adapter.source.format == "peft" else None
+    written = adapter if peft_source else stacks.stacked(factored_out(adapter), base)
     tensors = state_dict(written)
-    if own:
-        tensors = {own.names.get(name, name): tensor for name, tensor in tensors.items()}
-    safetensors_file.write(path / WEIGHTS, tensors, own.metadata if own else {"format": "pt", **adapter.meta.header})
-    text = own.config if own else config_text(written, parameters=stacks.as_parameters(written, base))
+    if peft_source:
+        tensors = {peft_source.names.get(name, name): tensor for name, tensor in tensors.items()}
+    safetensors_file.write(
+        path / WEIGHTS, tensors, peft_source.metadata if peft_source else {"format": "pt", **adapter.meta.header}
+    )
+    text = peft_source.config if peft_source else config_text(written, parameters=stacks.as_parameters(written, base))
     json_file.write_text(path / CONFIG, text)
     changed = {target for target, delta in adapter.deltas.items() if written.deltas.get(target, delta) is not delta}
     losses = [
@@ -54,19 +56,19 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         else TensorLoss(name, Loss.EXACT)
         for name in sorted(tensors)
     ]
-    notes = () if own else stacks.unstacked(written, base)
+    notes = () if peft_source else stacks.unstacked(written, base)
     return LossReport(tuple(losses), (*written.notes, *notes))
 
 
 def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
-    """The text of an `adapter_config.json` that peft reads to the same function, formatted as peft formats it.
+    """Return the text of an `adapter_config.json` from which peft builds the same function, formatted as peft formats it.
 
     Targets are full paths and patterns are full, escaped paths, so that neither a deeper base nor the order of keys,
     which peft does not preserve, can change which module gets which rank and alpha. The weights of `parameters`, modules of the
     adapter, are named as `target_parameters`.
 
     Raises:
-        RefusedError: PEFT cannot express the adapter: it has one switch for rsLoRA, DoRA and transposed bases each.
+        RefusedError: PEFT cannot express the adapter: it has only one switch each for rsLoRA, DoRA and transposed bases.
     """
     _check_lora(adapter)
     deltas = adapter.deltas
@@ -78,18 +80,18 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
         raise RefusedError("peft", "some bases are stored transposed and some are not; PEFT has one switch for all")
     with_dora = [getattr(delta, "magnitude", None) is not None for delta in deltas.values()]
     if any(with_dora) and not all(with_dora) and not adapter.meta.dora:
-        bare = list(deltas)[with_dora.index(False)]
-        raise RefusedError(bare, "has no DoRA magnitude and others have one; PEFT has one switch for all")
+        without_magnitude = list(deltas)[with_dora.index(False)]
+        raise RefusedError(without_magnitude, "has no DoRA magnitude and others have one; PEFT has one switch for all")
     r = _most_common(delta.r for delta in deltas.values())
     alpha = _most_common(delta.alpha for delta in deltas.values())
     stacked = sorted(target for target, delta in deltas.items() if isinstance(delta, StackedLowRank))
     weights = sorted(f"{target}.weight" for target in parameters)
     # As a parameter, the weight of a module has the rank of `….weight`, and its tensors are still the module's.
-    keys = {target: _exactly(target) + (r"(\.weight)?" if target in parameters else "") for target in deltas}
+    keys = {target: _exact_pattern(target) + (r"(\.weight)?" if target in parameters else "") for target in deltas}
     config = {
         "alpha_pattern": {keys[t]: _number(d.alpha) for t, d in deltas.items() if d.alpha != alpha},
         "base_model_name_or_path": adapter.meta.base_model,
-        "bias": _bias(adapter),
+        "bias": _bias_setting(adapter),
         "fan_in_fan_out": transposed == {True},
         "inference_mode": True,
         "init_lora_weights": True if adapter.meta.init == "default" else adapter.meta.init,
@@ -121,31 +123,34 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
 
 def _check_lora(adapter: Adapter) -> None:
     if adapter.meta.method == FULL:
-        what = "the parameters were tuned as a whole, and there is no low-rank delta to write"
-        raise RefusedError("peft", what, "Merge the adapter into its base")
+        problem = "the parameters were tuned as a whole, and there is no low-rank delta to write"
+        raise RefusedError("peft", problem, "Merge the adapter into its base")
     if adapter.meta.method:
-        raise RefusedError("peft", f"the adapter is by {adapter.meta.method}, and a config of LoRA would name it LoRA")
+        raise RefusedError(
+            "peft", f"the adapter is by {adapter.meta.method}, but PEFT's config for LoRA would declare it as LoRA"
+        )
     for target, delta in adapter.deltas.items():
         if not isinstance(delta, LowRank | LowRankEmbedding | LowRankConv | StackedLowRank):
             raise RefusedError(target, f"a delta of kind {type(delta).__name__} is not LoRA (`factored_out` converts it)")
 
 
 def saved_modules(adapter: Adapter) -> list[str]:
-    """`modules_to_save`: the modules that are replaced as a whole, without those of which only a bias was trained."""
+    """Return `modules_to_save`: the modules that are replaced as a whole, except those of which only a bias was trained."""
     heads = _TASK_MODULES.get(adapter.meta.task_type or "", ())
-    found = set()
+    modules = set()
     for name in adapter.replaced:
         module, _, kind = name.rpartition(".")
         parts = module.split(".")
         head = next((index for index, part in enumerate(parts) if part in heads), None)
         if head is not None:
-            found.add(".".join(parts[: head + 1]))
+            modules.add(".".join(parts[: head + 1]))
         elif kind != "bias" or f"{module}.weight" in adapter.replaced:
-            found.add(module)
-    return sorted(found)
+            modules.add(module)
+    return sorted(modules)
 
 
-def _bias(adapter: Adapter) -> str:
+def _bias_setting(adapter: Adapter) -> str:
+    # The biases of saved modules are replaced with them, and need no setting.
     saved = saved_modules(adapter)
     trained = [
         name.removesuffix(".bias")
@@ -160,7 +165,7 @@ def _most_common(values: Iterable[Any]) -> Any:
     return max(counts, key=lambda value: (counts[value], value)) if counts else 8
 
 
-def _exactly(target: str) -> str:
+def _exact_pattern(target: str) -> str:
     # peft matches `(.*\.)?(KEY)$` against the path: a full path needs no ^.
     return escape(target)
 

@@ -1,10 +1,10 @@
 """litgpt's adapters: `transformer.h.0.attn.qkv.lora_A`, with one module for queries, keys and values.
 
-litgpt saves a pickle, `lit_model.pth.lora`, with its options in `hyperparameters.yaml` next to it. Those of q, k and
-v that have LoRA are concatenated: `lora_A` is `(r * their number, in)`, `lora_B` `(their rows, r)` (litgpt 0.5.13,
-`lora.py`, `LoRAQKVLinear`). Which they are depends on the options; the shapes alone rarely determine it. Before 0.5.7
-the module was `attn.attn`, in which the base has the rows of each group of heads together: there `lora_B` acts on
-rows in that order if all three have LoRA.
+litgpt saves a pickle, `lit_model.pth.lora`, with its options in `hyperparameters.yaml` next to it. Those of q, k and v that
+have LoRA are concatenated: `lora_A` is `(r * number of them, in)`, `lora_B` is `(sum of their rows, r)` (litgpt 0.5.13,
+`lora.py`, `LoRAQKVLinear`). Which ones have LoRA depends on the options; the shapes alone rarely determine it. Before 0.5.7
+the module was `attn.attn`, in which the base has the rows of each group of heads together: there `lora_B` acts on rows in
+that order if all three have LoRA.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MODULES = {
     **dict.fromkeys(_QKV, "attn.qkv"), "self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.fc_1",
     "mlp.up_proj": "mlp.fc_2", "mlp.down_proj": "mlp.proj", "lm_head": "lm_head",
 }  # fmt: skip
-_KINDS = {own: kind for kind, own in _MODULES.items() if kind not in _QKV}
+_KINDS = {module: kind for kind, module in _MODULES.items() if kind not in _QKV}
 _CLASSES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
 )  # fmt: skip
-# Its options, and the kinds of modules to which each adds LoRA.
+# litgpt's options, and the kinds of modules to which each adds LoRA.
 _OPTIONS = {
     "lora_query": (_QKV[0],), "lora_key": (_QKV[1],), "lora_value": (_QKV[2],), "lora_projection": ("self_attn.o_proj",),
     "lora_mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_head": ("lm_head",),
@@ -45,9 +45,9 @@ _OPTIONS_FILE = "hyperparameters.yaml"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with litgpt's names of factors."""
-    found = candidate.tensors
-    return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in found) or set(found) == {
+    """Return whether it is a safetensors file with litgpt's names for factors."""
+    tensor_names = candidate.tensors
+    return any(name.startswith("transformer.h.") and _KEY.fullmatch(name) for name in tensor_names) or set(tensor_names) == {
         "lm_head.lora_A", "lm_head.lora_B",
     }  # fmt: skip
 
@@ -55,54 +55,55 @@ def sniff(candidate: Candidate) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what litgpt cannot express."""
     base = fused.known_base(base, "litgpt", "litgpt", _CLASSES)
-    found = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
-    if found:
-        raise refused("litgpt", found)
-    made = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
-    made = fused.everywhere(made, base, _OPTIONS.values(), "litgpt")
+    problems = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
+    if problems:
+        raise refused("litgpt", problems)
+    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
+    fused_adapter = fused.everywhere(fused_adapter, base, _OPTIONS.values(), "litgpt")
     stems: dict[str, list[fused.Pair]] = {}
-    for target in sorted(made.pairs, key=_place):
-        stems.setdefault(_stem(target), []).append(made.pairs[target])
+    # q, k and v are concatenated in this order.
+    for target in sorted(fused_adapter.pairs, key=_sort_key):
+        stems.setdefault(_stem(target), []).append(fused_adapter.pairs[target])
     tensors: dict[str, np.ndarray] = {}
     for stem, pairs in stems.items():
         tensors[f"{stem}.lora_A"] = _one_dtype([pair.lora_A for pair in pairs])
         tensors[f"{stem}.lora_B"] = _one_dtype([pair.lora_B for pair in pairs])
-    kinds = {fused.kind_of(target) for target in made.pairs}
-    settings = {"lora_r": made.rank, "lora_alpha": int(made.alpha)}
-    settings |= {option: bool(kinds & set(of)) for option, of in _OPTIONS.items()}
-    fused.write(path, tensors, adapter, made, settings)
+    kinds = {fused.kind_of(target) for target in fused_adapter.pairs}
+    settings = {"lora_r": fused_adapter.rank, "lora_alpha": int(fused_adapter.alpha)}
+    settings |= {option: bool(kinds & set(option_kinds)) for option, option_kinds in _OPTIONS.items()}
+    fused.write(path, tensors, adapter, fused_adapter, settings)
     options = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
-    return LossReport(made.losses, (*made.notes, f"litgpt needs the options {options}"))
+    return LossReport(fused_adapter.losses, (*fused_adapter.notes, f"litgpt needs the options {options}"))
 
 
 def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
-    """The concatenation of all parts; in float32, which can hold the others' numbers, if their dtypes differ."""
+    """Return all parts concatenated; if their dtypes differ, in float32, which can hold the numbers of each."""
     dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.dtype(np.float32)
     return np.concatenate([part.astype(dtype, copy=False) for part in parts])
 
 
-def _place(target: str) -> tuple[int, int]:
+def _sort_key(target: str) -> tuple[int, int]:
     return names.layer_of(target) or 0, list(_MODULES).index(fused.kind_of(target))
 
 
 def _stem(target: str) -> str:
-    own, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
-    return own if layer is None else f"transformer.h.{layer}.{own}"
+    module, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
+    return module if layer is None else f"transformer.h.{layer}.{module}"
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file: the source's own if its config is in the header, else under the names of `base`.
+    """Return the adapter in a file: the source's own if its config is in the header, else under the names of `base`.
 
     Args:
-        path: The file, with litgpt's `hyperparameters.yaml` next to it if there is one.
+        path: The file, with litgpt's `hyperparameters.yaml` next to it if available.
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
     file = fused.opened(path)
     stems = _stems(file)
     if file.has_source:
-        return _restored(file, fused.settled_alpha(file, "lora_alpha", {}, alpha))
-    base = fused.known_base(base, file.where, "litgpt", _CLASSES)
+        return _restore(file, fused.settled_alpha(file, "lora_alpha", {}, alpha))
+    base = fused.known_base(base, file.location, "litgpt", _CLASSES)
     options = fused.scalars(path.with_name(_OPTIONS_FILE))
     recorded = fused.numbers(options, r="lora_r", alpha="lora_alpha")
     number = fused.settled_alpha(file, "lora_alpha", recorded, alpha)
@@ -110,32 +111,32 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     for stem in stems:
         lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
         if not stem.endswith((".qkv", ".attn.attn")):
-            pair = fused.pair(stem, lora_A, lora_B, file.where)
+            pair = fused.pair(stem, lora_A, lora_B, file.location)
             fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
             deltas[_target(stem)] = LowRank(*pair, number)
             continue
         fused.check_rank(file, stem, lora_B.shape[-1], recorded.get("r"))
         layer = stem.split(".")[2]
         legacy = stem.endswith(".attn.attn")
-        for kind, one_A, one_B in _split(file, stem, _enabled(file, stem, options, base), base, legacy=legacy):
+        for kind, one_A, one_B in _split(file, stem, _enabled_kinds(file, stem, options, base), base, legacy=legacy):
             deltas[f"model.layers.{layer}.{kind}"] = LowRank(one_A, one_B, number * len(one_A) / lora_B.shape[1])
     return fused.adapter_of(file, dict(sorted(deltas.items())), base)
 
 
 def _stems(file: fused.File) -> list[str]:
     parts: dict[str, set[str]] = {}
-    odd = []
+    unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match[1] is None) != (match[2] == "lm_head"):
-            odd.append(f"tensor {name!r}: not a module that litgpt is known to have LoRA on")
+            unknown.append(f"tensor {name!r}: not a module that litgpt is known to have LoRA on")
         else:
             parts.setdefault(name[: -len(".lora_A")], set()).add(match[3])
-    if odd:
-        raise refused(file.where, odd)
+    if unknown:
+        raise refused(file.location, unknown)
     for stem, halves in parts.items():
         if halves != {"A", "B"}:
-            raise FormatError(file.where, f"{stem} has lora_{min(halves)} alone; its counterpart is missing")
+            raise FormatError(file.location, f"{stem} has lora_{min(halves)} alone; its counterpart is missing")
     return sorted(parts)
 
 
@@ -149,27 +150,28 @@ def _rows(base: BaseSpec) -> dict[str, int]:
     return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
 
 
-def _enabled(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
-    """Those of q, k and v that a fused module has: by the options, else the only choice with that many rows."""
+def _enabled_kinds(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+    """Return which of q, k and v a fused module has: as the options say, else the only choice with that many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
     if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) % lora_B.shape[1]:
-        raise FormatError(file.where, f"{stem}: {lora_A.shape} and {lora_B.shape} are not a pair")
+        raise FormatError(file.location, f"{stem}: {lora_A.shape} and {lora_B.shape} are not a pair")
     count = len(lora_A) // lora_B.shape[1]
     fits = [kinds for kinds in _choices() if len(kinds) == count and sum(rows[kind] for kind in kinds) == len(lora_B)]
     chosen = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if _is_set(file, options, option)]
     shapes = f"{lora_A.shape} and {lora_B.shape}"
     if chosen and chosen not in fits:
-        raise FormatError(file.where, f"{stem}: {shapes} do not match {_list(chosen)} of this base")
+        raise FormatError(file.location, f"{stem}: {shapes} do not match {_join_names(chosen)} of this base")
     if chosen or len(fits) == 1:
         return chosen or fits[0]
     if not fits:
-        raise FormatError(file.where, f"{stem}: {shapes} do not match the heads of this base")
-    could = " or ".join(_list(kinds) for kinds in fits)
-    raise RefusedError(file.where, f"{stem}: may be {could}", f"Put litgpt's {_OPTIONS_FILE} next to it")
+        raise FormatError(file.location, f"{stem}: {shapes} do not match the heads of this base")
+    choices = " or ".join(_join_names(kinds) for kinds in fits)
+    raise RefusedError(file.location, f"{stem}: may be {choices}", f"Put litgpt's {_OPTIONS_FILE} next to it")
 
 
 def _choices() -> Iterator[list[str]]:
+    # Every non-empty subset of q, k and v.
     for mask in range(1, 8):
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 
@@ -179,18 +181,18 @@ def _is_set(file: fused.File, options: Mapping[str, str], option: str) -> bool:
     return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
 
 
-def _list(kinds: Iterable[str]) -> str:
+def _join_names(kinds: Iterable[str]) -> str:
     return " and ".join(kind.removeprefix("self_attn.").removesuffix("_proj") for kind in kinds)
 
 
 def _split(
     file: fused.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each kind and its own pair of a fused module."""
+    """Yield each kind of a fused module with its own pair."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     r, rows = lora_B.shape[1], _rows(base)
     if legacy and len(kinds) == 3:
-        yield from _interleaved(lora_A, lora_B, base)
+        yield from _split_interleaved(lora_A, lora_B, base)
         return
     start = 0
     for place, kind in enumerate(kinds):
@@ -198,62 +200,65 @@ def _split(
         start += rows[kind]
 
 
-def _interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """q, k and v of an old fused module, whose rows are group after group and use `lora_A` in three runs: all of rank 3 r."""
+def _split_interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield q, k and v of an old fused module, all with rank 3 r.
+
+    Its rows are group after group of heads, and use `lora_A` in three runs.
+    """
     queries, keys, _ = fused.heads(base)
     r = lora_B.shape[1]
-    wide = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
+    block_diagonal = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
     start = 0
     for place, rows in enumerate(_rows(base).values()):
-        wide[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
+        block_diagonal[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
         start += rows
-    wide = names.permuted(wide, (keys, queries // keys))
+    block_diagonal = names.permuted(block_diagonal, (keys, queries // keys))
     start = 0
     for kind, rows in _rows(base).items():
-        yield kind, lora_A, np.ascontiguousarray(wide[start : start + rows])
+        yield kind, lora_A, np.ascontiguousarray(block_diagonal[start : start + rows])
         start += rows
 
 
-def _restored(file: fused.File, alpha: float) -> Adapter:
-    lines = source_config.lines_of(file.metadata, file.where)
+def _restore(file: fused.File, alpha: float) -> Adapter:
+    lines = source_config.lines_of(file.metadata, file.location)
     modules: dict[str, list[source_config.Line]] = {}
     for line in lines:
         kind = fused.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
             raise fused.misplaced(file, line)
         modules.setdefault(line.stem, []).append(line)
-    places = {stem: _places(file, stem, own) for stem, own in modules.items()}
+    places = {stem: _line_places(file, stem, module_lines) for stem, module_lines in modules.items()}
 
-    def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
-        of_A, of_B = places[line.stem][line.target]
+    def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
+        rows_A, rows_B = places[line.stem][line.target]
         return fused.pair(
-            line.stem, file.tensor(f"{line.stem}.lora_A", of_A), file.tensor(f"{line.stem}.lora_B", of_B), file.where
+            line.stem, file.tensor(f"{line.stem}.lora_A", rows_A), file.tensor(f"{line.stem}.lora_B", rows_B), file.location
         )
 
-    return fused.restored(file, padded, alpha=alpha, tail=".lora_B")
+    return fused.restored(file, read_padded_pair, alpha=alpha, tail=".lora_B")
 
 
-def _places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
-    """The place of each line in the tensors of its module; by the options in the header, with others between them."""
+def _line_places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+    """Return the place of each line in the tensors of its module, between the kinds that the header's options add."""
     blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):
         return {line.target: (slice(None), slice(None)) for line in lines}
     kinds = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if file.settings.get(option) is True]
     total = file.tensors[f"{stem}.lora_B"].shape[0] if f"{stem}.lora_B" in file.tensors else 0
-    of_keys = next((block.rows for kind in _QKV[1:] if kind in blocks for _, block in [blocks[kind]]), None)
-    of_queries = blocks[_QKV[0]][1].rows if _QKV[0] in blocks else None
-    if of_queries is None:
-        of_queries = total - (len(kinds) - 1) * (of_keys or 0)
-    if of_keys is None:
-        of_keys = (total - of_queries) // max(1, len(kinds) - 1)
-    rows = {kind: of_queries if kind == _QKV[0] else of_keys for kind in _QKV}
-    found: dict[str, tuple[slice, slice]] = {}
+    key_rows = next((block.rows for kind in _QKV[1:] if kind in blocks for _, block in [blocks[kind]]), None)
+    query_rows = blocks[_QKV[0]][1].rows if _QKV[0] in blocks else None
+    if query_rows is None:
+        query_rows = total - (len(kinds) - 1) * (key_rows or 0)
+    if key_rows is None:
+        key_rows = (total - query_rows) // max(1, len(kinds) - 1)
+    rows = {kind: query_rows if kind == _QKV[0] else key_rows for kind in _QKV}
+    places: dict[str, tuple[slice, slice]] = {}
     start = 0
     for place, kind in enumerate(kinds):
         if kind in blocks:
             line, block = blocks[kind]
-            found[line.target] = (slice(place * block.rank, (place + 1) * block.rank), slice(start, start + rows[kind]))
+            places[line.target] = (slice(place * block.rank, (place + 1) * block.rank), slice(start, start + rows[kind]))
         start += rows[kind]
-    if start != total or set(found) != {line.target for line in lines}:
-        raise FormatError(file.where, f"adapterhub.source.tensors does not match {stem!r}")
-    return found
+    if start != total or set(places) != {line.target for line in lines}:
+        raise FormatError(file.location, f"adapterhub.source.tensors does not match {stem!r}")
+    return places

@@ -1,4 +1,4 @@
-"""Megatron's adapters, as Megatron-Bridge and NeMo 2 name them: `….linear_qkv.adapter.linear_in.weight`, whole or in shards.
+"""Megatron's adapters, named as in Megatron-Bridge and NeMo 2: `….linear_qkv.adapter.linear_in.weight`, whole or in shards.
 
 Queries, keys and values are one module, whose rows are group after group of heads; gate and up are one module, in
 this order. With LoRA, one `linear_in` serves all parts of a module; with CanonicalLoRA each has its own, `adapter_q`
@@ -45,14 +45,14 @@ _OPTIONS_FILE = "run_config.yaml"
 
 
 def sniff(candidate: Candidate) -> bool:
-    """Whether it is a safetensors file with Megatron's names of factors, or a folder of shards with them."""
+    """Return whether it is a safetensors file with Megatron's names for factors, or a folder of shards with them."""
     if candidate.is_file:
-        return any(map(_ours, candidate.tensors))
+        return any(map(_is_factor_name, candidate.tensors))
     shards = megatron_shards.files(candidate.path).values()
-    return any(_ours(name) for file in shards for name in Candidate(file).tensors)
+    return any(_is_factor_name(name) for file in shards for name in Candidate(file).tensors)
 
 
-def _ours(name: str) -> bool:
+def _is_factor_name(name: str) -> bool:
     return name.endswith(".linear_in.weight") and ".adapter." in name
 
 
@@ -62,19 +62,21 @@ def _ours(name: str) -> bool:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`: as LoRA if the parts of each fused module share their `lora_A`, else as CanonicalLoRA."""
     base = fused.known_base(base, "megatron", "Megatron", (*_CLASSES, *_EXPERTS))
-    found = fused.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
-    if found:
-        raise refused("megatron", found)
-    shared, groups = _shares(adapter), _groups(base)
+    problems = fused.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
+    if problems:
+        raise refused("megatron", problems)
+    # LoRA is the common form; CanonicalLoRA expresses parts with factors of their own.
+    shared, groups = _can_share(adapter), _head_groups(base)
 
-    def named(target: str) -> tuple[str, names.Order]:
+    def stem_and_order(target: str) -> tuple[str, names.Order]:
         order = groups if shared and place(fused.kind_of(target)).path == QKV else 0
         return _stem(target, shared=shared), order
 
-    made = fused.fuse(adapter, named, lambda rows, _: rows, whole=True)
+    # Rows are reordered below, when all parts of a fused module are together.
+    fused_adapter = fused.fuse(adapter, stem_and_order, lambda rows, _: rows, whole=True)
     tensors: dict[str, np.ndarray] = {}
-    for stem, targets in _by_stem(made, shared=shared).items():
-        pairs = [made.pairs[target] for target in targets]
+    for stem, targets in _by_stem(fused_adapter, shared=shared).items():
+        pairs = [fused_adapter.pairs[target] for target in targets]
         tensors[f"{stem}.linear_in.weight"] = pairs[0].lora_A
         rows = np.concatenate([pair.lora_B for pair in pairs]) if len(pairs) > 1 else pairs[0].lora_B
         if len(pairs) == 3:
@@ -82,93 +84,97 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
             rows = names.unpermuted(rows, groups)
         tensors[f"{stem}.linear_out.weight"] = rows
     settings: dict[str, Any] = {
-        "dim": made.rank,
-        "alpha": int(made.alpha),
+        "dim": fused_adapter.rank,
+        "alpha": int(fused_adapter.alpha),
         "peft": "lora" if shared else "canonical_lora",
-        "target_modules": sorted({_target_module(target, shared=shared) for target in made.pairs}),
+        "target_modules": sorted({_target_module(target, shared=shared) for target in fused_adapter.pairs}),
     }
-    fused.write(path, tensors, adapter, made, settings)
-    of_experts = any(".experts." in target for target in made.pairs)
+    fused.write(path, tensors, adapter, fused_adapter, settings)
+    has_experts = any(".experts." in target for target in fused_adapter.pairs)
     options = ", ".join(
-        f"{key}={value}" for key, value in (settings | ({"moe_grouped_gemm": False} if of_experts else {})).items()
+        f"{key}={value}" for key, value in (settings | ({"moe_grouped_gemm": False} if has_experts else {})).items()
     )
-    return LossReport(made.losses, (*made.notes, f"Megatron needs the options {options}"))
+    return LossReport(fused_adapter.losses, (*fused_adapter.notes, f"Megatron needs the options {options}"))
 
 
 def _expert_kinds(base: BaseSpec) -> Iterator[str]:
-    """The kinds of modules of the base's experts."""
+    """Yield the kinds of modules that the base's experts have."""
     if base.architecture in _EXPERTS:
-        listed, ends = _EXPERTS[base.architecture]
-        yield from (f"{listed}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
+        experts_path, ends = _EXPERTS[base.architecture]
+        yield from (f"{experts_path}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
 
 
-def _groups(base: BaseSpec) -> tuple[int, int]:
-    """The number of groups of heads, and the number of queries in each."""
+def _head_groups(base: BaseSpec) -> tuple[int, int]:
+    """Return the number of groups of heads, and the number of queries in each."""
     queries, keys, _ = fused.heads(base)
     return keys, queries // keys
 
 
 def _check_rows(targets: list[str], pairs: list[fused.Pair], base: BaseSpec) -> None:
     for target, pair in zip(targets, pairs, strict=True):
-        wanted = fused.shape(base, fused.kind_of(target))
-        if (len(pair.lora_B), pair.lora_A.shape[1]) != wanted:
-            raise RefusedError(target, f"its delta is ({len(pair.lora_B)}, {pair.lora_A.shape[1]}), the base's weight {wanted}")
+        base_shape = fused.shape(base, fused.kind_of(target))
+        if (len(pair.lora_B), pair.lora_A.shape[1]) != base_shape:
+            raise RefusedError(
+                target, f"its delta is ({len(pair.lora_B)}, {pair.lora_A.shape[1]}), the base's weight {base_shape}"
+            )
 
 
 Parts = list[tuple[str, LowRank]]
 
 
-def _shares(adapter: Adapter) -> bool:
-    """Whether each fused module has all of its parts, with one `lora_A`, or none."""
+def _can_share(adapter: Adapter) -> bool:
+    """Return whether each fused module has either all of its parts, with one `lora_A`, or none."""
     parts: dict[str, Parts] = {}
     for target, delta in adapter.deltas.items():
         if place(fused.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
             parts.setdefault(_stem(target, shared=True), []).append((target, delta))
-    return all(map(_is_one, parts.values()))
+    return all(map(_is_shareable, parts.values()))
 
 
-def _is_one(own: Parts) -> bool:
-    """Whether these are all parts of a module, with one `lora_A` and one scale; gate and up with equally many rows."""
-    there = place(fused.kind_of(own[0][0]))
-    factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in own}
-    even = there.path == QKV or len({delta.shape for _, delta in own}) == 1
-    return even and len(own) == there.parts and len(factors) == 1 and len({delta.scaling for _, delta in own}) == 1
+def _is_shareable(parts: Parts) -> bool:
+    """Return whether these are all parts of a module, with one `lora_A` and one scale; gate and up need equally many rows."""
+    part = place(fused.kind_of(parts[0][0]))
+    factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in parts}
+    same_rows = part.path == QKV or len({delta.shape for _, delta in parts}) == 1
+    return same_rows and len(parts) == part.parts and len(factors) == 1 and len({delta.scaling for _, delta in parts}) == 1
 
 
-def _by_stem(made: fused.FusedAdapter, *, shared: bool) -> dict[str, list[str]]:
+def _by_stem(fused_adapter: fused.FusedAdapter, *, shared: bool) -> dict[str, list[str]]:
     def order(target: str) -> tuple[int, str, int]:
-        there = place(fused.kind_of(target))
-        return names.layer_of(target) or 0, there.path, there.part
+        part = place(fused.kind_of(target))
+        return names.layer_of(target) or 0, part.path, part.part
 
     stems: dict[str, list[str]] = {}
-    for target in sorted(made.pairs, key=order):
+    for target in sorted(fused_adapter.pairs, key=order):
         stems.setdefault(_stem(target, shared=shared), []).append(target)
     return stems
 
 
 def _stem(target: str, *, shared: bool) -> str:
-    there, layer = place(fused.kind_of(target)), names.layer_of(target)
-    own = f".{there.own}" if there.own and not shared else ""
-    return f"{'' if layer is None else f'decoder.layers.{layer}.'}{there.path}.adapter{own}"
+    part, layer = place(fused.kind_of(target)), names.layer_of(target)
+    suffix = f".{part.own}" if part.own and not shared else ""
+    return f"{'' if layer is None else f'decoder.layers.{layer}.'}{part.path}.adapter{suffix}"
 
 
 def _target_module(target: str, *, shared: bool) -> str:
-    """The module's name in the option `target_modules`."""
-    there = place(fused.kind_of(target))
-    if shared or not there.own:
-        return there.path.rpartition(".")[2]
-    part = there.own.removeprefix("adapter_")
-    return f"linear_{part}" if there.path == QKV else f"linear_fc1_{part}"
+    """Return the module's name in the option `target_modules`."""
+    part = place(fused.kind_of(target))
+    if shared or not part.own:
+        return part.path.rpartition(".")[2]
+    projection = part.own.removeprefix("adapter_")
+    return f"linear_{projection}" if part.path == QKV else f"linear_fc1_{projection}"
 
 
 # ---- Reading
 
 
 def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
-    """The adapter in a file or a folder of shards: the source's own if its config is in the header, else in `base`'s names.
+    """Return the adapter in a file or a folder of shards.
+
+    It is the source's own if its config is in the header, else it has the names of `base`.
 
     Args:
-        path: The file or folder, with `run_config.yaml` in the folder or the one above if there is one.
+        path: The file or folder, with `run_config.yaml` in the folder or the one above if available.
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
@@ -178,10 +184,11 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     else:
         file = fused.opened(path)
     if file.has_source:
-        return _restored(file, fused.settled_alpha(file, "alpha", {}, alpha), base)
-    notes, file = file.notes, replace(file, tensors=megatron_shards.unwrapped(file.tensors, file.where), metadata={})
-    base = fused.known_base(base, file.where, "Megatron", (*_CLASSES, *_EXPERTS))
-    recorded = _recorded(path)
+        return _restore(file, fused.settled_alpha(file, "alpha", {}, alpha), base)
+    # The note on an ignored config must be taken before the header is dropped.
+    notes, file = file.notes, replace(file, tensors=megatron_shards.unwrapped(file.tensors, file.location), metadata={})
+    base = fused.known_base(base, file.location, "Megatron", (*_CLASSES, *_EXPERTS))
+    recorded = _recorded_numbers(path)
     number = fused.settled_alpha(file, "alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for module in _modules(file):
@@ -189,15 +196,15 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
             fused.check_rank(file, module.stem, module.lora_A.shape[0], recorded.get("r"))
         for target, one_A, one_B in _split(file, module, base):
             if target in deltas:
-                raise FormatError(file.where, f"{module.stem}: there is another delta of {target}")
-            deltas[target] = LowRank(*fused.pair(module.stem, one_A, one_B, file.where), number)
+                raise FormatError(file.location, f"{module.stem}: there is another delta of {target}")
+            deltas[target] = LowRank(*fused.pair(module.stem, one_A, one_B, file.location), number)
             _check_shape(file, target, one_A, one_B, base)
-    found = fused.adapter_of(file, dict(sorted(deltas.items())), base)
-    return replace(found, notes=(*notes, *_ending(path, found, base)))
+    adapter = fused.adapter_of(file, dict(sorted(deltas.items())), base)
+    return replace(adapter, notes=(*notes, *_missing_end_notes(path, adapter, base)))
 
 
-def _ending(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:
-    """A note if the shards end before the base's layers do: there is no other sign of a missing last one."""
+def _missing_end_notes(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:
+    """Yield a note if the shards end before the base's layers do: a missing last shard leaves no other trace."""
     last = max((names.layer_of(target) or 0 for target in adapter.deltas), default=0) + 1
     layers = fused.number(base, "num_hidden_layers")
     if path.is_dir() and last < layers:
@@ -214,27 +221,27 @@ class _Module:
     lora_B: np.ndarray
 
 
-def _recorded(path: Path) -> dict[str, float]:
-    """alpha and dim of the options that Megatron-Bridge leaves in the folder of a checkpoint or in its parent."""
+def _recorded_numbers(path: Path) -> dict[str, float]:
+    """Return alpha and dim from the options that Megatron-Bridge leaves in a checkpoint's folder or in its parent."""
     folders = (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent)
-    found = next((folder / _OPTIONS_FILE for folder in folders if (folder / _OPTIONS_FILE).is_file()), None)
-    return fused.numbers(fused.scalars(found, "peft"), r="dim", alpha="alpha") if found else {}
+    options_file = next((folder / _OPTIONS_FILE for folder in folders if (folder / _OPTIONS_FILE).is_file()), None)
+    return fused.numbers(fused.scalars(options_file, "peft"), r="dim", alpha="alpha") if options_file else {}
 
 
 def _modules(file: fused.File) -> list[_Module]:
     stems: dict[str, dict[str, linear.Match]] = {}
-    odd = []
+    unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
         if not match or (match["layer"] is None) != (match["path"] == "output_layer"):
-            odd.append(f"tensor {name!r}: not a module that Megatron is known to have LoRA on")
+            unknown.append(f"tensor {name!r}: not a module that Megatron is known to have LoRA on")
         else:
             stems.setdefault(name.removesuffix(f".linear_{match['half']}.weight"), {})[match["half"]] = match
-    if odd:
-        raise refused(file.where, odd)
+    if unknown:
+        raise refused(file.location, unknown)
     for stem, halves in stems.items():
         if len(halves) < 2:
-            raise FormatError(file.where, f"{stem} has linear_{min(halves)} alone; its counterpart is missing")
+            raise FormatError(file.location, f"{stem} has linear_{min(halves)} alone; its counterpart is missing")
     return [
         _Module(stem, halves["in"], *(file.tensors[f"{stem}.linear_{half}.weight"] for half in ("in", "out")))
         for stem, halves in sorted(stems.items())
@@ -242,20 +249,20 @@ def _modules(file: fused.File) -> list[_Module]:
 
 
 def _split(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Each target of a module and its own pair."""
-    path, own, layer = module.match["path"], module.match["own"], module.match["layer"]
+    """Yield each target of a module with its own pair."""
+    path, canonical_name, layer = module.match["path"], module.match["own"], module.match["layer"]
     if path.startswith("mlp.experts."):
-        yield from _experts(file, module, base)
+        yield from _expert_deltas(file, module, base)
         return
     prefix = f"model.layers.{layer}." if layer else ""
     kinds = [kind for kind, name in MODULES.items() if name == path]
-    if own:
-        kind = next((kind for kind in kinds if OWN.get(kind) == own), None)
+    if canonical_name:
+        kind = next((kind for kind in kinds if OWN.get(kind) == canonical_name), None)
         if kind is None:
-            raise FormatError(file.where, f"{module.stem}: {path} has no {own}")
+            raise FormatError(file.location, f"{module.stem}: {path} has no {canonical_name}")
         yield prefix + kind, module.lora_A, module.lora_B
         return
-    fused.pair(module.stem, module.lora_A, module.lora_B, file.where)
+    fused.pair(module.stem, module.lora_A, module.lora_B, file.location)
     for kind, rows in _fused_rows(file, module, base).items():
         yield prefix + kind, module.lora_A, rows
 
@@ -265,39 +272,39 @@ def _fused_rows(file: fused.File, module: _Module, base: BaseSpec) -> dict[str, 
     kinds = [kind for kind, name in MODULES.items() if name == path]
     sizes = [fused.shape(base, kind)[0] for kind in kinds]
     if sum(sizes) != len(lora_B):
-        what = f"{len(lora_B)} rows, but {sum(sizes)} in this base. Is a shard missing?"
-        raise FormatError(file.where, f"{module.stem}: {what}")
+        problem = f"{len(lora_B)} rows, but {sum(sizes)} in this base. Is a shard missing?"
+        raise FormatError(file.location, f"{module.stem}: {problem}")
     if path == QKV:
-        lora_B = names.permuted(lora_B, _groups(base))
+        lora_B = names.permuted(lora_B, _head_groups(base))
     ends = np.cumsum(sizes).tolist()
     return {k: np.ascontiguousarray(lora_B[end - size : end]) for k, size, end in zip(kinds, sizes, ends, strict=True)}
 
 
-def _experts(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """The deltas of one expert or of all: all share a matrix, a stack has one for each."""
+def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the deltas of one expert or of all; a matrix is shared by all, and a stack has one matrix for each."""
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
-        raise RefusedError(file.where, f"{stem}: {base.architecture} is not known to have experts")
-    listed, (gate, up, down) = _EXPERTS[base.architecture]
-    own = {"adapter_gate": gate, "adapter_up": up}.get(match["own"] or "")
-    if match["own"] and (own is None or not match["expert"] or not match["path"].endswith("fc1")):
-        raise RefusedError(file.where, f"{stem}: Megatron is not known to have {match['own']} there")
+        raise RefusedError(file.location, f"{stem}: {base.architecture} is not known to have experts")
+    experts_path, (gate, up, down) = _EXPERTS[base.architecture]
+    gate_or_up = {"adapter_gate": gate, "adapter_up": up}.get(match["own"] or "")
+    if match["own"] and (gate_or_up is None or not match["expert"] or not match["path"].endswith("fc1")):
+        raise RefusedError(file.location, f"{stem}: Megatron is not known to have {match['own']} there")
     count = megatron_shards.experts(base)
     chosen = [int(match["expert"])] if match["expert"] else list(range(count))
     stacks = [array for array in (module.lora_A, module.lora_B) if array.ndim == 3]
     if max(chosen) >= count or any(len(array) != count for array in stacks) or (stacks and match["expert"]):
         shapes = f"{module.lora_A.shape} and {module.lora_B.shape}"
-        raise FormatError(file.where, f"{stem}: {shapes} do not match {count} experts")
+        raise FormatError(file.location, f"{stem}: {shapes} do not match {count} experts")
     for expert in chosen:
         one_A, one_B = (array[expert] if array.ndim == 3 else array for array in (module.lora_A, module.lora_B))
-        fused.pair(stem, one_A, one_B, file.where)
-        prefix = f"model.layers.{match['layer']}.{listed}.{expert}."
-        if own or match["path"].endswith("fc2"):
-            yield prefix + (own or down), one_A, one_B
+        fused.pair(stem, one_A, one_B, file.location)
+        prefix = f"model.layers.{match['layer']}.{experts_path}.{expert}."
+        if gate_or_up or match["path"].endswith("fc2"):
+            yield prefix + (gate_or_up or down), one_A, one_B
             continue
-        half, odd = divmod(len(one_B), 2)
-        if odd:
-            raise FormatError(file.where, f"{stem}: {len(one_B)} rows cannot be split into gate and up")
+        half, remainder = divmod(len(one_B), 2)
+        if remainder:
+            raise FormatError(file.location, f"{stem}: {len(one_B)} rows cannot be split into gate and up")
         yield prefix + gate, one_A, np.ascontiguousarray(one_B[:half])
         yield prefix + up, one_A, np.ascontiguousarray(one_B[half:])
 
@@ -305,37 +312,39 @@ def _experts(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tupl
 def _check_shape(file: fused.File, target: str, lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> None:
     if ".experts." in target:
         return
-    found, wanted = (lora_B.shape[0], lora_A.shape[1]), fused.shape(base, fused.kind_of(target))
-    if found != wanted:
-        raise FormatError(file.where, f"{target}: its delta is {found}, the base's weight {wanted}. Is a shard missing?")
+    delta_shape, base_shape = (lora_B.shape[0], lora_A.shape[1]), fused.shape(base, fused.kind_of(target))
+    if delta_shape != base_shape:
+        raise FormatError(
+            file.location, f"{target}: its delta is {delta_shape}, the base's weight {base_shape}. Is a shard missing?"
+        )
 
 
-def _restored(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
+def _restore(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
     shared = file.settings.get("peft") == "lora"
     blocks: dict[str, dict[int, int]] = {}
-    for line in source_config.lines_of(file.metadata, file.where):
-        there = place_of(fused.kind_of(line.target))
-        if there is None or line.stem != _stem(line.target, shared=shared) or line.block is None:
+    for line in source_config.lines_of(file.metadata, file.location):
+        part = place_of(fused.kind_of(line.target))
+        if part is None or line.stem != _stem(line.target, shared=shared) or line.block is None:
             raise fused.misplaced(file, line)
-        if isinstance(line.order, tuple) != (shared and there.path == QKV) or (isinstance(line.order, int) and line.order):
+        if isinstance(line.order, tuple) != (shared and part.path == QKV) or (isinstance(line.order, int) and line.order):
             raise fused.misplaced(file, line)
-        if base is not None and isinstance(line.order, tuple) and line.order != _groups(base):
+        if base is not None and isinstance(line.order, tuple) and line.order != _head_groups(base):
             raise RefusedError(
-                file.where, f"{line.target}: its rows are in {line.order[0]} groups, but the base has another number"
+                file.location, f"{line.target}: its rows are in {line.order[0]} groups, but the base has another number"
             )
-        blocks.setdefault(line.stem, {})[there.part] = line.block.rows
+        blocks.setdefault(line.stem, {})[part.part] = line.block.rows
 
-    def padded(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
+    def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         lora_A = file.tensor(f"{line.stem}.linear_in.weight")
         rows = file.tensor(f"{line.stem}.linear_out.weight")
-        part, own = place(fused.kind_of(line.target)).part, blocks[line.stem]
-        if not names.divides(line.order, len(rows)) or sum(own.values()) != len(rows):
-            raise FormatError(file.where, f"{line.target}: {len(rows)} rows do not match adapterhub.source.tensors")
+        part_index, rows_by_part = place(fused.kind_of(line.target)).part, blocks[line.stem]
+        if not names.divides(line.order, len(rows)) or sum(rows_by_part.values()) != len(rows):
+            raise FormatError(file.location, f"{line.target}: {len(rows)} rows do not match adapterhub.source.tensors")
         rows = names.permuted(rows, line.order)
-        start = sum(size for other, size in own.items() if other < part)
-        return fused.pair(line.stem, lora_A, rows[start : start + own[part]], file.where)
+        start = sum(size for index, size in rows_by_part.items() if index < part_index)
+        return fused.pair(line.stem, lora_A, rows[start : start + rows_by_part[part_index]], file.location)
 
-    return fused.restored(file, padded, alpha=alpha, tail=".linear_out.weight")
+    return fused.restored(file, read_padded_pair, alpha=alpha, tail=".linear_out.weight")
 
 
 # ---- Names
@@ -359,7 +368,7 @@ _EXPERT = linear.Pattern(
 
 @dataclass(frozen=True)
 class FusedPart:
-    """A module of the base in Megatron: the path in a layer, its part there, the number of parts, and CanonicalLoRA's name."""
+    """A module of the base in Megatron: its path in a layer, its part there, the number of parts, and CanonicalLoRA's name."""
 
     path: str
     part: int
@@ -368,7 +377,7 @@ class FusedPart:
 
 
 def place_of(kind: str) -> FusedPart | None:
-    """The place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
+    """Return the place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
     if expert := _EXPERT.fullmatch(kind):
         gate, up = expert[2], expert[3]
         path = f"mlp.experts.local_experts.{expert[1]}.linear_fc{1 if gate or up else 2}"
@@ -381,8 +390,8 @@ def place_of(kind: str) -> FusedPart | None:
 
 
 def place(kind: str) -> FusedPart:
-    """As `place_of`, but RefusedError instead of None."""
-    found = place_of(kind)
-    if found is None:
+    """Return the same as `find_fused_part`, but raise RefusedError instead of returning None."""
+    part = place_of(kind)
+    if part is None:
         raise RefusedError(kind, "not a module that Megatron is known to have LoRA on")
-    return found
+    return part

@@ -1,4 +1,4 @@
-"""Assembly of the shards of a Megatron checkpoint: `mp_rank_TT`, `mp_rank_TT_PPP` or `mp_rank_TT_PPP_EEE`, a folder each.
+"""Assembly of a Megatron checkpoint from its shards, one folder each: `mp_rank_TT`, `mp_rank_TT_PPP`, `mp_rank_TT_PPP_EEE`.
 
 Megatron splits a matrix over its tensor ranks, its layers over the pipeline ranks and its experts over the expert
 ranks, and each rank counts its own layers and experts from 0 (Megatron-Core, `training/checkpointing.py`,
@@ -23,46 +23,47 @@ from . import fused
 _RANK = linear.Pattern(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
 _LAYER = linear.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
 _EXPERT = linear.Pattern(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
-_WRAPPED = linear.Pattern(r"^(?:module\.|model\.)+")
+_WRAPPER_PREFIX = linear.Pattern(r"^(?:module\.|model\.)+")
 
-_ONE = "Take all shards from one checkpoint"
+_SAME_CHECKPOINT_HINT = "Take all shards from one checkpoint"
 Rank = tuple[int, int, int]
 """The indices of a rank among the tensor, pipeline and expert ranks."""
 
 
 def files(path: Path) -> dict[Rank, Path]:
-    """The safetensors file of each rank's folder."""
-    found: dict[Rank, Path] = {}
+    """Return the safetensors file of each rank's folder."""
+    file_by_rank: dict[Rank, Path] = {}
     for folder in sorted(path.iterdir()) if path.is_dir() else ():
         match = _RANK.fullmatch(folder.name)
         inside = sorted(folder.glob("*.safetensors")) if match and folder.is_dir() else []
         if match and inside:
             if len(inside) > 1:
                 raise RefusedError(str(folder), f"{inside[0].name} and {inside[1].name} are two files of one rank")
-            found[int(match[1]), int(match[2] or 0), int(match[3] or 0)] = inside[0]
-    return found
+            file_by_rank[int(match[1]), int(match[2] or 0), int(match[3] or 0)] = inside[0]
+    return file_by_rank
 
 
-def unwrapped(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """The tensors without the `module.` that wrappers put before names."""
-    found = {_WRAPPED.sub("", name): array for name, array in tensors.items()}
-    if len(found) < len(tensors):
-        raise FormatError(where, "a tensor exists both with and without module. before its name")
-    return found
+def unwrapped(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, np.ndarray]:
+    """Return the tensors without the `module.` that wrappers put before names."""
+    by_name = {_WRAPPER_PREFIX.sub("", name): array for name, array in tensors.items()}
+    if len(by_name) < len(tensors):
+        raise FormatError(location, "a tensor exists both with and without module. before its name")
+    return by_name
 
 
 def experts(base: BaseSpec) -> int:
-    """The number of experts in a layer of the base."""
+    """Return the number of experts in a layer of the base."""
     return fused.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
 
 
 def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
-    """All tensors of the shards in the folder `path`, whole, under their names in the whole model."""
+    """Return all tensors of the shards in the folder `path`, complete and under their names in the whole model."""
     shards = files(path)
     for folder in path.iterdir():
         if _RANK.fullmatch(folder.name) and folder.is_dir() and not any(file.parent == folder for file in shards.values()):
             raise FormatError(str(folder), "has no safetensors file, but the other ranks have one")
     sizes = tuple(max(rank[place] for rank in shards) + 1 for place in range(3))
+    # A missing shard might otherwise be noticed only by wrong shapes, or not at all.
     missing = [
         (tp, pp, ep)
         for tp in range(sizes[0]) for pp in range(sizes[1]) for ep in range(sizes[2])
@@ -73,21 +74,31 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
             str(path), f"the shard of mp_rank_{missing[0][0]:02}_{missing[0][1]:03}_{missing[0][2]:03} is missing"
         )
     read = {rank: _tensors(file) for rank, file in shards.items()}
-    whole: dict[str, np.ndarray] = {}
+    gathered_tensors: dict[str, np.ndarray] = {}
     for pp in range(sizes[1]):
         for ep in range(sizes[2]):
             ranks = [read[tp, pp, ep] for tp in range(sizes[0])]
             if len({frozenset(rank) for rank in ranks}) > 1:
                 name = min(frozenset.union(*map(frozenset, ranks)) - frozenset.intersection(*map(frozenset, ranks)))
-                what = f"{name}: some tensor ranks of pipeline rank {pp} have it, and others do not"
-                raise FormatError(str(path), what, _ONE)
-            stage = {name: _joined(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
-            found, own_experts = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
-            layers = _offset(found, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers") if found else 0
-            own = _offset(own_experts, (ep, sizes[2]), experts(base), "experts") if own_experts else 0
+                problem = f"{name}: some tensor ranks of pipeline rank {pp} have it, and others do not"
+                raise FormatError(str(path), problem, _SAME_CHECKPOINT_HINT)
+            stage = {name: _join_shards(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
+            layer_numbers, expert_numbers = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
+            layer_offset = (
+                _offset(layer_numbers, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers")
+                if layer_numbers
+                else 0
+            )
+            expert_offset = _offset(expert_numbers, (ep, sizes[2]), experts(base), "experts") if expert_numbers else 0
             for name, array in stage.items():
-                _add(whole, _moved(_moved(name, _LAYER, layers), _EXPERT, own), array, stacks=sizes[2] > 1, where=str(path))
-    return whole
+                _add(
+                    gathered_tensors,
+                    _shift_number(_shift_number(name, _LAYER, layer_offset), _EXPERT, expert_offset),
+                    array,
+                    stacks=sizes[2] > 1,
+                    location=str(path),
+                )
+    return gathered_tensors
 
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:
@@ -95,8 +106,8 @@ def _tensors(file: Path) -> dict[str, np.ndarray]:
         return unwrapped({name: opened.tensor(name) for name in opened.tensors}, str(file))
 
 
-def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
-    """The whole of one tensor's shards on all tensor ranks."""
+def _join_shards(name: str, parts: Sequence[np.ndarray], location: str) -> np.ndarray:
+    """Return one tensor joined from its shards on all tensor ranks."""
     if len(parts) == 1:
         return parts[0]
     columns = name.endswith(".linear_in.weight") and (".linear_proj." in name or ".linear_fc2." in name)
@@ -104,10 +115,11 @@ def _joined(name: str, parts: Sequence[np.ndarray], where: str) -> np.ndarray:
     kinds = {(part.dtype, part.ndim, part.shape[:axis], part.shape[axis + 1 :]) for part in parts}
     if len(kinds) > 1 or parts[0].ndim not in (2, 3):
         shards = " and ".join(dict.fromkeys(f"{part.dtype} {part.shape}" for part in parts))
-        raise FormatError(where, f"{name}: its shards, {shards}, are not parts of one matrix", _ONE)
+        raise FormatError(location, f"{name}: its shards, {shards}, are not parts of one matrix", _SAME_CHECKPOINT_HINT)
     if name.endswith(".linear_fc1.adapter.linear_out.weight"):
         if any(part.shape[axis] % 2 for part in parts):
-            raise FormatError(where, f"{name}: a shard cannot be split into gate and up")
+            raise FormatError(location, f"{name}: a shard cannot be split into gate and up")
+        # Each rank has its rows of gate above its rows of up; all of gate must come first in the whole matrix.
         halves = [np.split(part, 2, axis) for part in parts]
         return np.concatenate([half[place] for place in (0, 1) for half in halves], axis)
     return np.concatenate(list(parts), axis)
@@ -117,33 +129,33 @@ def _numbers(stage: Mapping[str, np.ndarray], pattern: linear.Pattern) -> list[i
     return [int(match[2]) for name in stage if (match := pattern.fullmatch(name))]
 
 
-def _offset(found: Sequence[int], rank: tuple[int, int], total: int, what: str) -> int:
-    """The number to add to a rank's layers or experts: they count from 0, or are those of the whole model already."""
-    each, odd = divmod(total, rank[1])
-    if odd:
-        reason = f"{total} {what} cannot be divided evenly among {rank[1]} ranks"
+def _offset(numbers: Sequence[int], rank: tuple[int, int], total: int, noun: str) -> int:
+    """Return the number to add to a rank's layers or experts; 0 if the rank uses the numbers of the whole model already."""
+    per_rank, remainder = divmod(total, rank[1])
+    if remainder:
+        reason = f"{total} {noun} cannot be divided evenly among {rank[1]} ranks"
         raise RefusedError(f"rank {rank[0]}", reason)
-    if all(number < each for number in found):
-        return rank[0] * each
-    if all(rank[0] * each <= number < (rank[0] + 1) * each for number in found):
+    if all(number < per_rank for number in numbers):
+        return rank[0] * per_rank
+    if all(rank[0] * per_rank <= number < (rank[0] + 1) * per_rank for number in numbers):
         return 0
-    reason = f"it has {what} {min(found)} to {max(found)}, but each rank has {each} of {total}"
+    reason = f"it has {noun} {min(numbers)} to {max(numbers)}, but each rank has {per_rank} of {total}"
     raise FormatError(f"rank {rank[0]} of {rank[1]}", reason)
 
 
-def _moved(name: str, pattern: linear.Pattern, by: int) -> str:
+def _shift_number(name: str, pattern: linear.Pattern, by: int) -> str:
     match = pattern.fullmatch(name)
     return f"{match[1]}{int(match[2]) + by}{match[3]}" if match and by else name
 
 
-def _add(whole: dict[str, np.ndarray], name: str, array: np.ndarray, *, stacks: bool, where: str) -> None:
-    there = whole.get(name)
-    if there is None:
-        whole[name] = array
+def _add(gathered_tensors: dict[str, np.ndarray], name: str, array: np.ndarray, *, stacks: bool, location: str) -> None:
+    existing = gathered_tensors.get(name)
+    if existing is None:
+        gathered_tensors[name] = array
     elif stacks and ".mlp.experts.linear_fc" in name:
-        # One matrix for each expert: they become one stack. One for all experts of a rank has no equivalent.
-        if array.ndim != 3 or there.ndim != 3:
-            raise RefusedError(where, f"{name}: each expert rank has one delta for its experts, which is not supported")
-        whole[name] = np.concatenate([there, array])
-    elif there.dtype != array.dtype or there.shape != array.shape or there.tobytes() != array.tobytes():
-        raise FormatError(where, f"{name}: two ranks have it with different values", _ONE)
+        # One matrix for each expert: they become one stack. One matrix for all experts of a rank has no equivalent.
+        if array.ndim != 3 or existing.ndim != 3:
+            raise RefusedError(location, f"{name}: each expert rank has one delta for its experts, which is not supported")
+        gathered_tensors[name] = np.concatenate([existing, array])
+    elif existing.dtype != array.dtype or existing.shape != array.shape or existing.tobytes() != array.tobytes():
+        raise FormatError(location, f"{name}: two ranks have it with different values", _SAME_CHECKPOINT_HINT)
