@@ -100,12 +100,12 @@ def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[E
     if name is None:
         exists = any(entry["digest"] == descriptor["digest"] for entry in entries)
         return [*entries] if exists else [*entries, descriptor]
-    others = [
+    remaining = [
         entry
         for entry in entries
         if name_of(entry) != name and (name_of(entry) is not None or entry["digest"] != descriptor["digest"])
     ]
-    return [*others, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), NAME: name}}]
+    return [*remaining, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), NAME: name}}]
 
 
 def drop(entries: Sequence[Entry], name: str) -> list[Entry]:
