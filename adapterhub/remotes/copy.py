@@ -1,4 +1,4 @@
-"""`copy`: an adapter from anywhere to anywhere, under the same digest."""
+"""`copy_version`: an adapter from anywhere to anywhere, under the same digest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from .protocol import Progress, Put, Source, Target
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """The result of a copy: the manifest, the bytes of blobs that were sent because the target lacked them, and the change of
-    the tag.
-    """
+    """The result of a copy: the manifest, how many bytes of missing blobs were sent, and the change of the tag."""
 
     manifest: Manifest
     sent: int

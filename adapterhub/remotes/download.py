@@ -125,7 +125,7 @@ def received(
 
 @contextmanager
 def received_concurrently(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Do as `received`, but if another process receives the blob there, use a file of our own, removed afterwards."""
+    """Do as `receive`, but if another process receives the blob there, use a file of our own, removed afterwards."""
     with ExitStack() as stack:
         try:
             received_file = stack.enter_context(received(source, blob, files, part))
@@ -146,8 +146,7 @@ def _receive(reader: Steady, blob: Descriptor, sink: _PartWriter) -> int:
 
 
 class _PartWriter:
-    """A writer that hashes and writes bytes while the next ones are received, and records the progress regularly and at its
-    end.
+    """A writer that hashes and writes bytes while the next ones are received, and records the progress.
 
     One thread hashes and one writes, each in order. The writing thread writes the notes too, so that a note never counts a byte
     that is not written yet.
@@ -181,14 +180,14 @@ class _PartWriter:
                 pool.shutdown()
 
     def room(self) -> memoryview:
-        """Return a buffer to fill for `put`."""
+        """Return a buffer to fill for `consume`."""
         buffer, jobs = self._buffers[0]
         _wait(jobs)
         self._buffers[0] = buffer, _NO_JOBS
         return buffer
 
     def put(self, count: int) -> None:
-        """Hash and write the first `count` bytes of the buffer that `room` returned."""
+        """Hash and write the first `count` bytes of the buffer that `next_buffer` returned."""
         buffer, _ = self._buffers.pop(0)
         data = buffer[:count]
         self.done += count

@@ -1,4 +1,4 @@
-"""The hosts that the user has dealt with before: the owners of addresses (`Place.owner`).
+"""The hosts that the user has dealt with before: the owners of addresses (`RemoteAddress.owner`).
 
 A project's files travel with its repository, so their author chooses the hosts in them. Such a host is contacted only if it is
 known: from the user's own remotes and logins, from an answer given once, which is kept in a file, or from a list.

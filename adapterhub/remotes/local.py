@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Local:
-    """One name in an open registry. Write to it inside `Local.at_work`, or a concurrent gc could remove the blobs.
+    """One name in an open registry. Write to it inside `lease_for_push`, or a concurrent gc could remove the blobs.
 
     Attributes:
         version: The version that the manifest stored last has become.

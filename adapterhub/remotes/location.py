@@ -51,7 +51,7 @@ class Surroundings:
         proxy: The proxy for a scheme and a host.
         author: The user, for a log.
         login: Returns the token that is stored for a host, or None; its second argument is True for plain HTTP
-            (`Address.plain`).
+            (`OciAddress.is_plaintext`).
     """
 
     docker: Path | None
@@ -89,9 +89,7 @@ class Place(Protocol):
 
     @property
     def owner(self) -> str:
-        """The party that runs the place: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's
-        own hub.
-        """
+        """The owner of the place: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
 
     @property
     def title(self) -> str:
@@ -159,7 +157,7 @@ def connect(address: Place, settings: Surroundings) -> Connected:
 
 
 def owner_of(path: Path) -> str:
-    """Return the owner of a folder or file on this disk (`Place.owner`)."""
+    """Return the owner of a folder or file on this disk (`RemoteAddress.owner`)."""
     return f"file://{quote(str(path.absolute().resolve()))}"
 
 

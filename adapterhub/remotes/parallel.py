@@ -83,7 +83,7 @@ class Move:
                     self._progress(sum(self._positions.values()), self._total)
 
     def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
-        """Call `work` for each blob, and return its results. The first error stops the other blobs and `places`, and is raised."""
+        """Call `work` for each blob, and return its results. The first error stops the other blobs and `places`."""
         self._stop_places(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
             return [self._run_one(work, blob) for blob in blobs]
@@ -200,7 +200,7 @@ class Settled(_SourceWrapper):
 class Fetched(_SourceWrapper):
     """A source with a version that was downloaded into a folder: its files are read there, everything else from the source.
 
-    `unwatched` still returns the source, so that a registry can mount blobs of another repository.
+    `unwrapped` still returns the source, so that a registry can mount blobs of another repository.
     """
 
     def __init__(self, source: Source, folder: Path, manifest: Manifest) -> None:

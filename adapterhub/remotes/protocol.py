@@ -1,6 +1,6 @@
 """The interface of everything that has blobs, manifests and tags, on this machine or elsewhere.
 
-A source is read, and a target is written to as well. `Connected` is an open remote, whose methods show what its kind can do
+A source is read, and a target is written to as well. `OpenRemote` is an open remote, whose methods show what its kind can do
 beyond that. An object represents one adapter's name; a reference, which is a tag or a digest, selects one of its versions.
 `tests/remotes/test_contract.py` runs the same tests on every implementation.
 """
@@ -63,9 +63,7 @@ class Source(Protocol):
         """
 
     def open_blob(self, blob: Descriptor, start: int = 0) -> AbstractContextManager[Reader]:
-        """Open a blob for reading from `start` on; NotFoundError without it. The bytes are unverified: the reader compares the
-        digest.
-        """
+        """Open a blob for reading from `start` on, without verifying its bytes; NotFoundError without it."""
 
     def tags(self) -> list[str]:
         """Return all tags, sorted; NotFoundError if there is no such name."""

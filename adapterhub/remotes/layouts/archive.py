@@ -216,7 +216,7 @@ def write(
     *,
     replace: bool = False,
 ) -> None:
-    """Write a tar of a layout at `out`, completely or not at all; `replace` is as in `atomic.whole`.
+    """Write a tar of a layout at `out`, completely or not at all; `replace` is as in `atomic.pending_output`.
 
     Raises:
         IntegrityError: The bytes of a blob do not have its digest.

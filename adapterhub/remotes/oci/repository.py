@@ -258,9 +258,7 @@ class Oci(Connected):
         return self._uploader.put(blob, source, label, mount=mount if mount and mount.name != address.name else None)
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
-        """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only if `is_new`: else it may be there
-        already.
-        """
+        """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only for a repository that `is_new`."""
         return self._uploader.put_unnamed(size, path, source, f"{self.where}: {path}")
 
     def is_new(self) -> bool:
