@@ -25,6 +25,7 @@ def access(url: str, settings: Surroundings) -> Access | None:
         from .hub import repository, writer
 
         hub = repository.hub_of(address, settings)
+        # A hub's URL is `hf://ORG` or `hub+https://HOST/ORG`; the parsed address has a made-up name instead.
         remainder = url.partition("://")[2]
         org = remainder.partition("/")[2] if address.endpoint else remainder
         return writer.access(hub.endpoint, hub.checked_token(), org, proxy=hub.proxy)
@@ -41,6 +42,7 @@ def names(url: str, prefix: str | None, settings: Surroundings) -> list[str]:
         raise UsageError(url, "this kind of remote cannot list its names", "Name one: namespace/name")
     address = Address.parse(below(url, prefix or NOBODY))
     with _host(address, settings) as host:
+        # The remote's URL may have a prefix, which is part of the repositories' names but not of the refs.
         root = address.name.removesuffix(prefix or NOBODY)
         names_below = [name.removeprefix(root) for name in host.names() if name.startswith(root)]
     return [name for name in names_below if not prefix or name == prefix or name.startswith(f"{prefix}/")]

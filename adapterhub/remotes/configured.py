@@ -47,6 +47,7 @@ def check_url(text: str) -> str:
     if "@" in host:
         redacted, problem = f"{scheme}://…@{host.rpartition('@')[2]}", "credentials in a URL end up in logs"
         raise UsageError(redacted, problem, "Remove them", code="credentials-in-address")
+    # Names are appended to the URL, which a query or a fragment would not survive.
     if not url.isprintable() or any(part in remainder for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "the URL of a remote has no query, fragment or space", _HINT)
     if not separator or not location.is_address(url):
@@ -54,6 +55,7 @@ def check_url(text: str) -> str:
         raise UsageError(url[:200], "unknown kind of remote", f"Supported: {kinds}")
     url = f"{scheme.lower()}://{remainder}"
     try:
+        # A remote is valid if the address of some ref below it is.
         location.parse(nobody(url))
     except UsageError as error:
         problem = error.what.replace(f"/{NOBODY}/x", "").replace(f"/{NOBODY}", "")  # not part of what the user wrote
@@ -85,6 +87,7 @@ def below(url: str, ref: str) -> str:
     if not at:
         name, at, version = ref.partition(":")
     parts = name.split("/")
+    # The name becomes part of a URL: `..`, an empty part or an escape could lead out of the remote.
     if not all(part.strip(".") and part.isascii() and part.isprintable() for part in parts) or set(name) & set(" ?#\\%*"):
         raise UsageError(ref[:200], f"{name[:80]!r} is not a valid name on a remote", "Write a ref like team/sql:v2")
     scheme, _, remainder = url.partition("://")

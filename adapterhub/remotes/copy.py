@@ -45,9 +45,11 @@ def copy(
     watched = move.watched(source)
 
     def copy_blob(blob: Descriptor) -> int:
+        # Blobs are named by digest, so one that is there has the right bytes.
         return 0 if target.has(blob) else target.put_blob(blob, watched)
 
     sent = sum(move.each(copy_blob, blobs, source, target))
+    # The manifest, and with it the tag, last: nobody sees a version whose blobs are not all there.
     return Copied(manifest, sent, target.put_manifest(manifest, tag))
 
 
@@ -82,6 +84,7 @@ def read_blob(source: Source, blob: Descriptor, label: str) -> bytes:
     """Return the verified bytes of a small blob, whose size the caller has limited."""
     raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
     with source.open_blob(blob) as reader:
+        # Read at most one chunk beyond the expected size: a hostile source could go on forever.
         while len(raw) <= blob.size and (count := reader.readinto(buffer)):
             raw += buffer[:count]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):

@@ -84,6 +84,7 @@ class Steady:
                 self._failures += 1
                 continue
             self._bytes_of_connection += count
+            # A server that sends a few bytes per connection would otherwise be retried forever.
             self._failures = 0 if self._bytes_of_connection >= _MIN_PROGRESS else self._failures
             self._at += count
             return count
@@ -119,6 +120,7 @@ def received(
             file.seek(0)
             state, size = hashlib.sha256(), 0
         yield part, file
+        # The caller has moved the file away: the note has served its purpose.
         if not files.exists(part):
             _remove(files, _note_path(part))
 
@@ -245,6 +247,7 @@ def _resume_state(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -
     with contextlib.suppress(OSError, FormatError, KeyError, RefusedError):
         note = json_file.parse_object(files.read(_note_path(part), 4096), str(part))
         noted_size, digest = note["size"], note["digest"]
+        # The note is only a hint: the bytes are hashed again, and used only if they have the recorded digest.
         if note["blob"] == blob.digest and type(noted_size) is int and 0 < noted_size <= blob.size:
             buffer = memoryview(bytearray(CHUNK))
             while size < noted_size and (count := file.readinto(buffer[: min(CHUNK, noted_size - size)])):  # type: ignore[attr-defined]
@@ -332,6 +335,7 @@ def seek(body: Body, blob: Descriptor, start: int, label: str) -> None:
     if body.status == 206:
         expected_length -= start
         range_start = _RANGE_START.match(body.headers.get("content-range", ""))
+        # Nobody asked for a range if `start` is 0, and another range would be written to the wrong place.
         if not start or not range_start or int(range_start[1]) != start:
             raise RemoteError(label, "the server sends another range than requested")
     elif start:

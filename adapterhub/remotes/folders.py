@@ -59,6 +59,7 @@ class AdapterFolder:
         manifest, raw = draft.settle(files)
         self._manifest = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         self._bytes = {self._manifest.config.digest: self._manifest.config_bytes, sha256_bytes(raw): raw}
+        # Blobs are served by digest, wherever the file is in the folder.
         self._paths = {layer.digest: folder / layer.path for layer in self._manifest.layers}
 
     def manifest(self, reference: str) -> Manifest:
@@ -118,6 +119,7 @@ def _digest_and_size(
     with local_errors(folder / path):
         size = (folder / path).stat().st_size
     digest = digests.get(folder / path)
+    # A large file is hashed while it is sent, so that it is read only once.
     if digest is None and send_ahead and size >= LARGE:
         digest = send_ahead(path, size, _SingleFile(folder / path))
     return digest or sha256_file(folder / path), size
@@ -168,8 +170,10 @@ def download(
         else:
             replacing(present_files)
         atomic.check_free(out, replace=True)
+    # The names come from the source: none may lead out of the folder.
     check_names((layer.path for layer in manifest.layers), source.where)
     target = Path(os.path.abspath(out))
+    # The digest is in the name, so that only a pull of the same version resumes these files.
     scratch = target.parent / f".{target.name}.pull-{manifest.digest[7:19]}"
     kept_paths = {layer.path for layer in manifest.layers if present_files is not None and present_files.has(layer)}
     # Files that `out` has already are linked or copied into the new folder rather than received.
@@ -254,6 +258,7 @@ def _assemble_folder(
     listing(folder, strict=True)
     from adapterhub.manifest import describe  # needs numpy
 
+    # The manifest must be true of the files, as in a push; without one, it is derived from them.
     if manifest.adapter_json is not None:
         describe.true_manifest(folder)
     else:

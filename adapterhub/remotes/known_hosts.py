@@ -49,10 +49,12 @@ class KnownHosts:
             with suppress(AdapterhubError):  # an unusable remote is reported when it is used
                 if location.parse(nobody(url)).owner == owner:
                     return True
+        # Only HTTP has the short form HOST[:PORT], and logins.
         url_parts = urlsplit(owner)
         if url_parts.scheme not in ("https", "http"):
             return owner in self.allowed
         is_plaintext = url_parts.scheme == "http" and not is_loopback(url_parts.hostname or "")
+        # A bare HOST in the list means one with TLS or on this machine; plain HTTP elsewhere needs the full owner.
         names = {owner} if is_plaintext else {owner, url_parts.netloc}
         is_listed = any(text.rstrip("/").lower() in names for text in self.allowed)
         return is_listed or (

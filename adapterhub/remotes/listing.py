@@ -46,8 +46,10 @@ class ListedVersion:
 def versions(remote: Connected, tags: Sequence[str]) -> list[ListedVersion]:
     """Return the versions that these tags are at, highest number first; an unreadable manifest is a version of its own."""
     manifests_and_tags: dict[str, tuple[Manifest | None, list[str]]] = {}
+    # A manifest takes a request per tag, so read several at once where the remote allows it.
     with ThreadPoolExecutor(remote.at_once) as pool:
         for tag, manifest in zip(tags, pool.map(lambda tag: _read_manifest(remote, tag), tags), strict=True):
+            # Tags of one digest are one version.
             manifests_and_tags.setdefault(manifest.digest if manifest else tag, (manifest, []))[1].append(tag)
         listed = list(pool.map(lambda entry: _describe_version(remote, *entry), manifests_and_tags.values()))
     return sorted(listed, key=lambda version: (-(references.number(version.tags[0]) or 0), version.tags))
@@ -64,6 +66,7 @@ def _describe_version(remote: Connected, manifest: Manifest | None, tags: Sequen
     ordered = tuple(sorted(tags, key=lambda tag: (references.number(tag) is None, tag)))
     if manifest is None:
         return ListedVersion(ordered, OTHER)
+    # Attachments and other artifacts have no weights by name.
     kind = ADAPTER if any(is_weights(layer.path) for layer in manifest.layers) else OTHER
     kind = IMAGE if _IMAGE_OF in manifest.annotations else kind
     base, created = manifest.annotations.get(_BASE), None

@@ -88,6 +88,7 @@ class Local:
     def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
         """Make a manifest the next version of the name, if its adapter.json matches its files and the checks find no errors."""
         store = self.registry.store
+        # `latest` moves with every version, so it is not a tag to set.
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
         check_complete((*manifest.layers, manifest.config), lambda blob: store.has(blob.digest, blob.size), str(ref))
         if not store.has(manifest.digest, len(manifest.raw)):  # the files of one in the store were checked before
@@ -95,6 +96,7 @@ class Local:
         self.check(manifest, str(ref))
         store.put_bytes(manifest.raw)
         with local_errors(store.root):
+            # The blobs must be on disk before the index of the registry names them.
             store.sync_blobs()
         self.version = version = self.registry.admit(manifest, ref)
         return Put(new=version.new, moved=version.moved, number=version.number)
@@ -118,6 +120,7 @@ class Local:
                     check=not facts_only,
                     metrics=self.registry.metrics(manifest.digest),
                 )
+            # The files were linked into a temporary folder, whose name means nothing to the user.
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
 
 _HUB_MODULE, _LAYOUT, _OBJECTS_MODULE, _OCI_MODULE = "hub.repository", "layouts.location", "objects.store", "oci.repository"
+# The module of each scheme, below this package; it is imported when an address has the scheme.
 _MODULES = {
     "az": _OBJECTS_MODULE,
     "file": _OBJECTS_MODULE,
@@ -89,7 +90,7 @@ class Place(Protocol):
 
     @property
     def owner(self) -> str:
-        """The owner of the place: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
+        """The owner: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
 
     @property
     def title(self) -> str:
@@ -152,6 +153,7 @@ def parse(text: str) -> Place:
 
 def connect(address: Place, settings: Surroundings) -> Connected:
     """Open a remote; no request is made yet."""
+    # Any kind of address can be passed: its text says which module it belongs to.
     remote: Connected = _import_module(address.repository).connect(address, settings)
     return remote
 

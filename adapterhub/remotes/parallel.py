@@ -45,6 +45,7 @@ class Pace:
             return 0.0
         with self._lock:
             now = time.monotonic()
+            # Reserve time on a clock that all threads share; idle time does not accumulate.
             self._free_at = max(self._free_at, now) + count / self.rate
             return self._free_at - now
 
@@ -77,6 +78,7 @@ class Move:
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise StoppedError
         with self._lock:
+            # A retried blob starts again: progress never goes back.
             if position > self._positions.get(digest, -1):
                 self._positions[digest] = position
                 if self._progress:
@@ -100,6 +102,7 @@ class Move:
         # Only without a signal: one may arrive while a thread starts that the pool does not know yet, and that thread must
         # still be stopped.
         self._stop_places(places, on=False)
+        # Prefer the failures that `wait` returned for: the others may only be their consequence.
         failed_jobs = [job for job in jobs if job in finished and job.exception()] or [job for job in jobs if job.exception()]
         for job in failed_jobs:
             if not isinstance(job.exception(), StoppedError):

@@ -160,6 +160,7 @@ class Connected(Target, ABC):
     def close(self) -> None:
         """Close the connections and files."""
 
+    # The methods below have a default for remotes that lack the feature.
     def stop(self, *, on: bool = True) -> None:
         """Do nothing: no thread waits long."""
 

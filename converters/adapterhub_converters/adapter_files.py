@@ -75,6 +75,7 @@ def adapters_below(folder: Path) -> list[Path]:
 def adapters_at(path: Path) -> list[Path]:
     """Return the adapters at a path: those in a folder of adapters, else the one that the path is or belongs to."""
     if path.is_dir() and not any((path / name).exists() for name in (ADAPTER_CONFIG, PEFT_INDEX)):
+        # A folder with weights is one adapter, even if there are others in it.
         subfolders = [] if any(is_weights(item.name) for item in path.iterdir()) else adapters_below(path)
         return subfolders or [path]
     return [folder_for(path)]
@@ -97,6 +98,7 @@ def adapter_in(path: Path) -> Path:
     """
     if not path.is_dir() or any((path / name).exists() for name in (ADAPTER_CONFIG, PEFT_INDEX)):
         return path
+    # Hidden files are left out: macOS adds `._NAME` files next to the real ones.
     weight_files = sorted(
         item for item in path.iterdir() if is_weights(item.name) and not item.name.startswith(".") and item.is_file()
     )

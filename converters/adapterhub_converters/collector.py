@@ -15,5 +15,6 @@ def paused() -> Iterator[None]:
     try:
         yield
     finally:
+        # Nested pauses end with the outermost one.
         if enabled:
             gc.enable()

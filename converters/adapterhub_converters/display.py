@@ -26,6 +26,7 @@ def hides(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Return `text` with all invisible characters escaped, so that it cannot control a terminal or look like another text."""
+    # The common case, without a loop over characters.
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if char.isprintable() and not _INVISIBLE.match(char) else _escape(char) for char in text)
@@ -37,6 +38,7 @@ def _escape(char: str) -> str:
 
 def markdown(text: str) -> str:
     """Return `text` as one line of Markdown that shows only the text: no markup, no HTML, no link, one cell of a table."""
+    # `&` first, or it would escape the escapes.
     escaped = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", escaped)
 

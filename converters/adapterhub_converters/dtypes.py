@@ -48,4 +48,5 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 def name_of(dtype: np.dtype) -> str:
     """Return the safetensors name of a numpy dtype (`BF16` for `ml_dtypes.bfloat16`); KeyError for other dtypes."""
+    # The table has little-endian dtypes only.
     return _NAMES[dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype]

@@ -208,6 +208,7 @@ class Problems(Generic[E]):
         first = self._first[0]
         if self.count > 1:
             hidden = self.count - len(self._first)
+            # The first problem becomes the error: its class decides the exit code.
             first.problems = (*map(str, self._first), *([f"{hidden:,} {more}"] if hidden else []))
             first.what += f" (and {self.count - 1:,} more)"
         raise first

@@ -62,6 +62,7 @@ class Pattern:
 
 
 def _encodes(text: str) -> bool:
+    # RE2 works on UTF-8, which half of a surrogate pair does not have.
     if text.isascii():
         return True
     try:

@@ -83,6 +83,7 @@ class Expression:
         Raises:
             RefusedError: The budget was spent before the match was decided.
         """
+        # RE2 and `re` agree only on printable ASCII.
         if self._linear is not None and _is_plain(text):
             if not budget.spend(_steps(text)):
                 raise self._time_error()
@@ -176,6 +177,7 @@ class Patterns:
         self._paths: dict[int, dict[tuple[int, ...], dict[str, list[int]]]] = {}
         self._expressions: dict[int, Expression] = {}
         for number, key in enumerate(self._keys):
+            # A plain path is looked up in a dict; anything else is compiled.
             if len(key) < MAX_PATTERN and _PATH.fullmatch(key):
                 text, wildcards = _parse_path(key)
                 group = self._paths.setdefault(len(text), {}).setdefault(wildcards, {})
@@ -257,4 +259,5 @@ def escape(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def _cached_expression(pattern: str, label: str) -> tuple[Expression, Budget]:
+    # One budget for all matches of a pattern, as many as a model has modules.
     return Expression(pattern, label), Budget()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Verdicts are plain text, since they appear in reports and documentation.
 APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES = "applied", "unknown", "ignored", "wrong", "refused", "crashes"
 VERDICTS = (APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES)
 """Best first: as trained; of a kind that is not known here; partly or wholly without effect; another result; an error at load;

@@ -84,6 +84,7 @@ class Archive(Layout):
         with local_errors(self.path):
             file = open_regular(self.path)
         stat = os.fstat(file.fileno())
+        # The offsets of blobs are only valid in the file whose headers were read.
         stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if self._stamp not in (None, stamp):
             file.close()
@@ -123,6 +124,7 @@ class Archive(Layout):
         """Receive a blob next to the archive."""
         self._read_members()
         path = self._scratch_path(blob.digest)
+        # A blob is stored next to the archive, since a tar can only be written as a whole.
         with received(source, blob, Inside(path.parent), path):
             self._new_sizes[blob.digest] = blob.size
         return blob.size

@@ -128,6 +128,7 @@ def named(layout: Layout, text: str) -> str:
         return text
     ref = Ref.parse(text)
     candidates = sorted(set(_candidate_names(layout, ref, names)))
+    # Several names of one digest are not ambiguous.
     if len({_digest_of(layout, name) for name in candidates}) == 1:
         return candidates[0]
     contents = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"

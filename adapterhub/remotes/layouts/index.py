@@ -44,6 +44,7 @@ def parse(raw: bytes, where: str) -> list[Entry]:
         name = name_of(entry)
         if name and (len(name) > _MAX_NAME or not name.isprintable()):
             raise FormatError(where, f"{name[:80]!r} is not a valid name")
+        # Which of two manifests a name selects would depend on the reader.
         if name and digests_by_name.setdefault(name, entry["digest"]) != entry["digest"]:
             raise FormatError(where, f"two manifests have the name {name[:80]!r}")
     return entries
@@ -138,6 +139,7 @@ def artifact_type(document: Entry) -> str:
 
 def dump(entries: Sequence[Entry]) -> bytes:
     """Return the bytes of an index.json, the same for the same entries in any order."""
+    # Sorted, so that the bytes don't depend on the order of pushes.
     ordered = sorted(entries, key=lambda entry: (name_of(entry) or "", entry["digest"]))
     document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": ordered}
     return json_file.canonical(document)

@@ -77,6 +77,7 @@ class Layout(Connected):
             raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         entries = self.entries()
         entry = layout_index.find(entries, name)
+        # `layout://bundle.tar` means its only version, whatever that is called.
         if entry is None and name == LATEST and self.any_name:
             entry = layout_index.only(entries)
         if entry is None and (chosen := self._name_in_range(name, entries, label)):
@@ -128,6 +129,7 @@ class Layout(Connected):
     def referrers(self, digest: Digest) -> list[Entry] | None:
         """Return the entries of the manifests about a manifest; all manifests are read for it."""
         entries_by_digest, visited = {}, {digest}
+        # A layout has no index by subject.
         for entry in self.entries() if self.exists() else []:
             if entry["digest"] in visited or entry["mediaType"] != MANIFEST_TYPE:
                 continue
@@ -173,6 +175,7 @@ class Layout(Connected):
         """Store a manifest whose blobs are all here, and point a name at it."""
         check_complete((*manifest.layers, manifest.config), self.has, self.where)
         entries = self.entries() if self.exists() else []
+        # Look before writing, to report whether the tag has moved.
         previous_entry = layout_index.find(entries, tag) if tag else None
         self.put_document(manifest.raw, manifest.digest, tag)
         return Put(

@@ -89,6 +89,7 @@ def parse(text: str) -> LayoutAddress:
     remainder = text[len(prefix) :]
     # The colon of a Windows drive is not the one before a name.
     drive = remainder[:2] if _DRIVE.match(remainder) else ""
+    # A path may contain `@`, but hardly `@sha256:`.
     path, at, digest = remainder.rpartition("@sha256:")
     if at:
         digest = parse_prefix(digest, text)

@@ -93,6 +93,7 @@ class Bucket:
             except FileNotFoundError as error:
                 self._raise_if_no_bucket(error)
                 return None
+            # Compare the size before reading: the store decides how large its objects are.
             if answer.meta["size"] > limit:
                 raise FormatError(f"{self.where}/{key}", f"{answer.meta['size']} bytes are over the limit of {limit}")
             return bytes(answer.bytes())
@@ -207,6 +208,7 @@ class Bucket:
         """Create an object; return False if it exists and the store checks that. Many stores replace it instead."""
         with self._errors(key) as obstore:
             try:
+                # With `If-None-Match: *`, or the store's own condition.
                 obstore.put(self._object_store(), key, data, mode="create")
             except obstore.exceptions.AlreadyExistsError:
                 return False
@@ -375,8 +377,10 @@ def _open_store(address: ObjectAddress, environ: Mapping[str, str], retries: int
     config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
     config = {key: value for key, value in config.items() if key not in _IGNORED_SETTINGS}
     client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": f"{_IDLE_TIMEOUT}s", "timeout": timeout}
+    # A setting of the AWS CLI and SDKs, which obstore takes as an option of its HTTP client.
     if bundle := config.pop("aws_ca_bundle", ""):
         client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
+    # obstore refuses plain HTTP by default; on this machine, nobody can listen on the way.
     if is_loopback(urlsplit(_endpoint(address, environ)).hostname or ""):
         client["allow_http"] = True
     options = {

@@ -101,6 +101,7 @@ class Log:
         if not self._was_listed:
             self._read_listed()
             self._was_listed = True
+        # The listing may be out of date, so ask for the next number until there is none.
         while raw := self.raw(self.state.seq + 1):
             self._apply(raw)
         return self.state
@@ -113,6 +114,7 @@ class Log:
         numbers = self._bucket.numbers(self._folder, MAX_ENTRIES)
         with ThreadPoolExecutor(_THREADS) as pool:
             for batch_start in range(1, len(numbers) + 1, _BATCH):
+                # In batches, so that a long log is not held in memory as bytes and entries at once.
                 batch = [*pool.map(self.raw, range(batch_start, min(batch_start + _BATCH, len(numbers) + 1)))]
                 for raw in batch:
                     if raw is None:
@@ -133,6 +135,7 @@ class Log:
         entry = Entry.parse(raw, label)
         if (entry.name, entry.seq) != (self._name, seq):
             raise FormatError(label, f"is entry {entry.seq} of {entry.name[:80]}", "Restore it from a backup")
+        # Each entry has the digest of the one before: a removed or replaced entry shows here.
         if entry.previous != self.state.head:
             raise IntegrityError(label, "does not follow the entry before it: the log was changed", "Restore it from a backup")
         self.state.apply(entry)

@@ -27,6 +27,7 @@ def exclusive(bucket: Bucket) -> bool:
     if bucket.endpoint and _recorded_capabilities(bucket) == capabilities:
         return True
     is_exclusive = _probe(bucket)
+    # A folder has no endpoint to compare, and a test of it costs nothing.
     if is_exclusive and bucket.endpoint:
         bucket.put(CAPABILITIES, json.dumps(capabilities, sort_keys=True).encode() + b"\n")
     return is_exclusive
@@ -52,6 +53,7 @@ def _probe(bucket: Bucket) -> bool:
             or bucket.read(sequential_key, 100) != b"first"
         ):
             return False
+        # A store may check the condition without being atomic: only simultaneous writers show it.
         with ThreadPoolExecutor(_WRITERS) as pool:
             outcomes = list(pool.map(lambda body: bucket.create(contested_key, body), bodies))
         return outcomes.count(True) == 1 and bucket.read(contested_key, 100) == bodies[outcomes.index(True)]

@@ -170,6 +170,7 @@ class Objects(Connected):
                 self._bucket.put(key, b"".join(pieces))
             else:
                 self._bucket.put_pieces(key, pieces, piece)
+        # Don't rely on the answer to the upload: ask how much of the blob is there.
         stored_size = self._bucket.size(key)
         if stored_size != blob.size:
             raise IntegrityError(label, f"the store has {stored_size} bytes of it, not {blob.size}", "Try again")
@@ -235,6 +236,7 @@ class Objects(Connected):
         if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
         exclusive = objects_probe.exclusive(self._bucket)
+        # Comparing and moving in one step takes exclusive creation of log entries.
         if self._expected is not None and not exclusive:
             raise RefusedError(self.where, "this store cannot compare and move a tag in one step", code="expect-unsupported")
         state = self._log.refresh()
@@ -260,6 +262,7 @@ class Objects(Connected):
         """Return the entry that makes a manifest a version and moves the tag to it; None if there is nothing to change."""
         self._check_expected(state, tag)
         number, name = state.number_of(manifest.digest), self.address.ref.name
+        # The same push again, such as after a lost answer, changes nothing.
         if number and (tag is None or state.tags.get(tag) == number):
             return None
         if tag in state.protected:
@@ -279,6 +282,7 @@ class Objects(Connected):
             was_created = True
         if was_created and self._exclusive:
             return True
+        # Without exclusive creation, or if the answer was lost, only the stored bytes tell who wrote the entry.
         stored_entry = self._log.raw(entry.seq)
         if was_created and stored_entry != raw:
             raise ConflictError(self.where, "another writer wrote at the same time", "Try again, one writer at a time")

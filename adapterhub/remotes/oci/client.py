@@ -78,6 +78,7 @@ class RegistryClient(Client):
         try:
             error = json_file.parse(answer.body, where="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
+        # An error may come from a proxy, in HTML.
         except (FormatError, KeyError, TypeError, IndexError, AttributeError):
             return ""
         return self.unless_secret(f": {code}" + (f", {message}" if message else ""))
@@ -129,6 +130,7 @@ class Login:
         credentials = self._find()
         self.secrets = credentials.secrets() if credentials else ()
         found_challenges = challenges.parse(headers)
+        # A token can be limited to a scope and expires: prefer it to the password itself.
         if "bearer" in found_challenges:
             if credentials and credentials.bearer:
                 return f"Bearer {credentials.bearer}"

@@ -98,6 +98,7 @@ def forget(host: str, config: Path, *, plain: bool = False) -> bool:
     keys, document = _keys(host, plain=plain), _parse_config(user_files.read(config), config)
     helper, entries = _helper(document, host, keys), _table(document, "auths")
     helper_keys = [key for key, _ in _helper_logins(helper, keys)]
+    # A helper and config.json may both have entries: remove all of them.
     for key in helper_keys:
         _run_helper(helper, "erase", key)
     stored_keys = [key for key in keys if key in entries]
@@ -202,6 +203,7 @@ def _with_member(text: str, key: str, value: str | None) -> str:
     members, begin = _members(text), text.index("{") + 1
     spans = list(members.values())
     if key not in members:
+        # Repeat the whitespace before the first member, to keep the style of the file.
         indent = text[begin : spans[0][0]] if spans else ""
         member = f"{indent}{json.dumps(key)}: {value}{',' if spans else ''}"
         return text if value is None else text[:begin] + member + text[begin:]

@@ -46,6 +46,7 @@ class Host:
         self._credentials_used: list[Credentials | None] = []
 
         def once() -> Credentials | None:
+            # Remember what was used, for the errors and for `access`.
             self._credentials_used.append(find())
             return self._credentials_used[-1]
 
@@ -80,6 +81,7 @@ class Host:
             self._client.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
         except NotFoundError as error:
             raise RemoteError(self.where, "not an OCI registry (it has no /v2/)") from error
+        # Say which login was refused: it may be one that the user has forgotten.
         except DeniedError as error:
             if not (credentials := self._credentials_used[-1] if self._credentials_used else None):
                 raise

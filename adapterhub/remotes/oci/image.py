@@ -53,6 +53,7 @@ class Image:
         original = source.manifest(reference)
         config = _read_text(source, original.config)
         self._pieces = _pieces(original.layers)
+        # The layer's digest is needed before its first byte is sent: every file is read once to compute it.
         layer = Descriptor(IMAGE_LAYER, self._layer_digest(original.layers), _total_size(self._pieces), _LAYER_NAME)
         self.made = _image_manifest(original, config, layer)
         self._layer = layer.digest
@@ -112,6 +113,7 @@ def _pieces(layers: Sequence[Descriptor]) -> list[Piece]:
     files = {f"{_FOLDER}/{layer.path}": layer for layer in layers}
     folders = {"/".join(path.split("/")[:depth]) + "/" for path in files for depth in range(1, path.count("/") + 1)}
     pieces: list[Piece] = []
+    # A folder's path ends in a slash, so it sorts before the files in it.
     for path in sorted({*files, *folders}):
         layer = files.get(path)
         pieces.append(archive_tar.header(path, layer.size if layer else 0, folder=layer is None))
@@ -263,6 +265,7 @@ class Unpacked:
             raise IntegrityError(label, f"the image contains another manifest or config than that of {original_digest[:80]}")
         pieces = _pieces(original.layers)
         kinds = [layer.media_type for layer in image_manifest.layers]
+        # skopeo and some registries compress the layer; any other change moves the files in it.
         if kinds != [_GZIP_LAYER] and (kinds != [IMAGE_LAYER] or image_manifest.layers[0].size != _total_size(pieces)):
             problem = f"its layer is not the one that was packaged, but {', '.join(kinds)[:120]}"
             hint = "Copy the image with its digests preserved, or the adapter that it contains"
@@ -354,6 +357,7 @@ class _GzipLayer:
         if self._state.eof or self._done == self._size:
             self._connection.close()
             return False
+        # Input that the output limit has left over comes first.
         compressed = self._state.unconsumed_tail or self._buffer[: self._compressed.readinto(self._buffer)]
         try:
             # Bound the output: a few bytes of gzip may expand to gigabytes.

@@ -54,6 +54,7 @@ def referrers(place: Referring, digest: Digest, artifact_type: str | None = None
         entries = _listed_by_tag(place, digest)
     referrers_by_digest = {}
     for entry in entries[:MAX_REFERRERS]:
+        # The list comes from the registry: check it like any other document.
         layout_index.check(entry, f"{place.where}: attachments of {digest}")
         artifact = str(entry.get("artifactType"))
         artifact = artifact if _MEDIA_TYPE.fullmatch(artifact) else ""  # it is printed, and comes from the registry
@@ -230,6 +231,7 @@ def _parse_descriptor(value: object, label: str) -> Descriptor:
 def _read_referrer(place: Referring, referrer: Referrer) -> tuple[bytes, _ReferrerManifest]:
     """Read and parse an attachment's manifest."""
     label = f"{place.where}@{referrer.digest}"
+    # The size is the registry's claim; `document` enforces the limit too.
     if referrer.size > MAX_MANIFEST:
         raise FormatError(label, f"a manifest of over {MAX_MANIFEST} bytes")
     raw = place.document(referrer.digest)
@@ -254,6 +256,7 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
                 if not target.has(blob):
                     target.put_blob(blob, source)
             copied.append(_put(target, raw, subject))
+            # An attachment may have attachments itself, such as the signature of a scan.
             pending.append(referrer.digest)
     return copied
 

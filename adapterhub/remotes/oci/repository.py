@@ -173,6 +173,7 @@ class Oci(Connected):
         except NotFoundError as error:
             raise self._missing_error(reference) from error
         digest = sha256_bytes(answer.body)
+        # For a tag, the registry's header is the only digest to compare with.
         expected_digest = reference if ":" in reference else answer.headers.get(DIGEST_HEADER)
         if expected_digest is not None and expected_digest != digest:
             raise IntegrityError(label, f"received the manifest {digest}, not {expected_digest[:80]}", "Ask its owner")
@@ -230,6 +231,7 @@ class Oci(Connected):
     def find(self, digest: Digest) -> Any:
         """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
         try:
+            # The digest may be a blob's or a manifest's: try the blob first.
             answer = self._client.ask(
                 "HEAD", self.address.blob_url(digest), self.where, good=(200,), scope=self.address.scope()
             )
@@ -251,6 +253,7 @@ class Oci(Connected):
 
         An upload that an earlier run began is resumed if the registry still has it.
         """
+        # A mount needs the source's own address, behind the wrappers that count its bytes.
         origin = unwatched(source)
         address = self.address
         mount = origin.address if isinstance(origin, Oci) and origin.address.base == address.base else None

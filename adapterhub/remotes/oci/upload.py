@@ -68,6 +68,7 @@ class Uploader:
         An upload that an earlier run began is resumed if the registry still has it.
         """
         if self._in_pieces(blob.size):
+            # Small blobs are sent in one request, which cannot be resumed.
             for note in self.notes.of(blob.size, blob.digest):
                 sent = self._resume(blob, source, note, label)
                 if sent is not None:
@@ -136,6 +137,7 @@ class Uploader:
         min_piece = session.number("oci-chunk-min-length") or 0
         if not self._in_pieces(blob.size):
             data = whole(sending)
+            # The last request names the digest: compare before it, so that wrong bytes are never finished.
             _check_sent(sending, label)
             self._finish_upload(blob, url, data, label)
             return
@@ -185,6 +187,7 @@ class Uploader:
                     raise self._client.given_up(error, label, failures + 1) from error
                 self._client.pause(error, failures, label)
                 failures += 1
+            # Part of the piece may have arrived: ask before sending it again.
             url, confirmed = self._upload_status(url, label)
             if confirmed == start + size:
                 return url
@@ -322,6 +325,7 @@ class Sending:
 
     def _next_buffer(self) -> memoryview:
         """Return the buffer that was used longest ago, after it has been hashed."""
+        # The hasher may still read the buffer.
         buffer, job = self._buffers.pop(0), self._pending.pop(0)
         if job:
             job.result()

@@ -85,6 +85,7 @@ class Uploads:
         """Remove all notes, after a manifest names the blobs."""
         for path in self._note_files("*"):
             with Note(path) as note:
+                # Another process may be resuming this upload.
                 if note.ours:
                     note.drop()
         if self._folder:
@@ -131,6 +132,7 @@ class Note:
         """Return the progress of the upload; None without a valid note."""
         if self._path is None:
             return None
+        # A damaged note is worth no more than a missing one.
         with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
             with open_regular(self._path, follow=False) as file:
                 document = json_file.parse_object(file.read(1 << 16), str(self._path))

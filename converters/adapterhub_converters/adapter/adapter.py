@@ -134,6 +134,7 @@ class Adapter:
 
     def tensors(self) -> Iterable[tuple[str, np.ndarray]]:
         """Yield every tensor with a descriptive name, in a fixed order."""
+        # Sorted, so that reports and digests don't depend on the order in a file.
         for target, delta in sorted(self.deltas.items()):
             yield from ((f"{target}.{_LABELS.get(part, part)}", tensor) for part, tensor in delta.parts())
         for target, change in sorted(self.tuned.items()):
@@ -191,6 +192,7 @@ def _unsupported_kind_error(target: str, delta: Delta) -> RefusedError:
 
 def unmeasured(adapter: Adapter) -> list[str]:
     """Return the targets that are DoRA without a magnitude, and use the norms of the base's rows instead."""
+    # The kinds that can have a magnitude.
     kinds = (LowRank, LowRankEmbedding, LowRankConv)
     targets = (target for target, delta in adapter.deltas.items() if isinstance(delta, kinds) and delta.magnitude is None)
     return list(targets) if adapter.meta.dora else []
@@ -230,6 +232,7 @@ def refuse_conditions(adapter: Adapter) -> None:
     if adapter.meta.layers:
         problem = "the adapter is for a base with repeated layers, which cannot be expressed here"
         raise RefusedError("layer_replication", problem)
+    # Tying matters only if the table itself changes.
     tables = [*adapter.replaced, *adapter.rows, *(t for t, d in adapter.deltas.items() if isinstance(d, LowRankEmbedding))]
     if adapter.meta.ties and tables:
         problem = f"the change of {tables[0]} applies to the layer tied to it too, which cannot be expressed here"
@@ -255,6 +258,7 @@ def beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
     problems += [f"{target}: replaced rows cannot be expressed in {format_name}" for target in sorted(adapter.rows)]
     problems += _difference_problems(adapter)
     try:
+        # Differences are listed above, one by one.
         refuse_conditions(replace(adapter, added={}))
     except RefusedError as error:
         problems.append(f"{error.where}: {error.what}")
@@ -267,6 +271,7 @@ def factored_out(adapter: Adapter) -> Adapter:
     The result is the same function up to one rounding of the factors in float32. It is `adapter` itself if that has none of
     these kinds; otherwise `source` is None, since it is no longer what was read.
     """
+    # All at once: the limit on growth is one for the whole adapter.
     pairs = as_pairs({target: delta for target, delta in adapter.deltas.items() if isinstance(delta, Factored)})
     if not pairs:
         return adapter

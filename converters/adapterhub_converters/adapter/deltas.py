@@ -38,6 +38,7 @@ class HasFactors:
 
     def parts(self) -> Parts:
         """Return the tensors with their names."""
+        # Not every kind has all of these.
         names = ("lora_A", "lora_B", "magnitude", "bias")
         return ((name, tensor) for name in names if (tensor := getattr(self, name, None)) is not None)
 

@@ -56,6 +56,7 @@ class AdaLora:
     def as_low_rank(self) -> LowRank:
         """Return the pair of the same rank, with `lora_E` multiplied into `lora_A`."""
         lora_A = _f32(self.lora_A) * _f32(self.lora_E)
+        # An alpha of scaling * r makes the pair's own scaling the same number.
         return LowRank(lora_A, self.lora_B, self.scaling * self.r, transposed_base=self.transposed_base)
 
 
@@ -115,6 +116,7 @@ class Hadamard:
             return False
         if any(len(shapes[name]) != 2 for name in names):
             return False
+        # With cores, `hada_w1_a` is `(r, out)`.
         rank = shapes["hada_w1_b"][0]
         are_same_shape = all(shapes[f"hada_w1_{half}"] == shapes[f"hada_w2_{half}"] for half in "ab")
         return (
@@ -201,6 +203,7 @@ class Kronecker:
             if matrix is not None:
                 if a or b or core or (n == 1 and len(matrix) != 2):
                     return False
+            # A pair has two matrices of the same inner size, or a core between them that fits both.
             elif (
                 not a
                 or not b
@@ -273,6 +276,7 @@ class Kronecker:
             return (a, b) if core is None else (a.T, _with_core(core, b))
         matrix = matrix.reshape(len(matrix), -1)
         rows, columns = matrix.shape
+        # The identity goes on the shorter side, to keep the rank of the pair low.
         if columns <= rows:
             return _f32(matrix), np.eye(columns, dtype=np.float32)
         return np.eye(rows, dtype=np.float32), _f32(matrix)
@@ -391,6 +395,7 @@ def pair_numbers(deltas: Iterable[object]) -> int:
 
 def check_growth(stored_numbers: int, pair_count: int, label: str) -> None:
     """Raise a RefusedError if an adapter would have far more numbers in low-rank pairs than its `own`."""
+    # Small adapters may grow by any factor, large ones by a bounded one.
     if pair_count > min(_MAX_NUMBERS, _FREE_NUMBERS + _MAX_GROWTH * stored_numbers):
         problem = f"{stored_numbers:,} numbers are to become low-rank pairs of {pair_count:,}"
         raise RefusedError(label, problem, "Use a format that has this kind of adapter")
@@ -405,6 +410,7 @@ def as_pairs(deltas: Mapping[str, Factored]) -> dict[str, LowRank | LowRankConv]
     numbers = pair_numbers(deltas.values())
     sizes_by_id: dict[int, int] = {}  # by tensor, so that those that several deltas share count once
     for delta in deltas.values():
+        # All modules have the same projections in memory: count them once.
         shared = (delta.vera_A, delta.vera_B) if isinstance(delta, Vera) else ()
         sizes_by_id |= {id(tensor): tensor.size for tensor in (*shared, *(tensor for _, tensor in delta.parts()))}
     check_growth(sum(sizes_by_id.values()), numbers, next(iter(deltas), ""))

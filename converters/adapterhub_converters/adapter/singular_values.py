@@ -35,10 +35,12 @@ def leading(matrix: np.ndarray, r: int) -> Triplets:
         U, S, Vt = leading(matrix / scale, r)
         with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite
             return U, S * scale, Vt
+    # The iteration works on the shorter side.
     if matrix.shape[0] < matrix.shape[1]:
         U, S, Vt = leading(matrix.T, r)
         return Vt.T, S, U.T
     block = r + _EXTRA_DIRECTIONS
+    # The space may take at most a third of the columns, or a full decomposition would be faster.
     depth = min(_DEPTH, matrix.shape[1] // (3 * block))
     triplets = _iterated(matrix, r, block, depth) if matrix.shape[1] > SMALL and depth > 1 else None
     if triplets is None:

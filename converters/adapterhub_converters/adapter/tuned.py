@@ -83,6 +83,7 @@ class Tuned:
         """Return whether it can change a weight that the base stores in this shape."""
         if len(shape) != 2:
             return False
+        # The tuners are written for `(out, in)`.
         out_features, in_features = shape[::-1] if self.transposed_base else shape
         return self.tuner.fits(self._all_tensors, self.numbers, (out_features, in_features))
 
@@ -239,6 +240,7 @@ _ROAD_SIZES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 def _road_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     group, variant = int(numbers["group_size"]), numbers["variant"]
     theta, alpha = (_f32(tensors[part]) for part in ("road_theta", "road_alpha"))
+    # The variants share numbers differently: one per pair, one per element, or two per element.
     if variant == "road_1":
         theta, alpha = (np.repeat(values.reshape(-1, group // 2), 2, axis=0).reshape(-1) for values in (theta, alpha))
     if variant == "road_4":
@@ -294,6 +296,7 @@ def _fourier_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weigh
     """Apply FourierFT (arXiv 2405.03003): a sum of waves, whose frequencies come from a seed."""
     spectrum = _f32(tensors["fourierft_spectrum"])
     dense = np.zeros(weight.size, np.float32)
+    # peft does not store the frequencies, only the seed that they were drawn with.
     dense[_permutation(weight.size, spectrum.size, int(numbers["random_loc_seed"]))] = spectrum
     waves = np.fft.ifft2(dense.reshape(weight.shape)).real
     return weight + (waves * float(numbers["scaling"])).astype(np.float32)
@@ -497,6 +500,7 @@ def layers_of_classifier(config: Numbers) -> dict[int, Shape]:
     numbers = {**TUNERS["XLORA"].numbers, "xlora_dropout_p": 0.2, **config}
     sizes: list[int] = [n for key in ("hidden_size", "xlora_size", "xlora_depth") if type(n := numbers[key]) is int]
     adapters = numbers.get("adapters")
+    # The numbers come from a file: a layer must not become gigabytes because a config says so.
     if len(sizes) < 3 or not all(0 < n < 2**20 for n in sizes) or not isinstance(adapters, dict) or not adapters:
         return {}
     hidden, size, depth = sizes

@@ -156,6 +156,7 @@ class Architecture:
         stem, _, kind = tensor.rpartition(".")
         if kind in ("weight", "bias") and (module := self.module(stem)):
             return f"{module}.{kind}"
+        # Parameters without LoRA, such as a router's bias, have names of their own in GGUF.
         match = _split_layer(tensor, "blk")
         path = next((hf for hf, gguf in self.aside.items() if match and gguf == match[1]), None)
         return self._full_name(f"{self.layers}.{match[0]}.{path}") if match and path else None
@@ -175,6 +176,7 @@ class Architecture:
         if not (inner := self._in_layer(module)):
             return ()
         layer, path = inner
+        # A module in a layer: linear, a normalization, or part of the experts.
         stems: tuple[str, ...] = ()
         if stem := self.linear.get(path) or self.norms.get(path):
             stems = (stem,)
@@ -200,6 +202,7 @@ class Architecture:
 
     def _full_name(self, module: str) -> str:
         """Return the name that a module of the text model has in the complete model."""
+        # In a vision or audio model, the text model is under a prefix.
         inside = module.startswith("model.") and self.text != "model"
         return f"{self.text}.{module.removeprefix('model.')}" if inside else module
 
@@ -208,6 +211,7 @@ class Architecture:
         if not self.experts or not self.experts.listed or not path.startswith(f"{self.experts.listed}."):
             return None
         number, _, module = path.removeprefix(f"{self.experts.listed}.").partition(".")
+        # A name comes from a file: `int` would accept other digits, and signs.
         if not _is_number(number, 5) or module not in self.experts.modules:
             return None
         return int(number), module
@@ -246,6 +250,7 @@ class Architecture:
     def shift(self, parameter: str) -> float:
         """Return what llama.cpp's conversion adds to a parameter: 1 for norms whose models add it themselves, else 0."""
         module, _, kind = parameter.rpartition(".")
+        # The norm of linear attention has ordinary weights even in these models.
         is_shifted = self.shifted and kind == "weight" and self.is_norm(module) and not module.endswith("linear_attn.norm")
         return float(is_shifted)
 
@@ -285,10 +290,12 @@ class Architecture:
             return self.tiles(inner[1], config, label)
         n_head = _count(module, config, label, "num_attention_heads")
         if self.grouped:
+            # BLOOM has a group for each head.
             groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, label)
             if n_head % groups:
                 raise RefusedError(label, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
             return groups, n_head // groups
+        # Without grouped-query attention, keys have as many heads as queries.
         if module.endswith("q_proj") or config.get("num_key_value_heads") is None:
             return n_head
         return _count(module, config, label, "num_key_value_heads")
@@ -307,6 +314,7 @@ def _count(module: str, config: Mapping[str, Any], label: str, key: str) -> int:
     return value
 
 
+# Keys of the config, after `linear_`.
 _LINEAR_ATTENTION_KEYS = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 
 

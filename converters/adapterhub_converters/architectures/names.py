@@ -58,8 +58,10 @@ def by_class(name: str, label: str, *, whole: bool = False, folder: bool = False
         for architecture in candidates
         if name in architecture.classes or (not needs_model and _with_head(name) in architecture.classes)
     ]
+    # The same class may have a dense variant and one with experts.
     if matches:
         return next((architecture for architecture in matches if (architecture.experts is not None) == experts), matches[0])
+    # A vision or audio model: its text model is converted, under the prefix that transformers 5 gives it.
     for architecture in candidates:
         if name in architecture.wrapped and not whole:
             return dataclasses.replace(architecture, text="model.language_model", whole=False)
@@ -145,6 +147,7 @@ def _permutation(rows: int, order: Order) -> np.ndarray:
         return numbers.reshape(order, 2, -1).swapaxes(1, 2).reshape(-1)
     if len(order) == 4:
         first, keys, values, size = order
+        # The rows before `first` are queries and keys, which stay.
         tiles = numbers[first:].reshape(keys, values, size).swapaxes(0, 1)
         return np.concatenate([numbers[:first], tiles.reshape(-1)])
     groups = numbers.reshape(order[0], order[1] + 2, -1)

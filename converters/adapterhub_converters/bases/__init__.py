@@ -71,6 +71,7 @@ def _read_by_kind(files: Files, name: str) -> BaseSpec:
     if name.endswith((".safetensors", ".json")):
         return hf.read(files, name)
     if not name.endswith(".gguf") and (ranged := files.ranged(name)) is not None:
+        # A file in a cache may have a name without a suffix: a safetensors header begins with `{` after its length.
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":
             return hf.read(files, name)

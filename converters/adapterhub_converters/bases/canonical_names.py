@@ -108,6 +108,7 @@ _TENSORFLOW_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "L
 
 def in_memory(name: str, model_type: str) -> str:
     """Return the name that a parameter or module of a file has in the model loaded by transformers 5."""
+    # In order: a rule may apply to the result of one before it.
     for pattern, replacement in _rules(model_type):
         name = pattern.sub(replacement, name)
     old = next((old for old in _TENSORFLOW_NAMES if name.endswith(old)), None)
@@ -146,6 +147,7 @@ def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, A
         stem, _, kind = name.rpartition(".")
         stack = architecture.stacked_module(stem)
         if parameter := _falcon_norm(architecture, name, tensors) or architecture.parameter(name):
+            # GPT-2's Conv1D stores `(in, out)`, GGUF `(out, in)`.
             is_transposed = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
             renamed[parameter] = BaseTensor(tensor.shape[::-1] if is_transposed else tensor.shape, tensor.dtype)
         elif stack and architecture.listed and kind == "weight" and _can_split_experts(tensor, (stem,), len(renamed)):
@@ -194,6 +196,7 @@ def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTenso
     if len(present_parts) < len(parts):
         return None
     first, count = architecture.stems(name)[0], 0
+    # The number of experts is not in the spec: count the modules.
     while f"{architecture.listed_module(first, count)}.weight" in tensors:
         count += 1
     experts = [BaseTensor((count, *part.shape), part.dtype) for part in present_parts]
@@ -238,9 +241,11 @@ def _regroup(architecture: Architecture, tensors: Tensors, config: Mapping[str, 
     for name in tensors:
         stem, _, kind = name.rpartition(".")
         prefix, _, last = stem.rpartition(".")
+        # The file has fused tensors that the architecture usually splits.
         if last in FUSED and not architecture.has(stem):
             regrouped |= _split_fused(architecture, name, regrouped, config)
         fused_name = next((fused_name for fused_name, parts in FUSED.items() if last == parts[0]), None)
+        # The file has split tensors that the architecture usually fuses.
         if fused_name and not architecture.has(stem) and architecture.has(f"{prefix}.{fused_name}"):
             parts = [f"{prefix}.{part}.{kind}" for part in FUSED[fused_name]]
             if all(part in regrouped for part in parts) and _can_concatenate([regrouped[part] for part in parts], axis=0):

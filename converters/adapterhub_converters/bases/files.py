@@ -103,6 +103,7 @@ class LocalFiles:
                 raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         except FileNotFoundError:
             return None
+        # One byte beyond the limit is requested, which tells whether there is more.
         if len(raw) > limit:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
@@ -121,6 +122,7 @@ class LocalFiles:
         def read_at(offset: int, count: int) -> bytes:
             nonlocal block_start, block
             if not block_start <= offset <= offset + count <= block_start + len(block):
+                # Reopened for each read: a model may have hundreds of shards, more than a process may hold open.
                 with self._open(name) as file:
                     file.seek(offset)
                     block_start, block = offset, file.read(max(count, read_ahead))

@@ -53,6 +53,7 @@ def read(files: Files, name: str) -> BaseSpec:
     header, label = parts[0][1], files.label(name)
     metadata = header.metadata
     gguf_tensors = _merge_parts(parts)
+    # Architectures with and without experts share a name in GGUF.
     experts = any("_exps." in name for name in gguf_tensors)
     architecture = names.by_gguf(header.text("general.architecture"), label, experts=experts)
     stored = {
@@ -64,6 +65,7 @@ def read(files: Files, name: str) -> BaseSpec:
     tensors = canonical_names.of_gguf(architecture, stored, config)
     embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
     if embedding and len(embedding.shape) == 2:
+        # Some files lack the key; the table of embeddings shows the number.
         config.setdefault("vocab_size", embedding.shape[0])
     tied = bool(tensors) and "lm_head.weight" not in tensors
     class_name, model_type = next(iter((architecture.classes or architecture.wrapped).items()))
@@ -124,6 +126,7 @@ def _check_part(header: gguf_file.GGUFHeader, part: linear.Match | None, label: 
     """Check that header and name agree on the part's number and the number of parts."""
     in_header = (_header_number(header, "split.no", 0, label), _header_number(header, "split.count", 1, label))
     in_name = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
+    # A single file may state a count of 0 or 1.
     if in_header == in_name or (in_header[1] in (0, 1) and in_name[1] == 1):
         return
     description = f"part {in_header[0]} (from 0) of {in_header[1]}"
@@ -154,6 +157,7 @@ def _merge_parts(parts: Sequence[_PartHeader]) -> dict[str, gguf_file.GGUFTensor
             raise FormatError(ranged.where, problem, "Download all of them again")
         tensors |= header.tensors
     first, header = parts[0]
+    # Read the total from the first part.
     count = _header_number(header, "split.tensors.count", len(tensors), first.where)
     if len(parts) > 1 and count != len(tensors):
         raise FormatError(first.where, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
@@ -172,6 +176,7 @@ def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture,
             config[name] = float(str(np.float32(value)))  # so that the float32 nearest to 1e-05 reads as 1e-05
         elif isinstance(value, int | float):
             config[name] = value
+    # The number of groups, which Hugging Face's config has only for the new architecture.
     if arch == "falcon" and "num_key_value_heads" in config:
         config |= {"new_decoder_architecture": True, "num_kv_heads": config["num_key_value_heads"]}
     inner_size = header.metadata.get(f"{arch}.ssm.inner_size")

@@ -62,6 +62,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         raise NotFoundError(files.label(CONFIG), "no such file", code="no-such-file")
     config = document or {}
     quantized = settings(config)
+    # The numbers of a vision model's text model are in a section; the top level wins.
     merged = completed({**_section(config, "text_config"), **config})
     weights = _read_weights(files, name, quantized)
     if document is None:
@@ -119,6 +120,7 @@ def _read_weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Wei
     limit = _HeaderBudget()
     headers = files.each(lambda shard: limit.keep(_read_header(files, shard)), shards)
     missing = [shard for shard, header in zip(shards, headers, strict=True) if header is None]
+    # An index alone still shows which parameters there are.
     if missing and index is not None and len(missing) == len(shards):
         parameter_names = frozenset(
             name_of_parameter
@@ -163,6 +165,7 @@ class _HeaderBudget:
         """Count a header and return it; FormatError for every header once there are too many."""
         if header_read is not None:
             ranged, header = header_read
+            # Several headers are read at the same time.
             with self._lock:
                 self._tensors += len(header.tensors)
                 self._bytes += header.data_start
@@ -208,6 +211,7 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
             return list(dict.fromkeys(weight_map.values())), weight_map
         if name:
             raise NotFoundError(files.label(name), "no such file", code="no-such-file")
+        # Models of transformers and of diffusers name their weights differently.
         names_present = [
             single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None
         ]
@@ -229,6 +233,7 @@ def _weight_map(index: Mapping[str, Any], label: str) -> dict[str, str]:
     shards = set(weight_map.values())
     if len(shards) > _MAX_PARTS:
         raise FormatError(label, f"weight_map names {len(shards):,} files, and no model is read from more than {_MAX_PARTS:,}")
+    # The names come from a file: none may lead out of the folder.
     for name in shards:
         if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
             raise FormatError(label, f"shard name {name[:80]!r} is not a plain file name")
@@ -302,6 +307,7 @@ class ModelWeights:
         try:
             for path in weight_files(folder):
                 file = self._stack.enter_context(SafetensorsFile(path))
+                # Every file stays open, so that tensors can be read in any order.
                 self._files.update(dict.fromkeys(file.tensors, file))
         except BaseException:
             self._stack.close()

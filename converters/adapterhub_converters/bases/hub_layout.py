@@ -32,6 +32,7 @@ def is_commit(text: str) -> bool:
 def name_of(path: Path) -> tuple[str | None, str | None]:
     """Return the name and the commit of the snapshot that a local path is or is in; None for any other path."""
     parts = path.absolute().parts
+    # The cache may be anywhere in the path.
     for model, snapshots, commit in zip(parts, parts[1:], parts[2:], strict=False):
         if model.startswith(_MODELS) and snapshots == _SNAPSHOTS and is_commit(commit):
             return model.removeprefix(_MODELS).replace("--", "/"), commit

@@ -85,6 +85,7 @@ def logical(
             known_shapes.update(
                 {_join_name(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _COMPANIONS}
             )
+    # A state of bitsandbytes says the shape itself: it overrides any guess from the packed tensor.
     for name in tensors:
         weight, state, kind = name.partition(STATE)
         if state and weight in tensors:
@@ -140,6 +141,7 @@ def _module_shapes(module: str, leaves: Leaves, config: Mapping[str, Any], read:
             continue
         elif leaf != "weight" or info.dtype not in _INTEGER_DTYPES:
             shapes[_join_name(module, leaf)] = (info.shape, info.dtype)
+    # A module may have its weight in any of several packed forms.
     if weight not in shapes:
         shape, kind = _weight_shape(module, leaves, config, read)
         first = next((info for leaf, info in leaves.items() if _may_be_a_weight(leaf, info)), None)
@@ -197,6 +199,7 @@ def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None,
     (rows, columns), bits, group = words.shape, config.get("bits"), config.get("group_size")
     if str(config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2") or scales.shape[1] != columns:
         return None
+    # The order of groups has one number per input, whatever the bits.
     if order is not None and len(order.shape) == 1 and order.shape[0]:
         return (columns, order.shape[0]) if rows * 32 / order.shape[0] in (2, 3, 4, 8) else None
     # GPTQModel's `dynamic` gives a module its own number of bits, which its tensors do not show.
@@ -247,6 +250,7 @@ def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any])
     group = config.get("group_size") or _MLX_GROUPS.get(str(config.get("mode", "affine")))
     if not isinstance(group, int) or len(words.shape) < 2 or scales.shape[:-1] != words.shape[:-1] or not scales.shape[-1]:
         return None
+    # The number of groups gives the inputs, and so the bits of each number.
     in_features, bits = scales.shape[-1] * group, config.get("bits")
     stored_bits = words.shape[-1] * 32 / in_features
     return (*words.shape[:-1], in_features) if stored_bits in (2, 3, 4, 5, 6, 8) and bits in (None, stored_bits) else None

@@ -257,6 +257,7 @@ def shapes_from_config(config: Mapping[str, Any], architecture: str) -> dict[str
     experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes one or the other
     numbers = {**config, "num_experts": experts, "num_local_experts": experts}
     try:
+        # A missing or malformed number makes all shapes unknown, rather than some of them wrong.
         return dict(_shapes(family, numbers, architecture))
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return {}

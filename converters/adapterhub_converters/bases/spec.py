@@ -113,6 +113,7 @@ class BaseSpec:
             or (self.kind == "gguf" and self._architecture_or_none and not self._architecture_or_none.whole)
         ):
             return None
+        # The output layer is left out if tied, since some files store it anyway.
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"
             for name, tensor in sorted(self.canonical.items())
@@ -134,6 +135,7 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if isinstance(heads, int) and heads > 0:
         config.setdefault("num_key_value_heads", heads)
+        # Some configs have the key with null.
         if isinstance(hidden, int) and config.get("head_dim") is None:
             config["head_dim"] = hidden // heads
     rope = config.get("rope_parameters")

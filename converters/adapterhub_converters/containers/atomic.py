@@ -71,6 +71,7 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     try:
         yield scratch
     finally:
+        # Remove it while it is still locked, so that no other run does the same.
         shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
             os.close(lock)
@@ -105,6 +106,7 @@ def _check_replaceable(out: Path, *, folder: bool) -> None:
         raise UsageError(str(out), f"is not a {'folder' if folder else 'file'}, and the output is one", _REMOVE_HINT)
     if not folder:
         return
+    # A repository's .git or an editor's folder: somebody works here.
     hidden_folder = next((entry.name for entry in os.scandir(out) if entry.name.startswith(".") and entry.is_dir()), None)
     if hidden_folder:
         raise UsageError(str(out), f"contains {hidden_folder}, which is no part of an earlier output", _REMOVE_HINT)
@@ -167,6 +169,7 @@ def _sweep(out: Path) -> None:
             if lock is None:
                 continue
             info = os.fstat(lock)
+            # In a shared folder, others' leftovers are theirs to remove.
             if info.st_uid == os.geteuid() and (kind == "partial" or info.st_mtime < time.time() - _ABANDONED_AFTER):
                 shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
@@ -240,6 +243,7 @@ def _replace_output(pending: Path, out: Path, name: Path) -> None:
     try:
         out.rename(old)
         pending.rename(out)
+        # The old output may go only once the new name is on disk.
         sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:

@@ -229,6 +229,7 @@ def read_header(read_at: ReadAt, size: int, label: str) -> GGUFHeader:
     n_tensors, n_keys = cursor.integer(8, "the counts"), cursor.integer(8, "the counts")
     if n_tensors > MAX_TENSORS:
         raise FormatError(label, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
+    # A key takes at least 13 bytes, a tensor at least 24: the counts must fit the file before anything is read.
     cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
     if n_keys > MAX_KEYS:
         raise FormatError(label, f"{n_keys} keys are over the limit of {MAX_KEYS}")
@@ -269,6 +270,7 @@ def _numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tuple[s
     if value_type not in _SCALARS:
         raise FormatError(cursor.where, f"{item} has the unknown type {value_type}")
     kind, dtype = _SCALARS[value_type]
+    # `take` compares the size with the rest of the file before it allocates anything.
     raw = cursor.take(count * dtype.itemsize, item)
     if kind == "BOOL" and raw.strip(b"\0\1"):
         raise FormatError(cursor.where, f"{item} is a boolean that is neither 0 nor 1")
@@ -320,6 +322,7 @@ def _place_tensors(infos: list[GGUFTensor], data_start: int, alignment: int, siz
     """Return the tensors by name with absolute offsets, after checking that they do not overlap and are inside the file."""
     tensors: dict[str, GGUFTensor] = {}
     position = data_start
+    # In the order of their data, to find overlaps by comparing neighbors.
     for info in sorted(infos, key=lambda info: (info.offset, info.size)):
         offset = data_start + info.offset
         if info.offset % alignment:
@@ -490,6 +493,7 @@ def write(
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
                 release(array)
+            # The header has the same size, so only its bytes are replaced.
             complete = header_bytes({**metadata, **final_values()}, entries) if final_values else header
             if complete != header:
                 if len(complete) != len(header):

@@ -158,6 +158,7 @@ class Inside:
             self.remove(folder)
             return
         with self._opened_folder(folder.parent, folder) as parent:
+            # `shutil.rmtree` with `dir_fd` follows no links either.
             shutil.rmtree(_name(folder, parent), dir_fd=parent)
 
     @contextmanager
@@ -168,6 +169,7 @@ class Inside:
             handle = self._open_path(os.fspath(folder))
             yield handle
         except OSError as error:
+            # With `dir_fd`, the system names only the last part of the path.
             error.filename, error.filename2 = str(path), None
             raise
         finally:
@@ -201,6 +203,7 @@ def _open_folder(name: str, path: str, parent: int | None) -> int | None:
             # Linux reports ENOTDIR for a link, others ELOOP or EMLINK.
             if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK) or not os.path.islink(path):
                 raise
+            # The system reports that it is not a folder: say that it is a link.
             raise _link_error(Path(path)) from error
     info = os.lstat(path)
     if stat.S_ISLNK(info.st_mode) or getattr(os.path, "isjunction", lambda _: False)(path):

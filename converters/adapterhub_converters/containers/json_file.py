@@ -74,6 +74,7 @@ def parse(
         LocalIOError: There is not enough memory on this machine.
     """
     text = _decoded(text, where) if isinstance(text, bytes) else text
+    # A hook makes other objects than this estimate knows: its caller limits them.
     if memory is not None and pairs is None:
         _check_memory(text, memory, where)
     decoder = _DECODER if pairs is None else _make_decoder(pairs)
@@ -81,6 +82,7 @@ def parse(
         document = decoder.decode(text)
         if pairs is None:
             check_values(document)
+        # The check takes a walk over the document, and hardly any has such an escape.
         if _SURROGATE.search(text):
             _check_characters(document)
     except RecursionError as error:
@@ -131,6 +133,7 @@ _MAX_RATIO = 60  # maximum ratio of these sizes to the characters they stand for
 
 def check_values(document: Any) -> None:
     """Raise a ValueError for a document nested more than `MAX_DEPTH` deep, or with an integer too large for a float."""
+    # Level by level, in place of a recursion.
     level = [document]
     for _ in range(MAX_DEPTH):
         next_level: list[Any] = []

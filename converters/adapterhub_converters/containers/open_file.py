@@ -45,6 +45,7 @@ def open_regular(
     if pipe and not stat.S_ISREG(info.st_mode) and _is_own_descriptor(str(path)):
         return open(path, "rb", buffering=buffering)
     check_regular(info, path)
+    # Without waiting (O_NONBLOCK), in case the name was given to a pipe after the check.
     handle = os.open(path, READ if follow else READ | NO_LINK, dir_fd=dir_fd)
     try:
         check_regular(os.fstat(handle), path)
@@ -106,6 +107,7 @@ def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterat
                 continue
             yield path, status
             if stat.S_ISDIR(status.st_mode) and len(path) <= MAX_PATH and enters(path):
+                # Links are not followed: `status` is that of the link itself.
                 pending.append(path + "/")
 
 
@@ -126,6 +128,7 @@ class OpenFile:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:
             self.head = self._read_at(0, len(_LFS_POINTER))
+            # A clone without git-lfs has these small text files in place of the weights.
             if self.head == _LFS_POINTER:
                 raise FormatError(self.where, "a Git LFS pointer, not the file itself", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)

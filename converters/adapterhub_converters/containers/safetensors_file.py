@@ -91,6 +91,7 @@ def read_header(read_at: ReadAt, size: int, label: str) -> Header:
     length = int.from_bytes(read_at(0, 8), "little")
     if length > MAX_HEADER:
         raise FormatError(label, f"header of {length} bytes is over the limit of {MAX_HEADER}")
+    # Compare before reading: the length is the file's own claim.
     if length > size - 8:
         raise FormatError(label, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
     scanner = _Scanner(read_at, 8 + length, label)
@@ -213,6 +214,7 @@ class _Scanner:
                 name = names[column.index(b"")]
                 raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
         pairs = list(zip(*texts, strict=True))
+        # A header has few kinds of tensors: parse each dtype and shape once.
         if not self._kinds.keys() >= {*pairs}:
             for name, pair in zip(names, pairs, strict=True):
                 if pair not in self._kinds:
@@ -382,6 +384,7 @@ class SafetensorsFile(OpenFile):
 
     def _map_view(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
+        # `mmap` cannot map an empty range.
         if dtype is None or not info.size:
             return self._read_new(info)
         if self._map is None:
@@ -417,6 +420,7 @@ Layout = tuple[str, str, tuple[int, ...]]
 
 def layout(tensors: Iterable[Layout]) -> list[Layout]:
     """Return tensors in the order of the safetensors library: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
+    # The same order gives the same bytes as the library's writer.
     return sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
 
 
