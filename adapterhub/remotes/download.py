@@ -320,8 +320,8 @@ def _locked(file: BinaryIO) -> bool:
 def pass_over(reader: Reader, count: int) -> None:
     """Read and discard `count` bytes."""
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
-    while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
-        count -= n
+    while count and (read_count := reader.readinto(buffer[: min(len(buffer), count)])):
+        count -= read_count
 
 
 def seek(body: Body, blob: Descriptor, start: int, label: str) -> None:

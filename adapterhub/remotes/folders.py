@@ -43,7 +43,7 @@ class AdapterFolder:
     Args:
         folder: The adapter's own folder.
         where: Its name in errors.
-        ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it does not
+        send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it does not
             take the file.
         draft: What was read of the folder already.
     """
@@ -115,7 +115,7 @@ class _SingleFile:
 def _digest_and_size(
     folder: Path, path: str, send_ahead: SendAhead | None, digests: Mapping[Path, Digest]
 ) -> tuple[Digest, int]:
-    """Return the digest and the size of a file, which is sent while it is hashed if `ahead` takes it."""
+    """Return the digest and the size of a file, which is sent while it is hashed if `send_ahead` takes it."""
     with local_errors(folder / path):
         size = (folder / path).stat().st_size
     digest = digests.get(folder / path)
@@ -240,7 +240,7 @@ def _modification_times(folder: Path) -> list[float]:
 def _assemble_folder(
     folder: Path, manifest: Manifest, scratch: Path, present_files: Present | None, kept_paths: set[str]
 ) -> None:
-    """Give the received files their names in `folder`, add the `kept` files of `there`, and check the folder as a push does."""
+    """Give the received files their names in `folder`, add the files that are kept, and check all as a push does."""
     received = [layer for layer in manifest.layers if layer.path not in kept_paths]
     last_paths = {layer.digest: layer.path for layer in received}
     for layer in manifest.layers:

@@ -73,7 +73,7 @@ class Move:
         return WatchedSource(source, self)
 
     def at(self, digest: str, position: int, new_bytes: int = 0) -> None:
-        """Report that a blob has been read up to `position`, `new` bytes just now; StoppedError after another blob failed."""
+        """Report that a blob has been read up to `position`, `new_bytes` just now; StoppedError after another blob failed."""
         seconds = self.pace.spend(new_bytes) if new_bytes else 0.0
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise StoppedError

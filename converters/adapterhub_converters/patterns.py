@@ -240,7 +240,7 @@ def _parse_path(key: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _without_wildcards(text: str, wildcards: tuple[int, ...]) -> str:
-    """Return `text` without the characters at the positions `free`."""
+    """Return `text` without the characters at the positions `wildcards`."""
     bounds = (-1, *wildcards, len(text))
     return "\0".join(text[bounds[n] + 1 : bounds[n + 1]] for n in range(len(bounds) - 1))
 

@@ -188,20 +188,20 @@ def original_readme(card: bytes) -> bytes:
         _, closed, remainder = card[len(front) - 1 :].partition(b"\n" + _END + b"\n---\n")
         return remainder if closed else card
     front_start = _front_matter_start(card)
-    after = front_start and _end_of_line(card, _BEGIN, front_start)
-    end_line = after and card.find(b"\n" + _END, after - 1)
+    block_end = front_start and _end_of_line(card, _BEGIN, front_start)
+    end_line = block_end and card.find(b"\n" + _END, block_end - 1)
     # The README's own text may contain the words of the end line: take the first one that is a whole line.
-    while after and end_line >= 0:
+    while block_end and end_line >= 0:
         if end := _end_of_line(card, _END, end_line + 1):
             return card[:front_start] + card[end:].replace(b"\n" + _REPLACED_PREFIX + b"base_model", b"\nbase_model", 1)
         end_line = card.find(b"\n" + _END, end_line + 1)
     return card
 
 
-def _end_of_line(card: bytes, line: bytes, at: int) -> int:
-    """Return where the next line begins if there is exactly `line` at offset `at`, else 0."""
-    end = at + len(line)
-    if not card.startswith(line, at):
+def _end_of_line(card: bytes, line: bytes, offset: int) -> int:
+    """Return where the next line begins if there is exactly `line` at `offset`, else 0."""
+    end = offset + len(line)
+    if not card.startswith(line, offset):
         return 0
     return next((end + len(newline) for newline in (b"\n", b"\r\n") if card.startswith(newline, end)), 0)
 

@@ -50,9 +50,9 @@ def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progre
     blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
     total, done_bytes = sum(blob.size for blob, _ in blobs.values()), 0
 
-    def report(n: int) -> None:
+    def report(count: int) -> None:
         nonlocal done_bytes
-        done_bytes += n
+        done_bytes += count
         if progress:
             progress(min(done_bytes, total), total)
 

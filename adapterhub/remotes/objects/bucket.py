@@ -177,7 +177,7 @@ class Bucket:
     def numbers(self, prefix: str, limit: int) -> list[int]:
         """Return the numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: only a hint.
 
-        At most the first `most` objects are listed, and no number above `most` is returned.
+        At most the first `limit` objects are listed, and no number above `limit` is returned.
         """
         with self._errors(prefix) as obstore:
             names = (item["path"].rpartition("/")[2] for page in obstore.list(self._object_store(), prefix) for item in page)

@@ -48,7 +48,7 @@ class RegistryClient(Client):
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
     ) -> RegistryClient:
-        """Return a client of an address's registry; `find` is called when the registry first asks for credentials.
+        """Return a client of an address's registry; `find_credentials` is called when the registry first asks for credentials.
 
         `hint` is for a login that this program has no way to make; by default, the hint is to log in to the registry.
         """
@@ -98,7 +98,7 @@ def _is_token(text: str) -> bool:
 
 
 class Login:
-    """Authentication at the registry of an address; `find` is called when the registry first asks for credentials."""
+    """Authentication at the registry of an address; `find_credentials` is called when it first asks for them."""
 
     def __init__(
         self,

@@ -191,29 +191,29 @@ def _members(text: str) -> dict[str, tuple[int, int, int]]:
     return spans
 
 
-def _token(text: str, at: int) -> int:
-    """Return the next position from `at` on that is not a space, comma or colon between tokens of JSON."""
-    while text[at] in " \t\r\n,:":
-        at += 1
-    return at
+def _token(text: str, position: int) -> int:
+    """Return the next position from `position` on that is not a space, comma or colon between tokens of JSON."""
+    while text[position] in " \t\r\n,:":
+        position += 1
+    return position
 
 
 def _with_member(text: str, key: str, value: str | None) -> str:
     """Return the JSON object `text` with a member set, or removed for None; all other characters stay."""
-    members, begin = _members(text), text.index("{") + 1
+    members, content_start = _members(text), text.index("{") + 1
     spans = list(members.values())
     if key not in members:
         # Repeat the whitespace before the first member, to keep the style of the file.
-        indent = text[begin : spans[0][0]] if spans else ""
+        indent = text[content_start : spans[0][0]] if spans else ""
         member = f"{indent}{json.dumps(key)}: {value}{',' if spans else ''}"
-        return text if value is None else text[:begin] + member + text[begin:]
-    start, at, end = members[key]
+        return text if value is None else text[:content_start] + member + text[content_start:]
+    start, value_start, end = members[key]
     if value is not None:
-        return text[:at] + value + text[end:]
-    index = spans.index((start, at, end))
+        return text[:value_start] + value + text[end:]
+    index = spans.index((start, value_start, end))
     if index + 1 < len(spans):
         return text[:start] + text[spans[index + 1][0] :]
-    return text[: spans[index - 1][2]] + text[end:] if index else text[:begin] + text[text.rindex("}") :]
+    return text[: spans[index - 1][2]] + text[end:] if index else text[:content_start] + text[text.rindex("}") :]
 
 
 # ---- helpers

@@ -339,18 +339,18 @@ class _GzipLayer:
         self._done = 0
         self._lock = threading.Lock()
 
-    def reader(self, at: int) -> _LayerReader:
-        """Return a reader of the bytes from `at` on."""
-        return _LayerReader(self, at)
+    def reader(self, offset: int) -> _LayerReader:
+        """Return a reader of the bytes from `offset` on."""
+        return _LayerReader(self, offset)
 
-    def read_at(self, buffer: memoryview, at: int) -> int:
-        """Read up to `len(buffer)` bytes from `at` on into `buffer`; return how many, 0 at the end."""
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Read up to `len(buffer)` bytes from `offset` on into `buffer`; return how many, 0 at the end."""
         with self._lock:
-            while self._done <= at and self._decompress_more():
+            while self._done <= offset and self._decompress_more():
                 pass
             with local_errors(self._folder):
-                self._file.seek(at)
-                return self._file.readinto(buffer[: max(self._done - at, 0)]) or 0
+                self._file.seek(offset)
+                return self._file.readinto(buffer[: max(self._done - offset, 0)]) or 0
 
     def _decompress_more(self) -> bool:
         """Decompress the next chunk; return False at the end."""
@@ -374,8 +374,8 @@ class _GzipLayer:
 class _LayerReader:
     """A reader of decompressed bytes, from a position on."""
 
-    def __init__(self, layer: _GzipLayer, at: int) -> None:
-        self._layer, self._at = layer, at
+    def __init__(self, layer: _GzipLayer, offset: int) -> None:
+        self._layer, self._at = layer, offset
 
     def readinto(self, buffer: Any, /) -> int:
         """Read up to `len(buffer)` bytes; return 0 at the end."""

@@ -267,7 +267,7 @@ def file_of(place: Referring, referrer: Referrer, subject: Digest, limit: int) -
     The file may have `limit` bytes, and the manifest as many as one with a file and some annotations has.
 
     Raises:
-        FormatError: It is about another manifest than `about`, has not exactly one file, or one of both is too large.
+        FormatError: It is about another manifest than `subject`, has not exactly one file, or one of both is too large.
     """
     label = f"{place.where}@{referrer.digest}"
     if referrer.size > _MAX_SINGLE_FILE_MANIFEST:
@@ -299,7 +299,7 @@ def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
-            with received(place, layer, confined, part):
-                os.replace(part, path)
+            part_path = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
+            with received(place, layer, confined, part_path):
+                os.replace(part_path, path)
     return sorted(layer.path for layer in files)

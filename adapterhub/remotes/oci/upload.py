@@ -155,7 +155,7 @@ class Uploader:
         return self.notes.new() if self._in_pieces(size) else Note(None)
 
     def _send_pieces(self, sending: Sending, url: str, offset: int, note: Note, label: str, *, least: int = 0) -> str:
-        """Send a blob from `at` on, recording the progress; return the URL to finish it at."""
+        """Send a blob from `offset` on, recording the progress; return the URL to finish it at."""
         blob, size = sending.blob, max(self.piece, least)
         note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
         while offset < blob.size:

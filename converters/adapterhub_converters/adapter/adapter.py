@@ -80,7 +80,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Source:
-    """What an adapter's file has beyond the canonical form, so that a writer of the same format reproduces its bytes.
+    """The content of an adapter's file beyond the canonical form, so that a writer of the same format reproduces its bytes.
 
     Attributes:
         format: The name of the format.
@@ -207,7 +207,7 @@ def refuse_tuned(adapter: Adapter) -> None:
 
 
 def refuse_differences(adapter: Adapter, label: str) -> None:
-    """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `where` is the format."""
+    """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `label` is the format."""
     if adapter.added:
         raise refused(label, _difference_problems(adapter))
 
@@ -281,7 +281,7 @@ def factored_out(adapter: Adapter) -> Adapter:
 
 
 class Loss(IntEnum):
-    """What a conversion may do to a tensor, from best to worst."""
+    """The effects that a conversion may have on a tensor, from best to worst."""
 
     EXACT = 0
     """The bytes can be recovered."""
@@ -317,7 +317,7 @@ class TensorLoss:
 
 @dataclass(frozen=True, repr=False)
 class LossReport:
-    """What happened to every tensor in a conversion.
+    """A report on every tensor in a conversion.
 
     Attributes:
         losses: One line for each tensor of the source.

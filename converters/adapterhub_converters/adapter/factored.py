@@ -394,7 +394,7 @@ def pair_numbers(deltas: Iterable[object]) -> int:
 
 
 def check_growth(stored_numbers: int, pair_count: int, label: str) -> None:
-    """Raise a RefusedError if an adapter would have far more numbers in low-rank pairs than its `own`."""
+    """Raise a RefusedError if an adapter would have far more numbers in low-rank pairs than its `stored_numbers`."""
     # Small adapters may grow by any factor, large ones by a bounded one.
     if pair_count > min(_MAX_NUMBERS, _FREE_NUMBERS + _MAX_GROWTH * stored_numbers):
         problem = f"{stored_numbers:,} numbers are to become low-rank pairs of {pair_count:,}"

@@ -203,8 +203,8 @@ class Architecture:
     def _full_name(self, module: str) -> str:
         """Return the name that a module of the text model has in the complete model."""
         # In a vision or audio model, the text model is under a prefix.
-        inside = module.startswith("model.") and self.text != "model"
-        return f"{self.text}.{module.removeprefix('model.')}" if inside else module
+        is_in_text_model = module.startswith("model.") and self.text != "model"
+        return f"{self.text}.{module.removeprefix('model.')}" if is_in_text_model else module
 
     def _expert(self, path: str) -> tuple[int, str] | None:
         """Return the number of an expert and the path within it."""
@@ -322,8 +322,8 @@ def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> O
     # The rule of llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
     if keys == values:
         return 0
-    first = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
-    return first, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
+    first_row = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
+    return first_row, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
 
 
 def _falcon_groups(module: str, config: Mapping[str, Any], label: str) -> int:

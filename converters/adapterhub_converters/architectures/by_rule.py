@@ -77,7 +77,7 @@ def _modules(*paths: str) -> dict[str, str]:
 def _row(
     gguf: str, classes: dict[str, str], *extra_paths: str, linear: dict[str, str] | None = None, **fields: Any
 ) -> Architecture:
-    """Return a row: attention and a gated MLP, or the modules in `linear`, and the modules `more`."""
+    """Return a row: attention and a gated MLP, or the modules in `linear`, and the modules `extra_paths`."""
     linear = (ATTENTION | MLP if linear is None else linear) | _modules(*extra_paths)
     return Architecture(gguf, classes, linear=linear, **{"norms": NORMS, "top": TOP, **fields}, whole=False)
 

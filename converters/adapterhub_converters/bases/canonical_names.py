@@ -111,13 +111,13 @@ def in_memory(name: str, model_type: str) -> str:
     # In order: a rule may apply to the result of one before it.
     for pattern, replacement in _rules(model_type):
         name = pattern.sub(replacement, name)
-    old = next((old for old in _TENSORFLOW_NAMES if name.endswith(old)), None)
-    return name.removesuffix(old) + _TENSORFLOW_NAMES[old] if old else name
+    old_suffix = next((old_suffix for old_suffix in _TENSORFLOW_NAMES if name.endswith(old_suffix)), None)
+    return name.removesuffix(old_suffix) + _TENSORFLOW_NAMES[old_suffix] if old_suffix else name
 
 
 @cache
 def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
-    return tuple((linear.Pattern(pattern), new) for pattern, new in _RULES_BY_TYPE.get(model_type, ()))
+    return tuple((linear.Pattern(pattern), replacement) for pattern, replacement in _RULES_BY_TYPE.get(model_type, ()))
 
 
 # ---- Names of the checkpoint
@@ -206,7 +206,8 @@ def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTenso
 def _can_split_experts(tensor: BaseTensor, stems: tuple[str, ...], tensor_count: int) -> bool:
     """Return whether a tensor is `(experts, …)` with rows shared by the stems, and few enough experts for one file's tensors.
 
-    The limit counts the `before` tensors that were split already: a shape in a header must not decide how much memory is used.
+    The limit counts the tensors that were split already (`tensor_count`): a shape in a header must not decide how much memory
+    is used.
     """
     is_divisible = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
     return is_divisible and tensor_count + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
@@ -264,7 +265,7 @@ def _regroup(architecture: Architecture, tensors: Tensors, config: Mapping[str, 
 def _split_fused(
     architecture: Architecture, name: str, tensors: dict[str, BaseTensor], config: Mapping[str, Any]
 ) -> dict[str, BaseTensor]:
-    """Return the parts of a fused tensor, which is removed from `found`; empty if they are unknown."""
+    """Return the parts of a fused tensor, which is removed from `tensors`; empty if they are unknown."""
     tensor = tensors[name]
     stem, _, kind = name.rpartition(".")
     prefix, dot, fused_name = stem.rpartition(".")

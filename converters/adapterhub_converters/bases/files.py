@@ -59,7 +59,7 @@ class Files(Protocol):
         """Return the digest of a file's bytes; None if the file is missing or the digest would take too long."""
 
     def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply `do` to every item and return the results in order; concurrently where most of the time is spent waiting."""
+        """Apply `function` to every item and return the results in order; concurrently if they mostly wait."""
 
 
 def read_object(files: Files, name: str) -> dict[str, Any] | None:
@@ -147,5 +147,5 @@ class LocalFiles:
             return None
 
     def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply `do` to one item after the other."""
+        """Apply `function` to one item after the other."""
         return [function(item) for item in items]

@@ -96,42 +96,42 @@ _PartHeader = tuple[Ranged, gguf_file.GGUFHeader]
 
 def _part_names(files: Files, name: str) -> list[str]:
     """Return the names of all parts of a model that `name` is a part of."""
-    part = _PART_NAME.fullmatch(name)
-    if part is None:
+    part_match = _PART_NAME.fullmatch(name)
+    if part_match is None:
         return [name]
-    count = int(part["count"])
-    if not 1 <= int(part["part"]) <= count:
+    count = int(part_match["count"])
+    if not 1 <= int(part_match["part"]) <= count:
         raise FormatError(files.label(name), "its name has a part number that is out of range")
-    return [f"{part['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    return [f"{part_match['stem']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def _read_part(files: Files, name: str) -> _PartHeader:
     """Read the header of one part."""
     ranged = files.ranged(name)
-    part = _PART_NAME.fullmatch(name)
+    part_match = _PART_NAME.fullmatch(name)
     if ranged is None:
-        problem = f"no such file: one of {int(part['count'])} parts of a model" if part else "no such file"
-        hint = "Download it: all parts are read together" if part else ""
+        problem = f"no such file: one of {int(part_match['count'])} parts of a model" if part_match else "no such file"
+        hint = "Download it: all parts are read together" if part_match else ""
         raise NotFoundError(files.label(name), problem, hint, code="no-such-file")
     header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
     if "general.type" in header.metadata and header.text("general.type") != "model":
         raise FormatError(
             ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}", code="not-a-base"
         )
-    _check_part(header, part, ranged.where)
+    _check_part(header, part_match, ranged.where)
     return ranged, header
 
 
-def _check_part(header: gguf_file.GGUFHeader, part: linear.Match | None, label: str) -> None:
+def _check_part(header: gguf_file.GGUFHeader, part_match: linear.Match | None, label: str) -> None:
     """Check that header and name agree on the part's number and the number of parts."""
     in_header = (_header_number(header, "split.no", 0, label), _header_number(header, "split.count", 1, label))
-    in_name = (int(part["part"]) - 1, int(part["count"])) if part else (0, 1)
+    in_name = (int(part_match["part"]) - 1, int(part_match["count"])) if part_match else (0, 1)
     # A single file may state a count of 0 or 1.
     if in_header == in_name or (in_header[1] in (0, 1) and in_name[1] == 1):
         return
     description = f"part {in_header[0]} (from 0) of {in_header[1]}"
     hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
-    if not part:
+    if not part_match:
         raise RefusedError(label, f"{description} of a model, and its name has no part number", hint)
     raise FormatError(label, f"its header describes {description}, its name another", hint)
 
@@ -156,11 +156,11 @@ def _merge_parts(parts: Sequence[_PartHeader]) -> dict[str, gguf_file.GGUFTensor
             problem = f"tensor {duplicate!r} is also in an earlier part, so that the parts are not those of one model"
             raise FormatError(ranged.where, problem, "Download all of them again")
         tensors |= header.tensors
-    first, header = parts[0]
+    first_file, header = parts[0]
     # Read the total from the first part.
-    count = _header_number(header, "split.tensors.count", len(tensors), first.where)
+    count = _header_number(header, "split.tensors.count", len(tensors), first_file.where)
     if len(parts) > 1 and count != len(tensors):
-        raise FormatError(first.where, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
+        raise FormatError(first_file.where, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
     return tensors
 
 

@@ -216,13 +216,13 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
             single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None
         ]
         return _shards(files, names_present[0]) if names_present and names_present[0] != SINGLE else (names_present, None)
-    part = _PART_NAME.fullmatch(name)
-    if part is None:
+    part_match = _PART_NAME.fullmatch(name)
+    if part_match is None:
         return [name], None
-    count = int(part["count"])
-    if not 1 <= int(part["part"]) <= count <= _MAX_PARTS:
+    count = int(part_match["count"])
+    if not 1 <= int(part_match["part"]) <= count <= _MAX_PARTS:
         raise FormatError(files.label(name), "its name has a part number that is out of range")
-    return [f"{part['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)], None
+    return [f"{part_match['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)], None
 
 
 def _weight_map(index: Mapping[str, Any], label: str) -> dict[str, str]:

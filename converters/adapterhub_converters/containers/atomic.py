@@ -223,7 +223,7 @@ def _publish(pending: Path, out: Path, *, folder: bool) -> None:
 
 
 def _replace_output(pending: Path, out: Path, name: Path) -> None:
-    """Replace `out`, which the user calls `name`, by `inside`. A file is renamed over; a folder is moved aside first."""
+    """Replace `out`, which the user calls `name`, by `pending`. A file is renamed over; a folder is moved aside first."""
     if not pending.is_dir():
         _keep(out, pending)
         os.replace(pending, out)
@@ -239,16 +239,16 @@ def _replace_output(pending: Path, out: Path, name: Path) -> None:
         _keep(out / path, pending / path)
     # It stays locked under its new name, so that no other run restores or removes it.
     lock = locked(out)
-    old = out.with_name(pending.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
+    old_path = out.with_name(pending.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
     try:
-        out.rename(old)
+        out.rename(old_path)
         pending.rename(out)
         # The old output may go only once the new name is on disk.
         sync(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old_path, ignore_errors=True)
     finally:
-        if not _is_taken(out) and _is_taken(old):
-            old.rename(out)
+        if not _is_taken(out) and _is_taken(old_path):
+            old_path.rename(out)
         if lock is not None:
             os.close(lock)
 
@@ -269,18 +269,18 @@ _KIND_NAMES = {"layout": "an image layout", "ollama": "a folder for Ollama", "ad
 
 def _restore_old(out: Path) -> None:
     """Restore the output that a killed run had moved aside, or remove it if the new output already has its name."""
-    for old in out.parent.glob(f".{escaped(out.name)}.old-*"):
-        lock = locked(old)
+    for old_path in out.parent.glob(f".{escaped(out.name)}.old-*"):
+        lock = locked(old_path)
         if lock is None:
             continue
         try:
             if os.fstat(lock).st_uid != os.geteuid():
                 continue
             if _is_taken(out):
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(old_path, ignore_errors=True)
             else:
                 with suppress(OSError):
-                    old.rename(out)
+                    old_path.rename(out)
         finally:
             os.close(lock)
 

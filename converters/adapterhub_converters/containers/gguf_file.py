@@ -146,7 +146,7 @@ class _Cursor:
         return self._buffer_start + self._buffer_position
 
     def need(self, count: int, item: str) -> None:
-        """Raise a FormatError if fewer than `n` bytes are left."""
+        """Raise a FormatError if fewer than `count` bytes are left."""
         bytes_left = self._limit - self.position
         if count > bytes_left and self._exceeds_limit:
             raise FormatError(self.where, f"{item} ends beyond the limit of {MAX_HEADER} bytes for a header")
@@ -154,7 +154,7 @@ class _Cursor:
             raise FormatError(self.where, f"truncated: {item} takes {count} bytes, the file has {bytes_left} left")
 
     def _fill(self, count: int, item: str) -> None:
-        """Fill the buffer with at least `n` bytes from the position on."""
+        """Fill the buffer with at least `count` bytes from the position on."""
         self.need(count, item)
         unread = self._buffer[self._buffer_position :]
         end = self.position + len(unread)
@@ -164,14 +164,14 @@ class _Cursor:
             raise FormatError(self.where, f"truncated: the file ended while {item} was read")
 
     def take(self, count: int, item: str) -> bytes:
-        """Read `n` bytes."""
+        """Read `count` bytes."""
         if count > len(self._buffer) - self._buffer_position:
             self._fill(count, item)
         self._buffer_position += count
         return self._buffer[self._buffer_position - count : self._buffer_position]
 
     def integer(self, size: int, item: str) -> int:
-        """Read an unsigned integer of `n` bytes."""
+        """Read an unsigned integer of `size` bytes."""
         return int.from_bytes(self.take(size, item), "little")
 
     def text(self, limit: int, item: str) -> str:
@@ -476,8 +476,8 @@ def write(
 ) -> None:
     """Write a version 3 file with just these keys and tensors, in the given order; incomplete if the process is killed.
 
-    Tensors are floats or integers of a dtype that GGUF supports, or already quantized. `late` is called once the tensors are
-    written: it returns the final values of keys in `metadata` that had placeholders of the same size.
+    Tensors are floats or integers of a dtype that GGUF supports, or already quantized. `final_values` is called once the
+    tensors are written: it returns the final values of keys in `metadata` that had placeholders of the same size.
     """
     entries = [
         (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)

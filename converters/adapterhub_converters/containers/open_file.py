@@ -139,9 +139,9 @@ class OpenFile:
     def _parse(self, size: int) -> None:
         """Parse the header of a file of `size` bytes; called once, when the file is open."""
 
-    def _read_at(self, offset: int, n: int) -> bytes:
+    def _read_at(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
-        return self._file.read(n)
+        return self._file.read(size)
 
     def _fill(self, buffer: memoryview, offset: int, name: str) -> None:
         """Fill `buffer` from byte `offset` on, with bytes of the tensor `name`."""
