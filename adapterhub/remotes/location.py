@@ -143,9 +143,9 @@ def parse(text: str) -> Place:
         UsageError: It is invalid. The message never repeats a password.
     """
     if not is_address(text):
-        schemes = ", ".join(f"{kind}://" for kind in kinds())
+        known_schemes = ", ".join(f"{kind}://" for kind in kinds())
         raise UsageError(
-            text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {schemes}"
+            text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {known_schemes}"
         )
     address: Place = _import_module(text).parse(text)
     return address
