@@ -43,8 +43,8 @@ class AdapterFolder:
     Args:
         folder: The adapter's own folder.
         where: Its name in errors.
-        send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it does
-            not take the file.
+        send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it
+            does not take the file.
         draft: What was read of the folder already.
     """
 

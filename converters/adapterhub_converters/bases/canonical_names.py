@@ -57,7 +57,7 @@ _IMAGE_RULES: _Rules = (
     (r"\bintermediate\.dense\b", "mlp.fc1"),
     (r"\boutput\.dense\b", "mlp.fc2"),
 )
-_RULES_BY_TYPE: dict[str, _Rules] = {
+_RULES: dict[str, _Rules] = {
     **dict.fromkeys(
         ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
          "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "voxtral", "fuyu"),
@@ -117,7 +117,7 @@ def in_memory(name: str, model_type: str) -> str:
 
 @cache
 def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
-    return tuple((linear.Pattern(pattern), replacement) for pattern, replacement in _RULES_BY_TYPE.get(model_type, ()))
+    return tuple((linear.Pattern(pattern), replacement) for pattern, replacement in _RULES.get(model_type, ()))
 
 
 # ---- Names of the checkpoint
