@@ -80,10 +80,10 @@ def line_of(text: str, table: str, key: str) -> int | None:
     for number, line in enumerate(text.splitlines(), 1):
         name, equals, _ = line.partition("=")
         if is_header(line) and "]" in line:
-            current_table = _unquoted(line.lstrip()[1:].partition("]")[0])
+            current_table = _strip_quotes(line.lstrip()[1:].partition("]")[0])
             if current_table == full_key or (not table and current_table.startswith(f"{key}.")):
                 return number
-        elif equals and (f"{current_table}.{_unquoted(name)}" if current_table else _unquoted(name)) == full_key:
+        elif equals and (f"{current_table}.{_strip_quotes(name)}" if current_table else _strip_quotes(name)) == full_key:
             return number
     return None
 
@@ -93,6 +93,6 @@ def is_header(line: str) -> bool:
     return line.lstrip().startswith("[")
 
 
-def _unquoted(name: str) -> str:
+def _strip_quotes(name: str) -> str:
     """Return a key without quotes and spaces."""
     return name.strip().replace('"', "").replace("'", "").replace(" ", "")
