@@ -1,4 +1,5 @@
-"""Adapters elsewhere: one seam (`remote`), `copy` over it, and a module for each kind of place.
+"""Adapters elsewhere: one interface (`protocol`), `copy_version` over it, and a package for each kind of remote.
 
-Blobs first, manifest last, then the tag; nothing that comes in gets a name before its digest is right.
+Every transfer stores the blobs first, then the manifest, then the tag; no incoming file gets its final name before its digest
+is verified.
 """

@@ -1,4 +1,4 @@
-"""`copy`: an adapter from anywhere to anywhere, under the same digest."""
+"""`copy_version`: an adapter from anywhere to anywhere, under the same digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .protocol import Progress, Put, Source, Target
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What a copy did: the manifest, how many bytes of blobs were sent, the rest being there, and what became of the tag."""
+    """The result of a copy: the manifest, how many bytes of missing blobs were sent, and the change of the tag."""
 
     manifest: Manifest
     sent: int
@@ -35,51 +35,58 @@ def copy(
     jobs: int = JOBS,
     pace: Pace | None = None,
 ) -> Copied:
-    """Have a version of `source` in `target`: its files, its config, its manifest, and then the tag. What is there stays.
+    """Copy a version from `source` to `target`: its files, its config, its manifest, then the tag. What is there already stays.
 
-    `jobs` blobs go at once; the first error stops them all, and the next run resumes where each stopped.
+    `jobs` blobs are copied at a time; the first error stops them all, and the next run resumes where each one stopped.
     """
-    made = source.manifest(reference)
-    blobs = unique(made)
+    manifest = source.manifest(reference)
+    blobs = unique(manifest)
     move = Move(blobs, progress, jobs, pace)
     watched = move.watched(source)
 
-    def one(blob: Descriptor) -> int:
+    def copy_blob(blob: Descriptor) -> int:
+        # Blobs are named by digest, so one that is there has the right bytes.
         return 0 if target.has(blob) else target.put_blob(blob, watched)
 
-    sent = sum(move.each(one, blobs, source, target))
-    return Copied(made, sent, target.put_manifest(made, tag))
+    sent = sum(move.each(copy_blob, blobs, source, target))
+    # The manifest, and with it the tag, last: nobody sees a version whose blobs are not all there.
+    return Copied(manifest, sent, target.put_manifest(manifest, tag))
 
 
-def unique(made: Manifest) -> list[Descriptor]:
-    """The blobs of a manifest, each once, the config last."""
-    return list({blob.digest: blob for blob in (*made.layers, made.config)}.values())
+def unique(manifest: Manifest) -> list[Descriptor]:
+    """Return the blobs of a manifest, each once, the config last."""
+    return list({blob.digest: blob for blob in (*manifest.layers, manifest.config)}.values())
 
 
-def read_manifest(source: Source, made: Manifest, where: str) -> AdapterManifest:
-    """Fetch the adapter.json of a version, of which no other file is needed; its bytes are verified.
+def read_manifest(source: Source, manifest: Manifest, label: str) -> AdapterManifest:
+    """Fetch only the adapter.json of a version, and verify its bytes.
 
     Raises:
-        RefusedError: The version has no adapter.json, so that nothing is known of it before its files are fetched.
+        RefusedError: The version has no adapter.json, so nothing is known about it before its files are fetched.
     """
-    blob = made.adapter_json
+    blob = manifest.adapter_json
     if blob is None or blob.size > json_file.MAX_CONFIG:
-        what = f"no {ADAPTER_JSON} to compare with the project's policy"
-        raise RefusedError(where, what, "Copy it to a registry without a policy first, which derives one", code="no-manifest")
-    return AdapterManifest.parse(read_blob(source, blob, where), f"{where}: {ADAPTER_JSON}")
+        problem = f"no {ADAPTER_JSON} to compare with the project's policy"
+        raise RefusedError(
+            label, problem, "Copy it to a registry without a policy first, which derives one", code="no-manifest"
+        )
+    return AdapterManifest.parse(read_blob(source, blob, label), f"{label}: {ADAPTER_JSON}")
 
 
-def declared(source: Source, made: Manifest, manifest: AdapterManifest, where: str) -> AdapterManifest:
-    """The manifest of a version with what its model card declares besides; the card is fetched, and its bytes are verified."""
-    return card.fill(manifest, card.decode(read_blob(source, made.card, where))) if made.card else manifest
+def declared(source: Source, manifest: Manifest, adapter_manifest: AdapterManifest, label: str) -> AdapterManifest:
+    """Return the manifest of a version completed by its model card, which is fetched and verified."""
+    return (
+        card.fill(adapter_manifest, card.decode(read_blob(source, manifest.card, label))) if manifest.card else adapter_manifest
+    )
 
 
-def read_blob(source: Source, blob: Descriptor, where: str) -> bytes:
-    """The verified bytes of a small blob, whose size the caller has limited."""
+def read_blob(source: Source, blob: Descriptor, label: str) -> bytes:
+    """Return the verified bytes of a small blob, whose size the caller has limited."""
     raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
     with source.open_blob(blob) as reader:
-        while len(raw) <= blob.size and (n := reader.readinto(buffer)):
-            raw += buffer[:n]
+        # Read at most one chunk beyond the expected size: a hostile source could go on forever.
+        while len(raw) <= blob.size and (count := reader.readinto(buffer)):
+            raw += buffer[:count]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
-        raise IntegrityError(f"{where}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
+        raise IntegrityError(f"{label}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
     return bytes(raw)

@@ -1,7 +1,7 @@
 """Downloads of blobs: hashed while they are received, resumed where they stopped, complete or not at all.
 
 A blob is written to a `.part` file. A note next to it, renewed every few megabytes, records how long the file is and the digest
-of that much. After a run that was killed, the next one resumes there if the file still has that digest.
+of that much. If a run is killed, the next one resumes there if the file still has that digest.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from adapterhub_converters.errors import ConflictError, FormatError, IntegrityEr
 
 from .protocol import Reader, Source, damaged
 
-# Bytes that are received again at most after a kill. A note is written twice as often: some bytes are not on the disk yet.
+# Maximum number of bytes to receive again after a kill. A note is written twice as often, since some bytes are not on disk yet.
 NOTED = 8 << 20
 PAUSES = (0.5, 1.0, 2.0)  # seconds
-_NOTE = ".json"
-_FIRST = linear.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
+_NOTE_SUFFIX = ".json"
+_RANGE_START = linear.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
 _AHEAD = 3  # chunks that may have been received and not hashed and written yet
 # Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
 # took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.
-_WRITE = 1 << 15
-_ENOUGH = 1 << 14  # bytes that a connection has to bring, or it counts as one that failed
+_WRITE_SIZE = 1 << 15
+_MIN_PROGRESS = 1 << 14  # bytes that a connection must deliver, or it counts as failed
 
 
 class Steady:
     """The bytes of a blob from `start` on, requested again from where the connection broke, as long as enough arrive.
 
     Attributes:
-        ranged: Whether a request began in the middle of the blob.
+        ranged: Whether any request began in the middle of the blob.
     """
 
     def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
         self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
         self._stack = ExitStack()
         self._reader: Reader | None = None
-        self._failed = self._brought = 0
+        self._failures = self._bytes_of_connection = 0
         self.ranged = False
 
     def __enter__(self) -> Steady:
@@ -67,26 +67,27 @@ class Steady:
         self._stack.close()
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Read up to `len(buffer)` bytes; 0 at the end."""
+        """Read up to `len(buffer)` bytes; return 0 at the end."""
         while True:
             try:
                 if self._reader is None:
                     self.ranged |= self._at > 0
                     self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._at))
-                n = self._reader.readinto(buffer) or 0
+                count = self._reader.readinto(buffer) or 0
             except CutError as error:
                 self._stack.close()
-                self._reader, self._brought = None, 0
-                if self._failed == len(self._pauses):
-                    tries = f" ({self._failed + 1} tries)" if self._failed else ""
+                self._reader, self._bytes_of_connection = None, 0
+                if self._failures == len(self._pauses):
+                    tries = f" ({self._failures + 1} tries)" if self._failures else ""
                     raise CutError(error.where, error.what + tries, "Try again later") from error
-                time.sleep(self._pauses[self._failed])
-                self._failed += 1
+                time.sleep(self._pauses[self._failures])
+                self._failures += 1
                 continue
-            self._brought += n
-            self._failed = 0 if self._brought >= _ENOUGH else self._failed
-            self._at += n
-            return n
+            self._bytes_of_connection += count
+            # A server that sends a few bytes per connection would otherwise be retried forever.
+            self._failures = 0 if self._bytes_of_connection >= _MIN_PROGRESS else self._failures
+            self._at += count
+            return count
 
 
 @contextmanager
@@ -97,97 +98,99 @@ def received(
 
     Raises:
         IntegrityError: The source has other bytes; none of them stay.
-        ConflictError: Another process is receiving it there, or others can write to the file.
+        ConflictError: Another process is receiving the blob there, or others can write to the file.
     """
     with local_errors(part), _claimed(files, part) as file:
-        state, done = _picked_up(files, file, part, blob)
-        for first in (True, False):
+        state, size = _resume_state(files, file, part, blob)
+        for is_first_try in (True, False):
             with (
-                Steady(source, blob, done, pauses=pauses) as reader,
-                _Sink(_Note(files, part), file, state, done, blob.size) as sink,
+                Steady(source, blob, size, pauses=pauses) as reader,
+                _PartWriter(_PartNote(files, part), file, state, size, blob.size) as sink,
             ):
-                done = _receive(reader, blob, sink)
-            if (done, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
+                size = _receive(reader, blob, sink)
+            if (size, "sha256:" + state.hexdigest()) == (blob.size, blob.digest):
                 break
             _remove(files, _note_path(part))
             file.truncate(0)
-            if not first or not reader.ranged:
+            if not is_first_try or not reader.ranged:
                 forget(files, part)
-                what = f"received {done} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
-                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", what, "They were discarded")
-            file.seek(0)  # some servers send another range than requested: fetch all of it, once
-            state, done = hashlib.sha256(), 0
+                problem = f"received {size} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
+                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", problem, "They were discarded")
+            # Some servers send another range than requested: fetch the complete blob, once.
+            file.seek(0)
+            state, size = hashlib.sha256(), 0
         yield part, file
+        # The caller has moved the file away: the note has served its purpose.
         if not files.exists(part):
             _remove(files, _note_path(part))
 
 
 @contextmanager
 def received_concurrently(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Like `received`; while another process receives the blob there, into a file of our own, removed in the end."""
+    """Do as `receive`, but if another process receives the blob there, use a file of our own, removed afterwards."""
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(received(source, blob, files, part))
+            received_file = stack.enter_context(received(source, blob, files, part))
         except ConflictError:
-            own = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
-            stack.callback(forget, files, own)
-            found = stack.enter_context(received(source, blob, files, own))
-        yield found
+            own_part = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
+            stack.callback(forget, files, own_part)
+            received_file = stack.enter_context(received(source, blob, files, own_part))
+        yield received_file
 
 
-def _receive(reader: Steady, blob: Descriptor, sink: _Sink) -> int:
+def _receive(reader: Steady, blob: Descriptor, sink: _PartWriter) -> int:
     """Receive the missing bytes; return how many there are then."""
-    at = sink.done
-    while at < blob.size and (n := reader.readinto(sink.room()[: min(CHUNK, blob.size - at)])):
-        sink.put(n)
-        at += n
-    return at
+    position = sink.done
+    while position < blob.size and (count := reader.readinto(sink.room()[: min(CHUNK, blob.size - position)])):
+        sink.put(count)
+        position += count
+    return position
 
 
-class _Sink:
-    """Hashes and writes bytes while the next ones are received, and records the progress, at its end as well.
+class _PartWriter:
+    """A writer that hashes and writes bytes while the next ones are received, and records the progress.
 
     One thread hashes and one writes, each in order. The writing thread writes the notes too, so that a note never counts a byte
     that is not written yet.
     """
 
-    def __init__(self, note: _Note, file: BinaryIO, state: Any, done: int, size: int) -> None:
-        self.done = self._noted = done
+    def __init__(self, note: _PartNote, file: BinaryIO, state: Any, size_so_far: int, size: int) -> None:
+        self.done = self._noted = size_so_far
         self._note, self._file, self._state = note, file, state
-        several = size - done > CHUNK
-        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if several else None
-        length = min(CHUNK, max(size - done, 1))
-        self._free: list[tuple[memoryview, tuple[Future[Any], ...]]] = [
-            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_AHEAD if several else 1)
+        in_threads = size - size_so_far > CHUNK
+        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if in_threads else None
+        length = min(CHUNK, max(size - size_so_far, 1))
+        self._buffers: list[tuple[memoryview, tuple[Future[Any], ...]]] = [
+            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_AHEAD if in_threads else 1)
         ]
         self._broken = False
 
-    def __enter__(self) -> _Sink:
+    def __enter__(self) -> _PartWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         try:
-            for _buffer, jobs in self._free:
+            for _buffer, jobs in self._buffers:
                 _wait(jobs)
             if self.done > self._noted:
                 self._note.write(self.done, self._state.hexdigest())
         except BaseException:
-            if kind is None:  # else the first error is the one to report
+            if error_type is None:  # otherwise, report the first error
                 raise
         finally:
             for pool in self._pools or ():
                 pool.shutdown()
 
     def room(self) -> memoryview:
-        """A buffer to fill for `put`."""
-        buffer, jobs = self._free[0]
+        """Return a buffer to fill for `consume`."""
+        buffer, jobs = self._buffers[0]
         _wait(jobs)
-        self._free[0] = buffer, _NO_JOBS
+        self._buffers[0] = buffer, _NO_JOBS
         return buffer
 
     def put(self, count: int) -> None:
-        """Hash and write the first `count` bytes of the buffer that `room` returned."""
-        buffer, _ = self._free.pop(0)
+        """Hash and write the first `count` bytes of the buffer that `next_buffer` returned."""
+        buffer, _ = self._buffers.pop(0)
         data = buffer[:count]
         self.done += count
         if self._pools:
@@ -196,26 +199,27 @@ class _Sink:
             if self.done - self._noted >= NOTED // 2:
                 self._noted = self.done
                 digest = hashing.submit(self._state.hexdigest)
-                jobs = (*jobs, writing.submit(self._noting, self.done, digest))
+                jobs = (*jobs, writing.submit(self._write_note, self.done, digest))
         else:
             self._state.update(data)
             self._write(data)
             jobs = _NO_JOBS
-        self._free.append((buffer, jobs))
+        self._buffers.append((buffer, jobs))
 
     def _write(self, data: memoryview) -> None:
+        # After a failed write, later chunks would leave a gap that the note does not know of.
         if self._broken:
             return
         try:
             while data:
-                data = data[self._file.write(data[:_WRITE]) :]
+                data = data[self._file.write(data[:_WRITE_SIZE]) :]
         except BaseException:
             self._broken = True
             raise
 
-    def _noting(self, done: int, digest: Future[str]) -> None:
+    def _write_note(self, size: int, digest: Future[str]) -> None:
         if not self._broken:
-            self._note.write(done, digest.result())
+            self._note.write(size, digest.result())
 
 
 _NO_JOBS: tuple[Future[Any], ...] = ()
@@ -237,18 +241,19 @@ def _remove(files: Inside, path: Path) -> None:
         files.remove(path)
 
 
-def _picked_up(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
-    """The hash and the number of the bytes of an earlier run; the file is cut there."""
+def _resume_state(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
+    """Return the hash and the number of the bytes that an earlier run received; the file is truncated to them."""
     state, size = hashlib.sha256(), 0
     with contextlib.suppress(OSError, FormatError, KeyError, RefusedError):
         note = json_file.parse_object(files.read(_note_path(part), 4096), str(part))
-        wanted, digest = note["size"], note["digest"]
-        if note["blob"] == blob.digest and type(wanted) is int and 0 < wanted <= blob.size:
+        noted_size, digest = note["size"], note["digest"]
+        # The note is only a hint: the bytes are hashed again, and used only if they have the recorded digest.
+        if note["blob"] == blob.digest and type(noted_size) is int and 0 < noted_size <= blob.size:
             buffer = memoryview(bytearray(CHUNK))
-            while size < wanted and (n := file.readinto(buffer[: min(CHUNK, wanted - size)])):  # type: ignore[attr-defined]
-                state.update(buffer[:n])
-                size += n
-            if (size, state.hexdigest()) == (wanted, digest):
+            while size < noted_size and (count := file.readinto(buffer[: min(CHUNK, noted_size - size)])):  # type: ignore[attr-defined]
+                state.update(buffer[:count])
+                size += count
+            if (size, state.hexdigest()) == (noted_size, digest):
                 file.truncate(size)
                 return state, size
     file.seek(0)
@@ -256,25 +261,25 @@ def _picked_up(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> t
     return hashlib.sha256(), 0
 
 
-class _Note:
+class _PartNote:
     """The note next to a `.part` file."""
 
     def __init__(self, files: Inside, part: Path) -> None:
         self._files, self._part = files, part
 
     def write(self, size: int, digest: str) -> None:
-        """Record how long the file is, and the digest of that much."""
+        """Record the length of the file, and the digest of that much."""
         text = json.dumps({"blob": f"sha256:{self._part.stem}", "size": size, "digest": digest})
         path = _note_path(self._part)
-        new = path.with_name(f"{os.urandom(12).hex()}-{path.name}")
-        with contextlib.suppress(OSError):  # without a note, more is received again
-            with self._files.create(new) as file:
+        new_path = path.with_name(f"{os.urandom(12).hex()}-{path.name}")
+        with contextlib.suppress(OSError):  # without a note, more bytes are received again
+            with self._files.create(new_path) as file:
                 file.write(text.encode())
-            self._files.move(new, path)
+            self._files.move(new_path, path)
 
 
 def _note_path(part: Path) -> Path:
-    return part.with_name(part.name + _NOTE)
+    return part.with_name(part.name + _NOTE_SUFFIX)
 
 
 @contextmanager
@@ -290,14 +295,15 @@ def _claimed(files: Inside, part: Path) -> Iterator[BinaryIO]:
                 raise ConflictError(str(part), "others can write to it", "Remove it")
             if not _locked(file):
                 raise ConflictError(str(part), "another process is receiving it", "Wait for that process", code="in-use")
-            # Between the two, the last owner may have moved the file to its final name: what is locked is then a finished blob.
+            # The last owner may have moved the file to its final name between opening and locking: then the lock is on a
+            # finished blob.
             if files.is_at(file, part):
                 yield file
                 return
 
 
 def _locked(file: BinaryIO) -> bool:
-    """Lock a file; False if another process has the lock, True on systems without locks."""
+    """Try to lock a file; return False if another process has the lock, True on systems without locks."""
     try:
         import fcntl
     except ImportError:
@@ -314,37 +320,38 @@ def _locked(file: BinaryIO) -> bool:
 def pass_over(reader: Reader, count: int) -> None:
     """Read and discard `count` bytes."""
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
-    while count and (n := reader.readinto(buffer[: min(len(buffer), count)])):
-        count -= n
+    while count and (read_count := reader.readinto(buffer[: min(len(buffer), count)])):
+        count -= read_count
 
 
-def seek(body: Body, blob: Descriptor, start: int, where: str) -> None:
-    """Check that a body has a blob from byte `start` on, which was requested; skip what comes before, if it has the whole blob.
+def seek(body: Body, blob: Descriptor, start: int, label: str) -> None:
+    """Check that a body has the requested range of a blob; if it has the complete blob, skip the bytes before `start`.
 
     Raises:
-        RemoteError: It has another range.
+        RemoteError: The body has another range.
         IntegrityError: It has another length.
     """
-    left = blob.size
+    expected_length = blob.size
     if body.status == 206:
-        left -= start
-        begins = _FIRST.match(body.headers.get("content-range", ""))
-        if not start or not begins or int(begins[1]) != start:
-            raise RemoteError(where, "the server sends another range than requested")
+        expected_length -= start
+        range_start = _RANGE_START.match(body.headers.get("content-range", ""))
+        # Nobody asked for a range if `start` is 0, and another range would be written to the wrong place.
+        if not start or not range_start or int(range_start[1]) != start:
+            raise RemoteError(label, "the server sends another range than requested")
     elif start:
         pass_over(body, start)
-    if body.length is not None and body.length != left:
-        raise IntegrityError(where, f"the server has {body.length} bytes of it, not {left}", "Ask its owner")
+    if body.length is not None and body.length != expected_length:
+        raise IntegrityError(label, f"the server has {body.length} bytes of it, not {expected_length}", "Ask its owner")
 
 
 def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:
-    """All bytes of a small blob, verified."""
+    """Return all bytes of a small blob, verified."""
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
     with Steady(source, blob, pauses=pauses) as reader:
-        while len(data) <= blob.size and (n := reader.readinto(buffer)):
-            data += buffer[:n]
-    whole = bytes(data)
-    digest = sha256_bytes(whole)
-    if (len(whole), digest) != (blob.size, blob.digest):
-        raise damaged(f"{source.where}: {blob.path or blob.digest}", len(whole), digest, blob)
-    return whole
+        while len(data) <= blob.size and (count := reader.readinto(buffer)):
+            data += buffer[:count]
+    content = bytes(data)
+    digest = sha256_bytes(content)
+    if (len(content), digest) != (blob.size, blob.digest):
+        raise damaged(f"{source.where}: {blob.path or blob.digest}", len(content), digest, blob)
+    return content

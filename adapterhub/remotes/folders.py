@@ -34,52 +34,53 @@ from .protocol import Progress, Reader, Source
 if TYPE_CHECKING:
     from adapterhub.manifest.describe import Draft
 
-Ahead = Callable[[str, int, Source], Digest | None]
+SendAhead = Callable[[str, int, Source], Digest | None]
 
 
 class AdapterFolder:
-    """The adapter in a folder, as a push publishes it; nothing is written there.
+    """The adapter in a folder, as a push publishes it; nothing is written to the folder.
 
     Args:
         folder: The adapter's own folder.
         where: Its name in errors.
-        ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None where it
-            does not take it.
+        send_ahead: Takes a large file, by its name and size, before its digest is known, and returns the digest; None if it
+            does not take the file.
         draft: What was read of the folder already.
     """
 
-    def __init__(self, folder: Path, where: str = "", ahead: Ahead | None = None, draft: Draft | None = None) -> None:
+    def __init__(self, folder: Path, label: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None) -> None:
         from adapterhub.manifest import describe  # needs numpy, which a pull does without
 
         self.folder = folder
-        self.where = where or str(folder)
+        self.where = label or str(folder)
         draft = draft or describe.draft(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = draft.listing.skipped
-        files = {path: _hashed(folder, path, ahead, draft.digests) for path in draft.listing.files}
+        files = {path: _digest_and_size(folder, path, send_ahead, draft.digests) for path in draft.listing.files}
         manifest, raw = draft.settle(files)
-        self._made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-        self._bytes = {self._made.config.digest: self._made.config_bytes, sha256_bytes(raw): raw}
-        self._paths = {layer.digest: folder / layer.path for layer in self._made.layers}
+        self._manifest = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+        self._bytes = {self._manifest.config.digest: self._manifest.config_bytes, sha256_bytes(raw): raw}
+        # Blobs are served by digest, wherever the file is in the folder.
+        self._paths = {layer.digest: folder / layer.path for layer in self._manifest.layers}
 
     def manifest(self, reference: str) -> Manifest:
-        """The only manifest, by its digest or as `latest`."""
-        if reference not in (LATEST, self._made.digest):
+        """Return the only manifest, by its digest or as `latest`."""
+        if reference not in (LATEST, self._manifest.digest):
             raise NotFoundError(f"{self.where}: {reference}", "a folder has one version", "Remove the tag")
-        return self._made
+        return self._manifest
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a file; those of the config and of adapter.json may exist in memory only."""
-        made = self._bytes.get(blob.digest)
-        if made is None and blob.digest not in self._paths:
+        """Open a file for reading; the config and adapter.json may exist only in memory."""
+        data = self._bytes.get(blob.digest)
+        if data is None and blob.digest not in self._paths:
             raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
-        file: Any = io.BytesIO(made) if made is not None else open_regular(self._paths[blob.digest])
+        file: Any = io.BytesIO(data) if data is not None else open_regular(self._paths[blob.digest])
         with file:
             file.seek(start)
             yield file
 
     def tags(self) -> list[str]:
-        """None: a folder is one version."""
+        """Return no tags: a folder is a single version."""
         return []
 
     def stop(self, *, on: bool = True) -> None:
@@ -89,8 +90,8 @@ class AdapterFolder:
 LARGE = 32 << 20  # bytes; a file that takes long enough to hash to be sent in the meantime
 
 
-class _File:
-    """One file as a source of one blob, for any digest."""
+class _SingleFile:
+    """A single file as a source, whatever digest is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.where = path, str(path.parent)
@@ -111,13 +112,16 @@ class _File:
         pass
 
 
-def _hashed(folder: Path, path: str, ahead: Ahead | None, known: Mapping[Path, Digest]) -> tuple[Digest, int]:
-    """The digest and the size of a file, which is sent meanwhile if somebody takes it."""
+def _digest_and_size(
+    folder: Path, path: str, send_ahead: SendAhead | None, digests: Mapping[Path, Digest]
+) -> tuple[Digest, int]:
+    """Return the digest and the size of a file, which is sent while it is hashed if `send_ahead` takes it."""
     with local_errors(folder / path):
         size = (folder / path).stat().st_size
-    digest = known.get(folder / path)
-    if digest is None and ahead and size >= LARGE:
-        digest = ahead(path, size, _File(folder / path))
+    digest = digests.get(folder / path)
+    # A large file is hashed while it is sent, so that it is read only once.
+    if digest is None and send_ahead and size >= LARGE:
+        digest = send_ahead(path, size, _SingleFile(folder / path))
     return digest or sha256_file(folder / path), size
 
 
@@ -135,128 +139,135 @@ def download(
 ) -> Manifest:
     """Write the files of a version into the folder `out`: all of them, verified, or none.
 
-    A run that was killed is resumed: the bytes it had received stay next to `out` until then. If the version has no
-    adapter.json, as other tools make it, that file is derived as in a push. If `out` has these files already, `found` is
+    After a run that was killed, the next one resumes: until then, the received bytes stay next to `out`. If the version has no
+    adapter.json, as other tools make it, that file is derived as in a push. If `out` already has these files, `found` is
     called, and nothing is written.
 
     Args:
-        source: It has the version.
+        source: The source that has the version.
         reference: Its tag or digest.
         out: Absent, empty, or what `replacing` admits.
-        progress: Called with bytes received and bytes in all.
-        replacing: Called with what is in `out`, before it is replaced, to raise OutputExistsError if it must not be. By
-            default it has to be a version that `source` has.
+        progress: Called with the bytes received and the bytes in total.
+        replacing: Called with the files in `out` before they are replaced, to raise OutputExistsError if they must not be. By
+            default they must be a version that `source` has.
         pauses: Seconds between attempts.
-        jobs: Files to receive at a time.
+        jobs: Number of files to receive at a time.
         pace: Limits the rate.
-        found: Called if nothing is to be done.
+        found: Called if there is nothing to do.
 
     Raises:
         OutputExistsError: `out` has something that would be lost.
     """
-    there = present.look(out)
-    made = source.manifest(reference)
-    if there is not None:
-        if there.holds(made):
+    present_files = present.look(out)
+    manifest = source.manifest(reference)
+    if present_files is not None:
+        if present_files.holds(manifest):
             if found:
                 found()
-            return made
+            return manifest
         if replacing is None:
-            there.check_lost(lambda digest: has_version(source, digest))
+            present_files.check_lost(lambda digest: has_version(source, digest))
         else:
-            replacing(there)
+            replacing(present_files)
         atomic.check_free(out, replace=True)
-    check_names((layer.path for layer in made.layers), source.where)
-    place = Path(os.path.abspath(out))
-    waiting = place.parent / f".{place.name}.pull-{made.digest[7:19]}"
-    kept = {layer.path for layer in made.layers if there is not None and there.has(layer)}
-    layers = list({layer.digest: layer for layer in made.layers if layer.path not in kept}.values())
+    # The names come from the source: none may lead out of the folder.
+    check_names((layer.path for layer in manifest.layers), source.where)
+    target = Path(os.path.abspath(out))
+    # The digest is in the name, so that only a pull of the same version resumes these files.
+    scratch = target.parent / f".{target.name}.pull-{manifest.digest[7:19]}"
+    kept_paths = {layer.path for layer in manifest.layers if present_files is not None and present_files.has(layer)}
+    # Files that `out` has already are linked or copied into the new folder rather than received.
+    layers = list({layer.digest: layer for layer in manifest.layers if layer.path not in kept_paths}.values())
     move = Move(layers, progress, jobs, pace)
     watched = move.watched(source)
 
-    def one(layer: Descriptor) -> None:
-        with received(watched, layer, files, _part(waiting, layer), pauses=pauses):
+    def receive_file(layer: Descriptor) -> None:
+        with received(watched, layer, files, _part_path(scratch, layer), pauses=pauses):
             pass
 
-    files = Inside(waiting)
-    _make(waiting)
+    files = Inside(scratch)
+    _make(scratch)
     try:
-        move.each(one, layers, source)
+        move.each(receive_file, layers, source)
     finally:
         with contextlib.suppress(OSError):
-            waiting.rmdir()  # if it is empty
+            scratch.rmdir()  # if it is empty
     try:
-        with atomic.whole(out, replace=there is not None) as folder, _named(folder, source.where):
-            _fill(folder, made, waiting, there, kept)
+        with atomic.whole(out, replace=present_files is not None) as folder, _errors_name(folder, source.where):
+            _assemble_folder(folder, manifest, scratch, present_files, kept_paths)
     finally:  # everything was received: another run would end the same way
-        shutil.rmtree(waiting, ignore_errors=True)
-        _sweep(waiting)
-    return made
+        shutil.rmtree(scratch, ignore_errors=True)
+        _remove_abandoned(scratch)
+    return manifest
 
 
 def has_version(source: Source, digest: Digest) -> bool:
-    """Tell whether a version is there, by its digest."""
+    """Return whether a source has a version, by its digest."""
     try:
         return source.manifest(digest).digest == digest
     except NotFoundError:
         return False
 
 
-def _part(waiting: Path, layer: Descriptor) -> Path:
-    return waiting / f"{layer.digest[7:]}.part"
+def _part_path(scratch: Path, layer: Descriptor) -> Path:
+    return scratch / f"{layer.digest[7:]}.part"
 
 
-def _make(waiting: Path) -> None:
+def _make(scratch: Path) -> None:
     """Create a folder of our own for incomplete files; refuse one that another user owns or can write to."""
-    with local_errors(waiting):
-        waiting.parent.mkdir(parents=True, exist_ok=True)
+    with local_errors(scratch):
+        scratch.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            waiting.mkdir(mode=0o700)
-        found = waiting.lstat()
-    if not stat.S_ISDIR(found.st_mode) or not is_only_mine(found):
-        what = "is not a folder, or others own it or can write to it"
-        raise LocalIOError(str(waiting), what, "Remove it, or write to another folder")
+            scratch.mkdir(mode=0o700)
+        info = scratch.lstat()
+    if not stat.S_ISDIR(info.st_mode) or not is_only_mine(info):
+        problem = "is not a folder, or others own it or can write to it"
+        raise LocalIOError(str(scratch), problem, "Remove it, or write to another folder")
 
 
-def _sweep(waiting: Path) -> None:
+def _remove_abandoned(scratch: Path) -> None:
     """Remove the files that killed pulls of other versions to the same folder left more than a day ago."""
-    for old in waiting.parent.glob(glob.escape(waiting.name[:-12]) + "*"):
+    for folder in scratch.parent.glob(glob.escape(scratch.name[:-12]) + "*"):
         with contextlib.suppress(OSError):
-            if is_hex(old.name[-12:], 12) and max(_ages(old)) < time.time() - ABANDONED:
-                shutil.rmtree(old, ignore_errors=True)
+            if is_hex(folder.name[-12:], 12) and max(_modification_times(folder)) < time.time() - ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ages(folder: Path) -> list[float]:
+def _modification_times(folder: Path) -> list[float]:
     return [path.lstat().st_mtime for path in (folder, *folder.iterdir())]
 
 
-def _fill(folder: Path, made: Manifest, waiting: Path, there: Present | None, kept: set[str]) -> None:
-    """Give the received files their names in `folder`, add those of `there` that are kept, and check it as a push does."""
-    received = [layer for layer in made.layers if layer.path not in kept]
-    last = {layer.digest: layer.path for layer in received}
-    for layer in made.layers:
+def _assemble_folder(
+    folder: Path, manifest: Manifest, scratch: Path, present_files: Present | None, kept_paths: set[str]
+) -> None:
+    """Give the received files their names in `folder`, add the files that are kept, and check all as a push does."""
+    received = [layer for layer in manifest.layers if layer.path not in kept_paths]
+    last_paths = {layer.digest: layer.path for layer in received}
+    for layer in manifest.layers:
         path = folder / layer.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if there is not None and layer.path in kept:
-            there.keep(layer.path, path)
-        elif last[layer.digest] == layer.path:
-            os.replace(_part(waiting, layer), path)
+        # Two paths may have the same content: the last one takes the received file, the others get copies.
+        if present_files is not None and layer.path in kept_paths:
+            present_files.keep(layer.path, path)
+        elif last_paths[layer.digest] == layer.path:
+            os.replace(_part_path(scratch, layer), path)
         else:
-            shutil.copyfile(_part(waiting, layer), path)
-    if there is not None:
-        there.check_unchanged()
+            shutil.copyfile(_part_path(scratch, layer), path)
+    if present_files is not None:
+        present_files.check_unchanged()
     listing(folder, strict=True)
     from adapterhub.manifest import describe  # needs numpy
 
-    if made.adapter_json is not None:
+    # The manifest must be true of the files, as in a push; without one, it is derived from them.
+    if manifest.adapter_json is not None:
         describe.true_manifest(folder)
     else:
-        files = {layer.path: (layer.digest, layer.size) for layer in made.layers}
+        files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
         (folder / ADAPTER_JSON).write_bytes(describe.settle(folder, files)[1])
 
 
 @contextlib.contextmanager
-def _named(folder: Path, name: str) -> Iterator[None]:
+def _errors_name(folder: Path, name: str) -> Iterator[None]:
     """Show `name` in errors for a temporary folder."""
     try:
         yield

@@ -1,7 +1,7 @@
-"""Whom the user has dealt with before: the owners of addresses (`Place.owner`).
+"""The hosts that the user has dealt with before: the owners of addresses (`RemoteAddress.owner`).
 
-A project's files travel with its repository, so their author chooses the hosts in them. Such a host is asked only if it
-is known: from the user's own remotes and logins, from an answer given once, which is kept in a file, or from a list.
+A project's files travel with its repository, so their author chooses the hosts in them. Such a host is contacted only if it is
+known: from the user's own remotes and logins, from an answer given once, which is kept in a file, or from a list.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _HEAD = "# Whom adapterhub may ask although only a project names them, one a lin
 
 @dataclass(frozen=True)
 class KnownHosts:
-    """Those that a user has dealt with.
+    """The owners of addresses that a user has dealt with.
 
     Attributes:
         path: The file of those that were allowed once.
-        allowed: Further ones, each as it is as an owner, or `HOST[:PORT]` for one with TLS or on this machine.
+        allowed: Further owners, or `HOST[:PORT]` for one with TLS or on this machine.
         remotes: URLs of the user's own remotes.
-        docker: docker's config.json; who has a login there is known.
+        docker: docker's config.json; hosts with a login in it are known.
     """
 
     path: Path
@@ -39,25 +39,29 @@ class KnownHosts:
     remotes: Sequence[str] = ()
     docker: Path | None = None
 
-    def knows(self, found: str) -> bool:
-        """Tell whether an owner is one of them; nothing but files is read."""
+    def knows(self, owner: str) -> bool:
+        """Return whether an owner is known; only files are read."""
         from .oci import credentials
 
-        if found in ("", _HUGGING_FACE, *user_files.read(self.path).splitlines()):
+        if owner in ("", _HUGGING_FACE, *user_files.read(self.path).splitlines()):
             return True
         for url in self.remotes:
-            with suppress(AdapterhubError):  # a remote that cannot be used is reported where it is used
-                if location.parse(nobody(url)).owner == found:
+            with suppress(AdapterhubError):  # an unusable remote is reported when it is used
+                if location.parse(nobody(url)).owner == owner:
                     return True
-        parts = urlsplit(found)
-        if parts.scheme not in ("https", "http"):
-            return found in self.allowed
-        plain = parts.scheme == "http" and not is_loopback(parts.hostname or "")
-        names = {found} if plain else {found, parts.netloc}
-        listed = any(text.rstrip("/").lower() in names for text in self.allowed)
-        return listed or (self.docker is not None and credentials.is_named(parts.netloc, self.docker, plain=plain))
+        # Only HTTP has the short form HOST[:PORT], and logins.
+        url_parts = urlsplit(owner)
+        if url_parts.scheme not in ("https", "http"):
+            return owner in self.allowed
+        is_plaintext = url_parts.scheme == "http" and not is_loopback(url_parts.hostname or "")
+        # A bare HOST in the list means one with TLS or on this machine; plain HTTP elsewhere needs the full owner.
+        names = {owner} if is_plaintext else {owner, url_parts.netloc}
+        is_listed = any(text.rstrip("/").lower() in names for text in self.allowed)
+        return is_listed or (
+            self.docker is not None and credentials.is_named(url_parts.netloc, self.docker, plain=is_plaintext)
+        )
 
-    def keep(self, found: str) -> None:
-        """Remember one."""
-        if not self.knows(found):
-            user_files.change(self.path, lambda text: (text or _HEAD) + f"{found}\n")
+    def keep(self, owner: str) -> None:
+        """Remember an owner."""
+        if not self.knows(owner):
+            user_files.change(self.path, lambda text: (text or _HEAD) + f"{owner}\n")

@@ -1,4 +1,4 @@
-"""The versions at an address: what each tag is at, read from its manifest and, for an adapter, from its adapter.json."""
+"""The versions at a remote address: what each tag is at, read from its manifest and, for an adapter, from its adapter.json."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .protocol import Connected
 ADAPTER, IMAGE, OTHER = "adapter", "image", "other"
 _IMAGE_OF = "io.adapterhub.digest"
 _BASE = "io.adapterhub.base.repo"
-_NOT_READ = (FormatError, IntegrityError, NotFoundError, RefusedError)
+_UNREADABLE = (FormatError, IntegrityError, NotFoundError, RefusedError)
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedVersion:
     """A version with its tags.
 
     Attributes:
-        tags: Its tags, the number first.
-        kind: ADAPTER, IMAGE for a container image that contains one, or OTHER.
-        digest: Of its manifest; empty if that is not one of an adapter or an image.
-        size: Bytes of its files.
+        tags: Its tags, the version number first.
+        kind: ADAPTER, IMAGE for a container image that contains an adapter, or OTHER.
+        digest: Digest of its manifest; empty if that is not the manifest of an adapter or an image.
+        size: Size of its files in bytes.
         base: The base model's name.
         created: When its training began, ISO 8601 in UTC.
     """
@@ -43,32 +43,36 @@ class Listed:
     created: str | None = None
 
 
-def versions(remote: Connected, tags: Sequence[str]) -> list[Listed]:
-    """The versions that these tags are at, the highest number first; a manifest that cannot be read is one by itself."""
-    found: dict[str, tuple[Manifest | None, list[str]]] = {}
+def versions(remote: Connected, tags: Sequence[str]) -> list[ListedVersion]:
+    """Return the versions that these tags are at, highest number first; an unreadable manifest is a version of its own."""
+    manifests_and_tags: dict[str, tuple[Manifest | None, list[str]]] = {}
+    # A manifest takes a request per tag, so read several at once where the remote allows it.
     with ThreadPoolExecutor(remote.at_once) as pool:
-        for tag, made in zip(tags, pool.map(lambda tag: _manifest(remote, tag), tags), strict=True):
-            found.setdefault(made.digest if made else tag, (made, []))[1].append(tag)
-        listed = list(pool.map(lambda one: _listed(remote, *one), found.values()))
-    return sorted(listed, key=lambda one: (-(references.number(one.tags[0]) or 0), one.tags))
+        for tag, manifest in zip(tags, pool.map(lambda tag: _read_manifest(remote, tag), tags), strict=True):
+            # Tags of one digest are one version.
+            manifests_and_tags.setdefault(manifest.digest if manifest else tag, (manifest, []))[1].append(tag)
+        listed = list(pool.map(lambda entry: _describe_version(remote, *entry), manifests_and_tags.values()))
+    return sorted(listed, key=lambda version: (-(references.number(version.tags[0]) or 0), version.tags))
 
 
-def _manifest(remote: Connected, tag: str) -> Manifest | None:
-    with suppress(*_NOT_READ):
+def _read_manifest(remote: Connected, tag: str) -> Manifest | None:
+    """Return the manifest of a tag; None if it cannot be read as one."""
+    with suppress(*_UNREADABLE):
         return remote.manifest(tag)
     return None
 
 
-def _listed(remote: Connected, made: Manifest | None, tags: Sequence[str]) -> Listed:
+def _describe_version(remote: Connected, manifest: Manifest | None, tags: Sequence[str]) -> ListedVersion:
     ordered = tuple(sorted(tags, key=lambda tag: (references.number(tag) is None, tag)))
-    if made is None:
-        return Listed(ordered, OTHER)
-    kind = ADAPTER if any(is_weights(layer.path) for layer in made.layers) else OTHER
-    kind = IMAGE if _IMAGE_OF in made.annotations else kind
-    base, created = made.annotations.get(_BASE), None
+    if manifest is None:
+        return ListedVersion(ordered, OTHER)
+    # Attachments and other artifacts have no weights by name.
+    kind = ADAPTER if any(is_weights(layer.path) for layer in manifest.layers) else OTHER
+    kind = IMAGE if _IMAGE_OF in manifest.annotations else kind
+    base, created = manifest.annotations.get(_BASE), None
     if kind == ADAPTER:
-        with suppress(*_NOT_READ):
-            manifest = read_manifest(remote, made, remote.where)
-            base = manifest.base.repo or base
-            created = manifest.training.created if manifest.training else None
-    return Listed(ordered, kind, made.digest, made.size, base, created)
+        with suppress(*_UNREADABLE):
+            adapter_manifest = read_manifest(remote, manifest, remote.where)
+            base = adapter_manifest.base.repo or base
+            created = adapter_manifest.training.created if adapter_manifest.training else None
+    return ListedVersion(ordered, kind, manifest.digest, manifest.size, base, created)

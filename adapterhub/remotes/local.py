@@ -1,4 +1,4 @@
-"""One name of the local registry as a source and a target."""
+"""One name in the local registry as a source and a target."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Local:
-    """One name of an open registry. What is put needs `Local.at_work` around it, as a gc would take it otherwise.
+    """One name in an open registry. Write to it inside `lease_for_push`, or a concurrent gc could remove the blobs.
 
     Attributes:
-        version: The version that the last manifest which was put has become.
-        policy: The project's; a manifest that it does not allow is not put.
+        version: The version that the manifest stored last has become.
+        policy: The project's policy; a manifest that it does not allow is refused.
     """
 
     def __init__(self, registry: Registry, name: str, policy: Policy | None = None) -> None:
@@ -42,32 +42,32 @@ class Local:
 
     @contextmanager
     def at_work(self) -> Iterator[Local]:
-        """Blobs that are put in here stay until a manifest names them."""
+        """Keep blobs that are stored in this context until a manifest names them."""
         self.registry.store.files.sweep()
         with self.registry.store.lease("push"):
             yield self
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a version, by tag, number or digest."""
+        """Return the manifest of a version, by tag, number or digest."""
         separator = "@" if ":" in reference else ":"
         version = self.registry.resolve(Ref.parse(f"{self.name}{separator}{reference}"))
         return oci_manifest.parse(self.registry.store.read_document(version.digest), str(version.ref))
 
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a blob from `start` on."""
+        """Open a blob for reading from `start` on."""
         if not self.registry.store.has(blob.digest, blob.size):
             raise NotFoundError(self.name, f"the registry has no blob {blob.digest} of {blob.size} bytes")
         with self.registry.store.open_blob(blob.digest) as file:
             reader = cast(Reader, file)
             if start and file.seekable():
                 file.seek(start)
-            else:  # a compressed blob is read from its start
+            else:  # a compressed blob can only be read from its start
                 pass_over(reader, start)
             yield reader
 
     def tags(self) -> list[str]:
-        """All tags that point to a version now, sorted."""
+        """Return all tags that point to a version now, sorted."""
         self.registry.resolve(Ref(self.name))
         return sorted({tag for row in self.registry.list(self.name) if row.name == self.name for tag in row.tags})
 
@@ -75,7 +75,7 @@ class Local:
         """Do nothing: files are read at once."""
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether the store has a blob."""
+        """Return whether the store has a blob."""
         return self.registry.store.holds(blob.digest, blob.size)
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
@@ -85,52 +85,56 @@ class Local:
             store.adopt(path, file, blob.digest)
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
-        """Make it the next version of the name, if its adapter.json is true of its files and its check finds no errors."""
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+        """Make a manifest the next version of the name, if its adapter.json matches its files and the checks find no errors."""
         store = self.registry.store
+        # `latest` moves with every version, so it is not a tag to set.
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
-        check_complete((*made.layers, made.config), lambda blob: store.has(blob.digest, blob.size), str(ref))
-        if not store.has(made.digest, len(made.raw)):  # what is in the store has been looked at
-            self._check(made)
-        self.check(made, str(ref))
-        store.put_bytes(made.raw)
+        check_complete((*manifest.layers, manifest.config), lambda blob: store.has(blob.digest, blob.size), str(ref))
+        if not store.has(manifest.digest, len(manifest.raw)):  # the files of one in the store were checked before
+            self._check_files(manifest)
+        self.check(manifest, str(ref))
+        store.put_bytes(manifest.raw)
         with local_errors(store.root):
+            # The blobs must be on disk before the index of the registry names them.
             store.sync_blobs()
-        self.version = version = self.registry.admit(made, ref)
+        self.version = version = self.registry.admit(manifest, ref)
         return Put(new=version.new, moved=version.moved, number=version.number)
 
-    def check(self, made: Manifest, where: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
-        """Refuse a version that a push would refuse; with `force` the codes of its errors.
+    def check(self, manifest: Manifest, where: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
+        """Refuse a version that a push would refuse; with `force`, return the codes of its errors instead.
 
-        `facts_only`: Compare its adapter.json with the headers of the weights and with the policy; no weights are read.
+        With `facts_only`, its adapter.json is compared with the headers of the weights and with the policy, but no weights are
+        read.
         """
         from adapterhub.registry import publish  # needs numpy
 
-        with linked(self.registry.store, made.layers) as folder:
+        with linked(self.registry.store, manifest.layers) as folder:
             try:
                 errors = publish.check_received(
                     folder,
-                    made,
+                    manifest,
                     where=where,
                     policy=self.policy,
                     force=force,
                     check=not facts_only,
-                    metrics=self.registry.metrics(made.digest),
+                    metrics=self.registry.metrics(manifest.digest),
                 )
+            # The files were linked into a temporary folder, whose name means nothing to the user.
             except AdapterhubError as error:
                 error.where = error.where.replace(str(folder), where)
                 raise
         return tuple(problem.code for problem in errors)
 
-    def _check(self, made: Manifest) -> None:
+    def _check_files(self, manifest: Manifest) -> None:
         """Check what a push checks of a folder, as far as names and documents show it."""
         from adapterhub.registry import publish  # needs numpy
 
-        for layer in made.layers:
+        for layer in manifest.layers:
             with self.open_blob(layer) as file:
                 head = bytearray(HEAD)
-                n = file.readinto(head)
-            check_file(layer.path, bytes(head[:n]), self.name)
-        if made.adapter_json is None:
+                count = file.readinto(head)
+            check_file(layer.path, bytes(head[:count]), self.name)
+        if manifest.adapter_json is None:
             raise RefusedError(self.name, f"there is no {ADAPTER_JSON} in it", "Pull it into a folder, and push that")
-        publish.check_listed(self.registry.store, made, self.name)
+        publish.check_listed(self.registry.store, manifest, self.name)

@@ -1,7 +1,7 @@
-"""Addresses of all kinds: parse one, and connect to the remote that it names.
+"""Addresses of remotes of all kinds: parsing one, and connecting to the remote that it names.
 
 Each kind of remote is a module with `parse` and `connect`. This module only maps schemes to modules, so that a command imports
-the one that it needs.
+only the module that it needs.
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ from .protocol import Connected
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
 
-_HUB, _LAYOUT, _OBJECTS, _OCI = "hub.repository", "layouts.location", "objects.store", "oci.repository"
+_HUB_MODULE, _LAYOUT, _OBJECTS_MODULE, _OCI_MODULE = "hub.repository", "layouts.location", "objects.store", "oci.repository"
+# The module of each scheme, below this package; it is imported when an address has the scheme.
 _MODULES = {
-    "az": _OBJECTS,
-    "file": _OBJECTS,
-    "gs": _OBJECTS,
-    "hf": _HUB,
-    "hub+http": _HUB,
-    "hub+https": _HUB,
+    "az": _OBJECTS_MODULE,
+    "file": _OBJECTS_MODULE,
+    "gs": _OBJECTS_MODULE,
+    "hf": _HUB_MODULE,
+    "hub+http": _HUB_MODULE,
+    "hub+https": _HUB_MODULE,
     "layout": _LAYOUT,
-    "oci": _OCI,
-    "oci+http": _OCI,
-    "oci+https": _OCI,
-    "s3": _OBJECTS,
+    "oci": _OCI_MODULE,
+    "oci+http": _OCI_MODULE,
+    "oci+https": _OCI_MODULE,
+    "s3": _OBJECTS_MODULE,
 }
-_SKOPEO = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
+_SKOPEO_PREFIXES = ("oci:", "oci-archive:")  # image layouts, as skopeo writes them
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """The settings of the user that a remote may need, gathered where the environment is read.
+    """The user's settings that a remote may need, gathered where the environment is read.
 
     Attributes:
-        docker: docker's config.json, with the credentials for registries; it may be absent. None for none.
+        docker: docker's config.json, with the credentials for registries; the file may be absent. None to use none.
         hub: Returns the Hugging Face Hub to use and the token for it; called only if needed.
         environ: The environment, for the conventions of object stores (`AWS_…`, proxies).
-        uploads: The folder that records how far uploads have come; None to record nothing.
+        uploads: The folder that records the progress of uploads; None to record nothing.
         proxy: The proxy for a scheme and a host.
         author: The user, for a log.
-        login: Returns the token that is stored for a host, in the clear or not (`Address.plain`); None for none.
+        login: Returns the token that is stored for a host, or None; its second argument is True for plain HTTP
+            (`OciAddress.is_plaintext`).
     """
 
     docker: Path | None
@@ -64,12 +66,12 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """The rights that a server grants to a user; an empty `who` is an anonymous one.
+    """The rights that a server grants to a user; an empty `who` is an anonymous user.
 
     Attributes:
         source: Where the credentials come from.
-        writes: None if there is no way to find out without a trace.
-        why: The reason for a right that is missing.
+        writes: None if there is no way to find out without leaving a trace.
+        why: The reason for a missing right.
     """
 
     who: str
@@ -88,7 +90,7 @@ class Place(Protocol):
 
     @property
     def owner(self) -> str:
-        """Whom it is at: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
+        """The owner: `https://HOST[:PORT]`, `http://…`, `s3://BUCKET`, `file://PATH`; empty for the user's own hub."""
 
     @property
     def title(self) -> str:
@@ -120,71 +122,82 @@ class Place(Protocol):
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text is an address rather than a ref or a path."""
-    return bool(_kind(text))
+    """Return whether a text is an address rather than a ref or a path."""
+    return bool(_module_name(text))
 
 
 def is_layout(text: str) -> bool:
-    """Tell whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
-    return _kind(text) == _LAYOUT
+    """Return whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
+    return _module_name(text) == _LAYOUT
 
 
 def kinds() -> tuple[str, ...]:
-    """All schemes."""
+    """Return all schemes."""
     return tuple(_MODULES)
 
 
 def parse(text: str) -> Place:
-    """Parse an address; the UsageError for an invalid one never repeats a password."""
+    """Parse an address.
+
+    Raises:
+        UsageError: It is invalid. The message never repeats a password.
+    """
     if not is_address(text):
-        known = ", ".join(f"{kind}://" for kind in kinds())
-        raise UsageError(text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {known}")
-    found: Place = _module(text).parse(text)
-    return found
+        known_schemes = ", ".join(f"{kind}://" for kind in kinds())
+        raise UsageError(
+            text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {known_schemes}"
+        )
+    address: Place = _import_module(text).parse(text)
+    return address
 
 
-def connect(place: Place, who: Surroundings) -> Connected:
+def connect(address: Place, settings: Surroundings) -> Connected:
     """Open a remote; no request is made yet."""
-    found: Connected = _module(place.repository).connect(place, who)
-    return found
+    # Any kind of address can be passed: its text says which module it belongs to.
+    remote: Connected = _import_module(address.repository).connect(address, settings)
+    return remote
 
 
 def owner_of(path: Path) -> str:
-    """The owner of what is in a folder or file of this disk (`Place.owner`)."""
+    """Return the owner of a folder or file on this disk (`RemoteAddress.owner`)."""
     return f"file://{quote(str(path.absolute().resolve()))}"
 
 
 def is_below(owner: str, folder: Path) -> bool:
-    """Tell whether an owner is that of a folder, or of something in it."""
-    parts = urlsplit(owner)
-    return parts.scheme == "file" and Path(unquote(parts.path)).is_relative_to(folder.absolute().resolve())
+    """Return whether an owner is that of a folder, or of something in it."""
+    url_parts = urlsplit(owner)
+    return url_parts.scheme == "file" and Path(unquote(url_parts.path)).is_relative_to(folder.absolute().resolve())
 
 
-def name_of(place: Place) -> str:
-    """The name of the adapter at an address, without the place that it is at."""
-    if is_layout(place.repository):  # a whole ref is the tag
-        return (place.tag or "").partition(":")[0] if "/" in (place.tag or "") else place.title
-    return place.repository.partition("://")[2].removeprefix(f"{place.host}/")
+def name_of(address: Place) -> str:
+    """Return the name of the adapter at an address, without the place where it is."""
+    if is_layout(address.repository):  # the tag is a complete ref
+        return (address.tag or "").partition(":")[0] if "/" in (address.tag or "") else address.title
+    return address.repository.partition("://")[2].removeprefix(f"{address.host}/")
 
 
-def namespace_of(place: Place) -> str:
-    """The address without the last part of its name; an image layout is one namespace."""
-    return place.repository if is_layout(place.repository) else place.repository.rpartition("/")[0]
+def namespace_of(address: Place) -> str:
+    """Return the address without the last part of its name; an image layout is a single namespace."""
+    return address.repository if is_layout(address.repository) else address.repository.rpartition("/")[0]
 
 
-def expecting(place: Connected, digest: str | None) -> None:
-    """Write to a remote only if its tag is still at `digest`; ParameterError if it cannot compare, nothing for None."""
+def expecting(remote: Connected, digest: str | None) -> None:
+    """Write to a remote only if its tag is still at `digest`; do nothing for None.
+
+    Raises:
+        ParameterError: The remote cannot compare and write in one step.
+    """
     if digest is not None:
-        place.expect(digest)
+        remote.expect(digest)
 
 
-def _module(text: str) -> Any:
-    return importlib.import_module(f".{_kind(text)}", __package__)
+def _import_module(text: str) -> Any:
+    return importlib.import_module(f".{_module_name(text)}", __package__)
 
 
-def _kind(text: str) -> str:
-    """The module for an address; empty for a text that is not one."""
-    scheme, found, _ = text.partition("://")
-    if found and scheme.lower() in _MODULES:
+def _module_name(text: str) -> str:
+    """Return the module for an address; empty for a text that is not one."""
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.lower() in _MODULES:
         return _MODULES[scheme.lower()]
-    return _LAYOUT if text.lower().startswith(_SKOPEO) else ""
+    return _LAYOUT if text.lower().startswith(_SKOPEO_PREFIXES) else ""

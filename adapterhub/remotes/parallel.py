@@ -1,7 +1,7 @@
-"""Transfer of several blobs at once: progress, a limit on the rate, and the first failure stops all.
+"""Transfer of several blobs at once: progress, a limit on the rate, and a first failure that stops all.
 
-They are stopped by an exception in the code that reads a source, so that every target keeps its partial data for the next run,
-as if its own network had failed.
+Transfers are stopped by an exception in the code that reads a source, so that every target keeps its partial data for the next
+run, as if its own network had failed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class StoppedError(Exception):
 
 @dataclass
 class Pace:
-    """A limit in bytes per second, for all threads together; None for no limit."""
+    """A limit in bytes per second, shared by all threads; None for no limit."""
 
     rate: float | None = None
-    _free: float = 0.0
+    _free_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def most(self) -> int:
-        """Bytes to pass at a time: a tenth of a second's."""
+        """Return how many bytes to pass at a time: a tenth of a second's worth."""
         return 1 << 30 if self.rate is None else max(int(self.rate / 10), 1 << 10)
 
     def spend(self, count: int) -> float:
@@ -45,15 +45,16 @@ class Pace:
             return 0.0
         with self._lock:
             now = time.monotonic()
-            self._free = max(self._free, now) + count / self.rate
-            return self._free - now
+            # Reserve time on a clock that all threads share; idle time does not accumulate.
+            self._free_at = max(self._free_at, now) + count / self.rate
+            return self._free_at - now
 
 
 class Move:
     """Blobs that are transferred together: read them from a `watched` source, in `each`.
 
     Attributes:
-        jobs: How many at once.
+        jobs: How many blobs are transferred at once.
         pace: The limit on their rate.
     """
 
@@ -63,67 +64,70 @@ class Move:
         self.jobs, self.pace = jobs, pace or Pace()
         self._total = sum(blob.size for blob in blobs)
         self._progress = progress
-        self._done: dict[str, int] = {}
+        self._positions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def watched(self, source: Source) -> Watched:
-        """The source, with every byte that is read from it counted."""
-        return Watched(source, self)
+    def watched(self, source: Source) -> WatchedSource:
+        """Return the source with every byte that is read from it counted."""
+        return WatchedSource(source, self)
 
-    def at(self, digest: str, position: int, new: int = 0) -> None:
-        """Report that a blob has been read up to `position`, `new` bytes just now; StoppedError after another one failed."""
-        seconds = self.pace.spend(new) if new else 0.0
+    def at(self, digest: str, position: int, new_bytes: int = 0) -> None:
+        """Report that a blob has been read up to `position`, `new_bytes` just now; StoppedError after another blob failed."""
+        seconds = self.pace.spend(new_bytes) if new_bytes else 0.0
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise StoppedError
         with self._lock:
-            if position > self._done.get(digest, -1):
-                self._done[digest] = position
+            # A retried blob starts again: progress never goes back.
+            if position > self._positions.get(digest, -1):
+                self._positions[digest] = position
                 if self._progress:
-                    self._progress(sum(self._done.values()), self._total)
+                    self._progress(sum(self._positions.values()), self._total)
 
     def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
-        """Call `work` for each blob; return its results. The first error is raised, and stops the other blobs and `places`."""
-        self._tell(places, on=False)
+        """Call `work` for each blob, and return its results. The first error stops the other blobs and `places`."""
+        self._stop_places(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
-            return [self._one(work, blob) for blob in blobs]
+            return [self._run_one(work, blob) for blob in blobs]
         with ThreadPoolExecutor(min(self.jobs, len(blobs))) as pool:
             jobs: list[Future[Any]] = []
-            done: set[Future[Any]] = set()
+            finished: set[Future[Any]] = set()
             try:
-                for blob in blobs:  # one by one: a signal may come while some of them wait already
-                    jobs.append(pool.submit(self._one, work, blob))
-                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:  # a signal as well
+                for blob in blobs:  # one by one: a signal may arrive while some of them are waiting
+                    jobs.append(pool.submit(self._run_one, work, blob))
+                finished, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:  # after a signal as well
                 if len(jobs) < len(blobs) or not all(job.done() and not job.exception() for job in jobs):
-                    self._end(jobs, places)
-        # Not after a signal: it may have come as a thread began that the pool does not know yet, and that is still to wait.
-        self._tell(places, on=False)
-        failed = [job for job in jobs if job in done and job.exception()] or [job for job in jobs if job.exception()]
-        for job in failed:
+                    self._stop_all(jobs, places)
+        # Only without a signal: one may arrive while a thread starts that the pool does not know yet, and that thread must
+        # still be stopped.
+        self._stop_places(places, on=False)
+        # Prefer the failures that `wait` returned for: the others may only be their consequence.
+        failed_jobs = [job for job in jobs if job in finished and job.exception()] or [job for job in jobs if job.exception()]
+        for job in failed_jobs:
             if not isinstance(job.exception(), StoppedError):
                 job.result()
         return [job.result() for job in jobs]
 
-    def _one(self, work: Callable[[Descriptor], Any], blob: Descriptor) -> Any:
+    def _run_one(self, work: Callable[[Descriptor], Any], blob: Descriptor) -> Any:
         if self._stop.is_set():
             raise StoppedError
         result = work(blob)
         self.at(blob.digest, blob.size)
         return result
 
-    def _end(self, jobs: Sequence[Future[Any]], places: Sequence[Source]) -> None:
+    def _stop_all(self, jobs: Sequence[Future[Any]], places: Sequence[Source]) -> None:
         self._stop.set()
         for job in jobs:
             job.cancel()
-        self._tell(places, on=True)
+        self._stop_places(places, on=True)
 
-    def _tell(self, places: Sequence[Source], *, on: bool) -> None:
+    def _stop_places(self, places: Sequence[Source], *, on: bool) -> None:
         for place in places:
             place.stop(on=on)
 
 
-class _Wrapped:
+class _SourceWrapper:
     """A source with another way to its blobs."""
 
     def __init__(self, source: Source) -> None:
@@ -131,15 +135,15 @@ class _Wrapped:
 
     @property
     def where(self) -> str:
-        """Its name in errors."""
+        """The source's name in errors."""
         return self.source.where
 
     def manifest(self, reference: str) -> Manifest:
-        """That of the source."""
+        """Return the source's manifest."""
         return self.source.manifest(reference)
 
     def tags(self) -> list[str]:
-        """Those of the source."""
+        """Return the source's tags."""
         return self.source.tags()
 
     def stop(self, *, on: bool = True) -> None:
@@ -147,7 +151,7 @@ class _Wrapped:
         self.source.stop(on=on)
 
 
-class Watched(_Wrapped):
+class WatchedSource(_SourceWrapper):
     """A source that reports how much of it has been read."""
 
     def __init__(self, source: Source, move: Move) -> None:
@@ -156,27 +160,27 @@ class Watched(_Wrapped):
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A blob whose reader reports its progress."""
+        """Open a blob with a reader that reports its progress."""
         self._move.at(blob.digest, start)
         with self.source.open_blob(blob, start) as reader:
-            yield _Reader(reader, blob, start, self._move)
+            yield _WatchedReader(reader, blob, start, self._move)
 
 
-class _Reader:
+class _WatchedReader:
     def __init__(self, reader: Reader, blob: Descriptor, start: int, move: Move) -> None:
         self._reader, self._blob, self._at, self._move = reader, blob, start, move
 
     def readinto(self, buffer: memoryview, /) -> int:
-        n = int(self._reader.readinto(buffer[: self._move.pace.most()]) or 0)
-        self._at += n
-        self._move.at(self._blob.digest, self._at, n)
-        return n
+        count = int(self._reader.readinto(buffer[: self._move.pace.most()]) or 0)
+        self._at += count
+        self._move.at(self._blob.digest, self._at, count)
+        return count
 
 
-class Settled(_Wrapped):
-    """A source that answers only once what a reference is: what was checked is what is transferred.
+class Settled(_SourceWrapper):
+    """A source that resolves each reference only once, so that the version that was checked is the one that is transferred.
 
-    A tag may move between two requests, and a hostile registry may have it move at every one.
+    A tag may move between two requests, and a hostile registry could move it at every one.
     """
 
     def __init__(self, source: Source) -> None:
@@ -184,31 +188,31 @@ class Settled(_Wrapped):
         self._made: dict[str, Manifest] = {}
 
     def manifest(self, reference: str) -> Manifest:
-        """That of the source, as it was when first asked."""
+        """Return the source's manifest, as it was at the first request."""
         if reference not in self._made:
             self._made[reference] = self.source.manifest(reference)
         return self._made[reference]
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A blob of the source."""
+        """Open a blob of the source."""
         with self.source.open_blob(blob, start) as reader:
             yield reader
 
 
-class Fetched(_Wrapped):
-    """A source with a version that was downloaded into a folder: its files are read there, anything else from the source.
+class Fetched(_SourceWrapper):
+    """A source with a version that was downloaded into a folder: its files are read there, everything else from the source.
 
-    `unwatched` still returns the source, so that a registry can mount blobs of another repository.
+    `unwrapped` still returns the source, so that a registry can mount blobs of another repository.
     """
 
-    def __init__(self, source: Source, folder: Path, made: Manifest) -> None:
+    def __init__(self, source: Source, folder: Path, manifest: Manifest) -> None:
         super().__init__(source)
-        self._paths = {layer.digest: folder / layer.path for layer in made.layers}
+        self._paths = {layer.digest: folder / layer.path for layer in manifest.layers}
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """A file that was downloaded, else the blob at the source."""
+        """Open a file that was downloaded, else the blob at the source."""
         if blob.digest not in self._paths:
             with self.source.open_blob(blob, start) as reader:
                 yield reader
@@ -219,7 +223,7 @@ class Fetched(_Wrapped):
 
 
 def unwatched(source: Source) -> Source:
-    """The source behind those of this module."""
-    while isinstance(source, _Wrapped):
+    """Return the source behind the wrappers of this module."""
+    while isinstance(source, _SourceWrapper):
         source = source.source
     return source

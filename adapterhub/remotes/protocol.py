@@ -1,7 +1,7 @@
 """The interface of everything that has blobs, manifests and tags, on this machine or elsewhere.
 
-A source is read, a target is written to as well; `Connected` is an open remote, whose methods tell what its kind can do beyond
-that. An object stands for one adapter's name; a reference, a tag or a digest, selects one of its versions.
+A source is read, and a target is written to as well. `OpenRemote` is an open remote, whose methods show what its kind can do
+beyond that. An object represents one adapter's name; a reference, which is a tag or a digest, selects one of its versions.
 `tests/remotes/test_contract.py` runs the same tests on every implementation.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.store.store import Entry
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are done, and all bytes."""
+"""Called with the number of bytes done, and the total."""
 
 
 class Reader(Protocol):
@@ -33,12 +33,12 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """What has changed by putting a manifest.
+    """The changes made by storing a manifest.
 
     Attributes:
         new: The name had no such version before.
-        moved: The tag was at another version before, or at none.
-        number: The number of the version, where places of this kind have numbers.
+        moved: The tag was at another version before, or did not exist.
+        number: The number of the version, in remotes that have numbers.
     """
 
     new: bool
@@ -51,91 +51,93 @@ class Source(Protocol):
 
     @property
     def where(self) -> str:
-        """Its name in errors."""
+        """The place's name in errors."""
 
     def manifest(self, reference: str) -> Manifest:
-        """The checked manifest of a tag, a range of tags, or a digest or the first digits of one.
+        """Return the checked manifest of a tag, a range of tags, or a digest or its first digits.
 
         Raises:
-            NotFoundError: There is none.
-            RefError: The first digits are those of several versions.
+            NotFoundError: There is no such version.
+            RefError: The first digits match several versions.
             IntegrityError: The bytes do not have the digest, or are not a valid manifest.
         """
 
     def open_blob(self, blob: Descriptor, start: int = 0) -> AbstractContextManager[Reader]:
-        """The bytes of a blob from `start` on, unverified: the reader compares the digest. NotFoundError without the blob."""
+        """Open a blob for reading from `start` on, without verifying its bytes; NotFoundError without it."""
 
     def tags(self) -> list[str]:
-        """All tags, sorted; NotFoundError if there is no such name."""
+        """Return all tags, sorted; NotFoundError if there is no such name."""
 
     def stop(self, *, on: bool = True) -> None:
-        """Have what other threads wait for here fail at once, until called with `on` False."""
+        """Make waiting threads fail at once, until called again with `on` False."""
 
 
 class Target(Source, Protocol):
     """A place that an adapter can be written to."""
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether a blob of this digest and size is there, and stays until the manifest is put."""
+        """Return whether the target has a blob of this digest and size, and keeps it until the manifest is stored."""
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Store a blob of `source`; return how many bytes were sent.
+        """Store a blob of `source`, and return how many bytes were sent.
 
         Raises:
             IntegrityError: The source has other bytes; they are not stored.
         """
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
         """Store a manifest, and point a tag at it.
 
         Raises:
-            IntegrityError: One of its blobs is not here.
+            IntegrityError: The target lacks one of its blobs.
         """
 
 
 class Referring(Target, Protocol):
-    """A target that stores manifests of any kind, and may list them by the manifest that they are about."""
+    """A target that stores manifests of any kind, and may list them by their subject."""
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, verified; NotFoundError without one."""
+        """Return the bytes of a manifest or an index, verified; NotFoundError without one."""
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
-        """Store a manifest or an index under its digest, or a name; return whether it is going to be listed by its subject."""
+        """Store a manifest or an index under its digest, or a name; return whether the target will list it by its subject."""
 
     def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
-        """The descriptors of the manifests about a manifest; None if the place has no such list."""
+        """Return the descriptors of the manifests about a manifest; None if the target has no such list."""
 
 
-class Unnamed(Target, Protocol):
-    """A target that takes a blob before its digest is known, so that it is hashed while it is sent."""
+class UnnamedBlobTarget(Target, Protocol):
+    """A target that takes a blob before its digest is known, so that the blob is hashed while it is sent."""
 
     def is_new(self) -> bool:
-        """Tell whether nothing is there, so that no blob can be there already."""
+        """Return whether the target is empty, so that it cannot have any blob already."""
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
-        """Send a blob of `size` bytes; return its digest."""
+        """Send a blob of `size` bytes, and return its digest."""
 
 
-def damaged(where: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
-    """Return the error for other bytes of a source than those of `blob`: so many, of this digest."""
-    what = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
-    return IntegrityError(where, what, hint, code="source-damaged")
+def damaged(label: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
+    """Return the error for a source whose bytes, so many and of this digest, are not those of `blob`."""
+    problem = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
+    return IntegrityError(label, problem, hint, code="source-damaged")
 
 
-def check_complete(blobs: Iterable[Descriptor], has: Callable[[Descriptor], bool], where: str) -> None:
-    """IntegrityError unless a place `has` all blobs of a manifest that is to be stored there."""
-    missing = [blob for blob in blobs if not has(blob)]
+def check_complete(blobs: Iterable[Descriptor], has_blob: Callable[[Descriptor], bool], label: str) -> None:
+    """Raise an IntegrityError unless a place has all blobs of a manifest that is to be stored there."""
+    missing = [blob for blob in blobs if not has_blob(blob)]
     if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        what = f"{missing[0].path or 'its config'}, blob {missing[0].digest}, is missing there{more}"
-        raise IntegrityError(where, what, "Try again")
+        others_text = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        problem = f"{missing[0].path or 'its config'}, blob {missing[0].digest}, is missing there{others_text}"
+        raise IntegrityError(label, problem, "Try again")
 
 
 class Connected(Target, ABC):
-    """An open remote, a context manager that closes it. The methods with a body are those that some kinds of remotes lack.
+    """An open remote; a context manager that closes it.
+
+    The methods with a body are those that some kinds of remotes lack.
 
     Attributes:
-        kind: The words for places of this kind.
+        kind: What errors call this kind of remote.
         at_once: How many threads may read manifests at the same time.
         notes: Remarks for the user.
         commit_id: The commit that was read or made last, in a remote that has commits.
@@ -152,12 +154,13 @@ class Connected(Target, ABC):
 
     @abstractmethod
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
+        """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close its connections and files."""
+        """Close the connections and files."""
 
+    # The methods below have a default for remotes that lack the feature.
     def stop(self, *, on: bool = True) -> None:
         """Do nothing: no thread waits long."""
 
@@ -167,8 +170,8 @@ class Connected(Target, ABC):
         Raises:
             ParameterError: The remote cannot compare and write in one step.
         """
-        what = f"{self.kind} cannot compare and move a tag in one step"
-        raise ParameterError("expect", what, "Leave it out", code="expect-unsupported")
+        problem = f"{self.kind} cannot compare and move a tag in one step"
+        raise ParameterError("expect", problem, "Leave it out", code="expect-unsupported")
 
     def annotate(self, message: str) -> None:
         """Record a message with the version or the tag that is written next.
@@ -186,36 +189,36 @@ class Connected(Target, ABC):
         """
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
 
-    def lacking(self, what: str, hint: str = "") -> UsageError:
-        """The error for something that this kind of place does not have, and without a hint the local registry alone."""
-        what = f"{self.kind} has no {what}"
+    def lacking(self, feature: str, hint: str = "") -> UsageError:
+        """Return the error for a feature that this kind of remote lacks; without a hint, one of the local registry only."""
+        feature = f"{self.kind} has no {feature}"
         if hint:
-            return UsageError(self.where, what, hint)
-        return UsageError(self.where, f"{what}; this works on the local registry", code="local-only", address=self.where)
+            return UsageError(self.where, feature, hint)
+        return UsageError(self.where, f"{feature}; this works on the local registry", code="local-only", address=self.where)
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the version stays.
 
         Raises:
             NotFoundError: There is no such tag.
-            UsageError: This kind of remote cannot.
+            UsageError: This kind of remote cannot remove tags.
         """
         raise self.lacking("removal of tags from here", "Remove it with the tools of that place")
 
     def history(self) -> list[Entry]:
-        """The moves of the name's tags, the oldest first.
+        """Return the moves of the name's tags, oldest first.
 
         Raises:
-            UsageError: This kind of remote keeps none.
+            UsageError: This kind of remote keeps no log.
         """
         raise self.lacking("log")
 
     def referring(self) -> Referring | None:
-        """The remote itself, if it can store attachments."""
+        """Return the remote itself if it can store attachments, else None."""
         return None
 
-    def unnamed(self) -> Unnamed | None:
-        """The remote itself, if it takes blobs before their digests are known."""
+    def unnamed(self) -> UnnamedBlobTarget | None:
+        """Return the remote itself if it takes blobs before their digests are known, else None."""
         return None
 
     def __enter__(self) -> Self:

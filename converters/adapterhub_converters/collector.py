@@ -1,4 +1,4 @@
-"""Python's garbage collector, out of the way of what makes many values and no cycles."""
+"""A pause of Python's garbage collector, for code that makes many values and no cycles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Pause the collector: walking the values of 300,000 tensors again and again takes up to a third of the time of a check."""
+    """Pause the collector: traversing the values of 300,000 tensors again and again takes up to a third of a check's time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        # Nested pauses end with the outermost one.
         if enabled:
             gc.enable()

@@ -1,7 +1,7 @@
-"""Text of strangers made harmless for the place that shows it: a terminal, Markdown, HTML.
+"""Escaping of untrusted text for the place that shows it: a terminal, Markdown, HTML.
 
-The command line's writer (`adapterhub/cli/output.py`) applies `printable` to all that it prints, and `adapterhub/picture.py`
-to labels. Whatever writes a page calls the function of that place.
+The command line's writer (`adapterhub/cli/output.py`) applies `printable` to everything that it prints, and
+`adapterhub/picture.py` to labels. Code that writes a page calls the function for that place.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 # Default_Ignorable_Code_Point, and the empty pattern of Braille).
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Markup within a line, where a _ inside a word is none, and what GitHub makes a link of: addresses, people, issues.
+# Markup within a line (a _ inside a word is not markup), and what GitHub turns into links: addresses, people, issues.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+>=-]|#(?=[0-9])|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
 
 def hides(text: str) -> bool:
-    """True if a character has no shape of its own: control characters, zero widths, those that turn the direction of text."""
+    """Return whether a character has no shape of its own: a control character, a zero width, a mark of text direction."""
     return any(unicodedata.category(char) in _HIDDEN for char in text) or bool(_INVISIBLE.search(text))
 
 
 def printable(text: str) -> str:
-    """`text` with every character that has no shape as an escape, so that it cannot control a terminal or look like another."""
+    """Return `text` with all invisible characters escaped, so that it cannot control a terminal or look like another text."""
+    # The common case, without a loop over characters.
     if text.isascii() and text.isprintable():
         return text
     return "".join(char if char.isprintable() and not _INVISIBLE.match(char) else _escape(char) for char in text)
@@ -36,19 +37,20 @@ def _escape(char: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """`text` as one line of Markdown that means the text alone: no markup, no HTML, no link, one cell of a table."""
-    shown = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", shown)
+    """Return `text` as one line of Markdown that shows only the text: no markup, no HTML, no link, one cell of a table."""
+    # `&` first, or it would escape the escapes.
+    escaped = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", escaped)
 
 
 def front_matter(values: Mapping[str, object]) -> list[str]:
-    """Lines of YAML between the marks of a model card; each value is JSON, whose escapes are YAML's."""
+    """Return the lines of a model card's front matter; each value is JSON, whose escapes are YAML's too."""
     pairs = [f"{key}: {printable(json.dumps(value, ensure_ascii=False))}" for key, value in values.items() if value]
     return ["---", *pairs, "---"]
 
 
 def table(rows: Iterable[Sequence[object]], *, head: Sequence[object] = (), caption: object = "") -> str:
-    """An HTML table; texts are escaped, None is shown as an empty cell.
+    """Return an HTML table; texts are escaped, and None is an empty cell.
 
     Example:
         >>> table([["r", 8]], head=["field", "value"])
@@ -72,7 +74,7 @@ def _text(value: object) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people: `4.2 MB`, powers of 1000 as disks are sold."""
+    """Return a number of bytes for people, such as `4.2 MB`; powers of 1000, as disks are sold."""
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -80,7 +82,7 @@ def size(count: int) -> str:
 
 
 def number(count: int) -> str:
-    """A count for people: `2.4 M`."""
+    """Return a count for people, such as `2.4 M`."""
     value, units = float(count), ["", "k", "M", "G", "T", "P"]
     while value >= 999.5 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -88,5 +90,5 @@ def number(count: int) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
+    """Return a count with its noun: `1 error`, `2 errors`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,7 +1,7 @@
-"""Element types: the names of safetensors and their numpy dtypes.
+"""Element types: the names in safetensors and their numpy dtypes.
 
-`ml_dtypes` adds the types that models use and numpy lacks. Types narrower than a byte (F4, F6) have a width but no numpy
-dtype: their bytes can be hashed, sized, and copied, but not used in computations.
+`ml_dtypes` adds the types that models use and numpy lacks. Types narrower than a byte (F4, F6) have a width but no numpy dtype:
+their bytes can be hashed, sized, and copied, but not used in computations.
 """
 
 from __future__ import annotations
@@ -47,5 +47,6 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def name_of(dtype: np.dtype) -> str:
-    """The safetensors name of a numpy dtype (`BF16` for `ml_dtypes.bfloat16`); KeyError for other dtypes."""
+    """Return the safetensors name of a numpy dtype (`BF16` for `ml_dtypes.bfloat16`); KeyError for other dtypes."""
+    # The table has little-endian dtypes only.
     return _NAMES[dtype.newbyteorder("<") if dtype.byteorder == ">" else dtype]

@@ -1,4 +1,4 @@
-"""Errors of every layer: where, what, how to fix, and the exit code of the command line.
+"""Errors of every layer: where, what, how to fix it, and the exit code of the command line.
 
 They are in the lowest layer so that format readers, the registry, and the command line share one hierarchy. A module defines
 its own more specific errors as subclasses, next to the code that raises them.
@@ -26,13 +26,13 @@ from typing import ClassVar, Generic, TypeVar
 
 
 class AdapterhubError(Exception):
-    """An error with its place, its cause, and a fix; `str()` is the one line shown to the user.
+    """An error with its place, its cause, and a fix; `str()` is the line shown to the user.
 
     Attributes:
         code: A stable name, such as `base-required`, for programs that react to this error and for `explain`.
         default_code: The code of an error that is raised without one of its own; every class has its own.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
-        problems: Of several problems found at once, one line each, the first of which is the error itself; else empty.
+        problems: All problems if several were found at once, one line each; the first of them is the error itself. Else empty.
         worded: True once the command line has written its own hint, which is then kept.
     """
 
@@ -51,7 +51,7 @@ class AdapterhubError(Exception):
 
     @property
     def own_code(self) -> str:
-        """The code, unless it is only that of the class; then empty."""
+        """The code, or empty if it is only that of the class."""
         return "" if self.code == self.default_code else self.code
 
     def __str__(self) -> str:
@@ -118,8 +118,7 @@ class RemoteError(AdapterhubError):
 class RefusedError(AdapterhubError):
     """The result would silently differ from the requested one, so there is none.
 
-    `items` are all reasons, one line each, `name: reason` for a tensor or module; empty if there are no more than in the line
-    of the error.
+    `items` are all reasons, one line each, `name: reason` for a tensor or module; empty if the error's line has the only one.
     """
 
     exit_code = 6
@@ -133,16 +132,16 @@ class RefusedError(AdapterhubError):
 
 
 class NotUnderstoodError(RefusedError):
-    """An adapter is of a kind that is not known here: a registry keeps it as it is, and nothing can be computed with it.
+    """An adapter is of a kind that is not known here: a registry keeps it as it is, but nothing can be computed with it.
 
-    A defect in an adapter of a known kind is no case of this.
+    A defect in an adapter of a known kind is another error.
     """
 
     default_code = "not-understood"
 
 
 def refused(
-    where: str,
+    label: str,
     reasons: Sequence[str],
     hint: str = "",
     kind: type[RefusedError] = RefusedError,
@@ -152,8 +151,8 @@ def refused(
     **fields: object,
 ) -> RefusedError:
     """Return one error of `kind` for all `reasons`: its line contains the first, `items` all of them."""
-    more = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-    return kind(where, reasons[0] + more, hint, reasons, code=code, **fields)
+    count_text = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
+    return kind(label, reasons[0] + count_text, hint, reasons, code=code, **fields)
 
 
 class ConflictError(AdapterhubError):
@@ -178,7 +177,7 @@ class MissingExtraError(AdapterhubError):
 
 
 class StoppedError(AdapterhubError):
-    """A signal stopped the work early; finished work is kept, and the hint tells how to resume."""
+    """A signal stopped the work early; finished work is kept, and the hint says how to resume."""
 
     exit_code = 130
     default_code = "interrupted"
@@ -209,6 +208,7 @@ class Problems(Generic[E]):
         first = self._first[0]
         if self.count > 1:
             hidden = self.count - len(self._first)
+            # The first problem becomes the error: its class decides the exit code.
             first.problems = (*map(str, self._first), *([f"{hidden:,} {more}"] if hidden else []))
             first.what += f" (and {self.count - 1:,} more)"
         raise first

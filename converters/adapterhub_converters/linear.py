@@ -1,9 +1,9 @@
-"""Regular expressions over text from elsewhere, matched in time linear in the text.
+"""Regular expressions for untrusted text, matched by RE2 in time linear in the text.
 
-Python's `re` backtracks: a space in the wrong place of a pattern, and a README, a header or the name of a tensor that somebody
-wrote for it takes hours. RE2 cannot (github.com/google/re2/wiki/WhyRE2): it has neither lookaround nor backreferences, its
-classes are those of ASCII, and its `$` is the end of the text. It is imported with the first match. A match takes it some 5 µs,
-where `re` takes 0.3, so what is asked of every tensor is better split by hand.
+Python's `re` backtracks: a space in the wrong place of a pattern lets somebody write a README, a header or the name of a tensor
+that takes hours to match. RE2 cannot backtrack (github.com/google/re2/wiki/WhyRE2): it has neither lookaround nor
+backreferences, its classes are those of ASCII, and its `$` is the end of the text. It is imported with the first match. A match
+takes RE2 some 5 µs, where `re` takes 0.3, so anything that is done for every tensor is better split by hand.
 """
 
 from __future__ import annotations
@@ -14,54 +14,55 @@ from typing import Any, Protocol
 
 
 class Match(Protocol):
-    """Where a pattern was found, as `re.Match` has it."""
+    """A match of a pattern, with the interface of `re.Match`."""
 
     def __getitem__(self, group: int | str) -> str: ...
 
     def group(self, *groups: int | str) -> Any:
-        """One group, or a tuple of several."""
+        """Return one group, or a tuple of several."""
 
     def groups(self) -> tuple[str, ...]:
-        """Every group; None for one that has no part in it."""
+        """Return all groups; None for one that did not take part."""
 
     def start(self) -> int:
-        """Its position."""
+        """Return the position of the match."""
 
 
 class Pattern:
-    """A pattern in RE2's syntax. A text that is not Unicode, with half of a surrogate pair, does not match any."""
+    """A pattern in RE2's syntax. It never matches a text that is not valid Unicode (one with half of a surrogate pair)."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _re2_pattern(self) -> Any:
         import re2
 
         return re2.compile(self.text)
 
     def fullmatch(self, text: str) -> Match | None:
-        """Match the whole of `text`."""
-        return self._compiled.fullmatch(text) if _encodes(text) else None
+        """Match the complete `text`."""
+        return self._re2_pattern.fullmatch(text) if _encodes(text) else None
 
     def match(self, text: str) -> Match | None:
         """Match at the start of `text`."""
-        return self._compiled.match(text) if _encodes(text) else None
+        return self._re2_pattern.match(text) if _encodes(text) else None
 
     def search(self, text: str) -> Match | None:
-        """Find the first place in `text` that matches."""
-        return self._compiled.search(text) if _encodes(text) else None
+        """Find the first match in `text`."""
+        return self._re2_pattern.search(text) if _encodes(text) else None
 
     def finditer(self, text: str) -> Iterator[Match]:
-        """Find all places that match."""
-        return self._compiled.finditer(text) if _encodes(text) else iter(())
+        """Find all matches in `text`."""
+        return self._re2_pattern.finditer(text) if _encodes(text) else iter(())
 
     def sub(self, new: str | Callable[[Match], str], text: str) -> str:
-        """Replace all places that match."""
-        return self._compiled.sub(new, text) if _encodes(text) else text
+        """Replace all matches in `text`."""
+        return self._re2_pattern.sub(new, text) if _encodes(text) else text
 
 
 def _encodes(text: str) -> bool:
+    # RE2 works on UTF-8, which half of a surrogate pair does not have.
     if text.isascii():
         return True
     try:

@@ -1,23 +1,25 @@
-"""Rules for the runtimes that load adapters, as data, each from that program's own source.
+"""Rules for the runtimes that load adapters, as data, each taken from that program's own source.
 
 A rule maps a *feature* of an adapter (or of an adapter on a base) to a verdict. `adapterhub.checks` finds the features; this
-module only has the rules. If a runtime reads another format than the adapter's, the verdict is that after a conversion, which
-folds rsLoRA and patterns and refuses everything that the format does not support.
+module only has the rules. If a runtime reads another format than the adapter's, the verdict is the one after a conversion,
+which folds rsLoRA and patterns and refuses everything that the format does not support.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Verdicts are plain text, since they appear in reports and documentation.
 APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES = "applied", "unknown", "ignored", "wrong", "refused", "crashes"
 VERDICTS = (APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES)
 """Best first: as trained; of a kind that is not known here; partly or wholly without effect; another result; an error at load;
-the process crashes."""
+the process crashes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The verdict for a feature; `text` is the runtime's own message if it has one, or for APPLIED, a condition."""
+    """The verdict for a feature; `text` is the runtime's own message if it has one, or, for APPLIED, a condition."""
 
     feature: str
     verdict: str
@@ -27,7 +29,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A program that loads adapters: the version that its rules describe, and the format it reads."""
+    """A program that loads adapters: the version that its rules describe, and the format that it reads."""
 
     name: str
     version: str
@@ -47,7 +49,7 @@ _MLX_NAMES = "adapterhub_converters/formats/mlx/names.py, ROWS"
 _MLX_EMBED = "mlx_lm/tuner/lora.py, LoRAEmbedding.as_linear"
 
 _INFERRED = "inferred:"
-"""Prefix of the source of a rule that was inferred from other code than the lines themselves."""
+"""Prefix of the source of a rule that was inferred from other code rather than read in these lines."""
 
 _NAMES = "adapterhub_converters/architectures/table.py, ARCHITECTURES"
 _KINDS = "adapterhub_converters/adapter/adapter.py, plain_pairs"
@@ -62,8 +64,8 @@ VLLM_WITHOUT_LORA = frozenset({
 _UNCOVERED = "correct only if the modules without tensors were not trained: they stay as in the base"
 
 
-def _conditions(source: str) -> tuple[Rule, Rule]:
-    """The rules of a runtime that applies an adapter to every token, and has each layer once."""
+def _condition_rules(source: str) -> tuple[Rule, Rule]:
+    """Return the rules of a runtime that applies an adapter to every token, and has each layer once."""
     return (
         Rule("condition", REFUSED, "has no layer_replication", source),
         Rule("alora", REFUSED, "has no aLoRA: it would apply the adapter to every token", source),
@@ -156,7 +158,7 @@ RUNTIMES: dict[str, Runtime] = {
                     _VLLM_KINDS,
                 ),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", _VLLM_KINDS),
-                *_conditions(_VLLM_KINDS),
+                *_condition_rules(_VLLM_KINDS),
                 Rule("rows", REFUSED, "… is unsupported LoRA weight", "vllm/lora/utils.py, parse_fine_tuned_lora_name"),
                 Rule("init", REFUSED, "vLLM does not support init_lora_weights={init}: it changes the base", _VLLM),
                 Rule("rank-over-16", APPLIED, "start it with max_lora_rank={rank} (default 16)", "vllm/config/lora.py"),
@@ -250,7 +252,7 @@ RUNTIMES: dict[str, Runtime] = {
                 Rule("norms", REFUSED, "MLX adapters cannot replace a tensor; merge the adapter into its base", _MLX),
                 Rule("not-in-mlx", REFUSED, "{module}", _MLX_NAMES),
                 Rule("kind-unsettled", REFUSED, "reads pairs of matrices only", _KINDS),
-                *_conditions(_KINDS),
+                *_condition_rules(_KINDS),
                 Rule("copies-unsettled", REFUSED, "the conversion must verify that the copy is the base's own", _KINDS),
                 Rule(
                     "rows-unsettled",
@@ -303,7 +305,7 @@ RUNTIMES: dict[str, Runtime] = {
                     f"{_INFERRED} {_SGLANG_LORA}",
                 ),
                 Rule("other-kind", REFUSED, "reads pairs of matrices only", f"{_INFERRED} {_SGLANG_LORA}"),
-                *_conditions(f"{_INFERRED} {_SGLANG_LORA}"),
+                *_condition_rules(f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("rows", IGNORED, "replaced rows are not loaded", f"{_INFERRED} {_SGLANG_LORA}"),
                 Rule("init", WRONG, "ignores init_lora_weights {init}", f"{_INFERRED} sglang/srt/lora/lora_config.py"),
                 Rule("shape", CRASHES, "compares shapes only when computing a batch", _SGLANG_POOL),

@@ -17,5 +17,5 @@ def load(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    """The names of all schemas."""
+    """Return the names of all schemas, sorted."""
     return sorted(path.name.removesuffix(".schema.json") for path in Path(__file__).parent.glob("*.schema.json"))

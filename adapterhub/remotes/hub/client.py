@@ -1,12 +1,12 @@
-"""The address of a repository on a hub, and reading that repository.
+"""The address of a repository on a hub, and a client that reads the repository.
 
-Reads do not go through huggingface_hub. Importing its `HfApi` takes 0.2 s, so with it a pull that has nothing to do took
-0.41 s instead of 0.20, and `list` 0.38 instead of 0.16 (medians on loopback, huggingface_hub 2.4.0); and its downloads are
-not verified. The requests are those of its `HfApi.model_info`, `list_repo_refs` and `list_repo_commits`. Everything that is
-written goes through it: `writer`.
+Reads do not go through huggingface_hub. Importing its `HfApi` takes 0.2 s, so with it a pull that has nothing to do took 0.41 s
+instead of 0.20, and `list` 0.38 instead of 0.16 (medians on loopback, huggingface_hub 2.4.0); and its downloads are not
+verified. The requests are those of its `HfApi.model_info`, `list_repo_refs` and `list_repo_commits`. All writes go through it:
+see `writer`.
 
 Answers are untrusted until checked: a commit is 40 hexadecimal digits, a size is a number, a name is text. The token is sent
-to the origin of the hub only, and with every request: to an anonymous client, a private repository does not exist.
+only to the hub's own origin, but with every request: to an anonymous client, a private repository does not exist.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ _HOST = linear.Pattern(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?|\
 
 @dataclass(frozen=True, slots=True)
 class HubAddress:
-    """A repository on a hub, with a version: a branch, tag or commit (`tag`), a digest, or neither.
+    """A repository on a hub, optionally at a version: a branch, tag or commit (`tag`), or a digest.
 
-    `hf://org/name[@revision]` or `hf://org/name@sha256:…` is on the hub that HF_ENDPOINT names; its `endpoint` is empty.
-    `hub+https://HOST/org/name` is on another hub with the same API; plain `https://` is an address of files, for a base.
+    `hf://org/name[@revision]` and `hf://org/name@sha256:…` are on the hub that HF_ENDPOINT names; their `endpoint` is empty.
+    `hub+https://HOST/org/name` is on another hub with the same API. A plain `https://` address is one of files, for a base
+    model.
     """
 
     scheme: str
@@ -60,18 +61,19 @@ class HubAddress:
         Raises:
             UsageError: It is invalid. The message never repeats a password.
         """
-        scheme, _, rest = text.partition("://")
+        scheme, _, remainder = text.partition("://")
         scheme, host = scheme.lower(), ""
         if _SCHEMES.get(scheme):
-            host, _, rest = rest.partition("/")
+            host, _, remainder = remainder.partition("/")
             if "@" in host:
-                shown = f"{scheme}://…@{host.rpartition('@')[2]}/{rest}"
-                raise UsageError(shown, "credentials in an address end up in logs", "Remove them; use HF_TOKEN")
+                redacted = f"{scheme}://…@{host.rpartition('@')[2]}/{remainder}"
+                raise UsageError(redacted, "credentials in an address end up in logs", "Remove them; use HF_TOKEN")
             if not _HOST.fullmatch(host):
                 raise UsageError(text, f"invalid host {host[:80]!r}", f"Write it like {scheme}://hub.example/org/name")
-        repo, at, digest = rest.partition("@sha256:")
-        place = HubPath.parse(SCHEME + repo)
-        if place.path or "/" not in place.repo:
+        # Split off a digest first: its colon is not allowed in a revision.
+        repo, at, digest = remainder.partition("@sha256:")
+        path_on_hub = HubPath.parse(SCHEME + repo)
+        if path_on_hub.path or "/" not in path_on_hub.repo:
             hint = "Write it like hf://org/name or hf://org/name@revision"
             raise UsageError(text, "an adapter on a hub is a repository, org/name", hint)
         if at and "@" in repo:
@@ -79,8 +81,8 @@ class HubAddress:
         return cls(
             scheme,
             f"{_SCHEMES[scheme]}://{host}" if host else "",
-            place.repo,
-            place.revision if "@" in repo else None,
+            path_on_hub.repo,
+            path_on_hub.revision if "@" in repo else None,
             parse_prefix(digest, text) if at else None,
         )
 
@@ -101,7 +103,7 @@ class HubAddress:
 
     @property
     def login(self) -> str:
-        """What this program can log in at; empty for the user's own hub, whose logins are those of huggingface_hub."""
+        """The address to log in at; empty for the user's own hub, whose logins belong to huggingface_hub."""
         return f"{self.scheme}://{self.host}" if self.endpoint else ""
 
     @property
@@ -121,7 +123,7 @@ class HubAddress:
         return self.at(self.reference)
 
     def at(self, reference: str) -> str:
-        """The address with another version."""
+        """Return the address with another version."""
         return f"{self.repository}@{quote(reference, safe=':')}"
 
     def __str__(self) -> str:
@@ -130,7 +132,7 @@ class HubAddress:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a commit: its `size` in bytes, the `digest` of its bytes if it is a large file, git's name of the blob."""
+    """A file of a commit: its size in bytes, its digest if it is a large file, and git's name of the blob (`oid`)."""
 
     size: int | None
     digest: Digest | None
@@ -139,10 +141,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A commit and its files by path; no path is checked.
+    """A commit and its files by path; the paths are not checked.
 
     Attributes:
-        ours: The hub is one of adapterhub: a version there is the same as everywhere, so that its files stay as they are.
+        ours: The hub runs adapterhub: a version has the same files there as everywhere, so no card is completed or written.
     """
 
     commit: str
@@ -152,11 +154,11 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much of a whole repository is held in memory.
+    """Limits on how much of a repository is held in memory.
 
     Attributes:
-        listing: Bytes of the answer that lists its files.
-        plain: Bytes of all files that the listing has no digest of, and that must be read to know it.
+        listing: Maximum size in bytes of the answer that lists the files.
+        plain: Maximum total size in bytes of the files without a digest in the listing; they are read to compute it.
     """
 
     listing: int = 64_000_000
@@ -164,7 +166,7 @@ class Bounds:
 
 
 WIDE = Bounds()
-"""Those of a command, which reads one repository at a time."""
+"""Limits for a command, which reads one repository at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ class Refs:
 
 
 class HubWire(Client):
-    """HTTP to a hub, with the error codes of its API."""
+    """An HTTP connection to a hub, which knows the error codes of its API."""
 
     @classmethod
     def to(
@@ -187,38 +189,39 @@ class HubWire(Client):
         proxy: ProxyOf = no_proxy,
         login_host: str = "",
     ) -> HubWire:
-        """Open a connection that sends a token to the origin of the hub only; `login_host` as in `Client`."""
-        known = {"": f"Bearer {token}"} if token else {}
+        """Open a connection that sends a token only to the hub's origin; `login_host` is as in `Client`."""
+        authorizations = {"": f"Bearer {token}"} if token else {}
         hint, secrets = "" if login_host else LOGIN, [token] if token else []
-        return cls(endpoint, None, hint, lambda: secrets, pauses, proxy=proxy, known=known, login_host=login_host)
+        return cls(endpoint, None, hint, lambda: secrets, pauses, proxy=proxy, known=authorizations, login_host=login_host)
 
     def clean(self, text: str) -> str:
-        """One printable line of at most 200 characters; empty if it contains the token."""
+        """Return `text` as one printable line of at most 200 characters, or an empty one if it contains the token."""
         line = "".join(char if char.isprintable() else " " for char in text[:200]).rstrip(". ")
         return line if self.unless_secret(text) else ""
 
-    def _refusal(self, answer: Answer, where: str) -> Exception:
+    def _refusal(self, answer: Answer, label: str) -> Exception:
         code = answer.headers.get("x-error-code", "")
         anonymous = not self.known
+        # A hub answers 401 or 403 for repositories that do not exist, so that nobody can probe for private ones.
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
             hint = f"A private one needs a login. {self.login_hint}".rstrip() if anonymous else ""
-            return NotFoundError(where, f"no such {kind} on the hub", hint)
+            return NotFoundError(label, f"no such {kind} on the hub", hint)
         if code == "GatedRepo":
             hint = f"Request access on its page{f'. {self.login_hint}' if anonymous and self.login_hint else ''}"
-            return DeniedError(where, f"HTTP {answer.status}: a gated repository", hint)
+            return DeniedError(label, f"HTTP {answer.status}: a gated repository", hint)
         if answer.status == 401 and not anonymous:
             return DeniedError(
-                where, "HTTP 401: the token was refused, or there is no such repository", self.login_hint, host=self.login_host
+                label, "HTTP 401: the token was refused, or there is no such repository", self.login_hint, host=self.login_host
             )
         if answer.status == 409:
-            return ConflictError(where, f"exists already{self._details(answer)}", "Push again")
+            return ConflictError(label, f"exists already{self._details(answer)}", "Push again")
         if answer.status == 412:
-            return ConflictError(where, "somebody else committed in the meantime", "Review their commit, then push again")
-        return super()._refusal(answer, where)
+            return ConflictError(label, "somebody else committed in the meantime", "Review their commit, then push again")
+        return super()._refusal(answer, label)
 
     def _details(self, answer: Answer) -> str:
-        """The error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""
+        """Return the error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""
         text = answer.headers.get("x-error-message", "")
         if not text:
             try:
@@ -232,7 +235,7 @@ class HubWire(Client):
 
 @dataclass
 class HubClient:
-    """One repository of a hub, for reading; `close` its `wire` in the end."""
+    """A read-only client of one repository on a hub; the caller closes its `wire`."""
 
     endpoint: str
     repo: str
@@ -248,27 +251,29 @@ class HubClient:
         self.url = f"{self.endpoint}/api/models/{self.repo}"
 
     def listing(self, revision: str) -> Listing:
-        """The commit that a revision points at, and its files."""
-        where = f"{self.where}@{revision}"
+        """Return the commit that a revision points at, with its files."""
+        label = f"{self.where}@{revision}"
         url = f"{self.url}/revision/{quote(revision, safe='')}?blobs=true"
-        document = self._object(url, where, limit=self.bounds.listing)
+        document = self._object(url, label, limit=self.bounds.listing)
         commit, siblings = document.get("sha"), document.get("siblings")
         entries: list[Any] = siblings if isinstance(siblings, list) else [None]
         named = all(isinstance(entry, dict) and isinstance(entry.get("rfilename"), str) for entry in entries)
         if not named or not isinstance(commit, str) or not is_hex(commit, COMMIT):
-            raise self._not_a_hub(where)
+            raise self._not_a_hub(label)
         if is_hex(revision, COMMIT) and commit != revision:
-            raise IntegrityError(where, f"the hub answers with another commit, {commit}")
+            # A full commit id names its content, so a hub must not answer it with another commit.
+            raise IntegrityError(label, f"the hub answers with another commit, {commit}")
         return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries}, "adapterhub" in document)
 
     def refs(self) -> Refs:
-        """The branches and tags."""
+        """Return the branches and tags."""
         document = self._object(f"{self.url}/refs", self.where)
         return Refs(*(_named(document.get(kind)) for kind in ("branches", "tags")))
 
     def titles(self, revision: str) -> Iterator[tuple[str, str]]:
-        """The commits behind a revision with their titles, newest first."""
+        """Yield each commit reachable from a revision with its title, newest first."""
         url = f"{self.url}/commits/{quote(revision, safe='')}"
+        # A hub could link its pages in a circle: stop after 20.
         for answer in islice(self.wire.pages(url, self.where, limit=MAX_ANSWER), _MAX_PAGES):
             try:
                 page = json_file.parse(answer.body, self.where)
@@ -278,41 +283,44 @@ class HubClient:
 
     @contextmanager
     def file(self, commit: str, path: str, start: int = 0) -> Iterator[Body]:
-        """The bytes of a file from `start` if the hub supports ranges (206), else all of them (200)."""
-        where = f"{self.where}: {path}"
+        """Open a file for reading, from `start` on if the hub supports ranges (206), else from the beginning (200)."""
+        label = f"{self.where}: {path}"
         headers = {"Range": f"bytes={start}-"} if start else {}
-        with self.wire.stream(self._resolve(commit, path), where, headers=headers) as body:
-            _check_commit(body.headers, commit, where)
+        with self.wire.stream(self._file_url(commit, path), label, headers=headers) as body:
+            _check_commit(body.headers, commit, label)
             yield body
 
     def small(self, commit: str, path: str, limit: int) -> bytes:
-        """A whole file of at most `limit` bytes."""
-        where = f"{self.where}: {path}"
-        answer = self.wire.ask("GET", self._resolve(commit, path), where, good=(200,), limit=limit)
-        _check_commit(answer.headers, commit, where)
+        """Return the content of a file of at most `limit` bytes."""
+        label = f"{self.where}: {path}"
+        answer = self.wire.ask("GET", self._file_url(commit, path), label, good=(200,), limit=limit)
+        _check_commit(answer.headers, commit, label)
         return answer.body
 
-    def _resolve(self, commit: str, path: str) -> str:
+    def _file_url(self, commit: str, path: str) -> str:
         return f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(path)}"
 
-    def _object(self, url: str, where: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
-        answer = self.wire.ask("GET", url, where, good=(200,), limit=limit)
+    def _object(self, url: str, label: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
+        answer = self.wire.ask("GET", url, label, good=(200,), limit=limit)
         try:
-            return parse_json(answer.body, where)
+            return parse_json(answer.body, label)
         except FormatError as error:
-            raise self._not_a_hub(where) from error
+            raise self._not_a_hub(label) from error
 
-    def _not_a_hub(self, where: str) -> RemoteError:
-        return RemoteError(where, f"{self.endpoint} does not answer like a hub", "Check HF_ENDPOINT")
+    def _not_a_hub(self, label: str) -> RemoteError:
+        """Return the error for an answer that does not follow the API of hubs."""
+        return RemoteError(label, f"{self.endpoint} does not answer like a hub", "Check HF_ENDPOINT")
 
 
-def _check_commit(headers: Mapping[str, str], commit: str, where: str) -> None:
-    sent = headers.get("x-repo-commit", commit)
-    if sent != commit:
-        raise IntegrityError(where, f"the hub sends the file of another commit, {sent[:60]}", "Try again")
+def _check_commit(headers: Mapping[str, str], commit: str, label: str) -> None:
+    """Raise an IntegrityError if an answer names another commit than `commit`."""
+    answered_commit = headers.get("x-repo-commit", commit)
+    if answered_commit != commit:
+        raise IntegrityError(label, f"the hub sends the file of another commit, {answered_commit[:60]}", "Try again")
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:
+    """Return the file that an entry of `siblings` describes, without the values that are malformed."""
     lfs = entry.get("lfs")
     large = lfs if isinstance(lfs, dict) else {}
     size, digest, oid = large.get("size", entry.get("size")), large.get("sha256"), entry.get("blobId")
@@ -324,6 +332,7 @@ def _entry(entry: Mapping[str, Any]) -> Entry:
 
 
 def _named(value: object) -> dict[str, str]:
+    """Return the commit of each well-formed branch or tag in a list from the hub, by name."""
     entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
     pairs = [(entry.get("name"), entry.get("targetCommit")) for entry in entries]
     return {

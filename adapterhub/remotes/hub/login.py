@@ -1,6 +1,7 @@
-"""Logins at a hub: a code that a person approves elsewhere, for a token (RFC 8628).
+"""Logins at a hub with a code that a person approves in a browser, for a token (RFC 8628).
 
-The answers are a server's: what they name is checked before it is shown or used, and the page for the code must be its own.
+The hub's answers are untrusted: every value is checked before it is shown or used, and the page for the code must be on the hub
+itself.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from .client import MAX_ANSWER, HubWire
 
 _CLIENT = "adapterhub"
 _GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-_LONGEST = 3600  # seconds that a code may be good for
-_SLOWER = 5  # seconds that are added to the interval when the hub asks for it (RFC 8628, 3.5)
-_WHY = {
+_MAX_LIFETIME = 3600  # seconds that a code may be good for
+_SLOW_DOWN = 5  # seconds that are added to the interval when the hub asks for it (RFC 8628, 3.5)
+_ERROR_TEXTS = {
     "access_denied": "the login was refused",
     "expired_token": "the code has expired",
 }
@@ -33,7 +34,7 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Login:
-    """A login that waits: the page and the code for a person, and when it ends by the monotonic clock."""
+    """A login that waits for approval: the page and code for a person, and when the code expires by the monotonic clock."""
 
     page: str
     code: str
@@ -51,62 +52,69 @@ class HubLogin:
     sleep: Callable[[float], object] = time.sleep
 
     def begin(self) -> Login:
-        """Ask for a code.
+        """Request a code.
 
         Raises:
-            RemoteError: The hub has no such logins, does not answer, or is another machine without TLS.
+            RemoteError: The hub has no logins by code, does not answer, or is another machine without TLS.
         """
-        Hub(self.endpoint, _CLIENT).checked_token()  # what would be said of the token, before anybody has approved anything
+        # Refuse a hub without TLS now rather than after somebody has approved the login: it could not be sent the token.
+        Hub(self.endpoint, _CLIENT).checked_token()
         answer = self._post("/oauth/device", {"client_id": _CLIENT})
         if answer.status != 200:
             raise RemoteError(self.endpoint, "this hub has no logins by a code", code="no-device-login")
-        found = self._parsed(answer)
-        page = str(found.get("verification_uri_complete") or found.get("verification_uri") or "")
-        code, device = str(found.get("user_code") or ""), str(found.get("device_code") or "")
+        answer_fields = self._parse(answer)
+        page = str(answer_fields.get("verification_uri_complete") or answer_fields.get("verification_uri") or "")
+        code, device = str(answer_fields.get("user_code") or ""), str(answer_fields.get("device_code") or "")
+        # A page elsewhere could ask for a password in the hub's name.
         if origin(page, self.endpoint) != origin(self.endpoint, self.endpoint) or not code.isprintable() or not device:
             raise FormatError(self.endpoint, "the hub's answer is not a login")
-        lasts = min(_number(found.get("expires_in"), 900), _LONGEST)
-        return Login(page, code[:40], device, max(_number(found.get("interval"), 5), 1), time.monotonic() + lasts)
+        lifetime = min(_positive_number(answer_fields.get("expires_in"), 900), _MAX_LIFETIME)
+        return Login(
+            page, code[:40], device, max(_positive_number(answer_fields.get("interval"), 5), 1), time.monotonic() + lifetime
+        )
 
     def wait(self, login: Login) -> str:
-        """Wait until the login is approved; return the token.
+        """Wait until the login is approved, and return the token.
 
         Raises:
-            RemoteError: It was refused, or has expired.
+            RemoteError: It was refused, or the code has expired.
         """
         interval = login.interval
-        fields = {"grant_type": _GRANT, "device_code": login.device, "client_id": _CLIENT}
+        request_fields = {"grant_type": _GRANT, "device_code": login.device, "client_id": _CLIENT}
         while time.monotonic() < login.end:
-            found = self._parsed(self._post("/oauth/token", fields))
-            if token := found.get("access_token"):
-                return self._checked(str(token))
-            error = str(found.get("error"))
+            answer_fields = self._parse(self._post("/oauth/token", request_fields))
+            if token := answer_fields.get("access_token"):
+                return self._checked_token(str(token))
+            error = str(answer_fields.get("error"))
             if error not in ("authorization_pending", "slow_down"):
-                raise RemoteError(self.endpoint, _WHY.get(error, f"the hub refuses the login ({error[:80]})"), "Log in again")
-            interval += _SLOWER if error == "slow_down" else 0
+                raise RemoteError(
+                    self.endpoint, _ERROR_TEXTS.get(error, f"the hub refuses the login ({error[:80]})"), "Log in again"
+                )
+            interval += _SLOW_DOWN if error == "slow_down" else 0
             self.sleep(interval)
-        raise RemoteError(self.endpoint, _WHY["expired_token"], "Log in again")
+        raise RemoteError(self.endpoint, _ERROR_TEXTS["expired_token"], "Log in again")
 
     def whose(self, token: str) -> str:
-        """The name of the account that a token belongs to.
+        """Return the name of the account that a token belongs to.
 
         Raises:
             DeniedError: The hub refuses it.
             RemoteError: The hub is another machine without TLS.
         """
         Hub(self.endpoint, token).checked_token()
-        with closing(HubWire.to(self.endpoint, self._checked(token), proxy=self.proxy)) as wire:
+        with closing(HubWire.to(self.endpoint, self._checked_token(token), proxy=self.proxy)) as wire:
             try:
                 answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
             except DeniedError as error:
                 hint = "Check that it is complete, and neither expired nor revoked"
                 raise DeniedError(self.endpoint, "the hub refuses the token", hint) from error
-        name = str(self._parsed(answer).get("name") or "")
+        name = str(self._parse(answer).get("name") or "")
         if not name.isprintable() or ":" in name:
             raise FormatError(self.endpoint, "the hub does not report whose token it is")
         return name[:200]
 
-    def _checked(self, token: str) -> str:
+    def _checked_token(self, token: str) -> str:
+        """Return a token that may be sent in a header: printable ASCII without spaces."""
         if not token.isascii() or not token.isprintable() or " " in token:
             raise FormatError(self.endpoint, "the hub's token has characters that no token has")
         return token
@@ -125,9 +133,9 @@ class HubLogin:
                 redirects=False,
             )
 
-    def _parsed(self, answer: Answer) -> dict[str, Any]:
+    def _parse(self, answer: Answer) -> dict[str, Any]:
         return parse_json(answer.body, self.endpoint)
 
 
-def _number(value: object, default: float) -> float:
+def _positive_number(value: object, default: float) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else default

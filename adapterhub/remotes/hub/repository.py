@@ -1,8 +1,8 @@
-"""An adapter on a hub: a plain repository, `hf://org/name`.
+"""An adapter in a plain repository on a hub, `hf://org/name`.
 
 The repository holds what peft, transformers and vLLM load: the files of the adapter, its adapter.json, a README.md. The
-manifest is not stored: it is built again from adapter.json, so a version has the same digest as everywhere else. A version is
-one commit; everything is read from the commit that was found first, and a branch is what moves.
+manifest is not stored but rebuilt from adapter.json, so a version has the same digest as everywhere else. A version is one
+commit: everything is read from the commit that was resolved first, and pushing a version moves a branch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .writer import HubWriter
 
 _SMALL = 1 << 20  # bytes; a larger file is sent before the commit, a smaller one in it
-_HELD = 64 << 20  # bytes of small files that are held for the commit
+_MAX_HELD = 64 << 20  # bytes of small files that are held for the commit
 
 
 def parse(text: str) -> HubAddress:
@@ -53,25 +53,26 @@ def parse(text: str) -> HubAddress:
     return HubAddress.parse(text)
 
 
-def connect(address: HubAddress, who: Surroundings) -> HubRepository:
-    """Open a repository, with the user's token for its hub: that of HF_TOKEN for that of HF_ENDPOINT, else a stored login."""
-    hub = hub_of(address, who)
+def connect(address: HubAddress, surroundings: Surroundings) -> HubRepository:
+    """Open a repository with the user's token for its hub: HF_TOKEN for the hub of HF_ENDPOINT, else a stored login."""
+    hub = hub_of(address, surroundings)
     return HubRepository(address, hub.endpoint, hub.checked_token(), proxy=hub.proxy)
 
 
-def hub_of(address: HubAddress, who: Surroundings) -> Hub:
-    """The hub of an address, with the token for it."""
-    hub = who.hub()
+def hub_of(address: HubAddress, surroundings: Surroundings) -> Hub:
+    """Return the hub of an address, with the token for it."""
+    hub = surroundings.hub()
     endpoint = address.endpoint or hub.endpoint
     at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
+    # An address that names the user's own hub in full gets the token of HF_TOKEN too.
     if at_home and (hub.token or not address.endpoint):
         return hub
     scheme, host, _ = origin(endpoint, address.repository, typed=True)
-    return Hub(endpoint, who.login(address.host, scheme == "http" and not is_loopback(host)), hub.proxy)
+    return Hub(endpoint, surroundings.login(address.host, scheme == "http" and not is_loopback(host)), hub.proxy)
 
 
 class HubRepository(Connected):
-    """One repository of a hub; `close` it in the end.
+    """One repository on a hub, to be closed after use.
 
     Attributes:
         private: Create the repository as private, if it has to be created.
@@ -98,7 +99,7 @@ class HubRepository(Connected):
         self._lock = threading.RLock()  # several blobs are put at once
         self._versions = Versions(self._client, address, self.notes)
         self._refs: Refs | None = None
-        self._looked = False
+        self._has_looked = False
 
     @property
     def where(self) -> str:
@@ -112,11 +113,11 @@ class HubRepository(Connected):
         return HubWriter(self._client)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.wire.close()
 
     def stop(self, *, on: bool = True) -> None:
-        """Have what other threads wait for here fail at once, until called with `on` False."""
+        """Make waiting threads fail at once, until called again with `on` False."""
         self._client.wire.stop(on=on)
 
     def make_private(self) -> None:
@@ -130,48 +131,49 @@ class HubRepository(Connected):
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a branch, tag, commit, range or digest; without an adapter.json, one of the files as they are."""
+        """Return the manifest of a branch, tag, commit, range or digest; without adapter.json, one of the files as they are."""
         version = self._versions.find(reference)
         self.commit_id = version.listing.commit
         return version.made
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a file from `start` on; of a completed README, those of the README."""
+        """Open a file for reading from `start` on; a completed README reads as the adapter's own."""
         data = self._versions.content.get(blob.digest)
         if data is None:
             if blob.digest not in self._versions.places:
                 raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
             commit, path = self._versions.places[blob.digest]
             if path == hub_files.CARD and blob.size <= hub_files.MAX_CARD:
-                data = self._readme(commit, blob)
+                data = self._read_readme(commit, blob)
         if data is not None or start >= blob.size:
             yield io.BytesIO((data or b"")[start:])
             return
-        where = f"{self.where}: {path}"
+        label = f"{self.where}: {path}"
         with self._client.file(commit, path, start) as body:
-            seek(body, blob, start, where)
+            seek(body, blob, start, label)
             yield body
 
-    def _readme(self, commit: str, blob: Descriptor) -> bytes:
+    def _read_readme(self, commit: str, blob: Descriptor) -> bytes:
+        """Return the adapter's README: the file on the hub, or that file without what `complete_card` added."""
         card = self._client.small(commit, hub_files.CARD, 2 * hub_files.MAX_CARD)
         for data in (card, hub_files.original_readme(card)):
             if sha256_bytes(data) == blob.digest:
                 self._versions.content[blob.digest] = data
                 return data
-        what = f"has changed on the hub since {ADAPTER_JSON} was written"
+        problem = f"has changed on the hub since {ADAPTER_JSON} was written"
         hint = "Push the adapter again, or make the same change in it"
-        raise IntegrityError(f"{self.where}: {hub_files.CARD}", what, hint)
+        raise IntegrityError(f"{self.where}: {hub_files.CARD}", problem, hint)
 
     def tags(self) -> list[str]:
-        """All branches and tags, sorted."""
+        """Return all branches and tags, sorted."""
         refs = self._client.refs()
         self.commits = {**refs.tags, **refs.branches}
         return sorted(self.commits)
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
-        self._look()
+        """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
+        self._read_current()
         for version in self._versions:
             if version.made.digest == digest:
                 return io.BytesIO(version.made.raw)
@@ -180,12 +182,13 @@ class HubRepository(Connected):
                     return Steady(self, blob, pauses=self._pauses)
         return None
 
-    def _look(self) -> None:
-        """Read the version at the address, or at `main` if there is none yet."""
-        if self._looked:
+    def _read_current(self) -> None:
+        """Read the version at the address, or at `main` if the address has none yet; once."""
+        if self._has_looked:
             return
-        self._looked = True
+        self._has_looked = True
         for reference in dict.fromkeys((self.address.reference, MAIN)):
+            # A push may replace whatever is there, so a damaged version is no error here.
             with contextlib.suppress(NotFoundError, IntegrityError, RefusedError):
                 listing = self._client.listing(reference)
                 for path, entry in listing.files.items():
@@ -199,27 +202,28 @@ class HubRepository(Connected):
     # ---- writing
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether a blob needs no sending: the hub has it as a large file, or its verified bytes are there or here."""
+        """Return whether a blob needs no upload: the hub has it as a large file, or its verified bytes are on either side."""
         with self._lock:
-            self._look()
+            self._read_current()
             if blob.digest in self._versions.large or blob.digest in self._versions.content:
                 return True
             if blob.digest not in self._versions.places or blob.size > _SMALL:
                 return False
             try:
-                self._content(blob)
+                self._read_small(blob)
             except (IntegrityError, NotFoundError):
                 return False
             return True
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Upload a large file; hold a small one, which is sent with the commit. Return the number of bytes."""
+        """Upload a large file; hold a small one, to be sent with the commit. Return the number of bytes sent or held."""
         with self._lock:
             large = self._is_large(blob)
             if large:
-                self._ensure()
+                self._ensure_repository()
                 writer = self._writer
         if large:
+            # Upload outside the lock: several large files are sent at the same time.
             sent = writer.upload(blob, source)
             self._versions.large.add(blob.digest)
             return sent
@@ -229,73 +233,80 @@ class HubRepository(Connected):
         return blob.size
 
     def _is_large(self, blob: Descriptor) -> bool:
+        """Return whether a file is uploaded before the commit rather than sent in it."""
         if not blob.size:
             return False
+        # The files that are read whole anyway have limits of their own; the others also count toward the memory for held files.
         limit = {ADAPTER_JSON: MAX_ADAPTER_JSON, hub_files.CARD: hub_files.MAX_CARD, "": MAX_MANIFEST}.get(blob.path, _SMALL)
-        held = sum(map(len, self._versions.content.values()))
-        return is_weights(blob.path) or blob.size > limit or (held + blob.size > _HELD and limit == _SMALL)
+        held_bytes = sum(map(len, self._versions.content.values()))
+        return is_weights(blob.path) or blob.size > limit or (held_bytes + blob.size > _MAX_HELD and limit == _SMALL)
 
-    def _content(self, blob: Descriptor) -> bytes:
-        """The bytes of a small file."""
+    def _read_small(self, blob: Descriptor) -> bytes:
+        """Return the bytes of a small file."""
         if blob.digest not in self._versions.content:
             self._versions.content[blob.digest] = read_blob(self, blob, self._pauses)
         return self._versions.content[blob.digest]
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
-        """Point a branch at a version, with one commit on top of the one that was read; a new branch starts at `main`.
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+        """Point a branch at a version, by one commit on top of the one that was read; a new branch starts at `main`.
 
         Raises:
             ConflictError: Somebody else committed in the meantime.
             RefusedError: The manifest cannot be rebuilt from the files, or `tag` is a tag, which does not move.
         """
-        manifest = self._manifest(made)
+        adapter_manifest = self._adapter_manifest(manifest)
         branch = tag or MAIN
         if is_hex(branch, COMMIT):
             raise UsageError(self.address.at(branch), "a commit cannot be pushed to", "Push to a branch")
         self._refs = None
-        refs = self._ensure()
+        refs = self._ensure_repository()
         if branch in refs.tags and branch not in refs.branches:
-            self._tagged(branch, made)
+            self._check_tag(branch, manifest)
             return Put(new=False, moved=False)
-        new = branch not in refs.branches and not branch.startswith("refs/")
-        start, changes = self._start(branch, made, manifest, new=new)
-        if new:
-            self._branch(branch, start.commit)
+        is_new_branch = branch not in refs.branches and not branch.startswith("refs/")
+        start, changes = self._parent_and_changes(branch, manifest, adapter_manifest, new=is_new_branch)
+        # The branch must exist before the commit, and must not stay behind if the commit fails.
+        if is_new_branch:
+            self._create_branch(branch, start.commit)
         try:
-            self.commit_id = self._committed(branch, start, made, manifest, changes) if changes else start.commit
+            self.commit_id = self._commit(branch, start, manifest, adapter_manifest, changes) if changes else start.commit
         except BaseException:
-            if new:
-                self._unbranch(branch, start.commit)
+            if is_new_branch:
+                self._delete_branch(branch, start.commit)
             raise
-        return Put(new=bool(changes), moved=new or bool(changes))
+        return Put(new=bool(changes), moved=is_new_branch or bool(changes))
 
-    def _branch(self, name: str, commit: str) -> None:
-        """Create a branch at a commit; it may exist there already, if an answer was lost."""
+    def _create_branch(self, name: str, commit: str) -> None:
+        """Create a branch at a commit; it may exist there already if an answer was lost."""
         try:
             self._writer.branch(name, commit)
         except ConflictError:
             if self._client.refs().branches.get(name) != commit:
                 raise
 
-    def _unbranch(self, name: str, commit: str) -> None:
-        """Remove a branch, unless somebody committed to it."""
+    def _delete_branch(self, name: str, commit: str) -> None:
+        """Delete a branch, unless somebody has committed to it."""
         with contextlib.suppress(AdapterhubError):
             if self._client.refs().branches.get(name) == commit:
                 self._writer.drop_branch(name)
 
-    def _manifest(self, made: Manifest) -> AdapterManifest:
-        """The adapter.json of a version; it must be complete here and give the same OCI manifest again."""
-        check_complete(made.layers, self.has, self.where)
-        if made.adapter_json is None:
+    def _adapter_manifest(self, manifest: Manifest) -> AdapterManifest:
+        """Return the adapter.json of a version, whose files must all be here and which must give the same OCI manifest again.
+
+        Raises:
+            RefusedError: The version has no adapter.json, or its manifest cannot be rebuilt from its files.
+        """
+        check_complete(manifest.layers, self.has, self.where)
+        if manifest.adapter_json is None:
             raise RefusedError(self.where, f"it has no {ADAPTER_JSON}", "Pull it into a folder, then push the folder")
-        raw = self._content(made.adapter_json)
-        if hub_files.assembled(raw, f"{self.where}: {ADAPTER_JSON}").digest != made.digest:
-            what = "its manifest cannot be rebuilt from its files, and a hub keeps only files"
-            raise RefusedError(self.where, what, "Pull it into a folder, then push the folder")
+        raw = self._read_small(manifest.adapter_json)
+        if hub_files.assembled(raw, f"{self.where}: {ADAPTER_JSON}").digest != manifest.digest:
+            problem = "its manifest cannot be rebuilt from its files, and a hub keeps only files"
+            raise RefusedError(self.where, problem, "Pull it into a folder, then push the folder")
         return AdapterManifest.parse(raw, self.where)
 
-    def _ensure(self) -> Refs:
-        """The refs of the repository, which is created if it does not exist."""
+    def _ensure_repository(self) -> Refs:
+        """Return the refs of the repository, which is created if it does not exist."""
         if self._refs is None:
             try:
                 self._refs = self._client.refs()
@@ -306,54 +317,57 @@ class HubRepository(Connected):
                 self._refs = self._client.refs()
         return self._refs
 
-    def _tagged(self, tag: str, made: Manifest) -> None:
+    def _check_tag(self, tag: str, manifest: Manifest) -> None:
+        """Raise a RefusedError unless a tag on the hub is at this version already."""
         version = self._versions.at(self._client.listing(tag))
-        if version.made.digest != made.digest:
+        if version.made.digest != manifest.digest:
             hint = "Push to a branch, or remove the tag on the hub"
             raise RefusedError(self.address.at(tag), "is a tag, which does not move", hint)
         self.commit_id = version.listing.commit
 
-    def _start(self, branch: str, made: Manifest, manifest: AdapterManifest, *, new: bool) -> tuple[Listing, _Changes]:
-        """The parent commit and the changes to it. A new branch starts at a commit that has the version already, if any."""
+    def _parent_and_changes(
+        self, branch: str, manifest: Manifest, adapter_manifest: AdapterManifest, *, new: bool
+    ) -> tuple[Listing, _Changes]:
+        """Return the parent commit and the changes to it. A new branch starts at a commit that already has the version."""
         if new:
             for version in self._versions:
-                if version.made.digest == made.digest and not self._changes(version.listing, made, manifest):
+                if version.made.digest == manifest.digest and not self._changes(version.listing, manifest, adapter_manifest):
                     return version.listing, {}
         start = self._client.listing(MAIN if new else branch)
-        return start, self._changes(start, made, manifest)
+        return start, self._changes(start, manifest, adapter_manifest)
 
-    def _changes(self, listing: Listing, made: Manifest, manifest: AdapterManifest) -> _Changes:
-        """The differences between a commit and a version, as `HubWriter.commit` takes them."""
-        found: _Changes = {}
-        for layer in made.layers:
+    def _changes(self, listing: Listing, manifest: Manifest, adapter_manifest: AdapterManifest) -> _Changes:
+        """Return the differences between a commit and a version, as `HubWriter.commit` takes them."""
+        changes: _Changes = {}
+        for layer in manifest.layers:
             entry = listing.files.get(layer.path)
             if layer.digest in self._versions.large:
                 if entry is None or entry.digest != layer.digest:
-                    found[layer.path] = layer
+                    changes[layer.path] = layer
                 continue
-            data = self._content(layer)
+            data = self._read_small(layer)
             if layer.path == hub_files.CARD and not listing.ours:
-                data = hub_files.complete_card(data, manifest)
+                data = hub_files.complete_card(data, adapter_manifest)
             if not hub_files.same(entry, data):
-                found[layer.path] = data
-        paths = {layer.path for layer in made.layers}
+                changes[layer.path] = data
+        paths = {layer.path for layer in manifest.layers}
         if hub_files.CARD not in paths and not listing.ours:
-            card = self._card(listing, manifest)
+            card = self._card(listing, adapter_manifest)
             if not hub_files.same(listing.files.get(hub_files.CARD), card):
-                found[hub_files.CARD] = card
-        stale = self._listed(listing) & set(listing.files) - paths - (set() if listing.ours else {hub_files.CARD})
-        return {**found, **dict.fromkeys(sorted(stale))}
+                changes[hub_files.CARD] = card
+        stale = self._listed_paths(listing) & set(listing.files) - paths - (set() if listing.ours else {hub_files.CARD})
+        return {**changes, **dict.fromkeys(sorted(stale))}
 
     def _card(self, listing: Listing, manifest: AdapterManifest) -> bytes:
-        """The card of an adapter without a README: the one that people wrote on the hub, completed, or a new one."""
+        """Return the card of an adapter without a README: the hub's, completed, if people wrote it, else a new one."""
         if hub_files.CARD in listing.files:
-            there = self._versions.small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
-            if not hub_files.is_written_card(there):
-                return hub_files.complete_card(hub_files.original_readme(there), manifest)
+            existing_card = self._versions.small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
+            if not hub_files.is_written_card(existing_card):
+                return hub_files.complete_card(hub_files.original_readme(existing_card), manifest)
         return hub_files.write_card(self.address.title, manifest)
 
-    def _listed(self, listing: Listing) -> set[str]:
-        """The files of the version in a commit: the next version removes those that it lacks, and nobody else's."""
+    def _listed_paths(self, listing: Listing) -> set[str]:
+        """Return the files that a commit's adapter.json lists: the next version deletes those that it lacks, and no others."""
         if ADAPTER_JSON not in listing.files:
             return set()
         try:
@@ -362,21 +376,24 @@ class HubRepository(Connected):
         except FormatError:
             return set()
 
-    def _committed(self, branch: str, start: Listing, made: Manifest, manifest: AdapterManifest, changes: _Changes) -> str:
-        """Commit the changes, and read the commit back."""
+    def _commit(
+        self, branch: str, start: Listing, manifest: Manifest, adapter_manifest: AdapterManifest, changes: _Changes
+    ) -> str:
+        """Commit the changes, and verify the commit by reading it back."""
         try:
-            commit = self._writer.commit(branch, start.commit, f"Version {made.digest}", changes, self._message)
-        except ConflictError:  # perhaps with our own commit, if its answer was lost
-            there = self._client.listing(branch)
-            if self._changes(there, made, manifest):
+            commit = self._writer.commit(branch, start.commit, f"Version {manifest.digest}", changes, self._message)
+        except ConflictError:
+            # The conflict may be with our own commit, if a request was repeated because its answer was lost.
+            head = self._client.listing(branch)
+            if self._changes(head, manifest, adapter_manifest):
                 raise
-            commit = there.commit
+            commit = head.commit
         self.notes += [f"{hub_files.CARD}: {text}" for text in self._writer.warnings]
         listing = self._client.listing(commit)
-        wrong = self._changes(listing, made, manifest)
-        if wrong or self._versions.at(listing).made.digest != made.digest:
-            what = f"the hub has other bytes than were sent: {next(iter(wrong), ADAPTER_JSON)}"
-            raise IntegrityError(self.address.at(commit), what, "Push it again")
+        differences = self._changes(listing, manifest, adapter_manifest)
+        if differences or self._versions.at(listing).made.digest != manifest.digest:
+            problem = f"the hub has other bytes than were sent: {next(iter(differences), ADAPTER_JSON)}"
+            raise IntegrityError(self.address.at(commit), problem, "Push it again")
         return commit
 
 

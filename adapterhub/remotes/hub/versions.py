@@ -1,6 +1,6 @@
-"""Versions in a repository of a hub: commits, and the manifest of the adapter in each, built from its adapter.json.
+"""Versions in a repository on a hub: commits, and the manifest of the adapter in each, built from its adapter.json.
 
-A repository without an adapter.json has a manifest too, of the files in it that belong to an adapter.
+A commit without an adapter.json has a manifest too: that of the files in it that belong to an adapter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .client import HubAddress, HubClient, Listing
 
 MAX_ADAPTER_JSON = 16 << 20  # bytes of an adapter.json
 _MAX_PLAIN = 32 << 20  # bytes of a file without a digest in the listing; hubs accept some 10 MB as such
-_BRANCHES, _HEADS, _CANDIDATES = 10, 50, 100  # that are searched for a digest
+_MAX_BRANCHES, _MAX_HEADS, _MAX_CANDIDATES = 10, 50, 100  # that are searched for a digest
 
 
 @dataclass(frozen=True)
@@ -35,127 +35,137 @@ class Version:
 
 
 class Versions:
-    """The versions of one repository that were read, and what they contain.
+    """The versions of one repository that were read, and their content.
 
     Attributes:
         content: Verified bytes of small files.
         large: Large files that the hub has.
-        places: The commit and the path of a file.
-        notes: The list to which the files are added that do not belong to an adapter.
+        places: The commit and path where each file is.
+        notes: Remarks for the user, to which the files that do not belong to an adapter are added.
     """
 
     def __init__(self, client: HubClient, address: HubAddress, notes: list[str]) -> None:
         self._client, self.address, self.notes = client, address, notes
-        self._known: dict[str, Version] = {}
+        self._by_commit: dict[str, Version] = {}
         self.content: dict[Digest, bytes] = {}
         self.large: set[Digest] = set()
         self.places: dict[Digest, tuple[str, str]] = {}
 
     def __iter__(self) -> Iterator[Version]:
-        return iter(list(self._known.values()))
+        return iter(list(self._by_commit.values()))
 
     def find(self, reference: str) -> Version:
-        """The version of a branch, tag, commit, range or digest."""
+        """Return the version of a branch, tag, commit, range or digest."""
         if reference.startswith("sha256:"):
             return self._by_digest(reference)
         if references.is_range(reference):
-            reference = self._in_range(reference)
+            reference = self._name_in_range(reference)
         return self.at(self._client.listing(reference))
 
     def at(self, listing: Listing) -> Version:
-        """The version in a commit, whose adapter.json is read once."""
-        found = self._known.get(listing.commit)
-        if found is None:
-            made = self._made(listing) if ADAPTER_JSON in listing.files else self._imported(listing)
-            found = self._known[listing.commit] = Version(listing, made)
-            for layer in made.layers:
+        """Return the version in a commit; its adapter.json is read only once."""
+        version = self._by_commit.get(listing.commit)
+        if version is None:
+            manifest = (
+                self._manifest_of_adapter_json(listing) if ADAPTER_JSON in listing.files else self._manifest_of_files(listing)
+            )
+            version = self._by_commit[listing.commit] = Version(listing, manifest)
+            for layer in manifest.layers:
                 self.places.setdefault(layer.digest, (listing.commit, layer.path))
                 entry = listing.files.get(layer.path)
                 if entry and entry.digest == layer.digest:
                     self.large.add(layer.digest)
-            self.content[made.config.digest] = made.config_bytes
-        return found
+            self.content[manifest.config.digest] = manifest.config_bytes
+        return version
 
-    def _made(self, listing: Listing) -> Manifest:
-        """Build the manifest from adapter.json; IntegrityError if the listing shows that a file is another."""
-        where = self.address.at(listing.commit)
+    def _manifest_of_adapter_json(self, listing: Listing) -> Manifest:
+        """Build the manifest from adapter.json.
+
+        Raises:
+            IntegrityError: A file in it is missing, or the listing shows that it has changed.
+        """
+        label = self.address.at(listing.commit)
         raw = self.small(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
-        made = hub_files.assembled(raw, f"{where}: {ADAPTER_JSON}")
-        for layer in made.layers:
+        manifest = hub_files.assembled(raw, f"{label}: {ADAPTER_JSON}")
+        for layer in manifest.layers:
             entry = listing.files.get(layer.path)
             if entry is None:
-                raise IntegrityError(f"{where}: {layer.path}", f"missing, but {ADAPTER_JSON} lists it", "Push it again")
-            own = layer.path != hub_files.CARD  # the card may have been completed; its bytes are checked when they are read
-            other = (entry.digest or layer.digest) != layer.digest or entry.size not in (None, layer.size)
-            if own and other and layer.path != ADAPTER_JSON:
-                raise IntegrityError(f"{where}: {layer.path}", f"has changed since {ADAPTER_JSON} was written", "Push it again")
+                raise IntegrityError(f"{label}: {layer.path}", f"missing, but {ADAPTER_JSON} lists it", "Push it again")
+            # The card may have been completed; its bytes are checked when they are read.
+            is_unaltered = layer.path != hub_files.CARD
+            differs = (entry.digest or layer.digest) != layer.digest or entry.size not in (None, layer.size)
+            if is_unaltered and differs and layer.path != ADAPTER_JSON:
+                raise IntegrityError(f"{label}: {layer.path}", f"has changed since {ADAPTER_JSON} was written", "Push it again")
         self.content[sha256_bytes(raw)] = raw
-        return made
+        return manifest
 
     def small(self, listing: Listing, path: str, limit: int) -> bytes:
-        """A whole file, verified against the listing: by its digest, else by git's name of the blob."""
+        """Return the content of a file, verified against the listing by its digest, else by git's name of the blob."""
         data, entry = self._client.small(listing.commit, path, limit), listing.files[path]
         if (entry.digest or entry.oid) and not hub_files.same(entry, data):
-            where = f"{self.address.repository}: {path}"
-            raise IntegrityError(where, "the hub sent other bytes than its commit has", "Try again")
+            label = f"{self.address.repository}: {path}"
+            raise IntegrityError(label, "the hub sent other bytes than its commit has", "Try again")
         return data
 
-    def _imported(self, listing: Listing) -> Manifest:
-        """Build a manifest for a repository without adapter.json; files that do not belong to an adapter are left out."""
-        where = self.address.at(listing.commit)
-        names, left = hub_files.importable(listing, where)
+    def _manifest_of_files(self, listing: Listing) -> Manifest:
+        """Build a manifest for a commit without an adapter.json; files that do not belong to an adapter are left out."""
+        label = self.address.at(listing.commit)
+        names, skipped = hub_files.importable(listing, label)
         if len(names) > MAX_FILES:
-            raise RefusedError(where, f"{len(names)} files are over the limit of {MAX_FILES}")
-        files, unread = {}, self._client.bounds.plain
+            raise RefusedError(label, f"{len(names)} files are over the limit of {MAX_FILES}")
+        files, bytes_left = {}, self._client.bounds.plain
         for path in names:
             entry = listing.files[path]
             digest, size = entry.digest, entry.size
             if digest is None or size is None:
-                data = self.small(listing, path, min(_MAX_PLAIN, unread))
+                # The listing has no SHA-256 of a file in git itself: read it, within the limit for the whole repository.
+                data = self.small(listing, path, min(_MAX_PLAIN, bytes_left))
                 digest, size = sha256_bytes(data), len(data)
-                unread -= size
+                bytes_left -= size
                 self.content[digest] = data
             files[path] = digest, size
-        self.notes += [f"left out: {path[:200]}" for path in left]
-        return hub_files.bare(files, where)
+        self.notes += [f"left out: {path[:200]}" for path in skipped]
+        return hub_files.bare(files, label)
 
-    def _in_range(self, reference: str) -> str:
-        """The branch or tag that a range selects."""
+    def _name_in_range(self, reference: str) -> str:
+        """Return the branch or tag that a range selects."""
         refs = self._client.refs()
         commits = {**refs.tags, **refs.branches}
-        found = references.in_range(reference, lambda: sorted(commits), commits.get, self.address.at(reference))
-        if found is None:
-            what = "no branch or tag is in this range"
-            raise NotFoundError(self.address.at(reference), what, code="no-such-tag", repository=self.address.repository)
-        return found
+        name = references.in_range(reference, lambda: sorted(commits), commits.get, self.address.at(reference))
+        if name is None:
+            problem = "no branch or tag is in this range"
+            raise NotFoundError(self.address.at(reference), problem, code="no-such-tag", repository=self.address.repository)
+        return name
 
     def _by_digest(self, digest: Digest) -> Version:
-        """The version with a digest, or whose digest alone begins so."""
-        found: dict[Digest, Version] = {}
-        for version in self._matching(digest):
-            found[version.made.digest] = version
+        """Return the version with a digest, or the only one whose digest starts with these digits."""
+        versions: dict[Digest, Version] = {}
+        for version in self._versions_matching(digest):
+            versions[version.made.digest] = version
+            # Only a prefix can match a second version, which `begins` reports.
             if not references.is_prefix(digest):
                 break
-        chosen = references.begins(digest, found, self.address.at(digest))
+        chosen = references.begins(digest, versions, self.address.at(digest))
         if chosen is None:
-            what = "no such version in this repository"
-            raise NotFoundError(self.address.at(digest), what, code="no-such-tag", repository=self.address.repository)
-        return found[chosen]
+            problem = "no such version in this repository"
+            raise NotFoundError(self.address.at(digest), problem, code="no-such-tag", repository=self.address.repository)
+        return versions[chosen]
 
-    def _matching(self, digest: Digest) -> Iterator[Version]:
-        yield from [version for version in self._known.values() if version.made.digest.startswith(digest)]
-        for commit in dict.fromkeys(islice(self._candidates(digest), _CANDIDATES)):
+    def _versions_matching(self, digest: Digest) -> Iterator[Version]:
+        """Yield the versions whose digest starts with `digest`: first those already read, then commits that may have it."""
+        yield from [version for version in self._by_commit.values() if version.made.digest.startswith(digest)]
+        for commit in dict.fromkeys(islice(self._candidate_commits(digest), _MAX_CANDIDATES)):
             with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
                 version = self.at(self._client.listing(commit))
                 if version.made.digest.startswith(digest):
                     yield version
                 else:
-                    del self._known[commit]  # a listing may take 64 MB
+                    del self._by_commit[commit]  # a listing may take 64 MB
 
-    def _candidates(self, digest: Digest) -> Iterator[str]:
-        """Commits that may be a version: those with its digest in the title, then the heads of branches and tags."""
+    def _candidate_commits(self, digest: Digest) -> Iterator[str]:
+        """Yield commits that may be a version: those with its digest in the title, then the heads of branches and tags."""
         refs = self._client.refs()
-        for branch in sorted(refs.branches, key=lambda name: (name != MAIN, name))[:_BRANCHES]:
+        for branch in sorted(refs.branches, key=lambda name: (name != MAIN, name))[:_MAX_BRANCHES]:
             with contextlib.suppress(NotFoundError):
                 yield from (commit for commit, title in self._client.titles(branch) if digest in title)
-        yield from list(dict.fromkeys([*refs.branches.values(), *refs.tags.values()]))[:_HEADS]
+        yield from list(dict.fromkeys([*refs.branches.values(), *refs.tags.values()]))[:_MAX_HEADS]

@@ -1,8 +1,8 @@
-"""An image layout in a tar: read in place, written as a whole.
+"""An image layout in a tar, read in place and written as a whole.
 
-Blobs are read from the middle of the file; nothing is unpacked. New blobs wait in a folder next to it, and the archive is
-written when the context ends without an error: `oci-layout`, `index.json`, the blobs by digest; the same bytes for the same
-content.
+Blobs are read from the middle of the file; nothing is unpacked. New blobs wait in a folder next to the archive, which is
+written when the context ends without an error: `oci-layout`, `index.json`, the blobs by digest. The same content gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .index import Entry
 from .layout import Layout, Window
 from .tar import Member
 
-_BLOBS = "blobs/sha256/"
-_WAITING = ".blobs-"  # part of the name of the folder next to an archive in which new blobs wait
+_BLOB_PREFIX = "blobs/sha256/"
+_SCRATCH_INFIX = ".blobs-"  # part of the name of the folder next to an archive in which new blobs wait
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
 More = Callable[[int], None]
@@ -49,38 +49,43 @@ More = Callable[[int], None]
 class Archive(Layout):
     """The layout in the tar at `path`, written if something was put and the context ends without an error."""
 
-    def __init__(self, path: Path, where: str = "", *, any_name: bool = False) -> None:
-        super().__init__(where or str(path), any_name=any_name)
+    def __init__(self, path: Path, label: str = "", *, any_name: bool = False) -> None:
+        super().__init__(label or str(path), any_name=any_name)
         self.path = path
         self._members: dict[str, Member] | None = None
         self._entries: list[Entry] | None = None
         self._stamp: tuple[int, int, int] | None = None
-        self._new: dict[Digest, int] = {}
+        self._new_sizes: dict[Digest, int] = {}
         self._changed = False
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._lock = threading.RLock()  # several blobs are put at once
 
     def exists(self) -> bool:
-        """Tell whether there is an archive, or is going to be."""
-        return self._changed or bool(self._scan())
+        """Return whether there is an archive, or will be one."""
+        return self._changed or bool(self._read_members())
 
-    def _scan(self) -> Mapping[str, Member]:
-        """The members; read once."""
+    def _read_members(self) -> Mapping[str, Member]:
+        """Return the members of the archive, whose headers are read only once."""
         with self._lock:
             if self._members is None:
                 self._members = {}
                 if os.path.lexists(self.path):
                     with self._open() as file, local_errors(self.path):
                         self._members = archive_tar.scan(file, os.fstat(file.fileno()).st_size, self.where)
-                    layout_index.check_mark(self._text("oci-layout", 4096), f"{self.where}: oci-layout")
+                    layout_index.check_mark(self._read_member("oci-layout", 4096), f"{self.where}: oci-layout")
             return self._members
 
     def _open(self) -> BinaryIO:
-        """Open the file; ConflictError if it is not the one whose headers were read."""
+        """Open the file.
+
+        Raises:
+            ConflictError: It is not the file whose headers were read.
+        """
         with local_errors(self.path):
             file = open_regular(self.path)
-        found = os.fstat(file.fileno())
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        stat = os.fstat(file.fileno())
+        # The offsets of blobs are only valid in the file whose headers were read.
+        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if self._stamp not in (None, stamp):
             file.close()
             raise ConflictError(
@@ -89,8 +94,8 @@ class Archive(Layout):
         self._stamp = stamp
         return file
 
-    def _text(self, name: str, limit: int) -> bytes:
-        member = self._scan().get(name)
+    def _read_member(self, name: str, limit: int) -> bytes:
+        member = self._read_members().get(name)
         if member is None:
             raise FormatError(self.where, f"not an image layout: it has no file {name}")
         if member.size > limit:
@@ -99,36 +104,37 @@ class Archive(Layout):
             return window.readall() or b""
 
     def entries(self) -> list[Entry]:
-        """The entries of index.json, also those to be written."""
+        """Return the entries of index.json, including those not written yet."""
         if self._entries is None:
-            raw = self._text("index.json", layout_index.MAX_INDEX) if self._scan() else layout_index.dump([])
+            raw = self._read_member("index.json", layout_index.MAX_INDEX) if self._read_members() else layout_index.dump([])
             self._entries = layout_index.parse(raw, f"{self.where}: index.json")
         return self._entries
 
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """A section of the archive, or a blob that waits to be written to it."""
-        if digest in self._new:
-            with local_errors(self._waiting(digest)):
-                return open_regular(self._waiting(digest), follow=False), 0, self._new[digest]
-        member = self._scan().get(_BLOBS + digest.removeprefix("sha256:"))
+        """Open the section of the archive that has a blob, or the file of a blob that is not written yet."""
+        if digest in self._new_sizes:
+            with local_errors(self._scratch_path(digest)):
+                return open_regular(self._scratch_path(digest), follow=False), 0, self._new_sizes[digest]
+        member = self._read_members().get(_BLOB_PREFIX + digest.removeprefix("sha256:"))
         return (self._open(), member.offset, member.size) if member else None
 
     # ---- a target
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob next to the archive."""
-        self._scan()
-        part = self._waiting(blob.digest)
-        with received(source, blob, Inside(part.parent), part):
-            self._new[blob.digest] = blob.size
+        self._read_members()
+        path = self._scratch_path(blob.digest)
+        # A blob is stored next to the archive, since a tar can only be written as a whole.
+        with received(source, blob, Inside(path.parent), path):
+            self._new_sizes[blob.digest] = blob.size
         return blob.size
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
         entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
-        with local_errors(self._waiting(digest)):
-            self._waiting(digest).write_bytes(raw)
-        self._new[digest] = len(raw)
+        with local_errors(self._scratch_path(digest)):
+            self._scratch_path(digest).write_bytes(raw)
+        self._new_sizes[digest] = len(raw)
         self._entries, self._changed = entries, True
         return True
 
@@ -137,50 +143,51 @@ class Archive(Layout):
         self._entry(tag, self._at(tag))
         self._entries, self._changed = layout_index.drop(self.entries(), tag), True
 
-    def _waiting(self, digest: Digest) -> Path:
+    def _scratch_path(self, digest: Digest) -> Path:
         with self._lock, local_errors(self.path):
             if self._scratch is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(self.path)
-                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}{_WAITING}")
+                _remove_abandoned(self.path)
+                self._scratch = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}{_SCRATCH_INFIX}")
         return Path(self._scratch.name) / f"{digest[7:]}.part"
 
     def commit(self) -> None:
         """Write the archive with everything that was put, in place of the old one."""
         if not self._changed:
             return
-        old = {
-            f"sha256:{name.removeprefix(_BLOBS)}": member.size
-            for name, member in self._scan().items()
-            if name.startswith(_BLOBS) and "/" not in name.removeprefix(_BLOBS)
+        old_sizes = {
+            f"sha256:{name.removeprefix(_BLOB_PREFIX)}": member.size
+            for name, member in self._read_members().items()
+            if name.startswith(_BLOB_PREFIX) and "/" not in name.removeprefix(_BLOB_PREFIX)
         }
-        blobs = [Descriptor("", digest, size) for digest, size in {**old, **self._new}.items()]
+        blobs = [Descriptor("", digest, size) for digest, size in {**old_sizes, **self._new_sizes}.items()]
         openers: dict[Digest, Opener] = {blob.digest: partial(self.open_blob, blob) for blob in blobs}
-        if not self._scan():
+        if not self._read_members():
             write(self.path, self.entries(), blobs, openers)
         else:
-            new = self._waiting("sha256:new")
-            write(new, self.entries(), blobs, openers)
-            with self._open() as held, local_errors(self.path):
-                _lock(held)
-                self._open().close()  # the last holder of the lock may have replaced the file
-                os.replace(new, self.path)
+            new_path = self._scratch_path("sha256:new")
+            write(new_path, self.entries(), blobs, openers)
+            with self._open() as file, local_errors(self.path):
+                _lock(file)
+                # The last holder of the lock may have replaced the file: `_open` compares it with the one that was read.
+                self._open().close()
+                os.replace(new_path, self.path)
                 atomic.sync(self.path.parent)
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self._changed, self._members, self._entries, self._stamp, self._new = False, None, None, None, {}
+    def _reset(self) -> None:
+        self._changed, self._members, self._entries, self._stamp, self._new_sizes = False, None, None, None, {}
 
     def close(self) -> None:
         """Discard everything that was not written."""
         if self._scratch:
             self._scratch.cleanup()
         self._scratch = None
-        self._forget()
+        self._reset()
 
-    def __exit__(self, kind: object = None, *_: object) -> None:
+    def __exit__(self, error_type: object = None, *_: object) -> None:
         try:
-            if kind is None:
+            if error_type is None:
                 self.commit()
         finally:
             self.close()
@@ -194,12 +201,12 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 
 
-def _sweep(out: Path) -> None:
+def _remove_abandoned(out: Path) -> None:
     """Remove the folders that killed writers left next to an archive more than a day ago."""
-    for old in out.parent.glob(f".{glob.escape(out.name)}{_WAITING}*"):
+    for folder in out.parent.glob(f".{glob.escape(out.name)}{_SCRATCH_INFIX}*"):
         with contextlib.suppress(OSError):
-            if max(path.lstat().st_mtime for path in (old, *old.iterdir())) < time.time() - ABANDONED:
-                shutil.rmtree(old, ignore_errors=True)
+            if max(path.lstat().st_mtime for path in (folder, *folder.iterdir())) < time.time() - ABANDONED:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(
@@ -207,37 +214,43 @@ def write(
     entries: Iterable[Entry],
     blobs: Iterable[Descriptor],
     openers: Mapping[Digest, Opener],
-    more: More | None = None,
+    on_written: More | None = None,
     *,
     replace: bool = False,
 ) -> None:
-    """Write a tar of a layout at `out`, completely or not at all; IntegrityError for wrong bytes. `replace` as in `whole`."""
+    """Write a tar of a layout at `out`, completely or not at all; `replace` is as in `atomic.pending_output`.
+
+    Raises:
+        IntegrityError: The bytes of a blob do not have its digest.
+    """
     with atomic.whole(out, folder=False, replace=replace) as path, open(path, "xb", buffering=0) as file:
         for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
-            _all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
+            _write_all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
+        # Sorted, so that the same content gives the same bytes.
         for blob in sorted(blobs, key=lambda blob: blob.digest):
-            _all(file, archive_tar.header(_BLOBS + blob.digest[7:], blob.size))
+            _write_all(file, archive_tar.header(_BLOB_PREFIX + blob.digest[7:], blob.size))
             with ExitStack() as stack:
-                _stream(stack.enter_context(openers[blob.digest]()), blob, file, more)
-            _all(file, archive_tar.padding(blob.size))
-        _all(file, archive_tar.END)
+                _write_blob(stack.enter_context(openers[blob.digest]()), blob, file, on_written)
+            _write_all(file, archive_tar.padding(blob.size))
+        _write_all(file, archive_tar.END)
 
 
-def _stream(reader: Reader, blob: Descriptor, file: BinaryIO, more: More | None) -> None:
-    state, done = hashlib.sha256(), 0
+def _write_blob(reader: Reader, blob: Descriptor, file: BinaryIO, on_written: More | None) -> None:
+    state, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(min(CHUNK, blob.size + 1)))
-    while done <= blob.size and (n := reader.readinto(buffer[: blob.size + 1 - done])):
-        state.update(buffer[:n])
-        _all(file, buffer[:n])
-        done += n
-        if more:
-            more(n)
+    # Read one byte more than expected, to detect a source that is longer than its descriptor says.
+    while size <= blob.size and (count := reader.readinto(buffer[: blob.size + 1 - size])):
+        state.update(buffer[:count])
+        _write_all(file, buffer[:count])
+        size += count
+        if on_written:
+            on_written(count)
     digest = f"sha256:{state.hexdigest()}"
-    if (done, digest) != (blob.size, blob.digest):
-        raise damaged(blob.path or blob.digest, done, digest, blob, "Nothing was written")
+    if (size, digest) != (blob.size, blob.digest):
+        raise damaged(blob.path or blob.digest, size, digest, blob, "Nothing was written")
 
 
-def _all(file: BinaryIO, data: bytes | memoryview) -> None:
+def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

@@ -1,6 +1,6 @@
-"""Bundles: several versions in one image layout under their names, for offline use, and refs in them.
+"""Bundles: several versions in one image layout under their names, for offline use, and the resolution of refs in them.
 
-A name in a bundle is that of its ref, `team/sql:v2`, so that a pull finds it as in a registry.
+A version's name in a bundle is its ref, `team/sql:v2`, so that a pull finds it as in a registry.
 """
 
 from __future__ import annotations
@@ -43,30 +43,31 @@ class Item:
 def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None, replace: bool = False) -> int:
     """Write a layout with these versions, a tar or a folder, completely or not at all; return the bytes of its blobs.
 
-    A layout that is there is replaced only with `replace`.
+    An existing layout is replaced only with `replace`.
     """
     entries = _entries(items)
+    # Versions often share blobs: each is stored, and counted, once.
     blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
-    total, done = sum(blob.size for blob, _ in blobs.values()), 0
+    total, done_bytes = sum(blob.size for blob, _ in blobs.values()), 0
 
-    def more(n: int) -> None:
-        nonlocal done
-        done += n
+    def report(count: int) -> None:
+        nonlocal done_bytes
+        done_bytes += count
         if progress:
-            progress(min(done, total), total)
+            progress(min(done_bytes, total), total)
 
     if archived:
         openers: dict[Digest, Opener] = {digest: partial(Steady, source, blob) for digest, (blob, source) in blobs.items()}
-        everything = {digest: blob for digest, (blob, _) in blobs.items()}
+        documents_and_blobs = {digest: blob for digest, (blob, _) in blobs.items()}
         for item in items:
-            everything[item.made.digest] = Descriptor("", item.made.digest, len(item.made.raw))
+            documents_and_blobs[item.made.digest] = Descriptor("", item.made.digest, len(item.made.raw))
             openers[item.made.digest] = partial(_in_memory, item.made.raw)
-        archive.write(out, entries, everything.values(), openers, more, replace=replace)
+        archive.write(out, entries, documents_and_blobs.values(), openers, report, replace=replace)
         return total
     with atomic.whole(out, replace=replace) as folder, LayoutFolder(folder, str(out)) as target:
         for blob, source in blobs.values():
             target.put_blob(blob, source)
-            more(blob.size)
+            report(blob.size)
         for item in items:
             target.put_manifest(item.made, item.name)
         target.remove_stale()
@@ -78,11 +79,15 @@ def _in_memory(raw: bytes) -> contextlib.AbstractContextManager[Reader]:
 
 
 def _entries(items: Iterable[Item]) -> list[Entry]:
-    """The entries of index.json; UsageError if two items have one name."""
+    """Return the entries of index.json.
+
+    Raises:
+        UsageError: Two items have the same name.
+    """
     entries: list[Entry] = []
     for item in items:
-        there = layout_index.find(entries, item.name) if item.name else None
-        if there and there["digest"] != item.made.digest:
+        existing = layout_index.find(entries, item.name) if item.name else None
+        if existing and existing["digest"] != item.made.digest:
             raise UsageError(str(item.name), "two different versions would have this name", "Bundle them separately")
         descriptor = layout_index.descriptor(item.made.raw, item.made.digest, item.source.where)
         entries = layout_index.put(entries, descriptor, item.name)
@@ -90,45 +95,52 @@ def _entries(items: Iterable[Item]) -> list[Entry]:
 
 
 def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref], list[Digest]]:
-    """All ancestors of adapters: the refs of those in the registry, and the digests of the others."""
-    here: list[Ref] = []
-    elsewhere: list[Digest] = []
-    seen = set(waiting := list(digests))
-    while waiting:
-        manifest = registry.adapter_manifest(waiting.pop())
+    """Return all ancestors of adapters: the refs of those in the registry, and the digests of the others."""
+    held_refs: list[Ref] = []
+    missing_digests: list[Digest] = []
+    visited = set(pending := list(digests))
+    while pending:
+        manifest = registry.adapter_manifest(pending.pop())
         for digest in [parent.digest for parent in manifest.parents if parent.digest] if manifest else []:
-            if digest in seen:
+            if digest in visited:
                 continue
-            seen.add(digest)
+            visited.add(digest)
             if rows := registry.holding(digest):
-                here.append(rows[0].ref)
-                waiting.append(digest)
+                held_refs.append(rows[0].ref)
+                pending.append(digest)
             else:
-                elsewhere.append(digest)
-    return here, elsewhere
+                missing_digests.append(digest)
+    return held_refs, missing_digests
 
 
 # ---- refs in a bundle
 
 
 def named(layout: Layout, text: str) -> str:
-    """The name or digest in a layout that a ref selects: the name itself, else as in a registry."""
+    """Return the name or digest in a layout that a ref selects: the name itself, else resolved as in a registry.
+
+    Raises:
+        UsageError: The ref is ambiguous.
+        NotFoundError: It selects nothing in the layout.
+    """
     names = layout.tags()
     if text in names:
         return text
     ref = Ref.parse(text)
-    found = sorted(set(_meant(layout, ref, names)))
-    if len({_digest(layout, name) for name in found}) == 1:
-        return found[0]
-    there = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
-    if found:
-        raise UsageError(text, f"ambiguous: {', '.join(found[:5])}", "Name one of them", code="ambiguous")
+    candidates = sorted(set(_candidate_names(layout, ref, names)))
+    # Several names of one digest are not ambiguous.
+    if len({_digest_of(layout, name) for name in candidates}) == 1:
+        return candidates[0]
+    contents = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
+    if candidates:
+        raise UsageError(text, f"ambiguous: {', '.join(candidates[:5])}", "Name one of them", code="ambiguous")
     raise NotFoundError(
-        text, f"no such version in the bundle; {there}", code="no-such-tag", repository=f"layout://{layout.where}"
+        text, f"no such version in the bundle; {contents}", code="no-such-tag", repository=f"layout://{layout.where}"
     )
 
 
-def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:
+def _candidate_names(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:
+    """Yield the names, or digests, that a ref may select in a layout."""
     tags = [name.partition(":")[2] for name in names if name.partition(":")[0] == ref.name]
     if ref.digest:
         yield from {entry["digest"] for entry in layout.entries() if entry["digest"].startswith(ref.digest)}
@@ -142,6 +154,6 @@ def _meant(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator[str]:
         yield from (f"{ref.name}:{tag}" if tag else ref.name for tag in tags)
 
 
-def _digest(layout: Layout, name: str) -> Digest:
-    found = layout_index.find(layout.entries(), name)
-    return found["digest"] if found else name
+def _digest_of(layout: Layout, name: str) -> Digest:
+    entry = layout_index.find(layout.entries(), name)
+    return entry["digest"] if entry else name

@@ -1,4 +1,4 @@
-"""An image layout in a folder: written in place, each blob under a temporary name first, index.json replaced as a whole."""
+"""An image layout in a folder: each blob is written under a temporary name first, and index.json is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -21,37 +21,42 @@ from . import index as layout_index
 from .index import Entry
 from .layout import Layout
 
-_INCOMING = "ingest"  # the folder for incomplete files, as for oras
-_HALF_MADE = {"blobs", _INCOMING, "index.json"}  # files that may exist before oci-layout
+_INGEST = "ingest"  # the folder for incomplete files, as for oras
+_ALLOWED_BEFORE_MARK = {"blobs", _INGEST, "index.json"}  # files that may exist before oci-layout
 
 
 class LayoutFolder(Layout):
     """The layout at `root`, created by the first put."""
 
-    def __init__(self, root: Path, where: str = "", *, any_name: bool = False) -> None:
-        super().__init__(where or str(root), any_name=any_name)
+    def __init__(self, root: Path, label: str = "", *, any_name: bool = False) -> None:
+        super().__init__(label or str(root), any_name=any_name)
         self.root = Path(os.path.realpath(root))  # the folder itself may be reached by a link
         self._files = Inside(self.root)
         self._blobs = self.root / "blobs" / "sha256"
 
     def exists(self) -> bool:
-        """Tell whether there is a layout; FormatError for a folder of anything else."""
+        """Return whether there is a layout.
+
+        Raises:
+            FormatError: The folder contains something else.
+        """
         mark = self.root / "oci-layout"
         if not self.root.exists():
             return False
         if not self.root.is_dir():
             raise FormatError(self.where, "not an image layout: it is a file")
         if not self._files.exists(mark):
-            there = {path.name for path in self.root.iterdir()}
-            if there <= _HALF_MADE:
+            names = {path.name for path in self.root.iterdir()}
+            if names <= _ALLOWED_BEFORE_MARK:
                 return False
-            if mark.name not in there:  # else another process has just created it
+            # Another process may just have created it.
+            if mark.name not in names:
                 raise FormatError(self.where, "not an image layout: it has no file oci-layout")
         layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
         return True
 
     def entries(self) -> list[Entry]:
-        """The entries of index.json."""
+        """Return the entries of index.json."""
         try:
             raw = self._read(self.root / "index.json", layout_index.MAX_INDEX)
         except NotFoundError:
@@ -68,32 +73,34 @@ class LayoutFolder(Layout):
             return b"".join(iter(lambda: file.read(limit), b""))
 
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """A file in blobs/."""
-        path = self._path(digest)
+        """Open a file in blobs/."""
+        path = self._blob_path(digest)
         with local_errors(path), contextlib.suppress(FileNotFoundError):
             file = self._files.open(path)
             return file, 0, os.fstat(file.fileno()).st_size
         return None
 
-    def _path(self, digest: Digest) -> Path:
+    def _blob_path(self, digest: Digest) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
 
     # ---- a target
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob, resuming after a run that was killed."""
-        self._make()
-        part = self.root / _INCOMING / f"{blob.digest[7:]}.part"
+        self._create()
+        part = self.root / _INGEST / f"{blob.digest[7:]}.part"
         with received_concurrently(source, blob, self._files, part) as (path, file), local_errors(path):
+            # Sync before the move, or a crash could leave an empty file under the blob's name.
             os.fsync(file.fileno())
-            self._files.move(path, self._path(blob.digest))
+            self._files.move(path, self._blob_path(blob.digest))
         return blob.size
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
-        self._make()
-        self._write(self._path(digest), raw)
+        self._create()
+        self._write(self._blob_path(digest), raw)
         with local_errors(self._blobs), self._locked():
+            # The blobs must be on disk before index.json names them.
             self._files.sync(self._blobs)
             entry = layout_index.descriptor(raw, digest, self.where)
             self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
@@ -102,42 +109,48 @@ class LayoutFolder(Layout):
     def untag(self, tag: str) -> None:
         """Remove a name; the version stays."""
         self._entry(tag, self._at(tag))
-        self._make()
+        self._create()
         with local_errors(self._blobs), self._locked():
             self._write(self.root / "index.json", layout_index.dump(layout_index.drop(self.entries(), tag)))
 
-    def _make(self) -> None:
-        """Create an empty layout, unless there is one; a folder with other files is refused."""
-        there = self.exists()
-        if there and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
-            what = "is the store of a local registry, whose index only that registry changes"
-            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
+    def _create(self) -> None:
+        """Create an empty layout, unless there is one.
+
+        Raises:
+            FormatError: The folder contains other files.
+            RefusedError: It is the store of a local registry.
+        """
+        exists = self.exists()
+        if exists and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
+            problem = "is the store of a local registry, whose index only that registry changes"
+            raise RefusedError(self.where, problem, "Name an adapter in that registry instead", code="store-of-registry")
         with local_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             self._files.folders(self.root)  # refuses links
-            for folder in (self._blobs, self.root / _INCOMING):
+            for folder in (self._blobs, self.root / _INGEST):
                 self._files.make_dir(folder)
-            if there:
+            if exists:
                 return
             with self._locked():
                 if not self._files.exists(self.root / "index.json"):
                     self._write(self.root / "index.json", layout_index.dump([]))
+                # Last, because it marks the layout as complete.
                 if not self._files.exists(self.root / "oci-layout"):
                     self._write(self.root / "oci-layout", layout_index.MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Write a file as a whole, in place of the old one."""
-        new = self.root / _INCOMING / os.urandom(12).hex()
+        """Write a file in place of the old one, completely or not at all."""
+        new_path = self.root / _INGEST / os.urandom(12).hex()
         with local_errors(path):
             try:
-                with self._files.create(new) as file:
+                with self._files.create(new_path) as file:
                     write_all(file, data)
                     os.fsync(file.fileno())
-                self._files.move(new, path)
+                self._files.move(new_path, path)
                 self._files.sync(path.parent)
             finally:
                 with contextlib.suppress(FileNotFoundError):
-                    self._files.remove(new)
+                    self._files.remove(new_path)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -156,9 +169,9 @@ class LayoutFolder(Layout):
             os.close(handle)
 
     def remove_stale(self) -> None:
-        """Remove the folder for incomplete files; only if no other process uses the layout."""
+        """Remove the folder for incomplete files; call this only if no other process uses the layout."""
         with contextlib.suppress(OSError):
-            (self.root / _INCOMING).rmdir()
+            (self.root / _INGEST).rmdir()
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

@@ -1,4 +1,4 @@
-"""An image layout as a source, in a folder or a tar: names from index.json, blobs by digest."""
+"""An image layout in a folder or a tar, as a source and target: names from index.json, blobs by digest."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from .index import Entry
 
 
 class Layout(Connected):
-    """The common part of a folder and an archive; `where` is its name in errors.
+    """The common part of a layout in a folder and one in an archive; `where` is its name in errors.
 
     Attributes:
-        any_name: `latest` is the only version there, if there is one only, because the address has no name.
+        any_name: The address has no name, so `latest` selects the only version if there is just one.
     """
 
     kind = "an image layout"
 
-    def __init__(self, where: str, *, any_name: bool = False) -> None:
+    def __init__(self, label: str, *, any_name: bool = False) -> None:
         super().__init__()
-        self._where = where
+        self._label = label
         self.any_name = any_name
 
     @property
     def where(self) -> str:
         """The path, as it was written."""
-        return self._where
+        return self._label
 
     @abstractmethod
     def exists(self) -> bool:
-        """Tell whether there is a layout."""
+        """Return whether there is a layout."""
 
     @abstractmethod
     def entries(self) -> list[Entry]:
-        """The entries of index.json; empty if there is none yet."""
+        """Return the entries of index.json; empty if there is none yet."""
 
     @abstractmethod
     def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
-        """An unbuffered file, the position of a blob in it, and its size in bytes; None without the blob."""
+        """Return an unbuffered file, the offset of a blob in it, and its size in bytes; None without the blob."""
 
     def referring(self) -> Self:
-        """Itself."""
+        """Return the layout itself."""
         return self
 
     @abstractmethod
@@ -66,114 +66,121 @@ class Layout(Connected):
     # ---- a source
 
     def manifest(self, reference: str) -> Manifest:
-        """The checked manifest of a name or a digest."""
+        """Return the checked manifest of a name or a digest."""
         return oci_manifest.parse(self.document(reference), self._at(reference))
 
     def _at(self, reference: str) -> str:
         return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
 
-    def _entry(self, name: str, where: str) -> Entry:
+    def _entry(self, name: str, label: str) -> Entry:
         if not self.exists():
             raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         entries = self.entries()
-        found = layout_index.find(entries, name)
-        if found is None and name == LATEST and self.any_name:
-            found = layout_index.only(entries)
-        if found is None and (chosen := self._in_range(name, entries, where)):
-            found = layout_index.find(entries, chosen)
-        if found is None:
+        entry = layout_index.find(entries, name)
+        # `layout://bundle.tar` means its only version, whatever that is called.
+        if entry is None and name == LATEST and self.any_name:
+            entry = layout_index.only(entries)
+        if entry is None and (chosen := self._name_in_range(name, entries, label)):
+            entry = layout_index.find(entries, chosen)
+        if entry is None:
             names = layout_index.names(entries)
-            there = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
-            raise NotFoundError(where, f"no such name in this image layout; {there}", f"Write {self.where}:NAME")
-        return found
+            contents = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
+            raise NotFoundError(label, f"no such name in this image layout; {contents}", f"Write {self.where}:NAME")
+        return entry
 
     def digests(self, adapter: str) -> set[Digest]:
-        """The digests to which the names of an adapter lead, `team/sql:v1` and so on."""
+        """Return the digests of an adapter's names, `team/sql:v1` and so on."""
         entries = self.entries() if self.exists() else []
         return {entry["digest"] for entry in entries if (layout_index.name_of(entry) or "").rpartition(":")[0] == adapter}
 
-    def _in_range(self, name: str, entries: list[Entry], where: str) -> str | None:
-        """The name that a range selects, `^1.2` or `team/sql:^1.2`, among those of that adapter."""
-        adapter, colon, wanted = name.rpartition(":")
-        named = {layout_index.name_of(entry) or "": entry["digest"] for entry in entries}
-        tags = {full.rpartition(":")[2]: digest for full, digest in named.items() if full.rpartition(":")[0] == adapter}
-        tag = references.in_range(wanted, lambda: tags, tags.get, where)
+    def _name_in_range(self, name: str, entries: list[Entry], label: str) -> str | None:
+        """Return the name that a range selects, `^1.2` or `team/sql:^1.2`, among those of that adapter."""
+        adapter, colon, range_text = name.rpartition(":")
+        digests_by_name = {layout_index.name_of(entry) or "": entry["digest"] for entry in entries}
+        tags = {
+            name_in_layout.rpartition(":")[2]: digest
+            for name_in_layout, digest in digests_by_name.items()
+            if name_in_layout.rpartition(":")[0] == adapter
+        }
+        tag = references.in_range(range_text, lambda: tags, tags.get, label)
         return tag and f"{adapter}{colon}{tag}"
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, verified."""
-        where = self._at(reference)
+        """Return the bytes of a manifest or an index, verified."""
+        label = self._at(reference)
         if references.is_prefix(reference):
             digests = (entry["digest"] for entry in (self.entries() if self.exists() else []))
-            digest = references.begins(reference, digests, where) or reference
+            digest = references.begins(reference, digests, label) or reference
         else:
-            digest = reference if reference.startswith("sha256:") else self._entry(reference, where)["digest"]
-        found = self.blob(digest)
-        if found is None:
-            raise NotFoundError(where, "no manifest of this digest in the image layout")
-        file, offset, size = found
+            digest = reference if reference.startswith("sha256:") else self._entry(reference, label)["digest"]
+        section = self.blob(digest)
+        if section is None:
+            raise NotFoundError(label, "no manifest of this digest in the image layout")
+        file, offset, size = section
         with file:
             if size > MAX_MANIFEST:
-                raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
+                raise FormatError(label, f"a manifest of over {MAX_MANIFEST} bytes")
             file.seek(offset)
             raw = b"".join(iter(lambda: file.read(size - file.tell() + offset), b""))
         if sha256_bytes(raw) != digest:
-            raise IntegrityError(where, f"its bytes do not match {digest}")
+            raise IntegrityError(label, f"its bytes do not match {digest}")
         return raw
 
     def referrers(self, digest: Digest) -> list[Entry] | None:
-        """The entries of the manifests about a manifest; all manifests are read for it."""
-        found, seen = {}, {digest}
+        """Return the entries of the manifests about a manifest; all manifests are read for it."""
+        entries_by_digest, visited = {}, {digest}
+        # A layout has no index by subject.
         for entry in self.entries() if self.exists() else []:
-            if entry["digest"] in seen or entry["mediaType"] != MANIFEST_TYPE:
+            if entry["digest"] in visited or entry["mediaType"] != MANIFEST_TYPE:
                 continue
-            seen.add(entry["digest"])
+            visited.add(entry["digest"])
             document = oci_manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
             subject = document.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:
-                found[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}
-        return list(found.values())
+                entries_by_digest[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}
+        return list(entries_by_digest.values())
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a blob from `start` on."""
-        found = self.blob(blob.digest)
-        if found is None:
+        """Open a blob for reading from `start` on."""
+        section = self.blob(blob.digest)
+        if section is None:
             raise NotFoundError(self.where, f"no blob {blob.digest}")
-        file, offset, size = found
+        file, offset, size = section
         with file:
             if size != blob.size:
                 raise IntegrityError(f"{self.where}: {blob.path or blob.digest}", f"has {size} bytes, not {blob.size}")
             yield Window(file, offset + start, size - start)
 
     def tags(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         if not self.exists():
             raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         return layout_index.names(self.entries())
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
-        found = self.blob(digest)
-        return Window(*found) if found else None
+        """Open a digest as an unbuffered file of unverified bytes, for the caller to close; None without one."""
+        section = self.blob(digest)
+        return Window(*section) if section else None
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether a blob of this digest and size is there; its bytes are not read."""
-        found = self.blob(blob.digest)
-        if found is None:
+        """Return whether there is a blob of this digest and size; its bytes are not read."""
+        section = self.blob(blob.digest)
+        if section is None:
             return False
-        found[0].close()
-        return found[2] == blob.size
+        section[0].close()
+        return section[2] == blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
         """Store a manifest whose blobs are all here, and point a name at it."""
-        check_complete((*made.layers, made.config), self.has, self.where)
+        check_complete((*manifest.layers, manifest.config), self.has, self.where)
         entries = self.entries() if self.exists() else []
-        before = layout_index.find(entries, tag) if tag else None
-        self.put_document(made.raw, made.digest, tag)
+        # Look before writing, to report whether the tag has moved.
+        previous_entry = layout_index.find(entries, tag) if tag else None
+        self.put_document(manifest.raw, manifest.digest, tag)
         return Put(
-            new=all(entry["digest"] != made.digest for entry in entries),
-            moved=tag is not None and (before is None or before["digest"] != made.digest),
+            new=all(entry["digest"] != manifest.digest for entry in entries),
+            moved=tag is not None and (previous_entry is None or previous_entry["digest"] != manifest.digest),
         )
 
 
@@ -182,19 +189,19 @@ class Window(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
         super().__init__()
-        self._file, self._left = file, max(size, 0)
+        self._file, self._bytes_left = file, max(size, 0)
         file.seek(offset)
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read up to `len(buffer)` bytes; 0 at the end."""
+        """Read up to `len(buffer)` bytes; return 0 at the end."""
         view = memoryview(buffer).cast("B")
-        n = self._file.readinto(view[: self._left]) or 0  # type: ignore[attr-defined]
-        self._left -= n
-        return int(n)
+        count = self._file.readinto(view[: self._bytes_left]) or 0  # type: ignore[attr-defined]
+        self._bytes_left -= count
+        return int(count)
 
     def close(self) -> None:
         """Close the file as well."""

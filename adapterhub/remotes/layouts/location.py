@@ -1,7 +1,7 @@
 """Addresses of image layouts: `layout://PATH[:NAME|@DIGEST]`, or in skopeo's form, `oci:DIR[:NAME]` and `oci-archive:TAR…`.
 
-NAME is a name in index.json: `v2`, as of skopeo and oras, or `team/sql:v2`, as of adapterhub; `^1.2` and `team/sql:^1.2` are
-ranges of names. The path ends at its first colon, as for skopeo.
+NAME is a name in index.json: `v2`, as skopeo and oras write it, or `team/sql:v2`, as adapterhub does; `^1.2` and
+`team/sql:^1.2` are ranges of names. The path ends at its first colon, as in skopeo.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HINT = "Write it like layout://bundle.tar:team/sql:v2"
 
 @dataclass(frozen=True, slots=True)
 class LayoutAddress:
-    """A layout on the local disk, with a name in it, a digest, or neither."""
+    """A layout on the local disk, optionally with a name in it or a digest."""
 
     prefix: str
     path: str
@@ -73,7 +73,7 @@ class LayoutAddress:
 
     @property
     def archived(self) -> bool:
-        """Tell whether it is a tar: by the prefix, by the file that exists, else by its suffix."""
+        """Whether it is a tar: by the prefix, by the file that exists, else by its suffix."""
         if self.prefix != "layout://":
             return self.prefix == "oci-archive:"
         path = Path(self.path)
@@ -86,16 +86,18 @@ class LayoutAddress:
 def parse(text: str) -> LayoutAddress:
     """Parse an address."""
     prefix = next((prefix for prefix in _PREFIXES if text.lower().startswith(prefix)), "")
-    rest = text[len(prefix) :]
-    drive = rest[:2] if _DRIVE.match(rest) else ""
-    path, at, digest = rest.rpartition("@sha256:")
+    remainder = text[len(prefix) :]
+    # The colon of a Windows drive is not the one before a name.
+    drive = remainder[:2] if _DRIVE.match(remainder) else ""
+    # A path may contain `@`, but hardly `@sha256:`.
+    path, at, digest = remainder.rpartition("@sha256:")
     if at:
         digest = parse_prefix(digest, text)
         if ":" in path[len(drive) :]:
             raise UsageError(text, "both a name and a digest", f"Write {prefix}{path.partition(':')[0]}@{digest}")
         name = None
     else:
-        path, colon, name_text = rest[len(drive) :].partition(":")
+        path, colon, name_text = remainder[len(drive) :].partition(":")
         path, digest, name = drive + path, "", name_text if colon else None
     if not prefix or not path or "\0" in path:
         raise UsageError(text, "not a valid address of an image layout, a folder or a .tar", _HINT)
@@ -104,8 +106,8 @@ def parse(text: str) -> LayoutAddress:
     return LayoutAddress(prefix, path, name, digest or None)
 
 
-def connect(address: LayoutAddress, who: Surroundings | None = None) -> LayoutFolder | Archive:
+def connect(address: LayoutAddress, surroundings: Surroundings | None = None) -> LayoutFolder | Archive:
     """Open the layout; nothing is read yet."""
-    del who
-    kind = Archive if address.archived else LayoutFolder
-    return kind(Path(address.path), address.repository, any_name=address.tag is None)
+    del surroundings
+    layout_class = Archive if address.archived else LayoutFolder
+    return layout_class(Path(address.path), address.repository, any_name=address.tag is None)

@@ -1,1 +1,1 @@
-"""Object stores, and folders with the same layout."""
+"""Adapters in object stores, and in folders with the same layout."""

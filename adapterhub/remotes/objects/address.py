@@ -1,6 +1,6 @@
 """The address of an adapter in an object store: `s3://bucket/prefix/namespace/name[:tag|@digest]`, `gs://`, `az://`, `file://`.
 
-The last two parts are a name, with the grammar of `adapterhub/ref.py`; the part before is the store, a prefix of a bucket or a
+The last two parts are a name, with the grammar of `adapterhub/ref.py`; the part before is the store, a prefix in a bucket or a
 folder. So a store that is copied to disk is the store of a local registry.
 """
 
@@ -40,28 +40,34 @@ class ObjectAddress:
 
     @classmethod
     def parse(cls, text: str) -> ObjectAddress:
-        """Parse an address; the UsageError for an invalid one never repeats a password."""
-        scheme, _, rest = text.partition("://")
+        """Parse an address.
+
+        Raises:
+            UsageError: It is invalid. The message never repeats a password.
+        """
+        scheme, _, remainder = text.partition("://")
         scheme = scheme.lower()
-        bucket, _, path = rest.partition("/")
-        if "@" in bucket or "?" in rest:
-            shown = f"{scheme}://…/{path.partition('?')[0]}"
-            raise UsageError(shown, "credentials in an address end up in logs", "Remove them, and set them in the environment")
+        bucket, _, path = remainder.partition("/")
+        if "@" in bucket or "?" in remainder:
+            redacted = f"{scheme}://…/{path.partition('?')[0]}"
+            raise UsageError(
+                redacted, "credentials in an address end up in logs", "Remove them, and set them in the environment"
+            )
         hint = f"Write it like {scheme}://{'' if scheme == 'file' else 'bucket'}/adapters/team/sql:v2"
-        head, _, last = path.rpartition("/")
-        before, _, space = head.rpartition("/")
+        head, _, name_and_version = path.rpartition("/")
+        root_text, _, namespace = head.rpartition("/")
         if scheme == "file":
-            root = "/" + unquote(before)
-            usable = bool(before) and bucket in ("", "localhost") and ".." not in root.split("/") and "\0" not in root
+            root = "/" + unquote(root_text)
+            is_valid = bool(root_text) and bucket in ("", "localhost") and ".." not in root.split("/") and "\0" not in root
         else:
-            root = before
-            usable = bool(_BUCKET.fullmatch(bucket)) and all(_is_part(part) for part in root.split("/") if root)
-        if not usable or "" in path.split("/")[:-2]:
+            root = root_text
+            is_valid = bool(_BUCKET.fullmatch(bucket)) and all(_is_key_part(part) for part in root.split("/") if root)
+        if not is_valid or "" in path.split("/")[:-2]:
             raise UsageError(text, "not a valid address of an object store", hint)
         try:
-            ref = Ref.parse(f"{space}/{last}")
+            ref = Ref.parse(f"{namespace}/{name_and_version}")
         except RefError as error:
-            raise RefError(text, error.what, error.hint if space else hint) from error
+            raise RefError(text, error.what, error.hint if namespace else hint) from error
         return cls(scheme, "" if scheme == "file" else bucket, root, ref)
 
     @property
@@ -115,5 +121,5 @@ class ObjectAddress:
         return self.version if self.digest or self.tag else self.repository
 
 
-def _is_part(part: str) -> bool:
+def _is_key_part(part: str) -> bool:
     return _PART.fullmatch(part) is not None and part.strip(".") != ""

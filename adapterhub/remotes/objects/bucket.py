@@ -1,7 +1,7 @@
 """Objects in a bucket or a folder, through obstore: read, put, create, list, with every failure in one line.
 
 obstore's own errors quote requests and answers, which may contain keys and signatures: only a status and a code are taken from
-them. Its retries of a stream request a range, and trust it; so streams here are without its retries.
+them. When obstore retries a stream, it requests a range and trusts the answer; so streams are opened without its retries here.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from .address import BUCKETS, ObjectAddress
 
 RETRIES = 5
 _AT_ONCE = 2  # parts of one upload
-_AHEAD = 8 << 20  # bytes of one request of a reader
-_PATIENCE = 180  # seconds without a byte, and for a whole answer's head
-_LONGEST = "10min"  # of a request for a small object, or of one part of a large one
+_READ_AHEAD = 8 << 20  # bytes of one request of a reader
+_IDLE_TIMEOUT = 180  # seconds without a byte, and for a whole answer's head
+_REQUEST_TIMEOUT = "10min"  # of a request for a small object, or of one part of a large one
 _ENVIRONMENT = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
-_NOT_ASKED = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
-_MAKE = {
+_IGNORED_SETTINGS = {"aws_bucket", "aws_bucket_name", "google_bucket", "google_bucket_name", "azure_container_name"}
+_CREATE_HINTS = {
     "s3": "Create it: `aws s3 mb s3://{}`",
     "gs": "Create it: `gcloud storage buckets create gs://{}`",
     "az": "Create it: `az storage container create -n {}`",
 }
-_LOGIN = {
+_LOGIN_HINTS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL unless it is Amazon's",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS",
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
 }
-_ENTRY, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
+_ENTRY_NAME, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
 _OS_ERROR = linear.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
 _NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
 _DETAILS = linear.Pattern(
     r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
 )
-_MISSING = (": Missing", ": Account must be specified")
+_MISSING_CREDENTIALS = (": Missing", ": Account must be specified")
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
@@ -73,108 +73,116 @@ class Bucket:
         self.where, self._scheme, self._name = address.store, address.scheme, address.bucket
         self.endpoint = "" if address.scheme == "file" else _endpoint(address, environ)
         self._root = Path(address.root)
-        self._open: Callable[..., Any] = lambda tries, longest: _opened(address, environ, tries, longest)
+        self._open: Callable[..., Any] = lambda tries, longest: _open_store(address, environ, tries, longest)
         self._retries = retries
         self._store: Any = None
         self._streaming: Any = None
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._store = self._streaming = None
 
     # ---- reading
 
     def read(self, key: str, limit: int) -> bytes | None:
-        """The bytes of an object, None without one; FormatError for more than `limit`."""
+        """Return the bytes of an object, None without one; FormatError for more than `limit`."""
         self._check(key)
         with self._errors(key) as obstore:
             try:
-                found = obstore.get(self._whole(), key)
+                answer = obstore.get(self._object_store(), key)
             except FileNotFoundError as error:
-                self._no_bucket(error)
+                self._raise_if_no_bucket(error)
                 return None
-            if found.meta["size"] > limit:
-                raise FormatError(f"{self.where}/{key}", f"{found.meta['size']} bytes are over the limit of {limit}")
-            return bytes(found.bytes())
+            # Compare the size before reading: the store decides how large its objects are.
+            if answer.meta["size"] > limit:
+                raise FormatError(f"{self.where}/{key}", f"{answer.meta['size']} bytes are over the limit of {limit}")
+            return bytes(answer.bytes())
 
     def size(self, key: str) -> int | None:
-        """The size of an object in bytes, None without one."""
+        """Return the size of an object in bytes, None without one."""
         with self._errors(key) as obstore:
             try:
-                return int(obstore.head(self._whole(), key)["size"])
+                return int(obstore.head(self._object_store(), key)["size"])
             except FileNotFoundError:
                 return None
 
     @contextmanager
-    def stream(self, key: str, size: int, start: int, where: str) -> Iterator[Reader]:
-        """The bytes of an object of `size` from `start` on; CutError if they end early, NotFoundError without the object.
+    def stream(self, key: str, size: int, start: int, label: str) -> Iterator[Reader]:
+        """Open an object of `size` bytes for reading from `start` on.
 
         If the server does not support ranges, the bytes before are discarded. A wrong range that the server does not report is
         detected when the digest is compared.
+
+        Raises:
+            CutError: The bytes end early.
+            NotFoundError: There is no such object.
         """
         self._check(key)
-        with self._cut(where) as obstore:
+        with self._retryable_errors(label) as obstore:
             try:
-                found, at = self._get(obstore, key, start)
+                answer, answer_start = self._open_answer(obstore, key, start)
             except FileNotFoundError as error:
-                self._no_bucket(error)
-                raise NotFoundError(where, "no such blob", "Ask its owner") from error
-        if found.meta["size"] != size:
-            raise IntegrityError(where, f"the store has {found.meta['size']} bytes of it, not {size}", "Ask its owner")
-        reader = _Stream(iter(found.stream(1)), where, lambda: self._cut(where))
-        left = start - at
-        while left and (n := reader.readinto(memoryview(bytearray(min(left, CHUNK))))):
-            left -= n
+                self._raise_if_no_bucket(error)
+                raise NotFoundError(label, "no such blob", "Ask its owner") from error
+        if answer.meta["size"] != size:
+            raise IntegrityError(label, f"the store has {answer.meta['size']} bytes of it, not {size}", "Ask its owner")
+        reader = _ChunkReader(iter(answer.stream(1)), label, lambda: self._retryable_errors(label))
+        bytes_to_skip = start - answer_start
+        while bytes_to_skip and (count := reader.readinto(memoryview(bytearray(min(bytes_to_skip, CHUNK))))):
+            bytes_to_skip -= count
         yield reader
 
     def reader(self, key: str) -> BinaryIO:
-        """An object opened for reading in any order, in requests of 8 MiB; NotFoundError without it."""
+        """Open an object for reading in any order, in requests of 8 MiB; NotFoundError without it."""
         self._check(key)
         with self._errors(key) as obstore:
-            return _Reader(obstore.open_reader(self._whole(), key, buffer_size=_AHEAD), lambda: self._errors(key))
+            return _SeekableObject(
+                obstore.open_reader(self._object_store(), key, buffer_size=_READ_AHEAD), lambda: self._errors(key)
+            )
 
     def objects(self, prefix: str) -> Iterator[tuple[str, int, float]]:
-        """The keys and sizes of all objects below a prefix, and when they were written, in no order, as a listing has them."""
+        """Yield key, size and time of writing of all objects below a prefix, unordered, as a listing has them."""
         with self._errors(prefix) as obstore:
-            for page in obstore.list(self._whole(), prefix):
+            for page in obstore.list(self._object_store(), prefix):
                 yield from ((item["path"], item["size"], item["last_modified"].timestamp()) for item in page)
 
     def signed(self, key: str, seconds: int) -> str:
-        """An address at which anybody can GET an object for some seconds; empty for a folder, which has none."""
+        """Return an address at which anybody can GET an object for some seconds; empty for a folder, which has none."""
         if self._scheme == "file":
             return ""
         with self._errors(key) as obstore:
-            return str(obstore.sign(self._whole(), "GET", key, timedelta(seconds=seconds)))
+            return str(obstore.sign(self._object_store(), "GET", key, timedelta(seconds=seconds)))
 
     def _check(self, key: str) -> None:
-        """RefusedError for a pipe or a device in a folder, whose opening may never end."""
+        """Raise a RefusedError for a pipe or a device in a folder, since opening it may never end."""
         if self._scheme == "file":
             with suppress(OSError):
                 open_regular(self._root / key).close()
 
-    def _get(self, obstore: Any, key: str, start: int) -> tuple[Any, int]:
-        """The answer, and the position of its first byte."""
-        store = self._streamed()
+    def _open_answer(self, obstore: Any, key: str, start: int) -> tuple[Any, int]:
+        """Return the answer, and the position of its first byte."""
+        store = self._stream_store()
         if start:
             try:
-                found = obstore.get(store, key, options={"range": {"offset": start}})
+                answer = obstore.get(store, key, options={"range": {"offset": start}})
             except obstore.exceptions.BaseError as error:
+                # Without a range, the answer starts at 0; the caller skips the bytes before `start`.
                 if "NotPartial" not in str(error) and "range" not in str(error).partition("\n")[0]:
                     raise
             else:
-                if found.range == (start, found.meta["size"]):
-                    return found, start
+                if answer.range == (start, answer.meta["size"]):
+                    return answer, start
         return obstore.get(store, key), 0
 
-    def numbers(self, prefix: str, most: int) -> list[int]:
-        """The numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: a hint only.
+    def numbers(self, prefix: str, limit: int) -> list[int]:
+        """Return the numbers of the objects `prefix/<number>.json` in a listing, which may be out of date: only a hint.
 
-        No more than the first `most` objects are listed, and none whose number is larger.
+        At most the first `limit` objects are listed, and no number above `limit` is returned.
         """
         with self._errors(prefix) as obstore:
-            listed = (item["path"].rpartition("/")[2] for page in obstore.list(self._whole(), prefix) for item in page)
-            stems = [*islice(listed, most)]
-        return sorted(number for stem in stems if _ENTRY.fullmatch(stem) and (number := int(stem[:-5])) <= most)
+            names = (item["path"].rpartition("/")[2] for page in obstore.list(self._object_store(), prefix) for item in page)
+            stems = [*islice(names, limit)]
+        return sorted(number for stem in stems if _ENTRY_NAME.fullmatch(stem) and (number := int(stem[:-5])) <= limit)
 
     # ---- writing
 
@@ -185,39 +193,40 @@ class Bucket:
                 self._root.mkdir(parents=True, exist_ok=True)
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """Write an object, completely or not at all, in place of the old one."""
+        """Write an object in place of the old one, completely or not at all."""
         with self._errors(key) as obstore:
-            obstore.put(self._whole(), key, data, use_multipart=False)
-        self._settle(key)
+            obstore.put(self._object_store(), key, data, use_multipart=False)
+        self._sync(key)
 
     def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
-        """Write an object from pieces of `size` bytes, the last one shorter. If they raise an exception, there is no object."""
+        """Write an object from pieces of `size` bytes, the last one shorter; if they raise an exception, there is no object."""
         with self._errors(key) as obstore:
-            obstore.put(self._whole(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_AT_ONCE)
-        self._settle(key)
+            obstore.put(self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_AT_ONCE)
+        self._sync(key)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create an object; False if it exists and the store checks that. Many stores replace it instead."""
+        """Create an object; return False if it exists and the store checks that. Many stores replace it instead."""
         with self._errors(key) as obstore:
             try:
-                obstore.put(self._whole(), key, data, mode="create")
+                # With `If-None-Match: *`, or the store's own condition.
+                obstore.put(self._object_store(), key, data, mode="create")
             except obstore.exceptions.AlreadyExistsError:
                 return False
             except (obstore.exceptions.NotSupportedError, NotImplementedError) as error:
                 raise Unsupported from error
-        self._settle(key)
+        self._sync(key)
         return True
 
     def remove(self, key: str) -> None:
         """Remove an object, if it exists."""
         with self._errors(key) as obstore:
             try:
-                obstore.delete(self._whole(), key)
+                obstore.delete(self._object_store(), key)
             except FileNotFoundError:
                 return
 
-    def _settle(self, key: str) -> None:
-        """Flush a file to disk; a bucket is the responsibility of the server."""
+    def _sync(self, key: str) -> None:
+        """Flush a file to disk; for a bucket, that is the server's responsibility."""
         if self._scheme != "file":
             return
         path = self._root / key
@@ -230,69 +239,71 @@ class Bucket:
 
     # ---- obstore
 
-    def _whole(self) -> Any:
+    def _object_store(self) -> Any:
         if self._store is None:
-            self._store = self._open(self._retries, _LONGEST)
+            self._store = self._open(self._retries, _REQUEST_TIMEOUT)
         return self._store
 
-    def _streamed(self) -> Any:
+    def _stream_store(self) -> Any:
         if self._streaming is None:
-            self._streaming = self._open(0, "1day")  # `_Stream` looks after it
+            # No timeout for the whole answer: `_ChunkReader` stops one that is too slow.
+            self._streaming = self._open(0, "1day")
         return self._streaming
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[Any]:
-        """obstore, with its exceptions turned into ours."""
+        """Provide obstore, with its exceptions turned into ours."""
         import obstore
 
         try:
             yield obstore
         except FileNotFoundError as error:
-            self._no_bucket(error)
+            self._raise_if_no_bucket(error)
             raise NotFoundError(f"{self.where}/{key}", "no such object") from error
         except obstore.exceptions.BaseError as error:
-            raise self._told(error) from error
+            raise self._error_for(error) from error
 
     @contextmanager
-    def _cut(self, where: str) -> Iterator[Any]:
-        """Like `_errors`, with a CutError for a failure that another request may not meet."""
+    def _retryable_errors(self, label: str) -> Iterator[Any]:
+        """Provide obstore as `_errors` does, with a CutError for a failure that another request may not meet."""
         try:
             with self._errors("") as obstore:
                 yield obstore
         except RemoteError as error:
             if isinstance(error, _DeniedError):
                 raise
-            raise CutError(where, error.what, error.hint) from error
+            raise CutError(label, error.what, error.hint) from error
 
-    def _no_bucket(self, error: Exception) -> None:
+    def _raise_if_no_bucket(self, error: Exception) -> None:
         if self._scheme in BUCKETS and _NO_BUCKET.search(str(error)):
-            what = f"no such {BUCKETS[self._scheme]}: {self._name}"
-            raise NotFoundError(self.where, what, _MAKE[self._scheme].format(self._name)) from error
+            problem = f"no such {BUCKETS[self._scheme]}: {self._name}"
+            raise NotFoundError(self.where, problem, _CREATE_HINTS[self._scheme].format(self._name)) from error
 
-    def _told(self, error: Exception) -> AdapterhubError:
-        """Our error for an exception of obstore, without its text, which may quote the request."""
-        self._no_bucket(error)
-        text, kind = str(error), type(error).__name__
+    def _error_for(self, error: Exception) -> AdapterhubError:
+        """Return our error for an exception of obstore, without its text, which may quote the request."""
+        self._raise_if_no_bucket(error)
+        text, error_type = str(error), type(error).__name__
         if self._scheme == "file":
-            found = _OS_ERROR.search(text)
-            return LocalIOError(self.where, found[1].lower() if found else f"the folder cannot be used ({kind})")
-        if "169.254.169.254" in text:  # where machines of a cloud have theirs
+            match = _OS_ERROR.search(text)
+            return LocalIOError(self.where, match[1].lower() if match else f"the folder cannot be used ({error_type})")
+        # Without other credentials, obstore asks the metadata service of a cloud's machines at this address.
+        if "169.254.169.254" in text:
             return _missing_credentials(self.where, self._scheme)
-        found = _DETAILS.search(text)
-        words = " ".join(word for word in found.groups() if word) if found else ""
-        if kind in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
-            return _DeniedError(self.where, f"the store refuses ({words or kind})", _LOGIN[self._scheme])
+        match = _DETAILS.search(text)
+        words = " ".join(word for word in match.groups() if word) if match else ""
+        if error_type in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
+            return _DeniedError(self.where, f"the store refuses ({words or error_type})", _LOGIN_HINTS[self._scheme])
         if words:
             return RemoteError(self.where, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
-        what = f"cannot be used ({kind})"
+        problem = f"cannot be used ({error_type})"
         if "response body error" in text:
-            what = "the answer was cut off"
+            problem = "the answer was cut off"
         elif "builder error" in text:
             hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
             return RemoteError(self.where, f"{self.endpoint} is plain HTTP, which is refused", hint)
         elif any(word in text for word in _NO_ANSWER):
-            what = f"{self.endpoint} does not answer"
-        return RemoteError(self.where, what, "Try again later")
+            problem = f"{self.endpoint} does not answer"
+        return RemoteError(self.where, problem, "Try again later")
 
 
 class _DeniedError(RemoteError):
@@ -301,8 +312,8 @@ class _DeniedError(RemoteError):
     default_code = "access-denied"
 
 
-class _Reader(io.RawIOBase, BinaryIO):
-    """An object, as a file that can be read and sought."""
+class _SeekableObject(io.RawIOBase, BinaryIO):
+    """An object as a seekable file."""
 
     def __init__(self, file: Any, errors: Callable[[], AbstractContextManager[Any]]) -> None:
         self._file, self._errors = file, errors
@@ -315,9 +326,9 @@ class _Reader(io.RawIOBase, BinaryIO):
 
     def readinto(self, buffer: Any, /) -> int:
         with self._errors():
-            found = self._file.read(len(buffer))
-        buffer[: len(found)] = memoryview(found)
-        return len(found)
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = memoryview(data)
+        return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         with self._errors():
@@ -327,34 +338,35 @@ class _Reader(io.RawIOBase, BinaryIO):
         return int(self._file.tell())
 
 
-class _Stream:
-    """The chunks of an answer, as they come, as an unbuffered file."""
+class _ChunkReader:
+    """The chunks of an answer, as they arrive, as an unbuffered file."""
 
-    def __init__(self, chunks: Iterator[Any], where: str, errors: Callable[[], Any]) -> None:
-        self._chunks, self._where, self._errors = chunks, where, errors
-        self._left = memoryview(b"")
-        self._progress = Progress(_PATIENCE)
+    def __init__(self, chunks: Iterator[Any], label: str, errors: Callable[[], Any]) -> None:
+        self._chunks, self._label, self._errors = chunks, label, errors
+        self._rest_of_chunk = memoryview(b"")
+        self._progress = Progress(_IDLE_TIMEOUT)
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read up to `len(buffer)` bytes of a chunk; 0 at the end."""
-        while not self._left:
-            began = time.monotonic()
+        """Read up to `len(buffer)` bytes of a chunk; return 0 at the end."""
+        while not self._rest_of_chunk:
+            start_time = time.monotonic()
             with self._errors():
-                found = next(self._chunks, None)
-            if found is None:
+                chunk = next(self._chunks, None)
+            if chunk is None:
                 return 0
-            self._left = memoryview(found)
+            self._rest_of_chunk = memoryview(chunk)
             try:
-                self._progress.add(time.monotonic() - began, len(self._left))
+                self._progress.add(time.monotonic() - start_time, len(self._rest_of_chunk))
             except SlowError as error:
-                raise RemoteError(self._where, str(error), "Try again later") from error
-        n = min(len(buffer), len(self._left))
-        buffer[:n] = self._left[:n]
-        self._left = self._left[n:]
-        return n
+                raise RemoteError(self._label, str(error), "Try again later") from error
+        count = min(len(buffer), len(self._rest_of_chunk))
+        buffer[:count] = self._rest_of_chunk[:count]
+        self._rest_of_chunk = self._rest_of_chunk[count:]
+        return count
 
 
-def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, longest: str) -> Any:
+def _open_store(address: ObjectAddress, environ: Mapping[str, str], retries: int, timeout: str) -> Any:
+    """Open a store with obstore, with the settings in the environment."""
     from obstore import exceptions, store
 
     if address.scheme == "file":
@@ -363,10 +375,12 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, lo
         return store.LocalStore(address.root)
     prefix = _ENVIRONMENT[address.scheme]
     config = {key.lower(): value for key, value in environ.items() if key.startswith(prefix) and value}
-    config = {key: value for key, value in config.items() if key not in _NOT_ASKED}
-    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": f"{_PATIENCE}s", "timeout": longest}
+    config = {key: value for key, value in config.items() if key not in _IGNORED_SETTINGS}
+    client: dict[str, Any] = {"connect_timeout": "10s", "read_timeout": f"{_IDLE_TIMEOUT}s", "timeout": timeout}
+    # A setting of the AWS CLI and SDKs, which obstore takes as an option of its HTTP client.
     if bundle := config.pop("aws_ca_bundle", ""):
         client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
+    # obstore refuses plain HTTP by default; on this machine, nobody can listen on the way.
     if is_loopback(urlsplit(_endpoint(address, environ)).hostname or ""):
         client["allow_http"] = True
     options = {
@@ -374,30 +388,35 @@ def _opened(address: ObjectAddress, environ: Mapping[str, str], retries: int, lo
         "client_options": client,
         "retry_config": {"max_retries": retries, "retry_timeout": timedelta(minutes=3)},
     }
-    kind: Any = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[address.scheme]
+    store_class: Any = {"s3": store.S3Store, "gs": store.GCSStore, "az": store.AzureStore}[address.scheme]
     while True:
         try:
-            return kind(address.bucket, config=config, **options)
-        except exceptions.UnknownConfigurationKeyError as error:  # for other programs
-            unknown = str(error).partition("key: '")[2].partition("'")[0]
-            if config.pop(unknown, None) is None:
+            return store_class(address.bucket, config=config, **options)
+        except exceptions.UnknownConfigurationKeyError as error:  # a setting of another program
+            setting = str(error).partition("key: '")[2].partition("'")[0]
+            if config.pop(setting, None) is None:
                 raise RemoteError(address.store, "obstore does not know a setting of the environment", "Unset it") from error
         except exceptions.BaseError as error:
-            if any(words in str(error).partition("\n")[0] for words in _MISSING):
+            if any(words in str(error).partition("\n")[0] for words in _MISSING_CREDENTIALS):
                 raise _missing_credentials(address.store, address.scheme) from error
-            what = f"the settings in {prefix}… cannot be used"
-            raise RemoteError(address.store, what, _LOGIN[address.scheme]) from error
+            problem = f"the settings in {prefix}… cannot be used"
+            raise RemoteError(address.store, problem, _LOGIN_HINTS[address.scheme]) from error
 
 
-def _missing_credentials(where: str, scheme: str) -> _DeniedError:
-    return _DeniedError(where, "credentials are missing", _LOGIN[scheme])
+def _missing_credentials(label: str, scheme: str) -> _DeniedError:
+    return _DeniedError(label, "credentials are missing", _LOGIN_HINTS[scheme])
 
 
 def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:
+    """Return the server of an address as the environment configures it, without credentials."""
     names = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
-    found = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
-    parts = urlsplit(found)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else f"the server of {address.scheme}://"
+    url = next((environ[name] for name in names.get(address.scheme, ("AZURE_ENDPOINT",)) if environ.get(name)), "")
+    url_parts = urlsplit(url)
+    return (
+        f"{url_parts.scheme}://{url_parts.netloc.rpartition('@')[2]}"
+        if url_parts.netloc
+        else f"the server of {address.scheme}://"
+    )
 
 
 def _certificates(path: str, variable: str) -> bytes:

@@ -1,8 +1,8 @@
 """A test of whether a store creates objects exclusively.
 
 Stores that ignore `If-None-Match` report success and replace the object (rclone's, older radosgw), so only an attempt proves
-anything. A positive result is recorded in `capabilities.json` next to the adapters, with the server that it holds for, because
-a bucket may be copied to another. A negative one is not recorded.
+anything. A positive result is recorded in `capabilities.json` next to the adapters, with the server it holds for, because a
+bucket may be copied to another server. A negative result is not recorded.
 """
 
 from __future__ import annotations
@@ -17,41 +17,49 @@ from adapterhub_converters.errors import AdapterhubError
 
 from .bucket import Bucket, Unsupported
 
-REMEMBERED = "capabilities.json"
+CAPABILITIES = "capabilities.json"
 _WRITERS = 8
 
 
 def exclusive(bucket: Bucket) -> bool:
-    """Tell whether one of several writers who create the same object wins, and the object is never replaced."""
-    known = {"version": 1, "endpoint": bucket.endpoint, "exclusive": True}
-    if bucket.endpoint and _remembered(bucket) == known:
+    """Return whether exactly one of several writers creates an object, which the others then never replace."""
+    capabilities = {"version": 1, "endpoint": bucket.endpoint, "exclusive": True}
+    if bucket.endpoint and _recorded_capabilities(bucket) == capabilities:
         return True
-    proven = _tried(bucket)
-    if proven and bucket.endpoint:
-        bucket.put(REMEMBERED, json.dumps(known, sort_keys=True).encode() + b"\n")
-    return proven
+    is_exclusive = _probe(bucket)
+    # A folder has no endpoint to compare, and a test of it costs nothing.
+    if is_exclusive and bucket.endpoint:
+        bucket.put(CAPABILITIES, json.dumps(capabilities, sort_keys=True).encode() + b"\n")
+    return is_exclusive
 
 
-def _remembered(bucket: Bucket) -> object:
-    found = bucket.read(REMEMBERED, 1 << 16)
+def _recorded_capabilities(bucket: Bucket) -> object:
+    """Return the recorded result; None without a valid one."""
+    raw = bucket.read(CAPABILITIES, 1 << 16)
     try:
-        return parse_object((found or b"").decode(), REMEMBERED)
+        return parse_object((raw or b"").decode(), CAPABILITIES)
     except (AdapterhubError, UnicodeDecodeError):
         return None
 
 
-def _tried(bucket: Bucket) -> bool:
-    one, many = (f"tmp/probe-{os.urandom(12).hex()}" for _ in range(2))
+def _probe(bucket: Bucket) -> bool:
+    """Create one object twice in a row, and another from several threads at once."""
+    sequential_key, contested_key = (f"tmp/probe-{os.urandom(12).hex()}" for _ in range(2))
     bodies = [f"writer {number}".encode() for number in range(_WRITERS)]
     try:
-        if not bucket.create(one, b"first") or bucket.create(one, b"late") or bucket.read(one, 100) != b"first":
+        if (
+            not bucket.create(sequential_key, b"first")
+            or bucket.create(sequential_key, b"late")
+            or bucket.read(sequential_key, 100) != b"first"
+        ):
             return False
+        # A store may check the condition without being atomic: only simultaneous writers show it.
         with ThreadPoolExecutor(_WRITERS) as pool:
-            won = list(pool.map(lambda body: bucket.create(many, body), bodies))
-        return won.count(True) == 1 and bucket.read(many, 100) == bodies[won.index(True)]
+            outcomes = list(pool.map(lambda body: bucket.create(contested_key, body), bodies))
+        return outcomes.count(True) == 1 and bucket.read(contested_key, 100) == bodies[outcomes.index(True)]
     except Unsupported:
         return False
     finally:
-        for key in (one, many):
+        for key in (sequential_key, contested_key):
             with contextlib.suppress(AdapterhubError):  # without the right to remove them, a few bytes stay
                 bucket.remove(key)

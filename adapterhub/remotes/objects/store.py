@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from adapterhub.remotes.location import Surroundings
 
 PIECE = 16 << 20  # bytes of one part; a smaller blob is sent in one request
-_MOST_PIECES = 10_000  # parts of one object on S3
+_MAX_PIECES = 10_000  # parts of one object on S3
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-_TRIES = 30
+_MAX_TRIES = 30
 SINGLE_WRITER = "this store cannot create exclusively; let one writer push at a time"
 
 
@@ -55,13 +55,13 @@ def parse(text: str) -> ObjectAddress:
     return ObjectAddress.parse(text)
 
 
-def connect(address: ObjectAddress, who: Surroundings) -> Objects:
+def connect(address: ObjectAddress, surroundings: Surroundings) -> Objects:
     """Open a name, with the credentials of the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`)."""
-    return Objects(address, who.environ, author=who.author)
+    return Objects(address, surroundings.environ, author=surroundings.author)
 
 
 class Objects(Connected):
-    """One name in an object store; `close` it in the end.
+    """One name in an object store, to be closed after use.
 
     Attributes:
         verify: Read each blob again after it was put.
@@ -89,7 +89,7 @@ class Objects(Connected):
         self._pauses, self._piece = pauses, piece
         self._exclusive: bool | None = None
         self._lock = threading.Lock()  # several blobs are put at once
-        self._there: set[tuple[Digest, int]] = set()
+        self._stored: set[tuple[Digest, int]] = set()
 
     @property
     def where(self) -> str:
@@ -97,11 +97,11 @@ class Objects(Connected):
         return self.address.repository
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._bucket.close()
 
     def expect(self, digest: str) -> None:
-        """Write the tag only if it is at this digest, its first digits, or ABSENT."""
+        """Write the tag only if it is at this digest, or its first digits, or ABSENT."""
         self._expected = digest
 
     def annotate(self, message: str) -> None:
@@ -111,113 +111,116 @@ class Objects(Connected):
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a tag, a version number, a range or a digest of this name."""
-        where = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
-        digest, size = self._log.version(reference, where)
-        raw = self._bucket.read(_key(digest), MAX_MANIFEST)
+        """Return the manifest of a tag, a version number, a range or a digest of this name."""
+        label = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
+        digest, size = self._log.version(reference, label)
+        raw = self._bucket.read(_blob_key(digest), MAX_MANIFEST)
         if raw is None:
-            raise IntegrityError(where, f"its manifest {digest} is missing", "Push that version again")
+            raise IntegrityError(label, f"its manifest {digest} is missing", "Push that version again")
         if (sha256_bytes(raw), len(raw)) != (digest, size):
-            raise IntegrityError(where, f"the manifest there is not {digest}", "Push that version again")
-        return oci_manifest.parse(raw, where)
+            raise IntegrityError(label, f"the manifest there is not {digest}", "Push that version again")
+        return oci_manifest.parse(raw, label)
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a blob from `start` on."""
+        """Open a blob for reading from `start` on."""
         if start and start >= blob.size:
             yield io.BytesIO()
             return
-        where = f"{self.where}: {blob.path or blob.digest}"
-        with self._bucket.stream(_key(blob.digest), blob.size, start, where) as reader:
+        label = f"{self.where}: {blob.path or blob.digest}"
+        with self._bucket.stream(_blob_key(blob.digest), blob.size, start, label) as reader:
             yield reader
 
     def tags(self) -> list[str]:
-        """All tags that point to a version now, sorted, then the numbers of all versions."""
+        """Return all tags that point to a version now, sorted, then the numbers of all versions."""
         state = self._log.there()
         return [*sorted(state.tags), *(f"v{number}" for number in sorted(state.versions))]
 
     def history(self) -> list[Entry]:
-        """The entries of the log, the oldest first."""
+        """Return the entries of the log, oldest first."""
         self._log.refresh()
         return list(self._log.entries)
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file with the unverified bytes of a digest, to be closed; None without one."""
-        size = self._bucket.size(_key(digest))
+        """Open a digest as an unbuffered file of unverified bytes, for the caller to close; None without one."""
+        size = self._bucket.size(_blob_key(digest))
         return None if size is None else Steady(self, Descriptor("", digest, size), pauses=self._pauses)
 
     # ---- writing
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether the object of a blob exists with its size."""
-        self._begin()
-        return self._is_there(blob)
+        """Return whether the object of a blob exists with its size."""
+        self._prepare_once()
+        return self._is_stored(blob)
 
-    def _is_there(self, blob: Descriptor) -> bool:
-        found = (blob.digest, blob.size) in self._there or self._bucket.size(_key(blob.digest)) == blob.size
-        if found:
-            self._there.add((blob.digest, blob.size))
-        return found
+    def _is_stored(self, blob: Descriptor) -> bool:
+        is_stored = (blob.digest, blob.size) in self._stored or self._bucket.size(_blob_key(blob.digest)) == blob.size
+        if is_stored:
+            self._stored.add((blob.digest, blob.size))
+        return is_stored
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Send a blob, hashed while it is sent: wrong bytes never become an object."""
-        self._begin()
-        where, key = f"{self.where}: {blob.path or blob.digest}", _key(blob.digest)
-        piece = max(self._piece, -(-blob.size // _MOST_PIECES))
+        self._prepare_once()
+        label, key = f"{self.where}: {blob.path or blob.digest}", _blob_key(blob.digest)
+        piece = max(self._piece, -(-blob.size // _MAX_PIECES))
         with Steady(source, blob, pauses=self._pauses) as reader, ThreadPoolExecutor(2) as workers:
-            pieces = _pieces(reader, blob, piece, where, workers)
+            pieces = _pieces(reader, blob, piece, label, workers)
             if blob.size <= piece:
                 self._bucket.put(key, b"".join(pieces))
             else:
                 self._bucket.put_pieces(key, pieces, piece)
-        stored = self._bucket.size(key)
-        if stored != blob.size:
-            raise IntegrityError(where, f"the store has {stored} bytes of it, not {blob.size}", "Try again")
+        # Don't rely on the answer to the upload: ask how much of the blob is there.
+        stored_size = self._bucket.size(key)
+        if stored_size != blob.size:
+            raise IntegrityError(label, f"the store has {stored_size} bytes of it, not {blob.size}", "Try again")
         if self.verify:
             with Steady(self, blob, pauses=self._pauses) as reader:
                 if copy_hashing(reader, None) != (blob.digest, blob.size):
-                    raise IntegrityError(where, "the store has other bytes than were sent", "Try again")
-        self._there.add((blob.digest, blob.size))
+                    raise IntegrityError(label, "the store has other bytes than were sent", "Try again")
+        self._stored.add((blob.digest, blob.size))
         return blob.size
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
-        """Make a manifest the next version of the name, or point a tag at the version that it is already."""
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+        """Make a manifest the next version of the name, or point a tag at the version that it already is."""
         tag = None if tag in (None, LATEST) else parse_tag(str(tag), self.where)
-        self._begin()
-        check_complete((*made.layers, made.config), self._is_there, self.where)
-        itself = Descriptor(MANIFEST_TYPE, made.digest, len(made.raw))
-        if not self._is_there(itself):
-            self._bucket.put(_key(made.digest), made.raw)
-        for _ in range(_TRIES):
+        self._prepare_once()
+        check_complete((*manifest.layers, manifest.config), self._is_stored, self.where)
+        manifest_blob = Descriptor(MANIFEST_TYPE, manifest.digest, len(manifest.raw))
+        if not self._is_stored(manifest_blob):
+            self._bucket.put(_blob_key(manifest.digest), manifest.raw)
+        # Another writer may take the next number in the log first: then decide again on the new state.
+        for _ in range(_MAX_TRIES):
             state = self._log.refresh()
-            entry = self._decided(state, made, tag)
+            entry = self._next_entry(state, manifest, tag)
             if entry is None or self._appended(entry):
-                number = entry.number if entry else state.number_of(made.digest)
+                number = entry.number if entry else state.number_of(manifest.digest)
                 return Put(new=entry is not None and entry.op == "push", moved=entry is not None, number=number)
             time.sleep(random.uniform(0, 0.05))  # noqa: S311 - so that concurrent writers do not collide again
-        raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
+        raise ConflictError(self.where, f"others moved it {_MAX_TRIES} times in the meantime", "Try again")
 
     def untag(self, tag: str) -> None:
         """Remove a tag by an entry in the log; the version stays."""
-        self._begin()
-        for _ in range(_TRIES):
+        self._prepare_once()
+        for _ in range(_MAX_TRIES):
             state = self._log.there()
             if tag not in state.tags:
                 raise NotFoundError(f"{self.where}:{tag}", "no such tag", code="no-such-tag", repository=self.where)
             if tag in state.protected:
-                raise _protected(f"{self.where}:{tag}")
+                raise _protected_error(f"{self.where}:{tag}")
             name = self.address.ref.name
             if self._appended(Entry(name, state.seq + 1, "untag", now(), tags=(tag,), previous=state.head)):
                 return
-        raise ConflictError(self.where, f"others moved it {_TRIES} times in the meantime", "Try again")
+        raise ConflictError(self.where, f"others moved it {_MAX_TRIES} times in the meantime", "Try again")
 
-    def _begin(self) -> None:
-        """Check once, before anything is written, that it is allowed, and what the store supports."""
+    def _prepare_once(self) -> None:
+        """Check once, before anything is written, that writing is allowed, and what the store supports."""
         with self._lock:
             if self._exclusive is None:
-                self._exclusive = self._prepared()
+                self._exclusive = self._prepare()
 
-    def _prepared(self) -> bool:
+    def _prepare(self) -> bool:
+        """Prepare the store for writing; return whether it creates objects exclusively."""
         ref, root = self.address.ref, self.address.root
         if ref.number or ref.range or ref.digest:
             raise RefError(
@@ -227,95 +230,103 @@ class Objects(Connected):
                 code="version-number",
             )
         if root.rpartition("/")[2] == FOLDER:
-            what = "is the store of a local registry"
-            raise RefusedError(self.where, what, "Name an adapter in that registry instead", code="store-of-registry")
+            problem = "is the store of a local registry"
+            raise RefusedError(self.where, problem, "Name an adapter in that registry instead", code="store-of-registry")
         self._bucket.make()
         if self._bucket.read("oci-layout", 1 << 16) is None:
             self._bucket.put("oci-layout", _LAYOUT)
         exclusive = objects_probe.exclusive(self._bucket)
+        # Comparing and moving in one step takes exclusive creation of log entries.
         if self._expected is not None and not exclusive:
             raise RefusedError(self.where, "this store cannot compare and move a tag in one step", code="expect-unsupported")
         state = self._log.refresh()
-        if ref.tag or state.deleted:  # before anything is sent; the check before the entry is created decides
-            self._check(state, ref.tag)
+        # Fail before anything is sent; the check that decides is the one before the entry is created.
+        if ref.tag or state.deleted:
+            self._check_expected(state, ref.tag)
         self.notes += [] if exclusive else [SINGLE_WRITER]
         return exclusive
 
-    def _check(self, state: State, tag: str | None) -> None:
-        """Refuse a push to a deleted name, or to a tag that is at another version than expected."""
+    def _check_expected(self, state: State, tag: str | None) -> None:
+        """Refuse a push to a deleted name, or to a tag that is not at the expected version."""
         if state.deleted:
             raise ConflictError(self.where, "this name was removed", "Choose another name")
         if self._expected is None:
             return
-        wanted = ABSENT if self._expected == ABSENT else parse_prefix(self._expected, f"{self.where}: expected digest")
-        found = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
-        if not found.startswith(wanted):
-            what = f"moved in the meantime: it is {found}, not {self._expected}"
-            raise ConflictError(f"{self.where}:{tag or LATEST}", what, "Review that version, then try again")
+        expected = ABSENT if self._expected == ABSENT else parse_prefix(self._expected, f"{self.where}: expected digest")
+        current = state.versions.get(state.tags.get(tag or LATEST, 0), (ABSENT, 0))[0]
+        if not current.startswith(expected):
+            problem = f"moved in the meantime: it is {current}, not {self._expected}"
+            raise ConflictError(f"{self.where}:{tag or LATEST}", problem, "Review that version, then try again")
 
-    def _decided(self, state: State, made: Manifest, tag: str | None) -> Entry | None:
-        """The entry that makes a manifest a version and moves the tag to it; None if both are so already."""
-        self._check(state, tag)
-        number, name = state.number_of(made.digest), self.address.ref.name
+    def _next_entry(self, state: State, manifest: Manifest, tag: str | None) -> Entry | None:
+        """Return the entry that makes a manifest a version and moves the tag to it; None if there is nothing to change."""
+        self._check_expected(state, tag)
+        number, name = state.number_of(manifest.digest), self.address.ref.name
+        # The same push again, such as after a lost answer, changes nothing.
         if number and (tag is None or state.tags.get(tag) == number):
             return None
         if tag in state.protected:
-            raise _protected(f"{self.where}:{tag}")
+            raise _protected_error(f"{self.where}:{tag}")
         op, tags = ("tag", (str(tag),)) if number else ("push", latest_tags(tag))
-        of = (made.digest, len(made.raw), number or state.number + 1, tags, state.head)
-        return Entry(name, state.seq + 1, op, now(), *of, message=self._message)
+        version_fields = (manifest.digest, len(manifest.raw), number or state.number + 1, tags, state.head)
+        return Entry(name, state.seq + 1, op, now(), *version_fields, message=self._message)
 
     def _appended(self, entry: Entry) -> bool:
-        """Commit an entry; False when another writer had that number first."""
+        """Commit an entry; return False if another writer had that number first."""
         self._log.check_room(entry.seq)
         key, raw = self._log.key(entry.seq), replace(entry, author=self._author).dump()
         try:
-            created = self._bucket.create(key, raw)
+            was_created = self._bucket.create(key, raw)
         except Unsupported:
             self._bucket.put(key, raw)
-            created = True
-        if created and self._exclusive:
+            was_created = True
+        if was_created and self._exclusive:
             return True
-        found = self._log.raw(entry.seq)
-        if created and found != raw:
+        # Without exclusive creation, or if the answer was lost, only the stored bytes tell who wrote the entry.
+        stored_entry = self._log.raw(entry.seq)
+        if was_created and stored_entry != raw:
             raise ConflictError(self.where, "another writer wrote at the same time", "Try again, one writer at a time")
-        return found == raw  # a repeated request finds the entry that the first one created
+        return stored_entry == raw  # a repeated request finds the entry that the first one created
 
 
-def _protected(where: str) -> RefusedError:
-    return RefusedError(where, "is protected", "Remove the protection in the registry that set it")
+def _protected_error(label: str) -> RefusedError:
+    """Return the error for a move of a protected tag."""
+    return RefusedError(label, "is protected", "Remove the protection in the registry that set it")
 
 
-def _key(digest: Digest) -> str:
+def _blob_key(digest: Digest) -> str:
     return f"blobs/sha256/{parse_digest(digest, 'store').removeprefix('sha256:')}"
 
 
-def _pieces(reader: Reader, blob: Descriptor, size: int, where: str, workers: ThreadPoolExecutor) -> Iterator[bytearray]:
-    """The bytes of a blob in pieces, each hashed while it is sent; IntegrityError instead of the last one for a wrong digest.
+def _pieces(reader: Reader, blob: Descriptor, size: int, label: str, workers: ThreadPoolExecutor) -> Iterator[bytearray]:
+    """Yield the bytes of a blob in pieces, each hashed while it is sent.
 
     They are read in another thread: the caller may be obstore at work, which must not be entered again in the same thread.
+
+    Raises:
+        IntegrityError: The digest is wrong; raised instead of yielding the last piece.
     """
-    state, done = hashlib.sha256(), 0
+    state, sent = hashlib.sha256(), 0
     while True:
-        piece = bytearray(min(size, blob.size - done))
-        n = workers.submit(_fill, reader, memoryview(piece)).result()
-        hashed = workers.submit(state.update, memoryview(piece)[:n])
-        done += n
-        if n < len(piece) or done == blob.size:
-            hashed.result()
+        piece = bytearray(min(size, blob.size - sent))
+        count = workers.submit(_fill, reader, memoryview(piece)).result()
+        hash_job = workers.submit(state.update, memoryview(piece)[:count])
+        sent += count
+        if count < len(piece) or sent == blob.size:
+            hash_job.result()
             break
         yield piece
-        hashed.result()
-        del piece, hashed  # before there is the next one
+        hash_job.result()
+        del piece, hash_job  # free it before the next piece is allocated
     digest = f"sha256:{state.hexdigest()}"
-    if (done, digest) != (blob.size, blob.digest):
-        raise damaged(where, done, digest, blob)
+    if (sent, digest) != (blob.size, blob.digest):
+        raise damaged(label, sent, digest, blob)
     yield piece
 
 
 def _fill(reader: Reader, piece: memoryview) -> int:
     """Read until `piece` is full or the reader ends; return the number of bytes."""
-    done = 0
-    while done < len(piece) and (n := reader.readinto(piece[done : done + CHUNK])):
-        done += n
-    return done
+    filled = 0
+    while filled < len(piece) and (count := reader.readinto(piece[filled : filled + CHUNK])):
+        filled += count
+    return filled

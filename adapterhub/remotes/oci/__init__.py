@@ -1,1 +1,1 @@
-"""OCI registries: repositories, credentials, images, attachments."""
+"""Adapters in OCI registries: repositories, credentials, images, attachments."""

@@ -20,12 +20,12 @@ _SCHEMES = {"oci": None, "oci+http": False, "oci+https": True}
 _NAME = linear.Pattern(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _HOST = linear.Pattern(r"(?i)[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
 _HINT = "Write it like oci://registry.example/team/sql:v2"
-_ELSEWHERE = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
+_API_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One repository of a registry, with a version: a tag or a range, a digest or its first digits, or neither.
+    """One repository in a registry, optionally at a version: a tag or a range, or a digest or its first digits.
 
     `host` is as it was written, with the port if there was one; credentials are stored under it.
     """
@@ -41,28 +41,35 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Parse an address; the UsageError for an invalid one never repeats a password."""
-        scheme, _, rest = text.partition("://")
-        netloc, _, path = rest.partition("/")
-        shown = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
+        """Parse an address.
+
+        Raises:
+            UsageError: It is invalid. The message never repeats a password.
+        """
+        scheme, _, remainder = text.partition("://")
+        netloc, _, path = remainder.partition("/")
+        # Remove a password before any error can quote the address.
+        redacted = text if "@" not in netloc else f"{scheme}://…@{netloc.rpartition('@')[2]}/{path}"
         if "@" in netloc:
-            raise UsageError(shown, "credentials in an address end up in logs", "Remove them", code="credentials-in-address")
-        host, port = _host_and_port(shown, netloc)
+            raise UsageError(redacted, "credentials in an address end up in logs", "Remove them", code="credentials-in-address")
+        host, port = _host_and_port(redacted, netloc)
         path, at, digest = path.partition("@")
         name, colon, tag = path.partition(":")
         if at and colon:
-            raise UsageError(shown, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
+            raise UsageError(redacted, "both a tag and a digest", f"Write {scheme}://{netloc}/{name}:{tag} or …@{digest}")
         if scheme.lower() not in _SCHEMES or not _NAME.fullmatch(name) or len(name) > 255:
-            raise UsageError(shown, f"{name[:80]!r} is not a valid name in a registry", _HINT)
+            raise UsageError(redacted, f"{name[:80]!r} is not a valid name in a registry", _HINT)
         if colon and not (is_tag(tag) or (references.is_range(tag) and semver.parse_range(tag))):
-            raise UsageError(shown, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first")
+            raise UsageError(
+                redacted, f"{tag[:80]!r} is not a valid tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not . or - first"
+            )
         tls = _SCHEMES[scheme.lower()]
-        written = host if port is None else f"{host}:{port}"
+        host_and_port = host if port is None else f"{host}:{port}"
         return cls(
-            written,
+            host_and_port,
             name,
             tag if colon else None,
-            parse_prefix(digest, shown) if at else None,
+            parse_prefix(digest, redacted) if at else None,
             not is_loopback(host) if tls is None else tls,
             scheme.lower(),
         )
@@ -90,7 +97,7 @@ class Address:
     @property
     def base(self) -> str:
         """The URL of the registry."""
-        return f"http{'s' if self.tls else ''}://{_ELSEWHERE.get(self.host, self.host)}"
+        return f"http{'s' if self.tls else ''}://{_API_HOSTS.get(self.host, self.host)}"
 
     @property
     def root(self) -> str:
@@ -98,20 +105,20 @@ class Address:
         return f"{self.base}/v2/{self.name}"
 
     def manifest_url(self, reference: str) -> str:
-        """The URL of the manifest of a tag or a digest."""
+        """Return the URL of the manifest of a tag or a digest."""
         return f"{self.root}/manifests/{quote(reference, safe=':')}"
 
     def blob_url(self, digest: Digest) -> str:
-        """The URL of a blob of the repository."""
+        """Return the URL of a blob in the repository."""
         return f"{self.root}/blobs/{digest}"
 
     def scope(self, *, write: bool = False) -> str:
-        """The scope of a token to read the repository, or to write it too."""
+        """Return the scope of a token to read the repository, or to write to it too."""
         return f"repository:{self.name}:pull{',push' if write else ''}"
 
     @property
     def plain(self) -> bool:
-        """Tell whether others can listen on the way: no TLS, and another machine."""
+        """Whether others can listen on the way: no TLS, and another machine."""
         return not self.tls and not is_loopback(urlsplit(f"//{self.host}").hostname or "")
 
     @property
@@ -130,8 +137,9 @@ class Address:
 
 def _host_and_port(text: str, netloc: str) -> tuple[str, int | None]:
     try:
-        parts = urlsplit(f"//{netloc}")
-        host, port = parts.hostname or "", parts.port
+        # `urlsplit` raises for a port out of range, and strips the brackets of an IPv6 address.
+        url_parts = urlsplit(f"//{netloc}")
+        host, port = url_parts.hostname or "", url_parts.port
     except ValueError as error:
         raise UsageError(text, f"not a valid address of a registry ({error})", _HINT) from error
     if not _HOST.fullmatch(host):

@@ -1,4 +1,4 @@
-"""The challenges of a `WWW-Authenticate` header (RFC 9110, section 11.6.1), each character of which is looked at once."""
+"""The challenges of a `WWW-Authenticate` header (RFC 9110, section 11.6.1), parsed in one pass over its characters."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ _TOKEN = frozenset(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")  # 
 
 
 def parse(headers: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Each scheme in lower case to its parameters, the first of a name; a header that is too long counts as none."""
-    found: dict[str, dict[str, str]] = {}
+    """Return the parameters of each scheme, which is in lower case. Only a scheme's first value of a parameter counts.
+
+    Headers of more than MAX_HEADER characters are ignored.
+    """
+    challenges: dict[str, dict[str, str]] = {}
     for header in headers:
         if len(header) <= MAX_HEADER:
-            _Scanner(header).into(found)
-    return found
+            _Scanner(header).into(challenges)
+    return challenges
 
 
 class _Scanner:
+    """A scanner of one header, which never moves back."""
+
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
 
-    def into(self, found: dict[str, dict[str, str]]) -> None:
-        """Read to the end, or to the first character that cannot be there."""
+    def into(self, challenges: dict[str, dict[str, str]]) -> None:
+        """Read up to the end, or to the first character that is not allowed."""
         parameters: dict[str, str] = {}
         while True:
             self._skip(" \t,")
@@ -31,14 +36,15 @@ class _Scanner:
             if not name:
                 return
             self._skip(" \t")
-            if self._next() != "=":
-                parameters = found.setdefault(name, {})
+            # A word without `=` is a scheme; what follows up to the next one are its parameters.
+            if self._peek() != "=":
+                parameters = challenges.setdefault(name, {})
                 continue
             self.at += 1
             self._skip(" \t")
-            parameters.setdefault(name, self._quoted() if self._next() == '"' else self._token())
+            parameters.setdefault(name, self._quoted_string() if self._peek() == '"' else self._token())
 
-    def _next(self) -> str:
+    def _peek(self) -> str:
         return self.text[self.at : self.at + 1]
 
     def _skip(self, characters: str) -> None:
@@ -46,18 +52,18 @@ class _Scanner:
             self.at += 1
 
     def _token(self) -> str:
-        begin = self.at
+        start = self.at
         while self.at < len(self.text) and self.text[self.at] in _TOKEN:
             self.at += 1
-        return self.text[begin : self.at]
+        return self.text[start : self.at]
 
-    def _quoted(self) -> str:
-        """A quoted string, where a backslash stands before a character that is meant as it is."""
-        found = []
+    def _quoted_string(self) -> str:
+        """Return the content of a quoted string; a backslash makes the next character literal."""
+        characters = []
         self.at += 1
         while self.at < len(self.text) and self.text[self.at] != '"':
             self.at += self.text[self.at] == "\\"
-            found.append(self._next())
+            characters.append(self._peek())
             self.at += 1
         self.at += 1
-        return "".join(found)
+        return "".join(characters)

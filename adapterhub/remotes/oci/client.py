@@ -1,9 +1,9 @@
-"""The HTTP client of an OCI registry: its errors, and the answer to its 401.
+"""The HTTP client of an OCI registry: its errors, and its response to a 401.
 
-The errors are those of the distribution-spec (v1.1, "Error codes"). The answer to a 401 is Basic, or a token from the service
-that the challenge names (docker's "Token Authentication"). The username and password, or the identity token, are sent to that
-service and to the registry itself, never along a redirect. Without TLS they are sent to this machine only, and to a registry
-that the user has logged in to without it.
+The errors are those of the distribution-spec (v1.1, "Error codes"). The response to a 401 is Basic, or a token from the service
+that the challenge names (docker's "Token Authentication"). The username and password, or the identity token, are sent only to
+that service and to the registry itself, never along a redirect. Without TLS they are sent only to this machine, and to a
+registry that the user has logged in to without it.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from .credentials import Credentials
 DIGEST_HEADER = "docker-content-digest"
 
 
-def check_digest(answer: Answer, digest: str, where: str) -> None:
-    """Raise IntegrityError if a registry answers that it stored something else than `digest`."""
-    stored = answer.headers.get(DIGEST_HEADER, digest)
-    if stored != digest:
-        raise IntegrityError(where, f"the registry stored {stored[:80]}, not {digest}", "Try again")
+def check_digest(answer: Answer, digest: str, label: str) -> None:
+    """Raise an IntegrityError if a registry answers that it stored another digest than `digest`."""
+    stored_digest = answer.headers.get(DIGEST_HEADER, digest)
+    if stored_digest != digest:
+        raise IntegrityError(label, f"the registry stored {stored_digest[:80]}, not {digest}", "Try again")
 
 
 class RegistryClient(Client):
-    """HTTP to one registry, or to its token service."""
+    """An HTTP client of one registry, or of its token service."""
 
     plain_hint = "Use oci+http:// for plain HTTP"
 
     @classmethod
     def to(
         cls,
-        where: str,
+        label: str,
         address: Address,
-        find: Callable[[], Credentials | None],
+        find_credentials: Callable[[], Credentials | None],
         hint: str = "",
         *,
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
     ) -> RegistryClient:
-        """A client of the registry of an address; `find` is called when it first asks for credentials.
+        """Return a client of an address's registry; `find_credentials` is called when the registry first asks for credentials.
 
-        `hint` is for a login that this program has no way to make; by default it is the one to the registry.
+        `hint` is for a login that this program has no way to make; by default, the hint is to log in to the registry.
         """
         host = "" if hint else address.login
-        login = Login(where, address, hint or f"Log in to {host}", find, proxy, host=host)
+        login = Login(label, address, hint or f"Log in to {host}", find_credentials, proxy, host=host)
         return cls(
             address.base,
             login,
@@ -65,17 +65,20 @@ class RegistryClient(Client):
             boundary=login.boundary,
         )
 
-    def _refusal(self, answer: Answer, where: str) -> Exception:
-        found = super()._refusal(answer, where)
-        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(found, AgainError | DeniedError):
-            what = f"the registry received other bytes (HTTP {answer.status})"
-            return IntegrityError(where, what, "Nothing was stored; try again")
-        return found
+    def _refusal(self, answer: Answer, label: str) -> Exception:
+        error = super()._refusal(answer, label)
+        # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
+        if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, AgainError | DeniedError):
+            problem = f"the registry received other bytes (HTTP {answer.status})"
+            return IntegrityError(label, problem, "Nothing was stored; try again")
+        return error
 
     def _details(self, answer: Answer) -> str:
+        """Return the first error of an answer, after a colon; empty if there is none or it repeats a secret."""
         try:
             error = json_file.parse(answer.body, where="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
+        # An error may come from a proxy, in HTML.
         except (FormatError, KeyError, TypeError, IndexError, AttributeError):
             return ""
         return self.unless_secret(f": {code}" + (f", {message}" if message else ""))
@@ -85,59 +88,75 @@ class RegistryClient(Client):
 
 
 _MAX_TOKEN = 16_384  # characters
-_LARGEST = 1 << 18  # bytes of a token service's answer
+_MAX_ANSWER = 1 << 18  # bytes of a token service's answer
 _CLIENT = "adapterhub"
 
 
 def _is_token(text: str) -> bool:
+    """Return whether a text can be sent as a token: printable ASCII without spaces, of a sane length."""
     return 0 < len(text) <= _MAX_TOKEN and text.isascii() and text.isprintable() and " " not in text
 
 
 class Login:
-    """Authentication at the registry of an address; `find` is called when it first asks for credentials."""
+    """Authentication at the registry of an address; `find_credentials` is called when it first asks for them."""
 
     def __init__(
         self,
-        where: str,
+        label: str,
         address: Address,
         hint: str,
-        find: Callable[[], Credentials | None],
+        find_credentials: Callable[[], Credentials | None],
         proxy: ProxyOf = no_proxy,
         *,
         host: str = "",
     ) -> None:
-        self.where, self.hint, self._address, self._find, self._proxy, self._host = where, hint, address, find, proxy, host
-        self.boundary = Boundary(origin(address.base, where)[1])
+        self.where, self.hint, self._address, self._find, self._proxy, self._host = (
+            label,
+            hint,
+            address,
+            find_credentials,
+            proxy,
+            host,
+        )
+        self.boundary = Boundary(origin(address.base, label)[1])
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, headers: Sequence[str], scope: str) -> str:
-        """The value of `Authorization`; DeniedError without credentials for any of the challenges."""
+        """Return the value of `Authorization`.
+
+        Raises:
+            DeniedError: There are no credentials for any of the challenges.
+        """
         credentials = self._find()
         self.secrets = credentials.secrets() if credentials else ()
-        found = challenges.parse(headers)
-        if "bearer" in found:
+        found_challenges = challenges.parse(headers)
+        # A token can be limited to a scope and expires: prefer it to the password itself.
+        if "bearer" in found_challenges:
             if credentials and credentials.bearer:
                 return f"Bearer {credentials.bearer}"
-            return f"Bearer {self._token(found['bearer'], scope, credentials)}"
-        if "basic" in found and credentials and credentials.user:
+            return f"Bearer {self._token(found_challenges['bearer'], scope, credentials)}"
+        if "basic" in found_challenges and credentials and credentials.user:
             return credentials.basic()
-        what = "login required" if found else "login required, with an unsupported authentication scheme"
-        raise self._denied(f"HTTP 401: {what}")
+        problem = "login required" if found_challenges else "login required, with an unsupported authentication scheme"
+        raise self._denied_error(f"HTTP 401: {problem}")
 
-    def _denied(self, what: str) -> DeniedError:
+    def _denied_error(self, problem: str) -> DeniedError:
+        """Return the error for a login that is missing or was refused."""
         if self._address.plain:
-            what += "; a login that was made with TLS is not sent without it"
-        return DeniedError(self.where, what, self.hint, host=self._host)
+            problem += "; a login that was made with TLS is not sent without it"
+        return DeniedError(self.where, problem, self.hint, host=self._host)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
+        """Get a token for a scope from the service that a challenge names."""
         realm = challenge.get("realm", "")
         scheme, host, _ = origin(realm, self.where)
         registry = origin(self._address.base, self.where)
+        # The realm is whatever the registry says: a registry with TLS must not redirect the password to plain HTTP.
         if scheme != "https" and (registry[0] == "https" or (credentials and host != registry[1] and not is_loopback(host))):
             raise RemoteError(self.where, "it asks for the password over plain HTTP", code="no-tls")
-        asked = [("service", challenge["service"])] if challenge.get("service") else []
-        asked += [("scope", one) for one in (scope.split() or [challenge.get("scope", "")]) if one]
-        answer = self._asked(realm, asked, credentials)
+        parameters = [("service", challenge["service"])] if challenge.get("service") else []
+        parameters += [("scope", part) for part in (scope.split() or [challenge.get("scope", "")]) if part]
+        answer = self._request_token(realm, parameters, credentials)
         try:
             document = json_file.parse_object(answer.body, self.where)
             token = document.get("token") or document.get("access_token")
@@ -148,7 +167,8 @@ class Login:
         self.secrets += (token,)
         return token
 
-    def _asked(self, realm: str, asked: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+    def _request_token(self, realm: str, parameters: list[tuple[str, str]], credentials: Credentials | None) -> Answer:
+        """Ask the token service: with a form for an identity token, else with a GET, as docker does."""
         client = RegistryClient(realm, secrets=lambda: self.secrets, proxy=self._proxy, boundary=self.boundary)
         try:
             if credentials and credentials.identity:
@@ -156,22 +176,29 @@ class Login:
                     ("grant_type", "refresh_token"),
                     ("client_id", _CLIENT),
                     ("refresh_token", credentials.identity),
-                    *asked,
+                    *parameters,
                 ]
+                # A form has one `scope` with spaces where the query has several (docker's "Oauth2 Token Authentication").
                 scopes = " ".join(value for key, value in form if key == "scope")
                 form = [pair for pair in form if pair[0] != "scope"] + ([("scope", scopes)] if scopes else [])
-                kind = {"Content-Type": "application/x-www-form-urlencoded"}
+                headers_of_form = {"Content-Type": "application/x-www-form-urlencoded"}
                 return client.ask(
-                    "POST", realm, self.where, good=(200,), headers=kind, body=urlencode(form).encode(), limit=_LARGEST
+                    "POST",
+                    realm,
+                    self.where,
+                    good=(200,),
+                    headers=headers_of_form,
+                    body=urlencode(form).encode(),
+                    limit=_MAX_ANSWER,
                 )
-            url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(asked)
+            url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(parameters)
             if not credentials:
-                return client.ask("GET", url, self.where, good=(200,), limit=_LARGEST)
+                return client.ask("GET", url, self.where, good=(200,), limit=_MAX_ANSWER)
             # Like a POST, a request with a password is not redirected: 3xx is not a good status.
             headers = {"Authorization": credentials.basic()}
-            return client.ask("GET", url, self.where, good=(200,), headers=headers, limit=_LARGEST, redirects=False)
+            return client.ask("GET", url, self.where, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
         except DeniedError as error:
-            what = "the username and password were refused" if credentials else "login required"
-            raise self._denied(f"{error.what.partition(':')[0]}: {what}") from error
+            problem = "the username and password were refused" if credentials else "login required"
+            raise self._denied_error(f"{error.what.partition(':')[0]}: {problem}") from error
         finally:
             client.close()

@@ -1,4 +1,4 @@
-"""An OCI registry as a whole: login, rights, and the names in it.
+"""An OCI registry as a whole: login, access rights, and the names in it.
 
 Rights are tried on a name that nobody uses, and leave nothing behind: an invalid manifest is put under a wrong digest, which a
 registry that grants writing refuses with a 400. (An upload that is begun and canceled leaves files in docker-registry 2.8,
@@ -23,10 +23,10 @@ from .client import RegistryClient
 from .credentials import Credentials
 
 GIVEN = "given"
-"""The source of credentials that are not stored yet."""
+"""The `source` of credentials that are not stored yet."""
 _DOCKER = "docker's config.json"
-_MAX_NAMES, _PAGE = 100_000, 4 << 20
-_UNKNOWN = (401, 403, 404, 405, 501)  # from registries without a catalog, or without one for this user
+_MAX_NAMES, _MAX_PAGE = 100_000, 4 << 20
+_NO_CATALOG = (401, 403, 404, 405, 501)  # from registries without a catalog, or without one for this user
 
 
 class Host:
@@ -43,11 +43,12 @@ class Host:
     ) -> None:
         self.address = address
         self.where = f"{address.scheme}://{address.host}"
-        self._found: list[Credentials | None] = []
+        self._credentials_used: list[Credentials | None] = []
 
         def once() -> Credentials | None:
-            self._found.append(find())
-            return self._found[-1]
+            # Remember what was used, for the errors and for `access`.
+            self._credentials_used.append(find())
+            return self._credentials_used[-1]
 
         self._client = RegistryClient.to(self.where, address, once, hint, pauses=pauses, proxy=proxy)
 
@@ -58,78 +59,95 @@ class Host:
         self._client.close()
 
     def check_login(self) -> None:
-        """Have the registry check the credentials.
+        """Make the registry check the credentials.
 
         Raises:
             DeniedError: It refuses them.
-            RefusedError: It requires no login, so that they were not checked.
+            RefusedError: It requires no login, so they were not checked.
         """
         self.reach()
-        if not self._found:
+        if not self._credentials_used:
             raise RefusedError(
                 self.where, "this registry requires no login, so the credentials cannot be checked", "Use it without a login"
             )
 
     def reach(self) -> None:
-        """Check that a registry answers, and refuses no credentials; RemoteError otherwise."""
+        """Check that a registry answers and does not refuse the credentials.
+
+        Raises:
+            RemoteError: It does not answer, or refuses them.
+        """
         try:
             self._client.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
         except NotFoundError as error:
             raise RemoteError(self.where, "not an OCI registry (it has no /v2/)") from error
+        # Say which login was refused: it may be one that the user has forgotten.
         except DeniedError as error:
-            if not (found := self._found[-1] if self._found else None):
+            if not (credentials := self._credentials_used[-1] if self._credentials_used else None):
                 raise
-            of = f" of {found.user}" if found.user else ""
-            by = f" ({found.source or _DOCKER})" if found.source != GIVEN else ""
-            what = f"{error.what.partition(':')[0]}: the login{of}{by} was refused"
-            raise DeniedError(self.where, what, error.hint, host=str(error.fields["host"])) from error
+            of_user = f" of {credentials.user}" if credentials.user else ""
+            from_source = f" ({credentials.source or _DOCKER})" if credentials.source != GIVEN else ""
+            problem = f"{error.what.partition(':')[0]}: the login{of_user}{from_source} was refused"
+            raise DeniedError(self.where, problem, error.hint, host=str(error.fields["host"])) from error
 
     def access(self) -> Access:
-        """The rights below the address; RemoteError without a registry, or if it refuses the credentials."""
-        self.reach()
-        reads, why = self._allowed(self._read)
-        writes, not_written = self._allowed(self._write) if reads else (False, "")
-        found = self._found[-1] if self._found else None
-        who = (found.user or "the bearer of a token") if found else ""
-        source = (found.source or _DOCKER) if found else ""
-        return Access(who, source, reads, writes, why or not_written)
+        """Return the rights below the address.
 
-    def _allowed(self, act: Callable[[], None]) -> tuple[bool, str]:
+        Raises:
+            RemoteError: There is no registry, or it refuses the credentials.
+        """
+        self.reach()
+        reads, not_read = self._is_allowed(self._try_read)
+        writes, not_written = self._is_allowed(self._try_write) if reads else (False, "")
+        credentials = self._credentials_used[-1] if self._credentials_used else None
+        user = (credentials.user or "the bearer of a token") if credentials else ""
+        source = (credentials.source or _DOCKER) if credentials else ""
+        return Access(user, source, reads, writes, not_read or not_written)
+
+    def _is_allowed(self, request: Callable[[], None]) -> tuple[bool, str]:
+        """Try a request; return whether it is allowed, and the reason if it is not."""
         try:
-            act()
+            request()
         except (NotFoundError, RemoteError) as error:
             return False, error.what
         return True, ""
 
-    def _read(self) -> None:
+    def _try_read(self) -> None:
+        """List the tags of the name, which need not exist."""
         with contextlib.suppress(NotFoundError):
             url = f"{self.address.base}/v2/{self.address.name}/tags/list"
-            self._client.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_PAGE)
+            self._client.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_MAX_PAGE)
 
-    def _write(self) -> None:
+    def _try_write(self) -> None:
+        """Put an invalid manifest, which a registry that grants writing refuses as invalid."""
         scope = self._scope("pull,push")
         url = f"{self.address.base}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
         kind = {"Content-Type": MANIFEST_TYPE}
         self._client.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
 
     def names(self) -> list[str]:
-        """All repositories, sorted; RemoteError if the registry does not list them."""
-        found: set[str] = set()
+        """Return all repositories, sorted.
+
+        Raises:
+            RemoteError: The registry does not list them.
+        """
+        names: set[str] = set()
         url, scope = f"{self.address.base}/v2/_catalog?n=1000", "registry:catalog:*"
-        for answer in self._client.pages(url, self.where, good=(200, *_UNKNOWN), scope=scope, limit=_PAGE):
-            if answer.status in _UNKNOWN:
+        for answer in self._client.pages(url, self.where, good=(200, *_NO_CATALOG), scope=scope, limit=_MAX_PAGE):
+            if answer.status in _NO_CATALOG:
                 raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
             try:
                 page = json_file.parse_object(answer.body, self.where)["repositories"] or []
-                new = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
+                page_names = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of names") from error
-            if new <= found:
+            # A registry that ignores the cursor would send the first page forever.
+            if page_names <= names:
                 break
-            found |= new
-            if len(found) > _MAX_NAMES:
+            names |= page_names
+            if len(names) > _MAX_NAMES:
                 raise RemoteError(self.where, f"it lists more than {_MAX_NAMES} names")
-        return sorted(found)
+        return sorted(names)
 
     def _scope(self, actions: str) -> str:
         return f"repository:{self.address.name}:{actions}"

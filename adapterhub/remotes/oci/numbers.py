@@ -1,10 +1,10 @@
 """Version numbers in an OCI registry: the tags v1, v2 …, which a push adds and nobody moves.
 
-A registry keeps no log: the version that `latest` leaves would be found by its digest alone. So a push lists the tags, puts the
-manifest under the next free number, then under the tag that was asked for, and reads the number back. Of two writers that took
-one number, the one that finds the other's version there takes the next. A registry cannot compare and write in one step, so a
-writer that stalls between looking and writing can still replace a number; the digest of that version stays valid. A hub gives
-the number itself.
+A registry keeps no log: once `latest` moves on, the previous version could be found only by its digest. So a push lists the
+tags, puts the manifest under the next free number, then under the requested tag, and reads the number back. If two writers took
+the same number, the one that finds the other's version there takes the next. A registry cannot compare and write in one step,
+so a writer that stalls between looking and writing can still replace a number; the digest of that version stays valid. An
+adapterhub hub assigns the number itself.
 """
 
 from __future__ import annotations
@@ -20,95 +20,102 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.remotes.protocol import Put
 from adapterhub_converters.errors import ConflictError, NotFoundError
 
-_TRIES = 20
-_AT_ONCE = 8
+_MAX_TRIES = 20
+_THREADS = 8
 
 
-class Tagged(Protocol):
+class TaggedRepository(Protocol):
     """A repository whose tags are listed, read and written one by one."""
 
     notes: list[str]
 
     @property
     def where(self) -> str:
-        """Its name in errors."""
+        """The repository's name in errors."""
 
     def tags(self) -> list[str]:
-        """All tags."""
+        """Return all tags."""
 
     def digest_of(self, reference: str) -> Digest | None:
-        """The digest of the manifest that a tag or a digest is at now."""
+        """Return the digest of the manifest that a tag or digest refers to now."""
 
-    def point(self, made: Manifest, reference: str) -> int | None:
-        """Put a manifest under its digest or a tag; return the number that a hub gives it, 0 for none; None elsewhere."""
+    def point(self, manifest: Manifest, reference: str) -> int | None:
+        """Put a manifest under its digest or a tag.
+
+        Returns:
+            The number that a hub gives it, 0 if the hub gives none; None from a registry that is no hub.
+        """
 
 
-def put(place: Tagged, made: Manifest, tag: str | None) -> Put:
-    """Store a manifest under its digest, a number and a tag; a number that is asked for is at that version for good.
+def put(repository: TaggedRepository, manifest: Manifest, tag: str | None) -> Put:
+    """Store a manifest under its digest, a number and a tag; a number that was requested stays at that version for good.
 
     Raises:
-        ConflictError: The number is another version's.
+        ConflictError: The requested number is another version's.
     """
-    tags = _tags(place)
-    before = place.digest_of(tag) if tag and (tags is None or tag in tags) else None
-    asked = references.number(tag) if tag else None
-    if tag and asked and before not in (None, made.digest):
-        what = f"is {before}, and a version number does not move"
-        raise ConflictError(f"{place.where}:{tag}", what, f"Push to {place.where}, which takes the next number")
-    new = place.digest_of(made.digest) is None
-    number = asked if asked or new or tags is None else _number_of(place, made.digest, tags)
-    given = place.point(made, made.digest)
-    number = number if given is None else given or None
-    wanted = tag is not None and tags is not None and given is None
-    if not number and wanted:
-        number = _taken(place, made, tags or ())
-    if tag and (asked or before != made.digest):
-        place.point(made, tag)
-    if number and wanted and place.digest_of(f"v{number}") != made.digest:
-        if asked:
+    tags = _list_tags(repository)
+    previous_digest = repository.digest_of(tag) if tag and (tags is None or tag in tags) else None
+    requested_number = references.number(tag) if tag else None
+    if tag and requested_number and previous_digest not in (None, manifest.digest):
+        problem = f"is {previous_digest}, and a version number does not move"
+        raise ConflictError(f"{repository.where}:{tag}", problem, f"Push to {repository.where}, which takes the next number")
+    # A version that is there already keeps its number, unless another number was requested.
+    is_new = repository.digest_of(manifest.digest) is None
+    number = requested_number if requested_number or is_new or tags is None else _number_of(repository, manifest.digest, tags)
+    hub_number = repository.point(manifest, manifest.digest)
+    number = number if hub_number is None else hub_number or None
+    needs_number = tag is not None and tags is not None and hub_number is None
+    if not number and needs_number:
+        number = _take_number(repository, manifest, tags or ())
+    if tag and (requested_number or previous_digest != manifest.digest):
+        repository.point(manifest, tag)
+    # Read the number back: another writer may have taken it since the tags were listed.
+    if number and needs_number and repository.digest_of(f"v{number}") != manifest.digest:
+        if requested_number:
             raise ConflictError(
-                f"{place.where}:{tag}", "another writer took this number", "Review that version, or push without a number"
+                f"{repository.where}:{tag}", "another writer took this number", "Review that version, or push without a number"
             )
-        number = _taken(place, made, place.tags())
-    return Put(new=new, moved=tag is not None and before != made.digest, number=number)
+        number = _take_number(repository, manifest, repository.tags())
+    return Put(new=is_new, moved=tag is not None and previous_digest != manifest.digest, number=number)
 
 
-def digests(place: Tagged, tags: Sequence[str]) -> dict[str, Digest]:
-    """The digest of each tag that is there."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return {tag: digest for tag, digest in zip(tags, pool.map(place.digest_of, tags), strict=True) if digest}
+def digests(repository: TaggedRepository, tags: Sequence[str]) -> dict[str, Digest]:
+    """Return the digest of each tag that exists."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {tag: digest for tag, digest in zip(tags, pool.map(repository.digest_of, tags), strict=True) if digest}
 
 
-def _tags(place: Tagged) -> list[str] | None:
-    """All tags; None from a registry that does not list them to us."""
+def _list_tags(repository: TaggedRepository) -> list[str] | None:
+    """Return all tags; None from a registry that does not list them to this user."""
     try:
-        return place.tags()
+        return repository.tags()
     except NotFoundError:
         return []
     except DeniedError:
-        place.notes.append("no version number: this registry does not list its tags to you")
+        repository.notes.append("no version number: this registry does not list its tags to you")
         return None
 
 
 def _numbers(tags: Iterable[str]) -> list[int]:
-    """The numbers among tags, the newest first."""
-    return sorted((found for tag in tags if (found := references.number(tag))), reverse=True)
+    """Return the numbers among tags, newest first."""
+    return sorted((number for tag in tags if (number := references.number(tag))), reverse=True)
 
 
-def _number_of(place: Tagged, digest: Digest, tags: Sequence[str]) -> int | None:
-    """The number of a version; None for a version without one, as other tools push it."""
-    there = digests(place, [f"v{number}" for number in _numbers(tags)])
-    return next((references.number(tag) for tag, found in there.items() if found == digest), None)
+def _number_of(repository: TaggedRepository, digest: Digest, tags: Sequence[str]) -> int | None:
+    """Return the number of a version; None without one, as other tools push it."""
+    numbered_digests = digests(repository, [f"v{number}" for number in _numbers(tags)])
+    return next((references.number(tag) for tag, version_digest in numbered_digests.items() if version_digest == digest), None)
 
 
-def _taken(place: Tagged, made: Manifest, tags: Iterable[str]) -> int:
-    """Put a version under the next free number; return the number."""
-    for _ in range(_TRIES):
+def _take_number(repository: TaggedRepository, manifest: Manifest, tags: Iterable[str]) -> int:
+    """Put a version under the next free number, and return the number."""
+    for _ in range(_MAX_TRIES):
         number = next(iter(_numbers(tags)), 0) + 1
         tag = f"v{number}"
-        if place.digest_of(tag) is None:
-            place.point(made, tag)
-        if place.digest_of(tag) == made.digest:
+        # Look before writing, since a registry would replace the tag, and after it, since another writer may have done so.
+        if repository.digest_of(tag) is None:
+            repository.point(manifest, tag)
+        if repository.digest_of(tag) == manifest.digest:
             return number
-        tags = [*place.tags(), tag]
-    raise ConflictError(place.where, f"others took {_TRIES} numbers in the meantime", "Try again")
+        tags = [*repository.tags(), tag]
+    raise ConflictError(repository.where, f"others took {_MAX_TRIES} numbers in the meantime", "Try again")

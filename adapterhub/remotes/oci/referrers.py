@@ -1,8 +1,8 @@
-"""Attachments of a version: manifests that name it as their subject, such as signatures, scans and evaluations.
+"""Attachments of a version: manifests with it as their subject, such as signatures, scans and evaluations.
 
 A registry with the referrers API lists them (distribution-spec v1.1, "Listing Referrers"). One without, like docker-registry
-2.8, has an index under the tag `sha256-<hex>`, which the client updates ("Referrers Tag Schema"); that is not atomic, so it is
-read again afterwards. An image layout lists all its manifests. oras does the same.
+2.8, has an index under the tag `sha256-<hex>`, which the client updates ("Referrers Tag Schema"); the update is not atomic, so
+the index is read again afterwards. An image layout lists all its manifests. oras does the same.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
-_MAX_OF_ONE = 64 << 10  # bytes
-_TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
-_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
-_TRIES = 5  # updates of an index that others update as well
+_MAX_SINGLE_FILE_MANIFEST = 64 << 10  # bytes
+_MEDIA_TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
+_MAX_TRIES = 5  # updates of an index that others update as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +48,34 @@ class Referrer:
 
 
 def referrers(place: Referring, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
-    """The attachments of a manifest, of one type or of all, sorted by type and digest."""
+    """Return the attachments of a manifest, of one type or of all, sorted by type and digest."""
     entries = place.referrers(digest)
     if entries is None:
-        entries = _tagged(place, digest)
-    found = {}
+        entries = _listed_by_tag(place, digest)
+    referrers_by_digest = {}
     for entry in entries[:MAX_REFERRERS]:
+        # The list comes from the registry: check it like any other document.
         layout_index.check(entry, f"{place.where}: attachments of {digest}")
-        kind = str(entry.get("artifactType"))
-        kind = kind if _TYPE.fullmatch(kind) else ""  # it is shown
-        found[entry["digest"]] = Referrer(
-            entry["digest"], entry["size"], entry["mediaType"], kind, entry.get("annotations") or {}
+        artifact = str(entry.get("artifactType"))
+        artifact = artifact if _MEDIA_TYPE.fullmatch(artifact) else ""  # it is printed, and comes from the registry
+        referrers_by_digest[entry["digest"]] = Referrer(
+            entry["digest"], entry["size"], entry["mediaType"], artifact, entry.get("annotations") or {}
         )
-    wanted = [each for each in found.values() if artifact_type in (None, each.artifact_type)]
-    return sorted(wanted, key=lambda each: (each.artifact_type, each.digest))
+    selected = [referrer for referrer in referrers_by_digest.values() if artifact_type in (None, referrer.artifact_type)]
+    return sorted(selected, key=lambda referrer: (referrer.artifact_type, referrer.digest))
 
 
-def _tagged(place: Referring, digest: Digest) -> list[dict[str, Any]]:
+def _listed_by_tag(place: Referring, digest: Digest) -> list[dict[str, Any]]:
+    """Return the entries of the index under the fallback tag, empty without one."""
     try:
-        raw = place.document(_tag(digest))
+        raw = place.document(_fallback_tag(digest))
     except NotFoundError:
         return []
-    return layout_index.parse(raw, f"{place.where}:{_tag(digest)}")
+    return layout_index.parse(raw, f"{place.where}:{_fallback_tag(digest)}")
 
 
-def _tag(digest: Digest) -> str:
+def _fallback_tag(digest: Digest) -> str:
+    """Return the tag under which a registry without the referrers API lists attachments."""
     return digest.replace(":", "-")
 
 
@@ -81,10 +84,10 @@ def _tag(digest: Digest) -> str:
 
 def attach(place: Referring, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
     """Attach files to a manifest; the same files of the same type are the same attachment."""
-    if not _TYPE.fullmatch(artifact_type):
+    if not _MEDIA_TYPE.fullmatch(artifact_type):
         raise UsageError(artifact_type[:80], "is not a media type", "Write one like application/vnd.example.scan+json")
     check_paths((path.name for path in files), "attachment", RefusedError)
-    source = _Files(files)
+    source = _LocalFiles(files)
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
     raw = json_file.canonical(
         {
@@ -110,7 +113,7 @@ def attach(place: Referring, subject: Manifest, artifact_type: str, files: Seque
     return _put(place, raw, subject.digest)
 
 
-class _Files:
+class _LocalFiles:
     """Local files, and the empty config, as a source."""
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -123,25 +126,25 @@ class _Files:
                 size = os.fstat(file.fileno()).st_size
             digest = sha256_file(path)
             self._paths[digest] = path
-            kind = _TYPES.get(path.suffix.lower(), "application/octet-stream")
+            kind = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
             self.blobs.append(Descriptor(kind, digest, size, path.name))
 
     where = "attachment"
 
     def manifest(self, reference: str) -> Manifest:
-        """None."""
+        """Raise a NotFoundError: files have no versions."""
         raise NotFoundError(self.where, f"no version {reference}")
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a file from `start` on."""
+        """Open a file for reading from `start` on."""
         path = self._paths.get(blob.digest)
         with open_regular(path) if path else io.BytesIO(EMPTY) as file:
             file.seek(start)
             yield file  # type: ignore[misc]
 
     def tags(self) -> list[str]:
-        """None."""
+        """Return no tags: files have no versions."""
         return []
 
     def stop(self, *, on: bool = True) -> None:
@@ -149,27 +152,29 @@ class _Files:
 
 
 def _put(place: Referring, raw: bytes, subject: Digest) -> Referrer:
-    """Store a manifest whose blobs are there, so that it is found by its subject."""
+    """Store a manifest whose blobs are there already, so that it can be found by its subject."""
     digest = sha256_bytes(raw)
-    document = _Document.parse(raw, place.where)
-    made = Referrer(digest, len(raw), document.media_type, document.artifact_type, document.annotations)
+    document = _ReferrerManifest.parse(raw, place.where)
+    referrer = Referrer(digest, len(raw), document.media_type, document.artifact_type, document.annotations)
     if not place.put_document(raw, digest):
-        _list_by_tag(place, made, subject)
-    return made
+        _list_by_tag(place, referrer, subject)
+    return referrer
 
 
-def _list_by_tag(place: Referring, made: Referrer, subject: Digest) -> None:
-    entry: dict[str, Any] = {"mediaType": made.media_type, "digest": made.digest, "size": made.size}
-    entry |= {"artifactType": made.artifact_type} if made.artifact_type else {}
-    entry |= {"annotations": dict(made.annotations)} if made.annotations else {}
-    for _ in range(_TRIES):
-        entries = _tagged(place, subject)
-        if any(found["digest"] == made.digest for found in entries):
+def _list_by_tag(place: Referring, referrer: Referrer, subject: Digest) -> None:
+    """Add a manifest to the index under the fallback tag of its subject."""
+    entry: dict[str, Any] = {"mediaType": referrer.media_type, "digest": referrer.digest, "size": referrer.size}
+    entry |= {"artifactType": referrer.artifact_type} if referrer.artifact_type else {}
+    entry |= {"annotations": dict(referrer.annotations)} if referrer.annotations else {}
+    # A registry has no compare-and-swap: write, read again, and repeat if another writer's index replaced ours.
+    for _ in range(_MAX_TRIES):
+        entries = _listed_by_tag(place, subject)
+        if any(listed_entry["digest"] == referrer.digest for listed_entry in entries):
             return
         if len(entries) >= MAX_REFERRERS:
             raise RefusedError(place.where, f"{subject} has {len(entries)} attachments already, as many as are listed")
         index = layout_index.dump([*entries, entry])
-        place.put_document(index, sha256_bytes(index), _tag(subject))
+        place.put_document(index, sha256_bytes(index), _fallback_tag(subject))
     raise RemoteError(place.where, "others are changing the attachments at the same time", "Try again")
 
 
@@ -177,7 +182,7 @@ def _list_by_tag(place: Referring, made: Referrer, subject: Digest) -> None:
 
 
 @dataclass(frozen=True)
-class _Document:
+class _ReferrerManifest:
     """The checked fields of a manifest of any kind."""
 
     media_type: str
@@ -188,95 +193,113 @@ class _Document:
     annotations: Mapping[str, str]
 
     @classmethod
-    def parse(cls, raw: bytes, where: str) -> _Document:
-        """Parse a manifest; FormatError for invalid digests or sizes, RefusedError for another kind of document."""
+    def parse(cls, raw: bytes, where: str) -> _ReferrerManifest:
+        """Parse a manifest.
+
+        Raises:
+            FormatError: A digest or size is invalid.
+            RefusedError: It is another kind of document.
+        """
         document = parse_json(raw, where)
-        kind = document.get("mediaType")
+        media_type = document.get("mediaType")
         layers = document.get("layers")
-        if kind != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
-            why = f" but {str(kind)[:80]!r}" if kind != MANIFEST_TYPE else f": it has no list of at most {MAX_REFERRERS} layers"
-            raise RefusedError(where, f"the attachment is not an OCI image manifest{why}")
+        if media_type != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
+            detail = (
+                f" but {str(media_type)[:80]!r}"
+                if media_type != MANIFEST_TYPE
+                else f": it has no list of at most {MAX_REFERRERS} layers"
+            )
+            raise RefusedError(where, f"the attachment is not an OCI image manifest{detail}")
         config, subject = document.get("config"), document.get("subject")
         annotations = document.get("annotations") or {}
-        layout_index.check({"mediaType": kind, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
+        layout_index.check({"mediaType": media_type, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
         return cls(
-            kind,
+            media_type,
             layout_index.artifact_type(document),
             parse_digest(subject.get("digest"), where) if isinstance(subject, dict) else None,
-            _blob(config, where),
-            tuple(_blob(layer, where) for layer in layers),
+            _parse_descriptor(config, where),
+            tuple(_parse_descriptor(layer, where) for layer in layers),
             annotations,
         )
 
 
-def _blob(value: object, where: str) -> Descriptor:
-    entry = layout_index.check(value, where)
+def _parse_descriptor(value: object, label: str) -> Descriptor:
+    entry = layout_index.check(value, label)
     return Descriptor(entry["mediaType"], entry["digest"], entry["size"], (entry.get("annotations") or {}).get(TITLE) or "")
 
 
-def _document(place: Referring, referrer: Referrer) -> tuple[bytes, _Document]:
-    where = f"{place.where}@{referrer.digest}"
+def _read_referrer(place: Referring, referrer: Referrer) -> tuple[bytes, _ReferrerManifest]:
+    """Read and parse an attachment's manifest."""
+    label = f"{place.where}@{referrer.digest}"
+    # The size is the registry's claim; `document` enforces the limit too.
     if referrer.size > MAX_MANIFEST:
-        raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
+        raise FormatError(label, f"a manifest of over {MAX_MANIFEST} bytes")
     raw = place.document(referrer.digest)
-    return raw, _Document.parse(raw, where)
+    return raw, _ReferrerManifest.parse(raw, label)
 
 
 def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]:
-    """Copy the attachments of a manifest, and theirs, to another place; return all of them, also those that were there."""
-    done: list[Referrer] = []
-    waiting = [digest]
-    seen = {digest}
-    while waiting and len(done) < MAX_REFERRERS:
-        about = waiting.pop()
-        for referrer in referrers(source, about):
-            if referrer.digest in seen:
+    """Copy the attachments of a manifest, and their own, to another place; return all of them, even those already there."""
+    copied: list[Referrer] = []
+    pending = [digest]
+    visited = {digest}
+    while pending and len(copied) < MAX_REFERRERS:
+        subject = pending.pop()
+        for referrer in referrers(source, subject):
+            if referrer.digest in visited:
                 continue
-            seen.add(referrer.digest)
-            raw, document = _document(source, referrer)
-            if document.subject != about:
-                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as an attachment of {about}, but is not")
+            visited.add(referrer.digest)
+            raw, document = _read_referrer(source, referrer)
+            if document.subject != subject:
+                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as an attachment of {subject}, but is not")
             for blob in dict.fromkeys((*document.layers, *([document.config] if document.config else []))):
                 if not target.has(blob):
                     target.put_blob(blob, source)
-            done.append(_put(target, raw, about))
-            waiting.append(referrer.digest)
-    return done
+            copied.append(_put(target, raw, subject))
+            # An attachment may have attachments itself, such as the signature of a scan.
+            pending.append(referrer.digest)
+    return copied
 
 
-def file_of(place: Referring, referrer: Referrer, about: Digest, limit: int) -> Descriptor:
-    """The only file of an attachment; FormatError if that is `about` another manifest, or one of them is too large.
+def file_of(place: Referring, referrer: Referrer, subject: Digest, limit: int) -> Descriptor:
+    """Return the only file of an attachment.
 
-    The file may have `limit` bytes; the manifest as many as one with a file and some annotations has.
+    The file may have `limit` bytes, and the manifest as many as one with a file and some annotations has.
+
+    Raises:
+        FormatError: It is about another manifest than `subject`, has not exactly one file, or one of both is too large.
     """
-    where = f"{place.where}@{referrer.digest}"
-    if referrer.size > _MAX_OF_ONE:
-        raise FormatError(where, f"a manifest of one file, and of over {_MAX_OF_ONE} bytes")
-    _, document = _document(place, referrer)
-    if document.subject != about or len(document.layers) != 1 or document.layers[0].size > limit:
-        raise FormatError(where, f"is not one file of at most {limit} bytes about {about}")
+    label = f"{place.where}@{referrer.digest}"
+    if referrer.size > _MAX_SINGLE_FILE_MANIFEST:
+        raise FormatError(label, f"a manifest of one file, and of over {_MAX_SINGLE_FILE_MANIFEST} bytes")
+    _, document = _read_referrer(place, referrer)
+    if document.subject != subject or len(document.layers) != 1 or document.layers[0].size > limit:
+        raise FormatError(label, f"is not one file of at most {limit} bytes about {subject}")
     return document.layers[0]
 
 
 def read(place: Referring, referrer: Referrer, file: Descriptor) -> bytes:
-    """The verified bytes of the file of an attachment."""
+    """Return the verified bytes of an attachment's file."""
     return read_blob(place, file, f"{place.where}@{referrer.digest}")
 
 
 def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
-    """Write the files of an attachment into `out`, absent or empty: all, verified, or none. Return their names."""
-    _, document = _document(place, referrer)
+    """Write the files of an attachment into `out`, which must be absent or empty; return their names.
+
+    Either all files are written, verified, or none.
+    """
+    _, document = _read_referrer(place, referrer)
     files = [layer for layer in document.layers if layer.path]
-    where = f"{place.where}@{referrer.digest}"
-    check_paths((layer.path for layer in files), where)
+    label = f"{place.where}@{referrer.digest}"
+    check_paths((layer.path for layer in files), label)
     if not files:
-        raise NotFoundError(where, "the attachment has no files with a name")
+        raise NotFoundError(label, "the attachment has no files with a name")
     with atomic.whole(out) as folder:
-        inside = Inside(folder)
+        confined = Inside(folder)
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
-            with received(place, layer, inside, part):
-                os.replace(part, path)
+            part_path = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
+            with received(place, layer, confined, part_path):
+                os.replace(part_path, path)
     return sorted(layer.path for layer in files)

@@ -1,7 +1,7 @@
 """An adapter in an OCI registry, by the distribution-spec v1.1: `oci://host/name`.
 
-Blobs are uploaded in pieces (`upload`) and downloaded by range. A registry is not trusted: what it sends is hashed, and the
-digest of what it stored is compared.
+Blobs are uploaded in pieces (`upload`) and downloaded by range. A registry is not trusted: everything it sends is hashed, and
+the digest that it reports for what it stored is compared.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _MAX_TAGS, _MAX_REFERRERS = 100_000, 10_000
 _NUMBER_HEADER = "adapterhub-version"
-_UNSUPPORTED = (400, 404, 405, 501)  # to DELETE a tag; docker-registry 2.8 takes a digest only
-# The other types only for an error that names the type.
+_CANNOT_UNTAG = (400, 404, 405, 501)  # to DELETE a tag; docker-registry 2.8 takes a digest only
+# The other types are accepted only so that the error can name the type of what is there.
 _ACCEPTED = ", ".join(
     (
         MANIFEST_TYPE,
@@ -52,23 +52,23 @@ _ACCEPTED = ", ".join(
 
 
 def parse(text: str) -> Address:
-    """Parse the address of a repository of a registry, with or without a version."""
+    """Parse the address of a repository in a registry, with or without a version."""
     return Address.parse(text)
 
 
-def connect(address: Address, who: Surroundings) -> Oci:
+def connect(address: Address, surroundings: Surroundings) -> Oci:
     """Open the repository, with the credentials in docker's config.json."""
-    return Oci(address, who.docker, uploads=who.uploads, proxy=who.proxy)
+    return Oci(address, surroundings.docker, uploads=surroundings.uploads, proxy=surroundings.proxy)
 
 
 class Oci(Connected):
-    """One repository of a registry; `close` it in the end.
+    """One repository in a registry, to be closed after use.
 
     Attributes:
         config: docker's config.json, for the credentials.
-        pauses: Seconds before another try.
-        piece, largest: Bytes of the first PATCH of a blob, and of any.
-        uploads: The folder that records how far uploads have come, for the next run; None to record nothing.
+        pauses: Seconds to wait before each further try.
+        piece, largest: Size in bytes of the first PATCH of a blob, and the maximum for any.
+        uploads: The folder that records the progress of uploads, for the next run; None to record nothing.
         proxy: The proxy for a scheme and a host.
     """
 
@@ -103,130 +103,135 @@ class Oci(Connected):
         return self.address.repository
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.close()
 
     def stop(self, *, on: bool = True) -> None:
-        """Have what other threads wait for here fail at once, until called with `on` False."""
+        """Make waiting threads fail at once, until called again with `on` False."""
         self._client.stop(on=on)
 
     def referring(self) -> Oci:
-        """Itself."""
+        """Return the repository itself."""
         return self
 
     def unnamed(self) -> Oci:
-        """Itself."""
+        """Return the repository itself."""
         return self
 
     # ---- reading
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of a reference, verified against the digest that was requested, or that the registry names."""
+        """Return the manifest of a reference, verified against the digest that was requested or that the registry names."""
         try:
-            raw = self.document(self._selected(reference))
+            raw = self.document(self._resolve(reference))
         except NotFoundError:
-            if references.is_range(reference) or (tag := self._in_range(reference)) is None:
+            # A tag that does not exist may still be a version like `1.2`, which selects the newest tag below it.
+            if references.is_range(reference) or (tag := self._tag_in_range(reference)) is None:
                 raise
             raw = self.document(tag)
-        return oci_manifest.parse(raw, self._at(reference))
+        return oci_manifest.parse(raw, self._label_at(reference))
 
-    def _selected(self, reference: str) -> str:
-        """The tag or whole digest of a range or of the first digits; any other reference as it is."""
+    def _resolve(self, reference: str) -> str:
+        """Return the tag or full digest that a range or a digest's first digits select; any other reference unchanged."""
         if references.is_prefix(reference):
-            found = references.begins(reference, numbers.digests(self, self.tags()).values(), self._at(reference))
+            resolved = references.begins(reference, numbers.digests(self, self.tags()).values(), self._label_at(reference))
         elif references.is_range(reference):
-            found = self._in_range(reference)
+            resolved = self._tag_in_range(reference)
         else:
             return reference
-        if found is None:
-            raise self._missing(reference)
-        return found
+        if resolved is None:
+            raise self._missing_error(reference)
+        return resolved
 
-    def _in_range(self, reference: str) -> str | None:
-        return references.in_range(reference, self.tags, self.digest_of, self._at(reference))
+    def _tag_in_range(self, reference: str) -> str | None:
+        return references.in_range(reference, self.tags, self.digest_of, self._label_at(reference))
 
-    def _missing(self, reference: str) -> NotFoundError:
-        what = "no such version in this registry"
-        return NotFoundError(self._at(reference), what, code="no-such-tag", repository=self.where)
+    def _missing_error(self, reference: str) -> NotFoundError:
+        problem = "no such version in this registry"
+        return NotFoundError(self._label_at(reference), problem, code="no-such-tag", repository=self.where)
 
     def digest_of(self, reference: str) -> Digest | None:
-        """The digest of the manifest that a tag or a digest is at now, by a HEAD; None without one."""
+        """Return the digest of the manifest that a tag or digest refers to now, by a HEAD; None without one."""
         url, headers = self.address.manifest_url(reference), {"Accept": _ACCEPTED}
-        where = self._at(reference)
+        label = self._label_at(reference)
         try:
-            answer = self._client.ask("HEAD", url, where, good=(200,), scope=self.address.scope(), headers=headers)
+            answer = self._client.ask("HEAD", url, label, good=(200,), scope=self.address.scope(), headers=headers)
         except NotFoundError:
             return None
         stored = answer.headers.get(DIGEST_HEADER)
-        return parse_digest(stored, where) if stored else sha256_bytes(self.document(reference))
+        return parse_digest(stored, label) if stored else sha256_bytes(self.document(reference))
 
     def document(self, reference: str) -> bytes:
-        """The bytes of a manifest or an index, verified in the same way."""
-        where = self._at(reference)
+        """Return the bytes of a manifest or an index, verified in the same way."""
+        label = self._label_at(reference)
         url = self.address.manifest_url(reference)
         headers = {"Accept": _ACCEPTED}
         try:
             answer = self._client.ask(
-                "GET", url, where, good=(200,), scope=self.address.scope(), headers=headers, limit=MAX_MANIFEST
+                "GET", url, label, good=(200,), scope=self.address.scope(), headers=headers, limit=MAX_MANIFEST
             )
         except NotFoundError as error:
-            raise self._missing(reference) from error
+            raise self._missing_error(reference) from error
         digest = sha256_bytes(answer.body)
-        wanted = reference if ":" in reference else answer.headers.get(DIGEST_HEADER)
-        if wanted is not None and wanted != digest:
-            raise IntegrityError(where, f"received the manifest {digest}, not {wanted[:80]}", "Ask its owner")
+        # For a tag, the registry's header is the only digest to compare with.
+        expected_digest = reference if ":" in reference else answer.headers.get(DIGEST_HEADER)
+        if expected_digest is not None and expected_digest != digest:
+            raise IntegrityError(label, f"received the manifest {digest}, not {expected_digest[:80]}", "Ask its owner")
         return answer.body
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
-        """The bytes of a blob from `start` on; if the registry does not support ranges, those before are discarded."""
+        """Open a blob for reading from `start` on; if the registry does not support ranges, the bytes before are discarded."""
         if start and start >= blob.size:
             yield io.BytesIO()
             return
-        where = f"{self.where}: {blob.path or blob.digest}"
+        label = f"{self.where}: {blob.path or blob.digest}"
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._client.stream(
-            self.address.blob_url(blob.digest), where, scope=self.address.scope(), headers=headers
+            self.address.blob_url(blob.digest), label, scope=self.address.scope(), headers=headers
         ) as body:
-            seek(body, blob, start, where)
+            seek(body, blob, start, label)
             yield body
 
     def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
-        """The descriptors of the manifests about a manifest; None for a registry without the referrers API."""
-        found: list[dict[str, Any]] = []
+        """Return the descriptors of the manifests about a manifest; None from a registry without the referrers API."""
+        entries: list[dict[str, Any]] = []
         url = f"{self.address.root}/referrers/{digest}"
         try:
             for answer in self._client.pages(url, self.where, scope=self.address.scope(), limit=MAX_MANIFEST):
                 if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
-                    return None  # a page of a server that answers any URL
-                found += layout_index.parse(answer.body, f"{self.where}: referrers")
-                if len(found) > _MAX_REFERRERS:
+                    # A server that answers any URL with some page has no referrers API either.
+                    return None
+                entries += layout_index.parse(answer.body, f"{self.where}: referrers")
+                if len(entries) > _MAX_REFERRERS:
                     break
         except NotFoundError:
             return None
-        return found
+        return entries
 
     def tags(self) -> list[str]:
-        """All tags, sorted, without those of attachments (`referrers`) and of signatures, which are made of a digest."""
-        found: set[str] = set()
+        """Return all tags, sorted, without those made of a digest, which are for attachments (`referrers`) and signatures."""
+        tags: set[str] = set()
         for answer in self._client.pages(
             f"{self.address.root}/tags/list", self.where, scope=self.address.scope(), limit=MAX_MANIFEST
         ):
             try:
                 page = json_file.parse_object(answer.body, self.where)["tags"] or []
-                new = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
+                page_tags = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
             except (FormatError, KeyError, TypeError) as error:
                 raise FormatError(self.where, "the registry's answer is not a list of tags") from error
-            if new <= found:
+            # A registry that ignores the cursor would send the first page forever.
+            if page_tags <= tags:
                 break
-            found |= new
-            if len(found) > _MAX_TAGS:
+            tags |= page_tags
+            if len(tags) > _MAX_TAGS:
                 raise RemoteError(self.where, f"it lists more than {_MAX_TAGS} tags")
-        return sorted(tag for tag in found if not (tag.startswith("sha256-") and is_hex(tag[7:71])))
+        return sorted(tag for tag in tags if not (tag.startswith("sha256-") and is_hex(tag[7:71])))
 
     def find(self, digest: Digest) -> Any:
-        """An unbuffered file with the unverified bytes of a digest, blob or manifest, to be closed; None without one."""
+        """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
         try:
+            # The digest may be a blob's or a manifest's: try the blob first.
             answer = self._client.ask(
                 "HEAD", self.address.blob_url(digest), self.where, good=(200,), scope=self.address.scope()
             )
@@ -240,75 +245,80 @@ class Oci(Connected):
     # ---- writing
 
     def has(self, blob: Descriptor) -> bool:
-        """Tell whether the repository has a blob, by a HEAD."""
+        """Return whether the repository has a blob, by a HEAD."""
         return self._uploader.has(blob, self.where)
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
-        """Send a blob, or have the registry mount it if `source` is another of its repositories.
+        """Send a blob, or let the registry mount it if `source` is another of its repositories.
 
         An upload that an earlier run began is resumed if the registry still has it.
         """
-        other = unwatched(source)
-        here = self.address
-        mount = other.address if isinstance(other, Oci) and other.address.base == here.base else None
-        where = f"{self.where}: {blob.path or blob.digest}"
-        return self._uploader.put(blob, source, where, mount=mount if mount and mount.name != here.name else None)
+        # A mount needs the source's own address, behind the wrappers that count its bytes.
+        origin = unwatched(source)
+        address = self.address
+        mount = origin.address if isinstance(origin, Oci) and origin.address.base == address.base else None
+        label = f"{self.where}: {blob.path or blob.digest}"
+        return self._uploader.put(blob, source, label, mount=mount if mount and mount.name != address.name else None)
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
-        """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only if `is_new`: else it may be there."""
+        """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only for a repository that `is_new`."""
         return self._uploader.put_unnamed(size, path, source, f"{self.where}: {path}")
 
     def is_new(self) -> bool:
-        """Tell whether the repository is empty: it has no tag, and no blob of an unfinished push from here."""
+        """Return whether the repository is empty: it has no tag, and no blob of an unfinished push from this machine."""
         if not self._uploader.notes.kept or self._uploader.notes.any():
             return False
         try:
             self.tags()
         except NotFoundError:
             return True
-        except (RemoteError, FormatError):  # reported where it matters
+        except (RemoteError, FormatError):  # the push reports it
             return False
         return False
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
         """Store the manifest under its digest, then under a number and the tag."""
-        done = numbers.put(self, made, tag)
+        result = numbers.put(self, manifest, tag)
         self._uploader.notes.clear()
-        return done
+        return result
 
-    def point(self, made: Manifest, reference: str) -> int | None:
-        """Put a manifest under its digest, or a tag; return the number that a hub gives it, 0 for none; None elsewhere."""
-        said = self._put_document(made.raw, made.digest, reference, MANIFEST_TYPE).headers.get(_NUMBER_HEADER)
-        return None if said is None else references.number(said) or 0
+    def point(self, manifest: Manifest, reference: str) -> int | None:
+        """Put a manifest under its digest, or a tag.
+
+        Returns:
+            The number that a hub gives it, 0 if the hub gives none; None from a registry that is no hub.
+        """
+        number_header = self._put_document(manifest.raw, manifest.digest, reference, MANIFEST_TYPE).headers.get(_NUMBER_HEADER)
+        return None if number_header is None else references.number(number_header) or 0
 
     def untag(self, tag: str) -> None:
-        """Remove a tag, if the registry can without removing the version."""
+        """Remove a tag, if the registry can do so without removing the version."""
         if self.digest_of(tag) is None:
-            raise self._missing(tag)
+            raise self._missing_error(tag)
         url = self.address.manifest_url(tag)
         scope = f"repository:{self.address.name}:pull,push,delete"
-        answer = self._client.ask("DELETE", url, self._at(tag), good=(202, *_UNSUPPORTED), scope=scope)
-        if answer.status in _UNSUPPORTED:
-            raise RefusedError(self._at(tag), "this registry cannot remove a tag and keep the version", "Move it instead")
+        answer = self._client.ask("DELETE", url, self._label_at(tag), good=(202, *_CANNOT_UNTAG), scope=scope)
+        if answer.status in _CANNOT_UNTAG:
+            raise RefusedError(self._label_at(tag), "this registry cannot remove a tag and keep the version", "Move it instead")
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or a tag; return whether the registry lists it by its subject."""
-        kind = oci_manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
-        return "oci-subject" in self._put_document(raw, digest, name or digest, str(kind)).headers
+        media_type = oci_manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
+        return "oci-subject" in self._put_document(raw, digest, name or digest, str(media_type)).headers
 
-    def _put_document(self, raw: bytes, digest: Digest, reference: str, kind: str) -> Answer:
-        where = self._at(reference)
+    def _put_document(self, raw: bytes, digest: Digest, reference: str, media_type: str) -> Answer:
+        label = self._label_at(reference)
         answer = self._client.ask(
             "PUT",
             self.address.manifest_url(reference),
-            where,
+            label,
             good=(200, 201),
             scope=self.address.scope(write=True),
-            headers={"Content-Type": kind},
+            headers={"Content-Type": media_type},
             body=raw,
         )
-        check_digest(answer, digest, where)
+        check_digest(answer, digest, label)
         return answer
 
-    def _at(self, reference: str) -> str:
+    def _label_at(self, reference: str) -> str:
         return f"{self.where}{'@' if ':' in reference else ':'}{reference}"

@@ -1,7 +1,7 @@
-"""Uploads of blobs in pieces, so that a broken connection costs one piece: the registry is asked how much it has.
+"""Uploads of blobs to an OCI registry in pieces, so that a broken connection costs one piece.
 
-Bytes are hashed in another thread while they are sent. A registry compares the digest only at the end, so nothing has to be
-read before it is sent.
+After a failure, the registry is asked how much it has. Bytes are hashed in another thread while they are sent. A registry
+compares the digest only at the end, so nothing has to be read before it is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .client import RegistryClient, check_digest
 from .upload_notes import Begun, Note, Uploads
 
 PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
-# Every piece costs an answer, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
+# Every piece costs a round trip, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
 LARGEST = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
 _BYTES = {"Content-Type": "application/octet-stream"}
@@ -42,8 +42,8 @@ class Uploader:
     """Uploads of blobs to one repository.
 
     Attributes:
-        piece, largest: Bytes of the first PATCH of a blob, and of any.
-        notes: How far uploads have come, for the next run.
+        piece, largest: Size in bytes of the first PATCH of a blob, and the maximum for any.
+        notes: The progress of uploads, for the next run.
     """
 
     def __init__(
@@ -52,194 +52,203 @@ class Uploader:
         self.piece, self.largest, self.notes = piece, max(largest, piece), notes
         self._client, self._address, self._pauses = client, address, pauses
 
-    def has(self, blob: Descriptor, where: str) -> bool:
-        """Tell whether the repository has a blob, by a HEAD."""
+    def has(self, blob: Descriptor, label: str) -> bool:
+        """Return whether the repository has a blob, by a HEAD."""
         url = self._address.blob_url(blob.digest)
         try:
-            answer = self._client.ask("HEAD", url, where, good=(200,), scope=self._address.scope(write=True))
+            answer = self._client.ask("HEAD", url, label, good=(200,), scope=self._address.scope(write=True))
         except NotFoundError:
             return False
         size = answer.number("content-length")
         return size is None or size == blob.size
 
-    def put(self, blob: Descriptor, source: Source, where: str, *, mount: Address | None = None) -> int:
-        """Send a blob, or have the registry mount it from its repository `mount`; return the number of bytes sent.
+    def put(self, blob: Descriptor, source: Source, label: str, *, mount: Address | None = None) -> int:
+        """Send a blob, or let the registry mount it from its repository `mount`; return the number of bytes sent.
 
         An upload that an earlier run began is resumed if the registry still has it.
         """
         if self._in_pieces(blob.size):
+            # Small blobs are sent in one request, which cannot be resumed.
             for note in self.notes.of(blob.size, blob.digest):
-                sent = self._go_on(blob, source, note, where)
+                sent = self._resume(blob, source, note, label)
                 if sent is not None:
                     return sent
 
-        def once() -> int:
-            mounted, session = self._begin(where, blob, mount)
+        def upload_once() -> int:
+            mounted, session = self._start_upload(label, blob, mount)
             if not mounted:
-                with Sending(source, blob, pauses=self._pauses) as sending, self._note(blob.size) as note:
-                    self._send(sending, session, note, where)
+                with Sending(source, blob, pauses=self._pauses) as sending, self._new_note(blob.size) as note:
+                    self._send_blob(sending, session, note, label)
             return 0 if mounted else blob.size
 
-        return int(self._client.tried(once, where))
+        return int(self._client.tried(upload_once, label))
 
-    def put_unnamed(self, size: int, path: str, source: Source, where: str) -> Digest:
+    def put_unnamed(self, size: int, path: str, source: Source, label: str) -> Digest:
         """Send a blob of `size` bytes, hashed while it is sent; return its digest."""
 
-        def once() -> Digest:
-            session = self._begin(where)[1]
-            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._note(size) as note:
-                self._send(sending, session, note, where)
+        def upload_once() -> Digest:
+            session = self._start_upload(label)[1]
+            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._new_note(size) as note:
+                self._send_blob(sending, session, note, label)
                 return sending.digest()
 
-        return str(self._client.tried(once, where))
+        return str(self._client.tried(upload_once, label))
 
-    def _go_on(self, blob: Descriptor, source: Source, note: Note, where: str) -> int | None:
+    def _resume(self, blob: Descriptor, source: Source, note: Note, label: str) -> int | None:
         """Resume an earlier upload; return how many bytes were sent, None if it cannot be resumed."""
         with note, Sending(source, blob, pauses=self._pauses) as sending:
-            begun = note.read() if note.ours else None
-            if begun is None:
+            progress = note.read() if note.ours else None
+            if progress is None:
                 return None
-            sending.pass_to(begun.sent)
-            if begun.sent and sending.digest() != begun.of:
+            sending.hash_up_to(progress.sent)
+            # The note may be of another blob of the same size: go on only if the bytes sent so far are the same.
+            if progress.sent and sending.digest() != progress.of:
                 return None
             try:
-                url, there = self._status(begun.url, where)
-                if not begun.sent <= there <= blob.size:  # the registry lost part of it
+                url, confirmed = self._upload_status(progress.url, label)
+                if not progress.sent <= confirmed <= blob.size:  # the registry lost part of it
                     note.drop()
                     return None
-                sending.pass_to(there)
-                url = self._pieces(sending, url, there, note, where)
-                self._finish(blob, url, b"", where)
+                sending.hash_up_to(confirmed)
+                url = self._send_pieces(sending, url, confirmed, note, label)
+                self._finish_upload(blob, url, b"", label)
             except (GivenUpError, DeniedError):
                 raise
             except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
                 note.drop()
                 return None
-            note.write(replace(begun, url="", digest=blob.digest))
-            return blob.size - there
+            note.write(replace(progress, url="", digest=blob.digest))
+            return blob.size - confirmed
 
-    def _begin(self, where: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
-        """Begin an upload; return whether the blob was mounted instead, and the answer."""
+    def _start_upload(self, label: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
+        """Start an upload; return whether the blob was mounted instead, and the answer."""
         query, scope = "", self._address.scope(write=True)
         if blob and mount:
             query = "?" + urlencode({"mount": blob.digest, "from": mount.name})
             scope += f" {mount.scope()}"
         url = f"{self._address.root}/blobs/uploads/{query}"
-        answer = self._client.ask("POST", url, where, good=(201, 202), scope=scope)
+        answer = self._client.ask("POST", url, label, good=(201, 202), scope=scope)
         return answer.status == 201 and bool(query), answer
 
-    def _send(self, sending: Sending, session: Answer, note: Note, where: str) -> None:
-        """Send a whole blob; one without a digest gets that of its bytes."""
+    def _send_blob(self, sending: Sending, session: Answer, note: Note, label: str) -> None:
+        """Send a complete blob; one without a digest gets that of its bytes."""
         blob = sending.blob
-        url = resolved(session.url, session.headers.get("location"), where)
-        least = session.number("oci-chunk-min-length") or 0
+        url = resolved(session.url, session.headers.get("location"), label)
+        min_piece = session.number("oci-chunk-min-length") or 0
         if not self._in_pieces(blob.size):
             data = whole(sending)
-            _check(sending, where)
-            self._finish(blob, url, data, where)
+            # The last request names the digest: compare before it, so that wrong bytes are never finished.
+            _check_sent(sending, label)
+            self._finish_upload(blob, url, data, label)
             return
-        url = self._pieces(sending, url, 0, note, where, least=min(least, self.largest))
-        _check(sending, where)
+        url = self._send_pieces(sending, url, 0, note, label, least=min(min_piece, self.largest))
+        _check_sent(sending, label)
         blob = replace(blob, digest=sending.digest())
-        self._finish(blob, url, b"", where)
+        self._finish_upload(blob, url, b"", label)
         note.write(Begun("", blob.size, blob.digest))
 
     def _in_pieces(self, size: int) -> bool:
         return size > min(self.piece, _SMALL)
 
-    def _note(self, size: int) -> Note:
-        """A note for a new upload; one that takes one request needs none."""
+    def _new_note(self, size: int) -> Note:
+        """Return a note for a new upload; one that takes a single request needs none."""
         return self.notes.new() if self._in_pieces(size) else Note(None)
 
-    def _pieces(self, sending: Sending, url: str, at: int, note: Note, where: str, *, least: int = 0) -> str:
-        """Send a blob from `at` on, and record the progress; return the URL to finish it at."""
+    def _send_pieces(self, sending: Sending, url: str, offset: int, note: Note, label: str, *, least: int = 0) -> str:
+        """Send a blob from `offset` on, recording the progress; return the URL to finish it at."""
         blob, size = sending.blob, max(self.piece, least)
-        note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
-        while at < blob.size:
-            began, n = time.monotonic(), min(size, blob.size - at)
-            url = self._patch(sending, url, at, n, where)
-            at += n
-            note.write(Begun(url, blob.size, blob.digest, at, sending.digest()))
-            seconds = time.monotonic() - began
+        note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
+        while offset < blob.size:
+            start_time, count = time.monotonic(), min(size, blob.size - offset)
+            url = self._send_piece(sending, url, offset, count, label)
+            offset += count
+            note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
+            # Pieces double while one takes less than a second, and halve when one takes more than four.
+            seconds = time.monotonic() - start_time
             size = min(2 * size, self.largest) if seconds < 1 else max(size // 2, self.piece, least) if seconds > 4 else size
         return url
 
-    def _patch(self, sending: Sending, url: str, start: int, size: int, where: str) -> str:
+    def _send_piece(self, sending: Sending, url: str, start: int, size: int, label: str) -> str:
         """Send one piece, or the part of it that the registry lacks; return the URL to continue at."""
-        done, failed = 0, 0
+        sent, failures = 0, 0
         while True:
-            headers = {**_BYTES, "Content-Range": f"{start + done}-{start + size - 1}"}
-            body = sending.piece(start + done, size - done)
+            headers = {**_BYTES, "Content-Range": f"{start + sent}-{start + size - 1}"}
+            body = sending.piece(start + sent, size - sent)
             try:
                 scope = self._address.scope(write=True)
                 answer = self._client.ask(
-                    "PATCH", url, where, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
+                    "PATCH", url, label, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
                 if answer.status == 202:
-                    return resolved(answer.url, answer.headers.get("location"), where)
+                    return resolved(answer.url, answer.headers.get("location"), label)
                 raise AgainError("the registry refuses the next piece of the upload (HTTP 416)")
             except AgainError as error:
-                if failed == len(self._pauses):
-                    raise self._client.given_up(error, where, failed + 1) from error
-                self._client.pause(error, failed, where)
-                failed += 1
-            url, there = self._status(url, where)
-            if there == start + size:
+                if failures == len(self._pauses):
+                    raise self._client.given_up(error, label, failures + 1) from error
+                self._client.pause(error, failures, label)
+                failures += 1
+            # Part of the piece may have arrived: ask before sending it again.
+            url, confirmed = self._upload_status(url, label)
+            if confirmed == start + size:
                 return url
-            if not start <= there < start + size:
-                raise RemoteError(where, "the registry lost part of this upload", "Try again")
-            done = there - start
+            if not start <= confirmed < start + size:
+                raise RemoteError(label, "the registry lost part of this upload", "Try again")
+            sent = confirmed - start
 
-    def _status(self, url: str, where: str) -> tuple[str, int]:
-        """The URL to continue an upload at, and how many bytes the registry has."""
+    def _upload_status(self, url: str, label: str) -> tuple[str, int]:
+        """Return the URL to continue an upload at, and how many bytes the registry has."""
         try:
-            answer = self._client.ask("GET", url, where, good=(204,), scope=self._address.scope(write=True))
+            answer = self._client.ask("GET", url, label, good=(204,), scope=self._address.scope(write=True))
         except NotFoundError as error:
-            # docker-registry 2.8 keeps the offset in the address: of an answer that got lost it can only begin again.
+            # docker-registry 2.8 keeps the offset in the address: after a lost answer, the upload can only start over.
             raise AgainError("the registry has discarded this upload") from error
         reported = _RANGE.fullmatch(answer.headers.get("range", "0-0"))
         if not reported:
-            raise RemoteError(where, "the registry does not report how far an upload has come", "Try again")
+            raise RemoteError(label, "the registry does not report how far an upload has come", "Try again")
         location = answer.headers.get("location")
-        # `0-0` stands for no bytes as well as for one; pieces are larger than that.
-        return resolved(answer.url, location, where) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
+        # `0-0` means no bytes as well as one byte; pieces are larger than that.
+        return resolved(answer.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
 
-    def _finish(self, blob: Descriptor, url: str, data: bytes, where: str) -> None:
-        """Finish an upload. If the answer gets lost, check whether the blob is stored; AgainError if it is not."""
+    def _finish_upload(self, blob: Descriptor, url: str, data: bytes, label: str) -> None:
+        """Finish an upload; if the answer gets lost, check whether the blob is stored.
+
+        Raises:
+            AgainError: It is not stored.
+        """
         final = url + ("&" if urlsplit(url).query else "?") + urlencode({"digest": blob.digest})
         scope = self._address.scope(write=True)
-        for number in range(len(self._pauses) + 1):
+        for attempt in range(len(self._pauses) + 1):
             try:
                 answer = self._client.ask(
-                    "PUT", final, where, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
+                    "PUT", final, label, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
             except (AgainError, NotFoundError) as error:
-                if self.has(blob, where):
+                if self.has(blob, label):
                     return
-                again = error if isinstance(error, AgainError) else AgainError(error.what)
-                if len(data) or number == len(self._pauses):
-                    raise again from error
-                self._client.pause(again, number, where)
+                retryable = error if isinstance(error, AgainError) else AgainError(error.what)
+                if len(data) or attempt == len(self._pauses):
+                    raise retryable from error
+                self._client.pause(retryable, attempt, label)
             else:
-                check_digest(answer, blob.digest, where)
+                check_digest(answer, blob.digest, label)
                 return
 
 
-def _check(sending: Sending, where: str) -> None:
-    """Check the bytes that were sent, before an upload is finished."""
+def _check_sent(sending: Sending, label: str) -> None:
+    """Raise an IntegrityError unless the bytes sent have the blob's size and digest; called before an upload is finished."""
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
-        raise damaged(where, sending.hashed, digest, blob)
+        raise damaged(label, sending.hashed, digest, blob)
 
 
 # ---- the bytes
 
 
-_AHEAD = 3  # chunks that may have been read and not hashed yet
+_CHUNKS_AHEAD = 3  # chunks that may have been read and not hashed yet
 
 
 class Sending:
-    """One blob of a source that is being sent; a context manager.
+    """A blob of a source while it is sent; a context manager.
 
     Attributes:
         hashed: The number of bytes, from the first on, that `digest` covers.
@@ -254,7 +263,7 @@ class Sending:
         self._at = 0
         self._hasher = ThreadPoolExecutor(1) if blob.size > CHUNK else None
         self._buffers = [
-            memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(_AHEAD if blob.size > CHUNK else 1)
+            memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(_CHUNKS_AHEAD if blob.size > CHUNK else 1)
         ]
         self._pending: list[Future[None] | None] = [None] * len(self._buffers)
 
@@ -267,10 +276,10 @@ class Sending:
         self._stack.close()
 
     def piece(self, start: int, size: int) -> Piece:
-        """The body of the next request: `size` bytes from `start` on, which is at most where reading has come to."""
+        """Return the body of the next request: `size` bytes from `start` on, which is no further than has been read."""
         return Piece(self, start, size)
 
-    def pass_to(self, start: int) -> None:
+    def hash_up_to(self, start: int) -> None:
         """Hash the bytes before `start`, which need not be sent, without reporting progress."""
         watched, self._source = self._source, unwatched(self._source)
         try:
@@ -278,44 +287,45 @@ class Sending:
                 pass
         finally:
             self._source = watched
-            self._let_go()
+            self._close_reader()
 
     def digest(self) -> Digest:
-        """The digest of the first `hashed` bytes."""
+        """Return the digest of the first `hashed` bytes."""
         for job in filter(None, self._pending):
             job.result()
         return f"sha256:{self._state.hexdigest()}"
 
     def read(self, start: int, size: int) -> Iterator[memoryview]:
-        """`size` bytes from `start` on; each piece is valid until the next but one is requested."""
+        """Yield `size` bytes from `start` on; each chunk is valid until the next but one is requested."""
         if self._reader is None or self._at != start:
-            self._let_go()
+            self._close_reader()
             self._reader = self._stack.enter_context(Steady(self._source, self.blob, start, pauses=self._pauses))
             self._at = start
         while size:
-            buffer = self._next()
+            buffer = self._next_buffer()
             try:
-                n = self._reader.readinto(buffer[: min(CHUNK, size)])
+                count = self._reader.readinto(buffer[: min(CHUNK, size)])
             except OSError as error:
-                raise LocalIOError(self._where, error.strerror or str(error)) from error
-            if not n:
-                what = f"ended after {self._at} of {self.blob.size} bytes"
-                raise IntegrityError(self._where, what, "Nothing was stored", code="source-damaged")
-            self._hash(buffer[:n])
-            self._at += n
-            size -= n
-            yield buffer[:n]
+                raise LocalIOError(self._label, error.strerror or str(error)) from error
+            if not count:
+                problem = f"ended after {self._at} of {self.blob.size} bytes"
+                raise IntegrityError(self._label, problem, "Nothing was stored", code="source-damaged")
+            self._hash_new(buffer[:count])
+            self._at += count
+            size -= count
+            yield buffer[:count]
 
-    def _let_go(self) -> None:
+    def _close_reader(self) -> None:
         self._stack.close()
         self._reader = None
 
     @property
-    def _where(self) -> str:
+    def _label(self) -> str:
         return f"{self._source.where}: {self.blob.path or self.blob.digest}"
 
-    def _next(self) -> memoryview:
-        """The buffer that was used longest ago, after it has been hashed."""
+    def _next_buffer(self) -> memoryview:
+        """Return the buffer that was used longest ago, after it has been hashed."""
+        # The hasher may still read the buffer.
         buffer, job = self._buffers.pop(0), self._pending.pop(0)
         if job:
             job.result()
@@ -323,31 +333,31 @@ class Sending:
         self._pending.append(None)
         return buffer
 
-    def _hash(self, data: memoryview) -> None:
+    def _hash_new(self, data: memoryview) -> None:
         """Hash the part of `data`, which was just read, that has not been hashed yet."""
-        new = data[max(self.hashed - self._at, 0) :]
-        if not new:
+        unhashed = data[max(self.hashed - self._at, 0) :]
+        if not unhashed:
             return
-        self.hashed += len(new)
+        self.hashed += len(unhashed)
         if self._hasher:
-            self._pending[-1] = self._hasher.submit(self._state.update, new)
+            self._pending[-1] = self._hasher.submit(self._state.update, unhashed)
         else:
-            self._state.update(new)
+            self._state.update(unhashed)
 
 
 class Piece:
     """The body of a request, read again from its start when it is sent again."""
 
-    def __init__(self, of: Sending, start: int, size: int) -> None:
-        self._of, self._start, self._size = of, start, size
+    def __init__(self, sending: Sending, start: int, size: int) -> None:
+        self._sending, self._start, self._size = sending, start, size
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[memoryview]:
-        return self._of.read(self._start, self._size)
+        return self._sending.read(self._start, self._size)
 
 
 def whole(sending: Sending) -> Any:
-    """A whole small blob in memory."""
-    return b"".join(bytes(part) for part in sending.read(0, sending.blob.size))  # each is in the same memory
+    """Return a small blob as bytes."""
+    return b"".join(bytes(part) for part in sending.read(0, sending.blob.size))  # copied: the buffer is reused

@@ -1,8 +1,8 @@
 """Notes of unfinished uploads of blobs, so that a push that was killed can be resumed.
 
-A note is a file with the URL that takes the rest, and how many bytes, of which digest, the registry has confirmed. The note of
-a finished upload stays until a manifest names the blob: until then the registry has more than its tags show. Only the user can
-read notes, because the URL of an upload may be enough to write to it.
+A note is a file with the URL that takes the rest, and how many bytes, with which digest, the registry has confirmed. The note
+of a finished upload stays until a manifest names the blob: until then the registry has more than its tags show. Only the user
+can read notes, because the URL of an upload may be enough to write to it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,22 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, RefusedError
 
-_FORGOTTEN = 7 * 24 * 3600  # seconds after which registries discard uploads
+_DISCARDED_AFTER = 7 * 24 * 3600  # seconds after which registries discard uploads
 
 
 @dataclass(frozen=True)
 class Begun:
-    """An upload of a blob of `size` bytes, whose `digest` may not be known yet; the `sent` ones have the digest `of`."""
+    """The progress of an upload of `size` bytes.
+
+    Its fields are the keys of a note's JSON.
+
+    Attributes:
+        url: Takes the rest of the bytes; empty once the upload is finished.
+        size: Size of the blob in bytes.
+        digest: The blob's digest; empty while it is not known.
+        sent: Number of bytes that the registry has confirmed.
+        of: The digest of these bytes.
+    """
 
     url: str
     size: int
@@ -33,34 +43,38 @@ class Begun:
     sent: int = 0
     of: str = ""
 
-    def can_be(self, digest: str) -> bool:
-        """Tell whether a blob without a known digest may be that of `digest`."""
+    def may_have_digest(self, digest: str) -> bool:
+        """Return whether an upload without a known digest may be that of `digest`."""
         return not self.digest and bool(self.sent) and bool(digest)
 
 
 class Uploads:
-    """The notes of uploads to one repository; without a folder for them, there are none."""
+    """The notes of uploads to one repository; always empty without a folder for them."""
 
     def __init__(self, folder: Path | None, repository: str) -> None:
         self._folder = folder / hashlib.sha256(repository.encode()).hexdigest()[:32] if folder else None
 
     @property
     def kept(self) -> bool:
-        """Tell whether notes can be stored at all."""
+        """Whether notes can be stored at all."""
         return self._folder is not None
 
     def any(self) -> bool:
-        """Tell whether there are notes, also of finished uploads."""
-        return bool(self._files())
+        """Return whether there are notes, including those of finished uploads."""
+        return bool(self._note_files())
 
     def of(self, size: int, digest: str) -> list[Note]:
-        """The notes that may be of a blob of this size and digest, the most advanced first."""
-        found = [(note, begun) for note in map(Note, self._files()) if (begun := note.read()) and begun.url]
-        found = [pair for pair in found if pair[1].size == size and (pair[1].digest == digest or pair[1].can_be(digest))]
-        return [note for note, _ in sorted(found, key=lambda pair: -pair[1].sent)]
+        """Return the notes that may be of a blob of this size and digest, the most advanced first."""
+        candidates = [(note, progress) for note in map(Note, self._note_files()) if (progress := note.read()) and progress.url]
+        candidates = [
+            pair
+            for pair in candidates
+            if pair[1].size == size and (pair[1].digest == digest or pair[1].may_have_digest(digest))
+        ]
+        return [note for note, _ in sorted(candidates, key=lambda pair: -pair[1].sent)]
 
     def new(self) -> Note:
-        """A note for a new upload."""
+        """Return a note for a new upload."""
         if self._folder is None:
             return Note(None)
         with contextlib.suppress(OSError):
@@ -69,25 +83,27 @@ class Uploads:
 
     def clear(self) -> None:
         """Remove all notes, after a manifest names the blobs."""
-        for path in self._files("*"):
+        for path in self._note_files("*"):
             with Note(path) as note:
+                # Another process may be resuming this upload.
                 if note.ours:
                     note.drop()
         if self._folder:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
 
-    def _files(self, kind: str = "*.json") -> list[Path]:
+    def _note_files(self, pattern: str = "*.json") -> list[Path]:
         if self._folder is None:
             return []
-        self._sweep(self._folder.parent)
-        return sorted(self._folder.glob(kind))
+        self._remove_old(self._folder.parent)
+        return sorted(self._folder.glob(pattern))
 
-    def _sweep(self, folder: Path) -> None:
-        for old in folder.glob("*/"):
+    def _remove_old(self, folder: Path) -> None:
+        for old_folder in folder.glob("*/"):
             with contextlib.suppress(OSError):
-                if old.stat().st_mtime < time.time() - _FORGOTTEN:  # a note is replaced often
-                    shutil.rmtree(old, ignore_errors=True)
+                # Replacing a note, which happens with every piece, updates the time of its folder.
+                if old_folder.stat().st_mtime < time.time() - _DISCARDED_AFTER:
+                    shutil.rmtree(old_folder, ignore_errors=True)
 
 
 class Note:
@@ -103,8 +119,8 @@ class Note:
         with contextlib.suppress(OSError):
             lock = self._path.with_suffix(".lock")
             self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            # Between the two, the last owner may have dropped the note: what is locked is then a file without a name.
-            self.ours = _locked(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
+            # The last owner may have removed the note between these two lines: then the lock is on a file without a name.
+            self.ours = _try_lock(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,28 +129,33 @@ class Note:
         self._handle, self.ours = -1, False
 
     def read(self) -> Begun | None:
-        """The upload; None without a valid note."""
+        """Return the progress of the upload; None without a valid note."""
         if self._path is None:
             return None
+        # A damaged note is worth no more than a missing one.
         with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
             with open_regular(self._path, follow=False) as file:
                 document = json_file.parse_object(file.read(1 << 16), str(self._path))
-            begun = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
-            kinds = {key: type(value) for key, value in asdict(begun).items()}
-            if kinds == {"url": str, "size": int, "digest": str, "sent": int, "of": str} and 0 <= begun.sent <= begun.size:
-                return begun
+            progress = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
+            types = {key: type(value) for key, value in asdict(progress).items()}
+            if (
+                types == {"url": str, "size": int, "digest": str, "sent": int, "of": str}
+                and 0 <= progress.sent <= progress.size
+            ):
+                return progress
         return None
 
-    def write(self, begun: Begun) -> None:
-        """Record the progress; if that fails, more is sent again."""
+    def write(self, progress: Begun) -> None:
+        """Record the progress; if that fails, more bytes are sent again."""
         if self._path is None or not self.ours:
             return
         with contextlib.suppress(OSError):
-            new = self._path.with_suffix(".new")
-            new.unlink(missing_ok=True)
-            with os.fdopen(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
-                json.dump(asdict(begun), file)
-            os.replace(new, self._path)
+            new_path = self._path.with_suffix(".new")
+            # Write aside and replace, so that a crash leaves the old note.
+            new_path.unlink(missing_ok=True)
+            with os.fdopen(os.open(new_path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as file:
+                json.dump(asdict(progress), file)
+            os.replace(new_path, self._path)
 
     def drop(self) -> None:
         """Remove the note."""
@@ -143,8 +164,8 @@ class Note:
                 self._path.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _locked(handle: int) -> bool:
-    """Lock a file; False if another process has the lock, True on systems without locks."""
+def _try_lock(handle: int) -> bool:
+    """Try to lock a file; return False if another process has the lock, True on systems without locks."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""The canonical form that every format reads to and writes from."""
+"""The canonical form of an adapter, which every format reads to and writes from."""
 
 from .adapter import (
     FULL,

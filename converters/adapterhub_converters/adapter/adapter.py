@@ -1,9 +1,9 @@
-"""The canonical form that every format reads to and writes from.
+"""The canonical form of an adapter, which every format reads to and writes from.
 
 An adapter changes a base model in three ways, each keyed by the base's own Hugging Face names: a low-rank delta on a module, a
-parameter replaced as a whole, and single rows of a table replaced. Factors have one orientation here, whatever a file stores:
-`lora_A` is `(r, in_features)`, `lora_B` is `(out_features, r)`. The scale stays symbolic (`alpha`, `r`, rsLoRA or not) until a
-writer needs a number, so that no format rounds it for another.
+replaced parameter, and replaced rows of a table. Factors have one orientation here, whatever a file stores: `lora_A` is `(r,
+in_features)`, `lora_B` is `(out_features, r)`. The scale stays symbolic (`alpha`, `r`, rsLoRA or not) until a writer needs a
+number, so that no format rounds it for another.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored import Factored, Vera, as_pairs
 from .tuned import TUNERS, Tuned
 
-# The names in `Adapter.tensors` of parts that a delta calls otherwise.
+# Names in `Adapter.tensors` of parts that deltas name differently.
 _LABELS = {"bias": "lora_B.bias"}
 
 FULL = "full"
-"""`Meta.method` of whole parameters and no delta, of a model that was tuned without one."""
+"""`Meta.method` of an adapter with complete parameters and no delta, from a model that was tuned without one."""
 
 Pair = LowRank | LowRankEmbedding
 FactorPair = Pair | StackedLowRank
@@ -49,40 +49,44 @@ class Meta:
     task_type: str | None = None
     dropout: float = 0.0
     init: str = "default"
-    """The initialization of the factors: `default`, or `pissa`, `olora`, …, whose delta depends on the initial adapter too."""
+    """The initialization of the factors: `default`, or `pissa`, `olora`, …, for which the delta also depends on the initial
+    adapter.
+    """
     invocation: tuple[int, ...] = ()
     """aLoRA: the adapter acts only after the last occurrence of these tokens (arXiv 2504.12397)."""
     layers: tuple[tuple[int, int], ...] = ()
-    """PEFT's `layer_replication`: the ranges of the base's layers that the deeper model is stacked from."""
+    """PEFT's `layer_replication`: the ranges of the base's layers from which the deeper model is stacked."""
     parts: tuple[str, ...] = ()
-    """The models of a pipeline (`unet`, `text_encoder`, …) whose names the targets begin with; empty for a single model."""
+    """The models of a pipeline (`unet`, `text_encoder`, …) with whose names the targets begin; empty for a single model."""
     header: Mapping[str, str] = field(default_factory=dict)
-    """Entries of the source's header to preserve, word for word."""
+    """Entries of the source's header to preserve verbatim."""
     ties: bool = False
     """PEFT's `ensure_weight_tying`: changes of the embedding table also apply to the output layer tied to it."""
     family: str = ""
-    """The family of image models that it is for (`FLUX.1`); empty for language models, and if it is not known."""
+    """The family of image models that the adapter is for (`FLUX.1`); empty for language models, or if unknown."""
     program: str = ""
-    """The program that saved it, by the header of its file; empty if that does not tell."""
+    """The program that saved it, according to the header of its file; empty if the header does not say."""
     dora: bool = False
-    """PEFT's `use_dora`: modules without a magnitude use the norms of the base's rows, which no file here contains."""
+    """PEFT's `use_dora`: modules without a magnitude use the norms of the base's rows, which none of the adapter's files
+    contain.
+    """
     method: str = ""
     """The name of a tuner that is not LoRA (`Tuner.method`), or FULL; empty for all others."""
     numbers: Mapping[str, object] = field(default_factory=dict)
-    """That tuner's own numbers, by the keys of its config."""
+    """The tuner's own numbers, by the keys of its config."""
     parameters: int | None = None
-    """The number of elements in the source, where each delta here has a copy of what several share there; else None."""
+    """The number of elements in the source if deltas here have copies of elements that are shared there; else None."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the file of an adapter has beyond the canonical form, so that a writer of the same format reproduces its bytes.
+    """The content of an adapter's file beyond the canonical form, so that a writer of the same format reproduces its bytes.
 
     Attributes:
         format: The name of the format.
         config: The text of the config.
         metadata: The metadata in the header of the weights.
-        names: The format's name of a tensor to the file's, where the two differ.
+        names: The format's name of a tensor to its name in the file, where the two differ.
         turned: The stacked targets whose two factors were swapped in the file.
     """
 
@@ -106,8 +110,8 @@ class Adapter:
         source: The file it was read from; set if nothing has changed since.
         notes: The reader's remarks, one line each.
         copies: Parameter path to a copy of the base's own weight, as PEFT saves it for a table that has a delta; it differs
-            from the base's if the vocabulary was resized. A delta adds to it.
-        tuned: Module path to its change by a tuner that is not LoRA; `meta.method` names it.
+            from the base's if the vocabulary was resized. A delta is added to the copy.
+        tuned: Module path to its change by a tuner that is not LoRA; `meta.method` names the tuner.
     """
 
     deltas: Mapping[str, Delta]
@@ -125,11 +129,12 @@ class Adapter:
             "replaced": self.replaced, "differences": self.added, "tables with replaced rows": self.rows, "copies": self.copies,
             f"changes by {self.meta.method}": self.tuned,
         }  # fmt: skip
-        more = "".join(f", {len(parts)} {name}" for name, parts in counts.items() if parts)
-        return f"Adapter({len(self.deltas)} deltas{more}, {self.parameters} parameters)"
+        other_counts = "".join(f", {len(parts)} {name}" for name, parts in counts.items() if parts)
+        return f"Adapter({len(self.deltas)} deltas{other_counts}, {self.parameters} parameters)"
 
     def tensors(self) -> Iterable[tuple[str, np.ndarray]]:
-        """Every tensor with a descriptive name, in a fixed order."""
+        """Yield every tensor with a descriptive name, in a fixed order."""
+        # Sorted, so that reports and digests don't depend on the order in a file.
         for target, delta in sorted(self.deltas.items()):
             yield from ((f"{target}.{_LABELS.get(part, part)}", tensor) for part, tensor in delta.parts())
         for target, change in sorted(self.tuned.items()):
@@ -150,124 +155,133 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all tensors, each of them once."""
+        """The number of elements of all tensors, counting each tensor once."""
         return self.meta.parameters or sum(tensor.size for _, tensor in self.tensors())
 
 
 def factor_pairs(adapter: Adapter) -> dict[str, FactorPair]:
-    """The deltas of an adapter, all of which must be pairs, also those of all experts together.
+    """Return the deltas of an adapter, all of which must be pairs, including those for all experts together.
 
     Raises:
         RefusedError: There is a delta of another kind, or a condition on which the adapter acts (`refuse_conditions`).
     """
     refuse_conditions(adapter)
-    found: dict[str, FactorPair] = {}
+    pairs: dict[str, FactorPair] = {}
     for target, delta in adapter.deltas.items():
         if not isinstance(delta, FactorPair):
-            raise _unknown_kind(target, delta)
+            raise _unsupported_kind_error(target, delta)
         if isinstance(delta, LowRankEmbedding) and delta.magnitude is not None:
             raise RefusedError(target, "DoRA on an embedding table is not supported here")
-        found[target] = delta
-    return found
+        pairs[target] = delta
+    return pairs
 
 
 def plain_pairs(adapter: Adapter) -> dict[str, Pair]:
-    """The deltas of an adapter, all of which must be pairs of one module; otherwise as `factor_pairs`."""
-    found: dict[str, Pair] = {}
+    """Return the deltas of an adapter, all of which must be pairs for one module; raise as `factor_pairs` does."""
+    pairs: dict[str, Pair] = {}
     for target, delta in factor_pairs(adapter).items():
         if not isinstance(delta, Pair):
-            raise _unknown_kind(target, delta)
-        found[target] = delta
-    return found
+            raise _unsupported_kind_error(target, delta)
+        pairs[target] = delta
+    return pairs
 
 
-def _unknown_kind(target: str, delta: Delta) -> RefusedError:
+def _unsupported_kind_error(target: str, delta: Delta) -> RefusedError:
     return RefusedError(target, f"a delta of kind {type(delta).__name__} is not supported here")
 
 
 def unmeasured(adapter: Adapter) -> list[str]:
-    """The targets that are DoRA without a magnitude, and use the norms of the base's rows instead."""
+    """Return the targets that are DoRA without a magnitude, and use the norms of the base's rows instead."""
+    # The kinds that can have a magnitude.
     kinds = (LowRank, LowRankEmbedding, LowRankConv)
-    found = (target for target, delta in adapter.deltas.items() if isinstance(delta, kinds) and delta.magnitude is None)
-    return list(found) if adapter.meta.dora else []
+    targets = (target for target, delta in adapter.deltas.items() if isinstance(delta, kinds) and delta.magnitude is None)
+    return list(targets) if adapter.meta.dora else []
 
 
 def refuse_tuned(adapter: Adapter) -> None:
-    """RefusedError for an adapter by a tuner that is not LoRA."""
-    if why := next((row.unmerged for row in TUNERS.values() if row.method == adapter.meta.method), ""):
-        raise RefusedError("adapter", f"{adapter.meta.method} {why}")
+    """Raise a RefusedError for an adapter by a tuner that is not LoRA."""
+    if reason := next((row.unmerged for row in TUNERS.values() if row.method == adapter.meta.method), ""):
+        raise RefusedError("adapter", f"{adapter.meta.method} {reason}")
     if adapter.tuned:
         raise RefusedError(next(iter(adapter.tuned)), f"its change is by {adapter.meta.method}, which is no low-rank delta")
 
 
-def refuse_differences(adapter: Adapter, where: str) -> None:
-    """RefusedError for an adapter that adds to parameters other than weights with a delta; `where` is the format."""
+def refuse_differences(adapter: Adapter, label: str) -> None:
+    """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `label` is the format."""
     if adapter.added:
-        raise refused(where, _differences(adapter))
+        raise refused(label, _difference_problems(adapter))
 
 
-def _differences(adapter: Adapter) -> list[str]:
+def _difference_problems(adapter: Adapter) -> list[str]:
+    """Return a problem for each parameter to which the adapter adds a difference."""
     return [f"{name}: a difference to the base's own parameter cannot be expressed here" for name in sorted(adapter.added)]
 
 
 def unconditional(adapter: Adapter) -> Adapter:
-    """The adapter as it is where it acts, for a format that records the invocation tokens of an aLoRA beside it."""
+    """Return an adapter without its invocation tokens (aLoRA), for a format that records them beside it."""
     return replace(adapter, meta=replace(adapter.meta, invocation=())) if adapter.meta.invocation else adapter
 
 
 def refuse_conditions(adapter: Adapter) -> None:
-    """RefusedError for properties of the whole adapter that only PEFT can express: when it acts, on what, and by what."""
+    """Raise a RefusedError for properties that only PEFT can express: when the adapter acts, on what, and by what tuner."""
     refuse_tuned(adapter)
     refuse_differences(adapter, "added")
     if adapter.meta.invocation:
-        what = "the adapter acts only after certain tokens (aLoRA), which cannot be expressed here"
-        raise RefusedError("alora_invocation_tokens", what)
+        problem = "the adapter acts only after certain tokens (aLoRA), which cannot be expressed here"
+        raise RefusedError("alora_invocation_tokens", problem)
     if adapter.meta.layers:
-        what = "the adapter is for a base with repeated layers, which cannot be expressed here"
-        raise RefusedError("layer_replication", what)
+        problem = "the adapter is for a base with repeated layers, which cannot be expressed here"
+        raise RefusedError("layer_replication", problem)
+    # Tying matters only if the table itself changes.
     tables = [*adapter.replaced, *adapter.rows, *(t for t, d in adapter.deltas.items() if isinstance(d, LowRankEmbedding))]
     if adapter.meta.ties and tables:
-        what = f"the change of {tables[0]} applies to the layer tied to it too, which cannot be expressed here"
-        raise RefusedError("ensure_weight_tying", what)
-    if bare := unmeasured(adapter):
-        what = f"is true, but {bare[0]} has no magnitude: it uses the norms of the base's rows, which cannot be expressed here"
-        raise RefusedError("use_dora", what, "Save it again from where it was trained")
+        problem = f"the change of {tables[0]} applies to the layer tied to it too, which cannot be expressed here"
+        raise RefusedError("ensure_weight_tying", problem)
+    if targets := unmeasured(adapter):
+        problem = (
+            f"is true, but {targets[0]} has no magnitude: it uses the norms of the base's rows, which cannot be expressed here"
+        )
+        raise RefusedError("use_dora", problem, "Save it again from where it was trained")
     for name in adapter.copies:
-        what = "the adapter contains a copy of the base's weight, which cannot be expressed here and may differ from the base's"
-        raise RefusedError(name, what, "Save it again with save_embedding_layers=False")
+        problem = (
+            "the adapter contains a copy of the base's weight, which cannot be expressed here and may differ from the base's"
+        )
+        raise RefusedError(name, problem, "Save it again with save_embedding_layers=False")
 
 
-def beyond_deltas(adapter: Adapter, where: str) -> list[str]:
-    """Reasons why a format with deltas alone cannot express an adapter; `where` is `mlx-lm's adapters` or the like."""
-    found = [] if adapter.deltas else ["there is no low-rank delta to write"]
+def beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
+    """Return why a format with only deltas cannot express an adapter; `format_name` is `mlx-lm's adapters` or the like."""
+    problems = [] if adapter.deltas else ["there is no low-rank delta to write"]
     if adapter.meta.init != "default":
-        found.append(f"its factors were initialized with {adapter.meta.init}, which changed the base before training")
-    found += [f"{name}: a replaced parameter cannot be expressed in {where}" for name in sorted(adapter.replaced)]
-    found += [f"{target}: replaced rows cannot be expressed in {where}" for target in sorted(adapter.rows)]
-    found += _differences(adapter)
+        problems.append(f"its factors were initialized with {adapter.meta.init}, which changed the base before training")
+    problems += [f"{name}: a replaced parameter cannot be expressed in {format_name}" for name in sorted(adapter.replaced)]
+    problems += [f"{target}: replaced rows cannot be expressed in {format_name}" for target in sorted(adapter.rows)]
+    problems += _difference_problems(adapter)
     try:
+        # Differences are listed above, one by one.
         refuse_conditions(replace(adapter, added={}))
     except RefusedError as error:
-        found.append(f"{error.where}: {error.what}")
-    return found
+        problems.append(f"{error.where}: {error.what}")
+    return problems
 
 
 def factored_out(adapter: Adapter) -> Adapter:
-    """The adapter with AdaLoRA, QALoRA, LoHa, LoKr and VeRA as the low-rank pairs that they equal.
+    """Return an adapter with AdaLoRA, QALoRA, LoHa, LoKr and VeRA as the low-rank pairs that they equal.
 
-    The same function up to one rounding of the factors in float32. `adapter` itself if it has none of these kinds; otherwise
-    `source` is None, as it is no longer what was read.
+    The result is the same function up to one rounding of the factors in float32. It is `adapter` itself if that has none of
+    these kinds; otherwise `source` is None, since it is no longer what was read.
     """
-    changed = as_pairs({target: delta for target, delta in adapter.deltas.items() if isinstance(delta, Factored)})
-    if not changed:
+    # All at once: the limit on growth is one for the whole adapter.
+    pairs = as_pairs({target: delta for target, delta in adapter.deltas.items() if isinstance(delta, Factored)})
+    if not pairs:
         return adapter
     kinds = sorted({type(delta).__name__ for delta in adapter.deltas.values() if isinstance(delta, Factored)})
-    note = f"{len(changed)} deltas of kind {' and '.join(kinds)} are written as the low-rank pairs that they equal"
-    return replace(adapter, deltas={**adapter.deltas, **changed}, source=None, notes=(*adapter.notes, note))
+    note = f"{len(pairs)} deltas of kind {' and '.join(kinds)} are written as the low-rank pairs that they equal"
+    return replace(adapter, deltas={**adapter.deltas, **pairs}, source=None, notes=(*adapter.notes, note))
 
 
 class Loss(IntEnum):
-    """What a conversion may do to a tensor, from best to worst."""
+    """The effects that a conversion may have on a tensor, from best to worst."""
 
     EXACT = 0
     """The bytes can be recovered."""
@@ -280,7 +294,7 @@ class Loss(IntEnum):
     DROPPED = 4
     """Not in the result; only on request."""
     REFUSED = 5
-    """There is no result because of it: never in a report, only in an error."""
+    """The reason why there is no result: never in a report, only in an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +305,8 @@ class TensorLoss:
         name: The tensor.
         loss: The kind of loss.
         note: The reason, or the bound.
-        error: For ROUNDED the bound of each element's relative error; for APPROXIMATED that of the delta in Frobenius norm, as
-            measured.
+        error: For ROUNDED, the bound on each element's relative error; for APPROXIMATED, the measured relative error of the
+            delta in Frobenius norm.
     """
 
     name: str
@@ -303,7 +317,7 @@ class TensorLoss:
 
 @dataclass(frozen=True, repr=False)
 class LossReport:
-    """What became of every tensor in a conversion.
+    """A report on every tensor in a conversion.
 
     Attributes:
         losses: One line for each tensor of the source.

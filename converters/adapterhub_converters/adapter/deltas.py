@@ -1,7 +1,7 @@
-"""The changes of one module: the kinds of low-rank delta that PEFT's LoRA has.
+"""The low-rank deltas of one module that PEFT's LoRA has.
 
-Factors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is `(out_features, r)`.
-The scale stays symbolic.
+Factors have one orientation here, whatever a file stores: `lora_A` is `(r, in_features)`, `lora_B` is `(out_features, r)`. The
+scale stays symbolic.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 Parts = Iterator[tuple[str, np.ndarray]]
 MAX_EXPERTS = 4_096
-"""The largest number of experts in a layer that is read."""
+"""The maximum number of experts in a layer that is read."""
 
 
 class HasFactors:
-    """The properties of every kind with a `lora_A` whose number of rows is the rank."""
+    """The properties shared by all kinds with a `lora_A` whose number of rows is the rank."""
 
     __slots__ = ()
     lora_A: np.ndarray
@@ -28,7 +28,7 @@ class HasFactors:
 
     @property
     def r(self) -> int:
-        """The rank, by the tensors and not by a config."""
+        """The rank, from the tensors rather than from a config."""
         return int(self.lora_A.shape[0])
 
     @property
@@ -37,24 +37,24 @@ class HasFactors:
         return scaling(self.alpha, self.r, rslora=self.rslora)
 
     def parts(self) -> Parts:
-        """The tensors by name."""
+        """Return the tensors with their names."""
+        # Not every kind has all of these.
         names = ("lora_A", "lora_B", "magnitude", "bias")
         return ((name, tensor) for name in names if (tensor := getattr(self, name, None)) is not None)
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing but the low-rank product."""
+        """Whether the delta is only the low-rank product."""
         return all(name in ("lora_A", "lora_B") for name, _ in self.parts())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRank(HasFactors):
-    """`scaling * lora_B @ lora_A` added to the weight of a linear module.
+    """`scaling * lora_B @ lora_A`, added to the weight of a linear module.
 
-    `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row.
-    `bias` `(out_features,)` is PEFT's `lora_bias`: added to the output, times `scaling`.
-    `transposed_base`: the base stores its weight `(in, out)`, as Hugging Face's Conv1D does (`fan_in_fan_out`); the factors
-    have the usual orientation.
+    `magnitude` `(out_features,)` makes it DoRA (arXiv 2402.09353): the sum is then rescaled per output row. `bias`
+    `(out_features,)` is PEFT's `lora_bias`: added to the output, times `scaling`. `transposed_base`: the base stores its weight
+    `(in, out)`, as Hugging Face's Conv1D does (`fan_in_fan_out`); the factors have the usual orientation.
     """
 
     lora_A: np.ndarray
@@ -73,7 +73,7 @@ class LowRank(HasFactors):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRankEmbedding(HasFactors):
-    """`scaling * (lora_B @ lora_A).T` added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`.
+    """`scaling * (lora_B @ lora_A).T`, added to an embedding table `(vocab, d)`; A is `(r, vocab)`, B `(d, r)`.
 
     `magnitude` `(1, vocab)` makes it DoRA: the sum is then rescaled per token, as peft does it.
     """
@@ -92,10 +92,10 @@ class LowRankEmbedding(HasFactors):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StackedLowRank(HasFactors):
-    """`scaling * lora_B[e] @ lora_A[e]` added to the weight of expert `e`, for all experts of a stacked parameter.
+    """`scaling * lora_B[e] @ lora_A[e]`, added to the weight of expert `e`, for all experts of a stacked parameter.
 
-    `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the
-    function an expert computes. `transposed_base`: the base stores the parameter `(experts, in, out)`; None if that is unknown.
+    `lora_A` is `(experts, r, in_features)`, `lora_B` `(experts, out_features, r)`; in and out are those of the function that an
+    expert computes. `transposed_base`: the base stores the parameter `(experts, in, out)`; None if that is unknown.
     """
 
     lora_A: np.ndarray
@@ -117,9 +117,9 @@ class StackedLowRank(HasFactors):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LowRankConv(HasFactors):
-    """A convolution of `lora_A` `(r, in_channels / groups, *kernel)` and then of `lora_B` `(out_channels, r, 1, …)`.
+    """A convolution by `lora_A` `(r, in_channels / groups, *kernel)` followed by one by `lora_B` `(out_channels, r, 1, …)`.
 
-    `magnitude` `(1, out_channels, 1, …)` makes it DoRA, `bias` `(out_channels,)` is PEFT's `lora_bias`.
+    `magnitude` `(1, out_channels, 1, …)` makes it DoRA; `bias` `(out_channels,)` is PEFT's `lora_bias`.
     """
 
     lora_A: np.ndarray
@@ -136,5 +136,5 @@ class LowRankConv(HasFactors):
 
 
 def scaling(alpha: float, r: int, *, rslora: bool) -> float:
-    """The factor of `lora_B @ lora_A` (peft, `tuners/lora/layer.py`, `update_layer`)."""
+    """Return the factor of `lora_B @ lora_A` (peft, `tuners/lora/layer.py`, `update_layer`)."""
     return alpha / (math.sqrt(r) if rslora else r)

@@ -1,7 +1,8 @@
-"""PEFT's tuners that are not LoRA: what each stores of a module, and what it makes of the base's weight.
+"""PEFT's tuners that are not LoRA: what each stores for a module, and how it changes the base's weight.
 
-One row of `TUNERS` for each, read from peft 0.21.2 (`tuners/*/layer.py`, `merge` and `get_delta_weight`). Numbers are float32,
-a weight is `(out_features, in_features)`. Nothing here is a low-rank pair; three tuners equal one, which `Tuner.pair` returns.
+`TUNERS` has one row for each, read from peft 0.21.2 (`tuners/*/layer.py`, `merge` and `get_delta_weight`). Numbers are float32,
+and a weight is `(out_features, in_features)`. Nothing here is stored as a low-rank pair; three tuners equal one, which
+`Tuner.pair` returns.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ class Tuner:
     """One row of the table.
 
     Attributes:
-        method: The name that a record has for it.
+        method: The name of the tuner in records.
         numbers: The keys of its config that describe it, and peft's defaults.
         others: Further keys of its config, which do not change a trained adapter.
-        parts: The names of a module's tensors; empty for a tuner that has none of its own.
-        fits: Whether the tensors of a module make a change of a weight of this shape.
-        change: The weight that they make of the base's; None without one.
-        pair: The low-rank pair that they equal, for a weight of this shape; None where they equal none.
+        parts: The names of a module's tensors; empty for a tuner without tensors of its own.
+        fits: Returns whether the tensors of a module can change a weight of this shape.
+        change: Returns the changed weight of the base; None if the tuner changes no weight.
+        pair: Returns the low-rank pair that the tensors equal, for a weight of this shape; None if they equal none.
         shared: The names of tensors that all modules share.
         variants: Other sets of names that `parts` may be.
         bias: Whether the bias of the module changes as a column of its weight does.
         integers: The parts that are indices.
-        unmerged: Why no weight can express it, after its name; empty where it changes one.
+        unmerged: Why no weight can express the change, worded to follow the tuner's name; empty if one can.
     """
 
     method: str
@@ -64,7 +65,7 @@ class Tuned:
         tuner: The row of the table.
         tensors: By the names of `tuner.parts`.
         numbers: The values of the config for `tuner.numbers`.
-        shared: The tensors that all modules share, by name, of which a file may have a copy for each module.
+        shared: The tensors that all modules share, by name; a file may have a copy of them for each module.
         transposed_base: The base stores its weight `(in, out)`.
     """
 
@@ -75,38 +76,39 @@ class Tuned:
     transposed_base: bool = False
 
     def parts(self) -> Parts:
-        """The tensors of its own by name."""
+        """Yield its own tensors with their names."""
         yield from self.tensors.items()
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it changes a weight that the base stores in this shape."""
+        """Return whether it can change a weight that the base stores in this shape."""
         if len(shape) != 2:
             return False
-        out, into = shape[::-1] if self.transposed_base else shape
-        return self.tuner.fits(self._all, self.numbers, (out, into))
+        # The tuners are written for `(out, in)`.
+        out_features, in_features = shape[::-1] if self.transposed_base else shape
+        return self.tuner.fits(self._all_tensors, self.numbers, (out_features, in_features))
 
     @property
     def acts_on_weight(self) -> bool:
-        """Whether it changes a weight at all, and not the input."""
+        """Whether it changes a weight, rather than the input."""
         return self.tuner.change is not None or self.tuner.pair is not None
 
     @property
     def fits_bias(self) -> bool:
-        """Whether the bias of the module changes too: IA3's factors of inputs leave it."""
+        """Whether the bias of the module changes too; it does not with IA3's factors of inputs."""
         return self.tuner.bias and all(tensor.shape[:1] != (1,) for tensor in self.tensors.values())
 
     def pair(self, shape: Shape) -> LowRank | None:
-        """The low-rank pair that it equals on a weight of `(out_features, in_features)`; None where it equals none."""
-        return self.tuner.pair(self._all, self.numbers, shape) if self.tuner.pair else None
+        """Return the low-rank pair that it equals on a weight of `(out_features, in_features)`; None if it equals none."""
+        return self.tuner.pair(self._all_tensors, self.numbers, shape) if self.tuner.pair else None
 
     def changed(self, weight: Weight) -> Weight:
-        """The weight that it makes of the base's, `(out_features, in_features)`."""
+        """Return the base's weight, `(out_features, in_features)`, with the change applied."""
         if self.tuner.change is None:
             raise NotImplementedError(self.tuner.method)
-        return self.tuner.change(self._all, self.numbers, weight)
+        return self.tuner.change(self._all_tensors, self.numbers, weight)
 
     @property
-    def _all(self) -> Tensors:
+    def _all_tensors(self) -> Tensors:
         return {**self.tensors, **self.shared}
 
 
@@ -121,7 +123,7 @@ def _ia3_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     return tensors["ia3_l"].shape in ((1, shape[1]), (shape[0], 1))
 
 
-def _ia3(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _ia3_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     return weight * _f32(tensors["ia3_l"])
 
 
@@ -129,13 +131,13 @@ def _ia3(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
 
 
 def _cayley(skew: Weight) -> Weight:
-    """`(I - Q) (I + Q)^-1` of skew-symmetric matrices."""
+    """Return `(I - Q) (I + Q)^-1` of skew-symmetric matrices."""
     eye = np.eye(skew.shape[-1], dtype=np.float32)
     return np.linalg.solve((eye + skew).swapaxes(1, 2), (eye - skew).swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def _neumann(skew: Weight, terms: int) -> Weight:
-    """The same as a series with so many terms (`_cayley_batch`); the last has half the factor of the others."""
+    """Return `_cayley` as a series of `terms` terms (peft's `_cayley_batch`), the last with half the factor of the others."""
     rotation = np.broadcast_to(np.eye(skew.shape[-1], dtype=np.float32), skew.shape).copy()
     power = skew
     for term in range(1, terms):
@@ -151,7 +153,7 @@ def _oft_skew(tensors: Tensors, numbers: Numbers) -> Weight:
     rows, columns = np.triu_indices(size, 1)
     skew[:, rows, columns] = vectors
     skew -= skew.swapaxes(1, 2)
-    if numbers["coft"]:  # into a ball around the identity, as peft does it at each use
+    if numbers["coft"]:  # project into a ball around the identity, as peft does at each use
         eps = float(numbers["eps"]) / math.sqrt(len(skew))
         norms = np.sqrt(np.sum(np.square(skew), axis=(1, 2), keepdims=True))
         skew = np.where(norms <= eps, skew, eps * (skew / np.where(norms == 0, 1, norms))).astype(np.float32)
@@ -159,7 +161,7 @@ def _oft_skew(tensors: Tensors, numbers: Numbers) -> Weight:
 
 
 def _oft_size(elements: int) -> int:
-    """The size of a block with so many elements above its diagonal."""
+    """Return the size of a block with this many elements above its diagonal."""
     return (1 + math.isqrt(1 + 8 * elements)) // 2
 
 
@@ -172,31 +174,31 @@ def _oft_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     )  # fmt: skip
 
 
-def _oft(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _oft_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     skew = _oft_skew(tensors, numbers)
     terms = int(numbers["num_cayley_neumann_terms"])
-    return _rotated(weight, _neumann(skew, terms) if numbers["use_cayley_neumann"] else _cayley(skew))
+    return _rotate_blocks(weight, _neumann(skew, terms) if numbers["use_cayley_neumann"] else _cayley(skew))
 
 
-def _rotated(weight: Weight, rotations: Weight) -> Weight:
-    """`weight @ R.T` of a matrix with the blocks `rotations` on its diagonal, or one block for all."""
+def _rotate_blocks(weight: Weight, rotations: Weight) -> Weight:
+    """Return `weight @ R.T` for a matrix R with the blocks `rotations` on its diagonal, or one block repeated."""
     size = rotations.shape[-1]
     blocks = weight.reshape(len(weight), -1, size)
-    each = np.broadcast_to(rotations, (blocks.shape[1], size, size))
-    result: Weight = np.einsum("obk,bck->obc", blocks, each).reshape(weight.shape)
+    block_rotations = np.broadcast_to(rotations, (blocks.shape[1], size, size))
+    result: Weight = np.einsum("obk,bck->obc", blocks, block_rotations).reshape(weight.shape)
     return result
 
 
 def _boft_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     blocks, scale = tensors["boft_R"], tensors["boft_s"]
-    # More than one factor exists only with peft's CUDA extension, which permutes the inputs between them.
-    square = blocks.ndim == 4 and blocks.shape[0] == 1 and blocks.shape[2] == blocks.shape[3]
-    return square and blocks.shape[1] * blocks.shape[2] == shape[1] and scale.shape == (shape[0], 1)
+    # peft has more than one factor only with its CUDA extension, which permutes the inputs between them.
+    is_square = blocks.ndim == 4 and blocks.shape[0] == 1 and blocks.shape[2] == blocks.shape[3]
+    return is_square and blocks.shape[1] * blocks.shape[2] == shape[1] and scale.shape == (shape[0], 1)
 
 
-def _boft(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _boft_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     blocks = _f32(tensors["boft_R"])[0]
-    return _rotated(weight, _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))) * _f32(tensors["boft_s"])
+    return _rotate_blocks(weight, _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))) * _f32(tensors["boft_s"])
 
 
 # ---- HRA (arXiv 2405.17484): reflections of the inputs
@@ -206,13 +208,13 @@ def _hra_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     return tensors["hra_u"].ndim == 2 and tensors["hra_u"].shape[0] == shape[1]
 
 
-def _hra(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _hra_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     axes = _f32(tensors["hra_u"])
     unit: list[Weight] = []
     for column in axes.T:
         axis = column
-        for other in unit if numbers["apply_GS"] else ():
-            axis = axis - (other @ axis) * other
+        for earlier_axis in unit if numbers["apply_GS"] else ():
+            axis = axis - (earlier_axis @ axis) * earlier_axis
         unit.append(axis / np.sqrt(np.sum(np.square(axis))))
     for axis in unit:
         weight = weight - 2 * np.outer(weight @ axis, axis)
@@ -223,17 +225,22 @@ def _hra(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
 
 
 def _road_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
-    group, size = numbers["group_size"], _ROAD.get(str(numbers["variant"]), 0)
-    even = isinstance(group, int) and group > 0 and group % 2 == 0 and shape[0] % group == 0
-    return even and all(tensors[part].shape == (int(size * shape[0]),) for part in ("road_theta", "road_alpha")) and size > 0
+    group, size = numbers["group_size"], _ROAD_SIZES.get(str(numbers["variant"]), 0)
+    is_even_split = isinstance(group, int) and group > 0 and group % 2 == 0 and shape[0] % group == 0
+    return (
+        is_even_split
+        and all(tensors[part].shape == (int(size * shape[0]),) for part in ("road_theta", "road_alpha"))
+        and size > 0
+    )
 
 
-_ROAD = {"road_1": 0.5, "road_2": 1, "road_4": 2}
+_ROAD_SIZES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
 
 
-def _road(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _road_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     group, variant = int(numbers["group_size"]), numbers["variant"]
     theta, alpha = (_f32(tensors[part]) for part in ("road_theta", "road_alpha"))
+    # The variants share numbers differently: one per pair, one per element, or two per element.
     if variant == "road_1":
         theta, alpha = (np.repeat(values.reshape(-1, group // 2), 2, axis=0).reshape(-1) for values in (theta, alpha))
     if variant == "road_4":
@@ -243,8 +250,8 @@ def _road(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     else:
         theta_2, alpha_2 = theta, alpha
     halves = weight.reshape(-1, 2, group // 2, weight.shape[1])
-    turned = np.stack([-halves[:, 1], halves[:, 0]], axis=1).reshape(weight.shape)
-    result: Weight = weight * (alpha * np.cos(theta))[:, None] + turned * (alpha_2 * np.sin(theta_2))[:, None]
+    rotated = np.stack([-halves[:, 1], halves[:, 0]], axis=1).reshape(weight.shape)
+    result: Weight = weight * (alpha * np.cos(theta))[:, None] + rotated * (alpha_2 * np.sin(theta_2))[:, None]
     return result
 
 
@@ -261,14 +268,14 @@ def _miss_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 
 def _miss_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
-    """MiSS (arXiv 2409.15371) adds one block of rows to each `r` inputs: a pair with a repeated identity."""
+    """Return the pair of MiSS (arXiv 2409.15371): a block of rows for each `r` inputs, so `lora_A` is a repeated identity."""
     block = _f32(tensors["miss_block"])
-    r, out, into = len(block), *shape
-    lora_A = np.tile(np.eye(r, dtype=np.float32), (1, -(-into // r)))[:, :into]
-    return LowRank(lora_A, np.tile(block, (1, out // block.shape[1])).T, float(r))
+    r, out_features, in_features = len(block), *shape
+    lora_A = np.tile(np.eye(r, dtype=np.float32), (1, -(-in_features // r)))[:, :in_features]
+    return LowRank(lora_A, np.tile(block, (1, out_features // block.shape[1])).T, float(r))
 
 
-def _miss(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+def _miss_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
     block = _f32(tensors["miss_block"])
     if block.ndim == 2:
         pair = _miss_pair(tensors, numbers, (weight.shape[0], weight.shape[1]))
@@ -281,29 +288,31 @@ def _miss(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
 
 def _fourier_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     spectrum = tensors["fourierft_spectrum"]
-    # Above, torch draws its random numbers in another way.
+    # For larger ranges, torch draws its random numbers differently.
     return spectrum.ndim == 1 and 0 < spectrum.size <= math.prod(shape) < (2**32 - 1) // 20
 
 
-def _fourier(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    """FourierFT (arXiv 2405.03003): a sum of waves, whose frequencies come from a seed."""
+def _fourier_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """Apply FourierFT (arXiv 2405.03003): a sum of waves, whose frequencies come from a seed."""
     spectrum = _f32(tensors["fourierft_spectrum"])
     dense = np.zeros(weight.size, np.float32)
+    # peft does not store the frequencies, only the seed that they were drawn with.
     dense[_permutation(weight.size, spectrum.size, int(numbers["random_loc_seed"]))] = spectrum
     waves = np.fft.ifft2(dense.reshape(weight.shape)).real
     return weight + (waves * float(numbers["scaling"])).astype(np.float32)
 
 
 def _permutation(n: int, count: int, seed: int) -> NDArray[np.int64]:
-    """The first `count` of torch's `randperm(n)`, whose generator is numpy's (aten, `TensorFactories.cpp`, `randperm_cpu`)."""
+    """Return the first `count` of torch's `randperm(n)`, whose generator is numpy's (aten, `randperm_cpu`)."""
     drawn = np.random.RandomState(seed).randint(0, 2**32, count, dtype=np.uint32)
-    moved: dict[int, int] = {}
-    found = np.empty(count, np.int64)
+    # A Fisher-Yates shuffle that keeps only the elements that were moved: `n` may be the size of a weight.
+    displaced: dict[int, int] = {}
+    permutation = np.empty(count, np.int64)
     for i, number in enumerate(drawn.tolist()):
-        other = i + number % (n - i)
-        found[i] = moved.get(other, other)
-        moved[other] = moved.get(i, i)
-    return found
+        index = i + number % (n - i)
+        permutation[i] = displaced.get(index, index)
+        displaced[index] = displaced.get(i, i)
+    return permutation
 
 
 def _shira_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
@@ -313,11 +322,11 @@ def _shira_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     return all(not values.size or (axis.min() >= 0 and axis.max() < size) for axis, size in zip(places, shape, strict=True))
 
 
-def _shira(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    """SHiRA (arXiv 2406.13175): single elements."""
-    changed = weight.copy()
-    np.add.at(changed, tuple(tensors["shira_indices"].astype(np.int64)), _f32(tensors["shira_weight"]))
-    return changed
+def _shira_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """Apply SHiRA (arXiv 2406.13175): changes of single elements."""
+    result = weight.copy()
+    np.add.at(result, tuple(tensors["shira_indices"].astype(np.int64)), _f32(tensors["shira_weight"]))
+    return result
 
 
 def _c3a_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
@@ -325,12 +334,12 @@ def _c3a_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
     return kernel.ndim == 3 and (kernel.shape[0] * kernel.shape[2], kernel.shape[1] * kernel.shape[2]) == shape
 
 
-def _c3a(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
-    """C3A (arXiv 2407.19342): circulant blocks, divided by the number of inputs."""
+def _c3a_change(tensors: Tensors, numbers: Numbers, weight: Weight) -> Weight:
+    """Apply C3A (arXiv 2407.19342): circulant blocks, divided by the number of inputs."""
     kernel = _f32(tensors["c3a_kernel"])
     size = kernel.shape[2]
-    turned = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
-    delta = kernel[:, :, turned].transpose(0, 2, 1, 3).reshape(weight.shape)
+    shifts = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size  # [output, input]
+    delta = kernel[:, :, shifts].transpose(0, 2, 1, 3).reshape(weight.shape)
     return weight + delta / np.float32(weight.shape[1])
 
 
@@ -349,7 +358,7 @@ def _randlora_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 
 
 def _randlora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
-    """RandLora (arXiv 2502.00987): random bases of full rank together, of which the factors were trained."""
+    """Return the pair of RandLora (arXiv 2502.00987): random bases of full rank together, with trained factors."""
     A, B, factors, gamma = (_f32(tensors[f"randlora_{part}"]) for part in ("A", "B", "lambda", "gamma"))
     bases, narrow, wide = factors.shape[1], min(shape), max(shape)
     small = (factors[:, :, None] * A[:, :bases, :narrow] * gamma[None]).reshape(-1, narrow)
@@ -369,17 +378,17 @@ def _vblora_fits(tensors: Tensors, numbers: Numbers, shape: Shape) -> bool:
 def _mixture_shape(tensors: Tensors, half: str, vectors: int, numbers: Numbers) -> tuple[int, ...] | None:
     logits = tensors.get(f"vblora_logits_{half}")
     if logits is not None:
-        right = logits.ndim == 3 and logits.shape[2] == vectors and 0 < int(numbers["topk"]) <= vectors
-        return logits.shape[:2] if right else None
+        is_valid = logits.ndim == 3 and logits.shape[2] == vectors and 0 < int(numbers["topk"]) <= vectors
+        return logits.shape[:2] if is_valid else None
     places, weights = (tensors.get(f"vblora_logits_{half}_topk_{part}") for part in ("indices", "weights"))
     if places is None or weights is None or places.ndim != 3 or places.dtype.kind not in "iu" or not places.size:
         return None
-    inside = int(places.min()) >= 0 and int(places.max()) < vectors
-    return places.shape[:2] if inside and weights.shape == (*places.shape[:2], places.shape[2] - 1) else None
+    are_in_range = int(places.min()) >= 0 and int(places.max()) < vectors
+    return places.shape[:2] if are_in_range and weights.shape == (*places.shape[:2], places.shape[2] - 1) else None
 
 
 def _mixture(tensors: Tensors, half: str, numbers: Numbers) -> Weight:
-    """The vectors that a half is made of: the mean of the best ones of the bank, by the softmax of their logits."""
+    """Return the vectors of one half: means of the best vectors in the bank, weighted by the softmax of their logits."""
     bank, logits = _f32(tensors["vblora_vector_bank"]), tensors.get(f"vblora_logits_{half}")
     if logits is None:
         places = tensors[f"vblora_logits_{half}_topk_indices"].astype(np.int64)
@@ -395,7 +404,7 @@ def _mixture(tensors: Tensors, half: str, numbers: Numbers) -> Weight:
 
 
 def _vblora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
-    """VB-LoRA (arXiv 2405.15179): a pair whose halves are mixtures of shared vectors."""
+    """Return the pair of VB-LoRA (arXiv 2405.15179), whose halves are mixtures of shared vectors."""
     lora_A = _mixture(tensors, "A", numbers)
     lora_B = _mixture(tensors, "B", numbers).transpose(0, 2, 1)
     r = len(lora_A)
@@ -405,52 +414,53 @@ def _vblora_pair(tensors: Tensors, numbers: Numbers, shape: Shape) -> LowRank:
 # ---- The table
 
 # VB-LoRA's tensors with `save_only_topk_weights`.
-_TOP = tuple(f"vblora_logits_{half}_topk_{part}" for half in "AB" for part in ("indices", "weights"))
-_OF_PROMPTS = frozenset({
+_TOPK_PARTS = tuple(f"vblora_logits_{half}_topk_{part}" for half in "AB" for part in ("indices", "weights"))
+_PROMPT_KEYS = frozenset({
     "num_attention_heads", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
     "init_weights", "num_transformer_submodules", "encoder_dropout", "encoder_reparameterization_type", "encoder_num_layers",
 })  # fmt: skip
 
 
-def _prompt(method: str, others: frozenset[str] = frozenset(), **numbers: object) -> Tuner:
-    """A tuner of tokens that are put before the input."""
-    known = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
-    why = "adds tokens to the input, which no weight can express"
-    return Tuner(method, known, _OF_PROMPTS | others, parts=("prompt_embeddings",), unmerged=why)
+def _prompt_tuner(method: str, extra_keys: frozenset[str] = frozenset(), **numbers: object) -> Tuner:
+    """Return a tuner of tokens that are put before the input."""
+    defaults = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
+    reason = "adds tokens to the input, which no weight can express"
+    return Tuner(method, defaults, _PROMPT_KEYS | extra_keys, parts=("prompt_embeddings",), unmerged=reason)
 
 
 TUNERS: dict[str, Tuner] = {
     "IA3": Tuner(
-        "ia3", {}, frozenset({"feedforward_modules", "init_ia3_weights"}), ("ia3_l",), _ia3_fits, _ia3, bias=True,
+        "ia3", {}, frozenset({"feedforward_modules", "init_ia3_weights"}), ("ia3_l",), _ia3_fits, _ia3_change, bias=True,
     ),
     "OFT": Tuner(
         "oft",
         {"oft_block_size": 32, "block_share": False, "coft": False, "eps": 6e-5, "use_cayley_neumann": True,
          "num_cayley_neumann_terms": 5},
-        frozenset({"init_weights", "module_dropout"}), ("oft_R.weight",), _oft_fits, _oft,
+        frozenset({"init_weights", "module_dropout"}), ("oft_R.weight",), _oft_fits, _oft_change,
     ),
     "BOFT": Tuner(
         "boft", {"boft_block_size": 4, "boft_block_num": 0, "boft_n_butterfly_factor": 1},
-        frozenset({"init_weights", "boft_dropout"}), ("boft_R", "boft_s"), _boft_fits, _boft,
+        frozenset({"init_weights", "boft_dropout"}), ("boft_R", "boft_s"), _boft_fits, _boft_change,
     ),
-    "HRA": Tuner("hra", {"r": 8, "apply_GS": False}, frozenset({"init_weights"}), ("hra_u",), _hra_fits, _hra),
+    "HRA": Tuner("hra", {"r": 8, "apply_GS": False}, frozenset({"init_weights"}), ("hra_u",), _hra_fits, _hra_change),
     "ROAD": Tuner(
         "road", {"variant": "road_1", "group_size": 64}, frozenset({"init_weights"}), ("road_theta", "road_alpha"),
-        _road_fits, _road, bias=True,
+        _road_fits, _road_change, bias=True,
     ),
     "MISS": Tuner(
-        "miss", {"r": 64, "mini_r": 1, "init_weights": True}, frozenset({"miss_dropout"}), ("miss_block",), _miss_fits, _miss,
+        "miss", {"r": 64, "mini_r": 1, "init_weights": True}, frozenset({"miss_dropout"}), ("miss_block",), _miss_fits,
+        _miss_change,
     ),
     "FOURIERFT": Tuner(
         "fourierft", {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
-        frozenset({"init_weights", "n_frequency_pattern"}), ("fourierft_spectrum",), _fourier_fits, _fourier,
+        frozenset({"init_weights", "n_frequency_pattern"}), ("fourierft_spectrum",), _fourier_fits, _fourier_change,
     ),
     "SHIRA": Tuner(
         "shira", {"r": 32, "mask_type": "random"}, frozenset({"init_weights", "random_seed"}),
-        ("shira_indices", "shira_weight"), _shira_fits, _shira, integers=frozenset({"shira_indices"}),
+        ("shira_indices", "shira_weight"), _shira_fits, _shira_change, integers=frozenset({"shira_indices"}),
     ),
     "C3A": Tuner(
-        "c3a", {"block_size": 256}, frozenset({"init_weights", "block_size_pattern"}), ("c3a_kernel",), _c3a_fits, _c3a,
+        "c3a", {"block_size": 256}, frozenset({"init_weights", "block_size_pattern"}), ("c3a_kernel",), _c3a_fits, _c3a_change,
     ),
     "RANDLORA": Tuner(
         "randlora", {"r": 32, "randlora_alpha": 640},
@@ -462,14 +472,14 @@ TUNERS: dict[str, Tuner] = {
         "vblora", {"r": 4, "num_vectors": 256, "vector_length": 256, "topk": 2},
         frozenset({"init_logits_std", "init_vector_bank_bound", "save_only_topk_weights", "vblora_dropout"}),
         ("vblora_logits_A", "vblora_logits_B"), _vblora_fits, pair=_vblora_pair, shared=("vblora_vector_bank",),
-        variants=(_TOP,),
-        integers=frozenset(name for name in _TOP if name.endswith("indices")),
+        variants=(_TOPK_PARTS,),
+        integers=frozenset(name for name in _TOPK_PARTS if name.endswith("indices")),
     ),
     "LN_TUNING": Tuner("ln_tuning"),
     "TRAINABLE_TOKENS": Tuner("trainable_tokens", {}, frozenset({"init_weights", "token_indices"})),
-    "PROMPT_TUNING": _prompt("prompt_tuning"),
-    "PREFIX_TUNING": _prompt("prefix_tuning", prefix_projection=False, encoder_hidden_size=None),
-    "P_TUNING": _prompt("p_tuning", encoder_hidden_size=None),
+    "PROMPT_TUNING": _prompt_tuner("prompt_tuning"),
+    "PREFIX_TUNING": _prompt_tuner("prefix_tuning", prefix_projection=False, encoder_hidden_size=None),
+    "P_TUNING": _prompt_tuner("p_tuning", encoder_hidden_size=None),
     "XLORA": Tuner(
         "xlora",
         {"hidden_size": 4096, "xlora_depth": 1, "xlora_size": 2048, "layerwise_scalings": False, "enable_softmax": True,
@@ -479,17 +489,18 @@ TUNERS: dict[str, Tuner] = {
         unmerged="mixes LoRA adapters anew for each token, by a classifier of the input, which no weight can express",
     ),
 }  # fmt: skip
-"""peft_type to its row."""
+"""The row of each peft_type."""
 
 
 def layers_of_classifier(config: Numbers) -> dict[int, Shape]:
-    """The linear layers of X-LoRA's classifier (arXiv 2402.07148) by their numbers, `(out, in)`; peft, `xlora/classifier.py`.
+    """Return the linear layers of X-LoRA's classifier (arXiv 2402.07148) by number, `(out, in)`; peft, `xlora/classifier.py`.
 
-    The rows of the last are a multiple of those given, one for each adapter, where it has some for each layer of the model.
+    The last layer has one row for each adapter, or a multiple of that if it has some for each layer of the model.
     """
     numbers = {**TUNERS["XLORA"].numbers, "xlora_dropout_p": 0.2, **config}
     sizes: list[int] = [n for key in ("hidden_size", "xlora_size", "xlora_depth") if type(n := numbers[key]) is int]
     adapters = numbers.get("adapters")
+    # The numbers come from a file: a layer must not become gigabytes because a config says so.
     if len(sizes) < 3 or not all(0 < n < 2**20 for n in sizes) or not isinstance(adapters, dict) or not adapters:
         return {}
     hidden, size, depth = sizes
@@ -501,5 +512,5 @@ def layers_of_classifier(config: Numbers) -> dict[int, Shape]:
 
 
 def tuner_of(peft_type: object) -> Tuner | None:
-    """The row of a peft_type; None for one of LoRA's kinds, for one that is not known, and for what is no text."""
+    """Return the row of a peft_type; None for one of LoRA's kinds, an unknown one, or a value that is not text."""
     return TUNERS.get(peft_type) if isinstance(peft_type, str) else None

@@ -1,4 +1,4 @@
-"""`Architecture`: the names, row orders, and stacks of a llama.cpp architecture's modules.
+"""`Architecture`: the names, row orders, and stacks of the modules of a llama.cpp architecture.
 
 The architectures themselves are data, in `table`.
 """
@@ -23,25 +23,28 @@ TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head
 FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 """Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
-_LISTS = ("model.layers", "transformer.h")
+_LAYER_LISTS = ("model.layers", "transformer.h")
 _TEXT = ("model.language_model.", "language_model.model.")
-_BARE = ("layers.", "embed_tokens")
+_PREFIXES_WITHOUT_MODEL = ("layers.", "embed_tokens")
 
 
 Order = int | tuple[int, int] | tuple[int, int, int, int]
-"""Order of a module's rows in llama.cpp: 0, unchanged; n, the halves of each of n heads become pairs; (g, q), g groups of q
-query heads, a key head, and a value head become all queries, then all keys, then all values; (first, k, v, d), from row `first`
-on, the v value heads of d rows of each of k key heads become v times the k heads."""
+"""Order of a module's rows in llama.cpp.
+
+0: unchanged. n: the halves of each of n heads become pairs. (g, q): g groups of q query heads, a key head and a value head
+become all queries, then all keys, then all values. (first, k, v, d): from row `first` on, the v value heads of d rows of each
+of k key heads become v times the k heads.
+"""
 
 
 def text_name(module: str) -> str:
-    """The name of a module in the text model alone: `model.language_model.layers.0.mlp` to `model.layers.0.mlp`.
+    """Return the name of a module in the text model alone: `model.language_model.layers.0.mlp` becomes `model.layers.0.mlp`.
 
-    Vision and audio models have the text model under a prefix, adapters of models without a head have none at all.
+    Vision and audio models have the text model under a prefix; adapters of models without a head have no prefix at all.
     """
     if prefix := next((prefix for prefix in _TEXT if module.startswith(prefix)), ""):
         return f"model.{module.removeprefix(prefix)}"
-    if module.startswith(_BARE):
+    if module.startswith(_PREFIXES_WITHOUT_MODEL):
         return f"model.{module}"
     return module.removeprefix("language_model.") if module.startswith("language_model.lm_head") else module
 
@@ -78,27 +81,27 @@ class Architecture:
 
     Attributes:
         gguf: Its name in `general.architecture`.
-        classes: Hugging Face classes that convert to it, to their `model_type`; a GGUF is read back as the first.
+        classes: Hugging Face classes that convert to it, to their `model_type`; a GGUF is read back as the first one.
         linear: Linear modules of a layer to the stems of their tensors.
         norms: Normalizations of a layer, likewise; llama.cpp does not support LoRA on them.
         top: Modules outside the layers.
         layers: Path of the list of layers.
         permuted: Whether the rows of q and k are reordered for llama.cpp's RoPE.
         grouped: The module with grouped rows of queries, keys, and values, if any.
-        head: Whether it supports an output layer of its own; without, it always uses the embedding table.
+        head: Whether it supports an output layer of its own; if not, it always uses the embedding table.
         transposed: Whether Hugging Face stores the weights of the linear modules `(in, out)`.
         experts: Its experts, if any.
         unseen: Modules whose LoRA llama.cpp loads and then ignores, with the reason.
         wrapped: Hugging Face classes of vision and audio models whose text model this is, to their `model_type`.
-        texts: Further `model_type`s of text models in those.
+        texts: Further `model_type`s of text models in those classes.
         text: Path of the text model in such a class.
         tiled: Modules of linear attention whose value heads llama.cpp reorders.
-        across: Those of them whose columns, not rows, are the heads.
+        across: The tiled modules whose heads are columns rather than rows.
         whole: Whether a GGUF of it has the names and shapes of the checkpoint, so that adapters are merged into it.
-        folder: Whether the tables know everything of a Hugging Face folder, so that whole models are converted.
+        folder: Whether the tables cover everything in a Hugging Face folder, so that complete models are converted.
         aside: Parameters of a layer that do not support LoRA, to their tensors.
-        numbers: Parameters of a layer with one number, to the keys in the metadata that list those of all layers.
-        shifted: Whether 1 is added to the weights of its norms, which in Hugging Face the model adds.
+        numbers: Parameters of a layer with a single number, to the metadata keys that list those of all layers.
+        shifted: Whether 1 is added to the weights of its norms; in Hugging Face's models, the code of the model adds it.
     """
 
     gguf: str
@@ -136,206 +139,220 @@ class Architecture:
         return bool(self.experts and self.experts.listed)
 
     def has(self, stem: str) -> bool:
-        """Whether the architecture usually has a tensor."""
+        """Return whether the architecture usually has a tensor."""
         return bool(self.module(stem) or self.stacked_module(stem))
 
     def first_name(self, module: str) -> str:
-        """The checkpoint's name of a linear module that transformers may rename; the same name if it is unknown."""
+        """Return the checkpoint's name of a linear module that transformers may rename; any other name unchanged."""
         inner = self._in_layer(module)
-        first = self.module(self.stem(module) or "") if inner and inner[1] in self.linear else None
-        return first if first and text_name(first) != text_name(module) else module
+        name = self.module(self.stem(module) or "") if inner and inner[1] in self.linear else None
+        return name if name and text_name(name) != text_name(module) else module
 
     def parameter(self, tensor: str) -> str | None:
-        """`blk.0.attn_q.bias` to `model.layers.0.self_attn.q_proj.bias`; None for experts and unknown tensors."""
+        """Return the parameter of a tensor: `blk.0.attn_q.bias` becomes `model.layers.0.self_attn.q_proj.bias`.
+
+        None for experts and unknown tensors.
+        """
         stem, _, kind = tensor.rpartition(".")
         if kind in ("weight", "bias") and (module := self.module(stem)):
             return f"{module}.{kind}"
-        match = _numbered(tensor, "blk")
-        found = next((hf for hf, gguf in self.aside.items() if match and gguf == match[1]), None)
-        return self._own(f"{self.layers}.{match[0]}.{found}") if match and found else None
+        # Parameters without LoRA, such as a router's bias, have names of their own in GGUF.
+        match = _split_layer(tensor, "blk")
+        path = next((hf for hf, gguf in self.aside.items() if match and gguf == match[1]), None)
+        return self._full_name(f"{self.layers}.{match[0]}.{path}") if match and path else None
 
     def stem(self, module: str) -> str | None:
-        """`model.layers.0.self_attn.q_proj` to `blk.0.attn_q`; None for an unknown module.
+        """Return the stem of a module's tensor: `model.layers.0.self_attn.q_proj` becomes `blk.0.attn_q`; None if unknown.
 
-        For an expert, or a parameter of all experts, the (first) tensor that stacks it.
+        For an expert, or a parameter of all experts, it is that of the (first) tensor that stacks it.
         """
         return next(iter(self.stems(module)), None)
 
     def stems(self, module: str) -> tuple[str, ...]:
-        """All tensors that a module's delta applies to by default; empty for an unknown module."""
+        """Return the stems of all tensors that a module's delta applies to by default; empty for an unknown module."""
         module = text_name(module)
         if module in self.top:
             return (self.top[module],) if self.head or self.top[module] != "output" else ()
         if not (inner := self._in_layer(module)):
             return ()
         layer, path = inner
-        found: tuple[str, ...] = ()
+        # A module in a layer: linear, a normalization, or part of the experts.
+        stems: tuple[str, ...] = ()
         if stem := self.linear.get(path) or self.norms.get(path):
-            found = (stem,)
+            stems = (stem,)
         elif self.experts:
             expert = self._expert(path)
-            found = (self.experts.modules[expert[1]],) if expert else self.experts.stacked.get(path, ())
-        return tuple(f"blk.{layer}.{stem}" for stem in found)
+            stems = (self.experts.modules[expert[1]],) if expert else self.experts.stacked.get(path, ())
+        return tuple(f"blk.{layer}.{stem}" for stem in stems)
 
     def expert(self, module: str) -> int | None:
-        """The number of the expert that a module of the list of experts belongs to."""
+        """Return the number of the expert that a module in the list of experts belongs to."""
         inner = self._in_layer(module)
         expert = self._expert(inner[1]) if inner else None
         return expert[0] if expert else None
 
     def is_stacked(self, module: str) -> bool:
-        """Whether a module is a parameter of all experts together."""
+        """Return whether a module is a parameter of all experts together."""
         inner = self._in_layer(module)
         return bool(inner and self.experts and inner[1] in self.experts.stacked)
 
     def _in_layer(self, module: str) -> tuple[str, str] | None:
-        return _numbered(text_name(module), self.layers) if self.layers in _LISTS else None
+        """Return the layer and the path of a module in it."""
+        return _split_layer(text_name(module), self.layers) if self.layers in _LAYER_LISTS else None
 
-    def _own(self, module: str) -> str:
-        """The name of a module of the text model in the whole model."""
-        inside = module.startswith("model.") and self.text != "model"
-        return f"{self.text}.{module.removeprefix('model.')}" if inside else module
+    def _full_name(self, module: str) -> str:
+        """Return the name that a module of the text model has in the complete model."""
+        # In a vision or audio model, the text model is under a prefix.
+        is_in_text_model = module.startswith("model.") and self.text != "model"
+        return f"{self.text}.{module.removeprefix('model.')}" if is_in_text_model else module
 
     def _expert(self, path: str) -> tuple[int, str] | None:
+        """Return the number of an expert and the path within it."""
         if not self.experts or not self.experts.listed or not path.startswith(f"{self.experts.listed}."):
             return None
         number, _, module = path.removeprefix(f"{self.experts.listed}.").partition(".")
+        # A name comes from a file: `int` would accept other digits, and signs.
         if not _is_number(number, 5) or module not in self.experts.modules:
             return None
         return int(number), module
 
     def module(self, stem: str) -> str | None:
-        """The inverse of `stem`; None for experts, as one tensor contains many."""
-        for module, known in self.top.items():
-            if stem == known and (self.head or known != "output"):
-                return self._own(module)
-        if not (match := _numbered(stem, "blk")):
+        """Return the module of a stem; None for experts, since one tensor contains many modules."""
+        for module, known_stem in self.top.items():
+            if stem == known_stem and (self.head or known_stem != "output"):
+                return self._full_name(module)
+        if not (match := _split_layer(stem, "blk")):
             return None
-        found = next((hf for hf, gguf in (*self.linear.items(), *self.norms.items()) if gguf == match[1]), None)
-        return self._own(f"{self.layers}.{match[0]}.{found}") if found else None
+        path = next((hf for hf, gguf in (*self.linear.items(), *self.norms.items()) if gguf == match[1]), None)
+        return self._full_name(f"{self.layers}.{match[0]}.{path}") if path else None
 
     def listed_module(self, stem: str, expert: int) -> str | None:
-        """The name of the module of `expert` that `stem` stacks, in the list of experts."""
-        match = _numbered(stem, "blk")
+        """Return the name of the module of `expert` that `stem` stacks, in the list of experts."""
+        match = _split_layer(stem, "blk")
         if not match or not self.experts or not self.experts.listed:
             return None
-        found = next((module for module, gguf in self.experts.modules.items() if gguf == match[1]), None)
-        return self._own(f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{found}") if found else None
+        path = next((module for module, gguf in self.experts.modules.items() if gguf == match[1]), None)
+        return self._full_name(f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{path}") if path else None
 
     def stacked_module(self, stem: str) -> str | None:
-        """The parameter of all experts that (part of) `stem` comes from."""
-        match = _numbered(stem, "blk")
+        """Return the parameter of all experts that (part of) `stem` comes from."""
+        match = _split_layer(stem, "blk")
         if not match or not self.experts:
             return None
-        found = next((module for module, stems in self.experts.stacked.items() if match[1] in stems), None)
-        return self._own(f"{self.layers}.{match[0]}.{found}") if found else None
+        path = next((module for module, stems in self.experts.stacked.items() if match[1] in stems), None)
+        return self._full_name(f"{self.layers}.{match[0]}.{path}") if path else None
 
     def is_norm(self, module: str) -> bool:
-        """Whether a module is a normalization."""
+        """Return whether a module is a normalization."""
         inner = self._in_layer(module)
         return self.top.get(text_name(module), "").endswith("_norm") or bool(inner and inner[1] in self.norms)
 
     def shift(self, parameter: str) -> float:
-        """What llama.cpp's conversion adds to a parameter: 1 for the norms whose models add it themselves, else 0."""
+        """Return what llama.cpp's conversion adds to a parameter: 1 for norms whose models add it themselves, else 0."""
         module, _, kind = parameter.rpartition(".")
-        added = self.shifted and kind == "weight" and self.is_norm(module) and not module.endswith("linear_attn.norm")
-        return float(added)
+        # The norm of linear attention has ordinary weights even in these models.
+        is_shifted = self.shifted and kind == "weight" and self.is_norm(module) and not module.endswith("linear_attn.norm")
+        return float(is_shifted)
 
     def why_unseen(self, module: str) -> str | None:
-        """The reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
+        """Return the reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
         inner = self._in_layer(module)
         return self.unseen.get(inner[1] if inner else text_name(module))
 
     def is_reordered(self, module: str) -> bool:
-        """Whether the rows of a module have another order in llama.cpp."""
+        """Return whether the rows of a module have another order in llama.cpp."""
         inner = self._in_layer(module)
-        return inner is not None and (self._heads_of(inner[1]) or inner[1] == self.grouped or inner[1] in self.tiled)
+        return inner is not None and (self._has_permuted_heads(inner[1]) or inner[1] == self.grouped or inner[1] in self.tiled)
 
     def is_across(self, module: str) -> bool:
-        """Whether the order of a module is one of columns."""
+        """Return whether the order of a module applies to its columns."""
         inner = self._in_layer(module)
         return inner is not None and inner[1] in self.across
 
     def allows(self, module: str, order: Order) -> bool:
-        """Whether a module may have an order in llama.cpp."""
+        """Return whether a module may have an order in llama.cpp."""
         inner = self._in_layer(module)
         if inner and inner[1] in self.tiled:
             return not order or (isinstance(order, tuple) and len(order) == 4)
-        kind = 2 if self.grouped else 0
+        tuple_size = 2 if self.grouped else 0
         return self.is_reordered(module) == bool(order) and (len(order) if isinstance(order, tuple) else 0) in (
-            (kind,) if order else (0,)
+            (tuple_size,) if order else (0,)
         )
 
-    def _heads_of(self, path: str) -> bool:
+    def _has_permuted_heads(self, path: str) -> bool:
         return self.permuted and path.endswith((".q_proj", ".k_proj"))
 
-    def order(self, module: str, config: Mapping[str, Any], where: str) -> Order:
-        """The order of a module's rows in llama.cpp, from the numbers in a model's config; RefusedError without them."""
+    def order(self, module: str, config: Mapping[str, Any], label: str) -> Order:
+        """Return the order of a module's rows in llama.cpp, from the numbers in a config; RefusedError without them."""
         if not self.is_reordered(module):
             return 0
         if (inner := self._in_layer(module)) and inner[1] in self.tiled:
-            return self.tiles(inner[1], config, where)
-        n_head = _count(module, config, where, "num_attention_heads")
+            return self.tiles(inner[1], config, label)
+        n_head = _count(module, config, label, "num_attention_heads")
         if self.grouped:
-            groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, where)
+            # BLOOM has a group for each head.
+            groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, label)
             if n_head % groups:
-                raise RefusedError(where, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
+                raise RefusedError(label, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
             return groups, n_head // groups
+        # Without grouped-query attention, keys have as many heads as queries.
         if module.endswith("q_proj") or config.get("num_key_value_heads") is None:
             return n_head
-        return _count(module, config, where, "num_key_value_heads")
+        return _count(module, config, label, "num_key_value_heads")
 
-    def tiles(self, path: str, config: Mapping[str, Any], where: str) -> Order:
-        """The order of the value heads of a module or parameter of linear attention."""
-        return _tiles(path, *(_count(path, config, where, f"linear_{key}") for key in _LINEAR))
+    def tiles(self, path: str, config: Mapping[str, Any], label: str) -> Order:
+        """Return the order of the value heads in a module or parameter of linear attention."""
+        return _tiles(path, *(_count(path, config, label, f"linear_{key}") for key in _LINEAR_ATTENTION_KEYS))
 
 
-def _count(module: str, config: Mapping[str, Any], where: str, key: str) -> int:
+def _count(module: str, config: Mapping[str, Any], label: str, key: str) -> int:
+    """Return a number of heads from a config; RefusedError without it."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        what = f"{module}: the order of its rows depends on the number of heads, which is unknown"
-        raise RefusedError(where, what, "Name its base model", code="base-required")
+        problem = f"{module}: the order of its rows depends on the number of heads, which is unknown"
+        raise RefusedError(label, problem, "Name its base model", code="base-required")
     return value
 
 
-_LINEAR = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+# Keys of the config, after `linear_`.
+_LINEAR_ATTENTION_KEYS = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 
 
 def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> Order:
-    # llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
+    # The rule of llama.cpp, conversion/qwen.py, _LinearAttentionVReorderBase.
     if keys == values:
         return 0
-    first = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
-    return first, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
+    first_row = 2 * keys * key_dim if path.endswith(("in_proj_qkv", "conv1d.weight")) else 0
+    return first_row, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
 
 
-def _falcon_groups(module: str, config: Mapping[str, Any], where: str) -> int:
-    # As in transformers' modeling_falcon.py; a GGUF base contains the number.
+def _falcon_groups(module: str, config: Mapping[str, Any], label: str) -> int:
+    # The rule of transformers' modeling_falcon.py; a GGUF base contains the number.
     if config.get("new_decoder_architecture"):
-        return _count(module, config, where, "num_kv_heads")
+        return _count(module, config, label, "num_kv_heads")
     if config.get("multi_query") is False:
-        raise RefusedError(where, f"{module}: llama.cpp does not support a Falcon without multi-query attention (Falcon-RW)")
+        raise RefusedError(label, f"{module}: llama.cpp does not support a Falcon without multi-query attention (Falcon-RW)")
     return 1
 
 
 def layer_of(module: str) -> int | None:
-    """The number of the layer a module is in."""
-    found = next(filter(None, (_numbered(text_name(module), layers) for layers in _LISTS)), None)
-    return int(found[0]) if found else None
+    """Return the number of the layer that a module is in."""
+    layer_and_path = next(filter(None, (_split_layer(text_name(module), layers) for layers in _LAYER_LISTS)), None)
+    return int(layer_and_path[0]) if layer_and_path else None
 
 
 def in_layer(module: str) -> str | None:
-    """The path of a module within its layer, `self_attn.q_proj`, where the layers are `model.layers`."""
-    found = _numbered(module, "model.layers")
-    return found[1] if found else None
+    """Return the path of a module within its layer, such as `self_attn.q_proj`, if the layers are `model.layers`."""
+    layer_and_path = _split_layer(module, "model.layers")
+    return layer_and_path[1] if layer_and_path else None
 
 
-def _numbered(name: str, layers: str) -> tuple[str, str] | None:
-    """The number and the rest of a name in a list of layers, `<layers>.<number>.<rest>`; None for another name."""
+def _split_layer(name: str, layers: str) -> tuple[str, str] | None:
+    """Split `<layers>.<number>.<path>` into number and path; None for a name outside that list of layers."""
     if not name.startswith(f"{layers}."):
         return None
-    number, _, rest = name[len(layers) + 1 :].partition(".")
-    return (number, rest) if rest and _is_number(number, 6) else None
+    number, _, path = name[len(layers) + 1 :].partition(".")
+    return (number, path) if path and _is_number(number, 6) else None
 
 
 def _is_number(text: str, digits: int) -> bool:

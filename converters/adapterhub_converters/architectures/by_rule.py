@@ -1,9 +1,9 @@
-"""Architectures in one row each, with names by rule, of which adapters and, unless a row says otherwise, folders are converted.
+"""Architectures that take one row each, with names by rule; adapters for them, and mostly their folders, are converted.
 
-`STEMS` is gguf-py's name of each linear module, which hardly depends on the architecture; a row selects those that a layer has,
-and adds its norms and what is permuted, stacked, tiled, or passed by. Each is admitted by its linearity: llama.cpp's own
-conversion of a model, applied to the model with the adapter merged, differs by what is written
-(tests/converters/test_gguf_by_rule.py); and its folders by the bytes of llama.cpp's own conversion
+`STEMS` is gguf-py's name of each linear module, which hardly depends on the architecture. A row selects those that a layer has,
+and adds its norms and what is permuted, stacked, tiled, or ignored. A row is admitted if its conversion is linear: llama.cpp's
+own conversion of a model, applied to the model with the adapter merged, differs by exactly what is written
+(tests/converters/test_gguf_by_rule.py); and its folders if they match llama.cpp's own conversion byte for byte
 (tests/merging/into_base/test_folder_by_rule.py).
 """
 
@@ -51,14 +51,14 @@ STEMS = {
     **{f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")},
 }
 """Linear module of a layer to the stem of its tensor."""
-_QK = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_POST = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
-_AFTER = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
-_HYBRID = {
+_QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+_POST_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "post_attention_norm"}
+_AFTER_NORMS = {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+_LINEAR_ATTENTION_PARAMETERS = {
     f"linear_attn.{name}": stem
     for name, stem in (("conv1d.weight", "ssm_conv1d.weight"), ("dt_bias", "ssm_dt.bias"), ("A_log", "ssm_a"))
 }
-_VISION = "model.language_model"
+_VISION_TEXT_PATH = "model.language_model"
 _SHARED_EXPERT = tuple(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))
 _SHARED_EXPERTS = tuple(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down"))
 _GEMMA4_TOP = {
@@ -74,10 +74,12 @@ def _modules(*paths: str) -> dict[str, str]:
     return {path: STEMS[path] for path in paths}
 
 
-def _row(gguf: str, classes: dict[str, str], *more: str, linear: dict[str, str] | None = None, **rest: Any) -> Architecture:
-    """A row: attention and a gated MLP, or what `linear` has, and `more` modules."""
-    linear = (ATTENTION | MLP if linear is None else linear) | _modules(*more)
-    return Architecture(gguf, classes, linear=linear, **{"norms": NORMS, "top": TOP, **rest}, whole=False)
+def _row(
+    gguf: str, classes: dict[str, str], *extra_paths: str, linear: dict[str, str] | None = None, **fields: Any
+) -> Architecture:
+    """Return a row: attention and a gated MLP, or the modules in `linear`, and the modules `extra_paths`."""
+    linear = (ATTENTION | MLP if linear is None else linear) | _modules(*extra_paths)
+    return Architecture(gguf, classes, linear=linear, **{"norms": NORMS, "top": TOP, **fields}, whole=False)
 
 
 BY_RULE = (
@@ -86,8 +88,8 @@ BY_RULE = (
         {"Qwen3_5ForCausalLM": "qwen3_5_text"},
         *_TILED,
         wrapped={"Qwen3_5ForConditionalGeneration": "qwen3_5"},
-        norms=_POST | _QK | {"linear_attn.norm": "ssm_norm"},
-        aside=_HYBRID,
+        norms=_POST_NORMS | _QK_NORMS | {"linear_attn.norm": "ssm_norm"},
+        aside=_LINEAR_ATTENTION_PARAMETERS,
         shifted=True,
         tiled=_TILED,
         across=_ACROSS,
@@ -101,29 +103,29 @@ BY_RULE = (
         "mlp.shared_expert_gate",
         linear=ATTENTION,
         wrapped={"Qwen3_5MoeForConditionalGeneration": "qwen3_5_moe"},
-        norms=_POST | _QK | {"linear_attn.norm": "ssm_norm"},
-        aside=_HYBRID,
+        norms=_POST_NORMS | _QK_NORMS | {"linear_attn.norm": "ssm_norm"},
+        aside=_LINEAR_ATTENTION_PARAMETERS,
         shifted=True,
         tiled=_TILED,
         across=_ACROSS,
         experts=Experts(None),
     ),
-    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, norms=NORMS | _QK, text=_VISION),
+    _row("qwen3vl", {"Qwen3VLForConditionalGeneration": "qwen3_vl"}, norms=NORMS | _QK_NORMS, text=_VISION_TEXT_PATH),
     _row(
         "qwen3vlmoe",
         {"Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe"},
         "mlp.gate",
         linear=ATTENTION,
-        norms=NORMS | _QK,
-        text=_VISION,
+        norms=NORMS | _QK_NORMS,
+        text=_VISION_TEXT_PATH,
         experts=Experts(None, transposed=True),
     ),
     _row(
         "qwen2vl",
         {"Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl", "Qwen2VLForConditionalGeneration": "qwen2_vl"},
-        text=_VISION,
+        text=_VISION_TEXT_PATH,
     ),
-    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}, norms=_QK | _AFTER),
+    _row("olmo2", {"Olmo3ForCausalLM": "olmo3"}, norms=_QK_NORMS | _AFTER_NORMS),
     _row(
         "lfm2",
         {"Lfm2ForCausalLM": "lfm2"},
@@ -152,7 +154,7 @@ BY_RULE = (
         {"Glm4MoeForCausalLM": "glm4_moe"},
         "mlp.gate",
         *_SHARED_EXPERTS,
-        norms=_POST | _QK,
+        norms=_POST_NORMS | _QK_NORMS,
         aside={"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"},
         experts=Experts(),
     ),
@@ -191,8 +193,8 @@ BY_RULE = (
         aside={"mlp.moe_statics.e_score_correction_bias": "exp_probs_b.bias"},
         experts=Experts(),
     ),
-    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}, norms=_QK | _AFTER),
-    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, norms=NORMS | _QK, experts=Experts()),
+    _row("exaone4", {"Exaone4ForCausalLM": "exaone4"}, norms=_QK_NORMS | _AFTER_NORMS),
+    _row("olmoe", {"OlmoeForCausalLM": "olmoe"}, "mlp.gate", linear=ATTENTION, norms=NORMS | _QK_NORMS, experts=Experts()),
     _row(
         "phi2",
         {"PhiForCausalLM": "phi"},
@@ -231,7 +233,7 @@ BY_RULE = (
         "block_sparse_moe.gate",
         "mlp.gate",
         linear=ATTENTION,
-        norms=NORMS | _QK,
+        norms=NORMS | _QK_NORMS,
         aside={
             "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
             "mlp.e_score_correction_bias": "exp_probs_b.bias",
@@ -242,7 +244,7 @@ BY_RULE = (
         "apertus",
         {"ApertusForCausalLM": "apertus"},
         linear=ATTENTION | {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
-        norms={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"} | _QK,
+        norms={"attention_layernorm": "attn_norm", "feedforward_layernorm": "ffn_norm"} | _QK_NORMS,
         numbers={f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")},
     ),
     _row(

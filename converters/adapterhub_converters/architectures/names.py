@@ -1,4 +1,4 @@
-"""Look up architectures by Hugging Face class or GGUF name, and permute rows to and from llama.cpp's order."""
+"""Lookup of architectures by Hugging Face class or GGUF name, and permutation of rows to and from llama.cpp's order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 ADAPTERS = (*ARCHITECTURES, *BY_RULE)
-"""Architectures of which adapters are converted; `ARCHITECTURES` are those into whose GGUF adapters are merged, too."""
+"""Architectures whose adapters are converted; for those in `ARCHITECTURES`, adapters are also merged into their GGUF."""
 EMBEDDINGS = (
     "model.embed_tokens", "transformer.wte", "transformer.word_embeddings",
     "model.language_model.embed_tokens", "language_model.model.embed_tokens",
@@ -39,57 +39,69 @@ EMBEDDINGS = (
 """Names of the table of token embeddings."""
 
 
-def by_class(name: str, where: str, *, whole: bool = False, folder: bool = False, experts: bool = False) -> Architecture:
-    """The architecture of a Hugging Face class, with or without experts if that decides.
+def by_class(name: str, label: str, *, whole: bool = False, folder: bool = False, experts: bool = False) -> Architecture:
+    """Return the architecture of a Hugging Face class, with or without experts if several share it.
 
     Args:
         whole: Find only one into whose GGUF adapters are merged.
-        folder: Find only one whose folders are converted as a whole.
+        folder: Find only one whose folders are converted as complete models.
 
-    Raises RefusedError for an unlisted class.
+    Raises:
+        RefusedError: The class is not listed.
     """
-    known = tuple(one for one in ADAPTERS if (one.whole or not whole) and (one.folder or not folder))
-    models = whole or folder
-    found = [one for one in known if name in one.classes or (not models and _with_head(name) in one.classes)]
-    if found:
-        return next((one for one in found if (one.experts is not None) == experts), found[0])
-    for architecture in known:
+    candidates = tuple(
+        architecture for architecture in ADAPTERS if (architecture.whole or not whole) and (architecture.folder or not folder)
+    )
+    needs_model = whole or folder
+    matches = [
+        architecture
+        for architecture in candidates
+        if name in architecture.classes or (not needs_model and _with_head(name) in architecture.classes)
+    ]
+    # The same class may have a dense variant and one with experts.
+    if matches:
+        return next((architecture for architecture in matches if (architecture.experts is not None) == experts), matches[0])
+    # A vision or audio model: its text model is converted, under the prefix that transformers 5 gives it.
+    for architecture in candidates:
         if name in architecture.wrapped and not whole:
             return dataclasses.replace(architecture, text="model.language_model", whole=False)
-    if folder and any(name in one.classes or name in one.wrapped for one in ADAPTERS):
-        raise RefusedError(where, f"only adapters of {name} are converted, not whole models")
-    listed = ", ".join(sorted(name for architecture in known for name in (*architecture.classes, *architecture.wrapped)))
+    if folder and any(name in row.classes or name in row.wrapped for row in ADAPTERS):
+        raise RefusedError(label, f"only adapters of {name} are converted, not whole models")
+    names_listed = ", ".join(
+        sorted(name for architecture in candidates for name in (*architecture.classes, *architecture.wrapped))
+    )
     raise RefusedError(
-        where,
+        label,
         f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp",
-        f"Known: {listed}",
+        f"Known: {names_listed}",
         code="unsupported-architecture",
     )
 
 
 def _with_head(name: str) -> str:
-    """The class with an output layer of one without: embedding models are published as `Qwen3Model`."""
+    """Return the class with an output layer for one without: embedding models are published as `Qwen3Model`."""
     return name.removesuffix("Model") + "ForCausalLM" if name.endswith("Model") else ""
 
 
-def by_gguf(name: str, where: str, *, experts: bool = False) -> Architecture:
-    """The architecture with a `general.architecture`, with or without experts if several share it.
+def by_gguf(name: str, label: str, *, experts: bool = False) -> Architecture:
+    """Return the architecture with a `general.architecture`, with or without experts if several share it.
 
-    Raises NotUnderstoodError for an unlisted name.
+    Raises:
+        NotUnderstoodError: The name is not listed.
     """
-    found = [architecture for architecture in ADAPTERS if name == architecture.gguf]
-    if found:
-        return next((one for one in found if (one.experts is not None) == experts), found[0])
-    known = ", ".join(sorted({architecture.gguf for architecture in ADAPTERS}))
-    what = f"llama.cpp's {name[:40]!r} has no verified mapping to Hugging Face's names"
-    raise NotUnderstoodError(where, what, f"Known: {known}")
+    matches = [architecture for architecture in ADAPTERS if name == architecture.gguf]
+    if matches:
+        return next((architecture for architecture in matches if (architecture.experts is not None) == experts), matches[0])
+    known_names = ", ".join(sorted({architecture.gguf for architecture in ADAPTERS}))
+    problem = f"llama.cpp's {name[:40]!r} has no verified mapping to Hugging Face's names"
+    raise NotUnderstoodError(label, problem, f"Known: {known_names}")
 
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
-    """`rows` `(out_features, …)` from Hugging Face's order to llama.cpp's; RefusedError if their number does not fit it.
+    """Return `rows` `(out_features, …)` in llama.cpp's order instead of Hugging Face's; RefusedError if the order does not fit.
 
     The pairs are those of llama.cpp's `conversion/llama.py`, `permute`, the groups those of `falcon.py` and `bloom.py`.
     """
@@ -97,18 +109,18 @@ def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
 
 
 def unpermuted(rows: np.ndarray, order: Order) -> np.ndarray:
-    """The inverse of `permuted`."""
+    """Return `rows` in Hugging Face's order instead of llama.cpp's."""
     return rows[np.argsort(_permutation(len(rows), order))] if order else rows
 
 
 def reordered(pair: Pair, order: Order, *, across: bool) -> Pair:
-    """`lora_A` and `lora_B` in llama.cpp's order, which is one of columns if `across`, else of rows."""
+    """Return `lora_A` and `lora_B` in llama.cpp's order, which applies to columns if `across`, else to rows."""
     lora_A, lora_B = pair
     return (permuted(lora_A.T, order).T, lora_B) if across and order else (lora_A, permuted(lora_B, order))
 
 
 def ordered(pair: Pair, order: Order, *, across: bool) -> Pair:
-    """The inverse of `reordered`."""
+    """Return `lora_A` and `lora_B` in Hugging Face's order: the inverse of `reorder_pair`."""
     lora_A, lora_B = pair
     if across and order:
         return np.ascontiguousarray(unpermuted(lora_A.T, order).T), lora_B
@@ -116,7 +128,7 @@ def ordered(pair: Pair, order: Order, *, across: bool) -> Pair:
 
 
 def divides(order: Order, rows: int) -> bool:
-    """Whether an order fits a number of rows."""
+    """Return whether an order fits a number of rows."""
     match order:
         case int():
             return not order or not rows % (2 * order)
@@ -127,7 +139,7 @@ def divides(order: Order, rows: int) -> bool:
 
 
 def _permutation(rows: int, order: Order) -> np.ndarray:
-    """The index of the row that moves to each position."""
+    """Return the index of the row that moves to each position."""
     if not divides(order, rows):
         raise RefusedError("", f"{rows} rows do not have the order {order}")
     numbers = np.arange(rows)
@@ -135,6 +147,7 @@ def _permutation(rows: int, order: Order) -> np.ndarray:
         return numbers.reshape(order, 2, -1).swapaxes(1, 2).reshape(-1)
     if len(order) == 4:
         first, keys, values, size = order
+        # The rows before `first` are queries and keys, which stay.
         tiles = numbers[first:].reshape(keys, values, size).swapaxes(0, 1)
         return np.concatenate([numbers[:first], tiles.reshape(-1)])
     groups = numbers.reshape(order[0], order[1] + 2, -1)

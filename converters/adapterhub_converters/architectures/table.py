@@ -1,9 +1,9 @@
-"""Table of llama.cpp's architectures: names and orders of the modules of Hugging Face models.
+"""The table of llama.cpp's architectures: names and orders of the modules of Hugging Face models.
 
-An architecture is listed when gguf-py's `TensorNameMap` agrees with the names and llama.cpp's own conversion of a model
-was found linear and equal to ours on every module (tests/converters/test_gguf_architectures.py): a renaming and, for some, a
-permutation of the rows of a module or a stack of experts. Of these, whole models are converted, too; of those in `by_rule`
-only adapters. Everything else is refused by name.
+An architecture is listed if gguf-py's `TensorNameMap` agrees with the names, and llama.cpp's own conversion of a model was
+found to be linear and equal to ours on every module (tests/converters/test_gguf_architectures.py): a renaming and, for some, a
+permutation of a module's rows or a stack of experts. For these, complete models are converted, too; for those in `by_rule`,
+mostly adapters and folders. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ _GPT2_TOP = {
     "lm_head": "output",
 }
 
-# Permutation: LlamaModel.undo_permute and its subclasses in llama.cpp's conversion/. Names: gguf-py, tensor_mapping.py.
-_RAW = "llama.cpp bypasses the adapter here (src/models/deepseek2.cpp), so it would load and have no effect"
-_LATENT = {
+# Sources: for permutations, LlamaModel.undo_permute and its subclasses in llama.cpp's conversion/; for names, gguf-py,
+# tensor_mapping.py.
+_MLA_BYPASSED = "llama.cpp bypasses the adapter here (src/models/deepseek2.cpp), so it would load and have no effect"
+_LATENT_STEMS = {
     "q_proj": "q", "q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a_mqa", "kv_b_proj": "kv_b",
 }  # fmt: skip
-_SHARED = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
+_SHARED_EXPERTS = {f"mlp.shared_experts.{name}_proj": f"ffn_{name}_shexp" for name in ("gate", "up", "down")}
 ARCHITECTURES = (
     Architecture(
         "llama",
@@ -143,17 +144,17 @@ ARCHITECTURES = (
     Architecture(
         "deepseek2",
         {"DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3"},
-        linear={"self_attn.o_proj": "attn_output"} | MLP | _SHARED | {"mlp.gate": "ffn_gate_inp"},
+        linear={"self_attn.o_proj": "attn_output"} | MLP | _SHARED_EXPERTS | {"mlp.gate": "ffn_gate_inp"},
         norms=NORMS | {"self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.kv_a_layernorm": "attn_kv_a_norm"},
         experts=Experts(),
         aside={"mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
-        | {f"self_attn.{name}.weight": f"attn_{stem}.weight" for name, stem in _LATENT.items()},
+        | {f"self_attn.{name}.weight": f"attn_{stem}.weight" for name, stem in _LATENT_STEMS.items()},
         unseen=dict.fromkeys(
-            (*(f"self_attn.{name}" for name in _LATENT), "lm_head"),
-            _RAW,
+            (*(f"self_attn.{name}" for name in _LATENT_STEMS), "lm_head"),
+            _MLA_BYPASSED,
         ),
     ),
-    # Its norms have no weights.
+    # OLMo's norms have no weights.
     Architecture(
         "olmo",
         {"OlmoForCausalLM": "olmo"},

@@ -1,7 +1,7 @@
-"""Read base models from their headers: parameter names, logical shapes, and the numbers that change the function.
+"""Readers of base models by their headers: parameter names, logical shapes, and the numbers that change the function.
 
-No weight is loaded. Names are Hugging Face's and shapes are those of the model before
-quantization, whatever the file stores, so that a base in 16 bits, in NF4, and as GGUF has one fingerprint.
+No weight is loaded. Names are Hugging Face's, and shapes are those of the model before quantization, whatever the file stores,
+so that a base in 16 bits, in NF4, and as GGUF has the same fingerprint.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def is_model(folder: Path) -> bool:
-    """Return True for a folder with a whole Hugging Face model and no adapter."""
+    """Return whether a folder has a complete Hugging Face model and no adapter."""
     return (folder / hf.CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists() and bool(weight_files(folder))
 
 
@@ -45,8 +45,12 @@ def read_base(path: Path) -> BaseSpec:
             raise NotFoundError(
                 str(path), "is an adapter, not a base model", "Name the folder or the .gguf file of the base", code="not-a-base"
             )
-        found = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
-        hint = f"Name the file itself, {found[0]}" if found else "A base is a folder with config.json or a .gguf file"
+        weight_names = sorted(item.name for item in path.iterdir() if item.suffix in (".gguf", ".safetensors"))
+        hint = (
+            f"Name the file itself, {weight_names[0]}"
+            if weight_names
+            else "A base is a folder with config.json or a .gguf file"
+        )
         raise NotFoundError(str(path), "not a base model: there is no config.json", hint, code="not-a-base")
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
@@ -54,19 +58,20 @@ def read_base(path: Path) -> BaseSpec:
 
 
 def read_files(files: Files, name: str) -> BaseSpec:
-    """Read the base in the file `name`, or in all files if it is empty. The name, then the first bytes, tell the kind.
+    """Read the base in the file `name`, or in all files if it is empty. The name, then the first bytes, tell the kind of file.
 
-    One in the cache of huggingface_hub has the name and the commit of its model there.
+    A base in the cache of huggingface_hub gets the name and the commit of its model there.
     """
-    return hub_layout.named(_read_files(files, name), files.local)
+    return hub_layout.named(_read_by_kind(files, name), files.local)
 
 
-def _read_files(files: Files, name: str) -> BaseSpec:
+def _read_by_kind(files: Files, name: str) -> BaseSpec:
     if name in ("", hf.CONFIG):
         return hf.read(files)
     if name.endswith((".safetensors", ".json")):
         return hf.read(files, name)
     if not name.endswith(".gguf") and (ranged := files.ranged(name)) is not None:
+        # A file in a cache may have a name without a suffix: a safetensors header begins with `{` after its length.
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":
             return hf.read(files, name)

@@ -1,12 +1,12 @@
-"""Tensors of a base under one name and shape each, those of the checkpoint on Hugging Face, and their names in memory.
+"""The canonical names and shapes of a base's tensors, those of the checkpoint on Hugging Face, and their names in memory.
 
 Files differ most in experts. A checkpoint has a tensor for each expert, or one for all (gpt-oss); transformers 5 may save
 `experts.gate_up_proj` for all; GGUF has `ffn_gate_exps`, `ffn_up_exps`, and `ffn_down_exps`, or fuses the first two. A GGUF may
 fuse q, k, and v or split them unlike its architecture's other files, and splits DeepSeek's kv_b_proj in two (llama.cpp,
 conversion/base.py, `modify_tensors`; conversion/deepseek.py).
 
-transformers 5 renames parameters as it loads and again as it saves (transformers 5.24, `conversion_mapping.py`): files keep the
-names of transformers 4, while peft sees, and writes, those of the model in memory.
+transformers 5 renames parameters when it loads and again when it saves them (transformers 5.24, `conversion_mapping.py`): files
+keep the names of transformers 4, while peft sees, and writes, those of the model in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from adapterhub_converters.containers import safetensors_file
 
 @dataclass(frozen=True, slots=True)
 class BaseTensor:
-    """One weight, from a header: its logical shape (numpy order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
+    """One weight, from a header: its logical shape (in numpy's order) and the dtype as stored (`BF16`, `Q4_1`, …)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -33,7 +33,7 @@ class BaseTensor:
 
 _Rules = tuple[tuple[str, str], ...]
 
-_VISION: _Rules = (
+_VISION_RULES: _Rules = (
     (r"^language_model\.lm_head\b", "lm_head"),
     (r"^language_model\.(model\.)?", "model.language_model."),
     (
@@ -42,18 +42,18 @@ _VISION: _Rules = (
     ),
     (r"^model\.(vision|image|video)_tower\.vision_model\.", r"model.\1_tower."),
 )
-_QWEN_VISION: _Rules = (
+_QWEN_VISION_RULES: _Rules = (
     (r"^visual\.", "model.visual."),
     (r"^model\.", "model.language_model."),
     (r"^model\.language_model\.(language_model\.|visual\.)", r"model.\1"),
 )
-_ATTENTION_NAMES: _Rules = (
+_ATTENTION_RULES: _Rules = (
     *((rf"\battention\.attention\.{old}\b", f"attention.{old[0]}_proj") for old in ("query", "key", "value")),
     (r"\battention\.output\.dense\b", "attention.o_proj"),
 )
-_IMAGE: _Rules = (
+_IMAGE_RULES: _Rules = (
     (r"\bencoder\.layer\.", "layers."),
-    *_ATTENTION_NAMES,
+    *_ATTENTION_RULES,
     (r"\bintermediate\.dense\b", "mlp.fc1"),
     (r"\boutput\.dense\b", "mlp.fc2"),
 )
@@ -61,11 +61,11 @@ _RULES: dict[str, _Rules] = {
     **dict.fromkeys(
         ("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava", "mistral3", "paligemma",
          "gemma3", "internvl", "got_ocr2", "aya_vision", "mllama", "qwen2_audio", "voxtral", "fuyu"),
-        _VISION,
+        _VISION_RULES,
     ),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION),
-    **dict.fromkeys(("vit", "deit", "beit"), _IMAGE),
-    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_NAMES),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN_VISION_RULES),
+    **dict.fromkeys(("vit", "deit", "beit"), _IMAGE_RULES),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION_RULES),
     "granitemoe": (
         (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
         (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
@@ -103,20 +103,21 @@ _RULES: dict[str, _Rules] = {
 PEFT_SKIPS_OLD_NAMES = frozenset({"qwen2_vl", "qwen2_5_vl"})
 PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_with_registers"})
 # TensorFlow's names for a normalization's weight and bias, which every model in transformers still reads.
-_ALWAYS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_TENSORFLOW_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 def in_memory(name: str, model_type: str) -> str:
-    """The name that a parameter or module of a file has in the model loaded by transformers 5."""
+    """Return the name that a parameter or module of a file has in the model loaded by transformers 5."""
+    # In order: a rule may apply to the result of one before it.
     for pattern, replacement in _rules(model_type):
         name = pattern.sub(replacement, name)
-    old = next((old for old in _ALWAYS if name.endswith(old)), None)
-    return name.removesuffix(old) + _ALWAYS[old] if old else name
+    old_suffix = next((old_suffix for old_suffix in _TENSORFLOW_NAMES if name.endswith(old_suffix)), None)
+    return name.removesuffix(old_suffix) + _TENSORFLOW_NAMES[old_suffix] if old_suffix else name
 
 
 @cache
 def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
-    return tuple((linear.Pattern(pattern), new) for pattern, new in _RULES.get(model_type, ()))
+    return tuple((linear.Pattern(pattern), replacement) for pattern, replacement in _RULES.get(model_type, ()))
 
 
 # ---- Names of the checkpoint
@@ -126,79 +127,90 @@ Tensors = Mapping[str, BaseTensor]
 
 
 def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]:
-    """Rename the tensors of a Hugging Face folder to the names of the checkpoint."""
-    found: dict[str, BaseTensor] = {}
+    """Return the tensors of a Hugging Face folder under the names of the checkpoint."""
+    renamed: dict[str, BaseTensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         stems = architecture.stems(name) if architecture.is_stacked(name) and architecture.listed else ()
-        if stems and _is_list(tensor, stems, len(found)):
-            found |= dict(_listed(architecture, stems, tensor))
+        if stems and _can_split_experts(tensor, stems, len(renamed)):
+            renamed |= dict(_listed(architecture, stems, tensor))
         else:
-            found[f"{architecture.first_name(module)}.{kind}" if module else name] = tensor
-    return found
+            renamed[f"{architecture.first_name(module)}.{kind}" if module else name] = tensor
+    return renamed
 
 
 def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
-    """Rename the tensors of a GGUF file to the names of the checkpoint; a tensor without one keeps its name."""
-    found: dict[str, BaseTensor] = {}
+    """Return the tensors of a GGUF file under the names of the checkpoint; a tensor without one keeps its name."""
+    renamed: dict[str, BaseTensor] = {}
     stacks: dict[str, dict[str, BaseTensor]] = {}
-    for name, tensor in _customary(architecture, tensors, config).items():
+    for name, tensor in _regroup(architecture, tensors, config).items():
         stem, _, kind = name.rpartition(".")
         stack = architecture.stacked_module(stem)
-        if parameter := _falcon(architecture, name, tensors) or architecture.parameter(name):
-            turned = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
-            found[parameter] = BaseTensor(tensor.shape[::-1] if turned else tensor.shape, tensor.dtype)
-        elif stack and architecture.listed and kind == "weight" and _is_list(tensor, (stem,), len(found)):
-            found |= dict(_listed(architecture, (stem,), tensor))
+        if parameter := _falcon_norm(architecture, name, tensors) or architecture.parameter(name):
+            # GPT-2's Conv1D stores `(in, out)`, GGUF `(out, in)`.
+            is_transposed = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
+            renamed[parameter] = BaseTensor(tensor.shape[::-1] if is_transposed else tensor.shape, tensor.dtype)
+        elif stack and architecture.listed and kind == "weight" and _can_split_experts(tensor, (stem,), len(renamed)):
+            renamed |= dict(_listed(architecture, (stem,), tensor))
         elif stack and not architecture.listed:
             stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
         else:
-            found[name] = tensor
+            renamed[name] = tensor
+    # Stacks of gate and up are one parameter in the checkpoint, whose parts may be in two tensors of the GGUF.
     for parameter, parts in stacks.items():
-        if not _fit(parts.values(), axis=1):
-            found |= parts
+        if not _can_concatenate(parts.values(), axis=1):
+            renamed |= parts
             continue
-        turned = bool(architecture.experts and architecture.experts.transposed and not parameter.endswith("_bias"))
-        found[parameter] = _one(list(parts.values()), axis=1, turned=turned)
-    return found
+        is_transposed = bool(architecture.experts and architecture.experts.transposed and not parameter.endswith("_bias"))
+        renamed[parameter] = _concatenate(list(parts.values()), axis=1, turned=is_transposed)
+    return renamed
 
 
-def _falcon(architecture: Architecture, name: str, tensors: Tensors) -> str | None:
-    """The name of Falcon's first norm if there are two (transformers, modeling_falcon.py); else None."""
+def _falcon_norm(architecture: Architecture, name: str, tensors: Tensors) -> str | None:
+    """Return the name of Falcon's first norm if there are two (transformers, modeling_falcon.py); else None."""
     module, _, kind = (architecture.parameter(name) or "").rpartition(".")
-    two = "ln_mlp" in architecture.norms and name.replace(".attn_norm.", ".attn_norm_2.") != name
-    if not two or name.replace(".attn_norm.", ".attn_norm_2.") not in tensors:
+    has_two_norms = "ln_mlp" in architecture.norms and name.replace(".attn_norm.", ".attn_norm_2.") != name
+    if not has_two_norms or name.replace(".attn_norm.", ".attn_norm_2.") not in tensors:
         return None
     return f"{module.removesuffix('input_layernorm')}ln_mlp.{kind}"
 
 
 def of_text(tensors: Tensors, model_type: str) -> dict[str, BaseTensor]:
-    """The tensors under their names in the text model alone, both those of the file and those in memory."""
-    return {text_name(name): tensor for given, tensor in tensors.items() for name in (given, in_memory(given, model_type))}
+    """Return the tensors under their names in the text model alone, both those of the file and those in memory."""
+    return {
+        text_name(name): tensor
+        for file_name, tensor in tensors.items()
+        for name in (file_name, in_memory(file_name, model_type))
+    }
 
 
 def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTensor | None:
-    """The tensor called `name` in any version of transformers, from `tensors` under the checkpoint's names; else None."""
+    """Return the tensor called `name` in any version of transformers, from `tensors` by the checkpoint's names; else None."""
     module, _, kind = name.rpartition(".")
-    if found := tensors.get(name) or tensors.get(f"{architecture.first_name(module)}.{kind}"):
-        return found
+    if tensor := tensors.get(name) or tensors.get(f"{architecture.first_name(module)}.{kind}"):
+        return tensor
     if not architecture.is_stacked(name):
         return None
     parts = [tensors.get(f"{architecture.listed_module(stem, 0)}.weight") for stem in architecture.stems(name)]
-    there = [part for part in parts if part]
-    if len(there) < len(parts):
+    present_parts = [part for part in parts if part]
+    if len(present_parts) < len(parts):
         return None
-    first, n = architecture.stems(name)[0], 0
-    while f"{architecture.listed_module(first, n)}.weight" in tensors:
-        n += 1
-    experts = [BaseTensor((n, *part.shape), part.dtype) for part in there]
-    return _one(experts, axis=1, turned=False) if _fit(experts, axis=1) else None
+    first, count = architecture.stems(name)[0], 0
+    # The number of experts is not in the spec: count the modules.
+    while f"{architecture.listed_module(first, count)}.weight" in tensors:
+        count += 1
+    experts = [BaseTensor((count, *part.shape), part.dtype) for part in present_parts]
+    return _concatenate(experts, axis=1, turned=False) if _can_concatenate(experts, axis=1) else None
 
 
-def _is_list(tensor: BaseTensor, stems: tuple[str, ...], before: int) -> bool:
-    """Whether a tensor is `(experts, …)` with rows shared by the stems, and few enough experts for the tensors of one file."""
-    three = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
-    return three and before + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
+def _can_split_experts(tensor: BaseTensor, stems: tuple[str, ...], tensor_count: int) -> bool:
+    """Return whether a tensor is `(experts, …)` with rows shared by the stems, and few enough experts for one file's tensors.
+
+    The limit counts the tensors that were split already (`tensor_count`): a shape in a header must not decide how much memory
+    is used.
+    """
+    is_divisible = len(tensor.shape) == 3 and 0 not in tensor.shape and tensor.shape[1] % len(stems) == 0
+    return is_divisible and tensor_count + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
 
 
 def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
@@ -209,13 +221,13 @@ def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTens
             yield f"{architecture.listed_module(stem, expert)}.weight", BaseTensor((rows, tensor.shape[2]), tensor.dtype)
 
 
-def _fit(parts: Iterable[BaseTensor], *, axis: int) -> bool:
-    """Whether tensors can be concatenated along an axis."""
+def _can_concatenate(parts: Iterable[BaseTensor], *, axis: int) -> bool:
+    """Return whether tensors can be concatenated along an axis."""
     shapes = [part.shape for part in parts]
     return len(shapes[0]) > axis and len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
 
 
-def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
+def _concatenate(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
     """Concatenate tensors along an axis, then swap the last two axes if `turned`."""
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
@@ -224,49 +236,54 @@ def _one(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
     return BaseTensor(tuple(shape), parts[0].dtype)
 
 
-def _customary(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
+def _regroup(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
     """Split or fuse the tensors as the architecture usually does; a tensor whose parts are unknown is left alone."""
-    found = dict(tensors)
+    regrouped = dict(tensors)
     for name in tensors:
         stem, _, kind = name.rpartition(".")
         prefix, _, last = stem.rpartition(".")
+        # The file has fused tensors that the architecture usually splits.
         if last in FUSED and not architecture.has(stem):
-            found |= _split(architecture, name, found, config)
-        whole = next((one for one, parts in FUSED.items() if last == parts[0]), None)
-        if whole and not architecture.has(stem) and architecture.has(f"{prefix}.{whole}"):
-            parts = [f"{prefix}.{part}.{kind}" for part in FUSED[whole]]
-            if all(part in found for part in parts) and _fit([found[part] for part in parts], axis=0):
-                joined = _one([found.pop(part) for part in parts], axis=0, turned=False)
-                found[f"{prefix}.{whole}.{kind}"] = joined
-        other = found.get(f"{prefix}.attn_v_b.weight") if last == "attn_k_b" else None
-        if other and len(found[name].shape) == len(other.shape) == 3:
-            heads, latent, keys = found.pop(name).shape
-            del found[f"{prefix}.attn_v_b.weight"]
-            found[f"{prefix}.attn_kv_b.weight"] = BaseTensor((heads * (keys + other.shape[1]), latent), other.dtype)
-    return found
+            regrouped |= _split_fused(architecture, name, regrouped, config)
+        fused_name = next((fused_name for fused_name, parts in FUSED.items() if last == parts[0]), None)
+        # The file has split tensors that the architecture usually fuses.
+        if fused_name and not architecture.has(stem) and architecture.has(f"{prefix}.{fused_name}"):
+            parts = [f"{prefix}.{part}.{kind}" for part in FUSED[fused_name]]
+            if all(part in regrouped for part in parts) and _can_concatenate([regrouped[part] for part in parts], axis=0):
+                fused = _concatenate([regrouped.pop(part) for part in parts], axis=0, turned=False)
+                regrouped[f"{prefix}.{fused_name}.{kind}"] = fused
+        value_tensor = regrouped.get(f"{prefix}.attn_v_b.weight") if last == "attn_k_b" else None
+        if value_tensor and len(regrouped[name].shape) == len(value_tensor.shape) == 3:
+            heads, latent, keys = regrouped.pop(name).shape
+            del regrouped[f"{prefix}.attn_v_b.weight"]
+            regrouped[f"{prefix}.attn_kv_b.weight"] = BaseTensor(
+                (heads * (keys + value_tensor.shape[1]), latent), value_tensor.dtype
+            )
+    return regrouped
 
 
-def _split(
-    architecture: Architecture, name: str, found: dict[str, BaseTensor], config: Mapping[str, Any]
+def _split_fused(
+    architecture: Architecture, name: str, tensors: dict[str, BaseTensor], config: Mapping[str, Any]
 ) -> dict[str, BaseTensor]:
-    """The parts of a fused tensor, which is removed from `found`; empty if they are unknown."""
-    tensor = found[name]
+    """Return the parts of a fused tensor, which is removed from `tensors`; empty if they are unknown."""
+    tensor = tensors[name]
     stem, _, kind = name.rpartition(".")
-    prefix, dot, whole = stem.rpartition(".")
-    prefix, parts = prefix + dot, FUSED[whole]
-    axis = 1 if whole.endswith("_exps") else 0
+    prefix, dot, fused_name = stem.rpartition(".")
+    prefix, parts = prefix + dot, FUSED[fused_name]
+    axis = 1 if fused_name.endswith("_exps") else 0
     if len(tensor.shape) <= axis or not all(architecture.has(prefix + part) for part in parts):
         return {}
-    rows = _rows(whole, tensor.shape[axis], config)
+    rows = _rows(fused_name, tensor.shape[axis], config)
     if not rows or min(rows) < 1:
         return {}
-    del found[name]
+    del tensors[name]
     shapes = [(*tensor.shape[:axis], count, *tensor.shape[axis + 1 :]) for count in rows]
     return {f"{prefix}{part}.{kind}": BaseTensor(shape, tensor.dtype) for part, shape in zip(parts, shapes, strict=True)}
 
 
-def _rows(whole: str, total: int, config: Mapping[str, Any]) -> list[int] | None:
-    if whole == "ffn_gate_up_exps":
+def _rows(fused_name: str, total: int, config: Mapping[str, Any]) -> list[int] | None:
+    """Return the number of rows of each part of a fused tensor with `total` rows; None if unknown."""
+    if fused_name == "ffn_gate_up_exps":
         return [total // 2, total // 2] if total % 2 == 0 else None
     counts = [config.get(key) for key in ("num_attention_heads", "num_key_value_heads", "head_dim")]
     if not all(isinstance(count, int) for count in counts):

@@ -1,7 +1,7 @@
 """Access to the files of a base, in a local folder or anywhere else that can be read at offsets.
 
-The readers of this package use files only through `Files`, so that the same code reads a local folder and one behind HTTP.
-Headers are a few kilobytes of many gigabytes.
+The readers of this package use files only through `Files`, so that the same code reads a local folder and one behind HTTP. They
+need only headers: a few kilobytes of many gigabytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.containers.safetensors_file import ReadAt
 from adapterhub_converters.errors import FormatError, LocalIOError
 
-_FIRST = 1 << 16  # bytes: the whole header of most shards
-_AHEAD_GGUF = 1 << 20  # bytes
+_FIRST_READ = 1 << 16  # bytes: the complete header of most shards
+_GGUF_READ_AHEAD = 1 << 20  # bytes
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -40,30 +40,30 @@ class Files(Protocol):
 
     Attributes:
         local: The local folder; None for a remote one.
-        notes: Things that could not be read, one line each; a reader of a base passes them on.
+        notes: What could not be read, one line each; a reader of a base passes them on.
     """
 
     local: Path | None
     notes: list[str]
 
     def label(self, name: str) -> str:
-        """The name of a file in errors; of the folder, if `name` is empty."""
+        """Return the name of a file in errors, or of the folder if `name` is empty."""
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """Read a small file; None if it is missing, FormatError for more than `limit` bytes."""
+        """Read a small file; return None if it is missing, raise a FormatError for more than `limit` bytes."""
 
     def ranged(self, name: str) -> Ranged | None:
-        """A large file, to be read at offsets; None if it is missing."""
+        """Open a large file for reading at offsets; return None if it is missing."""
 
     def sha256(self, name: str) -> str | None:
-        """The digest of a file's bytes; None if the file is missing or the digest would take too long."""
+        """Return the digest of a file's bytes; None if the file is missing or the digest would take too long."""
 
-    def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply `do` to every item and return the results in order; concurrently where most of the time is spent waiting."""
+    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Apply `function` to every item and return the results in order; concurrently if they mostly wait."""
 
 
 def read_object(files: Files, name: str) -> dict[str, Any] | None:
-    """Read the JSON object in a file; None if the file is missing."""
+    """Read the JSON object in a file; return None if the file is missing."""
     raw = files.whole(name, json_file.MAX_CONFIG)
     if raw is None:
         return None
@@ -80,7 +80,7 @@ class LocalFiles:
         self.local: Path | None = folder
         self.notes: list[str] = []
         self._folder = folder
-        self._ranged: dict[str, Ranged | None] = {}
+        self._ranged_files: dict[str, Ranged | None] = {}
 
     def label(self, name: str) -> str:
         """Return the path."""
@@ -97,37 +97,40 @@ class LocalFiles:
             raise LocalIOError(self.label(name), error.strerror or str(error)) from error
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """Read the whole file."""
+        """Read the complete file."""
         try:
             with self._open(name) as file:
                 raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         except FileNotFoundError:
             return None
+        # One byte beyond the limit is requested, which tells whether there is more.
         if len(raw) > limit:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
 
     def ranged(self, name: str) -> Ranged | None:
-        """Open a file once for its size and beginning, and again for bytes beyond; never keep it open, as there may be many."""
-        if name not in self._ranged:
-            self._ranged[name] = self._begin(name)
-        return self._ranged[name]
+        """Open a file once for its size and beginning, and again for bytes beyond; keep none open, since there may be many."""
+        if name not in self._ranged_files:
+            self._ranged_files[name] = self._open_ranged_file(name)
+        return self._ranged_files[name]
 
-    def _begin(self, name: str) -> Ranged | None:
-        ahead = _AHEAD_GGUF if name.endswith(".gguf") else 0  # its header is read piece by piece
-        at, block = 0, b""
+    def _open_ranged_file(self, name: str) -> Ranged | None:
+        """Read the size and the beginning of a file."""
+        read_ahead = _GGUF_READ_AHEAD if name.endswith(".gguf") else 0  # its header is read piece by piece
+        block_start, block = 0, b""
 
-        def read_at(offset: int, n: int) -> bytes:
-            nonlocal at, block
-            if not at <= offset <= offset + n <= at + len(block):
+        def read_at(offset: int, count: int) -> bytes:
+            nonlocal block_start, block
+            if not block_start <= offset <= offset + count <= block_start + len(block):
+                # Reopened for each read: a model may have hundreds of shards, more than a process may hold open.
                 with self._open(name) as file:
                     file.seek(offset)
-                    at, block = offset, file.read(max(n, ahead))
-            return block[offset - at : offset - at + n]
+                    block_start, block = offset, file.read(max(count, read_ahead))
+            return block[offset - block_start : offset - block_start + count]
 
         try:
             with self._open(name) as file:
-                block = file.read(max(_FIRST, ahead))
+                block = file.read(max(_FIRST_READ, read_ahead))
                 return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
         except FileNotFoundError:
             return None
@@ -143,6 +146,6 @@ class LocalFiles:
         except (FileNotFoundError, LocalIOError):
             return None
 
-    def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply `do` to one item after the other."""
-        return [do(item) for item in items]
+    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Apply `function` to one item after the other."""
+        return [function(item) for item in items]

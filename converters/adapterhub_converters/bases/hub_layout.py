@@ -1,7 +1,7 @@
-"""The name and the commit of a model, by its place in the cache of huggingface_hub.
+"""The name and the commit of a model, from its place in the cache of huggingface_hub.
 
 A folder `models--ORG--NAME/snapshots/COMMIT` of that cache has the files of one commit, as links to blobs next to it
-(huggingface_hub, "Understand caching"). A base read from there is known by name, as one read from the Hub itself.
+(huggingface_hub, "Understand caching"). A base read from there is known by name, like one read from the Hub itself.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from pathlib import Path
 
 from .spec import BaseSpec
 
-_MODELS, _SNAPSHOTS, _COMMIT = "models--", "snapshots", 40  # hexadecimal digits
+_MODELS, _SNAPSHOTS, _COMMIT_LENGTH = "models--", "snapshots", 40  # hexadecimal digits
 
 
 def folder_name(repo: str) -> str:
-    """The folder of a model in the cache."""
+    """Return the name of a model's folder in the cache."""
     return _MODELS + repo.replace("/", "--")
 
 
 def snapshot(repo: str, commit: str) -> Path:
-    """The folder of a commit, relative to the cache."""
+    """Return the folder of a commit, relative to the cache."""
     return Path(folder_name(repo), _SNAPSHOTS, commit)
 
 
 def is_commit(text: str) -> bool:
-    """Return True for the full name of a commit."""
-    return len(text) == _COMMIT and not text.strip("0123456789abcdef")
+    """Return whether a text is the full name of a commit."""
+    return len(text) == _COMMIT_LENGTH and not text.strip("0123456789abcdef")
 
 
 def name_of(path: Path) -> tuple[str | None, str | None]:
-    """The name and the commit of the snapshot that a local path is, or is in; None for any other path."""
+    """Return the name and the commit of the snapshot that a local path is or is in; None for any other path."""
     parts = path.absolute().parts
+    # The cache may be anywhere in the path.
     for model, snapshots, commit in zip(parts, parts[1:], parts[2:], strict=False):
         if model.startswith(_MODELS) and snapshots == _SNAPSHOTS and is_commit(commit):
             return model.removeprefix(_MODELS).replace("--", "/"), commit
@@ -39,13 +40,13 @@ def name_of(path: Path) -> tuple[str | None, str | None]:
 
 
 def named(spec: BaseSpec, folder: Path | None) -> BaseSpec:
-    """Add the name and the commit of the snapshot that a local folder is, or is in; nothing for any other folder."""
+    """Add the name and the commit of the snapshot that a local folder is or is in; do nothing for any other folder."""
     repo, commit = name_of(folder) if folder is not None else (None, None)
     return with_name(spec, repo, commit) if repo and commit else spec
 
 
 def with_name(spec: BaseSpec, repo: str, commit: str) -> BaseSpec:
-    """Add a name and a commit, unless a GGUF names the model it was made from, of which the commit is unknown."""
+    """Add a name and a commit, unless a GGUF names the model it was made from, whose commit is unknown."""
     if spec.kind == "gguf" and spec.repo and spec.repo != repo:
         return spec
     return replace(spec, repo=repo, revision=commit)

@@ -1,7 +1,7 @@
 """Logical shapes of the weights of a quantized checkpoint, from its headers.
 
-Each scheme packs a weight in its own way, with tensors of scales; an adapter applies to the model before that. A weight in an
-unknown layout, or whose tensors contradict each other, is reported as packed, never guessed. Sources: bitsandbytes
+Each scheme packs a weight in its own way, with tensors of scales, while an adapter applies to the model before that. A weight
+in an unknown layout, or whose tensors contradict each other, is reported as packed, never guessed. Sources: bitsandbytes
 `functional.py` (`quantize_4bit`, `QuantState.as_dict`), GPTQModel's and AutoAWQ's packings, compressed-tensors
 `pack_quantized.py`, transformers `integrations/mxfp4.py`, mlx `mlx/nn/layers/quantized.py`, NVIDIA ModelOpt's export.
 """
@@ -34,131 +34,140 @@ _COMPANIONS = {
     "weight_global_scale", "input_global_scale", "input_scale", "output_scale", "activation_scale", "k_scale", "v_scale",
     "qzeros", "scales", "g_idx", "qweight", "weight_packed",
 }  # fmt: skip
-_INTEGERS = {"I8", "U8", "I16", "U16", "I32", "U32"}
+_INTEGER_DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32"}
 # Group sizes of MLX's modes, if the config leaves them out (mlx/ops.cpp, `quantization_params_from_mode`).
 _MLX_GROUPS = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 
 
 def parameter(name: str) -> str | None:
-    """The parameter of a stored tensor, by its name alone; None for a tensor that only accompanies one."""
-    module, leaf = _split(name)
+    """Return the parameter of a stored tensor, by its name alone; None for a tensor that only accompanies one."""
+    module, leaf = _split_name(name)
     if STATE in name:
         return None
     if leaf in ("qweight", "weight_packed"):
-        return _join(module, "weight")
+        return _join_name(module, "weight")
     return None if leaf in _COMPANIONS else name
 
 
 def small(tensors: Iterable[str]) -> list[str]:
-    """The tensors whose bytes `logical` reads."""
+    """Return the tensors whose bytes `logical_shapes` reads."""
     return [name for name in tensors if STATE in name or name.endswith(".weight_shape")]
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The quantization settings in a `config.json`; empty if there are none."""
+    """Return the quantization settings in a `config.json`; empty if there are none."""
     text = config.get("text_config")
-    for place in (config, text if isinstance(text, dict) else {}):
+    for section in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "quantization", "compression_config"):
-            if isinstance(found := place.get(key), dict):
-                return found
+            if isinstance(value := section.get(key), dict):
+                return value
     return {}
 
 
 def logical(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, where: str
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, label: str
 ) -> tuple[Shapes, dict[str, str]]:
-    """Names and shapes before quantization, and the names of unknown shape with the reason.
+    """Return names and shapes before quantization, and the names of unknown shape with the reason.
 
-    `read` returns the bytes of a small tensor. Raises FormatError if a packed tensor contradicts its own description.
+    `read` returns the bytes of a small tensor.
+
+    Raises:
+        FormatError: A packed tensor contradicts its own description.
     """
-    found: Shapes = {}
-    packed: dict[str, str] = {}
-    for module, leaves in _modules(tensors).items():
+    known_shapes: Shapes = {}
+    packed_reasons: dict[str, str] = {}
+    for module, leaves in _by_module(tensors).items():
         if config or _is_packed(leaves):
-            shapes, reasons = _module(module, leaves, config, read)
-            found |= shapes
-            packed |= reasons
+            shapes, reasons = _module_shapes(module, leaves, config, read)
+            known_shapes |= shapes
+            packed_reasons |= reasons
         else:
-            found.update(
-                {_join(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _COMPANIONS}
+            known_shapes.update(
+                {_join_name(module, leaf): (info.shape, info.dtype) for leaf, info in leaves.items() if leaf not in _COMPANIONS}
             )
+    # A state of bitsandbytes says the shape itself: it overrides any guess from the packed tensor.
     for name in tensors:
         weight, state, kind = name.partition(STATE)
         if state and weight in tensors:
-            found[weight] = (_bnb_shape(tensors, weight, name, read, where), kind.upper())
-            packed.pop(weight, None)
-    return found, packed
+            known_shapes[weight] = (_bnb_shape(tensors, weight, name, read, label), kind.upper())
+            packed_reasons.pop(weight, None)
+    return known_shapes, packed_reasons
 
 
-def _modules(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+def _by_module(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Return the tensors of each module, without states of bitsandbytes."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         if STATE in name:
             continue
-        module, leaf = _split(name)
+        module, leaf = _split_name(name)
         modules.setdefault(module, {})[leaf] = info
     return modules
 
 
-def _split(name: str) -> tuple[str, str]:
-    module, inside, leaf = name.rpartition(".weight.")
-    if inside:
+def _split_name(name: str) -> tuple[str, str]:
+    """Split the name of a tensor into its module and the rest, such as `weight` or `weight.absmax`."""
+    module, separator, leaf = name.rpartition(".weight.")
+    if separator:
         return module, f"weight.{leaf}"
     module, _, leaf = name.rpartition(".")
     return module, leaf
 
 
-def _join(module: str, leaf: str) -> str:
+def _join_name(module: str, leaf: str) -> str:
     return f"{module}.{leaf}" if module else leaf
 
 
 def _is_packed(leaves: Leaves) -> bool:
+    """Return whether a module has a packed weight."""
     weight = leaves.get("weight")
-    return weight.dtype in _INTEGERS if weight else any(leaf in leaves for leaf in ("qweight", "weight_packed"))
+    return weight.dtype in _INTEGER_DTYPES if weight else any(leaf in leaves for leaf in ("qweight", "weight_packed"))
 
 
-def _module(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shapes, dict[str, str]]:
-    """The parameters of one module of a quantized checkpoint: those of known shape, and the others with the reason."""
-    found: Shapes = {}
-    packed: dict[str, str] = {}
-    method, weight = str(config.get("quant_method") or config.get("mode") or "packed"), _join(module, "weight")
+def _module_shapes(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shapes, dict[str, str]]:
+    """Return the parameters of one module of a quantized checkpoint: those of known shape, and the others with the reason."""
+    shapes: Shapes = {}
+    packed_reasons: dict[str, str] = {}
+    method, weight = str(config.get("quant_method") or config.get("mode") or "packed"), _join_name(module, "weight")
     companions = _COMPANIONS | ({"biases"} if _is_packed(leaves) else set())
     for leaf, info in leaves.items():
         stack = leaf.removesuffix("_blocks")
         if stack != leaf and f"{stack}_scales" in leaves:
             if (shape := _mxfp4_stack(info, leaves[f"{stack}_scales"])) is not None:
-                found[_join(module, stack)] = (shape, "MXFP4")
+                shapes[_join_name(module, stack)] = (shape, "MXFP4")
             else:
-                packed[_join(module, stack)] = f"stored as {method} {info.shape}"
+                packed_reasons[_join_name(module, stack)] = f"stored as {method} {info.shape}"
         elif leaf in companions or leaf.startswith("weight.") or leaf.endswith(("_scales", "_scale_inv", "_scale")):
             continue
-        elif leaf != "weight" or info.dtype not in _INTEGERS:
-            found[_join(module, leaf)] = (info.shape, info.dtype)
-    if weight not in found:
+        elif leaf != "weight" or info.dtype not in _INTEGER_DTYPES:
+            shapes[_join_name(module, leaf)] = (info.shape, info.dtype)
+    # A module may have its weight in any of several packed forms.
+    if weight not in shapes:
         shape, kind = _weight_shape(module, leaves, config, read)
         first = next((info for leaf, info in leaves.items() if _may_be_a_weight(leaf, info)), None)
         if shape is not None:
-            found[weight] = (shape, kind)
+            shapes[weight] = (shape, kind)
         elif first:
-            packed[weight] = f"stored as {method} {first.shape}"
-    return found, packed
+            packed_reasons[weight] = f"stored as {method} {first.shape}"
+    return shapes, packed_reasons
 
 
 def _may_be_a_weight(leaf: str, info: TensorInfo) -> bool:
-    small = info.dtype in _INTEGERS or info.dtype.startswith("F8")
-    return not leaf.endswith(("_scales", "_blocks")) and (small or "weight" in leaf or "qdata" in leaf)
+    is_narrow = info.dtype in _INTEGER_DTYPES or info.dtype.startswith("F8")
+    return not leaf.endswith(("_scales", "_blocks")) and (is_narrow or "weight" in leaf or "qdata" in leaf)
 
 
 def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shape, str]:
+    """Return the logical shape of a module's weight and its type; None for an unknown layout."""
     pairs, scales = leaves.get("weight", leaves.get("weight_packed")), leaves.get("weight_scale")
     if pairs and scales and pairs.dtype == "U8":
         return _fp4_shape(pairs, scales)
     if weight := leaves.get("weight"):
         if weight.dtype == "U32" and "scales" in leaves:
             return _mlx_shape(weight, leaves["scales"], _mlx_settings(module, config)), "MLX"
-        # LLM.int8 and compressed-tensors' int-quantized store (out, in).
-        whole = "SCB" in leaves or (scales and config.get("quant_method") == "compressed-tensors")
-        return (weight.shape if weight.dtype == "I8" and whole else None), weight.dtype
+        # LLM.int8 and compressed-tensors' int-quantized store the weight unpacked, `(out, in)`.
+        is_unpacked = "SCB" in leaves or (scales and config.get("quant_method") == "compressed-tensors")
+        return (weight.shape if weight.dtype == "I8" and is_unpacked else None), weight.dtype
     if words := leaves.get("qweight"):
         return _words_shape(words, leaves, config)
     words = leaves.get("weight_packed")
@@ -166,7 +175,7 @@ def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: 
 
 
 def _words_shape(words: TensorInfo, leaves: Leaves, config: Mapping[str, Any]) -> tuple[Shape, str]:
-    """The shape of a weight in 32-bit words: GPTQ packs the inputs of a transposed weight, AWQ the outputs."""
+    """Return the shape of a weight in 32-bit words: GPTQ packs the inputs of a transposed weight, AWQ the outputs."""
     method = str(config.get("quant_method", ""))
     method += str(config.get("packing_format", "")) if "round" in method else ""
     scales = leaves.get("scales")
@@ -190,28 +199,33 @@ def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None,
     (rows, columns), bits, group = words.shape, config.get("bits"), config.get("group_size")
     if str(config.get("checkpoint_format", "gptq")) not in ("gptq", "gptq_v2") or scales.shape[1] != columns:
         return None
+    # The order of groups has one number per input, whatever the bits.
     if order is not None and len(order.shape) == 1 and order.shape[0]:
         return (columns, order.shape[0]) if rows * 32 / order.shape[0] in (2, 3, 4, 8) else None
     # GPTQModel's `dynamic` gives a module its own number of bits, which its tensors do not show.
     if "gptq" not in str(config["quant_method"]) or bits not in (2, 3, 4, 8) or config.get("dynamic") or rows * 32 % bits:
         return None
-    reads = rows * 32 // bits
-    grouped = isinstance(group, int) and group > 0
-    return (columns, reads) if not grouped or -(-reads // group) == scales.shape[0] else None
+    in_features = rows * 32 // bits
+    is_grouped = isinstance(group, int) and group > 0
+    return (columns, in_features) if not is_grouped or -(-in_features // group) == scales.shape[0] else None
 
 
 def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: Read) -> Shape:
-    """The shape in `weight_shape`, which padding hides; only if it fits the packed tensor exactly."""
+    """Return the shape in `weight_shape`, which padding hides; only if it fits the packed tensor exactly."""
     if shape is None or shape.shape != (2,) or shape.dtype not in ("I64", "I32") or len(words.shape) != 2:
         return None
     raw, width = read(shape.name), shape.size // 2
-    out, into = (int.from_bytes(raw[start : start + width], "little", signed=True) for start in (0, width))
-    fits = words.dtype == "I32" and words.shape[0] == out and into > 0
-    return (out, into) if fits and any(-(-into // (32 // bits)) == words.shape[1] for bits in range(1, 9)) else None
+    out_features, in_features = (int.from_bytes(raw[start : start + width], "little", signed=True) for start in (0, width))
+    fits = words.dtype == "I32" and words.shape[0] == out_features and in_features > 0
+    return (
+        (out_features, in_features)
+        if fits and any(-(-in_features // (32 // bits)) == words.shape[1] for bits in range(1, 9))
+        else None
+    )
 
 
 def _fp4_shape(pairs: TensorInfo, scales: TensorInfo) -> tuple[Shape, str]:
-    """The shape of a weight with two numbers a byte; NVFP4 has a scale for 16 of them, MXFP4 one for 32."""
+    """Return the shape of a weight with two numbers per byte; NVFP4 has a scale for every 16 of them, MXFP4 for every 32."""
     group, kind = (16, "NVFP4") if scales.dtype == "F8_E4M3" else (32, "MXFP4")
     if len(pairs.shape) < 2 or scales.dtype not in ("F8_E4M3", "U8", "F8_E8M0"):
         return None, kind
@@ -220,38 +234,41 @@ def _fp4_shape(pairs: TensorInfo, scales: TensorInfo) -> tuple[Shape, str]:
 
 
 def _mxfp4_stack(blocks: TensorInfo, scales: TensorInfo) -> Shape:
-    """gpt-oss's `(experts, out, in / 32, 16)`, which transformers unpacks to `(experts, in, out)`."""
+    """Return the shape of gpt-oss's `(experts, out, in / 32, 16)`, which transformers unpacks to `(experts, in, out)`."""
     if blocks.dtype != "U8" or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
         return None
     return blocks.shape[0], 32 * blocks.shape[2], blocks.shape[1]
 
 
 def _mlx_settings(module: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    own = config.get(module)
-    return own if isinstance(own, dict) else config
+    """Return the settings of a module, which MLX may set apart."""
+    module_settings = config.get(module)
+    return module_settings if isinstance(module_settings, dict) else config
 
 
 def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any]) -> Shape:
     group = config.get("group_size") or _MLX_GROUPS.get(str(config.get("mode", "affine")))
     if not isinstance(group, int) or len(words.shape) < 2 or scales.shape[:-1] != words.shape[:-1] or not scales.shape[-1]:
         return None
-    reads, bits = scales.shape[-1] * group, config.get("bits")
-    stored = words.shape[-1] * 32 / reads
-    return (*words.shape[:-1], reads) if stored in (2, 3, 4, 5, 6, 8) and bits in (None, stored) else None
+    # The number of groups gives the inputs, and so the bits of each number.
+    in_features, bits = scales.shape[-1] * group, config.get("bits")
+    stored_bits = words.shape[-1] * 32 / in_features
+    return (*words.shape[:-1], in_features) if stored_bits in (2, 3, 4, 5, 6, 8) and bits in (None, stored_bits) else None
 
 
-def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, where: str) -> tuple[int, ...]:
+def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, label: str) -> tuple[int, ...]:
+    """Return the shape in the state of a 4-bit matrix, if the matrix has that size."""
     if tensors[state].size > _MAX_STATE:
-        raise FormatError(where, f"{state}: {tensors[state].size} bytes are not a quantization state")
+        raise FormatError(label, f"{state}: {tensors[state].size} bytes are not a quantization state")
     try:
         text = read(state).decode()
     except UnicodeDecodeError as error:
-        raise FormatError(where, f"{state}: not UTF-8") from error
-    shape = json_file.parse_object(text, f"{where}: {state}").get("shape")
+        raise FormatError(label, f"{state}: not UTF-8") from error
+    shape = json_file.parse_object(text, f"{label}: {state}").get("shape")
     if not isinstance(shape, list) or not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
-        raise FormatError(where, f"{state}: has no valid shape")
-    # Two numbers a byte, in whole elements of the dtype in bnb_4bit_quant_storage.
+        raise FormatError(label, f"{state}: has no valid shape")
+    # The codes take half a byte each, in whole elements of the dtype in bnb_4bit_quant_storage.
     width, size = dtypes.BITS[tensors[weight].dtype] // 8, tensors[weight].size
     if abs(size - (math.prod(shape) + 1) // 2) >= max(width, 1):
-        raise FormatError(where, f"{weight}: {size} bytes are not {shape} in four bits")
+        raise FormatError(label, f"{weight}: {size} bytes are not {shape} in four bits")
     return tuple(shape)

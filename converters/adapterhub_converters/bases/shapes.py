@@ -1,4 +1,4 @@
-"""Compute the shapes of a model's linear modules and tables from its `config.json` alone.
+"""Shapes of a model's linear modules and tables, computed from its `config.json` alone.
 
 The table lists the modules of each family of models with their rows and columns in terms of config keys, as transformers 5.24
 builds them (`models/*/modeling_*.py`); each dimension is a sum of products. Norms, biases, and task heads are left out. A
@@ -13,56 +13,67 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Modules = dict[str, tuple[str, ...]]
-"""Path to its dimensions: `a*b+2*c`. A path that ends in `!` is a parameter itself, not the weight of a module."""
+"""Path to its dimensions: `a*b+2*c`. A path that ends in `!` is itself a parameter rather than a module with a weight."""
 
-_D, _FF = "hidden_size", "intermediate_size"
-_Q, _KV = "num_attention_heads*head_dim", "num_key_value_heads*head_dim"
-
-
-def _gated(into: str, prefix: str = "mlp.", size: str = _FF) -> Modules:
-    return {f"{prefix}gate_proj": (size, into), f"{prefix}up_proj": (size, into), f"{prefix}down_proj": (into, size)}
+_HIDDEN, _INTERMEDIATE = "hidden_size", "intermediate_size"
+_QUERY_ROWS, _KV_ROWS = "num_attention_heads*head_dim", "num_key_value_heads*head_dim"
 
 
-def _stacked(experts: str, size: str, router: str = "mlp.gate") -> Modules:
+def _gated_mlp(in_features: str, prefix: str = "mlp.", size: str = _INTERMEDIATE) -> Modules:
     return {
-        router: (experts, _D), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _D),
-        "mlp.experts.down_proj!": (experts, _D, size),
+        f"{prefix}gate_proj": (size, in_features),
+        f"{prefix}up_proj": (size, in_features),
+        f"{prefix}down_proj": (in_features, size),
+    }
+
+
+def _stacked_experts(experts: str, size: str, router: str = "mlp.gate") -> Modules:
+    return {
+        router: (experts, _HIDDEN), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _HIDDEN),
+        "mlp.experts.down_proj!": (experts, _HIDDEN, size),
     }  # fmt: skip
 
 
 _ATTENTION: Modules = {
-    "self_attn.q_proj": (_Q, _D), "self_attn.k_proj": (_KV, _D), "self_attn.v_proj": (_KV, _D), "self_attn.o_proj": (_D, _Q),
-}  # fmt: skip
-_LLAMA: Modules = {**_ATTENTION, **_gated(_D)}
-_FUSED_MLP: Modules = {"mlp.gate_up_proj": (f"2*{_FF}", _D), "mlp.down_proj": (_D, _FF)}
-_NOPE = "num_attention_heads*qk_nope_head_dim"
-_MLA: Modules = {
-    "self_attn.kv_a_proj_with_mqa": ("kv_lora_rank+qk_rope_head_dim", _D),
-    "self_attn.kv_b_proj": (f"{_NOPE}+num_attention_heads*v_head_dim", "kv_lora_rank"),
-    "self_attn.o_proj": (_D, "num_attention_heads*v_head_dim"),
+    "self_attn.q_proj": (_QUERY_ROWS, _HIDDEN),
+    "self_attn.k_proj": (_KV_ROWS, _HIDDEN),
+    "self_attn.v_proj": (_KV_ROWS, _HIDDEN),
+    "self_attn.o_proj": (_HIDDEN, _QUERY_ROWS),
 }
-_MLA_Q = f"{_NOPE}+num_attention_heads*qk_rope_head_dim"
-_MLA_LOW: Modules = {**_MLA, "self_attn.q_a_proj": ("q_lora_rank", _D), "self_attn.q_b_proj": (_MLA_Q, "q_lora_rank")}
-_MLA_WHOLE: Modules = {**_MLA, "self_attn.q_proj": (_MLA_Q, _D)}
+_LLAMA: Modules = {**_ATTENTION, **_gated_mlp(_HIDDEN)}
+_FUSED_MLP: Modules = {"mlp.gate_up_proj": (f"2*{_INTERMEDIATE}", _HIDDEN), "mlp.down_proj": (_HIDDEN, _INTERMEDIATE)}
+_NOPE_ROWS = "num_attention_heads*qk_nope_head_dim"
+_MLA: Modules = {
+    "self_attn.kv_a_proj_with_mqa": ("kv_lora_rank+qk_rope_head_dim", _HIDDEN),
+    "self_attn.kv_b_proj": (f"{_NOPE_ROWS}+num_attention_heads*v_head_dim", "kv_lora_rank"),
+    "self_attn.o_proj": (_HIDDEN, "num_attention_heads*v_head_dim"),
+}
+_MLA_QUERY_ROWS = f"{_NOPE_ROWS}+num_attention_heads*qk_rope_head_dim"
+_MLA_LOW_RANK_QUERY: Modules = {
+    **_MLA,
+    "self_attn.q_a_proj": ("q_lora_rank", _HIDDEN),
+    "self_attn.q_b_proj": (_MLA_QUERY_ROWS, "q_lora_rank"),
+}
+_MLA_FULL_QUERY: Modules = {**_MLA, "self_attn.q_proj": (_MLA_QUERY_ROWS, _HIDDEN)}
 
 
 def _attention(path: str, names: str, size: str, inner: str) -> Modules:
-    """Shapes of the queries, keys, values, and output of `path`, named in that order."""
+    """Return the shapes of the queries, keys, values, and output of `path`, named in that order."""
     *inputs, output = (f"{path}.{name}" for name in names.split())
     return {**dict.fromkeys(inputs, (inner, size)), output: (size, inner)}
 
 
-def _plain(first: str, second: str, size: str, inner: str) -> Modules:
+def _two_layers(first: str, second: str, size: str, inner: str) -> Modules:
     return {first: (inner, size), second: (size, inner)}
 
 
 _BERT: Modules = {
-    **_attention("attention", "self.query self.key self.value output.dense", _D, _D),
-    **_plain("intermediate.dense", "output.dense", _D, _FF),
+    **_attention("attention", "self.query self.key self.value output.dense", _HIDDEN, _HIDDEN),
+    **_two_layers("intermediate.dense", "output.dense", _HIDDEN, _INTERMEDIATE),
 }
 _DEBERTA: Modules = {
-    **_attention("attention", "self.query_proj self.key_proj self.value_proj output.dense", _D, _D),
-    **_plain("intermediate.dense", "output.dense", _D, _FF),
+    **_attention("attention", "self.query_proj self.key_proj self.value_proj output.dense", _HIDDEN, _HIDDEN),
+    **_two_layers("intermediate.dense", "output.dense", _HIDDEN, _INTERMEDIATE),
 }
 _BART: Modules = _attention("self_attn", "q_proj k_proj v_proj out_proj", "d_model", "d_model")
 _CROSS: Modules = _attention("encoder_attn", "q_proj k_proj v_proj out_proj", "d_model", "d_model")
@@ -92,49 +103,56 @@ class Family:
     head: Modules = field(default_factory=dict)
 
 
-_TABLE: Modules = {"embed_tokens": ("vocab_size", _D)}
-_HEAD: Modules = {"lm_head": ("vocab_size", _D)}
+_EMBEDDING: Modules = {"embed_tokens": ("vocab_size", _HIDDEN)}
+_HEAD: Modules = {"lm_head": ("vocab_size", _HIDDEN)}
 
 
 def _decoder(modules: Modules, dense: Modules | None = None, sparse: Modules | None = None) -> Family:
-    return Family("model.", (Stack("layers", "num_hidden_layers", modules, dense or {}, sparse or {}),), _TABLE, _HEAD)
+    return Family("model.", (Stack("layers", "num_hidden_layers", modules, dense or {}, sparse or {}),), _EMBEDDING, _HEAD)
 
 
-_EXPERTS, _SMALL = "num_experts", "moe_intermediate_size"
-_SHARED = _gated(_D, "mlp.shared_expert.", "shared_expert_intermediate_size")
-_DEEPSEEK = _stacked("n_routed_experts", _SMALL) | _gated(_D, "mlp.shared_experts.", f"n_shared_experts*{_SMALL}")
+_EXPERTS, _EXPERT_SIZE = "num_experts", "moe_intermediate_size"
+_SHARED = _gated_mlp(_HIDDEN, "mlp.shared_expert.", "shared_expert_intermediate_size")
+_DEEPSEEK = _stacked_experts("n_routed_experts", _EXPERT_SIZE) | _gated_mlp(
+    _HIDDEN, "mlp.shared_experts.", f"n_shared_experts*{_EXPERT_SIZE}"
+)
 
 
 def _gpt2(config: Mapping[str, Any]) -> Family:
-    inner = "n_inner" if config.get("n_inner") else f"4*{_D}"
+    inner = "n_inner" if config.get("n_inner") else f"4*{_HIDDEN}"
     # Conv1D stores (in, out).
     layer: Modules = {
-        "attn.c_attn": (_D, f"3*{_D}"), "attn.c_proj": (_D, _D), "mlp.c_fc": (_D, inner), "mlp.c_proj": (inner, _D),
-    }  # fmt: skip
-    top: Modules = {"wte": ("vocab_size", _D), "wpe": ("n_positions", _D)}
+        "attn.c_attn": (_HIDDEN, f"3*{_HIDDEN}"),
+        "attn.c_proj": (_HIDDEN, _HIDDEN),
+        "mlp.c_fc": (_HIDDEN, inner),
+        "mlp.c_proj": (inner, _HIDDEN),
+    }
+    top: Modules = {"wte": ("vocab_size", _HIDDEN), "wpe": ("n_positions", _HIDDEN)}
     return Family("transformer.", (Stack("h", "num_hidden_layers", layer),), top, _HEAD)
 
 
-_WORDS: Modules = {"word_embeddings": ("vocab_size", _D)}
+_WORD_EMBEDDINGS: Modules = {"word_embeddings": ("vocab_size", _HIDDEN)}
 
 
 def _bloom(config: Mapping[str, Any]) -> Family:
-    rows, inner = f"3*{_D}", f"4*{_D}"
+    rows, inner = f"3*{_HIDDEN}", f"4*{_HIDDEN}"
     if config.get("model_type") == "falcon":
         inner = "ffn_hidden_size" if config.get("ffn_hidden_size") else inner
         if config.get("new_decoder_architecture"):
             rows = "num_attention_heads*head_dim+2*num_kv_heads*head_dim"
         elif config.get("multi_query"):
-            rows = f"{_D}+2*head_dim"
-    layer: Modules = {"self_attention.query_key_value": (rows, _D), "self_attention.dense": (_D, _D)}
-    layer |= _plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", _D, inner)
-    return Family("transformer.", (Stack("h", "num_hidden_layers", layer),), _WORDS, _HEAD)
+            rows = f"{_HIDDEN}+2*head_dim"
+    layer: Modules = {"self_attention.query_key_value": (rows, _HIDDEN), "self_attention.dense": (_HIDDEN, _HIDDEN)}
+    layer |= _two_layers("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", _HIDDEN, inner)
+    return Family("transformer.", (Stack("h", "num_hidden_layers", layer),), _WORD_EMBEDDINGS, _HEAD)
 
 
 def _t5(config: Mapping[str, Any]) -> Family:
-    gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
-    kind: Modules = {"wi_0": ("d_ff", "d_model"), "wi_1": ("d_ff", "d_model")} if gated else {"wi": ("d_ff", "d_model")}
-    mlp: Modules = {**kind, "wo": ("d_model", "d_ff")}
+    is_gated = str(config.get("feed_forward_proj", "relu")).startswith("gated")
+    first_layers: Modules = (
+        {"wi_0": ("d_ff", "d_model"), "wi_1": ("d_ff", "d_model")} if is_gated else {"wi": ("d_ff", "d_model")}
+    )
+    mlp: Modules = {**first_layers, "wo": ("d_model", "d_ff")}
     encoder: Modules = _T5_SELF | {f"layer.1.DenseReluDense.{name}": shape for name, shape in mlp.items()}
     decoder: Modules = {**_T5_SELF, **_T5_CROSS, **{f"layer.2.DenseReluDense.{name}": shape for name, shape in mlp.items()}}
     stacks = (Stack("encoder.block", "num_layers", encoder), Stack("decoder.block", "num_decoder_layers", decoder))
@@ -143,12 +161,12 @@ def _t5(config: Mapping[str, Any]) -> Family:
 
 
 def _deepseek(config: Mapping[str, Any]) -> Family:
-    return _decoder(_MLA_LOW if config.get("q_lora_rank") else _MLA_WHOLE, _gated(_D), _DEEPSEEK)
+    return _decoder(_MLA_LOW_RANK_QUERY if config.get("q_lora_rank") else _MLA_FULL_QUERY, _gated_mlp(_HIDDEN), _DEEPSEEK)
 
 
 def _seq2seq(head: str) -> Family:
-    encoder: Modules = {**_BART, **_plain("fc1", "fc2", "d_model", "encoder_ffn_dim")}
-    decoder: Modules = {**_BART, **_CROSS, **_plain("fc1", "fc2", "d_model", "decoder_ffn_dim")}
+    encoder: Modules = {**_BART, **_two_layers("fc1", "fc2", "d_model", "encoder_ffn_dim")}
+    decoder: Modules = {**_BART, **_CROSS, **_two_layers("fc1", "fc2", "d_model", "decoder_ffn_dim")}
     stacks = (Stack("encoder.layers", "encoder_layers", encoder), Stack("decoder.layers", "decoder_layers", decoder))
     table: Modules = {"decoder.embed_tokens": ("vocab_size", "d_model")}
     shared: Modules = {"shared": ("vocab_size", "d_model")} if head == "lm_head" else {}
@@ -156,7 +174,7 @@ def _seq2seq(head: str) -> Family:
 
 
 def _encoder(prefix: str, layer: Modules) -> Family:
-    words: Modules = {"embeddings.word_embeddings": ("vocab_size", _D)}
+    words: Modules = {"embeddings.word_embeddings": ("vocab_size", _HIDDEN)}
     return Family(prefix, (Stack("encoder.layer", "num_hidden_layers", layer),), words)
 
 
@@ -168,7 +186,7 @@ _DISTILBERT = Family(
             "n_layers",
             {
                 **_attention("attention", "q_lin k_lin v_lin out_lin", "dim", "dim"),
-                **_plain("ffn.lin1", "ffn.lin2", "dim", "hidden_dim"),
+                **_two_layers("ffn.lin1", "ffn.lin2", "dim", "hidden_dim"),
             },
         ),
     ),
@@ -180,16 +198,23 @@ _VIT = Family(
         Stack(
             "layers",
             "num_hidden_layers",
-            {**_attention("attention", "q_proj k_proj v_proj o_proj", _D, _D), **_plain("mlp.fc1", "mlp.fc2", _D, _FF)},
+            {
+                **_attention("attention", "q_proj k_proj v_proj o_proj", _HIDDEN, _HIDDEN),
+                **_two_layers("mlp.fc1", "mlp.fc2", _HIDDEN, _INTERMEDIATE),
+            },
         ),
     ),
     {},
 )
-_PHI3: Modules = {"self_attn.qkv_proj": (f"{_Q}+2*{_KV}", _D), "self_attn.o_proj": (_D, _Q), **_FUSED_MLP}
+_PHI3: Modules = {
+    "self_attn.qkv_proj": (f"{_QUERY_ROWS}+2*{_KV_ROWS}", _HIDDEN),
+    "self_attn.o_proj": (_HIDDEN, _QUERY_ROWS),
+    **_FUSED_MLP,
+}
 _GPT_OSS: Modules = {
-    **_ATTENTION, "mlp.router": ("num_local_experts", _D),
-    "mlp.experts.gate_up_proj!": ("num_local_experts", _D, f"2*{_FF}"),
-    "mlp.experts.down_proj!": ("num_local_experts", _FF, _D),
+    **_ATTENTION, "mlp.router": ("num_local_experts", _HIDDEN),
+    "mlp.experts.gate_up_proj!": ("num_local_experts", _HIDDEN, f"2*{_INTERMEDIATE}"),
+    "mlp.experts.down_proj!": ("num_local_experts", _INTERMEDIATE, _HIDDEN),
 }  # fmt: skip
 
 FAMILIES: dict[str, Any] = {
@@ -198,69 +223,79 @@ FAMILIES: dict[str, Any] = {
          "cohere", "cohere2", "olmo", "seed_oss", "ernie4_5"),
         _decoder(_LLAMA),
     ),
-    **dict.fromkeys(("nemotron", "arcee"), _decoder({**_ATTENTION, **_plain("mlp.up_proj", "mlp.down_proj", _D, _FF)})),
+    **dict.fromkeys(
+        ("nemotron", "arcee"),
+        _decoder({**_ATTENTION, **_two_layers("mlp.up_proj", "mlp.down_proj", _HIDDEN, _INTERMEDIATE)}),
+    ),
     "phi3": _decoder(_PHI3),
     "glm4": _decoder({**_ATTENTION, **_FUSED_MLP}),
-    "starcoder2": _decoder({**_ATTENTION, **_plain("mlp.c_fc", "mlp.c_proj", _D, _FF)}),
-    "mixtral": _decoder({**_ATTENTION, **_stacked("num_local_experts", _FF)}),
+    "starcoder2": _decoder({**_ATTENTION, **_two_layers("mlp.c_fc", "mlp.c_proj", _HIDDEN, _INTERMEDIATE)}),
+    "mixtral": _decoder({**_ATTENTION, **_stacked_experts("num_local_experts", _INTERMEDIATE)}),
     "qwen2_moe": _decoder(
-        _ATTENTION, _gated(_D), {**_stacked(_EXPERTS, _SMALL), **_SHARED, "mlp.shared_expert_gate": ("1", _D)}
+        _ATTENTION,
+        _gated_mlp(_HIDDEN),
+        {**_stacked_experts(_EXPERTS, _EXPERT_SIZE), **_SHARED, "mlp.shared_expert_gate": ("1", _HIDDEN)},
     ),
-    "qwen3_moe": _decoder(_ATTENTION, _gated(_D), _stacked(_EXPERTS, _SMALL)),
+    "qwen3_moe": _decoder(_ATTENTION, _gated_mlp(_HIDDEN), _stacked_experts(_EXPERTS, _EXPERT_SIZE)),
     "gpt_oss": _decoder(_GPT_OSS),
     "deepseek_v2": _deepseek, "deepseek_v3": _deepseek, "gpt2": _gpt2, "bloom": _bloom, "falcon": _bloom, "t5": _t5, "mt5": _t5,
     "bert": _encoder("bert.", _BERT), "roberta": _encoder("roberta.", _BERT), "xlm-roberta": _encoder("roberta.", _BERT),
     "deberta-v2": _encoder("deberta.", _DEBERTA), "distilbert": _DISTILBERT, "vit": _VIT,
     "bart": _seq2seq("lm_head"), "whisper": _seq2seq("proj_out"),
 }  # fmt: skip
-_BARE = ("Model", "EncoderModel")
+_HEADLESS_CLASSES = ("Model", "EncoderModel")
 _MAX_LAYERS = 2_000  # ten times the largest model's: a config must not decide how much memory is used
 
 
 def shapes_from_config(config: Mapping[str, Any], architecture: str) -> dict[str, tuple[int, ...]]:
-    """Parameter name to shape for a completed config; empty for an unknown family."""
+    """Return the shape of each parameter for a completed config; empty for an unknown family."""
     family = FAMILIES.get(str(config.get("model_type", "")))
     if callable(family):
         family = family(config)
     if family is None:
         return {}
-    experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes either
+    experts = config.get("num_experts", config.get("num_local_experts"))  # transformers 5 writes one or the other
     numbers = {**config, "num_experts": experts, "num_local_experts": experts}
     try:
+        # A missing or malformed number makes all shapes unknown, rather than some of them wrong.
         return dict(_shapes(family, numbers, architecture))
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return {}
 
 
 def _shapes(family: Family, config: Mapping[str, Any], architecture: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    bare = architecture.endswith(_BARE) and not architecture.endswith("LMHeadModel")
-    prefix = "" if bare else family.prefix
-    causal = "CausalLM" in architecture or architecture.endswith(("LMHeadModel", "ForConditionalGeneration"))
-    yield from _named(prefix, family.top, config)
+    """Yield the shape of each parameter of a model of this family."""
+    is_headless = architecture.endswith(_HEADLESS_CLASSES) and not architecture.endswith("LMHeadModel")
+    prefix = "" if is_headless else family.prefix
+    has_lm_head = "CausalLM" in architecture or architecture.endswith(("LMHeadModel", "ForConditionalGeneration"))
+    yield from _module_shapes(prefix, family.top, config)
     config = {**config, "mlp_only_layers": frozenset(config.get("mlp_only_layers") or ())}  # looked up for every layer
     for stack in family.stacks:
         if stack.path.startswith("decoder.") and architecture.endswith("EncoderModel"):
             continue
-        if (count := _number(stack.count, config)) > _MAX_LAYERS:
+        if (count := _config_number(stack.count, config)) > _MAX_LAYERS:
             raise ValueError(stack.count)
         for layer in range(count):
-            inside = {**stack.modules, **(stack.sparse if _is_sparse(layer, config) else stack.dense)}
-            yield from _named(f"{prefix}{stack.path}.{layer}.", inside, config)
-    if causal and not config.get("tie_word_embeddings", True):
-        yield from _named("", family.head, config)
+            layer_modules = {**stack.modules, **(stack.sparse if _is_sparse(layer, config) else stack.dense)}
+            yield from _module_shapes(f"{prefix}{stack.path}.{layer}.", layer_modules, config)
+    if has_lm_head and not config.get("tie_word_embeddings", True):
+        yield from _module_shapes("", family.head, config)
 
 
-def _named(prefix: str, modules: Modules, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _module_shapes(prefix: str, modules: Modules, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the full name and shape of each module's parameter."""
     for name, dims in modules.items():
         stem = name.removesuffix("!")
-        yield f"{prefix}{stem}{'' if stem != name else '.weight'}", tuple(_size(dim, config) for dim in dims)
+        yield f"{prefix}{stem}{'' if stem != name else '.weight'}", tuple(_dimension(dim, config) for dim in dims)
 
 
-def _size(dim: str, config: Mapping[str, Any]) -> int:
-    return sum(math.prod(_number(factor, config) for factor in term.split("*")) for term in dim.split("+"))
+def _dimension(dim: str, config: Mapping[str, Any]) -> int:
+    """Evaluate a dimension such as `a*b+2*c`."""
+    return sum(math.prod(_config_number(factor, config) for factor in term.split("*")) for term in dim.split("+"))
 
 
-def _number(name: str, config: Mapping[str, Any]) -> int:
+def _config_number(name: str, config: Mapping[str, Any]) -> int:
+    """Return a factor: a literal, or a positive number in the config; ValueError for anything else."""
     value = int(name) if name.isdigit() else config[name]
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise ValueError(name)
@@ -268,7 +303,7 @@ def _number(name: str, config: Mapping[str, Any]) -> int:
 
 
 def _is_sparse(layer: int, config: Mapping[str, Any]) -> bool:
-    """Whether a layer has experts (`Qwen2MoeDecoderLayer`, `DeepseekV3DecoderLayer`)."""
+    """Return whether a layer has experts (`Qwen2MoeDecoderLayer`, `DeepseekV3DecoderLayer`)."""
     if "first_k_dense_replace" in config:
         return layer >= int(config["first_k_dense_replace"])
     step = config.get("decoder_sparse_step", 1)

@@ -1,4 +1,4 @@
-"""`BaseSpec`: what the headers of a base model contain, in any file format."""
+"""`BaseSpec`: the content of a base model's headers, in any file format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BaseSpec:
         kind: `hf` or `gguf`.
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.
-        text_type: That of the text model in a vision or audio model; None for others.
+        text_type: The `model_type` of the text model in a vision or audio model; None for others.
         config: The numbers that change the function, under their `config.json` names.
         tensors: Parameter name (`model.layers.0.mlp.up_proj.weight`) to its tensor; empty without weights. The tensors of a
             GGUF have the names and shapes of the checkpoint it was converted from.
@@ -41,7 +41,7 @@ class BaseSpec:
         size: Size of its weight files in bytes.
         folder: The local Hugging Face folder whose usual weight files these are, so that values can be read too.
         fetched: Bytes downloaded; None for a local base.
-        notes: Things that could not be read, one line each.
+        notes: What could not be read, one line each.
     """
 
     where: str
@@ -68,34 +68,34 @@ class BaseSpec:
 
     @cached_property
     def canonical(self) -> Mapping[str, BaseTensor]:
-        """The tensors under the names of the checkpoint, which transformers 5 may change as it saves."""
-        known = self._known
-        return canonical_names.of_hf(known, self.tensors) if known and self.kind == "hf" else self.tensors
+        """The tensors under the names of the checkpoint, which transformers 5 may change when it saves."""
+        architecture = self._architecture_or_none
+        return canonical_names.of_hf(architecture, self.tensors) if architecture and self.kind == "hf" else self.tensors
 
     def tensor(self, name: str) -> BaseTensor | None:
-        """The weight called `name` in any version of transformers, in any storage; None if there is none."""
-        if found := self.tensors.get(name):
-            return found
-        known = self._known
-        return canonical_names.lookup(known, self.canonical, name) if known else None
+        """Return the weight called `name` in any version of transformers, in any storage; None if there is none."""
+        if tensor := self.tensors.get(name):
+            return tensor
+        architecture = self._architecture_or_none
+        return canonical_names.lookup(architecture, self.canonical, name) if architecture else None
 
     def text_tensor(self, name: str) -> BaseTensor | None:
-        """The weight called `name`, whatever prefix the file or `name` has for the text model; None if there is none."""
-        known = self._known
-        if (found := self.tensor(name)) or not known:
-            return found
-        return canonical_names.lookup(dataclasses.replace(known, text="model"), self._of_text, text_name(name))
+        """Return the weight called `name`, whatever prefix the file or `name` has for the text model; None if there is none."""
+        architecture = self._architecture_or_none
+        if (tensor := self.tensor(name)) or not architecture:
+            return tensor
+        return canonical_names.lookup(dataclasses.replace(architecture, text="model"), self._text_tensors, text_name(name))
 
     @cached_property
-    def _of_text(self) -> Mapping[str, BaseTensor]:
+    def _text_tensors(self) -> Mapping[str, BaseTensor]:
         return canonical_names.of_text(self.canonical, self.model_type)
 
     def mapped(self) -> Architecture:
-        """Its architecture in llama.cpp; RefusedError if that is not known."""
+        """Return its architecture in llama.cpp; RefusedError if that is not known."""
         return by_class(self.architecture, self.where, experts="num_experts_per_tok" in self.config)
 
     @property
-    def _known(self) -> Architecture | None:
+    def _architecture_or_none(self) -> Architecture | None:
         try:
             return self.mapped()
         except RefusedError:
@@ -107,8 +107,13 @@ class BaseSpec:
 
         None without weights or if a shape or, in a GGUF, a name is unknown. A tied output layer counts as absent.
         """
-        if not self.tensors or self.packed or (self.kind == "gguf" and self._known and not self._known.whole):
+        if (
+            not self.tensors
+            or self.packed
+            or (self.kind == "gguf" and self._architecture_or_none and not self._architecture_or_none.whole)
+        ):
             return None
+        # The output layer is left out if tied, since some files store it anyway.
         lines = (
             f"{name}\t{','.join(map(str, tensor.shape))}\n"
             for name, tensor in sorted(self.canonical.items())
@@ -118,18 +123,19 @@ class BaseSpec:
 
 
 def text_digest(text: object) -> str | None:
-    """Digest of the exact text; None if it is not a string."""
+    """Return the digest of the exact text; None if it is not a string."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """Complete `config` with the numbers that transformers derives if they are missing."""
-    for old, name in _OLD_NAMES.items():
-        if old in config:
-            config.setdefault(name, config[old])
+    """Return `config`, completed with the numbers that transformers derives if they are missing."""
+    for old_name, name in _OLD_CONFIG_KEYS.items():
+        if old_name in config:
+            config.setdefault(name, config[old_name])
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if isinstance(heads, int) and heads > 0:
         config.setdefault("num_key_value_heads", heads)
+        # Some configs have the key with null.
         if isinstance(hidden, int) and config.get("head_dim") is None:
             config["head_dim"] = hidden // heads
     rope = config.get("rope_parameters")
@@ -139,4 +145,4 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 # GPT-2's and BLOOM's keys to those of all other configs.
-_OLD_NAMES = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
+_OLD_CONFIG_KEYS = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}

@@ -1,12 +1,13 @@
-"""Write files and folders that appear whole or not at all.
+"""Output files and folders that appear completely or not at all.
 
-The output is written to a hidden folder next to its destination and renamed at the end, once it is on the disk. If the process
-is killed in between, that folder remains as `.NAME.partial-…`, or for a moment at its start as `.NAME.new-…`, and a later run
-for the same destination removes it; the folder of a running process is locked and remains.
+The output is written to a hidden folder next to its destination and renamed at the end, once it is on disk. If the process is
+killed in between, that folder stays as `.NAME.partial-…`, or for a moment at its start as `.NAME.new-…`, and a later run for
+the same destination removes it; the folder of a running process is locked and stays.
 
-What is replaced is moved aside as `.NAME.old-…` first, and removed once the new output has its name. A process that is killed
-between the two leaves no `NAME`: the next run for the same destination puts the old one back before it does anything else.
-Files that the new output has byte for byte are kept, so that what watches or caches them sees no change.
+An output that is replaced is first moved aside as `.NAME.old-…`, and removed once the new output has its name. A process that
+is killed between the two leaves no `NAME`: the next run for the same destination restores the old output before it does
+anything else. Files that are the same byte for byte in the new output are kept, so that programs that watch or cache them see
+no change.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageE
 
 from .open_file import FOLDER, walk
 
-_OLD = 24 * 3600  # seconds
-_WEIGHTS = (".safetensors", ".gguf", ".lora", ".pth", ".pt", ".bin")
+_ABANDONED_AFTER = 24 * 3600  # seconds
+_WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".lora", ".pth", ".pt", ".bin")
 
 
 @contextmanager
@@ -33,52 +34,55 @@ def whole(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[
 
     Args:
         out: The destination.
-        folder: It is a folder.
-        replace: It may replace an earlier output: a file a file, a folder one of the same kind (`kind_of`).
+        folder: Whether it is a folder.
+        replace: Whether it may replace an earlier output: a file a file, a folder one of the same kind (`kind_of`).
 
     Raises:
         OutputExistsError: `out` exists, other than as an empty folder that may be filled.
-        UsageError: `out` is to be replaced, and is no earlier output.
+        UsageError: `out` would be replaced, and is not an earlier output.
         LocalIOError: A disk error, here or in the block; it names `out`, and nothing is left behind.
     """
+    # Check before the work, to fail early, and after it, since somebody may have created `out` meanwhile.
     check_free(out, folder=folder, replace=replace)
-    place = Path(os.path.abspath(out))  # "." has no name for a hidden folder
-    with scratch_folder(out) as scratch, _naming(out):
-        inside = scratch / place.name
+    destination = Path(os.path.abspath(out))  # "." has no name for a hidden folder
+    with scratch_folder(out) as scratch, _errors_name(out):
+        pending = scratch / destination.name
         if folder:
-            inside.mkdir()
-        yield inside
-        _flush(inside)
+            pending.mkdir()
+        yield pending
+        # The bytes must be on disk before they get the final name, and the name before the block counts as successful.
+        _flush(pending)
         check_free(out, folder=folder, replace=replace)
         if replace and _is_taken(out):
-            _swap(inside, place, out)
+            _replace_output(pending, destination, out)
         else:
-            _publish(inside, place, folder=folder)
-        sync(place.parent)
+            _publish(pending, destination, folder=folder)
+        sync(destination.parent)
 
 
 @contextmanager
 def scratch_folder(out: Path) -> Iterator[Path]:
     """Yield a hidden folder next to `out`, on the same disk, for the duration of the block; remove those of killed runs."""
-    place = Path(os.path.abspath(out))
-    with _naming(out):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
-        scratch, lock = _scratch(place)
+    destination = Path(os.path.abspath(out))
+    with _errors_name(out):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(destination)
+        scratch, lock = _scratch(destination)
     try:
         yield scratch
     finally:
+        # Remove it while it is still locked, so that no other run does the same.
         shutil.rmtree(scratch, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
 
 def check_free(out: Path, *, folder: bool = True, replace: bool = False) -> None:
-    """Raise OutputExistsError unless `out` is absent or, if `folder`, an empty folder; with `replace`, as `whole` does.
+    """Raise an OutputExistsError unless `out` is absent, an empty folder if `folder`, or, with `replace`, replaceable.
 
-    What a killed run had moved aside is put back first.
+    An output that a killed run had moved aside is restored first.
     """
-    _restore(Path(os.path.abspath(out)))
+    _restore_old(Path(os.path.abspath(out)))
     try:
         if not _is_taken(out) or (folder and out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
             return
@@ -95,24 +99,25 @@ def _is_taken(out: Path) -> bool:
 
 
 def _check_replaceable(out: Path, *, folder: bool) -> None:
-    """Raise UsageError unless `out` can be an earlier output, and is nothing more than that."""
+    """Raise a UsageError unless `out` can be an earlier output, and has nothing else in it."""
     if out.is_symlink():
         raise UsageError(str(out), "is a link, and links are not replaced", "Name what it points to, or remove it")
     if out.is_dir() != folder or not (folder or out.is_file()):
-        raise UsageError(str(out), f"is not a {'folder' if folder else 'file'}, and the output is one", _REMOVE)
+        raise UsageError(str(out), f"is not a {'folder' if folder else 'file'}, and the output is one", _REMOVE_HINT)
     if not folder:
         return
-    inner = next((entry.name for entry in os.scandir(out) if entry.name.startswith(".") and entry.is_dir()), None)
-    if inner:
-        raise UsageError(str(out), f"contains {inner}, which is no part of an earlier output", _REMOVE)
+    # A repository's .git or an editor's folder: somebody works here.
+    hidden_folder = next((entry.name for entry in os.scandir(out) if entry.name.startswith(".") and entry.is_dir()), None)
+    if hidden_folder:
+        raise UsageError(str(out), f"contains {hidden_folder}, which is no part of an earlier output", _REMOVE_HINT)
     if out.resolve() in (Path.cwd(), *Path.cwd().parents):
         raise UsageError(str(out), "is the working folder or contains it, and cannot be replaced", "Run this elsewhere")
     if kind_of(out) is None:
-        raise UsageError(str(out), "is not an earlier output: it contains neither an adapter nor a model", _REMOVE)
+        raise UsageError(str(out), "is not an earlier output: it contains neither an adapter nor a model", _REMOVE_HINT)
 
 
 def kind_of(folder: Path) -> str | None:
-    """What a folder is, by the names in it: `layout`, `ollama`, `adapter`, `model`, or None."""
+    """Return the kind of a folder, by the names in it: `layout`, `ollama`, `adapter`, `model`, or None."""
     names = {entry.name for entry in os.scandir(folder)}
     if "oci-layout" in names:
         return "layout"
@@ -120,14 +125,14 @@ def kind_of(folder: Path) -> str | None:
         return "ollama"
     if "config.json" in names and names.isdisjoint(("adapter_config.json", "adapter.json")):
         return "model"
-    if names & {"adapter_config.json", "adapter.json"} or any(name.endswith(_WEIGHTS) for name in names):
+    if names & {"adapter_config.json", "adapter.json"} or any(name.endswith(_WEIGHT_SUFFIXES) for name in names):
         return "adapter"
     return None
 
 
 @contextmanager
-def _naming(out: Path) -> Iterator[None]:
-    """Name `out` in disk errors, rather than the temporary folder, which is unknown to the user."""
+def _errors_name(out: Path) -> Iterator[None]:
+    """Name `out` in disk errors, rather than the temporary folder, which the user doesn't know."""
     try:
         yield
     except LocalIOError as error:
@@ -139,45 +144,46 @@ def _naming(out: Path) -> Iterator[None]:
 
 
 def _scratch(out: Path) -> tuple[Path, int | None]:
-    """Create a folder next to `out` and lock it, before it gets the name that other runs sweep."""
-    import tempfile  # late: commands that only read import this module for `sync`, and start faster without
+    """Create a folder next to `out` and lock it before it gets the name that other runs look for."""
+    import tempfile  # late: commands that only read import this module for `sync_to_disk`, and start faster without
 
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
-    lock = locked(fresh)
+    unlocked = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
+    lock = locked(unlocked)
     try:
-        return fresh.rename(fresh.with_name(fresh.name.replace(".new-", ".partial-"))), lock
+        return unlocked.rename(unlocked.with_name(unlocked.name.replace(".new-", ".partial-"))), lock
     except OSError:
-        fresh.rmdir()
+        unlocked.rmdir()
         if lock is not None:
             os.close(lock)
         raise
 
 
 def _sweep(out: Path) -> None:
-    """Remove the folders that killed runs for the same `out` left; none without locks, which tell the running ones.
+    """Remove the folders that killed runs for the same `out` left; none without locks, which identify the running ones.
 
-    One that was killed before it had locked its folder left it as `new`, which is removed when it is old.
+    A run that was killed before it had locked its folder left it as `new`, which is removed once it is old.
     """
     for kind in ("partial", "new"):
-        for left in out.parent.glob(f".{escaped(out.name)}.{kind}-*"):
-            lock = locked(left)
+        for leftover in out.parent.glob(f".{escaped(out.name)}.{kind}-*"):
+            lock = locked(leftover)
             if lock is None:
                 continue
-            found = os.fstat(lock)
-            if found.st_uid == os.geteuid() and (kind == "partial" or found.st_mtime < time.time() - _OLD):
-                shutil.rmtree(left, ignore_errors=True)
+            info = os.fstat(lock)
+            # In a shared folder, others' leftovers are theirs to remove.
+            if info.st_uid == os.geteuid() and (kind == "partial" or info.st_mtime < time.time() - _ABANDONED_AFTER):
+                shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
 
 
 def escaped(text: str) -> str:
-    """`text` as a glob pattern that matches only itself."""
+    """Return `text` as a glob pattern that matches only itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
 def locked(folder: Path) -> int | None:
     """Lock a folder and return the descriptor; None if another process holds the lock, or for a link or anything else.
 
-    None, too, if the name went to another folder while this one was being locked, and where locks are not supported.
+    None, too, if the name was given to another folder while this one was being locked, and where locks are not supported.
     """
     try:
         import fcntl
@@ -193,94 +199,101 @@ def locked(folder: Path) -> int | None:
     return None
 
 
-def _flush(inside: Path) -> None:
-    if inside.is_dir():
-        for path, _ in walk(inside):
-            sync(inside / path)
-    sync(inside)
+def _flush(pending: Path) -> None:
+    """Flush a file, or a folder with everything in it, to disk."""
+    if pending.is_dir():
+        for path, _ in walk(pending):
+            sync(pending / path)
+    sync(pending)
 
 
-def _publish(inside: Path, out: Path, *, folder: bool) -> None:
+def _publish(pending: Path, out: Path, *, folder: bool) -> None:
+    """Give an output its final name, which must be free."""
     if folder:
         if out.is_dir():
             out.rmdir()  # empty, or this fails
-        inside.rename(out)
+        pending.rename(out)
         return
     try:
-        os.link(inside, out)  # unlike a rename, never replaces a file created meanwhile
+        os.link(pending, out)  # unlike a rename, never replaces a file created meanwhile
     except FileExistsError as error:
         raise OutputExistsError(str(out)) from error
     except OSError:  # a file system without hard links
-        inside.rename(out)
+        pending.rename(out)
 
 
-def _swap(inside: Path, out: Path, name: Path) -> None:
-    """Replace `out`, which the user calls `name`, by `inside`. A file is renamed over; a folder is moved aside first."""
-    if not inside.is_dir():
-        _keep(out, inside)
-        os.replace(inside, out)
+def _replace_output(pending: Path, out: Path, name: Path) -> None:
+    """Replace `out`, which the user calls `name`, by `pending`. A file is renamed over; a folder is moved aside first."""
+    if not pending.is_dir():
+        _keep(out, pending)
+        os.replace(pending, out)
         return
-    made, there = kind_of(inside), kind_of(out)
-    if made != there:
-        what = f"is {_KINDS.get(there or '', 'no output')}, and would be replaced by {_KINDS.get(made or '', 'something else')}"
-        raise UsageError(str(name), what, _REMOVE)
-    for path, _ in list(walk(inside)):
-        _keep(out / path, inside / path)
-    lock = locked(out)  # it stays locked under its new name: nobody else puts it back or removes it
-    old = out.with_name(inside.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
+    new_kind, old_kind = kind_of(pending), kind_of(out)
+    if new_kind != old_kind:
+        problem = (
+            f"is {_KIND_NAMES.get(old_kind or '', 'no output')}, "
+            f"and would be replaced by {_KIND_NAMES.get(new_kind or '', 'something else')}"
+        )
+        raise UsageError(str(name), problem, _REMOVE_HINT)
+    for path, _ in list(walk(pending)):
+        _keep(out / path, pending / path)
+    # It stays locked under its new name, so that no other run restores or removes it.
+    lock = locked(out)
+    old_path = out.with_name(pending.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
     try:
-        out.rename(old)
-        inside.rename(out)
+        out.rename(old_path)
+        pending.rename(out)
+        # The old output may go only once the new name is on disk.
         sync(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old_path, ignore_errors=True)
     finally:
-        if not _is_taken(out) and _is_taken(old):
-            old.rename(out)
+        if not _is_taken(out) and _is_taken(old_path):
+            old_path.rename(out)
         if lock is not None:
             os.close(lock)
 
 
-def _keep(there: Path, made: Path) -> None:
-    """Put the file `there` in the place of `made` if both have the same bytes; where that cannot be, leave `made`."""
-    linked = made.with_name(f"{made.name}.kept")
+def _keep(old_file: Path, new_file: Path) -> None:
+    """Put the old file in the place of the new one if both have the same bytes; if that is impossible, leave the new one."""
+    link = new_file.with_name(f"{new_file.name}.kept")
     with suppress(OSError):  # absent, no hard links here, or the file of another user
-        os.link(there, linked, follow_symlinks=False)
-        if not linked.is_symlink() and filecmp.cmp(linked, made, shallow=False):
-            os.replace(linked, made)
-    linked.unlink(missing_ok=True)
+        os.link(old_file, link, follow_symlinks=False)
+        if not link.is_symlink() and filecmp.cmp(link, new_file, shallow=False):
+            os.replace(link, new_file)
+    link.unlink(missing_ok=True)
 
 
-_REMOVE = "Remove it yourself, or name another output"
-_KINDS = {"layout": "an image layout", "ollama": "a folder for Ollama", "adapter": "an adapter", "model": "a model"}
+_REMOVE_HINT = "Remove it yourself, or name another output"
+_KIND_NAMES = {"layout": "an image layout", "ollama": "a folder for Ollama", "adapter": "an adapter", "model": "a model"}
 
 
-def _restore(out: Path) -> None:
-    """Put back what a killed run had moved aside, or remove it where the new output was there in time."""
-    for old in out.parent.glob(f".{escaped(out.name)}.old-*"):
-        lock = locked(old)
+def _restore_old(out: Path) -> None:
+    """Restore the output that a killed run had moved aside, or remove it if the new output already has its name."""
+    for old_path in out.parent.glob(f".{escaped(out.name)}.old-*"):
+        lock = locked(old_path)
         if lock is None:
             continue
         try:
             if os.fstat(lock).st_uid != os.geteuid():
                 continue
             if _is_taken(out):
-                shutil.rmtree(old, ignore_errors=True)
+                shutil.rmtree(old_path, ignore_errors=True)
             else:
                 with suppress(OSError):
-                    old.rename(out)
+                    old_path.rename(out)
         finally:
             os.close(lock)
 
 
 def sync(path: Path) -> None:
-    """Flush a file's bytes or a folder's names to the disk; a system that cannot open folders (Windows) does so itself."""
+    """Flush a file's bytes or a folder's names to disk; a system that cannot open folders (Windows) does so itself."""
     is_folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | getattr(os, "O_BINARY", 0))
     except PermissionError:
         if is_folder:
             return
-        handle = os.open(path, os.O_RDONLY)  # a file of the user's own that he protected, kept from an earlier output
+        handle = os.open(path, os.O_RDONLY)  # a file that the user write-protected, kept from an earlier output
     try:
         os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""Read and write GGUF files: headers with bounded work from any source, and reproducible bytes.
+"""Reader and writer of GGUF files: headers with bounded work from any source, and reproducible bytes.
 
 The header is read through an injected `read_at(offset, n)` in large pieces, so that the source can be a file, bytes in memory,
 or an HTTP range. Every count and length is checked against the rest of the file before anything is allocated: the gguf package
@@ -31,7 +31,7 @@ MAX_ALIGNMENT = 65_536
 MAX_HEADER = 100_000_000  # bytes
 MAX_TENSORS = 1_000_000
 MAX_KEYS = 100_000  # of metadata; a model has a hundred
-MAX_TEXTS = 4_000_000  # in all arrays; the largest vocabularies have under a million, merges included
+MAX_STRINGS = 4_000_000  # in all arrays; the largest vocabularies have under a million, merges included
 MAX_NAME = 64  # bytes of a tensor's name
 MAX_KEY = 65_535  # bytes
 MAX_DIMS = 4
@@ -54,8 +54,8 @@ _SCALARS: dict[int, tuple[str, np.dtype]] = {
 _STRING, _ARRAY = 8, 9
 _VALUE_IDS = {name: number for number, (name, _) in _SCALARS.items()} | {"STRING": _STRING}
 
-# Tensor types: id, then elements and bytes of a block (ggml.c, `type_traits`). Types that ggml uses only in
-# computations (Q8_1, Q8_K) or has removed are not types of files.
+# Tensor types: id, then elements and bytes of a block (ggml.c, `type_traits`). Types that ggml uses only in computations (Q8_1,
+# Q8_K) or has removed do not occur in files.
 TYPES: dict[str, tuple[int, int, int]] = {
     "F32": (0, 1, 4),
     "F16": (1, 1, 2),
@@ -90,12 +90,12 @@ TYPES: dict[str, tuple[int, int, int]] = {
     "NVFP4": (40, 64, 36),
 }
 _TYPE_NAMES = {number: name for name, (number, _, _) in TYPES.items()}
-_NATIVE = {name for name, (_, block, _) in TYPES.items() if block == 1}  # named as in safetensors
+_UNQUANTIZED = {name for name, (_, block, _) in TYPES.items() if block == 1}  # named as in safetensors
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """One tensor of a header: `shape` in numpy order, `offset` and `size` in bytes, absolute in the file."""
+    """One tensor of a header: `shape` in numpy's order, `offset` and `size` in bytes, absolute in the file."""
 
     name: str
     type_name: str
@@ -113,7 +113,7 @@ class GGUFHeader:
         kinds: Key to the type of its value, `UINT32`, `STRING`, `[STRING]`, …
         tensors: Name to tensor, in file order.
         alignment: In bytes.
-        data_start: First byte of the tensors' data.
+        data_start: Offset of the first byte of the tensors' data.
     """
 
     version: int
@@ -124,215 +124,229 @@ class GGUFHeader:
     data_start: int
 
     def text(self, key: str) -> str:
-        """The text under `key`; empty if it is missing or not a text."""
+        """Return the text under `key`; empty if it is missing or not a text."""
         return str(self.metadata[key]) if self.kinds.get(key) == "STRING" else ""
 
 
 class _Cursor:
-    """Reads forward, a chunk at a time; reads and allocates nothing that the file could not contain."""
+    """A forward reader, a chunk at a time, which reads and allocates nothing that the file could not contain."""
 
-    def __init__(self, read_at: ReadAt, size: int, where: str) -> None:
-        self.where = where
+    def __init__(self, read_at: ReadAt, size: int, label: str) -> None:
+        self.where = label
         self._read_at = read_at
         self._limit = min(size, MAX_HEADER)
-        self._over = size > MAX_HEADER
+        self._exceeds_limit = size > MAX_HEADER
         self._buffer = b""
-        self._start = 0  # offset of the buffer in the file
-        self._next = 0  # position in the buffer
+        self._buffer_start = 0  # offset of the buffer in the file
+        self._buffer_position = 0  # position in the buffer
         self._texts = 0  # in arrays, so far
 
     @property
     def position(self) -> int:
-        return self._start + self._next
+        return self._buffer_start + self._buffer_position
 
-    def need(self, n: int, what: str) -> None:
-        """Raise FormatError if fewer than `n` bytes are left."""
-        left = self._limit - self.position
-        if n > left and self._over:
-            raise FormatError(self.where, f"{what} ends beyond the limit of {MAX_HEADER} bytes for a header")
-        if n > left:
-            raise FormatError(self.where, f"truncated: {what} takes {n} bytes, the file has {left} left")
+    def need(self, count: int, item: str) -> None:
+        """Raise a FormatError if fewer than `count` bytes are left."""
+        bytes_left = self._limit - self.position
+        if count > bytes_left and self._exceeds_limit:
+            raise FormatError(self.where, f"{item} ends beyond the limit of {MAX_HEADER} bytes for a header")
+        if count > bytes_left:
+            raise FormatError(self.where, f"truncated: {item} takes {count} bytes, the file has {bytes_left} left")
 
-    def _fill(self, n: int, what: str) -> None:
-        """Fill the buffer with at least `n` bytes from the position on."""
-        self.need(n, what)
-        rest = self._buffer[self._next :]
-        end = self.position + len(rest)
-        more = self._read_at(end, min(max(n, _CHUNK), self._limit - end))
-        self._start, self._next, self._buffer = self.position, 0, rest + more
-        if len(self._buffer) < n:
-            raise FormatError(self.where, f"truncated: the file ended while {what} was read")
+    def _fill(self, count: int, item: str) -> None:
+        """Fill the buffer with at least `count` bytes from the position on."""
+        self.need(count, item)
+        unread = self._buffer[self._buffer_position :]
+        end = self.position + len(unread)
+        chunk = self._read_at(end, min(max(count, _CHUNK), self._limit - end))
+        self._buffer_start, self._buffer_position, self._buffer = self.position, 0, unread + chunk
+        if len(self._buffer) < count:
+            raise FormatError(self.where, f"truncated: the file ended while {item} was read")
 
-    def take(self, n: int, what: str) -> bytes:
-        if n > len(self._buffer) - self._next:
-            self._fill(n, what)
-        self._next += n
-        return self._buffer[self._next - n : self._next]
+    def take(self, count: int, item: str) -> bytes:
+        """Read `count` bytes."""
+        if count > len(self._buffer) - self._buffer_position:
+            self._fill(count, item)
+        self._buffer_position += count
+        return self._buffer[self._buffer_position - count : self._buffer_position]
 
-    def integer(self, n: int, what: str) -> int:
-        return int.from_bytes(self.take(n, what), "little")
+    def integer(self, size: int, item: str) -> int:
+        """Read an unsigned integer of `size` bytes."""
+        return int.from_bytes(self.take(size, item), "little")
 
-    def text(self, limit: int, what: str) -> str:
-        length = self.integer(8, what)
+    def text(self, limit: int, item: str) -> str:
+        """Read a string of at most `limit` bytes."""
+        length = self.integer(8, item)
         if length > limit:
-            raise FormatError(self.where, f"{what} of {length} bytes is over the limit of {limit}")
-        return self._decoded(self.take(length, what), what)
+            raise FormatError(self.where, f"{item} of {length} bytes is over the limit of {limit}")
+        return self._decoded(self.take(length, item), item)
 
-    def _decoded(self, raw: bytes, what: str) -> str:
+    def _decoded(self, raw: bytes, item: str) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise FormatError(self.where, f"{what} is not UTF-8") from error
+            raise FormatError(self.where, f"{item} is not UTF-8") from error
 
-    def texts(self, count: int, what: str) -> list[str]:
-        """Read `count` strings; those that are whole in the buffer are cut out of it without a call each."""
-        self.need(count * 8, what)
+    def texts(self, count: int, item: str) -> list[str]:
+        """Read `count` strings; those that are complete in the buffer are cut out of it without a call each."""
+        self.need(count * 8, item)
         self._texts += count
-        if self._texts > MAX_TEXTS:
-            raise FormatError(self.where, f"{what}: {self._texts} texts in arrays are over the limit of {MAX_TEXTS}")
-        found: list[str] = []
+        if self._texts > MAX_STRINGS:
+            raise FormatError(self.where, f"{item}: {self._texts} texts in arrays are over the limit of {MAX_STRINGS}")
+        strings: list[str] = []
         length_at = struct.Struct("<Q").unpack_from
-        while len(found) < count:
-            buffer, at, end = self._buffer, self._next, len(self._buffer)
+        # A vocabulary has hundreds of thousands of strings: the inner loop only slices the buffer.
+        while len(strings) < count:
+            buffer, position, end = self._buffer, self._buffer_position, len(self._buffer)
             raw: list[bytes] = []
-            for _ in range(count - len(found)):
-                if at + 8 > end:
+            for _ in range(count - len(strings)):
+                if position + 8 > end:
                     break
-                stop = at + 8 + length_at(buffer, at)[0]
+                stop = position + 8 + length_at(buffer, position)[0]
                 if stop > end:
                     break
-                raw.append(buffer[at + 8 : stop])
-                at = stop
-            self._next = at
+                raw.append(buffer[position + 8 : stop])
+                position = stop
+            self._buffer_position = position
             try:
-                found += [item.decode() for item in raw]
+                strings += [item.decode() for item in raw]
             except UnicodeDecodeError as error:
-                raise FormatError(self.where, f"{what} is not UTF-8") from error
-            if len(found) < count:
-                found.append(self.text(MAX_HEADER, what))
-        return found
+                raise FormatError(self.where, f"{item} is not UTF-8") from error
+            if len(strings) < count:
+                strings.append(self.text(MAX_HEADER, item))
+        return strings
 
 
-def read_header(read_at: ReadAt, size: int, where: str) -> GGUFHeader:
+def read_header(read_at: ReadAt, size: int, label: str) -> GGUFHeader:
     """Read and check the header of a GGUF file of `size` bytes; FormatError names the first fault."""
-    cursor = _Cursor(read_at, size, where)
+    cursor = _Cursor(read_at, size, label)
     if size < 24 or cursor.take(4, "the magic") != MAGIC:
-        raise FormatError(where, "not a GGUF file")
+        raise FormatError(label, "not a GGUF file")
     version = cursor.integer(4, "the version")
     if version not in VERSIONS:
-        kind = "big-endian" if version >> 24 in VERSIONS and version & 0xFFFFFF == 0 else f"version {version}"
-        raise FormatError(where, f"GGUF {kind} is not read, only little-endian versions 2 and 3")
+        description = "big-endian" if version >> 24 in VERSIONS and version & 0xFFFFFF == 0 else f"version {version}"
+        raise FormatError(label, f"GGUF {description} is not read, only little-endian versions 2 and 3")
     n_tensors, n_keys = cursor.integer(8, "the counts"), cursor.integer(8, "the counts")
     if n_tensors > MAX_TENSORS:
-        raise FormatError(where, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
+        raise FormatError(label, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
+    # A key takes at least 13 bytes, a tensor at least 24: the counts must fit the file before anything is read.
     cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
     if n_keys > MAX_KEYS:
-        raise FormatError(where, f"{n_keys} keys are over the limit of {MAX_KEYS}")
+        raise FormatError(label, f"{n_keys} keys are over the limit of {MAX_KEYS}")
     metadata: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for _ in range(n_keys):
         key = cursor.text(MAX_KEY, "a key")
         if key in metadata or not key:
-            raise FormatError(where, f"key {key[:80]!r} is empty or duplicate")
+            raise FormatError(label, f"key {key[:80]!r} is empty or duplicate")
         kinds[key], metadata[key] = _value(cursor, f"key {key[:80]!r}")
-    alignment = _alignment(metadata, kinds, where)
-    infos = [_info(cursor) for _ in range(n_tensors)]
-    data_start = _aligned(cursor.position, alignment)
-    return GGUFHeader(version, metadata, kinds, _placed(infos, data_start, alignment, size, where), alignment, data_start)
+    alignment = _alignment(metadata, kinds, label)
+    infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
+    data_start = _align(cursor.position, alignment)
+    return GGUFHeader(
+        version, metadata, kinds, _place_tensors(infos, data_start, alignment, size, label), alignment, data_start
+    )
 
 
-def _value(cursor: _Cursor, what: str) -> tuple[str, Any]:
-    number = cursor.integer(4, what)
-    if number == _STRING:
-        return "STRING", cursor.text(MAX_HEADER, what)
-    if number != _ARRAY:
-        kind, array = _numbers(cursor, number, 1, what)
+def _value(cursor: _Cursor, item: str) -> tuple[str, Any]:
+    """Read a metadata value and its type."""
+    value_type = cursor.integer(4, item)
+    if value_type == _STRING:
+        return "STRING", cursor.text(MAX_HEADER, item)
+    if value_type != _ARRAY:
+        kind, array = _numbers(cursor, value_type, 1, item)
         return kind, array[0].item()
-    inner, count = cursor.integer(4, what), cursor.integer(8, what)
-    if inner == _ARRAY:
-        raise FormatError(cursor.where, f"{what} is an array of arrays")
-    if inner == _STRING:
-        return "[STRING]", cursor.texts(count, what)
-    kind, array = _numbers(cursor, inner, count, what)
+    item_type, count = cursor.integer(4, item), cursor.integer(8, item)
+    if item_type == _ARRAY:
+        raise FormatError(cursor.where, f"{item} is an array of arrays")
+    if item_type == _STRING:
+        return "[STRING]", cursor.texts(count, item)
+    kind, array = _numbers(cursor, item_type, count, item)
     return f"[{kind}]", array
 
 
-def _numbers(cursor: _Cursor, number: int, count: int, what: str) -> tuple[str, np.ndarray]:
-    if number not in _SCALARS:
-        raise FormatError(cursor.where, f"{what} has the unknown type {number}")
-    kind, dtype = _SCALARS[number]
-    raw = cursor.take(count * dtype.itemsize, what)
+def _numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tuple[str, np.ndarray]:
+    """Read numbers of one type."""
+    if value_type not in _SCALARS:
+        raise FormatError(cursor.where, f"{item} has the unknown type {value_type}")
+    kind, dtype = _SCALARS[value_type]
+    # `take` compares the size with the rest of the file before it allocates anything.
+    raw = cursor.take(count * dtype.itemsize, item)
     if kind == "BOOL" and raw.strip(b"\0\1"):
-        raise FormatError(cursor.where, f"{what} is a boolean that is neither 0 nor 1")
+        raise FormatError(cursor.where, f"{item} is a boolean that is neither 0 nor 1")
     return kind, np.frombuffer(raw, dtype)
 
 
-def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], where: str) -> int:
+def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], label: str) -> int:
+    """Return the alignment that the metadata sets, in bytes."""
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if kinds.get("general.alignment", "UINT32") != "UINT32":
-        raise FormatError(where, "general.alignment is not a UINT32")
+        raise FormatError(label, "general.alignment is not a UINT32")
     if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise FormatError(where, f"general.alignment {alignment} is not a power of two up to {MAX_ALIGNMENT}")
+        raise FormatError(label, f"general.alignment {alignment} is not a power of two up to {MAX_ALIGNMENT}")
     return int(alignment)
 
 
-def _info(cursor: _Cursor) -> GGUFTensor:
-    """Read a tensor, whose offset is still relative to the data."""
+def _read_tensor_info(cursor: _Cursor) -> GGUFTensor:
+    """Read a tensor's entry, whose offset is still relative to the data."""
     name = cursor.text(MAX_NAME, "a tensor's name")
-    what = f"tensor {name!r}"
+    item = f"tensor {name!r}"
     if not name or not name.isprintable():
         raise FormatError(cursor.where, f"tensor name {name!r} is empty or unprintable")
-    n_dims = cursor.integer(4, what)
+    n_dims = cursor.integer(4, item)
     if n_dims > MAX_DIMS:
-        raise FormatError(cursor.where, f"{what} has {n_dims} dimensions, more than {MAX_DIMS}")
-    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, what))[::-1]
-    number, offset = struct.unpack("<IQ", cursor.take(12, what))
-    if number not in _TYPE_NAMES:
-        raise FormatError(cursor.where, f"{what} has the unknown type {number}")
-    type_name = _TYPE_NAMES[number]
-    return GGUFTensor(name, type_name, shape, offset, _size(what, type_name, shape, cursor.where))
+        raise FormatError(cursor.where, f"{item} has {n_dims} dimensions, more than {MAX_DIMS}")
+    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, item))[::-1]
+    type_id, offset = struct.unpack("<IQ", cursor.take(12, item))
+    if type_id not in _TYPE_NAMES:
+        raise FormatError(cursor.where, f"{item} has the unknown type {type_id}")
+    type_name = _TYPE_NAMES[type_id]
+    return GGUFTensor(name, type_name, shape, offset, _size(item, type_name, shape, cursor.where))
 
 
-def _size(what: str, type_name: str, shape: Sequence[int], where: str) -> int:
+def _size(item: str, type_name: str, shape: Sequence[int], label: str) -> int:
+    """Return the size of a tensor in bytes."""
     _, block, width = TYPES[type_name]
     if block > 1 and (not shape or shape[-1] % block):
-        raise FormatError(where, f"{what}: rows of {shape[-1] if shape else 1} are not whole blocks of {type_name} ({block})")
+        raise FormatError(label, f"{item}: rows of {shape[-1] if shape else 1} are not whole blocks of {type_name} ({block})")
     count = 1
     for dim in shape:
         count *= dim
     # ggml counts elements and bytes in signed 64 bits; a dim of 0 must not excuse the others.
     if count // block * width >= 2**63 or any(dim >= 2**63 for dim in shape):
-        raise FormatError(where, f"{what} is too large for any file")
+        raise FormatError(label, f"{item} is too large for any file")
     return count // block * width
 
 
-def _placed(infos: list[GGUFTensor], data_start: int, alignment: int, size: int, where: str) -> dict[str, GGUFTensor]:
+def _place_tensors(infos: list[GGUFTensor], data_start: int, alignment: int, size: int, label: str) -> dict[str, GGUFTensor]:
+    """Return the tensors by name with absolute offsets, after checking that they do not overlap and are inside the file."""
     tensors: dict[str, GGUFTensor] = {}
     position = data_start
+    # In the order of their data, to find overlaps by comparing neighbors.
     for info in sorted(infos, key=lambda info: (info.offset, info.size)):
         offset = data_start + info.offset
         if info.offset % alignment:
-            raise FormatError(where, f"tensor {info.name!r} does not begin at a multiple of {alignment}")
+            raise FormatError(label, f"tensor {info.name!r} does not begin at a multiple of {alignment}")
         if offset < position:
-            raise FormatError(where, f"tensor {info.name!r} overlaps the one before it")
+            raise FormatError(label, f"tensor {info.name!r} overlaps the one before it")
         position = offset + info.size
         if position > size:
-            raise FormatError(where, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
+            raise FormatError(label, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
     infos.reverse()
-    while infos:  # each is let go as it is replaced
+    while infos:  # each one is freed when its replacement exists
         info = infos.pop()
         if info.name in tensors:
-            raise FormatError(where, f"tensor {info.name!r} is duplicate")
+            raise FormatError(label, f"tensor {info.name!r} is duplicate")
         tensors[info.name] = GGUFTensor(info.name, info.type_name, info.shape, data_start + info.offset, info.size)
     return tensors
 
 
-def _aligned(position: int, alignment: int) -> int:
+def _align(position: int, alignment: int) -> int:
     return position + -position % alignment
 
 
 class GGUFFile(OpenFile):
-    """An open file: its header is checked at once, tensors are read on demand. A context manager."""
+    """An open file, whose header is checked at once and whose tensors are read on demand. A context manager."""
 
     header: GGUFHeader
 
@@ -345,10 +359,10 @@ class GGUFFile(OpenFile):
         return self.header.tensors
 
     def tensor(self, name: str) -> np.ndarray:
-        """Read a tensor in its own dtype, or dequantized to float32 (needs the gguf package), in numpy order."""
+        """Read a tensor in its own dtype, or dequantized to float32 (which needs the gguf package), in numpy's order."""
         info = self.header.tensors[name]
-        if info.type_name not in _NATIVE:
-            return _dequantized(self.raw(name), info, self.where)
+        if info.type_name not in _UNQUANTIZED:
+            return _dequantize(self.raw(name), info, self.where)
         array = np.empty(info.shape, dtypes.NUMPY[info.type_name])
         self._fill(byte_view(array), info.offset, name)
         return array
@@ -361,11 +375,12 @@ class GGUFFile(OpenFile):
         return array
 
 
-def _dequantized(raw: np.ndarray, info: GGUFTensor, where: str) -> np.ndarray:
+def _dequantize(raw: np.ndarray, info: GGUFTensor, label: str) -> np.ndarray:
+    """Return a quantized tensor as float32, by the gguf package."""
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
-        raise MissingExtraError(where, f"reading {info.type_name} needs the gguf package", "Run `pip install gguf`") from error
+        raise MissingExtraError(label, f"reading {info.type_name} needs the gguf package", "Run `pip install gguf`") from error
     _, block, width = TYPES[info.type_name]
     rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * width)
     result: np.ndarray = quants.dequantize(rows, GGMLQuantizationType[info.type_name])
@@ -381,27 +396,27 @@ class Value:
 
 
 def string(value: str) -> Value:
-    """Return a text as a value."""
+    """Return a text as a metadata value."""
     return Value("STRING", value)
 
 
 def strings(values: Sequence[str]) -> Value:
-    """Return a list of texts as a value."""
+    """Return a list of texts as a metadata value."""
     return Value("[STRING]", list(values))
 
 
 def u32(value: int) -> Value:
-    """Return an unsigned 32-bit integer as a value, the usual type of counts."""
+    """Return an unsigned 32-bit integer, the usual type of counts, as a metadata value."""
     return Value("UINT32", value)
 
 
 def f32(value: float) -> Value:
-    """Return a 32-bit float as a value."""
+    """Return a 32-bit float as a metadata value."""
     return Value("FLOAT32", value)
 
 
 def boolean(value: bool) -> Value:
-    """Return a boolean as a value."""
+    """Return a boolean as a metadata value."""
     return Value("BOOL", value)
 
 
@@ -417,27 +432,28 @@ def header_bytes(
     for name, type_name, shape in tensors:
         number, _, _ = TYPES[type_name]
         infos.append(_packed(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
-        offset = _aligned(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
+        offset = _align(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
     parts = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(metadata))]
-    parts += [_packed(key) + _packed_value(value) for key, value in metadata.items()]
+    parts += [_packed(key) + _pack_value(value) for key, value in metadata.items()]
     head = b"".join(parts + infos)
     return head + b"\0" * (-len(head) % alignment)
 
 
 def _packed(text: str) -> bytes:
+    """Return a string with its length before it."""
     raw = text.encode()
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _packed_value(value: Value) -> bytes:
+def _pack_value(value: Value) -> bytes:
     if not value.kind.startswith("["):
-        return _VALUE_IDS[value.kind].to_bytes(4, "little") + _packed_items(value.kind, [value.value])
+        return _VALUE_IDS[value.kind].to_bytes(4, "little") + _pack_items(value.kind, [value.value])
     kind = value.kind[1:-1]
     head = struct.pack("<IIQ", _ARRAY, _VALUE_IDS[kind], len(value.value))
-    return head + _packed_items(kind, value.value)
+    return head + _pack_items(kind, value.value)
 
 
-def _packed_items(kind: str, items: Sequence[Any]) -> bytes:
+def _pack_items(kind: str, items: Sequence[Any]) -> bytes:
     if kind == "STRING":
         return b"".join(map(_packed, items))
     return np.asarray(items, _SCALARS[_VALUE_IDS[kind]][1]).tobytes()
@@ -445,7 +461,7 @@ def _packed_items(kind: str, items: Sequence[Any]) -> bytes:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Packed:
-    """A quantized tensor: its type, its logical shape in numpy order, and its blocks."""
+    """A quantized tensor: its type, its logical shape in numpy's order, and its blocks."""
 
     type_name: str
     shape: tuple[int, ...]
@@ -456,30 +472,31 @@ def write(
     path: Path,
     metadata: Mapping[str, Value],
     tensors: Mapping[str, np.ndarray | Packed],
-    late: Callable[[], Mapping[str, Value]] | None = None,
+    final_values: Callable[[], Mapping[str, Value]] | None = None,
 ) -> None:
     """Write a version 3 file with just these keys and tensors, in the given order; incomplete if the process is killed.
 
-    Tensors are floats or integers of a dtype that GGUF supports, or already quantized. `late` is called once the tensors are
-    written: it returns the final values of keys in `metadata` that had placeholders of the same size.
+    Tensors are floats or integers of a dtype that GGUF supports, or already quantized. `final_values` is called once the
+    tensors are written: it returns the final values of keys in `metadata` that had placeholders of the same size.
     """
-    order = [
+    entries = [
         (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
         for name, tensor in tensors.items()
     ]
     try:
         with open(path, "wb") as file:
-            head = header_bytes(metadata, order)
-            file.write(head)
+            header = header_bytes(metadata, entries)
+            file.write(header)
             for tensor in tensors.values():
                 array = tensor.blocks if isinstance(tensor, Packed) else tensor
                 data = byte_view(np.ascontiguousarray(array))
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))
                 release(array)
-            complete = header_bytes({**metadata, **late()}, order) if late else head
-            if complete != head:
-                if len(complete) != len(head):
+            # The header has the same size, so only its bytes are replaced.
+            complete = header_bytes({**metadata, **final_values()}, entries) if final_values else header
+            if complete != header:
+                if len(complete) != len(header):
                     raise ValueError("a late value differs in size from its placeholder")
                 file.seek(0)
                 file.write(complete)

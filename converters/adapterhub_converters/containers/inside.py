@@ -1,9 +1,9 @@
-"""The files below a folder that somebody else may have filled: no link below it is followed, at any place on the way.
+"""The files below a folder that somebody else may have filled: no link anywhere below it is followed.
 
 A clone or a shared disk brings folders with links in them, and a program that writes to, or cleans up, such a folder would do
-so wherever they point. Every operation therefore opens the folders on the way one by one, each in the one before, and refuses
-a link by name (`openat`, `O_NOFOLLOW`), so that not even a link put there meanwhile is followed. Systems without `openat`
-(Windows) look at each folder first.
+so wherever they point. Every operation therefore opens the folders on the path one by one, each in the one before, and refuses
+a link by name (`openat`, `O_NOFOLLOW`), so that not even a link put there meanwhile is followed. On systems without `openat`
+(Windows), each folder is checked first.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _WRITE = os.O_CREAT | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CL
 
 
 class Inside:
-    """The files below `root`, named by paths that begin with it; `root` itself must be a folder and no link.
+    """The files below `root`, named by paths that begin with it; `root` itself must be a folder, not a link.
 
-    Every method raises RefusedError for a link on the way, and OSError as the functions of `os` do.
+    Every method raises RefusedError for a link on the path, and OSError as the functions of `os` do.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,7 +37,7 @@ class Inside:
 
     def open(self, path: Path) -> BinaryIO:
         """Open a regular file for reading, unbuffered; RefusedError for anything else."""
-        with self._in(path.parent, path) as folder, _naming(path):
+        with self._opened_folder(path.parent, path) as folder, _errors_name(path):
             return open_regular(path if folder is None else path.name, dir_fd=folder, follow=False)
 
     def read(self, path: Path, limit: int = -1) -> bytes:
@@ -47,17 +47,18 @@ class Inside:
 
     def create(self, path: Path, mode: int = 0o644) -> BinaryIO:
         """Create a file that must not exist, and open it for reading and writing, unbuffered."""
-        with self._in(path.parent, path) as folder:
+        with self._opened_folder(path.parent, path) as folder:
             return os.fdopen(os.open(_name(path, folder), _WRITE | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
 
     def resume(self, path: Path, mode: int = 0o644) -> BinaryIO:
         """Open a regular file for reading and writing, unbuffered; create it if it is missing."""
-        with self._in(path.parent, path) as folder, _naming(path):
+        with self._opened_folder(path.parent, path) as folder, _errors_name(path):
             try:
+                # Without O_NONBLOCK, opening a pipe would wait for its other end.
                 handle = os.open(_name(path, folder), _WRITE | getattr(os, "O_NONBLOCK", 0), mode, dir_fd=folder)
             except OSError as error:
                 if path.is_symlink():
-                    raise _refused(path) from error
+                    raise _link_error(path) from error
                 raise
             try:
                 check_regular(os.fstat(handle), path)
@@ -67,24 +68,24 @@ class Inside:
                 raise
 
     def is_at(self, file: BinaryIO, path: Path) -> bool:
-        """Return True if an open file still has this name: of one that is locked, another process may have taken the name."""
+        """Return whether an open file still has this name; another process may have taken the name of a locked file."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(file.fileno()), self.status(path))
         return False
 
     def status(self, path: Path) -> os.stat_result:
-        """Return the status of whatever has this name, of a link itself."""
-        with self._in(path.parent, path) as folder:
+        """Return the status of whatever has this name; of a link, its own."""
+        with self._opened_folder(path.parent, path) as folder:
             return os.stat(_name(path, folder), dir_fd=folder, follow_symlinks=False)
 
     def is_file(self, path: Path) -> bool:
-        """Return True if there is a regular file."""
+        """Return whether there is a regular file."""
         with suppress(FileNotFoundError, NotADirectoryError):
             return stat.S_ISREG(self.status(path).st_mode)
         return False
 
     def exists(self, path: Path) -> bool:
-        """Return True if the name is taken, be it by a link to nowhere."""
+        """Return whether the name is taken, even by a broken link."""
         with suppress(FileNotFoundError, NotADirectoryError):
             self.status(path)
             return True
@@ -92,57 +93,57 @@ class Inside:
 
     def listed(self, folder: Path) -> list[Path]:
         """List a folder, sorted."""
-        with self._in(folder, folder) as handle:
+        with self._opened_folder(folder, folder) as handle:
             return [folder / name for name in sorted(os.listdir(folder if handle is None else handle))]
 
     def folders(self, folder: Path) -> list[Path]:
         """List the folders in a folder, sorted; RefusedError for a link in it."""
-        found = []
-        with self._in(folder, folder) as handle, os.scandir(folder if handle is None else handle) as entries:
+        subfolders = []
+        with self._opened_folder(folder, folder) as handle, os.scandir(folder if handle is None else handle) as entries:
             for entry in entries:
                 if entry.is_symlink():
-                    raise _refused(folder / entry.name)
+                    raise _link_error(folder / entry.name)
                 if entry.is_dir():
-                    found.append(folder / entry.name)
-        return sorted(found)
+                    subfolders.append(folder / entry.name)
+        return sorted(subfolders)
 
     def make_dir(self, folder: Path, mode: int = 0o777) -> None:
-        """Create a folder and those above it where they are missing, flushed."""
+        """Create a folder and its missing parents, flushed to disk."""
         missing = []
         while folder != self.root and not self.exists(folder):
             missing.append(folder)
             folder = folder.parent
-        for made in reversed(missing):
-            with self._in(made.parent, made) as parent:
+        for created in reversed(missing):
+            with self._opened_folder(created.parent, created) as parent:
                 with suppress(FileExistsError):
-                    os.mkdir(_name(made, parent), mode, dir_fd=parent)
+                    os.mkdir(_name(created, parent), mode, dir_fd=parent)
                 _sync(parent)
 
     def sync(self, folder: Path) -> None:
-        """Flush the names in a folder to the disk."""
-        with self._in(folder, folder) as handle:
+        """Flush the names in a folder to disk."""
+        with self._opened_folder(folder, folder) as handle:
             _sync(handle)
 
     def touch(self, path: Path) -> None:
         """Set the times of a file to now."""
-        with self._in(path.parent, path) as folder:
+        with self._opened_folder(path.parent, path) as folder:
             os.utime(_name(path, folder), dir_fd=folder, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
     def move(self, path: Path, final: Path) -> None:
-        """Rename a file or folder, in place of an existing file."""
-        with self._in(path.parent, path) as source, self._in(final.parent, final) as target:
+        """Rename a file or folder, replacing an existing file."""
+        with self._opened_folder(path.parent, path) as source, self._opened_folder(final.parent, final) as target:
             os.replace(_name(path, source), _name(final, target), src_dir_fd=source, dst_dir_fd=target)
 
     def link(self, path: Path, final: Path) -> None:
         """Give a file a second name, which must be free."""
-        with self._in(path.parent, path) as source, self._in(final.parent, final) as target:
+        with self._opened_folder(path.parent, path) as source, self._opened_folder(final.parent, final) as target:
             follow = os.link not in os.supports_follow_symlinks
             names = _name(path, source), _name(final, target)
             os.link(*names, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=follow)
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a link itself; a read-only one as well, which Windows requires to be writable."""
-        with self._in(path.parent, path) as folder:
+        """Remove a file, or a link itself; also a read-only one, which Windows requires to be writable."""
+        with self._opened_folder(path.parent, path) as folder:
             try:
                 os.unlink(_name(path, folder), dir_fd=folder)
             except PermissionError:
@@ -152,46 +153,49 @@ class Inside:
                 path.unlink()
 
     def remove_tree(self, folder: Path) -> None:
-        """Remove a folder and all in it, links themselves; a link or a file in its place is removed itself."""
+        """Remove a folder and everything in it, without following links; a link or a file in its place is itself removed."""
         if not stat.S_ISDIR(self.status(folder).st_mode):
             self.remove(folder)
             return
-        with self._in(folder.parent, folder) as parent:
+        with self._opened_folder(folder.parent, folder) as parent:
+            # `shutil.rmtree` with `dir_fd` follows no links either.
             shutil.rmtree(_name(folder, parent), dir_fd=parent)
 
     @contextmanager
-    def _in(self, folder: Path, path: Path) -> Iterator[int | None]:
-        """Open a folder at or below `root`; None where paths are used instead. `path` is the name in errors of the system."""
+    def _opened_folder(self, folder: Path, path: Path) -> Iterator[int | None]:
+        """Open a folder at or below `root`; None where paths are used instead. `path` is the name in the system's errors."""
         handle = None
         try:
-            handle = self._opened(os.fspath(folder))
+            handle = self._open_path(os.fspath(folder))
             yield handle
         except OSError as error:
+            # With `dir_fd`, the system names only the last part of the path.
             error.filename, error.filename2 = str(path), None
             raise
         finally:
             if handle is not None:
                 os.close(handle)
 
-    def _opened(self, folder: str) -> int | None:
-        below = folder[len(self._prefix) :]
-        if below and not folder.startswith(self._prefix):
+    def _open_path(self, folder: str) -> int | None:
+        """Open a folder by walking down to it from `root`."""
+        relative_path = folder[len(self._prefix) :]
+        if relative_path and not folder.startswith(self._prefix):
             raise ValueError(f"{folder} is not below {self.root}")
-        at = os.fspath(self.root)
-        handle = _open_folder(at, at, None)
-        for part in below.split(os.sep) if below else ():
-            at = os.path.join(at, part)
+        path_so_far = os.fspath(self.root)
+        handle = _open_folder(path_so_far, path_so_far, None)
+        for part in relative_path.split(os.sep) if relative_path else ():
+            path_so_far = os.path.join(path_so_far, part)
             try:
-                inner = _open_folder(part, at, handle)
+                child = _open_folder(part, path_so_far, handle)
             finally:
                 if handle is not None:
                     os.close(handle)
-            handle = inner
+            handle = child
         return handle
 
 
 def _open_folder(name: str, path: str, parent: int | None) -> int | None:
-    """Open a folder by its name in an open one; on systems without `openat` only look at it."""
+    """Open a folder by its name in an open one; on systems without `openat`, only check it."""
     if _HAS_OPENAT:
         try:
             return os.open(name, FOLDER, dir_fd=parent)
@@ -199,16 +203,17 @@ def _open_folder(name: str, path: str, parent: int | None) -> int | None:
             # Linux reports ENOTDIR for a link, others ELOOP or EMLINK.
             if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK) or not os.path.islink(path):
                 raise
-            raise _refused(Path(path)) from error
-    found = os.lstat(path)
-    if stat.S_ISLNK(found.st_mode) or getattr(os.path, "isjunction", lambda _: False)(path):
-        raise _refused(Path(path))
-    if not stat.S_ISDIR(found.st_mode):
+            # The system reports that it is not a folder: say that it is a link.
+            raise _link_error(Path(path)) from error
+    info = os.lstat(path)
+    if stat.S_ISLNK(info.st_mode) or getattr(os.path, "isjunction", lambda _: False)(path):
+        raise _link_error(Path(path))
+    if not stat.S_ISDIR(info.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     return None
 
 
-def _refused(path: Path) -> RefusedError:
+def _link_error(path: Path) -> RefusedError:
     return RefusedError(str(path), "a link, which is not followed out of this folder", "Remove it", code="not-a-regular-file")
 
 
@@ -217,8 +222,8 @@ def _name(path: Path, folder: int | None) -> Path | str:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the whole path in an error about a file."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Name the complete path in an error about a file."""
     try:
         yield
     except RefusedError as error:

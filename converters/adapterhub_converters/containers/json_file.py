@@ -1,8 +1,8 @@
-"""Read JSON of any origin with bounded depth, numbers, and memory, and write small text files.
+"""Reader of JSON from any origin, with bounded depth, numbers, and memory, and writer of small text files.
 
 Every JSON document that somebody else may have written is parsed here, so that none ends in a RecursionError, a MemoryError, or
-a number that no other program can read. Python's decoder is strict about neither duplicate keys nor NaN, limits the depth only
-by the stack that is left, and makes up to fifty bytes of objects out of one byte of text.
+a number that no other program can read. Python's decoder accepts duplicate keys and NaN, limits the depth only by the remaining
+stack, and makes up to fifty bytes of objects out of one byte of text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, follow: bool = True) -> str:
-    """Read a regular UTF-8 file of at most `limit` bytes; `follow` as in `open_regular`."""
+    """Read a regular UTF-8 file of at most `limit` bytes; `follow` is as in `open_regular`."""
     where = where or str(path)
     try:
         with open_regular(path, follow=follow) as file:
-            # Python would allocate the whole limit; config files do not grow while they are read.
+            # Python would allocate the full limit; config files do not grow while they are read.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except RefusedError as error:
         raise RefusedError(where, error.what, error.hint, code=error.code) from error
@@ -45,11 +45,11 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, 
     return _decoded(raw, where)
 
 
-def _decoded(raw: bytes, where: str) -> str:
+def _decoded(raw: bytes, label: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(where, "not UTF-8 text") from error
+        raise FormatError(label, "not UTF-8 text") from error
 
 
 def parse(
@@ -63,30 +63,33 @@ def parse(
 
     Args:
         text: Bytes are UTF-8.
-        where: The name of the document in messages.
-        memory: The most that its objects may take, in bytes; None for data of the user's own choice.
-        pairs: Makes each object in it from its pairs, in place of `unique`; its caller limits the memory and the depth.
+        where: The name of the document in errors.
+        memory: The maximum size of its objects in bytes; None for data of the user's own choice.
+        pairs: Makes each object in it from its pairs, instead of `dict_without_duplicates`; the caller then limits memory and
+            depth.
 
     Raises:
-        FormatError: It is not JSON or not UTF-8, has a duplicate key, NaN, a number too large for a float, or half a character,
-            is nested more than `MAX_DEPTH` deep, or takes more than `memory`.
+        FormatError: It is not JSON or not UTF-8, has a duplicate key, NaN, a number too large for a float, or half a surrogate
+            pair, is nested more than `MAX_DEPTH` deep, or takes more than `memory`.
         LocalIOError: There is not enough memory on this machine.
     """
     text = _decoded(text, where) if isinstance(text, bytes) else text
+    # A hook makes other objects than this estimate knows: its caller limits them.
     if memory is not None and pairs is None:
         _check_memory(text, memory, where)
-    decoder = _DECODER if pairs is None else _decoder(pairs)
+    decoder = _DECODER if pairs is None else _make_decoder(pairs)
     try:
         document = decoder.decode(text)
         if pairs is None:
             check_values(document)
+        # The check takes a walk over the document, and hardly any has such an escape.
         if _SURROGATE.search(text):
             _check_characters(document)
     except RecursionError as error:
         raise FormatError(where, f"not valid JSON (nested more than {MAX_DEPTH} deep)") from error
     except MemoryError as error:
-        what = "needs more memory than is free"
-        raise LocalIOError(where, what, "Close other programs, or split the file", code="out-of-memory") from error
+        problem = "needs more memory than is free"
+        raise LocalIOError(where, problem, "Close other programs, or split the file", code="out-of-memory") from error
     except ValueError as error:
         raise FormatError(where, f"not valid JSON ({reason(error, text)})") from error
     return document
@@ -94,84 +97,86 @@ def parse(
 
 def parse_object(
     text: str | bytes,
-    where: str,
+    label: str,
     *,
     memory: int | None = MAX_MEMORY,
-    pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
+    make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
-    """Parse the JSON object in `text`; the arguments and errors are those of `parse`."""
-    document = parse(text, where, memory=memory, pairs=pairs)
+    """Parse the JSON object in `text`; arguments and errors are those of `parse`."""
+    document = parse(text, label, memory=memory, pairs=make_object)
     if not isinstance(document, dict):
-        raise FormatError(where, "not a JSON object")
+        raise FormatError(label, "not a JSON object")
     return document
 
 
-def read_object(path: Path, *, where: str | None = None, follow: bool = True) -> dict[str, Any]:
-    """Read the JSON object in a config file; `follow` as in `open_regular`."""
-    return parse_object(read_text(path, where=where, follow=follow), where or str(path))
+def read_object(path: Path, *, label: str | None = None, follow: bool = True) -> dict[str, Any]:
+    """Read the JSON object in a config file; `follow` is as in `open_regular`."""
+    return parse_object(read_text(path, where=label, follow=follow), label or str(path))
 
 
 # ---- limits
 
 
-def _check_memory(text: str, memory: int, where: str) -> None:
-    """Refuse a text whose objects may take more than `memory` in CPython, by counting what they begin with."""
-    if len(text) * _LARGEST_RATIO > memory:
-        estimate = sum(text.count(mark) * size for mark, size in _SIZES.items())
+def _check_memory(text: str, memory: int, label: str) -> None:
+    """Refuse a text whose objects may take more than `memory` in CPython, by counting the marks that they begin with."""
+    if len(text) * _MAX_RATIO > memory:
+        estimate = sum(text.count(mark) * size for mark, size in _SIZE_BY_MARK.items())
         if estimate > memory:
-            raise FormatError(where, f"has too many values: they would take over {memory >> 20} MiB of memory")
+            raise FormatError(label, f"has too many values: they would take over {memory >> 20} MiB of memory")
 
 
-# Bytes for each mark, by what was measured: 232 for an object of one key, 96 for a list of one value, 104 for a key and the
-# pair it is read as, 8 for a place in a list, 24 to 32 for a number, 49 to 76 for a string in addition to its characters.
-_SIZES = {"{": 120, "[": 96, ":": 112, ",": 40, '"': 28}
-_LARGEST_RATIO = 60  # of those sizes to the characters that contain them; {"": is 288 for 4
+# Measured bytes for each mark: 232 for an object of one key, 96 for a list of one value, 104 for a key and the pair it is read
+# as, 8 for a place in a list, 24 to 32 for a number, 49 to 76 for a string in addition to its characters.
+_SIZE_BY_MARK = {"{": 120, "[": 96, ":": 112, ",": 40, '"': 28}
+_MAX_RATIO = 60  # maximum ratio of these sizes to the characters they stand for; {"": is 288 for 4
 
 
 def check_values(document: Any) -> None:
-    """Raise ValueError for a document that is nested more than `MAX_DEPTH` deep, or has an integer too large for a float."""
+    """Raise a ValueError for a document nested more than `MAX_DEPTH` deep, or with an integer too large for a float."""
+    # Level by level, in place of a recursion.
     level = [document]
     for _ in range(MAX_DEPTH):
-        inner: list[Any] = []
+        next_level: list[Any] = []
         for container in level:
-            for value in _values(container):
+            for value in _child_values(container):
                 kind = type(value)
                 if kind is dict or kind is list:
-                    inner.append(value)
+                    next_level.append(value)
                 elif kind is int and not -_MAX_INT < value < _MAX_INT:
                     raise ValueError("a number is too large")
-        if not inner:
+        if not next_level:
             return
-        level = inner
+        level = next_level
     raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
-def _values(container: Any) -> Iterable[Any]:
+def _child_values(container: Any) -> Iterable[Any]:
     if type(container) is dict:
         return container.values()
     return container if type(container) is list else (container,)
 
 
 def _check_characters(document: Any) -> None:
-    """Raise ValueError for half of a surrogate pair, which is not text and cannot be written."""
-    waiting = [document]
-    while waiting:
-        value = waiting.pop()
+    """Raise a ValueError for half of a surrogate pair, which is not text and cannot be written."""
+    # A loop rather than a recursion: the document may be as deep as the limit allows.
+    pending = [document]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
             value.encode()
         elif isinstance(value, list | tuple):
-            waiting += value
+            pending += value
         elif isinstance(value, dict):
-            waiting += value
-            waiting += value.values()
+            pending += value
+            pending += value.values()
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dict of an object's pairs; ValueError for a duplicate key."""
+    """Return the dict of an object's pairs; ValueError for a duplicate key."""
     document = dict(pairs)
     if len(document) != len(pairs):
-        seen: set[str] = set()
-        key = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        visited: set[str] = set()
+        key = next(key for key, _ in pairs if key in visited or visited.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"duplicate key {key[:80]!r}")
     return document
 
@@ -182,19 +187,19 @@ def _finite(text: str) -> float:
     return value
 
 
-def _no_constant(text: str) -> None:
+def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def _decoder(pairs: Callable[[list[tuple[str, Any]]], object]) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_no_constant, parse_float=_finite)
+def _make_decoder(pairs: Callable[[list[tuple[str, Any]]], object]) -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_finite)
 
 
-_DECODER = _decoder(unique)
+_DECODER = _make_decoder(unique)
 
 
 def reason(error: ValueError, text: str) -> str:
-    """The first line of what a parser reports about `text`, in terms of the document."""
+    """Return the first line of a parser's error about `text`, in terms of the document."""
     if text.startswith("\ufeff"):
         return "it starts with a byte order mark"
     if "integer string conversion" in str(error):  # int() refuses more than 4,300 digits
@@ -203,7 +208,7 @@ def reason(error: ValueError, text: str) -> str:
 
 
 def canonical(document: object) -> bytes:
-    """Return the one spelling of a document whose digest names it: sorted keys, no spaces, UTF-8."""
+    """Return the canonical bytes of a document whose digest names it: sorted keys, no spaces, UTF-8."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

@@ -1,7 +1,7 @@
-"""The one way to open a file that a stranger may have made: a regular file, or an error that does not wait.
+"""The only way to open a file that a stranger may have made: a regular file, or an error that does not wait.
 
-Opening a pipe waits for its writer, and opening a device may do anything. A path is therefore looked at before it is opened,
-and what was opened is looked at again, as the name may have changed hands in between.
+Opening a pipe waits for its writer, and opening a device may do anything. A path is therefore checked before it is opened, and
+the open file is checked again, since the name may have been given to another file in between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
-_POINTER = b"version https://git-lfs"
+_LFS_POINTER = b"version https://git-lfs"
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK
@@ -33,18 +33,19 @@ def open_regular(
     Args:
         path: The file.
         dir_fd: The open folder that `path` is relative to.
-        follow: The file may be reached by a link. False for what belongs to a folder that somebody else filled.
-        pipe: A descriptor of this process (`/dev/stdin`, `/dev/fd/63`) may be a pipe.
+        follow: Whether the file may be reached by a link. False for files in a folder that somebody else filled.
+        pipe: Whether a descriptor of this process (`/dev/stdin`, `/dev/fd/63`) may be a pipe.
         buffering: As for `open`; unbuffered by default.
 
     Raises:
-        RefusedError: A pipe, a device or a socket; with `follow=False` a link.
+        RefusedError: It is a pipe, a device or a socket; with `follow=False` also a link.
         OSError: It cannot be opened; IsADirectoryError for a folder.
     """
-    found = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
-    if pipe and not stat.S_ISREG(found.st_mode) and _is_own_descriptor(str(path)):
+    info = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
+    if pipe and not stat.S_ISREG(info.st_mode) and _is_own_descriptor(str(path)):
         return open(path, "rb", buffering=buffering)
-    check_regular(found, path)
+    check_regular(info, path)
+    # Without waiting (O_NONBLOCK), in case the name was given to a pipe after the check.
     handle = os.open(path, READ if follow else READ | NO_LINK, dir_fd=dir_fd)
     try:
         check_regular(os.fstat(handle), path)
@@ -58,47 +59,47 @@ def _is_own_descriptor(path: str) -> bool:
     return path == _STDIN or (path.startswith(_DESCRIPTOR) and path[len(_DESCRIPTOR) :].isdecimal())
 
 
-def check_regular(found: os.stat_result, path: Path | str) -> None:
-    """RefusedError unless a file is a regular one, IsADirectoryError for a folder."""
-    if stat.S_ISDIR(found.st_mode):
+def check_regular(info: os.stat_result, path: Path | str) -> None:
+    """Raise a RefusedError unless a file is a regular one, an IsADirectoryError for a folder."""
+    if stat.S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(info.st_mode):
         raise RefusedError(
             str(path), "a link, which is not followed", "Replace it with the file itself", code="not-a-regular-file"
         )
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         raise RefusedError(
             str(path), "a pipe or a device, not a regular file", "Replace it with a file", code="not-a-regular-file"
         )
 
 
 def read_bytes(path: Path, *, pipe: bool = False) -> bytes:
-    """Read a whole regular file; arguments and errors are those of `open_regular`."""
+    """Read a complete regular file; arguments and errors are those of `open_regular`."""
     with open_regular(path, pipe=pipe) as file:
         return file.read()
 
 
 def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield everything below a folder: its relative path with forward slashes, and its status, of a link itself.
+    """Yield everything below a folder: its relative path with forward slashes, and its status; of a link, its own.
 
-    A loop rather than a recursion, so that no depth ends it, and no folder is entered whose path is longer than `MAX_PATH`.
-    What is removed meanwhile is not there.
+    This is a loop rather than a recursion, so that any depth works; folders with a path longer than `MAX_PATH` are not entered.
+    Entries that are removed meanwhile are left out.
 
     Args:
         folder: The folder; OSError unless it can be listed.
-        enters: Says by the relative path of a folder whether to list it too.
+        enters: Returns, by the relative path of a folder, whether to list it too.
     """
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
         try:
             with os.scandir(folder / prefix) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                listing = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if not prefix:
                 raise
             continue
-        for entry in found:
+        for entry in listing:
             path = prefix + entry.name
             try:
                 status = entry.stat(follow_symlinks=False)
@@ -106,14 +107,15 @@ def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterat
                 continue
             yield path, status
             if stat.S_ISDIR(status.st_mode) and len(path) <= MAX_PATH and enters(path):
-                waiting.append(path + "/")
+                # Links are not followed: `status` is that of the link itself.
+                pending.append(path + "/")
 
 
 class OpenFile:
     """An open file; a context manager. `where` is its name in errors, by default its path; `head` its first bytes."""
 
-    def __init__(self, path: Path, *, where: str | None = None) -> None:
-        self.where = where or str(path)
+    def __init__(self, path: Path, *, label: str | None = None) -> None:
+        self.where = label or str(path)
         try:
             self._file: BinaryIO = open_regular(path, buffering=-1)
         except RefusedError as error:
@@ -125,8 +127,9 @@ class OpenFile:
         except OSError as error:
             raise LocalIOError(self.where, error.strerror or str(error)) from error
         try:
-            self.head = self._read_at(0, len(_POINTER))
-            if self.head == _POINTER:
+            self.head = self._read_at(0, len(_LFS_POINTER))
+            # A clone without git-lfs has these small text files in place of the weights.
+            if self.head == _LFS_POINTER:
                 raise FormatError(self.where, "a Git LFS pointer, not the file itself", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)
         except BaseException:
@@ -134,11 +137,11 @@ class OpenFile:
             raise
 
     def _parse(self, size: int) -> None:
-        """Parse the header of a file of `size` bytes; called once, when it is open."""
+        """Parse the header of a file of `size` bytes; called once, when the file is open."""
 
-    def _read_at(self, offset: int, n: int) -> bytes:
+    def _read_at(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
-        return self._file.read(n)
+        return self._file.read(size)
 
     def _fill(self, buffer: memoryview, offset: int, name: str) -> None:
         """Fill `buffer` from byte `offset` on, with bytes of the tensor `name`."""
@@ -147,7 +150,7 @@ class OpenFile:
             raise FormatError(self.where, f"truncated while tensor {name!r} was read")
 
     def digest(self) -> str:
-        """Compute the digest of the whole file, `sha256:<64 hex>`."""
+        """Return the digest of the complete file, `sha256:<64 hex>`."""
         self._file.seek(0)
         return f"sha256:{hashlib.file_digest(self._file, 'sha256').hexdigest()}"  # type: ignore[arg-type] # it has readinto
 

@@ -1,4 +1,4 @@
-"""Read and write safetensors files: headers with bounded work from any source, and reproducible bytes.
+"""Reader and writer of safetensors files: headers with bounded work from any source, and reproducible bytes.
 
 The header is read through an injected `read_at(offset, n)`, so that the source can be a file, bytes in memory, or an HTTP
 range. Every length is checked against the file's size before anything is allocated, unlike in other Python readers
@@ -31,18 +31,18 @@ from .open_file import OpenFile
 ReadAt = Callable[[int, int], bytes]
 
 MAX_HEADER = 100_000_000  # bytes; the Rust core's own limit
-MAX_TENSORS = 500_000  # more than twice those of the largest adapter known: 512 experts in 60 layers, both halves of three each
+MAX_TENSORS = 500_000  # over twice the largest adapter known: both factors of three modules of 512 experts in 60 layers
 MAX_NAME = 1_024  # characters
 MAX_SHAPES = 65_536  # different pairs of dtype and shape
 MAX_METADATA = 65_536  # keys
-_PIECE = 16_000_000  # bytes of a header that are read at once: nearly all are shorter
-_BATCH = 500_000  # bytes of a header that are matched at once: what they become meanwhile takes seven times as much
+_PIECE = 16_000_000  # bytes of a header to read at once; nearly all headers are shorter
+_BATCH = 500_000  # bytes of a header to match at once; the matches take seven times as much memory
 _MAX_DIM = 2**63
 _METADATA = "__metadata__"
 
 
 class TensorKind(NamedTuple):
-    """What most tensors of a header share with others; `size` in bytes."""
+    """The properties that most tensors of a header share with others; `size` in bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -61,11 +61,11 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file, in columns, as a hostile one may have very many tensors.
+    """The header of a safetensors file, in columns, since a hostile one may have very many tensors.
 
     Attributes:
         names: The tensors in file order, without holes between them.
-        kinds: The kind of each; one object for all of a kind.
+        kinds: The kind of each; all tensors of a kind share one object.
     """
 
     names: Sequence[str]
@@ -74,143 +74,147 @@ class Header:
     data_start: int
 
     def offsets(self) -> Iterator[int]:
-        """The offset of each tensor and the end of the last, absolute in the file."""
+        """Return an iterator over the offset of each tensor and the end of the last, absolute in the file."""
         return itertools.accumulate([kind.size for kind in self.kinds], initial=self.data_start)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Name to info, in file order."""
-        found = zip(self.names, self.kinds, self.offsets(), strict=False)
-        return {name: TensorInfo(name, kind.dtype, kind.shape, offset, kind.size) for name, kind, offset in found}
+        entries = zip(self.names, self.kinds, self.offsets(), strict=False)
+        return {name: TensorInfo(name, kind.dtype, kind.shape, offset, kind.size) for name, kind, offset in entries}
 
 
-def read_header(read_at: ReadAt, size: int, where: str) -> Header:
+def read_header(read_at: ReadAt, size: int, label: str) -> Header:
     """Read and check the header of a safetensors file of `size` bytes; FormatError names the first fault."""
     if size < 8:
-        raise FormatError(where, f"not a safetensors file: {size} bytes are fewer than its length field needs")
+        raise FormatError(label, f"not a safetensors file: {size} bytes are fewer than its length field needs")
     length = int.from_bytes(read_at(0, 8), "little")
     if length > MAX_HEADER:
-        raise FormatError(where, f"header of {length} bytes is over the limit of {MAX_HEADER}")
+        raise FormatError(label, f"header of {length} bytes is over the limit of {MAX_HEADER}")
+    # Compare before reading: the length is the file's own claim.
     if length > size - 8:
-        raise FormatError(where, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
-    scanner = _Scanner(read_at, 8 + length, where)
+        raise FormatError(label, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
+    scanner = _Scanner(read_at, 8 + length, label)
     scanner.read()
-    return _covering(scanner, 8 + length, size, where)
+    return _checked_header(scanner, 8 + length, size, label)
 
 
-_SPACE = rb"[ \t\n\r]*+"
+_WHITESPACE = rb"[ \t\n\r]*+"
 
 
-def _spaced(*tokens: bytes) -> bytes:
-    return _SPACE.join((b"", *tokens))
+def _tokens(*tokens: bytes) -> bytes:
+    """Return a pattern of tokens with whitespace allowed before and between them."""
+    return _WHITESPACE.join((b"", *tokens))
 
 
-# The only JSON that a header may be. All quantifiers are possessive (`++`): no byte is tried twice. Every pattern ends with a
-# character, so that none matches a part of something that the buffer cuts.
+# The only JSON that a header may contain. All quantifiers are possessive (`++`): no byte is tried twice. Every pattern ends
+# with a character, so that none matches a part of something that the buffer cuts off.
 _TEXT = rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"'
 _SIZE = rb"(0|[1-9][0-9]{0,18}+)"
-_DTYPE = _spaced(rb'"dtype"', rb":", rb'("[^"\\\x00-\x1f]{0,40}+")')
-_SHAPE = _spaced(rb'"shape"', rb":", rb"(\[[0-9, \t\n\r]{0,1000}+\])")
-_OFFSETS = _spaced(rb'"data_offsets"', rb":", rb"\[", _SIZE, rb",", _SIZE, rb"\]")
-_FIELD = b"(?:" + b"|".join((_DTYPE, _SHAPE, _OFFSETS)) + b")" + _spaced(rb'(?:,(?=[ \t\n\r"])|(?=\}))')
-_ENTRY = _spaced(_TEXT, rb":", rb"\{(?:" + _FIELD + rb"){3}\}", b"")
+_DTYPE = _tokens(rb'"dtype"', rb":", rb'("[^"\\\x00-\x1f]{0,40}+")')
+_SHAPE = _tokens(rb'"shape"', rb":", rb"(\[[0-9, \t\n\r]{0,1000}+\])")
+_OFFSETS = _tokens(rb'"data_offsets"', rb":", rb"\[", _SIZE, rb",", _SIZE, rb"\]")
+_FIELD = b"(?:" + b"|".join((_DTYPE, _SHAPE, _OFFSETS)) + b")" + _tokens(rb'(?:,(?=[ \t\n\r"])|(?=\}))')
+_ENTRY = _tokens(_TEXT, rb":", rb"\{(?:" + _FIELD + rb"){3}\}", b"")
 _TENSOR = re.compile(_ENTRY + rb"([,}])")
-_TENSORS = re.compile(_ENTRY + rb",|(?s:(.+))")  # for `findall`: many tensors, and as the last match all that follows them
-_KEY = re.compile(_spaced(_TEXT, rb":"))
-_OPENING = re.compile(_spaced(rb"\{", rb'(?:(\})|(?="))'))
-_PAIR = re.compile(_spaced(_TEXT, rb":", _TEXT, rb"([,}])"))
-_NULL = re.compile(_spaced(rb"null", rb"(?=[,}])"))
-_SEPARATOR = re.compile(_spaced(rb"([,}])"))
-# Pieces of a text with escapes, as json needs a string for each of them; halves of a character stay together.
+_TENSORS = re.compile(_ENTRY + rb",|(?s:(.+))")  # for `findall`: many tensors, and as the last match everything after them
+_KEY = re.compile(_tokens(_TEXT, rb":"))
+_OPENING = re.compile(_tokens(rb"\{", rb'(?:(\})|(?="))'))
+_PAIR = re.compile(_tokens(_TEXT, rb":", _TEXT, rb"([,}])"))
+_NULL = re.compile(_tokens(rb"null", rb"(?=[,}])"))
+_SEPARATOR = re.compile(_tokens(rb"([,}])"))
+# Pieces of a text with escapes, since json needs memory for a string for each escape; both halves of a surrogate pair stay
+# together.
 _ESCAPED = re.compile(r"(?:[^\\]++|\\u[dD][89abAB]..\\u....|\\u....|\\.){1,100000}+")
-_ANYTHING = re.compile(_spaced(rb"[^ \t\n\r]"))
+_ANYTHING = re.compile(_tokens(rb"[^ \t\n\r]"))
 
 
 class _Scanner:
-    """Reads the JSON of a header, a piece at a time, and keeps tensors and metadata alone.
+    """A scanner of a header's JSON, which reads a piece at a time and keeps only tensors and metadata.
 
-    A parser of all JSON needs 25 times the size of a hostile header in memory, and several times that of a good one.
+    A parser for all of JSON needs 25 times the size of a hostile header in memory, and several times that of a good one.
     """
 
-    def __init__(self, read_at: ReadAt, end: int, where: str) -> None:
+    def __init__(self, read_at: ReadAt, end: int, label: str) -> None:
         self.names: list[str] = []
         self.kinds: list[TensorKind] = []
         self.starts = array("Q")  # offsets in the data
         self.metadata: dict[str, str] = {}
         self._read_at = read_at
-        self._where = where
+        self._where = label
         self._end = end  # offset in the file at which the header ends and the data begins
-        self._offset = 8  # in the file, of what is not in the buffer yet
+        self._offset = 8  # of the next byte in the file that is not in the buffer yet
         self._buffer = b""
-        self._at = 0  # position in the buffer
+        self._position = 0  # position in the buffer
         self._kinds: dict[tuple[bytes, bytes], TensorKind] = {}  # by the texts of dtype and shape
 
     def read(self) -> None:
-        """Read all of it."""
+        """Read the complete header."""
         opening, keys = self._match(_OPENING), set[str]()
         if self._buffer[:1] != b"{":
             raise self._error("not a safetensors file: the header does not start with {")
         if opening is None:
-            raise self._invalid()
-        more = not opening[1]
-        while more and self._read_tensors():
+            raise self._json_error()
+        has_more = not opening[1]
+        while has_more and self._read_tensors():
             key = self._match(_KEY)
             if key is None:
-                raise self._invalid()
+                raise self._json_error()
             [name] = self._names([key[1]])
             if name in keys or name in self.names:
                 raise self._error(f"duplicate key {name[:80]!r}")
             if name != _METADATA:
-                what = f"does not have exactly dtype, shape and data_offsets, but {self._excerpt()}"
-                raise self._error(f"tensor {name!r} {what}")
+                problem = f"does not have exactly dtype, shape and data_offsets, but {self._excerpt()}"
+                raise self._error(f"tensor {name!r} {problem}")
             keys.add(name)
-            more = self._read_metadata()
+            has_more = self._read_metadata()
         if self._match(_ANYTHING):
             raise self._error("not valid JSON: something follows the object")
         if len(set(self.names)) != len(self.names):
-            seen = set[str]()
-            name = next(name for name in self.names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            visited = set[str]()
+            name = next(name for name in self.names if name in visited or visited.add(name))  # type: ignore[func-returns-value]
             raise self._error(f"duplicate key {name!r}")
 
     def _match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
-        """Match a pattern at the position and go behind it; read on if that takes more than the buffer has."""
-        while (found := pattern.match(self._buffer, self._at)) is None and self._offset < self._end:
-            n = max(_PIECE, len(self._buffer) - self._at)  # twice as much each time, as the match begins anew
-            piece = self._read_at(self._offset, min(n, self._end - self._offset))
-            if not piece:
+        """Match a pattern at the position and move past it; read on if that takes more than the buffer has."""
+        while (match := pattern.match(self._buffer, self._position)) is None and self._offset < self._end:
+            count = max(_PIECE, len(self._buffer) - self._position)  # doubled each time, since the match starts over
+            chunk = self._read_at(self._offset, min(count, self._end - self._offset))
+            if not chunk:
                 raise self._error("truncated: the file ended while its header was read")
-            self._offset += len(piece)
-            self._buffer, self._at = self._buffer[self._at :] + piece, 0
-        if found is not None:
-            self._at = found.end()
-        return found
+            self._offset += len(chunk)
+            self._buffer, self._position = self._buffer[self._position :] + chunk, 0
+        if match is not None:
+            self._position = match.end()
+        return match
 
     def _read_tensors(self) -> bool:
-        """Read tensors up to something else; False if the object ends with them."""
+        """Read tensors up to something else; return False if the object ends with them."""
         while True:
-            until = min(self._at + _BATCH, len(self._buffer))
-            rows = _TENSORS.findall(self._buffer, self._at, until)
-            rest = rows.pop()[-1] if rows and rows[-1][-1] else b""
-            self._at = until - len(rest)
+            batch_end = min(self._position + _BATCH, len(self._buffer))
+            rows = _TENSORS.findall(self._buffer, self._position, batch_end)
+            unmatched = rows.pop()[-1] if rows and rows[-1][-1] else b""
+            self._position = batch_end - len(unmatched)
             self._add(rows)
-            found = self._match(_TENSOR)  # one that the batch or the buffer cut, or the last of the object
-            if found is None:
+            match = self._match(_TENSOR)  # a tensor that the batch or the buffer cut off, or the last one
+            if match is None:
                 return True
-            self._add([found.groups(b"")])
-            if found[6] == b"}":
+            self._add([match.groups(b"")])
+            if match[6] == b"}":
                 return False
 
     def _add(self, rows: Sequence[tuple[bytes, ...]]) -> None:
-        """Check tensors, given by the groups of `_ENTRY`, and keep them: column by column, as there may be a million."""
+        """Check tensors, given by the groups of `_ENTRY`, and keep them: column by column, since there may be a million."""
         if not rows:
             return
         raw, *texts, starts, ends, _ = zip(*rows, strict=True)
         names = self._names(raw)
         for column in (*texts, starts):
-            if b"" in column:  # and another one twice
+            if b"" in column:  # then another field occurs twice
                 name = names[column.index(b"")]
                 raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
         pairs = list(zip(*texts, strict=True))
+        # A header has few kinds of tensors: parse each dtype and shape once.
         if not self._kinds.keys() >= {*pairs}:
             for name, pair in zip(names, pairs, strict=True):
                 if pair not in self._kinds:
@@ -218,8 +222,8 @@ class _Scanner:
         kinds, offsets = list(map(self._kinds.__getitem__, pairs)), list(map(int, starts))
         for name, kind, size in zip(names, kinds, map(operator.sub, map(int, ends), offsets), strict=True):
             if kind.size != size:
-                what = f"{kind.dtype} {list(kind.shape)} is not the {size} bytes of its offsets"
-                raise self._error(f"tensor {name!r}: {what}")
+                problem = f"{kind.dtype} {list(kind.shape)} is not the {size} bytes of its offsets"
+                raise self._error(f"tensor {name!r}: {problem}")
         self.names += names
         self.kinds += kinds
         self.starts.extend(offsets)
@@ -227,9 +231,9 @@ class _Scanner:
             raise self._error(f"more than {MAX_TENSORS} tensors, which is the limit")
 
     def _names(self, raw: Sequence[bytes]) -> list[str]:
-        """The names of tensors, by their texts."""
-        bad: bytes | str = max(raw, key=len)
-        if len(bad) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
+        """Return the names of tensors, given as JSON texts."""
+        invalid: bytes | str = max(raw, key=len)
+        if len(invalid) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
             try:
                 names: list[str] = json.loads((b'["' + b'","'.join(raw) + b'"]').decode())
                 text = "".join(names)
@@ -240,11 +244,11 @@ class _Scanner:
                 raise self._error(f"not valid JSON ({str(error)[:200]})") from error
             if "" not in names and len(max(names, key=len)) <= MAX_NAME and text.isprintable():
                 return names
-            bad = next(name for name in names if not (0 < len(name) <= MAX_NAME and name.isprintable()))
-        raise self._error(f"tensor name {bad[:80]!r} is empty, too long or unprintable")
+            invalid = next(name for name in names if not (0 < len(name) <= MAX_NAME and name.isprintable()))
+        raise self._error(f"tensor name {invalid[:80]!r} is empty, too long or unprintable")
 
     def _kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> TensorKind:
-        """The kind that is written so."""
+        """Return the kind with this dtype and shape, given as JSON texts."""
         dtype = dtype_text[1:-1].decode(errors="replace")
         if dtype not in dtypes.BITS:
             raise self._error(f"tensor {name!r} has an unknown dtype {dtype!r}")
@@ -255,7 +259,9 @@ class _Scanner:
         if len(shape) > 16 or any(not 0 <= dim < _MAX_DIM for dim in shape):
             raise self._error(f"tensor {name!r} has a malformed shape")
         bits = dtypes.BITS[dtype] * math.prod(shape)
-        if not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66:  # as an empty one may claim
+        if (
+            not bits and dtypes.BITS[dtype] * math.prod(dim or 1 for dim in shape) >= 2**66
+        ):  # an empty tensor may claim any other dimensions
             raise self._error(f"tensor {name!r} has a shape that is too large")
         if bits % 8:
             raise self._error(f"tensor {name!r}: {dtype} {list(shape)} does not end with a whole byte")
@@ -264,31 +270,32 @@ class _Scanner:
         return TensorKind(dtype, shape, bits // 8)
 
     def _read_metadata(self) -> bool:
-        """Read the map of `__metadata__`; False if the header's object ends after it."""
-        what = f"{_METADATA} is not a map of strings to strings"
-        # null is written by mlx if there is no metadata, and accepted by the Rust core
+        """Read the map of `__metadata__`; return False if the header's object ends after it."""
+        problem = f"{_METADATA} is not a map of strings to strings"
+        # mlx writes null if there is no metadata, and the Rust core accepts it.
         if self._match(_NULL) is None:
             opening = self._match(_OPENING)
-            more = opening is not None and not opening[1]
-            while more:
+            has_more = opening is not None and not opening[1]
+            while has_more:
                 pair = self._match(_PAIR)
                 if pair is None:
-                    raise self._error(what)
+                    raise self._error(problem)
                 key = self._text(pair[1])
                 if key in self.metadata:
                     raise self._error(f"duplicate key {key[:80]!r}")
                 if len(self.metadata) == MAX_METADATA:
                     raise self._error(f"more than {MAX_METADATA} keys in {_METADATA}, which is the limit")
                 self.metadata[key] = self._text(pair[2])
-                more = pair[3] == b","
+                has_more = pair[3] == b","
             if opening is None:
-                raise self._error(what)
+                raise self._error(problem)
         separator = self._match(_SEPARATOR)
         if separator is None:
-            raise self._invalid()
+            raise self._json_error()
         return separator[1] == b","
 
     def _text(self, raw: bytes) -> str:
+        """Return a JSON string's value."""
         try:
             text = raw.decode()
             if "\\" in text:
@@ -301,42 +308,43 @@ class _Scanner:
         return text
 
     def _excerpt(self) -> str:
-        return repr(self._buffer[self._at : self._at + 60].decode(errors="replace").lstrip())
+        return repr(self._buffer[self._position : self._position + 60].decode(errors="replace").lstrip())
 
-    def _invalid(self) -> FormatError:
-        position = self._offset - len(self._buffer) + self._at - 8
+    def _json_error(self) -> FormatError:
+        position = self._offset - len(self._buffer) + self._position - 8
         return self._error(f"not valid JSON at byte {position} of the header: {self._excerpt()}")
 
-    def _error(self, what: str) -> FormatError:
-        return FormatError(self._where, what)
+    def _error(self, problem: str) -> FormatError:
+        return FormatError(self._where, problem)
 
 
-def _covering(scanner: _Scanner, data_start: int, size: int, where: str) -> Header:
-    # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor comes before
-    # the one at the same place.
+def _checked_header(scanner: _Scanner, data_start: int, size: int, label: str) -> Header:
+    # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor precedes the one
+    # at the same offset.
+    """Return the header with its tensors in file order, after checking that they cover the data without a gap."""
     header = Header(scanner.names, scanner.kinds, scanner.metadata, data_start)
     if any(map(operator.ne, header.offsets(), map(data_start.__add__, scanner.starts))):
         ordered = sorted(zip(scanner.starts, header.kinds, header.names, strict=True), key=lambda row: (row[0], row[1].size))
         position = 0
         for start, kind, name in ordered:
             if start != position:
-                what = "overlaps the one before it" if start < position else "leaves a hole before it"
-                raise FormatError(where, f"tensor {name!r} {what}", code="hole" if start > position else "")
+                problem = "overlaps the one before it" if start < position else "leaves a hole before it"
+                raise FormatError(label, f"tensor {name!r} {problem}", code="hole" if start > position else "")
             position += kind.size
         header = replace(header, names=[row[2] for row in ordered], kinds=[row[1] for row in ordered])
     *_, position = header.offsets()
     if position > size:
-        raise FormatError(where, f"truncated: the tensors end at byte {position}, the file at {size}")
+        raise FormatError(label, f"truncated: the tensors end at byte {position}, the file at {size}")
     if position < size:
-        raise FormatError(where, f"{size - position} bytes follow the last tensor", code="trailing")
+        raise FormatError(label, f"{size - position} bytes follow the last tensor", code="trailing")
     return header
 
 
-# Not the safetensors library (0.8) behind the check of the header: its writer orders `__metadata__` by hashes that differ per
-# run, so its files are not reproducible, and takes twice as long (168 MB: 0.17 s); its reader takes as long as this one
+# The header check is not combined with the safetensors library (0.8): its writer orders `__metadata__` by hashes that differ
+# per run, so its files are not reproducible, and takes twice as long (168 MB: 0.17 s); its reader takes as long as this one
 # (0.12 s), by default twice the memory, and has no views of the file.
 class SafetensorsFile(OpenFile):
-    """An open file: its header is checked at once, tensors are read on demand. A context manager."""
+    """An open file, whose header is checked at once and whose tensors are read on demand. A context manager."""
 
     header: Header
 
@@ -350,16 +358,16 @@ class SafetensorsFile(OpenFile):
         return self.header.tensors
 
     def arrays(self, *, mapped: bool) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the name and the values of every tensor, in file order, as `mapped` or else `tensor` returns them."""
-        read, header = self._view if mapped else self._new, self.header
+        """Yield the name and the values of every tensor in file order: views of the file if `mapped`, else in new memory."""
+        read, header = self._map_view if mapped else self._read_new, self.header
         for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
             yield name, read(TensorInfo(name, kind.dtype, kind.shape, offset, kind.size))
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor in its own dtype and shape into new memory."""
-        return self._new(self.header.tensors[name])
+        return self._read_new(self.header.tensors[name])
 
-    def _new(self, info: TensorInfo) -> np.ndarray:
+    def _read_new(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
         if dtype is None:
             raise FormatError(self.where, f"tensor {info.name!r}: {info.dtype} is not supported in computations")
@@ -368,35 +376,36 @@ class SafetensorsFile(OpenFile):
         return array
 
     def mapped(self, name: str) -> np.ndarray:
-        """Map a tensor as a read-only view of the file, which uses memory once it is read (`release`).
+        """Return a tensor as a read-only view of the file, which takes memory once it is read (`release`).
 
-        Only for files that nobody changes meanwhile: truncation would crash the process.
+        Use it only for files that nobody changes meanwhile: truncation would crash the process.
         """
-        return self._view(self.header.tensors[name])
+        return self._map_view(self.header.tensors[name])
 
-    def _view(self, info: TensorInfo) -> np.ndarray:
+    def _map_view(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
+        # `mmap` cannot map an empty range.
         if dtype is None or not info.size:
-            return self._new(info)
+            return self._read_new(info)
         if self._map is None:
             try:
                 self._map = np.frombuffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             except (OSError, ValueError):  # a file system without mmap
-                return self._new(info)
+                return self._read_new(info)
         return np.ndarray(info.shape, dtype, self._map, info.offset)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
-        """Fill `buffer` with the bytes of a tensor from byte `start` of it on."""
+        """Fill `buffer` with the bytes of a tensor, from its byte `start` on."""
         self._fill(buffer, info.offset + start, info.name)
 
 
 def byte_view(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
+    """Return the bytes of a C-contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def release(array: np.ndarray) -> None:
-    """Free the memory of the mapped file of which `array` is a view, until it is read again; do nothing for other arrays."""
+    """Free the memory of the mapped file that `array` is a view of, until it is read again; do nothing for other arrays."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -410,7 +419,8 @@ Layout = tuple[str, str, tuple[int, ...]]
 
 
 def layout(tensors: Iterable[Layout]) -> list[Layout]:
-    """Sort tensors as the safetensors library does: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
+    """Return tensors in the order of the safetensors library: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
+    # The same order gives the same bytes as the library's writer.
     return sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
 
 

@@ -1,4 +1,4 @@
-"""Parse TOML of any origin in linear time, with bounded depth and numbers.
+"""Parser of TOML from any origin, in linear time, with bounded depth and numbers.
 
 Python's parser takes time quadratic in the parts of a dotted key, recurses into nested values, and ends in a plain ValueError
 for a number of more than 4,300 digits.
@@ -20,12 +20,17 @@ _MAX_PARTS = 32  # of a dotted key
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """Parse a TOML document; UsageError if it is invalid, too large, nested too deeply, or has a number that JSON has not."""
+    """Parse a TOML document.
+
+    Raises:
+        UsageError: It is invalid, too large, nested too deeply, or has a number that JSON cannot express.
+    """
     if len(text) > MAX_TOML:
         raise UsageError(where, f"more than {MAX_TOML} bytes: not a config file", code="invalid-config")
     try:
+        # Before parsing: `tomllib` takes time quadratic in the parts of a key.
         _check_keys(text)
-        document = tomllib.loads(text, parse_float=_finite)
+        document = tomllib.loads(text, parse_float=_parse_finite)
         json_file.check_values(document)
     except RecursionError as error:
         raise UsageError(
@@ -36,7 +41,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
     return document
 
 
-# Strings and comments as a whole, then what separates keys.
+# Strings and comments, each as one token, then the characters that separate keys.
 _TOKEN = linear.Pattern(
     r'(?s)"""(?:[^"\\]|\\.|"{1,2}(?:[^"\\]|\\.))*"{3,5}'
     r"|'''(?:[^']|'{1,2}[^'])*'{3,5}"
@@ -48,7 +53,7 @@ _TOKEN = linear.Pattern(
 
 
 def _check_keys(text: str) -> None:
-    """Raise ValueError for a dotted key of too many parts."""
+    """Raise a ValueError for a dotted key of too many parts."""
     if text.count(".") < _MAX_PARTS:
         return
     parts, line = 1, 1
@@ -63,30 +68,31 @@ def _check_keys(text: str) -> None:
             parts = 1
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text[:40]} is not a finite number")
     return value
 
 
 def line_of(text: str, table: str, key: str) -> int | None:
-    """Return the line of a key, or of the header of a table of that name; None if it is written in another way."""
-    inside, wanted = "", f"{table}.{key}" if table else key
+    """Return the line of a key, or of the header of a table with that name; None if it is written in another form."""
+    current_table, full_key = "", f"{table}.{key}" if table else key
     for number, line in enumerate(text.splitlines(), 1):
         name, equals, _ = line.partition("=")
         if is_header(line) and "]" in line:
-            inside = _bare(line.lstrip()[1:].partition("]")[0])
-            if inside == wanted or (not table and inside.startswith(f"{key}.")):
+            current_table = _strip_quotes(line.lstrip()[1:].partition("]")[0])
+            if current_table == full_key or (not table and current_table.startswith(f"{key}.")):
                 return number
-        elif equals and (f"{inside}.{_bare(name)}" if inside else _bare(name)) == wanted:
+        elif equals and (f"{current_table}.{_strip_quotes(name)}" if current_table else _strip_quotes(name)) == full_key:
             return number
     return None
 
 
 def is_header(line: str) -> bool:
-    """Return True if a line begins a table."""
+    """Return whether a line begins a table."""
     return line.lstrip().startswith("[")
 
 
-def _bare(name: str) -> str:
+def _strip_quotes(name: str) -> str:
+    """Return a key without quotes and spaces."""
     return name.strip().replace('"', "").replace("'", "").replace(" ", "")
