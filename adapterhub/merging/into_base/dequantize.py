@@ -106,11 +106,11 @@ class Experts:
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows, which may belong to several experts."""
-        per = 32 * self.blocks.info.shape[2]
-        for expert in range(start // per, -(-stop // per)):
-            first, last = max(start, expert * per), min(stop, (expert + 1) * per)
-            held = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
-            np.copyto(out[first - start : last - start], held[first - expert * per : last - expert * per], casting="unsafe")
+        rows_per_expert = 32 * self.blocks.info.shape[2]
+        for expert in range(start // rows_per_expert, -(-stop // rows_per_expert)):
+            first, last = max(start, expert * rows_per_expert), min(stop, (expert + 1) * rows_per_expert)
+            expert_rows = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
+            np.copyto(out[first - start : last - start], expert_rows[first - expert * rows_per_expert : last - expert * rows_per_expert], casting="unsafe")
 
     def _expert(self, opened: Opened, expert: int) -> np.ndarray:
         """One expert, `(in, out)` in bfloat16, which represents every such number."""
@@ -145,26 +145,26 @@ def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping
         raise RefusedError(name, f"{reason}, an unknown layout", "Dequantize it with the program that made it")
     modules: dict[str, dict[str, StoredTensor]] = {}
     for name, place in places.items():
-        stem, inside, leaf = name.partition(".weight.")
-        module, leaf = (stem, f"weight.{leaf}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
+        stem, has_state, leaf = name.partition(".weight.")
+        module, leaf = (stem, f"weight.{leaf}") if has_state else (name.rpartition(".")[0], name.rpartition(".")[2])
         modules.setdefault(module, {})[leaf] = place
     scheme = _Scheme(settings(config), _dtype(config), opened)
-    found: dict[str, Found] = {}
+    weights: dict[str, Found] = {}
     for name, tensor in spec.tensors.items():
         module, _, leaf = name.rpartition(".")
         leaves = modules.get(module, {})
-        own = places.get(name)
+        stored = places.get(name)
         if f"{leaf}_blocks" in leaves and tensor.dtype == "MXFP4":
             blocks, scales = leaves[f"{leaf}_blocks"], leaves[f"{leaf}_scales"]
-            found[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
+            weights[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
         elif leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
-            found[name] = packed
-        elif own and own.info.dtype in dtypes.FLOATS and own.info.shape == tensor.shape:
-            found[name] = Found(tensor.shape, own.info.dtype, own, None)
+            weights[name] = packed
+        elif stored and stored.info.dtype in dtypes.FLOATS and stored.info.shape == tensor.shape:
+            weights[name] = Found(tensor.shape, stored.info.dtype, stored, None)
         else:
-            what = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
-            raise RefusedError(name, what, "Dequantize it with the program that made it")
-    return found
+            reason_text = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
+            raise RefusedError(name, reason_text, "Dequantize it with the program that made it")
+    return weights
 
 
 def _dtype(config: Mapping[str, Any]) -> str | None:
@@ -187,14 +187,14 @@ class _Scheme:
     def of(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found | None:
         """A quantized weight; None for one stored in floats, RefusedError for an unknown layout."""
         kind = leaves["weight"].info.dtype if "weight" in leaves else ""
-        known: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
+        readers: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
             kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
             kind == "I8": self._int8,
             "weight_packed" in leaves: self._compressed,
             "qweight" in leaves: self._words,
             any(STATE in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
         }
-        return known[True](name, shape, leaves) if True in known else None
+        return readers[True](name, shape, leaves) if True in readers else None
 
     def _found(
         self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[Opened], Rows]
@@ -203,15 +203,15 @@ class _Scheme:
         return Found(shape, dtype, place, Unpacked(name, shape[0], shape[1], make))
 
     def _int8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-        weight, own, theirs = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
-        scale = own or theirs
-        _without(name, leaves, "weight_zero_point", "weight_g_idx")
+        weight, bitsandbytes_scale, compressed_scale = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
+        scale = bitsandbytes_scale or compressed_scale
+        _refuse_leaves(name, leaves, "weight_zero_point", "weight_g_idx")
         if scale is None or scale.info.size // (dtypes.BITS[scale.info.dtype] // 8) not in (1, shape[0]):
             raise RefusedError(name, "8-bit integers whose scales are not one for each row or one for all")
 
         def make(opened: Opened) -> Rows:
             scales = np.broadcast_to(scale.load(opened).astype(np.float32).reshape(-1, 1), (shape[0], 1))
-            if own:
+            if bitsandbytes_scale:
                 scales = scales * np.float32(1 / 127)
             return lambda start, stop: weight.rows(opened, start, stop).astype(np.float32) * scales[start:stop]
 
@@ -222,36 +222,36 @@ class _Scheme:
         scale = block or leaves.get("weight_scale")
         if scale is None:
             raise RefusedError(name, "8-bit floats without a scale")
-        have = scale.info.shape
-        down, across = self._fp8_block(name, shape, have)
+        scale_shape = scale.info.shape
+        down, across = self._fp8_block(name, shape, scale_shape)
 
         def make(opened: Opened) -> Rows:
             scales = scale.load(opened).astype(np.float32)
-            scales = scales.reshape(have if len(have) == 2 else (-1, 1))
+            scales = scales.reshape(scale_shape if len(scale_shape) == 2 else (-1, 1))
 
             def rows(start: int, stop: int) -> F32Array:
                 wide = weight.rows(opened, start, stop).astype(np.float32)
-                some = scales[np.arange(start, stop) // down]
-                wide *= np.repeat(some, across, axis=1)[:, : shape[1]]
+                row_scales = scales[np.arange(start, stop) // down]
+                wide *= np.repeat(row_scales, across, axis=1)[:, : shape[1]]
                 return wide
 
             return rows
 
         return self._found(name, shape, weight, scale, make)
 
-    def _fp8_block(self, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> tuple[int, int]:
+    def _fp8_block(self, name: str, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int]:
         """The numbers of rows and columns that share a scale."""
-        count = math.prod(have)
+        count = math.prod(scale_shape)
         if count == 1:
             return shape[0], shape[1]
-        if count == shape[0] and (len(have) == 1 or have == (shape[0], 1)):
+        if count == shape[0] and (len(scale_shape) == 1 or scale_shape == (shape[0], 1)):
             return 1, shape[1]
         block = self.config.get("weight_block_size")
-        if isinstance(block, list) and len(block) == 2 and len(have) == 2:
+        if isinstance(block, list) and len(block) == 2 and len(scale_shape) == 2:
             down, across = block
-            if have == (-(-shape[0] // down), -(-shape[1] // across)):
+            if scale_shape == (-(-shape[0] // down), -(-shape[1] // across)):
                 return int(down), int(across)
-        raise RefusedError(name, f"8-bit floats {shape} with scales {have}, an unknown layout")
+        raise RefusedError(name, f"8-bit floats {shape} with scales {scale_shape}, an unknown layout")
 
     def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
         method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
@@ -265,10 +265,10 @@ class _Scheme:
         bits = words.info.shape[0] * 32 // into
         if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
             raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, an unknown layout")
-        _integers(name, words, zeros, *([order] if order else []))
-        less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
-        groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
-        if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+        _require_int32(name, words, zeros, *([order] if order else []))
+        zero_offset = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
+        groups, per_word = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
+        if not groups or out % per_word or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per_word):
             raise RefusedError(
                 name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}, an unknown layout"
             )
@@ -276,15 +276,15 @@ class _Scheme:
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
-            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + less
+            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + zero_offset
             index = order.load(opened) if order and order.info.size else np.arange(into) // size
             if index.shape != (into,) or index.min() < 0 or index.max() >= groups:
                 raise FormatError(name, "g_idx names groups that do not exist")
 
             def rows(start: int, stop: int) -> F32Array:
-                some = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
-                shifts = np.arange(per, dtype=np.uint32)[None, :, None] * np.uint32(bits)
-                codes = ((some[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(into, stop - start)
+                columns = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
+                shifts = np.arange(per_word, dtype=np.uint32)[None, :, None] * np.uint32(bits)
+                codes = ((columns[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(into, stop - start)
                 wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
                 return np.ascontiguousarray(wide.T)
 
@@ -298,7 +298,7 @@ class _Scheme:
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits); only gemm in 4 bits is supported")
-        _integers(name, words, zeros)
+        _require_int32(name, words, zeros)
         groups = scale.info.shape[0] if scale.info.shape else 0
         fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
         if not fits or scale.info.shape != (groups, out) or into % groups:
@@ -323,10 +323,10 @@ class _Scheme:
     def _compressed(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
         """compressed-tensors' symmetric integers: words of 32 bits along the inputs, stored plus half the range."""
         words, scale = leaves["weight_packed"], leaves.get("weight_scale")
-        _without(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
+        _refuse_leaves(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
         bits = self._compressed_bits()
-        per = 32 // bits if bits else 0
-        if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per) != words.info.shape[1]:
+        per_word = 32 // bits if bits else 0
+        if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per_word) != words.info.shape[1]:
             raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, an unknown layout")
         if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
             raise RefusedError(name, f"packed integers with scales {scale.info.shape}, an unknown layout")
@@ -348,19 +348,19 @@ class _Scheme:
         """Bits of the config's one type of integer weights; None for several types, or for another."""
         groups = self.config.get("config_groups")
         groups = groups.values() if isinstance(groups, dict) else ()
-        weights = [one for group in groups if isinstance(group, dict) and isinstance(one := group.get("weights"), dict)]
-        kinds = {(one.get("num_bits"), one.get("type"), bool(one.get("symmetric", True))) for one in weights}
-        (bits, kind, symmetric), *more = kinds or {(None, None, False)}
-        return bits if not more and kind == "int" and symmetric and bits in (4, 8) else None
+        weights = [settings for group in groups if isinstance(group, dict) and isinstance(settings := group.get("weights"), dict)]
+        kinds = {(settings.get("num_bits"), settings.get("type"), bool(settings.get("symmetric", True))) for settings in weights}
+        (bits, kind, symmetric), *other_kinds = kinds or {(None, None, False)}
+        return bits if not other_kinds and kind == "int" and symmetric and bits in (4, 8) else None
 
 
-def _without(name: str, leaves: Leaves, *others: str) -> None:
-    for leaf in others:
+def _refuse_leaves(name: str, leaves: Leaves, *unsupported: str) -> None:
+    for leaf in unsupported:
         if leaf in leaves:
             raise RefusedError(name, f"comes with a {leaf}, which is not supported", "Dequantize it elsewhere")
 
 
-def _integers(name: str, *places: StoredTensor) -> None:
+def _require_int32(name: str, *places: StoredTensor) -> None:
     for place in places:
         if place.info.dtype != "I32":
             raise RefusedError(name, f"its {place.info.name.rpartition('.')[2]} is {place.info.dtype}, not integers of 32 bits")
@@ -369,15 +369,15 @@ def _integers(name: str, *places: StoredTensor) -> None:
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
     """Unpack the numbers in words, the lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    found: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
-    return found.reshape(*words.shape[:-1], -1)
+    fields: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
+    return fields.reshape(*words.shape[:-1], -1)
 
 
 def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
     fields = _fields(words, 4).reshape(*words.shape, 8)
-    found = np.empty_like(fields)
-    found[..., _AWQ_ORDER] = fields
-    return found.reshape(*words.shape[:-1], -1)
+    ordered = np.empty_like(fields)
+    ordered[..., _AWQ_ORDER] = fields
+    return ordered.reshape(*words.shape[:-1], -1)
 
 
 def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
@@ -391,10 +391,10 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
     block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
     offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
     count = math.prod(shape)
-    numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
-    blocks = -(-count // block) if numbers else 0
+    valid_numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
+    blocks = -(-count // block) if valid_numbers else 0
     fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
-    if not numbers or not fits or dtype is None or len(shape) != 2:
+    if not valid_numbers or not fits or dtype is None or len(shape) != 2:
         raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
 
     def make(opened: Opened) -> Rows:
@@ -410,8 +410,8 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
             opened.read(weight.path, raw, weight.info.offset + first // 2)
             pairs = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[first % 2 :][: last - first]
             wide = codes[pairs] * magnitudes[np.arange(first, last) // block]
-            found: F32Array = wide.reshape(stop - start, shape[1])
-            return found
+            numbers: F32Array = wide.reshape(stop - start, shape[1])
+            return numbers
 
         return rows
 

@@ -102,9 +102,9 @@ class AddDora:
 
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
             add(tile, start, scratch)
-            more = np.square(tile, dtype=np.float64)
-            more[:1] += squares if start else 0
-            np.sum(more, axis=0, out=squares)
+            tile_squares = np.square(tile, dtype=np.float64)
+            tile_squares[:1] += squares if start else 0
+            np.sum(tile_squares, axis=0, out=squares)
 
         def by_column(tile: F32Array, start: int, scratch: F32Array) -> None:
             add(tile, start, scratch)
@@ -126,21 +126,21 @@ class Change:
 
     def ready(self, dtype: np.dtype) -> Apply:
         """The change, computed once all rows were seen."""
-        seen: list[F32Array] = []
-        changed: list[F32Array] = []
+        tiles: list[F32Array] = []
+        result: list[F32Array] = []
 
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
             if not start:
-                seen.clear()
-                changed.clear()
-            seen.append(tile.copy())
+                tiles.clear()
+                result.clear()
+            tiles.append(tile.copy())
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
-            if not changed:
-                whole = np.concatenate(seen)
-                seen.clear()
-                changed.append(self.tuned.changed(whole.T).T if self.transposed else self.tuned.changed(whole))
-            np.copyto(tile, changed[0][start : start + len(tile)])
+            if not result:
+                weight = np.concatenate(tiles)
+                tiles.clear()
+                result.append(self.tuned.changed(weight.T).T if self.transposed else self.tuned.changed(weight))
+            np.copyto(tile, result[0][start : start + len(tile)])
 
         return TwoPasses(look, apply)
 
@@ -265,10 +265,10 @@ class Within:
         """The edit, shifted by `first` rows."""
         inner = self.edit.ready(dtype)
         if isinstance(inner, TwoPasses):
-            return TwoPasses(self._shifted(inner.look), self._shifted(inner.apply))
-        return self._shifted(inner)
+            return TwoPasses(self._shift(inner.look), self._shift(inner.apply))
+        return self._shift(inner)
 
-    def _shifted(self, inner: Apply) -> Apply:
+    def _shift(self, inner: Apply) -> Apply:
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
             if begin < end:
@@ -311,7 +311,7 @@ def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, 
     rows, columns = shape
     even = rows + rows % 2
     out = scratch[: even * columns].reshape(even, columns)
-    some = left[start : start + even]
-    if len(some) < even:  # the last tile of an odd number of rows
-        some = np.concatenate([some, np.zeros((even - len(some), left.shape[1]), np.float32)])
-    return product(some, right, out)[:rows]
+    tile_rows = left[start : start + even]
+    if len(tile_rows) < even:  # the last tile of an odd number of rows
+        tile_rows = np.concatenate([tile_rows, np.zeros((even - len(tile_rows), left.shape[1]), np.float32)])
+    return product(tile_rows, right, out)[:rows]

@@ -91,18 +91,18 @@ class Wanted:
     dtype: str = "F32"
 
 
-def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
+def extract(base: Path, tuned: Path, options: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
     """The adapter that on `base` comes closest to `tuned`, two Hugging Face folders with the same weights in floats.
 
     Raises:
         RefusedError: `tuned` is not a fine-tune of `base`: another architecture, other shapes or names; or one contains NaN.
     """
-    if (wanted.rank is None) == (wanted.energy is None):
+    if (options.rank is None) == (options.energy is None):
         raise RefusedError("rank", "either a rank or an energy is needed", "Name one of them")
-    with FolderModel(_in_floats(base)) as before, FolderModel(_in_floats(tuned)) as after:
-        called = _matched(before, after)
-        run = _Run(before, after, called, wanted)
-        names = sorted(called)
+    with FolderModel(_read_float_folder(base)) as before, FolderModel(_read_float_folder(tuned)) as after:
+        tuned_names = _matched(before, after)
+        run = _ExtractionRun(before, after, tuned_names, options)
+        names = sorted(tuned_names)
         for number, name in enumerate(names, 1):
             run.weight(name)
             if progress:
@@ -110,52 +110,52 @@ def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | Non
         return run.adapter(base), run.report()
 
 
-def _in_floats(path: Path) -> Folder:
+def _read_float_folder(path: Path) -> Folder:
     folder = read_folder(path)
     if folder.method:
-        what = f"the weights are quantized ({folder.method}), and the change in training is smaller than their rounding"
-        raise RefusedError(str(path), what, "Name the model in 16 or 32 bits")
+        reason = f"the weights are quantized ({folder.method}), and the change in training is smaller than their rounding"
+        raise RefusedError(str(path), reason, "Name the model in 16 or 32 bits")
     return folder
 
 
 def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
-    called = renamed(before.names, after.names)
-    missing = before.names - set(called)
+    tuned_names = renamed(before.names, after.names)
+    missing = before.names - set(tuned_names)
     heads = {name for name in missing if name.endswith("lm_head.weight") and after.spec.tied}
     if missing - heads:
         first = sorted(missing - heads)[0]
         raise RefusedError(first, f"is in the base and not in {after.where}", "Is it a fine-tune of this base?")
-    for name, other in called.items():
-        if before.shape(name) != after.shape(other):
-            hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(other)[1:] else ""
-            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(other)} in {after.where}", hint)
-        for model, one in ((before, name), (after, other)):
-            if not is_float(model.dtype(one)) and "inv_freq" not in one:
+    for name, tuned_name in tuned_names.items():
+        if before.shape(name) != after.shape(tuned_name):
+            hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(tuned_name)[1:] else ""
+            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(tuned_name)} in {after.where}", hint)
+        for model, tensor in ((before, name), (after, tuned_name)):
+            if not is_float(model.dtype(tensor)) and "inv_freq" not in tensor:
                 raise RefusedError(
-                    one, f"is {model.dtype(one)} in {model.where}, not a type of floats", "Name the model in 16 or 32 bits"
+                    tensor, f"is {model.dtype(tensor)} in {model.where}, not a type of floats", "Name the model in 16 or 32 bits"
                 )
-    extra = sorted(after.names - set(called.values()))
+    extra = sorted(after.names - set(tuned_names.values()))
     if extra and not (len(extra) == 1 and extra[0].endswith("lm_head.weight")):
         raise RefusedError(extra[0], f"is in {after.where} and not in the base", "Is it a fine-tune of this base?")
     if extra:
         raise RefusedError(extra[0], "the base has no output layer of its own and the fine-tune has", "Untie the base first")
-    return called
+    return tuned_names
 
 
-class _Run:
+class _ExtractionRun:
     """An extraction, weight by weight."""
 
-    def __init__(self, before: FolderModel, after: FolderModel, called: Mapping[str, str], wanted: Wanted) -> None:
-        self._before, self._after, self._called, self._wanted = before, after, called, wanted
+    def __init__(self, before: FolderModel, after: FolderModel, tuned_names: Mapping[str, str], options: Wanted) -> None:
+        self._before, self._after, self._tuned_names, self._wanted = before, after, tuned_names, options
         self._deltas: dict[str, Delta] = {}
         self._replaced: dict[str, np.ndarray] = {}
         self._found: list[Extracted] = []
-        self._total = self._lost = 0.0
+        self._total = self._lost_energy = 0.0
         self._unchanged = 0
 
     def weight(self, name: str) -> None:
         """Add the change of one weight to the adapter, or the reason why it is left out."""
-        change = Change(self._before, self._after, name, self._called[name])
+        change = Change(self._before, self._after, name, self._tuned_names[name])
         norm, base = change.norms()
         if not math.isfinite(norm):
             raise RefusedError(name, "contains NaN or infinity, in the base or in the fine-tune")
@@ -163,19 +163,19 @@ class _Run:
             self._unchanged += 1
             return
         share = norm / base if base else math.inf
-        why = self._why_not_low_rank(name)
-        if why and self._wanted.rest:
-            self._replaced[name] = self._after_whole(name)
+        reason = self._why_not_low_rank(name)
+        if reason and self._wanted.rest:
+            self._replaced[name] = self._tuned_tensor(name)
             self._found.append(Extracted(name, 0, share, 0.0))
-        elif why:
-            self._found.append(Extracted(name, None, share, 1.0, why))
-            self._lost += norm**2
+        elif reason:
+            self._found.append(Extracted(name, None, share, 1.0, reason))
+            self._lost_energy += norm**2
         else:
             error = self._low_rank(name, change, norm, share)
-            self._lost += (error * norm) ** 2
+            self._lost_energy += (error * norm) ** 2
         self._total += norm**2
         self._before.done(name)
-        self._after.done(self._called[name])
+        self._after.done(self._tuned_names[name])
 
     def _why_not_low_rank(self, name: str) -> str:
         """The reason why a weight cannot have a low-rank delta; empty if it can."""
@@ -186,11 +186,11 @@ class _Run:
             return "a vector"
         return "" if len(shape) == 2 else f"{len(shape)} dimensions"
 
-    def _after_whole(self, name: str) -> np.ndarray:
-        other = self._called[name]
-        shape = self._after.shape(other)
-        rows = self._after.rows(other, 0, as_matrix(shape)[0])
-        return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(other)])
+    def _tuned_tensor(self, name: str) -> np.ndarray:
+        tuned_name = self._tuned_names[name]
+        shape = self._after.shape(tuned_name)
+        rows = self._after.rows(tuned_name, 0, as_matrix(shape)[0])
+        return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(tuned_name)])
 
     def _low_rank(self, name: str, change: Change, norm: float, share: float) -> float:
         left, right = leading(change, norm, self._wanted)
@@ -219,15 +219,15 @@ class _Run:
 
     def report(self) -> Extraction:
         """The results for all weights."""
-        error = math.sqrt(self._lost / self._total) if self._total else 0.0
+        error = math.sqrt(self._lost_energy / self._total) if self._total else 0.0
         return Extraction(tuple(self._found), error, self._unchanged)
 
 
 class Change:
     """`W_tuned - W_base` as a float32 matrix that is read in tiles of rows, once for each pass."""
 
-    def __init__(self, before: Model, after: Model, name: str, other: str) -> None:
-        self._before, self._after, self._name, self._other = before, after, name, other
+    def __init__(self, before: Model, after: Model, name: str, tuned_name: str) -> None:
+        self._before, self._after, self._name, self._tuned_name = before, after, name, tuned_name
         shape = before.shape(name)
         self.shape = as_matrix(shape)
         self._norms: tuple[float, float] | None = None
@@ -237,7 +237,7 @@ class Change:
         step = max(1, _TILE // self.shape[1])
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
-            rows = self._after.rows(self._other, start, stop)
+            rows = self._after.rows(self._tuned_name, start, stop)
             with np.errstate(invalid="ignore"):
                 rows -= self._before.rows(self._name, start, stop)
             yield slice(start, stop), rows
@@ -271,27 +271,27 @@ class Change:
         return math.sqrt(sum(_square(tile - left[rows] @ right) for rows, tile in self.tiles()))
 
 
-def leading(change: Change, norm: float, wanted: Wanted) -> tuple[F32Array, F32Array]:
+def leading(change: Change, norm: float, options: Wanted) -> tuple[F32Array, F32Array]:
     """`(m, r)` and `(r, n)` whose product is close to the best of that rank, the singular values split between them.
 
     For an energy the rank is doubled until it is enough, or `wanted.limit` is reached.
     """
-    most = min(change.shape)
-    if wanted.rank is not None:
-        return _split(*_svd(change, min(wanted.rank, most)), min(wanted.rank, most))
-    energy = wanted.energy or 0.0
-    rank = min(_FIRST, most)
+    largest_rank = min(change.shape)
+    if options.rank is not None:
+        return _split(*_svd(change, min(options.rank, largest_rank)), min(options.rank, largest_rank))
+    energy = options.energy or 0.0
+    rank = min(_FIRST, largest_rank)
     while True:
         U, S, Vt = _svd(change, rank)
-        kept = np.cumsum(S.astype(np.float64) ** 2) / norm**2
-        enough = int(np.searchsorted(kept, energy - 1e-7)) + 1
-        if enough <= len(S) and (enough <= rank or rank == most):
-            rank = min(enough, wanted.limit)
+        kept_energy = np.cumsum(S.astype(np.float64) ** 2) / norm**2
+        enough_rank = int(np.searchsorted(kept_energy, energy - 1e-7)) + 1
+        if enough_rank <= len(S) and (enough_rank <= rank or rank == largest_rank):
+            rank = min(enough_rank, options.limit)
             break
-        if rank >= min(wanted.limit, most):
-            rank = min(wanted.limit, most)
+        if rank >= min(options.limit, largest_rank):
+            rank = min(options.limit, largest_rank)
             break
-        rank = min(2 * rank, most, wanted.limit)
+        rank = min(2 * rank, largest_rank, options.limit)
     return _split(U, S, Vt, rank)
 
 
@@ -323,6 +323,6 @@ def _square(values: np.ndarray) -> float:
     return float(np.einsum("i,i", flat, flat, dtype=np.float64)) if flat.size else 0.0
 
 
-def ranks(found: Sequence[Extracted]) -> list[int]:
+def ranks(weights: Sequence[Extracted]) -> list[int]:
     """The distinct ranks, sorted."""
-    return sorted({one.rank for one in found if one.rank})
+    return sorted({weight.rank for weight in weights if weight.rank})

@@ -60,7 +60,7 @@ class Model:
 
     def files(self, out: Path) -> tuple[OutFile, ...]:
         """The one file."""
-        order = [(one.plan.name, one.kind.name, one.plan.shape) for one in self.tensors]
+        order = [(tensor.plan.name, tensor.kind.name, tensor.plan.shape) for tensor in self.tensors]
         head = gguf_file.header_bytes(self.metadata, order)
         parts: list[Part] = [Text(head, 0)]
         at = len(head)
@@ -92,12 +92,12 @@ class _Tensor:
             return [Text(plan.constant.tobytes(), at)]
         copies = [_copied(piece, self.kind) for piece in self.pieces]
         if not plan.shift and not plan.decay and all(copies):
-            made: list[Part] = []
+            copied_parts: list[Part] = []
             for copy in copies:
                 if copy:
-                    made.append(replace(copy, at=at))
+                    copied_parts.append(replace(copy, at=at))
                     at += copy.size
-            return made
+            return copied_parts
         source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift, plan.decay)
         return [Made(plan.name, source, self.kind, at, ())]
 
@@ -114,49 +114,49 @@ def _copied(piece: Piece, target: Kind) -> Copy | None:
 
 def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     """The GGUF of a folder with edits; RefusedError names what llama.cpp cannot represent exactly."""
-    where = str(folder.path)
+    folder_name = str(folder.path)
     if what.shapes:
         name = next(iter(what.shapes))
         if name in what.added:
             raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
-    architecture = names.by_class(folder.spec.architecture, where, folder=True)
-    config = configured(folder.config, where)
+    architecture = names.by_class(folder.spec.architecture, folder_name, folder=True)
+    config = configured(folder.config, folder_name)
     weights = {**folder.weights, **what.added}
-    plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
+    plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
     if lost := next((name for name, edits in what.edits.items() if edits and name not in plan.sources), None):
         raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
-    check_complete(architecture, {one.name: one.shape for one in plan.tensors}, config)
+    check_complete(architecture, {tensor.name: tensor.shape for tensor in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
-    otherwise = check_computed(config)
-    computed, more = rope_tensors(architecture.gguf, config)
-    rows = next((one.shape[0] for one in plan.tensors if one.name == "token_embd.weight"), 0)
+    rope_notes = check_computed(config)
+    computed, rope_keys = rope_tensors(architecture.gguf, config)
+    rows = next((tensor.shape[0] for tensor in plan.tensors if tensor.name == "token_embd.weight"), 0)
     if rows != config.count("vocab_size"):
         sizes = f"vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
-        raise RefusedError(where, f"config.json: {sizes}")
+        raise RefusedError(folder_name, f"config.json: {sizes}")
     tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
-    wanted = _wanted(folder, options)
+    main_type = _wanted(folder, options)
     sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
     planned = (*computed, *plan.tensors)
-    shapes = {one.name: one.shape for one in planned}
-    types = {one.name: _type(one, wanted) for one in planned}
+    shapes = {tensor.name: tensor.shape for tensor in planned}
+    types = {tensor.name: _type(tensor, main_type) for tensor in planned}
     if options.requantize in MIXTURES:
         types |= mixed(options.requantize, architecture.gguf, shapes, numbers)
-    tensors = [_tensor(one, types[one.name], options, sources) for one in planned]
+    tensors = [_tensor(tensor, types[tensor.name], options, sources) for tensor in planned]
     metadata = _general(folder, architecture, shapes)
-    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
-    metadata |= {key: _listed([sources[name] for name in of], folder) for key, of in plan.numbers.items()}
-    metadata |= stored(options.requantize if options.requantize in MIXTURES else wanted) | tokens
+    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | rope_keys).items()}
+    metadata |= {key: _listed([sources[name] for name in parts], folder) for key, parts in plan.numbers.items()}
+    metadata |= stored(options.requantize if options.requantize in MIXTURES else main_type) | tokens
     if options.importance:
         metadata |= options.importance.metadata()
-        notes = (*_unweighted(tensors, options.importance), *notes)
+        notes = (*_importance_notes(tensors, options.importance), *notes)
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
     changed = _changed(tensors, what)
     if folder.method:
         notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
-    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *notes))
+    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *rope_notes, *notes))
 
 
 def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
@@ -189,12 +189,12 @@ def _wanted(folder: Folder, options: Options) -> str:
 def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> TensorSource:
     """The numbers of a tensor of the merged folder; rounded once, to the type of the result, if that is not the base's."""
     edits = what.edits.get(weight.name, ())
-    own = what.sources.get(weight.name) or weight.source()
+    unchanged = what.sources.get(weight.name) or weight.source()
     if not edits:
-        return own
+        return unchanged
     new_type = bool(options.dtype or options.requantize or folder.method)
     wide = floats("F32" if new_type else weight.dtype, weight.name)
-    return Merged(Made(weight.name, own, wide, 0, edits, stepwise=not new_type))
+    return Merged(Made(weight.name, unchanged, wide, 0, edits, stepwise=not new_type))
 
 
 def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
@@ -213,14 +213,14 @@ def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Bloc
     if values.size != experts * plan.columns:
         if plan.name in TABLES:  # whose rows are looked up, not multiplied
             return kind
-        what = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
-        raise RefusedError(importance.where, what, "Is this the matrix of another model?")
+        reason = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
+        raise RefusedError(importance.where, reason, "Is this the matrix of another model?")
     return replace(kind, importance=values.reshape(experts, plan.columns), per=plan.rows // experts)
 
 
-def _unweighted(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
+def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
     """A note if the matrix lacks tensors that are quantized."""
-    kinds = {one.plan.name: one.kind for one in tensors}
+    kinds = {tensor.plan.name: tensor.kind for tensor in tensors}
     lacking = [name for name, kind in kinds.items() if kind.name in WEIGHTED and name not in importance.values]
     lacking = [name for name in lacking if name not in (*TABLES, "output.weight")]
     if not any(isinstance(kind, Blocks) and kind.importance is not None for kind in kinds.values()):
@@ -228,25 +228,25 @@ def _unweighted(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str
     return (f"{len(lacking)} tensors are not in the importance matrix: {lacking[0]}",) if lacking else ()
 
 
-def _type(plan: Arranged, wanted: str) -> str:
+def _type(plan: Arranged, main_type: str) -> str:
     """The type of a tensor, as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
-    return fitting(wanted, plan.columns)
+    return fitting(main_type, plan.columns)
 
 
 def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
     """Each changed tensor of the folder in the type that it gets, for the loss estimate; the order of rows does not matter."""
-    found: dict[str, Made] = {}
+    changed: dict[str, Made] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
-            made = piece.source.made if isinstance(piece.source, Merged) else None
-            if made and what.edits.get(made.name) and made.name not in found:
-                fits = made.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
-                target = tensor.kind if fits else floats("F16", made.name)
-                stepwise = made.stepwise and target.name == made.kind.name
-                found[made.name] = replace(made, kind=target, stepwise=stepwise)
-    return list(found.values())
+            edited = piece.source.made if isinstance(piece.source, Merged) else None
+            if edited and what.edits.get(edited.name) and edited.name not in changed:
+                fits = edited.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
+                target = tensor.kind if fits else floats("F16", edited.name)
+                stepwise = edited.stepwise and target.name == edited.kind.name
+                changed[edited.name] = replace(edited, kind=target, stepwise=stepwise)
+    return list(changed.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,24 +272,24 @@ class Merged:
         np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
 
     def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
-        made, count = self.made, (stop - start) * self.columns
+        edited, count = self.made, (stop - start) * self.columns
 
         def load() -> Ready:
-            ready = made.ready()
+            ready = edited.ready()
             Run(None, 0).look(ready, opened)
             return ready
 
-        ready: Ready = opened.held(f"ready {made.name}", load)
+        ready: Ready = opened.held(f"ready {edited.name}", load)
         wide = buffer("merged", 4 * count).view(np.float32).reshape(stop - start, self.columns)
-        width = made.kind.row_size(self.columns)
+        width = edited.kind.row_size(self.columns)
         raw = buffer("merged raw", (stop - start) * width).reshape(stop - start, width)
-        made.source.read(opened, start, stop, wide, buffer)
+        edited.source.read(opened, start, stop, wide, buffer)
         try:
             ready.change(wide, raw, start, buffer("merged scratch", 4 * (count + self.columns)).view(np.float32))
         except UnfitError as unfit:
-            made.source.read(opened, start, stop, wide, buffer)
-            raise explained(made, wide) from unfit
-        made.kind.decode(raw, wide)
+            edited.source.read(opened, start, stop, wide, buffer)
+            raise explained(edited, wide) from unfit
+        edited.kind.decode(raw, wide)
         return wide
 
 
@@ -312,11 +312,11 @@ class Piece:
         if self.part.transposed:
             self._transposed(opened, start, stop, out, buffer)
         elif self.part.picks is not None:
-            self._picked(opened, self.part.picks[start:stop], out, buffer)
+            self._read_picked(opened, self.part.picks[start:stop], out, buffer)
         else:
-            self._straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
+            self._read_straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
 
-    def _straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def _read_straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         if self.part.columns is None:
             self.source.read(opened, start, stop, out, buffer)
             return
@@ -324,11 +324,11 @@ class Piece:
         self.source.read(opened, start, stop, rows, buffer)
         np.copyto(out, rows[:, self.part.columns])
 
-    def _picked(self, opened: Opened, wanted: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
+    def _read_picked(self, opened: Opened, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
         """Read rows in any order; those that follow one another in the file are read together."""
-        order = np.argsort(wanted, kind="stable")
-        for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1):
-            first, count = int(wanted[run[0]]), len(run)
+        order = np.argsort(picks, kind="stable")
+        for run in np.split(order, np.flatnonzero(np.diff(picks[order]) != 1) + 1):
+            first, count = int(picks[run[0]]), len(run)
             rows = buffer("picked", 4 * count * self.source.columns).view(np.float32).reshape(count, self.source.columns)
             self.source.read(opened, self.part.first + first, self.part.first + first + count, rows, buffer)
             out[run] = rows

@@ -139,15 +139,15 @@ class Ready:
 
     def change(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
         """Apply all edits to the rows `wide` and encode them into `raw`; UnfitError if a number does not fit."""
-        some = self._touching(start, start + len(wide))
-        for number, apply in enumerate(some):
+        applies = self._touching(start, start + len(wide))
+        for number, apply in enumerate(applies):
             if self.made.stepwise and number:
                 self.made.kind.decode(raw, wide)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
-            if self.made.stepwise or number == len(some) - 1:
+            if self.made.stepwise or number == len(applies) - 1:
                 self._encode(wide, raw, start)
-        if not some:
+        if not applies:
             self._encode(wide, raw, start)
 
     @property
@@ -184,22 +184,22 @@ class UnfitError(Exception):
     """A tile of a tensor has numbers that its type cannot hold; `explained` finds the reason in the base."""
 
 
-def explained(made: Made, before: F32Array) -> RefusedError:
+def explained(tensor: Made, before: F32Array) -> RefusedError:
     """The error for a tile that does not fit, given its rows in the base."""
     if not np.isfinite(before).all():
-        return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
-    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(made.kind.name, made.kind.name)
-    what = f"the sum is over {made.kind.largest:g}, the largest {name} number"
-    if made.kind.name in ("BF16", "F32"):
-        return RefusedError(made.name, what)
-    return RefusedError(made.name, what, "Write bfloat16 instead", code="sum-too-large")
+        return RefusedError(tensor.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(tensor.kind.name, tensor.kind.name)
+    reason = f"the sum is over {tensor.kind.largest:g}, the largest {name} number"
+    if tensor.kind.name in ("BF16", "F32"):
+        return RefusedError(tensor.name, reason)
+    return RefusedError(tensor.name, reason, "Write bfloat16 instead", code="sum-too-large")
 
 
 class Run:
     """The writing of files by a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
-        self._progress = progress or (lambda done, size: None)
+        self._progress = progress or (lambda _done, size: None)
         self._size = size
         self._done = 0
         self._local = threading.local()
@@ -264,20 +264,20 @@ class Run:
         elif part.source.columns:  # rows of nothing may be any number
             yield from self._tiles(part, opened, sink)
 
-    def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
-        ready = made.ready()
+    def _tiles(self, tensor: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        ready = tensor.ready()
         self.look(ready, opened)
-        rows, columns, step = made.source.rows, made.source.columns, made.tile_rows
-        put = made.packing.writer(sink) if made.packing else None
+        rows, columns, step = tensor.source.rows, tensor.source.columns, tensor.tile_rows
+        write_packed = tensor.packing.writer(sink) if tensor.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 
             def tile(start: int = start, stop: int = stop) -> int:
                 wide, raw = self._read(ready, start, stop, opened, ready.change)
-                if put:
-                    made.kind.decode(raw, wide)
-                    return put(wide, start * columns)
-                write_at(sink, byte_view(raw), made.at + start * raw.shape[1])
+                if write_packed:
+                    tensor.kind.decode(raw, wide)
+                    return write_packed(wide, start * columns)
+                write_at(sink, byte_view(raw), tensor.at + start * raw.shape[1])
                 return raw.nbytes
 
             yield tile
@@ -290,37 +290,37 @@ class Run:
                 self._read(ready, start, min(start + step, rows), opened, ready.look)
 
     def _read(
-        self, ready: Ready, start: int, stop: int, opened: Opened, do: Callable[[F32Array, Bytes, int, F32Array], None]
+        self, ready: Ready, start: int, stop: int, opened: Opened, visit: Callable[[F32Array, Bytes, int, F32Array], None]
     ) -> tuple[F32Array, Bytes]:
-        """Read rows and call `do` with them; returns them as numbers and as stored, in this thread's buffers."""
-        made = ready.made
-        columns, width = made.source.columns, made.kind.row_size(made.source.columns)
+        """Read rows and call `visit` with them; returns them as numbers and as stored, in this thread's buffers."""
+        tensor = ready.made
+        columns, width = tensor.source.columns, tensor.kind.row_size(tensor.source.columns)
         wide = self.buffer("wide", 4 * (stop - start) * columns).view(np.float32).reshape(stop - start, columns)
-        made.source.read(opened, start, stop, wide, self.buffer)
+        tensor.source.read(opened, start, stop, wide, self.buffer)
         raw = self.buffer("out", (stop - start) * width).reshape(stop - start, width)
         try:
-            do(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
+            visit(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
         except UnfitError as unfit:
-            made.source.read(opened, start, stop, wide, self.buffer)
-            raise explained(made, wide) from unfit
+            tensor.source.read(opened, start, stop, wide, self.buffer)
+            raise explained(tensor, wide) from unfit
         return wide, raw
 
     def buffer(self, use: str, size: int) -> Bytes:
         """This thread's memory for a use, grown as needed."""
-        held = getattr(self._local, use, None)
-        if held is None or held.nbytes < size:
-            held = np.empty(size, np.uint8)
-            setattr(self._local, use, held)
-        return held[:size]
+        memory = getattr(self._local, use, None)
+        if memory is None or memory.nbytes < size:
+            memory = np.empty(size, np.uint8)
+            setattr(self._local, use, memory)
+        return memory[:size]
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
     uncounted = part.size - part.counted
-    for done in range(0, part.size, _COPY):
-        size = min(_COPY, part.size - done)
+    for piece_start in range(0, part.size, _COPY):
+        size = min(_COPY, part.size - piece_start)
 
-        def copy(done: int = done, size: int = size) -> int:
-            copy_range(source, sink, part.offset + done, size, part.at + done)
-            return size - max(0, min(uncounted - done, size))  # a header is not a tensor
+        def copy(piece_start: int = piece_start, size: int = size) -> int:
+            copy_range(source, sink, part.offset + piece_start, size, part.at + piece_start)
+            return size - max(0, min(uncounted - piece_start, size))  # a header is not a tensor
 
         yield copy

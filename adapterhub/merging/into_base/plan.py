@@ -71,9 +71,9 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
         raise RefusedError(str(folder.path), "no adapter to merge")
     planner = _Planner(folder)
     for adapter, weight in adapters:
-        settled = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
-        check_adapter(settled, weight)
-        planner.add(factored_out(_without_copies(settled, folder)), weight)
+        plain = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
+        check_adapter(plain, weight)
+        planner.add(factored_out(_without_copies(plain, folder)), weight)
     return planner.plan()
 
 
@@ -85,14 +85,14 @@ def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
     """
     join.check([adapter for adapter, _ in adapters])
     plans = [plan([(adapter, 1.0)], folder) for adapter, _ in adapters]
-    for one in plans:
-        for name in one.shapes:
+    for adapter_plan in plans:
+        for name in adapter_plan.shapes:
             raise RefusedError(name, "the vocabulary was resized, which only a sum of adapters can merge")
     return Plan(
-        joined([one.edits for one in plans], join),
-        added={name: weight for one in plans for name, weight in one.added.items()},
-        config={key: value for one in plans for key, value in one.config.items()},
-        notes=tuple(dict.fromkeys(note for one in plans for note in one.notes)),
+        joined([adapter_plan.edits for adapter_plan in plans], join),
+        added={name: weight for adapter_plan in plans for name, weight in adapter_plan.added.items()},
+        config={key: value for adapter_plan in plans for key, value in adapter_plan.config.items()},
+        notes=tuple(dict.fromkeys(note for adapter_plan in plans for note in adapter_plan.notes)),
     )
 
 
@@ -101,14 +101,14 @@ def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
     adapter = _without_wrappers(adapter)
     resized = {}
     for name, copy in adapter.copies.items():
-        own = folder.weights.get(name)
-        if own and len(own.shape) == 2 and own.shape[1:] == copy.shape[1:] and own.shape[0] != copy.shape[0]:
+        base_weight = folder.weights.get(name)
+        if base_weight and len(base_weight.shape) == 2 and base_weight.shape[1:] == copy.shape[1:] and base_weight.shape[0] != copy.shape[0]:
             resized[name] = copy
     if folder.method and len(resized) < len(adapter.copies):
-        what = "the adapter contains a copy of the base's weight, and the base is quantized"
-        raise RefusedError(next(iter(adapter.copies)), what)
-    rest = {name: copy for name, copy in adapter.copies.items() if name not in resized}
-    checked = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
+        reason = "the adapter contains a copy of the base's weight, and the base is quantized"
+        raise RefusedError(next(iter(adapter.copies)), reason)
+    same_size = {name: copy for name, copy in adapter.copies.items() if name not in resized}
+    checked = without_copies(dataclasses.replace(adapter, copies=same_size), folder.path)
     return dataclasses.replace(checked, copies=resized) if resized else checked
 
 
@@ -159,52 +159,52 @@ class _Planner:
     def add(self, adapter: Adapter, weight: float) -> None:
         """Add everything that one adapter changes."""
         refuse_conditions(dataclasses.replace(adapter, copies={}, tuned={}, added={}))
-        adapter = self._with_head(adapter, weight)
-        experts, others = self._apart(adapter)
-        whole = {**adapter.replaced, **adapter.copies, **adapter.added}
-        found = TensorNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tables.alias)
-        self.notes += [*adapter.notes, *found.notes]
+        adapter = self._add_head(adapter, weight)
+        experts, modules = self._experts_and_modules(adapter)
+        parameters = {**adapter.replaced, **adapter.copies, **adapter.added}
+        names = TensorNames(self.folder, dataclasses.replace(adapter, deltas=modules, replaced=parameters), self.tables.alias)
+        self.notes += [*adapter.notes, *names.notes]
         for parameter, values in adapter.copies.items():
-            self._resize(parameter, found.parameter(parameter), values)
-        for target, delta in others.items():
+            self._resize(parameter, names.parameter(parameter), values)
+        for target, delta in modules.items():
             if isinstance(delta, LowRank):
-                self._low_rank(target, found.parameter(f"{target}.weight"), delta, weight, found)
+                self._low_rank(target, names.parameter(f"{target}.weight"), delta, weight, names)
             elif isinstance(delta, LowRankEmbedding):
-                self._embedding(target, found.parameter(f"{target}.weight"), delta, weight)
+                self._embedding(target, names.parameter(f"{target}.weight"), delta, weight)
             elif isinstance(delta, LowRankConv):
-                self._convolution(target, found.parameter(f"{target}.weight"), delta, weight)
-                self._bias(target, delta, weight, found)
+                self._add_convolution(target, names.parameter(f"{target}.weight"), delta, weight)
+                self._bias(target, delta, weight, names)
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
         for target, change in adapter.tuned.items():
-            self._tuned(target, change, weight, found)
+            self._add_tuned(target, change, weight, names)
         for target, delta in experts.items():
-            for one in expert_edits(self.folder, self._architecture, target, delta, weight):
-                self._put(one.name, one.edit, target, one.rows)
-        self._parameters(adapter, weight, found)
+            for expert_edit in expert_edits(self.folder, self._architecture, target, delta, weight):
+                self._put(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
+        self._parameters(adapter, weight, names)
 
-    def _parameters(self, adapter: Adapter, weight: float, found: TensorNames) -> None:
+    def _parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
         """Add what is no change of one module's weight."""
         for parameter, values in adapter.added.items():
-            name = found.parameter(parameter)
+            name = names.parameter(parameter)
             self._expect(parameter, name, values.shape)
             self._put(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
-            self._replace(parameter, found.parameter(parameter), values, weight)
+            self._replace(parameter, names.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
-            self._rows(target, found.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+            self._rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
 
-    def _with_head(self, adapter: Adapter, weight: float) -> Adapter:
+    def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
         """The rest of an adapter whose task needs another head than the base's, which is added to the base."""
         kind, base = _HEADS_OF.get(adapter.meta.task_type or ""), self.folder.spec.architecture
         new = {name: values for name, values in adapter.replaced.items() if name.startswith("score.")}
         if not kind or not base.endswith("ForCausalLM") or not new or any(name in self.tensors for name in new):
             return adapter
         for name, values in new.items():
-            like = next((one for one in self.tensors.values() if len(one.shape) == values.ndim), None)
-            if like is None or self.folder.method:
+            template = next((tensor for tensor in self.tensors.values() if len(tensor.shape) == values.ndim), None)
+            if template is None or self.folder.method:
                 raise absent(name.rpartition(".")[0], self.folder.spec.where)
-            self.added[name] = dataclasses.replace(like, name=name)
+            self.added[name] = dataclasses.replace(template, name=name)
             self._heads[name] = values.shape
             if weight != 1:
                 raise RefusedError(name, f"a head of the adapter: weight {weight} has no meaning for it")
@@ -221,7 +221,7 @@ class _Planner:
             adapter, replaced={name: values for name, values in adapter.replaced.items() if name not in new}, source=None
         )
 
-    def _apart(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
+    def _experts_and_modules(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
         """Deltas of experts, which the base may store in another form than the adapter, and all others."""
         experts = {
             target: delta
@@ -231,25 +231,25 @@ class _Planner:
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
-    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: TensorNames) -> None:
+    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, names: TensorNames) -> None:
         transposed = self._transposed(target, name, delta)
-        name = self._untied(name, target)
+        name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
             self._put(name, AddLowRank(delta, scale, transposed), target)
         else:
             self._dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
-        self._bias(target, delta, weight, found)
+        self._bias(target, delta, weight, names)
 
-    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, found: TensorNames) -> None:
+    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, names: TensorNames) -> None:
         if delta.bias is not None:
-            bias = found.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
+            bias = names.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
             self._expect(target, bias, delta.bias.shape)
             self._put(bias, AddVector(delta.bias, delta.scaling * weight), target)
 
     def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
         self._expect(target, name, delta.shape)
-        name = self._untied(name, target)
+        name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
             self._put(name, AddLowRank(delta, scale, transposed=False), target)
@@ -257,9 +257,9 @@ class _Planner:
             # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
             self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
 
-    def _tuned(self, target: str, change: Tuned, weight: float, found: TensorNames) -> None:
+    def _add_tuned(self, target: str, change: Tuned, weight: float, names: TensorNames) -> None:
         """The change by a tuner that is not LoRA: the pair that it equals, or a function of the whole weight."""
-        name = self._untied(found.parameter(f"{target}.weight"), target)
+        name = self._tensor_to_change(names.parameter(f"{target}.weight"), target)
         shape = self.shapes.get(name, self._weight(name).shape)
         if not change.fits(shape):
             parts = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
@@ -275,7 +275,7 @@ class _Planner:
         if bias in self.tensors and change.fits_bias:
             self._put(bias, Change(change), target, alone=True)
 
-    def _convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
+    def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
         self._expect(target, name, delta.shape)
         edit = AddConvolution(delta, delta.scaling * weight)
         if delta.magnitude is None:
@@ -294,7 +294,7 @@ class _Planner:
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
         """Replace a table by one of a resized vocabulary, to which the adapter's delta is then added."""
-        name = self._untied(name, parameter)
+        name = self._tensor_to_change(name, parameter)
         self.shapes[name] = values.shape
         self.edits.setdefault(name, []).insert(0, Replace(values))
         self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
@@ -306,7 +306,7 @@ class _Planner:
                 self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
         else:
             self._expect(parameter, name, values.shape)
-        name = self._untied(name, parameter)
+        name = self._tensor_to_change(name, parameter)
         if values.shape != self._weight(name).shape:
             self.shapes[name] = values.shape
         if weight != 1:
@@ -336,14 +336,14 @@ class _Planner:
 
         `alone`: the edit cannot be combined with another of the same rows.
         """
-        own = self._weight(name)
-        if not isinstance(kind(own.dtype), Floats):
-            what = f"the base's {name} is {own.dtype}, not bfloat16, float16 or float32"
-            raise RefusedError(target, what, "Dequantize it first")
-        first, count = rows or (0, own.rows)
+        weight = self._weight(name)
+        if not isinstance(kind(weight.dtype), Floats):
+            reason = f"the base's {name} is {weight.dtype}, not bfloat16, float16 or float32"
+            raise RefusedError(target, reason, "Dequantize it first")
+        first, count = rows or (0, weight.rows)
         spans = self._spans.setdefault(name, [])
-        for start, stop, other in spans:
-            if start < first + count and first < stop and (alone or other):
+        for start, stop, span_alone in spans:
+            if start < first + count and first < stop and (alone or span_alone):
                 raise RefusedError(target, "one adapter replaces or rescales it and another changes it too")
         spans.append((first, first + count, alone))
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
@@ -351,17 +351,17 @@ class _Planner:
     def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
         check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
-    def _untied(self, name: str, target: str) -> str:
+    def _tensor_to_change(self, name: str, target: str) -> str:
         """The tensor that takes a change of the embedding table or the output layer; tied ones become two."""
         if not self.tables.tied or not self.tables.is_table(name):
             return name
         head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
         if self.tables.head is None:
             if not self.tables.can_be_two(self._architecture):
-                what = f"the base's embedding and output layer are one tensor ({name})"
+                reason = f"the base's embedding and output layer are one tensor ({name})"
                 raise RefusedError(
                     target,
-                    f"{what}; merged, the change would act in both places",
+                    f"{reason}; merged, the change would act in both places",
                     "Untie them in the base first (tie_word_embeddings: false, and a separate lm_head.weight)",
                 )
             table = self.tensors[self.tables.table or name]
@@ -388,14 +388,14 @@ class _Planner:
     def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
         """Whether the base stores this weight as `(in, out)`: by its shape, and if that is square, by the class of the
         model."""
-        have = self.shapes.get(name, self._weight(name).shape)
+        shape = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
-        known = stored_transposed(self.folder.spec.model_type, target)
-        if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
+        known_transposed = stored_transposed(self.folder.spec.model_type, target)
+        if known_transposed or (delta.transposed_base and shape == delta.shape[::-1] != delta.shape):
             self._expect(target, name, delta.shape[::-1])
             return True
         self._expect(target, name, delta.shape)
-        if delta.transposed_base and have[0] == have[1]:
+        if delta.transposed_base and shape[0] == shape[1]:
             raise RefusedError(
                 target,
                 f"square, and fan_in_fan_out is set, but {model} is not known to store it transposed",

@@ -27,7 +27,7 @@ from .tensor_types import Kind
 F32Array = NDArray[np.float32]
 T = TypeVar("T")
 
-_HELD = 3  # tensors whose scales are kept in memory
+_CACHED = 3  # tensors whose scales are kept in memory
 _CHUNK = 1 << 20  # bytes copied at a time where the kernel cannot copy
 _NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 _seek = threading.Lock()
@@ -45,19 +45,19 @@ class Opened:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Any] = OrderedDict()
-        self._holding = threading.RLock()  # `load` may itself call `held`
+        self._cache_lock = threading.RLock()  # `load` may itself call `held`
         self._depth = 0
 
     def held(self, key: str, load: Callable[[], T]) -> T:
         """The result of `load`, cached until a few other keys were used: tensors are processed one after another."""
-        with self._holding:
+        with self._cache_lock:
             if key not in self._held:
                 self._held[key] = load()
-                while len(self._held) > _HELD:
+                while len(self._held) > _CACHED:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
-            found: T = self._held[key]
-            return found
+            value: T = self._held[key]
+            return value
 
     def fd(self, path: Path) -> int:
         """The descriptor of a file."""
@@ -138,12 +138,12 @@ class Stored:
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> None:
     """Fill `buffer` with the bytes of a file from `offset` on; FormatError if the file is shorter."""
-    done = 0
-    while done < len(buffer):
-        count = _read_some(fd, buffer[done:], offset + done)
+    filled = 0
+    while filled < len(buffer):
+        count = _read_some(fd, buffer[filled:], offset + filled)
         if not count:
-            raise FormatError("base", f"the file ends at byte {offset + done}, in the middle of a tensor")
-        done += count
+            raise FormatError("base", f"the file ends at byte {offset + filled}, in the middle of a tensor")
+        filled += count
 
 
 def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
@@ -158,9 +158,9 @@ def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
 
 def write_at(fd: int, buffer: memoryview, offset: int) -> None:
     """Write all of `buffer` to a file, from byte `offset` on."""
-    done = 0
-    while done < len(buffer):
-        done += _write_some(fd, buffer[done:], offset + done)
+    written = 0
+    while written < len(buffer):
+        written += _write_some(fd, buffer[written:], offset + written)
 
 
 def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
@@ -173,20 +173,20 @@ def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
 
 def copy_range(source: int, target: int, offset: int, size: int, at: int) -> None:
     """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where it can."""
-    done = 0
-    while hasattr(os, "copy_file_range") and done < size:
+    copied = 0
+    while hasattr(os, "copy_file_range") and copied < size:
         try:
-            count = os.copy_file_range(source, target, size - done, offset + done, at + done)
+            count = os.copy_file_range(source, target, size - copied, offset + copied, at + copied)
         except OSError as error:
             if error.errno in _NO_COPY_RANGE:
                 break
             raise
         if not count:
             break
-        done += count
-    buffer = memoryview(bytearray(min(_CHUNK, size - done)))
-    while done < size:
-        piece = buffer[: min(len(buffer), size - done)]
-        read_at(source, piece, offset + done)
-        write_at(target, piece, at + done)
-        done += len(piece)
+        copied += count
+    buffer = memoryview(bytearray(min(_CHUNK, size - copied)))
+    while copied < size:
+        piece = buffer[: min(len(buffer), size - copied)]
+        read_at(source, piece, offset + copied)
+        write_at(target, piece, at + copied)
+        copied += len(piece)
