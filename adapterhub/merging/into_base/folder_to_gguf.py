@@ -1,6 +1,6 @@
-"""Write a Hugging Face folder, merged or unchanged, as the GGUF file that llama.cpp's own conversion makes of it.
+"""Write a Hugging Face folder, merged or unchanged, as the GGUF file that llama.cpp's own conversion would make of it.
 
-Every tensor is made of those that a merge into a folder would write (`write_folder`), arranged as in llama.cpp
+Each tensor is made of those that a merge into a folder would write (`write_folder`), arranged as in llama.cpp
 (`formats.gguf_model.arrangement`), and rounded to its type there. Rows are read a few at a time; only a matrix that has to be
 transposed is held as a whole.
 """
@@ -49,7 +49,7 @@ class Model:
     Attributes:
         metadata: Its keys.
         tensors: In the order of the file.
-        changed: The folder's tensors that adapters change, in the type that they get, for the loss estimate.
+        changed: The folder's tensors that adapters change, in the type that each gets, for the loss estimate.
         notes: Decisions, one line each.
     """
 
@@ -59,7 +59,7 @@ class Model:
     notes: tuple[str, ...]
 
     def files(self, out: Path) -> tuple[OutFile, ...]:
-        """The one file."""
+        """Return the one output file."""
         order = [(tensor.plan.name, tensor.kind.name, tensor.plan.shape) for tensor in self.tensors]
         head = gguf_file.header_bytes(self.metadata, order)
         parts: list[Part] = [Text(head, 0)]
@@ -75,7 +75,7 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor of the output and the pieces of the folder's tensors that it is made of."""
+    """A tensor of the output, and the pieces of the folder's tensors that it consists of."""
 
     plan: Arranged
     kind: Kind
@@ -86,7 +86,7 @@ class _Tensor:
         return self.plan.rows * self.kind.row_size(self.plan.columns)
 
     def parts(self, at: int) -> list[Part]:
-        """The parts that write it from byte `at` on: copies of its pieces, if their bytes do not change."""
+        """Return the parts that write the tensor from byte `at` on: copies of its pieces, if their bytes do not change."""
         plan = self.plan
         if plan.constant is not None:
             return [Text(plan.constant.tobytes(), at)]
@@ -103,7 +103,7 @@ class _Tensor:
 
 
 def _copied(piece: Piece, target: Kind) -> Copy | None:
-    """The bytes of a piece in the base's file; None if they change."""
+    """Return a copy of the piece's bytes in the base's file; None if they change."""
     part, source = piece.part, piece.source
     straight = not part.transposed and part.picks is None and part.columns is None
     if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
@@ -113,7 +113,11 @@ def _copied(piece: Piece, target: Kind) -> Copy | None:
 
 
 def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
-    """The GGUF of a folder with edits; RefusedError names what llama.cpp cannot represent exactly."""
+    """Plan the GGUF model of a folder with edits.
+
+    Raises:
+        RefusedError: llama.cpp cannot represent the result exactly; names what it cannot represent.
+    """
     folder_name = str(folder.path)
     if what.shapes:
         name = next(iter(what.shapes))
@@ -125,6 +129,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
     config = configured(folder.config, folder_name)
     weights = {**folder.weights, **what.added}
     plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
+    # A tower that the text model lacks, such as a vision encoder, cannot take a change silently.
     if lost := next((name for name, edits in what.edits.items() if edits and name not in plan.sources), None):
         raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
     check_complete(architecture, {tensor.name: tensor.shape for tensor in plan.tensors}, config)
@@ -160,6 +165,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
 
 
 def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+    """Return the `general.*` keys of a folder."""
     path = folder.path / "generation_config.json"
     generation = json_file.read_object(path) if path.is_file() else {}
     name = (folder.spec.repo or "").rpartition("/")[2] or folder.path.resolve().name
@@ -167,7 +173,7 @@ def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tu
 
 
 def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
-    """An array of the numbers of tensors with one each."""
+    """Return an array of the numbers of tensors that have one element each."""
     out = np.empty((len(sources), 1), np.float32)
     for at, source in enumerate(sources):
         source.read(folder.opened, 0, 1, out[at : at + 1], fresh)
@@ -175,7 +181,7 @@ def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
 
 
 def _wanted(folder: Folder, options: Options) -> str:
-    """The type of most matrices."""
+    """Return the type of most matrices: the requested one, else the base's most common by elements."""
     if options.requantize:
         return MIXTURES[options.requantize] if options.requantize in MIXTURES else REQUANTIZE[options.requantize]
     if options.dtype:
@@ -187,17 +193,19 @@ def _wanted(folder: Folder, options: Options) -> str:
 
 
 def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> TensorSource:
-    """The numbers of a tensor of the merged folder; rounded once, to the type of the result, if that is not the base's."""
+    """Return the numbers of a tensor of the merged folder, rounded once to the result's type if that is not the base's."""
     edits = what.edits.get(weight.name, ())
     unchanged = what.sources.get(weight.name) or weight.source()
     if not edits:
         return unchanged
+    # With a new type the sum stays in float32 here and is rounded once, when it is written.
     new_type = bool(options.dtype or options.requantize or folder.method)
     wide = floats("F32" if new_type else weight.dtype, weight.name)
     return Merged(Made(weight.name, unchanged, wide, 0, edits, stepwise=not new_type))
 
 
 def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
+    """Return a tensor of the output with its type and pieces."""
     pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
     kind = writable(type_name, plan.columns, plan.name)
     if options.importance and isinstance(kind, Blocks) and kind.name in WEIGHTED:
@@ -206,12 +214,12 @@ def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[s
 
 
 def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Blocks:
-    """The type by the importance of a tensor's columns, if the matrix has it."""
+    """Return the type with the importance of a tensor's columns, if the matrix has the tensor."""
     values, experts = importance.values.get(plan.name), plan.shape[0] if len(plan.shape) > 2 else 1
     if values is None:
         return kind
     if values.size != experts * plan.columns:
-        if plan.name in TABLES:  # whose rows are looked up, not multiplied
+        if plan.name in TABLES:  # the rows of a token table are looked up, not multiplied
             return kind
         reason = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
         raise RefusedError(importance.where, reason, "Is this the matrix of another model?")
@@ -219,7 +227,7 @@ def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Bloc
 
 
 def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
-    """A note if the matrix lacks tensors that are quantized."""
+    """Return a note if the importance matrix lacks tensors that are quantized."""
     kinds = {tensor.plan.name: tensor.kind for tensor in tensors}
     lacking = [name for name, kind in kinds.items() if kind.name in WEIGHTED and name not in importance.values]
     lacking = [name for name in lacking if name not in (*TABLES, "output.weight")]
@@ -229,14 +237,14 @@ def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tup
 
 
 def _type(plan: Arranged, main_type: str) -> str:
-    """The type of a tensor, as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
+    """Return the type of a tensor as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
     return fitting(main_type, plan.columns)
 
 
 def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
-    """Each changed tensor of the folder in the type that it gets, for the loss estimate; the order of rows does not matter."""
+    """Return each changed tensor of the folder in its new type, for the loss estimate; the order of rows is irrelevant."""
     changed: dict[str, Made] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
@@ -251,18 +259,18 @@ def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """A tensor of the folder with its edits applied, rounded to `made.kind`."""
+    """A tensor of the folder with its edits applied, rounded to `edited.kind`."""
 
     made: Made
 
     @property
     def rows(self) -> int:
-        """Rows of the tensor."""
+        """The number of rows of the tensor."""
         return self.made.source.rows
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
         return self.made.source.columns
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
@@ -272,6 +280,7 @@ class Merged:
         np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
 
     def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
+        """Return rows `start` to `stop` with the edits applied, in this thread's buffers."""
         edited, count = self.made, (stop - start) * self.columns
 
         def load() -> Ready:
@@ -287,6 +296,7 @@ class Merged:
         try:
             ready.change(wide, raw, start, buffer("merged scratch", 4 * (count + self.columns)).view(np.float32))
         except UnfitError as unfit:
+            # The edits overwrote the rows: read the base's again to tell whose fault it is.
             edited.source.read(opened, start, stop, wide, buffer)
             raise explained(edited, wide) from unfit
         edited.kind.decode(raw, wide)
@@ -295,14 +305,14 @@ class Merged:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of a tensor, and the source of its numbers."""
+    """A part of a tensor of the output, and the source of its numbers."""
 
     part: SourcePart
     source: TensorSource
 
     @property
     def rows(self) -> int:
-        """Rows of the result."""
+        """The number of rows of the result."""
         if self.part.picks is not None:
             return len(self.part.picks)
         return self.source.columns if self.part.transposed else self.part.height
@@ -325,7 +335,7 @@ class Piece:
         np.copyto(out, rows[:, self.part.columns])
 
     def _read_picked(self, opened: Opened, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
-        """Read rows in any order; those that follow one another in the file are read together."""
+        """Read rows in any order; rows that follow one another in the file are read together."""
         order = np.argsort(picks, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(picks[order]) != 1) + 1):
             first, count = int(picks[run[0]]), len(run)
@@ -334,6 +344,8 @@ class Piece:
             out[run] = rows
 
     def _transposed(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Read rows of the transpose from the whole source, which is cached."""
+
         def load() -> F32Array:
             slab = np.empty((self.part.height, self.source.columns), np.float32)
             self.source.read(opened, self.part.first, self.part.first + self.part.height, slab, buffer)
@@ -346,7 +358,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class LaidOut:
-    """Pieces stacked from top to bottom, with `shift` added to every number, or with `decay` -exp of it."""
+    """Pieces stacked from top to bottom, with `shift` added to every number, or -exp of every number with `decay`."""
 
     pieces: Sequence[Piece]
     rows: int

@@ -1,9 +1,9 @@
-"""Quantization to GGUF's Q4_K, Q5_K and Q6_K, and by an importance matrix, byte for byte as ggml's quantizers.
+"""Quantize to GGUF's Q4_K, Q5_K and Q6_K, and by an importance matrix, byte for byte as ggml does.
 
-Follows `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl` and the like for the other types, and what they call (ggml,
-`ggml-quants.c`; llama.cpp of llama-cpp-python 0.3.36), which the gguf package lacks. A block of 256 numbers has sub-blocks of
-32 (Q6_K: 16), and for each a scale is searched; here for all sub-blocks at once. The order of every sum is theirs: one number
-after another, in float32.
+Follows `quantize_row_q4_K_ref`, `quantize_row_q4_K_impl`, their equivalents for the other types, and the functions that they
+call (ggml, `ggml-quants.c`; llama.cpp of llama-cpp-python 0.3.36); the gguf package lacks them. A block of 256 numbers has
+sub-blocks of 32 (Q6_K: 16), and a scale is searched for each; here for all sub-blocks at once. The order of every sum is
+ggml's: one number after another, in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
 """The types that `quantize` writes."""
 WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_QUANTS)
-"""The types that `quantize_weighted` writes; an importance matrix changes no others."""
+"""The types that `quantize_weighted` writes; an importance matrix has no effect on others."""
 BLOCK = 256
 _LANES = 2**14  # sub-blocks at once: about 2 MB for each array of the search
 _F = np.float32
@@ -28,7 +28,7 @@ _NEGLIGIBLE = _F(1e-15)  # ggml's GROUP_MAX_EPS
 
 
 def quantize(wide: F32Array, name: str) -> Bytes:
-    """The bytes of rows of numbers.
+    """Quantize rows of numbers.
 
     Args:
         wide: `(rows, columns)`, columns a multiple of BLOCK, finite.
@@ -45,7 +45,7 @@ def quantize(wide: F32Array, name: str) -> Bytes:
 
 
 def quantize_weighted(wide: F32Array, name: str, importance: F32Array) -> Bytes:
-    """The bytes of rows of numbers whose errors count by the importance of their column.
+    """Quantize rows of numbers whose errors count by the importance of their column.
 
     Args:
         wide: `(rows, columns)`, columns a multiple of the type's block, finite.
@@ -66,7 +66,7 @@ def quantize_weighted(wide: F32Array, name: str, importance: F32Array) -> Bytes:
 
 
 def _quantize_rows(wide: F32Array, name: str, importance: F32Array, block: int) -> Bytes:
-    """The bytes of some rows, block by block; `importance` is `(1, blocks in a row, block)`."""
+    """Quantize some rows block by block; `importance` is `(1, blocks in a row, block)`."""
     blocks = wide.reshape(-1, block)
     by_number = np.broadcast_to(importance, (len(wide), *importance.shape[1:])).reshape(-1, block)
     if name == "Q6_K":
@@ -75,13 +75,15 @@ def _quantize_rows(wide: F32Array, name: str, importance: F32Array, block: int) 
         square = _sum((column * column for column in blocks.T), blocks[:, 0])
         weights = by_number * np.sqrt((_F(2) * square / _F(BLOCK))[:, None] + blocks * blocks)
         return _pack_minimum_weighted(blocks, weights, 4 if name == "Q4_K" else 5)
+    # For the types in blocks of 32, ggml takes the mean square of the whole row, not of the block.
     square = _sum((column * column for column in wide.T), wide[:, 0]) / _F(wide.shape[1])
     sigma = np.repeat(square, importance.shape[1])[:, None]
     return _pack_32(blocks, by_number * np.sqrt(sigma + blocks * blocks), name)
 
 
 def _sum(terms: Iterable[F32Array], like: F32Array) -> F32Array:
-    """The sum of terms, one after another, beginning with 0."""
+    """Return the sum of terms, one after another, beginning with 0."""
+    # Not np.sum, whose pairwise order gives other bits than ggml's loop.
     total = np.zeros_like(like)
     for term in terms:
         total += term
@@ -89,19 +91,19 @@ def _sum(terms: Iterable[F32Array], like: F32Array) -> F32Array:
 
 
 def _nearest(values: F32Array, low: int, high: int) -> F32Array:
-    """The nearest integers, ties to even, in a range; in float32, which is exact."""
+    """Return the nearest integers in a range, ties to even, as float32, which is exact."""
     rounded: F32Array = np.clip(np.rint(values), _F(low), _F(high))
     return rounded
 
 
 def _first(largest: F32Array, values: F32Array) -> F32Array:
-    """Of each column the first of `values` whose magnitude is `largest`."""
+    """Return, for each column, the first of `values` whose magnitude is `largest`."""
     first: F32Array = np.take_along_axis(values, np.argmax(np.abs(values) == largest, axis=0)[None], axis=0)[0]
     return first
 
 
 def _minimum(x: F32Array) -> F32Array:
-    """The minimum of each column, or 0 if it is greater; of zeros the first, whose sign Q4_1 and Q5_1 keep."""
+    """Return the minimum of each column, or 0 if it is greater; of zeros the first, whose sign Q4_1 and Q5_1 keep."""
     low = x.min(axis=0)
     if not low.all():
         low = np.take_along_axis(x, np.argmax(x == low, axis=0)[None], axis=0)[0]
@@ -110,18 +112,18 @@ def _minimum(x: F32Array) -> F32Array:
 
 
 def _default_weights(x: F32Array) -> F32Array:
-    """The weights of the errors of sub-blocks `(32, n)` without an importance matrix."""
+    """Return the error weights of sub-blocks `(32, n)` without an importance matrix."""
     weights: F32Array = np.sqrt(_sum((row * row for row in x), x[0]) / _F(32)) + np.abs(x)
     return weights
 
 
 _Search = tuple[float, float, int]
-"""How inverse scales are tried: the first difference from the number of levels, its steps, and their number."""
+"""The inverse scales to try: the first difference from the number of levels, the step, and the number of steps."""
 _BY_IMPORTANCE: _Search = (-0.9, 0.05, 36)
 
 
 def _fit_with_minimum(x: F32Array, weights: F32Array, levels: int, search: _Search) -> tuple[F32Array, F32Array, F32Array]:
-    """Scale, minimum and levels `(32, n)` of sub-blocks `(32, n)`, by ggml's `make_qkx2_quants` and `make_qkx3_quants`."""
+    """Return scale, minimum and levels of sub-blocks `(32, n)`, as ggml's `make_qkx2_quants` and `make_qkx3_quants`."""
     zero, (start, delta, steps) = x[0], search
     low, high = _minimum(x), x.max(axis=0)
     flat = high == low
@@ -140,6 +142,7 @@ def _fit_with_minimum(x: F32Array, weights: F32Array, levels: int, search: _Sear
         determinant = sum_w * sum_l2 - sum_l * sum_l
         free_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         free_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        # A minimum above 0 cannot be stored: the scale is then fitted without one.
         own_scale: F32Array = np.where(free_low > 0, sum_xl / sum_l2, free_scale)
         own_low: F32Array = np.where(free_low > 0, _F(0), free_low)
         error = _error(x, weights, tried, own_scale, own_low)
@@ -150,13 +153,17 @@ def _fit_with_minimum(x: F32Array, weights: F32Array, levels: int, search: _Sear
 
 
 def _error(x: F32Array, weights: F32Array, levels: F32Array, scale: F32Array, low: F32Array) -> F32Array:
+    """Return the weighted squared error of each sub-block."""
     differences = scale * levels + low - x
     return _sum((w * (difference * difference) for w, difference in zip(weights, differences, strict=True)), scale)
 
 
 def _fit_signed(x: F32Array, squares: F32Array, half: int) -> tuple[F32Array, F32Array]:
-    """Scale and levels from 0 to 2 `half` - 1 of sub-blocks `(size, n)`, by ggml's `make_qx_quants`, with the weights
-    `squares`, which usually are those of the numbers."""
+    """Return scale and levels from 0 to 2 `half` - 1 of sub-blocks `(size, n)`, as ggml's `make_qx_quants`.
+
+    Args:
+        squares: The weights of the errors, usually the squares of the numbers.
+    """
     largest = np.abs(x).max(axis=0)
     top = _first(largest, x)
     cubes = squares * x
@@ -178,7 +185,7 @@ def _fit_signed(x: F32Array, squares: F32Array, half: int) -> tuple[F32Array, F3
 
 
 def _fit_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array, Ints]:
-    """Scale, and levels as bytes `(8, n)`, of numbers `(8, n)` that are seldom negative, by ggml's `make_qp_quants`."""
+    """Return scale, and levels as bytes `(8, n)`, of seldom negative numbers `(8, n)`, as ggml's `make_qp_quants`."""
     top = np.maximum(x.max(axis=0), _F(0))
     inverse = _F(levels) / top
 
@@ -189,6 +196,7 @@ def _fit_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array
         differences = x - _F(1) / inverse * codes.astype(np.float32)
         return _sum((w * difference * difference for w, difference in zip(weights, differences, strict=True)), top)
 
+    # ggml compares the first try without a limit on its levels, which are bytes there.
     best = error(inverse, _nearest_int(inverse * x) & 255)
     for n in (*range(-4, 0), *range(1, 5)):
         tried_inverse = (_F(0.1) * _F(n) + _F(levels)) / top
@@ -199,6 +207,7 @@ def _fit_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array
     sum_lx = _sum((w * row * codes for w, row, codes in zip(weights, x, level.astype(np.float32), strict=True)), top)
     sum_l2 = _sum((w * codes * codes for w, codes in zip(weights, level.astype(np.float32), strict=True)), top)
     level &= 255
+    # At most five rounds of moving single levels, as ggml does.
     for _ in range(5):
         for i, (w, row) in enumerate(zip(weights, x, strict=True)):
             old = level[i].astype(np.float32)
@@ -214,14 +223,14 @@ def _fit_positive(x: F32Array, weights: F32Array, levels: int) -> tuple[F32Array
 
 
 def _nearest_int(values: F32Array) -> Ints:
-    """ggml's `nearest_int`, also of numbers that are too large for it."""
+    """Return what ggml's `nearest_int` returns, also for numbers that are too large for it."""
     bits = (values + _F(12582912)).view(np.int32)
     integers: Ints = (bits & 0x007FFFFF) - 0x00400000
     return integers
 
 
 def _pack_minimum_weighted(blocks: F32Array, weights: F32Array, bits: int) -> Bytes:
-    """Q4_K and Q5_K by the weights of their numbers."""
+    """Quantize blocks to Q4_K or Q5_K with weighted errors."""
     count, levels = len(blocks), 2**bits - 1
     x, w = (np.ascontiguousarray(array.reshape(-1, 32).T) for array in (blocks, weights))
     scale, low, best_levels = _fit_with_minimum(x, w, levels, _BY_IMPORTANCE)
@@ -229,6 +238,7 @@ def _pack_minimum_weighted(blocks: F32Array, weights: F32Array, bits: int) -> By
     fits = [_fit_positive(np.ascontiguousarray(array.reshape(count, 8).T), sums, 63) for array in (scale, low)]
     codes = [level.T if bits == 4 else np.minimum(level.T, 63) for _, level in fits]
     packed = _pack_scales(codes[0], codes[1])
+    # Unpack the codes again: ggml reads the 6-bit scales back from their packed form before it chooses the levels.
     first, second, third = (packed[:, at : at + 4].astype(np.int32) for at in (0, 4, 8))
     stored = (
         np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1),
@@ -239,7 +249,7 @@ def _pack_minimum_weighted(blocks: F32Array, weights: F32Array, bits: int) -> By
 
 
 def _pack_32(blocks: F32Array, weights: F32Array, name: str) -> Bytes:
-    """Q4_0, Q4_1, Q5_0 and Q5_1 by the weights of their numbers: blocks of 32."""
+    """Quantize blocks of 32 to Q4_0, Q4_1, Q5_0 or Q5_1 with weighted errors."""
     x, w = np.ascontiguousarray(blocks.T), np.ascontiguousarray(weights.T)
     levels = 16 if name.startswith("Q4") else 32
     if name.endswith("0"):
@@ -257,7 +267,7 @@ def _pack_32(blocks: F32Array, weights: F32Array, name: str) -> Bytes:
 
 
 def _pack_minimum(blocks: F32Array, bits: int) -> Bytes:
-    """Q4_K and Q5_K: scales and minima of 6 bits, of 8 sub-blocks each."""
+    """Quantize blocks to Q4_K or Q5_K: 6-bit scales and minima of 8 sub-blocks each."""
     count, levels = len(blocks), 2**bits - 1
     x = np.ascontiguousarray(blocks.reshape(-1, 32).T)
     search = (-1.0, 0.1, 20) if bits == 4 else (-0.5, 0.1, 15)
@@ -273,11 +283,11 @@ def _pack_minimum(blocks: F32Array, bits: int) -> Bytes:
 
 
 _Scales = tuple[Sequence[NDArray[np.float16]], Sequence[Ints], Bytes]
-"""Of blocks: scale and minimum, their codes for each sub-block, and these packed."""
+"""The scales of blocks: scale and minimum in float16, their codes for each sub-block, and these codes packed."""
 
 
 def _pack_blocks(x: F32Array, fallback_levels: F32Array, scales: _Scales, bits: int) -> Bytes:
-    """The blocks of Q4_K and Q5_K with their levels: those of the rounded scales, `fallback_levels` where the scale is 0."""
+    """Return the bytes of Q4_K or Q5_K blocks: levels for the rounded scales, `fallback_levels` where a scale is 0."""
     halves, codes, packed = scales
     count, levels = len(packed), 2**bits - 1
     d, dm = ((half.astype(np.float32) * code).reshape(-1) for half, code in zip(halves, codes, strict=True))
@@ -293,7 +303,7 @@ def _pack_blocks(x: F32Array, fallback_levels: F32Array, scales: _Scales, bits: 
 
 
 def _pack_scales(scales: Ints, lows: Ints) -> Bytes:
-    """8 scales and 8 minima of 6 bits in 12 bytes."""
+    """Pack 8 scales and 8 minima of 6 bits into 12 bytes."""
     first = scales[:, :4] | (scales[:, 4:] >> 4) << 6
     second = lows[:, :4] | (lows[:, 4:] >> 4) << 6
     third = (scales[:, 4:] & 15) | (lows[:, 4:] & 15) << 4
@@ -301,7 +311,7 @@ def _pack_scales(scales: Ints, lows: Ints) -> Bytes:
 
 
 def _pack_signed(blocks: F32Array, weights: F32Array | None = None) -> Bytes:
-    """Q6_K: scales of 8 bits, of 16 sub-blocks."""
+    """Quantize blocks to Q6_K: 8-bit scales of 16 sub-blocks."""
     count = len(blocks)
     x = np.ascontiguousarray(blocks.reshape(-1, 16).T)
     w = x * x if weights is None else np.ascontiguousarray(weights.reshape(-1, 16).T)

@@ -1,7 +1,7 @@
-"""Output files: described as byte ranges copied from others, text, and tensors changed on the way; then written.
+"""Output files of a merge: described as copied byte ranges, literal bytes and tensors edited on the way, then written.
 
-A range is copied inside the kernel; a changed tensor is read, changed and written in tiles of a million elements. Memory is
-a few tiles a worker, whatever the size of the model.
+A range is copied inside the kernel; an edited tensor is read, changed and written in tiles of a million elements. Memory is a
+few tiles a worker, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class Packing(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of the tensor."""
+        """The number of bytes of the tensor."""
 
     def step(self, columns: int) -> int:
-        """The number of rows that a tile must be a multiple of; even."""
+        """Return the even number of rows that a tile's height must be a multiple of."""
 
     def through(self, rows: F32Array) -> F32Array:
-        """Rows packed and unpacked."""
+        """Return rows packed and unpacked again."""
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
-        """A function that writes a tile, given the number of its first element, and returns the bytes written."""
+        """Return a function that writes a tile, given the number of its first element, and returns the bytes written."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """`size` bytes of a file from `offset` on, copied to byte `at`; `counted` of them are tensors."""
+    """`size` bytes of a file from `offset` on, copied to byte `at`; `counted` of them belong to tensors."""
 
     path: Path
     offset: int
@@ -78,7 +78,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor that is changed on the way and written to byte `at` as `kind`.
+    """A tensor that is edited on the way and written to byte `at` as `kind`.
 
     Attributes:
         stepwise: Round after every edit, as peft does when it merges one adapter after another.
@@ -95,20 +95,20 @@ class Made:
 
     @property
     def size(self) -> int:
-        """Bytes in the output."""
+        """The number of bytes in the output."""
         if self.packing:
             return self.packing.size
         return self.source.rows * self.kind.row_size(self.source.columns)
 
     def ready(self) -> Ready:
-        """The tensor with the factors of its edits prepared."""
+        """Return the tensor with the factors of its edits prepared."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
         spans = [(edit.first, edit.first + edit.count) if isinstance(edit, Within) else None for edit in self.edits]
         return Ready(self, [edit.ready(dtype) for edit in self.edits], spans)
 
     @property
     def tile_rows(self) -> int:
-        """Rows of a tile."""
+        """The number of rows of a tile."""
         least = self.packing.step(self.source.columns) if self.packing else 2
         return max(least, TILE // self.source.columns // least * least)
 
@@ -125,7 +125,7 @@ class OutFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The number of bytes of the file."""
         return sum(len(part.data) if isinstance(part, Text) else part.size for part in self.parts)
 
 
@@ -138,7 +138,11 @@ class Ready:
     spans: Sequence[tuple[int, int] | None]
 
     def change(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
-        """Apply all edits to the rows `wide` and encode them into `raw`; UnfitError if a number does not fit."""
+        """Apply all edits to the rows `wide` and encode them into `raw`.
+
+        Raises:
+            UnfitError: A number does not fit the type.
+        """
         applies = self._touching(start, start + len(wide))
         for number, apply in enumerate(applies):
             if self.made.stepwise and number:
@@ -152,7 +156,7 @@ class Ready:
 
     @property
     def takes_two_passes(self) -> bool:
-        """Whether an edit must see all rows before one is changed."""
+        """Whether an edit must see all rows before any is changed."""
         return any(isinstance(apply, TwoPasses) for apply in self.applies)
 
     def look(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
@@ -167,7 +171,7 @@ class Ready:
             look(self._touching(start, start + len(wide)), wide, start, scratch, between)
 
     def _touching(self, start: int, stop: int) -> list[Apply]:
-        """The edits of any of these rows: a stack of experts has edits of each expert's rows."""
+        """Return the edits that change any of these rows; a stack of experts has edits of single experts."""
         return [
             apply
             for apply, span in zip(self.applies, self.spans, strict=True)
@@ -175,17 +179,18 @@ class Ready:
         ]
 
     def _encode(self, wide: F32Array, raw: Bytes, start: int) -> None:
+        """Encode rows into `raw`; UnfitError if a number does not fit."""
         if not self.made.kind.fits(wide):
             raise UnfitError(self.made.name)
         self.made.kind.encode(wide, raw, start)
 
 
 class UnfitError(Exception):
-    """A tile of a tensor has numbers that its type cannot hold; `explained` finds the reason in the base."""
+    """A tile of a tensor has numbers that its type cannot hold; `unfit_error` finds the reason in the base."""
 
 
 def explained(tensor: Made, before: F32Array) -> RefusedError:
-    """The error for a tile that does not fit, given its rows in the base."""
+    """Return the error for a tile that does not fit, given its rows in the base."""
     if not np.isfinite(before).all():
         return RefusedError(tensor.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
     name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(tensor.kind.name, tensor.kind.name)
@@ -196,7 +201,7 @@ def explained(tensor: Made, before: F32Array) -> RefusedError:
 
 
 class Run:
-    """The writing of files by a pool of workers, each with its own buffers."""
+    """A writer of files with a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
         self._progress = progress or (lambda _done, size: None)
@@ -209,7 +214,7 @@ class Run:
     ) -> None:
         """Write every file, the smallest last; call `finished` with its path once it is complete.
 
-        Output is flushed to the disk while the next is computed, so that little is left to flush at the end.
+        Output is flushed to the disk while more is computed, so that little is left to flush at the end.
         """
         with opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
             flushed: list[Future[None]] = []
@@ -222,7 +227,7 @@ class Run:
                 future.result()
 
     def _write_file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
-        """Write one file; yields whenever there is enough to flush."""
+        """Write one file; yield whenever there is enough to flush."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         sink = os.open(target, flags, 0o666)
         due = _FLUSH
@@ -237,7 +242,7 @@ class Run:
             os.close(sink)
 
     def skip(self, size: int) -> None:
-        """Count bytes as done."""
+        """Count `size` bytes as done without writing them."""
         self._done += size
         self._progress(self._done, self._size)
 
@@ -252,19 +257,20 @@ class Run:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # Those that run already: wait for them, since the files are about to be closed.
+            # Wait for jobs that run already: the files are about to be closed.
             wait([future for future in waiting if not future.cancel()])
 
     def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
-        """The jobs that write a part; each returns the bytes of tensors that it wrote."""
+        """Yield the jobs that write a part; each returns the bytes of tensors that it wrote."""
         if isinstance(part, Text):
             write_at(sink, memoryview(part.data), part.at)
         elif isinstance(part, Copy):
             yield from _copies(part, opened.fd(part.path), sink)
-        elif part.source.columns:  # rows of nothing may be any number
+        elif part.source.columns:  # a matrix without columns has nothing to write
             yield from self._tiles(part, opened, sink)
 
     def _tiles(self, tensor: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        """Yield the jobs that write a tensor, one for each tile."""
         ready = tensor.ready()
         self.look(ready, opened)
         rows, columns, step = tensor.source.rows, tensor.source.columns, tensor.tile_rows
@@ -283,7 +289,7 @@ class Run:
             yield tile
 
     def look(self, ready: Ready, opened: Opened) -> None:
-        """Read all rows of a tensor for the edits that take two passes, if it has any."""
+        """Read all rows of a tensor for its edits that take two passes, if it has any."""
         if ready.takes_two_passes:
             rows, step = ready.made.source.rows, ready.made.tile_rows
             for start in range(0, rows, step):
@@ -292,7 +298,7 @@ class Run:
     def _read(
         self, ready: Ready, start: int, stop: int, opened: Opened, visit: Callable[[F32Array, Bytes, int, F32Array], None]
     ) -> tuple[F32Array, Bytes]:
-        """Read rows and call `visit` with them; returns them as numbers and as stored, in this thread's buffers."""
+        """Read rows and call `visit` with them; return them as numbers and as stored, in this thread's buffers."""
         tensor = ready.made
         columns, width = tensor.source.columns, tensor.kind.row_size(tensor.source.columns)
         wide = self.buffer("wide", 4 * (stop - start) * columns).view(np.float32).reshape(stop - start, columns)
@@ -301,12 +307,13 @@ class Run:
         try:
             visit(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
         except UnfitError as unfit:
+            # The edits overwrote the rows: read the base's again to tell whose fault it is.
             tensor.source.read(opened, start, stop, wide, self.buffer)
             raise explained(tensor, wide) from unfit
         return wide, raw
 
     def buffer(self, use: str, size: int) -> Bytes:
-        """This thread's memory for a use, grown as needed."""
+        """Return this thread's memory for a use, grown as needed."""
         memory = getattr(self._local, use, None)
         if memory is None or memory.nbytes < size:
             memory = np.empty(size, np.uint8)
@@ -315,6 +322,7 @@ class Run:
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
+    """Yield the jobs that copy a range, in pieces."""
     uncounted = part.size - part.counted
     for piece_start in range(0, part.size, _COPY):
         size = min(_COPY, part.size - piece_start)

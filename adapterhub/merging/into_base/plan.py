@@ -1,4 +1,4 @@
-"""The edits of each tensor of a Hugging Face folder, and every reason to refuse a merge into one.
+"""Plan a merge into a Hugging Face folder: the edits of each tensor, and every reason to refuse.
 
 Nothing is written before the plan is complete, so a merge that would be wrong costs no time and leaves no file.
 """
@@ -38,7 +38,7 @@ _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 
 def stored_transposed(model_type: str | None, target: str) -> bool:
-    """Whether a model of this type is known to store the weight of a module as `(in, out)`."""
+    """Return whether models of this type store the weight of a module as `(in, out)`."""
     return model_type in CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
 
 
@@ -62,7 +62,7 @@ class Plan:
 
 
 def plan(adapters: Weighted, folder: Folder) -> Plan:
-    """The edits that merge the adapters, each times its weight, into a Hugging Face folder.
+    """Plan the merge of adapters, each times its weight, into a Hugging Face folder.
 
     Raises:
         RefusedError: The result would differ from base and adapters loaded together; names the module and the reason.
@@ -71,6 +71,7 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
         raise RefusedError(str(folder.path), "no adapter to merge")
     planner = _Planner(folder)
     for adapter, weight in adapters:
+        # PiSSA changed the base's own weights before training; as plain LoRA the adapter fits the original ones.
         plain = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
         check_adapter(plain, weight)
         planner.add(factored_out(_without_copies(plain, folder)), weight)
@@ -78,10 +79,10 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
 
 
 def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
-    """The edits that merge the adapters, whose weights `join` knows, by a method that is no sum.
+    """Plan the merge of adapters by a method that is not a sum; `join` knows the weights.
 
     Raises:
-        RefusedError: As `plan` does; and for what is not a plain delta.
+        RefusedError: As in `plan`; also for anything that is not a plain delta.
     """
     join.check([adapter for adapter, _ in adapters])
     plans = [plan([(adapter, 1.0)], folder) for adapter, _ in adapters]
@@ -97,12 +98,17 @@ def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
 
 
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
-    """The adapter without copies of the base's tables, which must equal the base's; those of a resized vocabulary are kept."""
+    """Drop the adapter's copies of the base's tables, which must equal them; keep those of a resized vocabulary."""
     adapter = _without_wrappers(adapter)
     resized = {}
     for name, copy in adapter.copies.items():
         base_weight = folder.weights.get(name)
-        if base_weight and len(base_weight.shape) == 2 and base_weight.shape[1:] == copy.shape[1:] and base_weight.shape[0] != copy.shape[0]:
+        if (
+            base_weight
+            and len(base_weight.shape) == 2
+            and base_weight.shape[1:] == copy.shape[1:]
+            and base_weight.shape[0] != copy.shape[0]
+        ):
             resized[name] = copy
     if folder.method and len(resized) < len(adapter.copies):
         reason = "the adapter contains a copy of the base's weight, and the base is quantized"
@@ -113,8 +119,10 @@ def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
 
 
 def _without_wrappers(adapter: Adapter) -> Adapter:
-    """The adapter without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and the
-    original."""
+    """Return the adapter without the duplicates that peft saves of a replaced table (`save_embedding_layers=True`).
+
+    It saves the table itself and, under `modules_to_save`, the original.
+    """
     infix = ".modules_to_save."
     twice = [
         name
@@ -131,7 +139,7 @@ def _without_wrappers(adapter: Adapter) -> Adapter:
 
 
 _HEADS_OF = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
-"""PEFT's tasks to the suffix of the classes with their head."""
+"""From PEFT's tasks to the suffix of model classes that have their head."""
 
 
 class _Planner:
@@ -151,13 +159,14 @@ class _Planner:
         self._architecture = architecture_of(folder)
 
     def plan(self) -> Plan:
-        """The collected edits, checked against each other."""
+        """Return the collected edits after checking them against each other."""
         self._check_vocabulary()
         edits = {name: tuple(edits) for name, edits in self.edits.items()}
         return Plan(edits, self.added, {**self.shapes, **self._heads}, self.config, tuple(dict.fromkeys(self.notes)))
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Add everything that one adapter changes."""
+        """Add all changes of one adapter."""
+        # Copies, tuned and added tensors are merged below; every other conditional part is refused.
         refuse_conditions(dataclasses.replace(adapter, copies={}, tuned={}, added={}))
         adapter = self._add_head(adapter, weight)
         experts, modules = self._experts_and_modules(adapter)
@@ -184,7 +193,7 @@ class _Planner:
         self._parameters(adapter, weight, names)
 
     def _parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
-        """Add what is no change of one module's weight."""
+        """Add the changes that do not belong to the weight of one module."""
         for parameter, values in adapter.added.items():
             name = names.parameter(parameter)
             self._expect(parameter, name, values.shape)
@@ -195,12 +204,13 @@ class _Planner:
             self._rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
 
     def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
-        """The rest of an adapter whose task needs another head than the base's, which is added to the base."""
+        """Add the head of a task that the base model's class lacks; return the adapter without it."""
         kind, base = _HEADS_OF.get(adapter.meta.task_type or ""), self.folder.spec.architecture
         new = {name: values for name, values in adapter.replaced.items() if name.startswith("score.")}
         if not kind or not base.endswith("ForCausalLM") or not new or any(name in self.tensors for name in new):
             return adapter
         for name, values in new.items():
+            # The new tensor takes its file and dtype from a base tensor of the same number of dimensions.
             template = next((tensor for tensor in self.tensors.values() if len(tensor.shape) == values.ndim), None)
             if template is None or self.folder.method:
                 raise absent(name.rpartition(".")[0], self.folder.spec.where)
@@ -222,7 +232,7 @@ class _Planner:
         )
 
     def _experts_and_modules(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
-        """Deltas of experts, which the base may store in another form than the adapter, and all others."""
+        """Return the deltas of experts, which the base may store in another form than the adapter, and all others."""
         experts = {
             target: delta
             for target, delta in adapter.deltas.items()
@@ -232,6 +242,7 @@ class _Planner:
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
     def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, names: TensorNames) -> None:
+        """Add a LoRA or DoRA delta of a linear layer."""
         transposed = self._transposed(target, name, delta)
         name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
@@ -242,12 +253,14 @@ class _Planner:
         self._bias(target, delta, weight, names)
 
     def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, names: TensorNames) -> None:
+        """Add the delta of a bias (`lora_bias`), if there is one."""
         if delta.bias is not None:
             bias = names.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
             self._expect(target, bias, delta.bias.shape)
             self._put(bias, AddVector(delta.bias, delta.scaling * weight), target)
 
     def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
+        """Add the delta of an embedding table."""
         self._expect(target, name, delta.shape)
         name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
@@ -258,7 +271,7 @@ class _Planner:
             self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
 
     def _add_tuned(self, target: str, change: Tuned, weight: float, names: TensorNames) -> None:
-        """The change by a tuner that is not LoRA: the pair that it equals, or a function of the whole weight."""
+        """Add the change by a tuner other than LoRA: the pair of factors that it equals, or a function of the whole weight."""
         name = self._tensor_to_change(names.parameter(f"{target}.weight"), target)
         shape = self.shapes.get(name, self._weight(name).shape)
         if not change.fits(shape):
@@ -276,6 +289,7 @@ class _Planner:
             self._put(bias, Change(change), target, alone=True)
 
     def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
+        """Add the delta of a convolution."""
         self._expect(target, name, delta.shape)
         edit = AddConvolution(delta, delta.scaling * weight)
         if delta.magnitude is None:
@@ -284,6 +298,7 @@ class _Planner:
             self._dora(target, name, edit, weight)
 
     def _dora(self, target: str, name: str, edit: AddDora | AddConvolution, weight: float) -> None:
+        """Add a DoRA edit, which rescales the weight and so cannot be combined with other edits."""
         features = edit.delta.lora_B.shape[0]
         magnitude = edit.magnitude if isinstance(edit, AddDora) else edit.delta.magnitude
         if magnitude is not None and magnitude.size != features:
@@ -293,13 +308,15 @@ class _Planner:
         self._put(name, edit, target, alone=True)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
-        """Replace a table by one of a resized vocabulary, to which the adapter's delta is then added."""
+        """Replace a table by that of a resized vocabulary, to which the adapter's delta is then added."""
         name = self._tensor_to_change(name, parameter)
         self.shapes[name] = values.shape
+        # First in line: the delta was trained on the resized table.
         self.edits.setdefault(name, []).insert(0, Replace(values))
         self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
 
     def _replace(self, parameter: str, name: str, values: np.ndarray, weight: float) -> None:
+        """Replace a whole tensor by the adapter's; a token table may change its number of rows."""
         table = self.tables.is_table(name)
         if table and values.ndim == 2 and values.shape[1:] == self.tensors[name].shape[1:]:
             if values.shape != self.tensors[name].shape:
@@ -315,6 +332,7 @@ class _Planner:
         self._note_rounding(name, values)
 
     def _rows(self, target: str, name: str, ids: tuple[int, ...], values: np.ndarray, weight: float) -> None:
+        """Replace rows of a table (`trainable_token_indices`)."""
         shape = self.tensors[name].shape
         if len(shape) != 2 or values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in ids):
             raise RefusedError(target, f"rows {values.shape} up to {max(ids, default=0)} do not fit the base's {name} {shape}")
@@ -324,17 +342,20 @@ class _Planner:
         self._note_rounding(name, values)
 
     def _note_rounding(self, name: str, values: np.ndarray) -> None:
+        """Note that replaced values lose precision in the base's dtype."""
         dtype = dtypes.NUMPY[self._weight(name).dtype]
         if dtype.itemsize < values.dtype.itemsize or (dtype != values.dtype and dtype.itemsize == 2):
             self.notes.append(f"{name}: replaced values are rounded from {values.dtype} to the base's {dtype}")
 
     def _weight(self, name: str) -> Weight:
+        """Return a tensor of the base, or one that the merge adds."""
         return self.tensors[name] if name in self.tensors else self.added[name]
 
     def _put(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
         """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all of it.
 
-        `alone`: the edit cannot be combined with another of the same rows.
+        Args:
+            alone: The edit cannot be combined with another edit of the same rows.
         """
         weight = self._weight(name)
         if not isinstance(kind(weight.dtype), Floats):
@@ -349,10 +370,11 @@ class _Planner:
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
 
     def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse an edit whose shape differs from the tensor's, resized or not."""
         check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
     def _tensor_to_change(self, name: str, target: str) -> str:
-        """The tensor that takes a change of the embedding table or the output layer; tied ones become two."""
+        """Return the tensor to change for an embedding table or output layer; untie tied ones."""
         if not self.tables.tied or not self.tables.is_table(name):
             return name
         head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
@@ -373,7 +395,7 @@ class _Planner:
         return self.tables.head if head else name
 
     def _check_vocabulary(self) -> None:
-        """Check that all tables of a resized vocabulary have the same number of rows, and record it for config.json."""
+        """Refuse tables of a resized vocabulary that disagree on its size, and record the size for config.json."""
         if not self.shapes:
             return
         rows = {name: shape[0] for name, shape in self.shapes.items()}
@@ -386,8 +408,10 @@ class _Planner:
         self.config["vocab_size"] = next(iter(rows.values()))
 
     def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
-        """Whether the base stores this weight as `(in, out)`: by its shape, and if that is square, by the class of the
-        model."""
+        """Return whether the base stores this weight as `(in, out)`.
+
+        The shape decides; for a square matrix, the class of the model does.
+        """
         shape = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
         known_transposed = stored_transposed(self.folder.spec.model_type, target)

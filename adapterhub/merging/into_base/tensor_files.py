@@ -1,4 +1,4 @@
-"""Files of tensors read at offsets: each opened once, a few rows of a tensor at a time in float32, byte ranges copied.
+"""Files of tensors read at offsets: each opened once, rows read in float32 a few at a time, byte ranges copied.
 
 Reads and writes go through descriptors at explicit offsets, so that several threads can share a file.
 """
@@ -34,10 +34,10 @@ _seek = threading.Lock()
 
 
 class Opened:
-    """Files open for reading, each opened on first use and once; a context manager that may be entered again, also while
-    inside.
+    """Files open for reading, each opened once, on first use.
 
-    The outermost exit closes the files; a later read opens its file again.
+    A context manager that may be entered again, also while inside; the outermost exit closes the files. A later read opens its
+    file again.
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ class Opened:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Any] = OrderedDict()
-        self._cache_lock = threading.RLock()  # `load` may itself call `held`
+        self._cache_lock = threading.RLock()  # `load` may call `cached` itself
         self._depth = 0
 
     def held(self, key: str, load: Callable[[], T]) -> T:
-        """The result of `load`, cached until a few other keys were used: tensors are processed one after another."""
+        """Return the result of `load`, cached until a few other keys were used: tensors are processed one after another."""
         with self._cache_lock:
             if key not in self._held:
                 self._held[key] = load()
@@ -60,7 +60,7 @@ class Opened:
             return value
 
     def fd(self, path: Path) -> int:
-        """The descriptor of a file."""
+        """Return the descriptor of a file, opening it on first use."""
         with self._lock:
             if path not in self._fds:
                 try:
@@ -75,7 +75,7 @@ class Opened:
         read_at(self.fd(path), byte_view(buffer), offset)
 
     def close(self) -> None:
-        """Close all files and drop what is cached."""
+        """Close all files and drop the cache."""
         with self._lock:
             self._stack.close()
             self._fds.clear()
@@ -95,11 +95,11 @@ class Opened:
 
 
 Buffer = Callable[[str, int], NDArray[np.uint8]]
-"""Returns scratch memory of the calling thread: for a named use, of this many bytes."""
+"""Returns scratch memory of the calling thread, given its use and the number of bytes."""
 
 
 def fresh(_use: str, size: int) -> NDArray[np.uint8]:
-    """A `Buffer` that allocates at each call."""
+    """Allocate new memory: a `Buffer` without reuse."""
     return np.empty(size, np.uint8)
 
 
@@ -108,11 +108,11 @@ class TensorSource(Protocol):
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Write rows `start` to `stop` to `out` `(stop - start, columns)`."""
@@ -129,7 +129,7 @@ class Stored:
     kind: Kind
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Read and widen."""
+        """Read rows and widen them to float32."""
         width = self.kind.row_size(self.columns)
         raw = buffer("raw", (stop - start) * width).reshape(stop - start, width)
         opened.read(self.path, raw, self.offset + start * width)
@@ -147,6 +147,7 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> None:
 
 
 def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read once at an offset; where the platform has no `preadv`, seek under a lock."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [buffer], offset)
     with _seek:
@@ -164,6 +165,7 @@ def write_at(fd: int, buffer: memoryview, offset: int) -> None:
 
 
 def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
+    """Write once at an offset; where the platform has no `pwrite`, seek under a lock."""
     if hasattr(os, "pwrite"):
         return os.pwrite(fd, buffer, offset)
     with _seek:
@@ -172,7 +174,7 @@ def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def copy_range(source: int, target: int, offset: int, size: int, at: int) -> None:
-    """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where it can."""
+    """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where possible."""
     copied = 0
     while hasattr(os, "copy_file_range") and copied < size:
         try:
@@ -185,6 +187,7 @@ def copy_range(source: int, target: int, offset: int, size: int, at: int) -> Non
             break
         copied += count
     buffer = memoryview(bytearray(min(_CHUNK, size - copied)))
+    # What the kernel did not copy goes through memory.
     while copied < size:
         piece = buffer[: min(len(buffer), size - copied)]
         read_at(source, piece, offset + copied)

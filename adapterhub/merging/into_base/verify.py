@@ -1,11 +1,11 @@
-"""Check that a merged model, made by any tool, is its base plus its adapters at their full strength, tensor by tensor.
+"""Check that a merged model is its base plus its adapters at full strength, tensor by tensor, whatever tool made it.
 
-With the base's tensor `W`, the merged one's `M` and the adapter's delta `D`, the strength is the least-squares `s` in `M -
-W = s D + rest`. It is 1 if the adapter was merged correctly, `sqrt(r)` or its inverse if rsLoRA was overlooked, 0 if the
-tensor was skipped or a 4-bit grid swallowed the change. `rest` is what neither base nor adapter explains; in a correct
-merge that is the rounding to the merged model's dtype, which is computed and not guessed.
+With the base's tensor `W`, the merged tensor `M` and the adapter's delta `D`, the strength is the least-squares `s` in `M - W =
+s D + residual`. It is 1 for a correct merge, `sqrt(r)` or its inverse if rsLoRA was overlooked, and 0 if the tensor was skipped
+or a 4-bit grid swallowed the change. Neither base nor adapter explains the residual; in a correct merge it is the rounding to
+the merged model's dtype, which is computed rather than guessed.
 
-A tensor that cannot be compared is reported, and never passes.
+A tensor that cannot be compared is reported and never passes.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ _GRID_ERROR = {
 _COARSE = 0.45  # the same for grids of two or three bits
 
 GOOD = ("exact", "rounded", "near", "quantized", "untouched")
-"""The verdicts of a correct merge."""
+"""The verdicts that a correct merge can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The result for one tensor.
+    """The verdict on one tensor.
 
     Attributes:
         verdict: `exact` (bit-identical to a merge by this program), `rounded` (equal up to rounding), `near` (full strength, a
-            little noise), `quantized` (full strength, on a coarser grid), `untouched` (the base's);
-            or `weaker`, `stronger`, `absent`, `other` (unexplained), `changed` (although no adapter changes it), `missing`,
-            `shape` (of another shape), `unknown` (not in the base).
-        strength: Of each adapter that changes it, in their order, relative to the weight it was to be merged with; None if
-            there is nothing to measure.
-        rest: The norm of the unexplained part over that of all deltas; for an untouched tensor over that of the tensor.
+            little noise), `quantized` (full strength, on a coarser grid), `untouched` (the base's); or `weaker`, `stronger`,
+            `absent`, `other` (unexplained), `changed` (although no adapter changes it), `missing`, `shape` (of another shape),
+            `unknown` (not in the base).
+        strength: The strength of each adapter that changes the tensor, in their order, relative to the weight that it should be
+            merged with; None if there is nothing to measure.
+        residual: The norm of the unexplained part over that of all deltas; for an untouched tensor, over that of the tensor.
         note: One line, or empty.
     """
 
@@ -80,7 +80,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Proofs:
-    """The results for all tensors, by name, and the notes of the plan."""
+    """The verdicts on all tensors, by name, and the notes of the plan."""
 
     tensors: tuple[Proof, ...]
     notes: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class Proofs:
         return all(proof.good for proof in self.tensors)
 
     def strengths(self) -> tuple[tuple[float, float, float] | None, ...]:
-        """For each adapter its least, median and largest strength in any tensor; None if it was not measured."""
+        """Return the least, median and largest strength of each adapter over all tensors; None if not measured."""
         rows = [proof.strength for proof in self.tensors if proof.strength]
         count = max(map(len, rows), default=0)
         columns = [[row[i] for row in rows if i < len(row) and not math.isnan(row[i])] for i in range(count)]
@@ -104,9 +104,9 @@ def prove(
     """Compare every tensor of a merged model with base and adapters, merged as `fuse` would.
 
     Args:
-        base: A Hugging Face folder: its path, or what `read_folder` returned.
+        base: A Hugging Face folder: its path, or the result of `read_folder`.
         merged: A folder or a GGUF file.
-        options: Only `as_trained` counts: whether the base was first rounded as training saw it.
+        options: Only `as_trained` counts: whether the base was first rounded as it was in training.
 
     Raises:
         RefusedError: The adapters cannot be merged into this base at all.
@@ -120,7 +120,10 @@ def prove(
         steps = plan(adapters, folder)
         owners = _owners(adapters, folder, steps)
         training_sources = as_trained(folder, options) if options and options.as_trained else {}
-        with FolderModel(folder, steps.added, training_sources) as base_model, open_like(merged, folder, steps.added) as merged_model:
+        with (
+            FolderModel(folder, steps.added, training_sources) as base_model,
+            open_like(merged, folder, steps.added) as merged_model,
+        ):
             not_in_gguf = merged_model.without - set(steps.edits)
             merged_names = renamed(base_model.names, merged_model.names)
             proofs = []
@@ -129,17 +132,27 @@ def prove(
                 if merged_name is None:
                     proofs.append(_missing_proof(name, base_model, touched=bool(edits)))
                 else:
-                    proofs.append(_compared(_Task(name, base_model, merged_model, merged_name, edits, owners.get(name, ()), len(adapters))))
+                    proofs.append(
+                        _compared(
+                            _Task(name, base_model, merged_model, merged_name, edits, owners.get(name, ()), len(adapters))
+                        )
+                    )
                 if progress:
                     progress(number, len(base_model.names))
             extra = sorted(merged_model.names - set(merged_names.values()))
     proofs += [Proof(name, "unknown", note="the base has no such tensor") for name in extra if not _is_derived(name)]
-    coverage_note = (f"{len(not_in_gguf)} tensors that no GGUF of a text model contains were not compared",) if not_in_gguf else ()
+    coverage_note = (
+        (f"{len(not_in_gguf)} tensors that no GGUF of a text model contains were not compared",) if not_in_gguf else ()
+    )
     return Proofs(tuple(proofs), (*steps.notes, *coverage_note))
 
 
 def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:
-    """For each tensor the number of the adapter that each of its edits belongs to; `steps` is the plan of all together."""
+    """Return, for each tensor, the index of the adapter that each of its edits belongs to.
+
+    Args:
+        steps: The plan of all adapters together.
+    """
     if len(adapters) == 1:  # a plan may decompose every weight
         return {name: (0,) * len(edits) for name, edits in steps.edits.items()}
     owners: dict[str, list[int]] = {}
@@ -150,7 +163,7 @@ def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tup
 
 
 def _is_derived(name: str) -> bool:
-    """Whether a converter computes this tensor from the config."""
+    """Return whether a converter computes this tensor from the config."""
     return name.startswith("rope_f") or name.endswith(("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias"))
 
 
@@ -159,10 +172,10 @@ class _Task:
     """The comparison of one tensor.
 
     Attributes:
-        name: Its name in the base, `have`.
-        other: Its name in the merged model, `made`.
-        owners: The number of the adapter that each of the `edits` belongs to, of `count` adapters.
-        resized: Whether it is a table of a size other than the base's, which an adapter replaces as a whole.
+        name: Its name in `base`.
+        merged_name: Its name in `merged`.
+        owners: The index of the adapter that each of the `edits` belongs to, among `count` adapters.
+        resized: Whether it is a table that an adapter replaces by one of another size.
     """
 
     name: str
@@ -179,15 +192,18 @@ class _Task:
         return self.made.dtype(self.other)
 
     def tiles(self) -> Iterator[tuple[int, F32Array, F32Array]]:
-        """The first row, and the rows of base and merged model."""
+        """Yield the first row of each tile, and the tile's rows in the base and in the merged model."""
         for start, stop in _tiles(self.made.shape(self.other)):
             merged_rows = self.made.rows(self.other, start, stop)
             yield start, np.zeros_like(merged_rows) if self.resized else self.have.rows(self.name, start, stop), merged_rows
 
 
 def _compared(task: _Task) -> Proof:
+    """Return the verdict on a tensor that both models have."""
     base_shape, merged_shape = task.have.shape(task.name), task.made.shape(task.other)
-    if base_shape != merged_shape and any(isinstance(edit, Replace) and edit.values.shape == merged_shape for edit in task.edits):
+    if base_shape != merged_shape and any(
+        isinstance(edit, Replace) and edit.values.shape == merged_shape for edit in task.edits
+    ):
         proof = _touched_proof(replace(task, resized=True))
         return replace(proof, note=proof.note or f"{merged_shape}, {base_shape} in the base")
     if base_shape != merged_shape:
@@ -200,8 +216,13 @@ def _compared(task: _Task) -> Proof:
 
 
 def _missing_proof(name: str, base: Model, *, touched: bool) -> Proof:
-    """A tensor that the merged model lacks; the output layer may be missing if it equals the embedding table bit for bit."""
-    table = next((candidate for candidate in sorted(base.names) if candidate.endswith(("embed_tokens.weight", "wte.weight"))), None)
+    """Return the verdict on a tensor that the merged model lacks.
+
+    An output layer may be missing if it equals the embedding table bit for bit.
+    """
+    table = next(
+        (candidate for candidate in sorted(base.names) if candidate.endswith(("embed_tokens.weight", "wte.weight"))), None
+    )
     if not touched and table and name.endswith("lm_head.weight") and base.shape(table) == base.shape(name):
         tiles = _tiles(base.shape(name))
         if all(np.array_equal(base.rows(name, *tile), base.rows(table, *tile)) for tile in tiles):
@@ -210,13 +231,15 @@ def _missing_proof(name: str, base: Model, *, touched: bool) -> Proof:
 
 
 def _tiles(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return row ranges of about a million elements."""
     rows, columns = as_matrix(tuple(shape))
+    # An even number of rows, as in a merge: it decides the order of the sums (`product`).
     step = max(2, _TILE // max(1, columns) // 2 * 2)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _untouched_proof(task: _Task) -> Proof:
-    """A tensor that no adapter changes: equal to the base's, or to it in the merged model's dtype."""
+    """Return the verdict on a tensor that no adapter changes: the base's, exactly or in the merged model's dtype."""
     name, dtype, squared_error, size, exact = task.name, task.dtype, 0.0, 0.0, True
     shift = np.float32(task.made.shift(task.other))
     for _, base_rows, merged_rows in task.tiles():
@@ -234,7 +257,7 @@ def _untouched_proof(task: _Task) -> Proof:
 
 
 def _touched_proof(task: _Task) -> Proof:
-    """A tensor that adapters change."""
+    """Return the verdict on a tensor that adapters change."""
     stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
     sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
     if sums.takes_two_passes:
@@ -266,11 +289,11 @@ class _Sums:
 
     @property
     def takes_two_passes(self) -> bool:
-        """Whether an edit must see all tiles first."""
+        """Whether an edit must see all tiles before it changes any."""
         return any(isinstance(apply, TwoPasses) for apply in self._applies)
 
     def look(self, base: F32Array, start: int) -> None:
-        """Show a tile to an edit that takes two passes; overwrites it."""
+        """Show a tile to an edit that takes two passes; overwrites the tile."""
 
         def between(tile: F32Array) -> None:
             np.copyto(tile, tile.astype(self._stored), casting="unsafe")
@@ -279,7 +302,7 @@ class _Sums:
             look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
 
     def replay(self, base: F32Array, start: int) -> F32Array:
-        """A tile merged as `fuse` merges it, rounded after each adapter."""
+        """Return a tile merged as `fuse` merges it, rounded after each adapter."""
         replay, scratch = base.copy(), np.empty(base.size + base.shape[1], np.float32)
         with np.errstate(all="ignore"):
             for apply in self._applies:
@@ -288,7 +311,7 @@ class _Sums:
         return replay
 
     def add(self, base: F32Array, merged: F32Array, start: int) -> None:
-        """Add a tile of the base and of the merged model."""
+        """Add a tile of the base and the same tile of the merged model to the sums."""
         scratch = np.empty(base.size + base.shape[1], np.float32)
         total, replay, deltas = base.copy(), self.replay(base, start), []
         with np.errstate(all="ignore"):
@@ -309,16 +332,17 @@ class _Sums:
             self.size += base.size
             self.off += _square(merged - total)
             self.noise += _square(_round_to(total, self._dtype) - total)
+        # Two correct merges: rounded after each adapter, as peft does, or once at the end.
         expected = (_round_to(replay, self._dtype), _round_to(total, self._dtype))
         self.exact = self.exact and any(np.array_equal(expected_rows, merged, equal_nan=True) for expected_rows in expected)
 
     def strengths(self) -> list[float]:
-        """The least-squares strengths; the smallest solution if deltas are multiples of each other."""
+        """Return the least-squares strengths; the smallest solution if deltas are multiples of each other."""
         solution = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
         return [float(value) for value in solution]
 
     def rest(self, strength: Sequence[float]) -> float:
-        """The squared norm of what the deltas at these strengths do not explain."""
+        """Return the squared norm of the change that the deltas at these strengths do not explain."""
         s = np.asarray(strength)
         return float(self.change - 2 * s @ self.along + s @ self.gram @ s)
 
@@ -329,7 +353,10 @@ class _Sums:
 
 
 def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str) -> str:
-    """The verdict. An estimated strength is off by about `rest / sqrt(n)`, if the unexplained part is noise."""
+    """Return the verdict.
+
+    An estimated strength is off by about `residual / sqrt(n)` if the unexplained part is noise.
+    """
     if sums.exact:
         return "exact"
     if is_float(dtype) and sums.off <= sums.noise_limit:
@@ -348,7 +375,7 @@ def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str
 
 @dataclass(frozen=True, eq=False)
 class _ReplayedMerge:
-    """The merged tensor in floats of the type that was quantized."""
+    """The merge of a tensor by this program, in the type of floats that was then quantized."""
 
     task: _Task
     replay: Callable[[F32Array, int], F32Array]
@@ -368,11 +395,11 @@ class _ReplayedMerge:
 
 
 def _is_own_merge_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array]) -> bool:
-    """Whether a tensor in bitsandbytes' NF4 is a merge by this program, quantized, bit for bit."""
+    """Return whether a tensor in bitsandbytes' NF4 is this program's merge, quantized, bit for bit."""
     if task.dtype != "nf4" or not isinstance(task.made, FolderModel):
         return False
     source = ThroughNF4(task.name, _ReplayedMerge(task, replay, task.made.floats(task.other)), Floats("F32", dtypes.F32))
-    with Opened() as opened, suppress(RefusedError):  # for a NaN, which is never correct
+    with Opened() as opened, suppress(RefusedError):  # RefusedError: for a NaN, which is never correct
         for start, stop in _tiles(task.made.shape(task.other)):
             rows = np.empty((stop - start, source.columns), np.float32)
             source.read(opened, start, stop, rows, fresh)
@@ -383,7 +410,7 @@ def _is_own_merge_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array
 
 
 def _round_to(values: F32Array, dtype: str) -> F32Array:
-    """Values rounded to the merged model's dtype, if it is a type of floats."""
+    """Return values rounded to `dtype` if it is a type of floats, else unchanged."""
     if not is_float(dtype) or dtype in ("F32", "F64"):
         return values
     with np.errstate(over="ignore"):
@@ -391,6 +418,6 @@ def _round_to(values: F32Array, dtype: str) -> F32Array:
 
 
 def _square(values: np.ndarray) -> float:
-    """The sum of squares."""
+    """Return the sum of squares."""
     flat = np.ascontiguousarray(values, np.float64).reshape(-1)
     return float(np.vdot(flat, flat))
