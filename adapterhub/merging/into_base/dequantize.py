@@ -283,7 +283,7 @@ class _Scheme:
         return self._awq(name, shape, leaves) if "awq" in method else self._gptq(name, shape, leaves)
 
     def _gptq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-        """Return a GPTQ weight: words along the inputs, zero points by group of inputs, perhaps an order of groups (`g_idx`)."""
+        """Return a GPTQ weight: words along the inputs, zero points by group, and maybe an order of groups (`g_idx`)."""
         words, zeros, scale, order = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales", "g_idx"))
         if words is None or zeros is None or scale is None:
             raise RefusedError(name, "GPTQ without its scales or zero points")

@@ -112,25 +112,25 @@ def _copied(piece: Piece, target: Kind) -> Copy | None:
     return Copy(source.path, source.offset + part.first * width, part.height * width, 0, part.height * width)
 
 
-def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
+def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
     """Plan the GGUF model of a folder with edits.
 
     Raises:
         RefusedError: llama.cpp cannot represent the result exactly; names what it cannot represent.
     """
     folder_name = str(folder.path)
-    if what.shapes:
-        name = next(iter(what.shapes))
-        if name in what.added:
+    if contents.shapes:
+        name = next(iter(contents.shapes))
+        if name in contents.added:
             raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
     architecture = names.by_class(folder.spec.architecture, folder_name, folder=True)
     config = configured(folder.config, folder_name)
-    weights = {**folder.weights, **what.added}
+    weights = {**folder.weights, **contents.added}
     plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
     # A tower that the text model lacks, such as a vision encoder, cannot take a change silently.
-    if lost := next((name for name, edits in what.edits.items() if edits and name not in plan.sources), None):
+    if lost := next((name for name, edits in contents.edits.items() if edits and name not in plan.sources), None):
         raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
     check_complete(architecture, {tensor.name: tensor.shape for tensor in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
@@ -142,7 +142,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
         raise RefusedError(folder_name, f"config.json: {sizes}")
     tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
     main_type = _wanted(folder, options)
-    sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
+    sources = {name: _source(weight, contents, folder, options) for name, weight in weights.items()}
     planned = (*computed, *plan.tensors)
     shapes = {tensor.name: tensor.shape for tensor in planned}
     types = {tensor.name: _type(tensor, main_type) for tensor in planned}
@@ -158,7 +158,7 @@ def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
         notes = (*_importance_notes(tensors, options.importance), *notes)
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
-    changed = _changed(tensors, what)
+    changed = _changed(tensors, contents)
     if folder.method:
         notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
     return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *rope_notes, *notes))
@@ -192,10 +192,10 @@ def _wanted(folder: Folder, options: Options) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> TensorSource:
+def _source(weight: Weight, contents: Written, folder: Folder, options: Options) -> TensorSource:
     """Return the numbers of a tensor of the merged folder, rounded once to the result's type if that is not the base's."""
-    edits = what.edits.get(weight.name, ())
-    unchanged = what.sources.get(weight.name) or weight.source()
+    edits = contents.edits.get(weight.name, ())
+    unchanged = contents.sources.get(weight.name) or weight.source()
     if not edits:
         return unchanged
     # With a new type the sum stays in float32 here and is rounded once, when it is written.
@@ -243,13 +243,13 @@ def _type(plan: Arranged, main_type: str) -> str:
     return fitting(main_type, plan.columns)
 
 
-def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
+def _changed(tensors: Sequence[_Tensor], contents: Written) -> list[Made]:
     """Return each changed tensor of the folder in its new type, for the loss estimate; the order of rows is irrelevant."""
     changed: dict[str, Made] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
             edited = piece.source.made if isinstance(piece.source, Merged) else None
-            if edited and what.edits.get(edited.name) and edited.name not in changed:
+            if edited and contents.edits.get(edited.name) and edited.name not in changed:
                 fits = edited.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
                 target = tensor.kind if fits else floats("F16", edited.name)
                 stepwise = edited.stepwise and target.name == edited.kind.name

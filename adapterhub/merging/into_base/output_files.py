@@ -189,9 +189,9 @@ class UnfitError(Exception):
     """A tile of a tensor has numbers that its type cannot hold; `unfit_error` finds the reason in the base."""
 
 
-def explained(tensor: Made, before: F32Array) -> RefusedError:
+def explained(tensor: Made, base_rows: F32Array) -> RefusedError:
     """Return the error for a tile that does not fit, given its rows in the base."""
-    if not np.isfinite(before).all():
+    if not np.isfinite(base_rows).all():
         return RefusedError(tensor.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
     name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(tensor.kind.name, tensor.kind.name)
     reason = f"the sum is over {tensor.kind.largest:g}, the largest {name} number"
