@@ -75,10 +75,10 @@ def terms(delta: Delta) -> list[Factors]:
     return [Factors(lefts.reshape(lefts.shape[:2]), rights.reshape(len(rights), -1))]
 
 
-def alike(one: Delta, two: Delta) -> bool:
+def alike(first: Delta, second: Delta) -> bool:
     """Whether the matrices of two deltas can be compared: of the same shape and orientation."""
-    embeddings = {isinstance(delta, LowRankEmbedding) for delta in (one, two)}
-    return len(embeddings) == 1 and one.shape == two.shape
+    embeddings = {isinstance(delta, LowRankEmbedding) for delta in (first, second)}
+    return len(embeddings) == 1 and first.shape == second.shape
 
 
 def times(tall: F64Array, small: F64Array) -> F64Array:
@@ -89,11 +89,11 @@ def times(tall: F64Array, small: F64Array) -> F64Array:
     return out
 
 
-def across(one: F64Array, two: F64Array) -> F64Array:
+def across(first: F64Array, second: F64Array) -> F64Array:
     """`one.T @ two` for `(m, r)` and `(m, k)`: all inner products of their columns."""
-    total = np.zeros((one.shape[1], two.shape[1]))
-    for piece in _pieces(len(one), total.size):
-        total += one[piece].T @ two[piece]
+    total = np.zeros((first.shape[1], second.shape[1]))
+    for piece in _pieces(len(first), total.size):
+        total += first[piece].T @ second[piece]
     return total
 
 
@@ -110,17 +110,17 @@ def stacked(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 def spectrum(matrix: Factors) -> Spectrum:
     """The singular values and vectors of the product."""
-    q_left, small, q_right = _small(matrix)
+    q_left, small, q_right = _reduce(matrix)
     u, s, vt = np.linalg.svd(small, full_matrices=False)
     return Spectrum(times(q_left, u), s, times(q_right, vt.T).T)
 
 
 def singular_values(matrix: Factors) -> F64Array:
     """The singular values of the product, descending."""
-    return np.asarray(np.linalg.svd(_small(matrix)[1], compute_uv=False), np.float64)
+    return np.asarray(np.linalg.svd(_reduce(matrix)[1], compute_uv=False), np.float64)
 
 
-def _small(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
+def _reduce(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
     """Orthonormal `q_left` and `q_right`, and `small` with `q_left @ small @ q_right.T` the product."""
     # Unit columns and rows, so that the result does not depend on how a delta is split between its factors.
     columns, rows = (np.linalg.norm(matrix.left, axis=0), np.linalg.norm(matrix.right, axis=1))
@@ -151,10 +151,10 @@ def norm(matrix: Factors) -> float:
 def size(delta: Delta) -> float | None:
     """The Frobenius norm of a delta; None if it has no factors, or they contain NaN."""
     try:
-        found = math.hypot(*map(norm, terms(delta)))
+        total = math.hypot(*map(norm, terms(delta)))
     except RefusedError:
         return None
-    return found if math.isfinite(found) else None
+    return total if math.isfinite(total) else None
 
 
 def work(delta: Delta) -> int:
@@ -164,39 +164,42 @@ def work(delta: Delta) -> int:
     return stack * (rows + math.prod(columns)) * r * (r + 16)
 
 
-def distance(one: Factors, two: Factors) -> float:
+def distance(first: Factors, second: Factors) -> float:
     """The norm of the difference: exactly 0 for the same factors, otherwise with noise below 1e-14 of their norms.
 
     Computed from inner products if they do not cancel; else from the differences of the factors, which are small if one
     matrix is the other rounded; else from the triangles of the stacked factors, which cancel at the rounding of float64.
     """
-    if one.r == two.r:
-        up, down = Factors(one.left - two.left, one.right), Factors(two.left, one.right - two.right)
-        if not (up.left.any() or down.right.any()):
+    if first.r == second.r:
+        left_change, right_change = (
+            Factors(first.left - second.left, first.right),
+            Factors(second.left, first.right - second.right),
+        )
+        if not (left_change.left.any() or right_change.right.any()):
             return 0.0
     else:
-        up, down = one, Factors(-two.left, two.right)
-    for x, y in ((one, Factors(-two.left, two.right)), (up, down)):
+        left_change, right_change = first, Factors(-second.left, second.right)
+    for x, y in ((first, Factors(-second.left, second.right)), (left_change, right_change)):
         squares = inner(x, x), 2 * inner(x, y), inner(y, y)
         if sum(squares) > _CANCELS * (squares[0] + squares[2]):
             return float(np.sqrt(sum(squares)))
-    both = stacked([one, two], [1.0, -1.0])
-    columns, rows = (np.linalg.norm(both.left, axis=0), np.linalg.norm(both.right, axis=1))
-    left = _triangle(both.left / np.where(columns, columns, 1))
-    right = _triangle(both.right.T / np.where(rows, rows, 1))
+    difference = stacked([first, second], [1.0, -1.0])
+    columns, rows = (np.linalg.norm(difference.left, axis=0), np.linalg.norm(difference.right, axis=1))
+    left = _triangle(difference.left / np.where(columns, columns, 1))
+    right = _triangle(difference.right.T / np.where(rows, rows, 1))
     return float(np.linalg.norm(times(left * (columns * rows), np.ascontiguousarray(right.T))))
 
 
 def _triangle(x: F64Array) -> F64Array:
     """`c` with `c.T @ c = x.T @ x`, as exact as R of a QR: a second basis covers what the first lost (1e-8 of `x`)."""
     q, c = basis(x)
-    rest = x - times(q, c)
-    return np.concatenate([c, basis(rest)[1]]) if rest.any() else c
+    remainder = x - times(q, c)
+    return np.concatenate([c, basis(remainder)[1]]) if remainder.any() else c
 
 
-def inner(one: Factors, two: Factors) -> float:
+def inner(first: Factors, second: Factors) -> float:
     """`sum(one * two)` over all elements: `trace((left_1.T left_2) (right_2 right_1.T))`."""
-    return float(np.sum(across(one.left, two.left) * across(one.right.T, two.right.T)))
+    return float(np.sum(across(first.left, second.left) * across(first.right.T, second.right.T)))
 
 
 def cosines(terms: Sequence[Factors]) -> tuple[tuple[float, ...], ...]:

@@ -67,11 +67,11 @@ def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = N
         RefusedError: It is by a tuner that adds no matrices.
     """
     refuse_tuned(adapter)
-    found: dict[str, Spectrum] = {}
+    summaries: dict[str, Spectrum] = {}
     left_out: dict[str, str] = {}
-    for done, (target, delta) in enumerate(adapter.deltas.items()):
+    for count, (target, delta) in enumerate(adapter.deltas.items()):
         if progress:
-            progress(done, len(adapter.deltas))
+            progress(count, len(adapter.deltas))
         try:
             values = np.concatenate([singular_values(term) for term in terms(delta)])
         except (RefusedError, np.linalg.LinAlgError) as error:
@@ -80,8 +80,8 @@ def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = N
         if not np.isfinite(values).all():
             left_out[target] = "a NaN or an infinity"
             continue
-        found[target] = _spectrum(float(np.linalg.norm(values)), float(values.max(initial=0.0)))
-    return found, left_out
+        summaries[target] = _spectrum(float(np.linalg.norm(values)), float(values.max(initial=0.0)))
+    return summaries, left_out
 
 
 def _spectrum(norm: float, top: float) -> Spectrum:
@@ -90,39 +90,41 @@ def _spectrum(norm: float, top: float) -> Spectrum:
 
 def kind_of(target: str) -> str:
     """The path of a module in its layer, the numbers of experts as `*`; of a module outside of all layers its own."""
-    found = split_layer(target)
-    return ".".join("*" if part.isdecimal() else part for part in found[2].split(".")) if found else target
+    split = split_layer(target)
+    return ".".join("*" if part.isdecimal() else part for part in split[2].split(".")) if split else target
 
 
-def by_kind(found: Spectra) -> dict[str, tuple[int, Spectrum]]:
+def by_kind(summaries: Spectra) -> dict[str, tuple[int, Spectrum]]:
     """Kind to the number of its modules, and their norm, largest singular value and share of energy as of one matrix."""
     groups: dict[str, list[Spectrum]] = {}
-    for target, one in found.items():
-        groups.setdefault(kind_of(target), []).append(one)
+    for target, summary in summaries.items():
+        groups.setdefault(kind_of(target), []).append(summary)
     return {kind: (len(group), _together(group)) for kind, group in groups.items()}
 
 
 def _together(group: Sequence[Spectrum]) -> Spectrum:
-    norm, energy = math.hypot(*(one.norm for one in group)), math.hypot(*(one.top for one in group))
-    return Spectrum(norm, max(one.top for one in group), (energy / norm) ** 2 if norm else 0.0)
+    norm, energy = math.hypot(*(summary.norm for summary in group)), math.hypot(*(summary.top for summary in group))
+    return Spectrum(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
 
 
-def ranked(found: Spectra, others: Iterable[Spectra]) -> tuple[list[Ranked], list[Ranked]]:
+def ranked(summaries: Spectra, other_adapters: Iterable[Spectra]) -> tuple[list[Ranked], list[Ranked]]:
     """Return the kinds of modules, and the modules, of an adapter with their percentiles among those of others."""
     of_modules: dict[str, list[Spectrum]] = {}
     of_kinds: dict[str, list[Spectrum]] = {}
-    for other in others:
-        for target in found.keys() & other.keys():
-            of_modules.setdefault(target, []).append(other[target])
-        for kind, (_, one) in by_kind(other).items():
-            of_kinds.setdefault(kind, []).append(one)
-    kinds = [_ranked(kind, count, one, of_kinds.get(kind, [])) for kind, (count, one) in by_kind(found).items()]
-    return kinds, [_ranked(target, 1, one, of_modules.get(target, [])) for target, one in found.items()]
+    for other_summaries in other_adapters:
+        for target in summaries.keys() & other_summaries.keys():
+            of_modules.setdefault(target, []).append(other_summaries[target])
+        for kind, (_, summary) in by_kind(other_summaries).items():
+            of_kinds.setdefault(kind, []).append(summary)
+    kinds = [_rank(kind, count, summary, of_kinds.get(kind, [])) for kind, (count, summary) in by_kind(summaries).items()]
+    return kinds, [_rank(target, 1, summary, of_modules.get(target, [])) for target, summary in summaries.items()]
 
 
-def _ranked(name: str, modules: int, one: Spectrum, others: Sequence[Spectrum]) -> Ranked:
-    if not others:
-        return Ranked(name, modules, one, 0, None)
-    columns = zip(astuple(one), zip(*map(astuple, others), strict=True), strict=True)
-    percentiles = (100 * sum((x < value) + (x == value) / 2 for x in column) / len(others) for value, column in columns)
-    return Ranked(name, modules, one, len(others), Spectrum(*percentiles))
+def _rank(name: str, modules: int, summary: Spectrum, others_summaries: Sequence[Spectrum]) -> Ranked:
+    if not others_summaries:
+        return Ranked(name, modules, summary, 0, None)
+    columns = zip(astuple(summary), zip(*map(astuple, others_summaries), strict=True), strict=True)
+    percentiles = (
+        100 * sum((x < value) + (x == value) / 2 for x in column) / len(others_summaries) for value, column in columns
+    )
+    return Ranked(name, modules, summary, len(others_summaries), Spectrum(*percentiles))

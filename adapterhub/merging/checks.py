@@ -29,9 +29,9 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
     for target, delta in adapter.deltas.items():
         if not math.isfinite(delta.scaling):
             raise RefusedError(target, f"alpha {delta.alpha} does not give a finite scaling")
-    places = {part for change in adapter.tuned.values() for part in change.tuner.integers}
+    integer_parts = {part for change in adapter.tuned.values() for part in change.tuner.integers}
     for name, tensor in adapter.tensors():
-        if name.rpartition(".")[2] in places:
+        if name.rpartition(".")[2] in integer_parts:
             continue
         if tensor.dtype not in _FLOATS:
             raise RefusedError(name, f"{tensor.dtype} is not a type of floats")

@@ -51,7 +51,7 @@ class Tiled:
         """The results of `work` for every tile, in the order of the rows."""
         keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
 
-        def one(rows: slice) -> tuple[slice, Result]:
+        def work_on_tile(rows: slice) -> tuple[slice, Result]:
             tile = self._kept.get(rows.start)
             if tile is None:
                 tile = self.make(rows)
@@ -59,12 +59,12 @@ class Tiled:
                     self._kept[rows.start] = tile
             return rows, work(rows, tile)
 
-        return in_threads(one, row_tiles(self.shape))
+        return map_in_threads(work_on_tile, row_tiles(self.shape))
 
     @cached_property
     def energy(self) -> float:
         """The sum of all squares."""
-        return sum(found for _, found in self.mapped(lambda _rows, tile: squares(tile)))
+        return sum(tile_energy for _, tile_energy in self.mapped(lambda _rows, tile: squares(tile)))
 
     def forget(self) -> None:
         """Release the cached tiles."""
@@ -77,7 +77,7 @@ def squares(array: F32Array) -> float:
     return float(np.sum(np.square(flat), dtype=np.float64))
 
 
-def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """The results of `work` for every item, in order, computed a few ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -89,27 +89,27 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             yield waiting.popleft().result()
 
 
-def product(one: F32Array, two: F32Array) -> F32Array:
+def product(a: F32Array, b: F32Array) -> F32Array:
     """`one @ two`, in pieces that OpenBLAS does not split among threads."""
-    (m, k), n = one.shape, two.shape[1]
+    (m, k), n = a.shape, b.shape[1]
     if m * k * n <= _ONE_THREAD:
-        return one @ two
+        return a @ b
     if 16 * k * n <= _ONE_THREAD:
         step = _ONE_THREAD // (k * n)
-        return np.concatenate([one[i : i + step] @ two for i in range(0, m, step)])
+        return np.concatenate([a[i : i + step] @ b for i in range(0, m, step)])
     if 16 * m * k <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * k), np.empty((m, n), np.float32)
         for i in range(0, n, step):
-            np.matmul(one, two[:, i : i + step], out=out[:, i : i + step])
+            np.matmul(a, b[:, i : i + step], out=out[:, i : i + step])
         return out
     if 16 * m * n <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * n), np.zeros((m, n), np.float32)
         for i in range(0, k, step):
-            out += one[:, i : i + step] @ two[i : i + step]
+            out += a[:, i : i + step] @ b[i : i + step]
         return out
     if m > 1:
-        return np.concatenate([product(one[: m // 2], two), product(one[m // 2 :], two)])
-    return one @ two
+        return np.concatenate([product(a[: m // 2], b), product(a[m // 2 :], b)])
+    return a @ b
 
 
 def row_tiles(shape: tuple[int, int]) -> Iterator[slice]:
@@ -142,20 +142,20 @@ def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
         tops = bits >> _LOW
         return [np.bincount(bits[tops == place] & ((1 << _LOW) - 1), minlength=1 << _LOW) for place in low]
 
-    for _, found_low in matrix.mapped(count_low):
-        for place, added in zip(low, found_low, strict=True):
+    for _, counts_by_place in matrix.mapped(count_low):
+        for place, added in zip(low, counts_by_place, strict=True):
             low[place] += added
-    found = []
+    thresholds = []
     for count in counts:
         if count <= 0:
-            found.append(float("inf"))
+            thresholds.append(float("inf"))
             continue
         place = places[count]
         above = int(falling[len(high) - 1 - place] - high[place])
-        rest = int(np.searchsorted(np.cumsum(low[place][::-1]), count - above))
-        value = np.uint32((place << _LOW) + len(low[place]) - 1 - rest)
-        found.append(float(value.view(np.float32)))
-    return found
+        low_from_top = int(np.searchsorted(np.cumsum(low[place][::-1]), count - above))
+        value = np.uint32((place << _LOW) + len(low[place]) - 1 - low_from_top)
+        thresholds.append(float(value.view(np.float32)))
+    return thresholds
 
 
 def _bits(array: F32Array) -> NDArray[np.uint32]:

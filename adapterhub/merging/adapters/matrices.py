@@ -20,13 +20,13 @@ Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 
 def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
     """The deltas of one module, checked to be mergeable: of one kind and one shape."""
-    first, same = deltas[0], list[Mergeable]()
+    first, mergeable = deltas[0], list[Mergeable]()
     for delta in deltas:
         fits = type(delta) is type(first) and delta.shape == first.shape and _transposed(delta) == _transposed(first)
         if not fits or not isinstance(delta, Mergeable):  # of other kinds, `factored_out` has left none
             raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
-        same.append(delta)
-    return same
+        mergeable.append(delta)
+    return mergeable
 
 
 def _transposed(delta: Delta) -> bool | None:
@@ -87,8 +87,8 @@ def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mer
         return LowRankEmbedding(np.ascontiguousarray(left.T), np.ascontiguousarray(right.T), alpha)
     if isinstance(first, LowRankConv):
         kernel = first.lora_A.shape[1:]
-        ones = (1,) * (len(kernel) - 1)
-        return LowRankConv(right.reshape(-1, *kernel), left.reshape(*left.shape, *ones), alpha)
+        unit_kernel = (1,) * (len(kernel) - 1)
+        return LowRankConv(right.reshape(-1, *kernel), left.reshape(*left.shape, *unit_kernel), alpha)
     return LowRank(right, left, alpha, transposed_base=first.transposed_base)
 
 
@@ -100,11 +100,11 @@ def stack_cosines(stacks: Sequence[Sequence[Factors]]) -> tuple[tuple[float, ...
     count = len(stacks[0])
     gram = np.zeros((count, count))
     for stack in stacks:
-        gram += [[inner(one, two) if i >= j else 0.0 for j, two in enumerate(stack)] for i, one in enumerate(stack)]
+        gram += [[inner(first, second) if i >= j else 0.0 for j, second in enumerate(stack)] for i, first in enumerate(stack)]
     lengths = np.sqrt(np.maximum(0.0, np.diagonal(gram)))
     lengths = np.where(lengths > 0, lengths, np.inf)
-    whole = (gram + np.tril(gram, -1).T) / np.outer(lengths, lengths)
-    return tuple(tuple(map(float, row)) for row in whole)
+    cosines = (gram + np.tril(gram, -1).T) / np.outer(lengths, lengths)
+    return tuple(tuple(map(float, row)) for row in cosines)
 
 
 def sign_conflict(terms: Sequence[Factors], weights: Sequence[float]) -> tuple[float, bool]:

@@ -52,14 +52,14 @@ class Untruncated:
             target: The name of the matrix, for errors and for random numbers.
             terms: The delta of each adapter with its scale; None from one that does not change the matrix.
         """
-        there = [term for term in terms if term is not None]
+        present = [term for term in terms if term is not None]
         weights = [weight for term, weight in zip(terms, self._weights, strict=True) if term is not None]
-        check_size(target, there, weights, dense=self.method.dense)
-        if self.method.missing == "zeros" and len(there) < len(terms):
-            there, weights = [term or zero(there[0]) for term in terms], self._weights
+        check_size(target, present, weights, dense=self.method.dense)
+        if self.method.missing == "zeros" and len(present) < len(terms):
+            present, weights = [term or zero(present[0]) for term in terms], self._weights
         random = Random(self._seed, target)
-        found = self.method(there, weights, scales=[1.0] * len(there), random=random, parameters=self.parameters)
-        return self._rows_of(found)
+        merged = self.method(present, weights, scales=[1.0] * len(present), random=random, parameters=self.parameters)
+        return self._rows_of(merged)
 
     def _rows_of(self, matrix: Matrix) -> RowsOf:
         if not isinstance(matrix, Tiled):
@@ -70,8 +70,8 @@ class Untruncated:
         step = bounds[0][1]
 
         def rows(start: int, stop: int) -> F32Array:
-            some = bounds[start // step : -(-stop // step)]
-            parts = [self._tile(matrix, *own)[max(0, start - own[0]) : stop - own[0]] for own in some]
+            tile_bounds = bounds[start // step : -(-stop // step)]
+            parts = [self._tile(matrix, *tile)[max(0, start - tile[0]) : stop - tile[0]] for tile in tile_bounds]
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         return rows

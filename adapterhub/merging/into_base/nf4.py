@@ -192,11 +192,11 @@ class ThroughNF4:
         self.inner.read(opened, first, last, values, buffer)
         block = first * self.columns // BLOCK
         blocks = slice(block, block - (-values.size // BLOCK))
-        round_trip = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
+        training_rows = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
         raw = np.empty((last - first, self.kind.row_size(self.columns)), np.uint8)
-        self.kind.encode(round_trip, raw)
-        self.kind.decode(raw, round_trip)
-        np.copyto(out, round_trip[start - first : stop - first])
+        self.kind.encode(training_rows, raw)
+        self.kind.decode(raw, training_rows)
+        np.copyto(out, training_rows[start - first : stop - first])
 
     def _magnitudes(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
         """Return the magnitudes of all blocks, exact and as quantized; the mean needs all, so the tensor is read twice."""

@@ -61,7 +61,7 @@ def method_named(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, 1)
-    what = f"{name!r} is not one of {', '.join(METHODS)}"
+    reason = f"{name!r} is not one of {', '.join(METHODS)}"
     if close:
-        raise ParameterError("method", what, f"Did you mean {close[0]}?")
-    raise ParameterError("method", what, code="unknown-method")
+        raise ParameterError("method", reason, f"Did you mean {close[0]}?")
+    raise ParameterError("method", reason, code="unknown-method")

@@ -115,14 +115,14 @@ def della(
     Cost: O(m n (R + log n)), in memory a tile
     """
     if not (density - epsilon > 0 and density + epsilon <= 1):
-        what = f"density {density:g} plus or minus epsilon {epsilon:g} is not a probability above 0"
-        raise ParameterError("epsilon", what, "Use a smaller epsilon")
+        reason = f"density {density:g} plus or minus epsilon {epsilon:g} is not a probability above 0"
+        raise ParameterError("epsilon", reason, "Use a smaller epsilon")
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
         likely = kept_by_rank(part, density, epsilon)
         mask = random.generator(index, start).random(part.shape, dtype=np.float32) < likely
-        kept: F32Array = part * mask / likely
-        return kept
+        rescaled: F32Array = part * mask / likely
+        return rescaled
 
     return _merged(terms, keep, lambda parts: elected(parts, weights) * np.float32(lambda_))
 
@@ -143,27 +143,29 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
     spread = Tiled(shape, lambda rows: np.var(rows_of(rows), axis=0, dtype=np.float32))
     [least] = largest(spread, [int(density * _size(terms[0]))])
     energies = np.zeros(len(terms))
-    for _, found in spread.mapped(lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]):
-        energies += found
+    for _, tile_energies in spread.mapped(
+        lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]
+    ):
+        energies += tile_energies
     spread.forget()
     shares = list(energies / energies.sum()) if energies.any() else [1.0] * len(terms)
 
     def make(rows: slice) -> F32Array:
         parts = rows_of(rows)
         chosen = np.var(parts, axis=0, dtype=np.float32) >= least
-        return _elected_unweighted([part * chosen for part in parts], shares)
+        return _average_elected([part * chosen for part in parts], shares)
 
     return Tiled(shape, make)
 
 
-def _elected_unweighted(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
+def _average_elected(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
     """The mean by `shares` over those that have the sign of the plain sum."""
     wins = np.sign(np.sum(parts, axis=0))
     total, share = np.zeros_like(parts[0]), np.zeros_like(parts[0])
-    for part, own in zip(parts, shares, strict=True):
+    for part, adapter_share in zip(parts, shares, strict=True):
         agrees = (np.sign(part) == wins) & (wins != 0)
-        total += np.float32(own) * part * agrees
-        share += np.float32(own) * agrees
+        total += np.float32(adapter_share) * part * agrees
+        share += np.float32(adapter_share) * agrees
     total /= np.where(share > 0, share, np.float32(1))
     return total
 

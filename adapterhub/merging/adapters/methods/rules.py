@@ -14,10 +14,10 @@ Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64])
 def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
     """`array` with zeros where the magnitude is below `least`, or not below `most`."""
     size = np.abs(array)
-    kept = array * (size >= least)
+    result = array * (size >= least)
     if most != float("inf"):
-        kept *= size < most
-    return kept
+        result *= size < most
+    return result
 
 
 def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:

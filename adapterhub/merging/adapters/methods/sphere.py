@@ -27,8 +27,8 @@ def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[fl
     Paper: Animating rotation with quaternion curves (Shoemake, 1985)
     Cost: O((m + n) R^2)
     """
-    one, two = terms
-    a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+    first, second = terms
+    a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
     return stacked(terms, (a, b))
 
 
@@ -45,24 +45,24 @@ def nuslerp(
     Paper: Animating rotation with quaternion curves (Shoemake, 1985); the variant is known from mergekit
     Cost: O((m + n) R^2)
     """
-    one, two = terms
+    first, second = terms
     t = weights[1] / sum(weights)
     if by == "all":
-        a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+        a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
         return stacked(terms, (a, b))
     if by == "columns":
-        turned = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
-        return Factors(turned.right.T, turned.left.T)
-    lengths = [np.sqrt(np.maximum(_by_row(term, term), 0)) for term in terms]
-    dots = _by_row(one, two)
+        transposed = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
+        return Factors(transposed.right.T, transposed.left.T)
+    lengths = [np.sqrt(np.maximum(_row_products(term, term), 0)) for term in terms]
+    dots = _row_products(first, second)
     arcs = np.array([_arc(_cosine(*row), t) for row in zip(dots, *lengths, strict=True)])
-    left = np.concatenate([arcs[:, :1] * one.left, arcs[:, 1:] * two.left], axis=1)
-    return Factors(left, np.concatenate([one.right, two.right]))
+    left = np.concatenate([arcs[:, :1] * first.left, arcs[:, 1:] * second.left], axis=1)
+    return Factors(left, np.concatenate([first.right, second.right]))
 
 
-def _by_row(one: Factors, two: Factors) -> NDArray[np.float64]:
+def _row_products(first: Factors, second: Factors) -> NDArray[np.float64]:
     """The inner products of the rows of the two."""
-    product: NDArray[np.float64] = np.einsum("ij,ij->i", one.left @ (one.right @ two.right.T), two.left)
+    product: NDArray[np.float64] = np.einsum("ij,ij->i", first.left @ (first.right @ second.right.T), second.left)
     return product
 
 

@@ -22,7 +22,7 @@ from adapterhub.merging.adapters.dense import Tiled
 from adapterhub_converters.errors import ParameterError
 
 Matrix = Factors | Tiled
-_GIVEN = ("random", "scales")  # keyword arguments that the user does not set
+_INTERNAL = ("random", "scales")  # keyword arguments that the user does not set
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ class Method:
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters by the names that users write; `lambda` is a Python keyword, so the function has `lambda_`."""
         hints = typing.get_type_hints(self.run, include_extras=True)
-        found = {}
+        parameters = {}
         for name, argument in inspect.signature(self.run).parameters.items():
-            if argument.kind is argument.KEYWORD_ONLY and name not in _GIVEN:
+            if argument.kind is argument.KEYWORD_ONLY and name not in _INTERNAL:
                 kind, limits = typing.get_args(hints[name])
-                found[name.rstrip("_")] = Parameter(kind, argument.default, limits)
-        return found
+                parameters[name.rstrip("_")] = Parameter(kind, argument.default, limits)
+        return parameters
 
     @cached_property
     def random(self) -> bool:
@@ -131,19 +131,19 @@ class Method:
         """Whether it works on the elements of the dense delta."""
         return typing.get_type_hints(self.run)["return"] is Tiled
 
-    def settled(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
+    def settled(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
         """All parameters, with defaults; ParameterError for an unknown one, or for a value that one cannot take."""
-        settled: dict[str, float | str] = {}
-        for name in given:
+        resolved: dict[str, float | str] = {}
+        for name in user_parameters:
             if name not in self.parameters:
-                known = ", ".join(self.parameters)
-                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {known}" if known else "")
+                names = ", ".join(self.parameters)
+                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {names}" if names else "")
         for name, parameter in self.parameters.items():
-            value = given.get(name, parameter.default)
+            value = user_parameters.get(name, parameter.default)
             if not isinstance(value, str if parameter.kind is str else int | float) or value not in parameter.limits:
                 raise ParameterError(name, f"{value} is not {parameter.limits}")
-            settled[name] = value if parameter.kind is str else parameter.kind(value)
-        return settled
+            resolved[name] = value if parameter.kind is str else parameter.kind(value)
+        return resolved
 
     def __call__(
         self,
@@ -155,9 +155,9 @@ class Method:
         parameters: Mapping[str, Any],
     ) -> Matrix:
         """The merged matrix of one module; for a method that works `apart` the `terms` do not include their `scales`."""
-        words = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
+        keywords = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
         if self.random:
-            words["random"] = random
+            keywords["random"] = random
         if self.apart:
-            words["scales"] = scales
-        return self.run(terms, weights, **words)
+            keywords["scales"] = scales
+        return self.run(terms, weights, **keywords)
