@@ -1,8 +1,8 @@
 """Compare two adapters: as functions, module by module, and by the keys of their configs.
 
 Deltas are compared as matrices, independent of rank, scaling and factors (`low_rank`), so a conversion, rsLoRA with another
-alpha or a padded rank is not a difference. Changes below the rounding of float32 count as the same; equal numbers give a
-change of exactly 0 and a cosine of exactly 1.
+alpha or a padded rank is not a difference. Changes below the rounding of float32 count as the same; equal numbers give a change
+of exactly 0 and a cosine of exactly 1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class ModuleChange:
-    """A module in both, or in one of them.
+    """A module in both adapters, or in one of them.
 
     Attributes:
         change: The norm of the difference of the deltas over the norm of A's; None if that is 0, or not comparable.
@@ -97,17 +97,17 @@ class KeyChange:
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """The differences between two adapters, or of two functions alone.
+    """The differences between two adapters, or between their functions alone.
 
     Attributes:
-        modules: All modules, those that are the same included; none where the files that decide what an adapter computes are
-            the same, and nothing had to be computed.
+        modules: All modules, unchanged ones included; empty where the files that decide what an adapter computes are the same,
+            and nothing had to be computed.
         tensors: All other tensors, likewise.
         config: Keys of the configs.
         conditions: Settings that decide when and on what the adapter acts: part of the function, although not in its tensors.
         verdicts: Runtimes that treat the two differently.
-        names: How the two are called.
-        digests: Those of the two versions; of files, those that a push would give them.
+        names: The names of the two.
+        digests: The digests of the two versions; for files, those that a push would give them.
         files: Files that differ.
         facts: Facts of adapter.json that differ.
     """
@@ -167,12 +167,12 @@ class Difference:
         return math.hypot(*(module.distance for module in self.modules if module.distance)) / norm if norm else None
 
     def count(self, status: str) -> int:
-        """The number of modules with a status."""
+        """Return the number of modules with a status."""
         return sum(module.status == status for module in self.modules)
 
 
 def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress | None = None) -> Difference:
-    """The differences between the adapters `a` and `b` as functions, and between their configs.
+    """Compare the adapters `a` and `b` as functions, and their configs.
 
     Args:
         a: A folder or a file of any format.
@@ -192,8 +192,10 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress |
 
 
 def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
-    """Both adapters, experts in stacks where the base has them; two of which rows are in llama.cpp's order may be compared
-    in it."""
+    """Read both adapters, with experts in stacks where the base has them.
+
+    Without a base, two files whose rows are both in llama.cpp's order can be compared in that order.
+    """
     try:
         return [peft.stacked(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
     except RefusedError as error:
@@ -206,7 +208,7 @@ def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
 
 
 def compare(a: Adapter, b: Adapter, *, progress: Progress | None = None) -> Difference:
-    """The differences between `a` and `b`, without verdicts. Norms are computed only if any module has other numbers."""
+    """Compare `a` and `b` without verdicts. Norms are computed only if any module has other numbers."""
     refuse_tuned(a)
     refuse_tuned(b)
     names = sorted({*a.deltas, *b.deltas}, key=natural)
@@ -221,11 +223,12 @@ def compare(a: Adapter, b: Adapter, *, progress: Progress | None = None) -> Diff
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """A key to sort module paths by: layer 2 before layer 10."""
+    """Return a key that sorts module paths naturally: layer 2 before layer 10."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in name.split("."))
 
 
 def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured: bool) -> ModuleChange:
+    """Compare one module; `measured` if its norm is needed even where its numbers are the same."""
     first = _side(a, size(a) if a and measured else None)
     if same and first:
         return ModuleChange(name, SAME, first, _side(b, first.size), 0.0, 1.0, 1.0, 0.0)
@@ -243,6 +246,7 @@ def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured
 
 
 def _measured_change(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
+    """Return the change of a module, computed from its matrices."""
     sizes = [side.size for side in sides if side and side.size is not None]
     if len(sizes) < 2:
         return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")
@@ -264,7 +268,7 @@ def _side(delta: Delta | None, length: float | None) -> Side | None:
 
 
 def _equal(a: Delta, b: Delta) -> bool:
-    """Whether scaling and factors are the same numbers, in any dtypes."""
+    """Return whether scaling and factors are the same numbers, in any dtypes."""
     parts_a, parts_b = dict(a.parts()), dict(b.parts())
     extra = ("magnitude", "bias")
     if type(a) is not type(b) or a.scaling != b.scaling or {*parts_a} - {*extra} != {*parts_b} - {*extra}:
@@ -273,7 +277,7 @@ def _equal(a: Delta, b: Delta) -> bool:
 
 
 def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays contain the same numbers; if of one dtype, the same bytes."""
+    """Return whether two arrays contain the same numbers; if of one dtype, the same bytes."""
     if a.shape != b.shape:
         return False
     if a.dtype == b.dtype:
@@ -294,6 +298,7 @@ def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
 
 
 def _others(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of an adapter other than factors."""
     for target, delta in adapter.deltas.items():
         yield from ((f"{target}.{name}", array) for name, array in delta.parts() if name in ("magnitude", "bias"))
     yield from (*adapter.replaced.items(), *adapter.added.items())
@@ -327,7 +332,7 @@ _SEMANTIC_THOUGH_SETTLED_BY_TENSORS = {"target_modules", "modules_to_save", "bia
 
 
 def _config(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
-    """Keys that differ, first those that can change the function; null, false and empty values count as absent."""
+    """Yield keys that differ, first those that can change the function; null, false and empty values count as absent."""
     both_peft = all(adapter.source and adapter.source.format == "peft" for adapter in (a, b))
     config_a, config_b = ((_peft_config if both_peft else _common_config)(adapter) for adapter in (a, b))
     inert = peft.INERT - _SEMANTIC_THOUGH_SETTLED_BY_TENSORS
@@ -344,7 +349,7 @@ def _peft_config(adapter: Adapter) -> Mapping[str, Any]:
 
 
 def _common_config(adapter: Adapter) -> Mapping[str, Any]:
-    """The settings that every format has, under PEFT's names; a list of numbers where they differ between modules."""
+    """Return the settings that every format has, under PEFT's names; a list of numbers where they differ between modules."""
     deltas = list(adapter.deltas.values())
     numbers: dict[str, list[Any]] = {
         "r": sorted({delta.r for delta in deltas}),
@@ -361,7 +366,7 @@ def _common_config(adapter: Adapter) -> Mapping[str, Any]:
 
 
 def _normalize(value: Any) -> Any:
-    """A value without differences that mean nothing: the order of a list of names, and null, false or empty."""
+    """Return a value without differences that mean nothing: the order of a list of names, and null, false or empty."""
     if any(value is empty or (value == empty and type(value) is type(empty)) for empty in _EMPTY):
         return None
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -370,6 +375,7 @@ def _normalize(value: Any) -> Any:
 
 
 def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
+    """Yield the settings outside of tensors that differ and change when or on what an adapter acts."""
     attributes = {
         "init_lora_weights": "init", "alora_invocation_tokens": "invocation", "layer_replication": "layers",
         "ensure_weight_tying": "ties",

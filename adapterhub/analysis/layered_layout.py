@@ -20,9 +20,9 @@ class Layout:
     """A drawing, with x to the right and y downward from a corner at (0, 0), in the unit of the boxes' sizes.
 
     Attributes:
-        centers: Center of each box.
-        paths: The points of each edge: vertical within a layer, from the first to the second, the third to the fourth …, and
-            a curve between two layers, from the second to the third ….
+        centers: The center of each box.
+        paths: The points of each edge: vertical within a layer, from the first to the second, the third to the fourth …, and a
+            curve between two layers, from the second to the third ….
     """
 
     centers: Mapping[str, Point]
@@ -66,7 +66,7 @@ def layout(sizes: Mapping[str, Point], edges: Sequence[Edge], *, gap: Point = (0
 
 
 def _layers(names: Mapping[str, object], edges: Sequence[Edge]) -> dict[str, int]:
-    """Return the layer of each box: below all its parents, and one without parents right above its nearest child."""
+    """Return the layer of each box: below all its parents; a box without parents goes right above its nearest child."""
     parents: dict[str, set[str]] = {name: set() for name in names}
     children: dict[str, set[str]] = {name: set() for name in names}
     for parent, child in edges:
@@ -116,7 +116,7 @@ def _columns(
     below: Mapping[Hashable, Sequence[Hashable]],
     gap: float,
 ) -> dict[Hashable, float]:
-    """Return x of every item: near the mean of its neighbors, in the order of its row, and never overlapping."""
+    """Return the x of every item: near the mean of its neighbors, in the order of its row, and never overlapping."""
     x: dict[Hashable, float] = {item: 0.0 for row in rows for item in row}
     for sweep in range(_SWEEPS):
         neighbors = below if sweep % 2 else above

@@ -1,4 +1,4 @@
-"""The norm of every module's delta by layer and kind of module, as numbers and as a PNG: where an adapter acts."""
+"""The norm of every module's delta by layer and kind of module, as numbers and as a PNG: a map of where an adapter acts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adapterhub_converters.formats.base_weights import BaseWeights
 from .low_rank import size
 from .low_rank import work as work_of
 
-_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
-_COLUMNS = 80  # of a picture; the others are counted
+_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # in the order of computation
+_COLUMNS = 80  # of a picture; further columns are only counted
 _CELLS = 1 << 20
 _A_SECOND = 5 * 10**9  # multiplications; one core does 3 to 13 of 10**9, depending on the rank
 _A_MODULE = 50e-6  # seconds for each, whatever its size
@@ -55,8 +55,11 @@ class Heat:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The ends of a scale of colors, zeros without any value: from the least value of a layer to the greatest, or to the
-        99th percentile if the greatest is more than twice that, because one outlier would make all others look alike."""
+        """The ends of a scale of colors; zeros if there are no values.
+
+        From the least value of a layer to the greatest, or to the 99th percentile if the greatest is more than twice that,
+        because one outlier would make all others look alike.
+        """
         present = sorted(value for row in self.values for value in row if value is not None)
         if not present:
             return 0.0, 0.0
@@ -65,7 +68,7 @@ class Heat:
 
     @property
     def above(self) -> str:
-        """What the scale leaves out, in words; empty if nothing."""
+        """A note on the values beyond the scale; empty if there are none."""
         end = self.scale[1]
         cells = [
             (value, f"{kind} in layer {layer}")
@@ -79,7 +82,7 @@ class Heat:
         return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {cell}"
 
     def folded(self, most: int) -> Heat:
-        """At most `most` rows, each the mean of neighboring ones."""
+        """Return at most `most` rows, each the mean of neighboring ones."""
         step = math.ceil(len(self.layers) / most)
         if step < 2:
             return self
@@ -101,16 +104,16 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def seconds(adapter: Adapter) -> float:
-    """The time that `heat` takes, about, from the shapes of an adapter: no clock is asked, so it is the same everywhere."""
+    """Estimate the seconds that a heat map takes from the shapes of an adapter, so that it is the same everywhere."""
     return sum(map(work_of, adapter.deltas.values())) / _A_SECOND + len(adapter.deltas) * _A_MODULE
 
 
 def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Heat:
-    """The norms of an adapter's deltas.
+    """Return the norms of an adapter's deltas.
 
     Args:
         adapter: The adapter.
-        base: A Hugging Face folder, by the norms of whose weights they are divided.
+        base: A Hugging Face folder; its weights' norms divide those of the deltas.
         progress: Called with modules done and modules in all.
     """
     refuse_tuned(adapter)
@@ -139,7 +142,7 @@ def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int,
 
 
 def _key(target: str) -> str:
-    """A module's cell: experts, whose numbers come after the layer's, share one."""
+    """Return a module's cell: experts, whose numbers come after the layer's, share one."""
     split = split_layer(target)
     if not split:
         return target
@@ -148,7 +151,7 @@ def _key(target: str) -> str:
 
 
 def split_layer(target: str) -> tuple[str, str, str] | None:
-    """Split a module's path: the list of layers, the layer's number and the path in it; None for a module outside of all."""
+    """Split a module's path: the list of layers, the layer's number and the path in it; None outside of all layers."""
     parts = target.split(".")
     at = next((at for at, part in enumerate(parts) if 0 < at < len(parts) - 1 and _is_number(part)), 0)
     return (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])) if at else None
@@ -159,6 +162,7 @@ def _is_number(part: str) -> bool:
 
 
 def _norm(weight: np.ndarray) -> float:
+    """Return the Frobenius norm of a base's weight; RefusedError if it is quantized or not finite."""
     if weight.dtype.kind in "iub":
         raise RefusedError("base", "its weight is quantized", "Name the base in 16 or 32 bits")
     norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
@@ -168,6 +172,7 @@ def _norm(weight: np.ndarray) -> float:
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
+    """Arrange the norms in rows of layers and columns of kinds."""
     places = {key: split for key in cells if (split := split_layer(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
@@ -181,6 +186,7 @@ def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relati
 
 
 def _sort_key(kind: str) -> tuple[int, str]:
+    """Return a key that sorts kinds of modules by the order of computation."""
     last = kind.rpartition(".")[2].removesuffix("_proj")
     return _ORDER.index(last) if last in _ORDER else len(_ORDER), kind
 
@@ -231,7 +237,7 @@ def _draw_cells(figure: Any, axes: Any, folded: Heat, columns: int) -> None:
 
 
 def subtitle(heat_map: Heat) -> str:
-    """A description of the numbers."""
+    """Return a description of the numbers."""
     return (
         "norm of the delta over that of the base's weight"
         if heat_map.relative

@@ -1,8 +1,8 @@
 """The norm and the largest singular value of each module's delta, and their percentiles among other adapters.
 
-Three numbers of ΔW: its Frobenius norm, its largest singular value, and the share of its energy (the sum of squares) that this
-one has. Methods that look for backdoors in weights start from these (arXiv 2602.15195); they need many labeled adapters, and
-fail on kinds of poisoning that they were not fitted to. So there is no threshold and no verdict here: only the percentile among
+Three numbers of ΔW: its Frobenius norm, its largest singular value, and the share of its energy (the sum of squares) in that
+value. Methods that look for backdoors in weights start from these (arXiv 2602.15195); they need many labeled adapters, and fail
+on kinds of poisoning that they were not fitted to. So there is no threshold and no verdict here: only the percentile among
 adapters of the same base, and the number of those.
 """
 
@@ -38,13 +38,13 @@ class Spectrum:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The numbers of a module, or of all modules of a kind, and their places among those of other adapters.
+    """The numbers of a module, or of all modules of a kind, and their percentiles among those of other adapters.
 
     Attributes:
         name: The path of the module, or its kind: `self_attn.q_proj`.
-        modules: How many modules it stands for.
-        n: How many other adapters have it.
-        percentiles: Of each number among theirs: the share of smaller ones, equal ones counted half; None where `n` is 0.
+        modules: The number of modules that are counted together.
+        n: The number of other adapters that have such modules.
+        percentiles: For each number, the share of smaller ones among theirs, equal ones counted half; None where `n` is 0.
     """
 
     name: str
@@ -59,12 +59,12 @@ Spectra = Mapping[str, Spectrum]
 
 
 def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = None) -> tuple[Spectra, Mapping[str, str]]:
-    """Return the numbers of every module, and the modules without, with the reason.
+    """Return the numbers of every module, and the modules without numbers, with the reason.
 
-    The experts of a stack count as one matrix with blocks on its diagonal; under DoRA it is the low-rank part.
+    The experts of a stack count as one matrix with blocks on its diagonal; under DoRA, the low-rank part is measured.
 
     Raises:
-        RefusedError: It is by a tuner that adds no matrices.
+        RefusedError: The adapter is by a tuner that adds no matrices.
     """
     refuse_tuned(adapter)
     summaries: dict[str, Spectrum] = {}
@@ -89,13 +89,13 @@ def _spectrum(norm: float, top: float) -> Spectrum:
 
 
 def kind_of(target: str) -> str:
-    """The path of a module in its layer, the numbers of experts as `*`; of a module outside of all layers its own."""
+    """Return the path of a module in its layer, with the numbers of experts as `*`; outside of all layers, its own path."""
     split = split_layer(target)
     return ".".join("*" if part.isdecimal() else part for part in split[2].split(".")) if split else target
 
 
 def by_kind(summaries: Spectra) -> dict[str, tuple[int, Spectrum]]:
-    """Kind to the number of its modules, and their norm, largest singular value and share of energy as of one matrix."""
+    """Return, for each kind, the number of its modules and their numbers as of one matrix."""
     groups: dict[str, list[Spectrum]] = {}
     for target, summary in summaries.items():
         groups.setdefault(kind_of(target), []).append(summary)
@@ -103,6 +103,7 @@ def by_kind(summaries: Spectra) -> dict[str, tuple[int, Spectrum]]:
 
 
 def _together(group: Sequence[Spectrum]) -> Spectrum:
+    """Return the numbers of a matrix with the modules as blocks on its diagonal."""
     norm, energy = math.hypot(*(summary.norm for summary in group)), math.hypot(*(summary.top for summary in group))
     return Spectrum(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
 

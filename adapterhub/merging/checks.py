@@ -1,4 +1,4 @@
-"""Checks of an adapter before any merge."""
+"""Checks of the adapters and weights of any merge, before it starts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Merge adapters into one adapter, module by module, without the base.
 
-Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot
-merge is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1
-in every program, also with a rank for each module.
+Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot merge
+is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1 in every
+program, even if modules differ in rank.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """The result for one module.
+    """The merge of one module.
 
     Attributes:
         ranks: The ranks of the adapters that change it, in their order.
         rank: The rank of the result.
-        error: The norm of the result minus the method's exact result, over the norm of that: what truncation left out, and the
-            rounding to float32; up to 1e-7 is rounding.
+        error: The norm of the result minus the method's exact result, over the norm of the latter: truncation and the rounding
+            to float32; up to 1e-7 is rounding.
         lost: The share of the energy, the sum of all squares, that truncation left out.
         cosines: Between the deltas of those adapters, without their weights.
         signs: The share of elements that some of the weighted adapters raise and others lower.
@@ -66,7 +66,7 @@ class Merged:
 
 @dataclass(frozen=True, repr=False)
 class MergeReport:
-    """The result of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
+    """The results of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
 
     method: str
     weights: tuple[float, ...]
@@ -106,7 +106,7 @@ def combine(
     """Merge weighted adapters into one by a method.
 
     Args:
-        adapters: Trained on one base.
+        adapters: Adapters trained on the same base.
         weights: One for each adapter; a negative weight subtracts.
         method: A name in `METHODS`.
         rank: The rank of every module; None for the method's own.
@@ -121,7 +121,7 @@ def combine(
 
     Raises:
         RefusedError: The method cannot merge these adapters, or they do not belong together.
-        UsageError: No such method or parameter, or a value that it cannot take.
+        UsageError: The method or a parameter does not exist, or cannot take this value.
     """
     merge_method, cut = method_named(method), Cut(rank, energy, budget)
     resolved = _checked(merge_method, cut, adapters, weights, parameters or {})
@@ -169,7 +169,7 @@ def join(
     """Return a method for a merge into a base, where the result needs no rank; None for a sum, which the merge does itself.
 
     Raises:
-        UsageError: As from `combine`; and for a method that merges `lora_A` and `lora_B` separately.
+        UsageError: As in `combine`; also for a method that merges `lora_A` and `lora_B` separately.
     """
     merge_method = method_named(method)
     resolved = _checked(merge_method, Cut(), adapters, weights, parameters or {})
@@ -183,7 +183,7 @@ def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
 def _checked(
     method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], user_parameters: Mapping[str, float | str]
 ) -> dict[str, float | str]:
-    """All parameters of the method, defaults included; an error for what it does not take."""
+    """Return the method's parameters, defaults included; raise for a count, weights or a truncation that it cannot take."""
     if len(weights) != len(adapters) or not adapters:
         raise ParameterError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
     fewest, most = method.count
@@ -206,6 +206,7 @@ def _checked(
 
 
 def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
+    """Return the facts that the adapters share, and notes; refuse adapters of different bases."""
     bases = _known(adapter.meta.base_model for adapter in adapters)
     if len(bases) > 1:
         raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}", code="different-bases")
@@ -221,10 +222,12 @@ def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
 
 
 def _known(values: Iterable[str | None]) -> list[str]:
+    """Return the distinct values that are set."""
     return list(dict.fromkeys(value for value in values if value))
 
 
 def _only(values: list[str]) -> str | None:
+    """Return the value if there is exactly one, else None."""
     return values[0] if len(values) == 1 else None
 
 
@@ -252,7 +255,7 @@ class _MergeRun:
     def modules(
         self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
     ) -> Iterator[tuple[str, Mergeable, Merged]]:
-        """The merged modules, one by one; with a budget all are decomposed before the first is truncated."""
+        """Yield the merged modules one by one; with a budget, decompose all before the first is truncated."""
         if self.cut.budget is None:
             for target in targets:
                 module = self._merge(target, weighted)
@@ -263,9 +266,11 @@ class _MergeRun:
             self.cut.budget, {target: module_spectra for target, module_spectra in spectra_by_target.items() if module_spectra}
         )
         for target, module_spectra in spectra_by_target.items():
+            # Merged again rather than kept: the dense matrices of all modules would not fit into memory.
             yield target, *self._truncate(target, self._merge(target, weighted), module_spectra, ranks[target])
 
     def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _MergedModule:
+        """Merge the deltas of one module by the method, matrix by matrix."""
         deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
         present = alike(target, [delta for delta in deltas if delta is not None])
         weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
@@ -295,7 +300,7 @@ class _MergeRun:
         return _MergedModule(present[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
     def _spectra(self, target: str, module: _MergedModule) -> Spectra | None:
-        """The singular values of a module; None if its factors are kept."""
+        """Return the singular values of a module; None if its factors are kept."""
         if self.method.keeps == "factors" and not self.cut.asked:
             return None
         return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))
@@ -303,6 +308,7 @@ class _MergeRun:
     def _truncate(
         self, target: str, module: _MergedModule, module_spectra: Spectra | None, rank: int | None
     ) -> tuple[Mergeable, Merged]:
+        """Return the module's delta at its rank, and the report on it."""
         if module_spectra is None:
             factors = [matrix for matrix in module.matrices if isinstance(matrix, Factors)]
             left_out = 0.0
@@ -328,6 +334,7 @@ class _MergeRun:
         return result, Merged(module.ranks, factors[0].r, error, agree, left_out, share, exact)
 
     def _rank(self, module: _MergedModule, module_spectra: Spectra) -> int:
+        """Return the rank that the truncation or the method asks for."""
         if self.cut.energy is not None:
             return module_spectra.rank_for(self.cut.energy) or module_spectra.rank
         rank = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else module_spectra.rank)

@@ -44,11 +44,11 @@ class Tiled:
     _kept: dict[int, F32Array] = field(default_factory=dict, repr=False)
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
-        """All rows, some at a time; do not write to the arrays."""
+        """Yield all rows, some at a time; do not write to the arrays."""
         yield from self.mapped(lambda _rows, tile: tile)
 
     def mapped(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
-        """The results of `work` for every tile, in the order of the rows."""
+        """Yield the results of `work` for every tile, in the order of the rows."""
         keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
 
         def work_on_tile(rows: slice) -> tuple[slice, Result]:
@@ -72,13 +72,13 @@ class Tiled:
 
 
 def squares(array: F32Array) -> float:
-    """The sum of the squares of all elements."""
+    """Return the sum of the squares of all elements."""
     flat = array.reshape(-1)
     return float(np.sum(np.square(flat), dtype=np.float64))
 
 
 def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results of `work` for every item, in order, computed a few ahead."""
+    """Yield the results of `work` for every item, in order, computed a few ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
@@ -90,7 +90,7 @@ def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
 
 def product(a: F32Array, b: F32Array) -> F32Array:
-    """`one @ two`, in pieces that OpenBLAS does not split among threads."""
+    """Compute `a @ b` in pieces that OpenBLAS does not split among threads."""
     (m, k), n = a.shape, b.shape[1]
     if m * k * n <= _ONE_THREAD:
         return a @ b
@@ -113,22 +113,22 @@ def product(a: F32Array, b: F32Array) -> F32Array:
 
 
 def row_tiles(shape: tuple[int, int]) -> Iterator[slice]:
-    """The row ranges of a matrix's tiles."""
+    """Return the row ranges of a matrix's tiles."""
     step = max(1, _TILE // shape[1])
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
-    """A function that returns given rows of each term, multiplied out in float32."""
+    """Return a function that returns given rows of each term, multiplied out in float32."""
     pairs = [(term.left.astype(np.float32), term.right.astype(np.float32)) for term in terms]
     return lambda rows: [product(left[rows], right) for left, right in pairs]
 
 
 def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
-    """For every count, the largest magnitude that at least that many elements reach; infinity for 0. Exact, in two passes.
+    """Return, for every count, the largest magnitude that at least that many elements reach; infinity for 0.
 
-    By their bits: floats of one sign are ordered like integers. The first pass counts the high bits, the second the low bits of
-    the elements that share the high bits of the result.
+    Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the second the low bits of
+        the elements that share the high bits of the result.
     """
     high = np.zeros(1 << _HIGH, np.int64)
     for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
@@ -159,11 +159,12 @@ def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
 
 
 def _bits(array: F32Array) -> NDArray[np.uint32]:
+    """Return the bits of the magnitudes: all but the sign."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
-    """The leading singular values and vectors, by two rounds of subspace iteration.
+    """Return the leading singular values and vectors, by two rounds of subspace iteration.
 
     Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the tiles:
     three passes in all. Exact if `rank` and the extra columns reach the smaller side.
@@ -185,6 +186,7 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
 
 
 def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
+    """Return an orthonormal basis of the leading row space, from random columns `q`."""
     for _ in range(2):
         narrow, total = q.astype(np.float32), np.zeros(q.shape)
         for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023 - used at once
@@ -194,7 +196,7 @@ def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
 
 
 def residual(matrix: Tiled, result: Factors) -> float:
-    """The norm of `matrix - result`, with the factors of `result` in float32."""
+    """Return the norm of `matrix - result`, with the factors of `result` in float32."""
     left, right = result.left.astype(np.float32), result.right.astype(np.float32)
     parts = matrix.mapped(lambda rows, tile: squares(tile - product(left[rows], right)))
     return math.sqrt(sum(part for _, part in parts))

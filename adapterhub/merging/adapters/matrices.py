@@ -1,4 +1,4 @@
-"""Deltas of a module as matrices, whatever its kind: their conversion there and back, and how far adapters agree on it."""
+"""Deltas of a module as matrices, whatever their kind: conversion there and back, and how far adapters agree on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 
 
 def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
-    """The deltas of one module, checked to be mergeable: of one kind and one shape."""
+    """Return the deltas of one module, after checking that they are mergeable: of one kind and one shape."""
     first, mergeable = deltas[0], list[Mergeable]()
     for delta in deltas:
         fits = type(delta) is type(first) and delta.shape == first.shape and _transposed(delta) == _transposed(first)
@@ -30,6 +30,7 @@ def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
 
 
 def _transposed(delta: Delta) -> bool | None:
+    """Return whether the base stores the weight as `(in, out)`; None if that is not known."""
     return getattr(delta, "transposed_base", False)
 
 
@@ -38,7 +39,7 @@ def _kind(delta: Delta) -> str:
 
 
 def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], *, dense: bool) -> None:
-    """Refuse deltas too large for float32, or with `dense`, with squares of elements too large or too small for it."""
+    """Refuse deltas too large for float32 or, with `dense`, with squares of elements too large or too small for it."""
     for term, weight in zip(terms, weights, strict=True):
         bound = abs(weight) * term.r * float(np.abs(term.left).max(initial=0) * np.abs(term.right).max(initial=0))
         if not bound <= float(np.finfo(np.float32).max):
@@ -50,12 +51,12 @@ def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], 
 
 
 def oriented(delta: Mergeable) -> list[Factors]:
-    """A delta oriented as in the base, with a row for each output or token: one matrix, or one for each expert."""
+    """Return a delta oriented as in the base, with a row for each output or token: one matrix, or one for each expert."""
     return [turned(delta, term) for term in terms(delta)]
 
 
 def unscaled(delta: Mergeable) -> list[Factors]:
-    """`lora_B` and `lora_A` as stored, without the scaling."""
+    """Return `lora_B` and `lora_A` as stored, without the scaling."""
     return terms(replace(delta, alpha=float(delta.r), rslora=False))
 
 
@@ -65,18 +66,18 @@ def turned(delta: Mergeable, term: Factors) -> Factors:
 
 
 def rounding(rounded: Factors, exact: Factors) -> float:
-    """The norm of the difference of two matrices with nearly equal factors."""
+    """Return the norm of the difference of two matrices with nearly equal factors."""
     left = np.concatenate([rounded.left - exact.left, exact.left], axis=1)
     return norm(Factors(left, np.concatenate([rounded.right, rounded.right - exact.right])))
 
 
 def zero(like: Factors) -> Factors:
-    """Zeros of the same shape and rank 1."""
+    """Return zeros of the same shape and rank 1."""
     return Factors(np.zeros((like.left.shape[0], 1)), np.zeros((1, like.right.shape[1])))
 
 
 def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mergeable:
-    """A delta of the same kind as `first` that adds these matrices, in float32 and with a scaling of 1."""
+    """Return a delta of the same kind as `first` that adds these matrices, in float32 and with a scaling of 1."""
     lefts, rights = [item.left.astype(np.float32) for item in factors], [item.right.astype(np.float32) for item in factors]
     if not all(np.isfinite(array).all() for array in (*lefts, *rights)):
         raise RefusedError(target, "the weighted factors are over the largest float32")
@@ -93,9 +94,10 @@ def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mer
 
 
 def stack_cosines(stacks: Sequence[Sequence[Factors]]) -> tuple[tuple[float, ...], ...]:
-    """The cosines between the deltas of all pairs of adapters, as long vectors; 0 if one is zero.
+    """Return the cosines between the deltas of all pairs of adapters, as long vectors; 0 if one is zero.
 
-    `stacks[i][j]` is the i-th matrix of adapter j: modules of experts have several.
+    Args:
+        stacks: `stacks[i][j]` is the i-th matrix of adapter j: modules of experts have several.
     """
     count = len(stacks[0])
     gram = np.zeros((count, count))
@@ -108,7 +110,7 @@ def stack_cosines(stacks: Sequence[Sequence[Factors]]) -> tuple[tuple[float, ...
 
 
 def sign_conflict(terms: Sequence[Factors], weights: Sequence[float]) -> tuple[float, bool]:
-    """The share of elements that some weighted adapters raise and others lower, and whether all elements were compared.
+    """Return the share of elements that some weighted adapters raise and others lower, and whether all elements were compared.
 
     In a matrix of more than 65,536 elements, that many are compared: random rows crossed with random columns, always the same.
     """

@@ -20,7 +20,7 @@ _ITEM = 4  # bytes of a number in the result
 
 @dataclass(frozen=True)
 class Cut:
-    """The truncation to apply: at most one of these; with none the method decides.
+    """The truncation to apply: at most one of these; if none is set, the method decides.
 
     Attributes:
         rank: The rank of every module.
@@ -46,13 +46,13 @@ class Cut:
 
     @property
     def asked(self) -> bool:
-        """Whether any is set."""
+        """Whether any of them is set."""
         return self != Cut()
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """The singular values of a module's matrices (one, or one for each expert of a stack), and their whole energy."""
+    """The singular values of a module's matrices (one, or one for each expert of a stack), and their total energy."""
 
     parts: tuple[Spectrum, ...]
     energy: float
@@ -63,24 +63,24 @@ class Spectra:
         return max(part.rank for part in self.parts)
 
     def kept(self) -> np.ndarray:
-        """The energy of the first 0, 1, 2 … ranks of all parts together."""
+        """Return the energy of the first 0, 1, 2 … ranks of all parts together."""
         squares = np.zeros(max(len(part.s) for part in self.parts))
         for part in self.parts:
             squares[: len(part.s)] += part.s**2
         return np.concatenate([[0.0], np.cumsum(squares)])
 
     def rank_for(self, energy: float) -> int | None:
-        """The least rank that keeps a share of the energy; None if more singular values are needed to tell."""
+        """Return the least rank that keeps a share of the energy; None if more singular values are needed to tell."""
         enough = np.nonzero(self.kept() >= energy * self.energy * (1 - 1e-12))[0]
         return max(1, int(enough[0])) if len(enough) else None
 
     def truncated(self, rank: int) -> list[Factors]:
-        """Each part at that rank, padded with zeros if its own is lower."""
+        """Return each part at that rank, padded with zeros if its own is lower."""
         return [_pad(part.truncated(min(rank, len(part.s))), rank) for part in self.parts]
 
     @property
     def bytes_for_one(self) -> int:
-        """Bytes of one rank."""
+        """The number of bytes of one rank."""
         return _ITEM * sum(int(part.u.shape[0] + part.vt.shape[1]) for part in self.parts)
 
 
@@ -93,7 +93,7 @@ def _pad(factors: Factors, rank: int) -> Factors:
 
 
 def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Cut, random: Random) -> Spectra:
-    """The singular values that the cut needs; `ranks` are the adapters' ranks."""
+    """Return the singular values that the truncation needs; `ranks` are the adapters' ranks."""
     rank = cut.rank or (max(ranks) if not cut.asked else sum(ranks))
     module_spectra = _spectra(matrices, rank, random)
     while cut.energy is not None and module_spectra.rank_for(cut.energy) is None:
@@ -106,6 +106,7 @@ def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Cut, rando
 
 
 def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
+    """Return the leading singular values of dense matrices, and all of factored ones."""
     parts, energy = [], 0.0
     for index, matrix in enumerate(matrices):
         if isinstance(matrix, Tiled):
@@ -121,7 +122,7 @@ def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
 
 
 def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
-    """The rank of every module, at least 1, that keeps the most energy within a number of bytes.
+    """Return the rank of every module, at least 1, that keeps the most energy within a number of bytes.
 
     One rank after another goes to the module where it keeps most energy for its bytes. Singular values decrease, so this greedy
     choice is optimal, up to the last rank that does not fit.
@@ -145,12 +146,12 @@ def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
 
 
 def _gain(gains: np.ndarray, rank: int, module_spectra: Spectra) -> float:
-    """The energy that one more rank than `rank` keeps, over its bytes."""
+    """Return the energy that one more rank than `rank` keeps, over its bytes."""
     return float(gains[rank]) / module_spectra.bytes_for_one if rank < module_spectra.rank else 0.0
 
 
 def lost(module_spectra: Spectra, rank: int) -> float:
-    """The share of the energy that truncation to a rank leaves out."""
+    """Return the share of the energy that truncation to a rank leaves out."""
     energies = module_spectra.kept()
     lost_energy = module_spectra.energy - float(energies[min(rank, len(energies) - 1)])
     return (

@@ -1,7 +1,7 @@
-"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed if that is exact.
+"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed where that is exact.
 
-An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and
-the result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
+An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and the
+result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AS_A_SUM = "Merge it without a method"
 
 
 def check_unmerged(adapters: Iterable[Adapter], method: Method, *, into_base: bool = False) -> None:
-    """Refuse the parts that the method cannot merge, by name."""
+    """Refuse the parts that the method cannot merge; the error names the part."""
     dora_hint, hint = (_AS_A_SUM, _AS_A_SUM) if into_base else (_INTO_BASE, _OR_INTO_BASE)
     for adapter in adapters:
         for target, delta in adapter.deltas.items():
@@ -39,7 +39,7 @@ def check_unmerged(adapters: Iterable[Adapter], method: Method, *, into_base: bo
 
 
 def biases(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Target to the weighted sum of biases; for all linear modules if for one, as in peft."""
+    """Return the weighted sum of biases by target; for all linear modules if for one, as in peft."""
     sums: dict[str, np.ndarray] = {}
     sides: dict[str, int] = {}
     for adapter, weight in weighted:
@@ -61,12 +61,12 @@ def biases(weighted: Weighted) -> dict[str, np.ndarray]:
 
 
 def replaced(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Parameter path to the weighted sum of its replacements."""
+    """Return the weighted sum of replacements by parameter path."""
     return _sum_replacements([(adapter.replaced, weight) for adapter, weight in weighted])
 
 
 def rows(weighted: Weighted) -> dict[str, Rows]:
-    """Module path of a table to the weighted sums of its replaced rows."""
+    """Return the weighted sums of replaced rows by module path of the table."""
     tables = dict.fromkeys(name for adapter, _ in weighted for name in adapter.rows)
     result = {}
     for name in tables:
@@ -82,6 +82,7 @@ def rows(weighted: Weighted) -> dict[str, Rows]:
 
 
 def _sum_replacements(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[str, np.ndarray]:
+    """Return the weighted sum of each replaced tensor; refuse weights that do not sum to 1."""
     result = {}
     for name in dict.fromkeys(name for tensors, _ in weighted for name in tensors):
         replacements = [(tensors[name], weight) for tensors, weight in weighted if name in tensors]

@@ -1,4 +1,4 @@
-"""The merged delta of a module in rows, as a method defines it: for a base, where no thin factors have to hold it."""
+"""The exact merged delta of a module, row by row: for a merge into a base, where it need not fit into thin factors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Untruncated:
         name: A method of `METHODS`, but none of those that merge `lora_A` and `lora_B` separately.
         parameters: All of its parameters.
         weights: One for each adapter.
-        seed: Of random numbers.
+        seed: The seed of random numbers.
 
     Raises:
         ParameterError: The method works on factors.
@@ -42,11 +42,11 @@ class Untruncated:
         self._tile = lru_cache(_CACHED)(_tile)
 
     def check(self, adapters: Sequence[Adapter]) -> None:
-        """Refuse adapters with parts that the method cannot merge, by name."""
+        """Refuse adapters with parts that the method cannot merge; the error names the part."""
         check_unmerged(adapters, self.method, into_base=True)
 
     def __call__(self, target: str, terms: Sequence[Factors | None]) -> RowsOf:
-        """Return the rows of the merged matrix.
+        """Return a function that computes rows of the merged matrix.
 
         Args:
             target: The name of the matrix, for errors and for random numbers.
@@ -65,7 +65,7 @@ class Untruncated:
         if not isinstance(matrix, Tiled):
             left, right = matrix.left.astype(np.float32), matrix.right.astype(np.float32)
             return lambda start, stop: product(left[start:stop], right)
-        # Random numbers are drawn by tile, so a tile is always made as a whole.
+        # Random numbers are drawn by tile, so a tile is always computed as a whole.
         bounds = [(rows.start, rows.stop) for rows in row_tiles(matrix.shape)]
         step = bounds[0][1]
 

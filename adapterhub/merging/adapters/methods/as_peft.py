@@ -131,12 +131,12 @@ Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the fac
 
 
 def seeded_masks(random: Random, density: float) -> Masks:
-    """Random masks."""
+    """Return random masks."""
     return lambda index, shape: drawn(random.generator(index), shape, density)
 
 
 def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]:
-    """Pruning by DARE with given masks."""
+    """Return a pruning by DARE with given masks."""
     return lambda index, part: dropped(part, masks(index, part.shape), density)
 
 
@@ -147,7 +147,12 @@ def apart(
     prune: Callable[[int, F32Array], F32Array],
     merge: Merge,
 ) -> Factors:
-    """A and B pruned and merged separately; `prune` gets the number of a factor (A_1 …, then B_1 …) and the factor."""
+    """Prune and merge A and B separately.
+
+    Args:
+        prune: Called with the number of a factor (A_1 …, then B_1 …) and the factor.
+    """
+    # peft gives each factor the root of the weight, and its sign to A alone, so that their product has the weight.
     effective = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
     roots = [math.sqrt(abs(weight)) for weight in effective]
     signed = [math.copysign(root, weight) if weight else root for root, weight in zip(roots, effective, strict=True)]
@@ -157,12 +162,13 @@ def apart(
 
 
 def _prune(part: F32Array, density: float) -> F32Array:
+    """Zero all but the `density` largest magnitudes of a factor."""
     if density >= 1:
         return part
     return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 
 def election(sign: str) -> Merge:
-    """peft's election, by the sum or by the number of signs."""
+    """Return peft's election, by the sum or by the number of signs."""
     counting = cast(Literal["total", "frequency"], sign)
     return lambda parts, weights: elected_as_peft(parts, weights, counting)

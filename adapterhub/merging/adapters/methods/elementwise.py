@@ -1,7 +1,7 @@
 """Methods that work on the elements of the dense deltas, as in their papers: by tiles of rows, then the closest thin product.
 
-The elements to keep are chosen in each module separately. If several elements have exactly the threshold's magnitude, all
-of them are kept.
+The elements to keep are chosen in each module separately. If several elements have exactly the threshold's magnitude, all of
+them are kept.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
 
 
 def _average_elected(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
-    """The mean by `shares` over those that have the sign of the plain sum."""
+    """Return the mean, weighted by `shares`, of the elements that have the sign of the plain sum."""
     wins = np.sign(np.sum(parts, axis=0))
     total, share = np.zeros_like(parts[0]), np.zeros_like(parts[0])
     for part, adapter_share in zip(parts, shares, strict=True):
@@ -174,6 +174,7 @@ Keep = Callable[[F32Array, int, int], F32Array]  # a tile, the number of its ada
 
 
 def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32Array]], F32Array]) -> Tiled:
+    """Return the matrix whose tiles are pruned by `keep`, then merged."""
     rows_of = dense_rows(terms)
 
     def make(rows: slice) -> F32Array:
@@ -183,11 +184,14 @@ def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32A
 
 
 def _trim(terms: Sequence[Factors], density: float) -> Keep:
+    """Return a rule that keeps the `density` largest magnitudes of each adapter."""
     least = [largest(_whole(term), [int(density * _size(term))])[0] for term in terms]
     return lambda part, index, _start: trimmed(part, least[index])
 
 
 def _drop(density: float, random: Random) -> Keep:
+    """Return a rule that drops random elements and scales up the rest."""
+
     def keep(part: F32Array, index: int, start: int) -> F32Array:
         return dropped(part, drawn(random.generator(index, start), part.shape, density), density)
 
@@ -195,6 +199,7 @@ def _drop(density: float, random: Random) -> Keep:
 
 
 def _whole(term: Factors) -> Tiled:
+    """Return a term as a matrix in tiles."""
     rows_of = dense_rows([term])
     return Tiled(_shape(term), lambda rows: rows_of(rows)[0])
 

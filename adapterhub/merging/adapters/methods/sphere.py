@@ -61,17 +61,18 @@ def nuslerp(
 
 
 def _row_products(first: Factors, second: Factors) -> NDArray[np.float64]:
-    """The inner products of the rows of the two."""
+    """Return the inner products of corresponding rows."""
     product: NDArray[np.float64] = np.einsum("ij,ij->i", first.left @ (first.right @ second.right.T), second.left)
     return product
 
 
 def _cosine(dot: float, x: float, y: float) -> float:
+    """Return the cosine, clipped to its range; 1 if a vector is zero."""
     return min(1.0, max(-1.0, dot / (x * y))) if x * y else 1.0
 
 
 def _arc(cosine: float, t: float) -> tuple[float, float]:
-    """The factors of the ends of an arc for the point `t` of the way along it."""
+    """Return the factors of the ends of an arc for the point `t` of the way along it."""
     angle = math.acos(cosine)
     if math.sin(angle) < _PARALLEL:
         return 1 - t, t
@@ -102,9 +103,9 @@ def karcher(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 
 def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The coefficients of the Karcher mean of unit vectors with these inner products."""
+    """Return the coefficients of the Karcher mean of unit vectors with these inner products."""
     point = shares.copy()
-    if point @ gram @ point < _NEAR:  # they cancel, and any point of a circle may be the mean: the first one's
+    if point @ gram @ point < _NEAR:  # they cancel, and any point of a circle may be the mean: start at the first vector
         point = np.eye(len(shares))[0]
     point /= math.sqrt(point @ gram @ point)
     for _ in range(_STEPS):

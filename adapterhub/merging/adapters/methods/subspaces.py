@@ -1,4 +1,4 @@
-"""In the subspace that the adapters span together: aligned, whitened, flattened. No dense delta is needed."""
+"""Methods in the subspace that the adapters span together: aligned, whitened, flattened. No dense delta is needed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def iso_c(terms: Sequence[Factors], weights: Sequence[float], *, lambda_: Lambda
 
 
 def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]]:
-    """The left singular vectors and the values of `[D_1 … D_N]`, and every `D_i` in them: `left.T @ D_i`."""
+    """Return the left singular vectors and the values of `[D_1 … D_N]`, and every `D_i` in them: `left.T @ D_i`."""
     lengths = [np.linalg.norm(term.left, axis=0) for term in terms]
     units = [term.left / np.where(length, length, 1) for term, length in zip(terms, lengths, strict=True)]
     q, _ = basis(np.concatenate(units, axis=1))
@@ -121,7 +121,7 @@ def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]
 
 
 def _whiten(columns: F64Array) -> F64Array:
-    """The nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
+    """Return the nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
     vectors, squares, _ = np.linalg.svd(across(columns, columns))
     keep = squares > _NOISE**2 * squares[0]
     # The inverse root of the Gram matrix, on the directions that the columns have.
@@ -129,6 +129,7 @@ def _whiten(columns: F64Array) -> F64Array:
 
 
 def _trim(array: F64Array, density: float) -> F64Array:
+    """Zero all but the `density` largest magnitudes."""
     count = int(density * array.size)
     least = float(np.partition(np.abs(array), array.size - count, axis=None)[array.size - count]) if count else np.inf
     return trimmed(array, least)

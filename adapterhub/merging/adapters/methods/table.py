@@ -1,7 +1,7 @@
 """Merge methods as data: a function from weighted matrices to a matrix, with its parameters taken from its annotations.
 
-A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone,
-not on how they are factored; peft's own methods, which work on the factors, are the exception.
+A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone, not
+on how they are factored; peft's own methods, which work on the factors, are the exception.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INTERNAL = ("random", "scales")  # keyword arguments that the user does not set
 
 @dataclass(frozen=True)
 class Between:
-    """A range of numbers, with both ends, or with `above` without the lower one."""
+    """A range of numbers that includes both ends, or with `above` only the upper one."""
 
     low: float
     high: float = math.inf
@@ -71,16 +71,17 @@ class Random:
         self._key = [seed, int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"), part]
 
     def generator(self, *place: int) -> np.random.Generator:
-        """A generator for a place, such as the number of an adapter and its first row."""
+        """Return a generator for a place, such as the index of an adapter and its first row."""
         return np.random.default_rng([*self._key, *place])
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table of methods.
+    """A row of the table of methods.
 
     Attributes:
-        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if `apart`.
+        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if
+            `on_factors`.
         keeps: The rank of the result if none is given: that of the returned factors, the least that holds the matrix exactly,
             or the largest of the adapters'.
         weights: Whether weights are factors, shares of a whole (none negative), or not taken.
@@ -88,7 +89,7 @@ class Method:
         missing: Whether an adapter without a delta for a module is left out there, or counts as zeros.
         sums: Whether the result is the weighted sum, so that other parts of adapters can be summed as well.
         cuts: Whether it takes a rank, an energy or a budget.
-        apart: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
+        on_factors: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
     """
 
     run: Callable[..., Matrix]
@@ -102,7 +103,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The name."""
+        """The name that users write."""
         return self.run.__name__
 
     @property
@@ -123,16 +124,16 @@ class Method:
 
     @cached_property
     def random(self) -> bool:
-        """Whether it draws random numbers itself."""
+        """Whether the method itself draws random numbers."""
         return "random" in inspect.signature(self.run).parameters
 
     @cached_property
     def dense(self) -> bool:
-        """Whether it works on the elements of the dense delta."""
+        """Whether the method works on the elements of the dense delta."""
         return typing.get_type_hints(self.run)["return"] is Tiled
 
     def settled(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
-        """All parameters, with defaults; ParameterError for an unknown one, or for a value that one cannot take."""
+        """Return all parameters, with defaults; ParameterError for an unknown name, or for a value out of range."""
         resolved: dict[str, float | str] = {}
         for name in user_parameters:
             if name not in self.parameters:
@@ -154,7 +155,7 @@ class Method:
         random: Random,
         parameters: Mapping[str, Any],
     ) -> Matrix:
-        """The merged matrix of one module; for a method that works `apart` the `terms` do not include their `scales`."""
+        """Return the merged matrix of one module; for a method `on_factors` the `terms` do not include their `scales`."""
         keywords = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
         if self.random:
             keywords["random"] = random
