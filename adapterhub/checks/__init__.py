@@ -104,15 +104,17 @@ def check(
     check_codes(ignore)
     with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
         required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
-        more = Findings(limit)
-        more.add(_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED)
+        requirement_findings = Findings(limit)
+        requirement_findings.add(_runtime_problem(verdict) for verdict in required if verdict.verdict != APPLIED)
         if contents is not None and max_rank is not None:
-            more.add(_above(contents, max_rank))
+            requirement_findings.add(_above(contents, max_rank))
         if unpublished:
-            more.add(_package(path))
+            requirement_findings.add(_package_problems(path))
         # None of these codes is one of `examined`.
-        counts = {**report.counts, **more.counts}
-        problems = [problem for problem in (*_in_order(more.kept), *report.problems) if problem.code not in ignore]
+        counts = {**report.counts, **requirement_findings.counts}
+        problems = [
+            problem for problem in (*_in_order(requirement_findings.kept), *report.problems) if problem.code not in ignore
+        ]
         problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
         levels = {"package": unpublished and path.is_dir(), "max-rank": max_rank is not None, "runtimes": bool(runtimes)}
         return replace(
@@ -180,48 +182,52 @@ def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) 
         levels += [value_problems(contents), changed_files(contents)]
     if base is not None and contents.unread is None:
         levels += [shape_problems(contents, base), identity_problems(contents, base)]
-    seen = set[tuple[str, str]]()
+    reported = set[tuple[str, str]]()
     for level in levels:
         try:
             yield from level
         except AdapterhubError as error:
             problem = unreadable_file(contents.path, error)
-            if (problem.where, problem.what) not in seen:
-                seen.add((problem.where, problem.what))
+            if (problem.where, problem.what) not in reported:
+                reported.add((problem.where, problem.what))
                 yield problem
 
 
 def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
     """The worst first; within one code, file by file and layer 2 before layer 10."""
     codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
-    return [problem for code in codes for problem in sorted(problems.get(code, ()), key=lambda one: (one.file, _natural(one)))]
+    return [
+        problem
+        for code in codes
+        for problem in sorted(problems.get(code, ()), key=lambda problem: (problem.file, _natural_name(problem)))
+    ]
 
 
-def _natural(problem: Problem) -> str:
+def _natural_name(problem: Problem) -> str:
     """The name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
 
 
-def _package(path: Path) -> Iterator[Problem]:
+def _package_problems(path: Path) -> Iterator[Problem]:
     """What a push of a folder refuses or leaves out."""
     if not path.is_dir():
         return
     _, skipped, refused = survey(path)
-    for name, what, hint in refused:
-        yield Problem("not-packaged", name, "", what, hint)
-    shown = [name for name in skipped if not name.startswith(".")]
-    if shown:
-        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
+    for name, message, hint in refused:
+        yield Problem("not-packaged", name, "", message, hint)
+    visible = [name for name in skipped if not name.startswith(".")]
+    if visible:
+        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(visible)}")
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
     for target, rank in contents.ranks.items():
         if rank > max_rank:
-            what = f"rank {rank}; the largest allowed is {max_rank}"
-            yield Problem("rank-above-max", "", target, what, expected=f"{max_rank} at most", got=str(rank))
+            message = f"rank {rank}; the largest allowed is {max_rank}"
+            yield Problem("rank-above-max", "", target, message, expected=f"{max_rank} at most", got=str(rank))
 
 
-def _not_applied(verdict: Verdict) -> Problem:
+def _runtime_problem(verdict: Verdict) -> Problem:
     reason = verdict.reasons[0] if verdict.reasons else ""
     return Problem("runtime", "", verdict.runtime, f"{verdict.verdict}: {reason}")
 

@@ -125,9 +125,9 @@ class Contents:
         if option not in self._matching:
             patterns = self.config.get(option)
             # AdaLoRA's rank_pattern is a mask by tensor name.
-            matched = Patterns(patterns, peft.CONFIG) if patterns and self.config["peft_type"] != "ADALORA" else None
-            found = ((target, matched.matching(target)) for target in self.targets) if matched else ()
-            self._matching[option] = {target: keys for target, keys in found if keys}
+            compiled = Patterns(patterns, peft.CONFIG) if patterns and self.config["peft_type"] != "ADALORA" else None
+            matches = ((target, compiled.matching(target)) for target in self.targets) if compiled else ()
+            self._matching[option] = {target: keys for target, keys in matches if keys}
         return self._matching[option]
 
     def alike(self) -> list[tuple[Parts, int]]:
@@ -137,13 +137,13 @@ class Contents:
 
     def kinds(self) -> Counter[TensorKind]:
         """The number of tensors of each kind, of those that `tensors` names."""
-        found = Counter[TensorKind]()
-        for others in (self.other_tensors, self.replaced, self.copies, self.rows):
-            found.update(others.values())
+        counts = Counter[TensorKind]()
+        for tensors in (self.other_tensors, self.replaced, self.copies, self.rows):
+            counts.update(tensors.values())
         for parts, count in self.alike():
             for kind in parts.values():
-                found[kind] += count
-        return found
+                counts[kind] += count
+        return counts
 
     def tensors(self) -> Iterator[tuple[str, TensorKind]]:
         """Every tensor of a known kind, named by module and part."""
@@ -158,8 +158,14 @@ class Contents:
         """The name in `tensors` of a tensor in `values`."""
         if self.adapter is not None or self.unread is not None:
             return name
-        _, kind, known, part = identify(name)
-        return f"{known}.{PART_NAMES.get(part, part)}" if part else f"{known} ({kind})" if kind in ("copy", "rows") else known
+        _, kind, parameter, part = identify(name)
+        return (
+            f"{parameter}.{PART_NAMES.get(part, part)}"
+            if part
+            else f"{parameter} ({kind})"
+            if kind in ("copy", "rows")
+            else parameter
+        )
 
     def values(self) -> Iterator[Values]:
         """The numbers of every tensor of floats, in file order."""
@@ -177,11 +183,11 @@ class Contents:
         unknown = frozenset(self.unknown)
         buffer = memoryview(bytearray(_PIECE))
         for file in self.files.values():
-            for run, alike in _runs(file.header, unknown):
+            for run, tensors_by_array in _runs(file.header, unknown):
                 for start in range(0, run.size, _PIECE):
                     piece = buffer[: min(_PIECE, run.size - start)]
                     file.read_into(run, piece, start)
-                    for (dtype, shift), (names, starts, ends) in alike.items():
+                    for (dtype, shift), (names, starts, ends) in tensors_by_array.items():
                         array = np.frombuffer(piece, dtypes.NUMPY[dtype], (len(piece) - shift) // _WIDTHS[dtype], shift)
                         yield Values(names, starts, ends if run.size <= _PIECE else [array.size], array)
 
@@ -198,18 +204,18 @@ class Contents:
 
     def has_read(self, path: Path, text: str) -> None:
         """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
-        self._has_bytes(path, text.encode())
+        self._record_bytes(path, text.encode())
 
-    def _has_bytes(self, path: Path, raw: bytes) -> None:
+    def _record_bytes(self, path: Path, raw: bytes) -> None:
         self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
 
     def card(self) -> Card:
         """The model card of the adapter, read once; empty without one."""
         if self.readme is None:
-            found = card.find(self.folder)
-            if found:
-                self._has_bytes(*found)
-            self.readme = card.decode(found[1]) if found else Card()
+            readme_bytes = card.find(self.folder)
+            if readme_bytes:
+                self._record_bytes(*readme_bytes)
+            self.readme = card.decode(readme_bytes[1]) if readme_bytes else Card()
         return self.readme
 
     @property
@@ -274,31 +280,31 @@ class Values(NamedTuple):
     array: np.ndarray
 
 
-_Alike = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
+_ArrayTensors = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
 """Names, starts and ends of the tensors that one array has, by its dtype and the byte at which it begins."""
 
 
-def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _Alike]]:
+def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _ArrayTensors]]:
     """Group tensors of floats that follow each other and fit into a piece, to read them at once; a larger one is alone.
 
     Yields:
         A group as if it were one tensor, with the name of its first; and its tensors.
     """
-    first, begin, end, alike = "", 0, 0, _Alike()
+    first, begin, end, tensors_by_array = "", 0, 0, _ArrayTensors()
     for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
         if not kind.size or kind.dtype not in _WIDTHS or name in skipped:
             continue
         if offset != end or end + kind.size - begin > _PIECE:
-            if alike:
-                yield TensorInfo(first, "", (), begin, end - begin), alike
-            first, begin, alike = name, offset, {}
+            if tensors_by_array:
+                yield TensorInfo(first, "", (), begin, end - begin), tensors_by_array
+            first, begin, tensors_by_array = name, offset, {}
         end, width = offset + kind.size, _WIDTHS[kind.dtype]
         group = kind.dtype, (offset - begin) % width
-        if group not in alike:
-            alike[group] = [], [], []
-        names, starts, ends = alike[group]
+        if group not in tensors_by_array:
+            tensors_by_array[group] = [], [], []
+        names, starts, ends = tensors_by_array[group]
         names.append(name)
         starts.append((offset - begin) // width)
         ends.append((end - begin) // width)
-    if alike:
-        yield TensorInfo(first, "", (), begin, end - begin), alike
+    if tensors_by_array:
+        yield TensorInfo(first, "", (), begin, end - begin), tensors_by_array

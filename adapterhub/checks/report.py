@@ -190,14 +190,14 @@ class Findings:
 
     def add(self, problems: Iterable[Problem | Repeated]) -> None:
         """Add problems."""
-        for found in problems:
-            code, count = found.code, len(found.places) if isinstance(found, Repeated) else 1
+        for problem in problems:
+            code, count = problem.code, len(problem.places) if isinstance(problem, Repeated) else 1
             room = count if self._limit is None else min(self._limit - self.counts[code], count)
             if count:
                 self.counts[code] += count
             if room > 0:
-                made = map(found.make, found.places[:room]) if isinstance(found, Repeated) else (found,)
-                self._kept.setdefault(code, []).extend(made)
+                added = map(problem.make, problem.places[:room]) if isinstance(problem, Repeated) else (problem,)
+                self._kept.setdefault(code, []).extend(added)
 
     @property
     def kept(self) -> Mapping[str, Sequence[Problem]]:
@@ -289,9 +289,9 @@ class Report:
 
     def grouped(self) -> list[Group]:
         """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
-        found: dict[str, list[Problem]] = {}
+        by_code: dict[str, list[Problem]] = {}
         for problem in self.problems:
-            found.setdefault(problem.code, []).append(problem)
+            by_code.setdefault(problem.code, []).append(problem)
         counts = self.counted()
         return [
             Group(
@@ -300,7 +300,7 @@ class Report:
                 counts[code],
                 tuple(problem.where for problem in problems[:10]),
             )
-            for code, problems in found.items()
+            for code, problems in by_code.items()
         ]
 
     def __repr__(self) -> str:
@@ -308,7 +308,7 @@ class Report:
         return f"<Report {self.where}: {'ok' if self.ok else 'not ok'}{', ' * bool(counts)}{counts}>"
 
     def _repr_html_(self) -> str:
-        rows = [(one.code, one.count, one.reason, ", ".join(one.places)) for one in self.grouped()]
-        verdicts = [(name, one.verdict, "; ".join(one.reasons)) for name, one in self.verdicts.items()]
+        rows = [(group.code, group.count, group.reason, ", ".join(group.places)) for group in self.grouped()]
+        verdicts = [(name, verdict.verdict, "; ".join(verdict.reasons)) for name, verdict in self.verdicts.items()]
         problems = display.table(rows, head=("code", "count", "reason", "where"), caption=repr(self))
         return problems + display.table(verdicts, head=("runtime", "verdict", "reasons"))

@@ -38,15 +38,17 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
     if not base.tensors and base.names and not base.derived:
-        yield from _by_names(contents, base)
+        yield from _name_problems(contents, base)
         return
     if not base.tensors and not base.packed:
-        what = "no weight files; " + ("shapes are derived from its config" if base.derived else "only its config was compared")
-        yield Problem("base-without-weights", "", base.where, what)
+        message = "no weight files; " + (
+            "shapes are derived from its config" if base.derived else "only its config was compared"
+        )
+        yield Problem("base-without-weights", "", base.where, message)
         if not base.derived:
             return
         base = dataclasses.replace(base, tensors=base.derived)
-    base = yield from _renamed(contents, _replicated(contents, base))
+    base = yield from _renamed(contents, _replicate_layers(contents, base))
     missing: list[str] = []
     for target, parts in contents.pairs.items():
         weight = weight_of(base, target)
@@ -55,25 +57,25 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
-            across = is_conv1d(base) and last_of(target) not in OUTPUTS
-            yield from _shapes(contents.weights, target, parts, weight, transposed=across, known=bool(base.model_type))
+            transposed = is_conv1d(base) and last_of(target) not in OUTPUTS
+            yield from _shapes(contents.weights, target, parts, weight, transposed=transposed, known=bool(base.model_type))
     yield from _others(contents, base, missing)
-    yield from _tuned(contents, base, missing)
+    yield from _tuner_problems(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     depths = depths_of(base.tensors) if base.derived else {}
     yield from _missing(contents.weights, base, [name for name in missing if not _not_derived(contents, base, name, depths)])
-    yield from _uncovered(contents, base)
+    yield from _coverage_problems(contents, base)
 
 
-def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Disagreements in names, with a base whose shapes are unknown: missing modules, and layers too many or too few."""
-    nothing = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
-    base = yield from _renamed(contents, nothing)
-    wanted = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
+    without_shapes = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
+    base = yield from _renamed(contents, without_shapes)
+    changed = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
     blocks = _with_experts(base)
-    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base, blocks)])
-    yield from _uncovered(contents, base)
+    yield from _missing(contents.weights, base, [name for name in changed if not _is_named(name, base, blocks)])
+    yield from _coverage_problems(contents, base)
 
 
 def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
@@ -81,7 +83,7 @@ def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
-def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
+def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
     """The base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
     if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
@@ -96,8 +98,8 @@ def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
     tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
     for name, tensor in base.tensors.items():
         if (stack := stack_of(name)) in stacks:
-            rest = name.removeprefix(f"{stack}{layer_of(name)}")
-            tensors |= {f"{stack}{new}{rest}": tensor for new in copies.get(layer_of(name) or 0, ())}
+            path_in_layer = name.removeprefix(f"{stack}{layer_of(name)}")
+            tensors |= {f"{stack}{new}{path_in_layer}": tensor for new in copies.get(layer_of(name) or 0, ())}
     return dataclasses.replace(base, tensors=tensors)
 
 
@@ -108,33 +110,37 @@ def _is_range(item: object) -> bool:
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
     """The base under the adapter's names of its modules, if transformers' renaming or one exchange of prefixes explains what
     is missing."""
-    missing = _unmatched(contents, base)
+    missing = _missing_targets(contents, base)
     if not missing:
         return base
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
     renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
-    if renamed and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
-        what = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
-        yield Problem("renamed-modules", contents.weights, "", what)
+    if renamed and (
+        len(still := _missing_targets(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))
+    ):
+        message = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
+        yield Problem("renamed-modules", contents.weights, "", message)
         base, missing, swap = loaded, still, _prefix_swap(still, loaded)
     if swap is None:
         return base
     old, new = swap
-    what = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
+    message = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
     if new == "" and old.count(".") == 1:
-        yield Problem("headless-base", contents.weights, "", what)
+        yield Problem("headless-base", contents.weights, "", message)
     elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
         pipeline = base.architecture.endswith("Pipeline")
         hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
-        yield Problem("headless-adapter", contents.weights, "", what, hint)
+        yield Problem("headless-adapter", contents.weights, "", message, hint)
         return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
     else:
-        yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")
-    return dataclasses.replace(base, tensors=_prefixed(base.tensors, new, old), packed=_prefixed(base.packed, new, old))
+        yield Problem("other-prefix", contents.weights, "", message, "Rename the tensors, or use the base it was trained on")
+    return dataclasses.replace(
+        base, tensors=_swap_prefixes(base.tensors, new, old), packed=_swap_prefixes(base.packed, new, old)
+    )
 
 
-def _unmatched(contents: Contents, base: BaseSpec) -> list[str]:
+def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
     changed = contents.pairs or dict.fromkeys(name.rpartition(".")[0] for name in contents.replaced)
     return [target for target in changed if weight_of(base, target) is None]
 
@@ -148,8 +154,8 @@ def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
 
-def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]:
-    return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
+def _swap_prefixes(names: Mapping[str, _T], prefix: str, new_prefix: str) -> dict[str, _T]:
+    return {new_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
 
 
 def is_conv1d(base: BaseSpec) -> bool:
@@ -170,25 +176,27 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
 
 
 def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
-    got = delta_shape(parts)
-    if got is None or len(weight.shape) != 2:
+    actual = delta_shape(parts)
+    if actual is None or len(weight.shape) != 2:
         return
     rows, columns = weight.shape
-    wanted = (columns, rows) if transposed and "A" in parts else (rows, columns)
-    if got == wanted:
+    expected = (columns, rows) if transposed and "A" in parts else (rows, columns)
+    if actual == expected:
         return
-    if not known and got == wanted[::-1]:
-        what = f"the base stores {wanted}; without its config.json it is unknown which of them is the input"
-        yield Problem("shape-unknown", file, target, what)
+    if not known and actual == expected[::-1]:
+        message = f"the base stores {expected}; without its config.json it is unknown which of them is the input"
+        yield Problem("shape-unknown", file, target, message)
         return
     vocabulary = 0 if last_of(target) in (*EMBEDDINGS, *OUTPUTS) else None
-    if vocabulary is not None and got[1] == wanted[1]:
-        what = f"{got[0]} tokens, the base has {wanted[0]}"
+    if vocabulary is not None and actual[1] == expected[1]:
+        message = f"{actual[0]} tokens, the base has {expected[0]}"
         hint = "Resize the base's vocabulary as it was in training"
-        yield Problem("vocab-differs", file, target, what, hint, str(wanted[0]), str(got[0]))
+        yield Problem("vocab-differs", file, target, message, hint, str(expected[0]), str(actual[0]))
         return
-    what = f"lora_B @ lora_A is {got}, the base's weight is {wanted}"
-    yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model", str(wanted), str(got))
+    message = f"lora_B @ lora_A is {actual}, the base's weight is {expected}"
+    yield Problem(
+        "shape-mismatch", file, target, message, "Another size of the model, or another model", str(expected), str(actual)
+    )
 
 
 def delta_shape(parts: Parts) -> tuple[int, int] | None:
@@ -211,20 +219,20 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
             missing.append(target)
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
-        elif weight.shape not in _either_way(delta):
-            what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
+        elif weight.shape not in _possible_shapes(delta):
+            message = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
             hint = "Another size of the model, or another model"
-            yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
+            yield Problem("shape-mismatch", contents.weights, target, message, hint, str(weight.shape), str(delta.shape))
 
 
-def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+def _tuner_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Changes by tuners that are not LoRA."""
     if contents.config.get("peft_type") == "XLORA":
-        yield from _mixture(contents, base)
+        yield from _classifier_problems(contents, base)
         return
     for target, change in contents.tuned.items():
         if not change.acts_on_weight:
-            yield from _prompts(contents, base, change)
+            yield from _prompt_problems(contents, base, change)
             continue
         weight = weight_of(base, target)
         if weight is None:
@@ -232,12 +240,12 @@ def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[P
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         elif not change.fits(weight.shape):
-            got = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
-            what = f"{got} of {change.tuner.method} do not fit the base's weight, which is {weight.shape}"
-            yield Problem("shape-mismatch", contents.weights, target, what, "", str(weight.shape), got)
+            actual = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
+            message = f"{actual} of {change.tuner.method} do not fit the base's weight, which is {weight.shape}"
+            yield Problem("shape-mismatch", contents.weights, target, message, "", str(weight.shape), actual)
 
 
-def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
+def _prompt_problems(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
     """Disagreements of tokens that are put before the input with the base's widths, as far as its config has them."""
     ((part, tensor),) = change.parts()
     layers = base.config.get("num_hidden_layers")
@@ -249,16 +257,16 @@ def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Prob
         )
         width = 2 * layers * heads * size if layers and heads and size else None
     if width is not None and tensor.shape[-1] != width:
-        what = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
-        yield Problem("shape-mismatch", contents.weights, part, what, "", str(width), str(tensor.shape[-1]))
+        message = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
+        yield Problem("shape-mismatch", contents.weights, part, message, "", str(width), str(tensor.shape[-1]))
 
 
-def _mixture(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def _classifier_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """A disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
-    width, own = base.config.get("hidden_size"), contents.config.get("hidden_size")
-    if width is not None and own != width:
-        what = f"the classifier reads {own} numbers for each token, the base has {width}"
-        yield Problem("shape-mismatch", peft.CONFIG, "hidden_size", what, "", str(width), str(own))
+    width, config_width = base.config.get("hidden_size"), contents.config.get("hidden_size")
+    if width is not None and config_width != width:
+        message = f"the classifier reads {config_width} numbers for each token, the base has {width}"
+        yield Problem("shape-mismatch", peft.CONFIG, "hidden_size", message, "", str(width), str(config_width))
 
 
 # The parameter that transformers 5 stacks to the modules that it stacks, as a list of experts names them.
@@ -271,8 +279,8 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
     old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
     listed = old if f"{old}.0.w1.weight" in base.tensors else module
     for parts in _LISTED.get(name, ()):
-        found = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
-        shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
+        matrices = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
+        shapes = [tensor.shape for tensor in matrices if tensor is not None and len(tensor.shape) == 2]
         if len(shapes) == len(parts):
             experts = 1
             while f"{listed}.{experts}.{parts[0]}.weight" in base.tensors:
@@ -286,15 +294,15 @@ def _with_experts(base: BaseSpec) -> set[str]:
     return {block_of(name) for name in base.tensors if ".experts.0." in name}
 
 
-def _either_way(delta: Delta) -> set[tuple[int, ...]]:
+def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
     """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
     shape = delta.shape
-    turned = (*shape[:-2], shape[-1], shape[-2])
+    transposed = (*shape[:-2], shape[-1], shape[-2])
     if isinstance(delta, StackedLowRank):
-        both = delta.transposed_base is None
-        return {shape, turned} if both else {turned} if delta.transposed_base else {shape}
+        either = delta.transposed_base is None
+        return {shape, transposed} if either else {transposed} if delta.transposed_base else {shape}
     if getattr(delta, "transposed_base", False):
-        return {turned}
+        return {transposed}
     return {shape}
 
 
@@ -308,10 +316,10 @@ def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterato
         elif weight is None:
             missing.append(name)
         elif isinstance(weight, BaseTensor) and weight.shape != tensor.shape:
-            yield _whole_shape(contents.weights, name, tensor, weight)
+            yield _whole_tensor_problem(contents.weights, name, tensor, weight)
     for head, tensor in heads.items():
-        what = f"not in the base: the class of the task adds it, and the adapter contains it with {tensor.shape[0]} outputs"
-        yield Problem("new-head", contents.weights, head, what)
+        message = f"not in the base: the class of the task adds it, and the adapter contains it with {tensor.shape[0]} outputs"
+        yield Problem("new-head", contents.weights, head, message)
 
 
 def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
@@ -322,11 +330,11 @@ def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
     return top in contents.names("modules_to_save") and (task in HEAD_TASKS or (task is None and top in _HEADS))
 
 
-def _whole_shape(file: str, name: str, tensor: TensorKind, weight: BaseTensor) -> Problem:
+def _whole_tensor_problem(file: str, name: str, tensor: TensorKind, weight: BaseTensor) -> Problem:
     vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
-    what = f"shape {tensor.shape}, the base's is {weight.shape}"
+    message = f"shape {tensor.shape}, the base's is {weight.shape}"
     code = "vocab-differs" if vocabulary else "shape-mismatch"
-    return Problem(code, file, name, what, "", str(weight.shape), str(tensor.shape))
+    return Problem(code, file, name, message, "", str(weight.shape), str(tensor.shape))
 
 
 def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
@@ -337,13 +345,13 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
         elif isinstance(weight, BaseTensor):
             outside = [number for number in contents.row_ids[target] if not 0 <= number < weight.shape[0]]
             if outside:
-                what = f"token {outside[0]} of {weight.shape[0]}"
+                message = f"token {outside[0]} of {weight.shape[0]}"
                 hint, last = "Resize the base's vocabulary as it was in training", weight.shape[0] - 1
-                yield Problem("row-outside", contents.weights, target, what, hint, f"0 to {last}", str(outside[0]))
+                yield Problem("row-outside", contents.weights, target, message, hint, f"0 to {last}", str(outside[0]))
             if tensor.shape[1:] != weight.shape[1:]:
-                what = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
+                message = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
                 shapes = (str(weight.shape[1:]), str(tensor.shape[1:]))
-                yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
+                yield Problem("shape-mismatch", contents.weights, target, message, "", *shapes)
 
 
 def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
@@ -364,9 +372,9 @@ def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]
     deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
     for stack in sorted({stack_of(target) for target in deep}):
         inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
-        what = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
+        message = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
         yield Problem(
-            "base-shallower", file, "", what, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
+            "base-shallower", file, "", message, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
         )
     for target in sorted(set(missing) - set(deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
@@ -386,32 +394,32 @@ def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
             old, new = first.removesuffix(tail), heads[0]
             if any(part.isdigit() for part in f"{old}{new}".split(".")):  # another layer is not another prefix
                 return None
-            explained = sum(_swapped(name, old, new) in names for name in missing)
+            explained = sum(_swap_prefix(name, old, new) in names for name in missing)
             return (old, new) if old != new and 2 * explained > len(missing) else None
     return None
 
 
-def _swapped(name: str, old: str, new: str) -> str | None:
+def _swap_prefix(name: str, old: str, new: str) -> str | None:
     return new + name.removeprefix(old) if name.startswith(old) else None
 
 
-def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Modules of the base that should have a delta but do not."""
     try:
-        wanted = targeted_modules(contents, base)
+        targeted = targeted_modules(contents, base)
     except AdapterhubError as error:
         yield Problem("unsupported", peft.CONFIG, "target_modules", error.what, error.hint)
         return
-    missing = wanted - set(contents.targets)
+    missing = targeted - set(contents.targets)
     if contents.is_tuned:  # which may replace what it targets
         missing -= {*contents.rows, *(name.rpartition(".")[0] for name in contents.replaced)}
     ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
     deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
     stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
     for stack in sorted(stacks):
-        what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
+        message = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
-        yield Problem("base-deeper", contents.weights, "", what, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
+        yield Problem("base-deeper", contents.weights, "", message, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
     hint = "If it was trained, save the adapter again; if not, take it out of target_modules"
     for target in sorted(missing - deeper):
         yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors", hint)
@@ -443,7 +451,11 @@ def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem
             names["output"].append(target)
     if bool(names["input"]) != bool(names["output"]):
         side = "input" if names["input"] else "output"
-        what = f"the base ties its input and output tables, but only the {side} side is changed"
+        message = f"the base ties its input and output tables, but only the {side} side is changed"
         yield Problem(
-            "tied-weights", contents.weights, names[side][0], what, "llama.cpp cannot load it; train neither, or untie the base"
+            "tied-weights",
+            contents.weights,
+            names[side][0],
+            message,
+            "llama.cpp cannot load it; train neither, or untie the base",
         )

@@ -27,20 +27,20 @@ def last_of(target: str) -> str:
 
 def layer_of(target: str) -> int | None:
     """The index of the layer a module is in: the first component that is a number."""
-    found = _layer(target)
-    return found[1] if found else None
+    layer = _layer(target)
+    return layer[1] if layer else None
 
 
 def stack_of(target: str) -> str:
     """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
-    found = _layer(target)
-    return found[0] if found else ""
+    layer = _layer(target)
+    return layer[0] if layer else ""
 
 
 def block_of(target: str) -> str:
     """The layer a module is in: `model.layers.0`; the module itself outside of any."""
-    found = _layer(target)
-    return f"{found[0]}{found[1]}" if found else target
+    layer = _layer(target)
+    return f"{layer[0]}{layer[1]}" if layer else target
 
 
 def _layer(target: str) -> tuple[str, int] | None:
@@ -61,8 +61,8 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
     """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
     depths: dict[str, int] = {}
     for name in names:
-        if found := _layer(name):
-            depths[found[0]] = max(depths.get(found[0], 0), found[1] + 1)
+        if layer := _layer(name):
+            depths[layer[0]] = max(depths.get(layer[0], 0), layer[1] + 1)
     return depths
 
 
@@ -105,28 +105,28 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
         name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
     }
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved, found = frozenset(contents.names("modules_to_save")), set()
-    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    saved, targeted = frozenset(contents.names("modules_to_save")), set()
+    target_names, excluded_names = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
     layers = chosen_layers(contents.config)
-    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    top_modules = {target.split(".", 1)[0] for target in contents.targets} if _has_another_class(contents, base) else None
     listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
         if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
             continue
-        if ours is not None and module.split(".", 1)[0] not in ours:
+        if top_modules is not None and module.split(".", 1)[0] not in top_modules:
             continue
         if saved and within(saved, module):
             continue
-        if excluded and matches(excluded, named_others, module, None):
+        if excluded and matches(excluded, excluded_names, module, None):
             continue
-        if matches(targets, named_ones, module, layers):
-            found.add(module)
-    return found
+        if matches(targets, target_names, module, layers):
+            targeted.add(module)
+    return targeted
 
 
-def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
+def _has_another_class(contents: Contents, base: BaseSpec) -> bool:
     """True if the adapter was trained on another class of the model than the saved one: with other heads, or half of it."""
     mapping = contents.config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    other = isinstance(trained, str) and trained != base.architecture
-    return other or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")
+    other_class = isinstance(trained, str) and trained != base.architecture
+    return other_class or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")

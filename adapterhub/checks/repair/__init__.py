@@ -73,8 +73,8 @@ def fix(
             return Fixed(None, (), tuple(draft.proposals), _left(path, base))
         with _folder(out, dry_run=dry_run) as folder:
             left_out = write_draft(draft, folder)
-            left = _left(folder, base)
-    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), left, left_out)
+            remaining = _left(folder, base)
+    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), remaining, left_out)
 
 
 def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:

@@ -32,30 +32,30 @@ def repair_config(draft: Draft, base: BaseSpec | None) -> None:
     pairs = draft.pairs()
     quirks.refuse(draft.config, pairs, draft.where)
     _kind(draft, pairs)
-    _unknown_keys(draft)
-    _base_name(draft, base)
+    _repair_unknown_keys(draft)
+    _repair_base_name(draft, base)
     if draft.config.get("peft_type") == "LORA" and pairs:
         _targets(draft, pairs)
         _ranks(draft, pairs)
         _alphas(draft, pairs)
-        _biases(draft, pairs)
+        _repair_biases(draft, pairs)
         _magnitudes(draft, pairs)
 
 
 def _kind(draft: Draft, pairs: Shapes) -> None:
     if draft.config.get("peft_type"):
         return
-    parts = {part for found in pairs.values() for part in found}
+    parts = {part for parts in pairs.values() for part in parts}
     unknown = [name for name in draft.names if peft.classify(name)[0] == "unknown"]
     if parts and parts <= _LORA_PARTS and not unknown:
         draft.config["peft_type"] = "LORA"
         draft.record("peft-type", '"peft_type" is "LORA", as all its tensors are')
     else:
-        what = f'"peft_type" is missing, and the tensors are not plain LoRA: {", ".join(sorted(parts) or unknown[:3])}'
-        draft.propose("peft-type", what, f'Set "peft_type" in {peft.CONFIG}')
+        message = f'"peft_type" is missing, and the tensors are not plain LoRA: {", ".join(sorted(parts) or unknown[:3])}'
+        draft.propose("peft-type", message, f'Set "peft_type" in {peft.CONFIG}')
 
 
-def _unknown_keys(draft: Draft) -> None:
+def _repair_unknown_keys(draft: Draft) -> None:
     if draft.config.get("peft_type") != "LORA":
         return
     unknown = sorted(set(draft.config) - peft.INERT - peft.READ - _WRITTEN)
@@ -65,37 +65,37 @@ def _unknown_keys(draft: Draft) -> None:
     if empty:
         draft.record("unknown-key", f"keys of a newer peft without a value are dropped: {', '.join(empty)}")
     for key in sorted(set(unknown) - set(empty)):
-        what = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
-        draft.propose("unknown-key", what, f'Remove "{key}" if it changes nothing in the peft that wrote it')
+        message = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
+        draft.propose("unknown-key", message, f'Remove "{key}" if it changes nothing in the peft that wrote it')
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _base_name(draft: Draft, base: BaseSpec | None) -> None:
+def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
     if draft.config.get("base_model_name_or_path"):
         return
-    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _pinned(draft)}
-    found = {where: repo for where, repo in named.items() if repo and _REPO.fullmatch(repo)}
-    if len(set(found.values())) == 1:
-        where, repo = next(iter(found.items()))
+    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _manifest_repo(draft)}
+    repos = {source: repo for source, repo in named.items() if repo and _REPO.fullmatch(repo)}
+    if len(set(repos.values())) == 1:
+        source, repo = next(iter(repos.items()))
         draft.config["base_model_name_or_path"] = repo
-        draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {where}')
+        draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {source}')
         return
-    conflict = " but ".join(f"{where} names {repo}" for where, repo in found.items())
-    what = "the base is not named" + (f"; {conflict}" if conflict else "")
-    draft.propose("no-base-name", what, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
+    conflict = " but ".join(f"{source} names {repo}" for source, repo in repos.items())
+    message = "the base is not named" + (f"; {conflict}" if conflict else "")
+    draft.propose("no-base-name", message, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
 
 
-def _pinned(draft: Draft) -> str | None:
+def _manifest_repo(draft: Draft) -> str | None:
     if draft.folder is None:
         return None
     try:
-        known = AdapterManifest.read(draft.folder)
+        manifest = AdapterManifest.read(draft.folder)
     except AdapterhubError:
         return None
-    return known.base.repo if known else None
+    return manifest.base.repo if manifest else None
 
 
 def _targets(draft: Draft, pairs: Shapes) -> None:
@@ -112,8 +112,8 @@ def _targets(draft: Draft, pairs: Shapes) -> None:
     for key in ("layers_to_transform", "layers_pattern"):
         if draft.config.get(key) is not None:
             draft.config[key] = None  # whole paths need none; peft refuses a pattern with a regular expression
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    before = f"did not name {missing[0]}{more}" if option else "was missing"
+    others_text = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    before = f"did not name {missing[0]}{others_text}" if option else "was missing"
     draft.record("not-targeted", f'"target_modules" {before}: it now lists the {len(pairs)} modules that have tensors')
 
 
@@ -129,17 +129,17 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
     matched, used = Patterns(patterns, peft.CONFIG), set[str]()
     wrong = overlap = 0
     for target, rank in ranks.items():
-        found = matched.matching(target)
-        used.update(found)
-        wrong += (patterns[found[0]] if found else r) != rank
-        overlap += len({patterns[key] for key in found}) > 1
+        keys = matched.matching(target)
+        used.update(keys)
+        wrong += (patterns[keys[0]] if keys else r) != rank
+        overlap += len({patterns[key] for key in keys}) > 1
     if not (wrong or overlap or set(patterns) - used):
         return
     counts = Counter(ranks.values())
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
     explicit = {escape(target): rank for target, rank in ranks.items() if rank != common}
-    ours = Patterns(explicit, peft.CONFIG)
-    if any(len(ours.matching(target)) > (rank != common) for target, rank in ranks.items()):
+    explicit_patterns = Patterns(explicit, peft.CONFIG)
+    if any(len(explicit_patterns.matching(target)) > (rank != common) for target, rank in ranks.items()):
         draft.propose(
             "rank-config", "the paths of two modules end alike, so no pattern can distinguish them", "Save it again with peft"
         )
@@ -166,13 +166,13 @@ def _alphas(draft: Draft, pairs: Shapes) -> None:
     if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
         explicit = {escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
         first = next(keys for keys in matches.values() if len({patterns[key] for key in keys}) > 1)
-        what = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
-        draft.propose("pattern-overlap", what, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')
+        message = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
+        draft.propose("pattern-overlap", message, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')
     for key in sorted(set(patterns) - {key for keys in matches.values() for key in keys}):
         draft.propose("pattern-unused", f'alpha_pattern "{key}" matches no module', "Correct it, or remove it")
 
 
-def _biases(draft: Draft, pairs: Shapes) -> None:
+def _repair_biases(draft: Draft, pairs: Shapes) -> None:
     having = [target for target, parts in pairs.items() if "bias" in parts]
     flag = bool(draft.config.get("lora_bias"))
     if flag == bool(having):
@@ -181,16 +181,16 @@ def _biases(draft: Draft, pairs: Shapes) -> None:
         draft.config["lora_bias"] = False
         draft.record("no-bias", '"lora_bias" is false: no module has one, and peft would add zeros')
         return
-    why = _why_no_bias(draft.config, pairs)
-    if why:
-        what = f"{len(having)} modules have lora_B.bias, and peft refuses lora_bias {why}"
-        draft.propose("bias-flag", what, "Save it again with peft, or merge it into the base")
+    obstacle = _bias_obstacle(draft.config, pairs)
+    if obstacle:
+        message = f"{len(having)} modules have lora_B.bias, and peft refuses lora_bias {obstacle}"
+        draft.propose("bias-flag", message, "Save it again with peft, or merge it into the base")
         return
     draft.config["lora_bias"] = True
     draft.record("bias-flag", f'"lora_bias" is true: {len(having)} modules have one, which peft would skip')
 
 
-def _why_no_bias(config: Mapping[str, Any], pairs: Shapes) -> str:
+def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
     init = config.get("init_lora_weights", True)
     if init not in (True, False):
         return f"with init_lora_weights {init!r}"
@@ -203,13 +203,13 @@ def _magnitudes(draft: Draft, pairs: Shapes) -> None:
     having = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(draft.config.get("use_dora"))
     if flag and len(having) < len(pairs):
-        what = f"use_dora is true, and {len(pairs) - len(having)} of {len(pairs)} modules have no magnitude"
+        message = f"use_dora is true, and {len(pairs) - len(having)} of {len(pairs)} modules have no magnitude"
         draft.propose(
-            "no-magnitude", what, "Save it again with peft" if having else 'Set "use_dora" to false if it is not DoRA'
+            "no-magnitude", message, "Save it again with peft" if having else 'Set "use_dora" to false if it is not DoRA'
         )
     elif having and not flag and len(having) < len(pairs):
-        what = f"{len(having)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
-        draft.propose("magnitude-flag", what, "Save it again with peft")
+        message = f"{len(having)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
+        draft.propose("magnitude-flag", message, "Save it again with peft")
     elif having and not flag:
         draft.config["use_dora"] = True
         draft.record("magnitude-flag", '"use_dora" is true: every module has a magnitude, which peft would skip')

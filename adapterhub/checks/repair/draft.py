@@ -71,9 +71,9 @@ class Draft:
         """Record a repair."""
         self.repairs.append(Repair(code, what))
 
-    def propose(self, code: str, what: str, do: str) -> None:
+    def propose(self, code: str, what: str, remedy: str) -> None:
         """Record a proposal."""
-        self.proposals.append(Proposal(code, what, do))
+        self.proposals.append(Proposal(code, what, remedy))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, by its new name."""
@@ -82,19 +82,19 @@ class Draft:
 
     def pairs(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Module to the shapes of its parts, for tensors that their names make a delta."""
-        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        pairs: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in self.names:
             kind, target, part = peft.classify(name)
             if kind == "pair":
-                found.setdefault(target, {})[part] = self.shape(name)
-        return found
+                pairs.setdefault(target, {})[part] = self.shape(name)
+        return pairs
 
     def mapped(self) -> dict[str, np.ndarray]:
         """The tensors of the files by their new names, as views."""
         return {name: self.files[key].mapped(key) for name, key in self.names.items()}
 
     @property
-    def retensored(self) -> bool:
+    def must_rewrite_weights(self) -> bool:
         """True if the weights must be rewritten."""
         return (
             self.lone
@@ -148,13 +148,13 @@ def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora
     metadata.pop(raw.METADATA_KEY, None)
     if text is not None:
         if alpha is not None or rslora:
-            what = "it has a config, which decides the scale"
-            raise RefusedError(str(path), what, "Leave out its alpha and rsLoRA", code="alpha-recorded")
+            message = "it has a config, which decides the scale"
+            raise RefusedError(str(path), message, "Leave out its alpha and rsLoRA", code="alpha-recorded")
         return json_file.parse_object(text, str(file))
     if alpha is None:
-        what = "its alpha is not recorded, and the scale depends on it"
+        message = "its alpha is not recorded, and the scale depends on it"
         raise RefusedError(
-            str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
+            str(path), message, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
         )
     number = int(alpha) if float(alpha).is_integer() else alpha
     return {"peft_type": "LORA", "lora_alpha": number, "use_rslora": rslora, "inference_mode": True}
@@ -166,22 +166,22 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     Returns:
         The names of files that do not belong to an adapter and were not copied.
     """
-    own = {peft.CONFIG, ADAPTER_JSON}
-    if draft.retensored:
-        own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
+    written = {peft.CONFIG, ADAPTER_JSON}
+    if draft.must_rewrite_weights:
+        written |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
         safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.mapped(), draft.metadata or {"format": "pt"})
     # In their order: peft takes the first pattern that matches.
     json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
-    left_out = _copy(draft.folder, folder, own) if draft.folder else ()
+    left_out = _copy(draft.folder, folder, written) if draft.folder else ()
     if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
         _manifest(draft, draft.folder, folder)
     return left_out
 
 
-def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
+def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
     left_out = []
     for item in sorted(source.iterdir()):
-        if item.name in own or item.name.startswith("."):
+        if item.name in written or item.name.startswith("."):
             continue
         if item.is_file() and not item.is_symlink() and is_packaged(item.name):
             shutil.copyfile(item, folder / item.name)
@@ -193,14 +193,14 @@ def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
 def _manifest(draft: Draft, source: Path, folder: Path) -> None:
     """Write the source's manifest with what the repairs change in it; leave it out if it did not match the source."""
     try:
-        known = AdapterManifest.read(source)
-        there = {path: digest for path, (digest, _) in describe.digests(source).items()}
-        if known is None or any(there.get(entry.path) != entry.digest for entry in known.files):
-            what = f"{ADAPTER_JSON} does not match the files and was left out"
-            draft.propose("files-changed", what, "Publishing derives a new one")
+        manifest = AdapterManifest.read(source)
+        digests = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        if manifest is None or any(digests.get(entry.path) != entry.digest for entry in manifest.files):
+            message = f"{ADAPTER_JSON} does not match the files and was left out"
+            draft.propose("files-changed", message, "Publishing derives a new one")
             return
         described = describe.describe(folder)
     except AdapterhubError as error:
         draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
         return
-    dataclasses.replace(known, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)
+    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)

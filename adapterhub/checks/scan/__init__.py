@@ -72,17 +72,17 @@ def report(files: Iterable[tuple[int, Iterator[Problem]]], where: str, limit: in
         findings.add(of_file)
         facts["files"] += 1
         facts["bytes"] += size
-    found = [problem for kept in findings.kept.values() for problem in kept]
-    found.sort(key=lambda problem: SEVERITIES.index(problem.severity))
-    return Report(where, None, None, tuple(found), facts=facts, levels=("scan",), counts=dict(findings.counts))
+    all_problems = [problem for same_code in findings.kept.values() for problem in same_code]
+    all_problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
+    return Report(where, None, None, tuple(all_problems), facts=facts, levels=("scan",), counts=dict(findings.counts))
 
 
 def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
     """Yield the size and the problems of each file, which is open meanwhile."""
     if not path.is_dir():
         with open_regular(path) as file:
-            one = opened(file, path.name)
-            yield one.size, problems(one)
+            scan_file = opened(file, path.name)
+            yield scan_file.size, problems(scan_file)
         return
     inside = Inside(path.resolve())
     for count, (name, status) in enumerate(walk(path, lambda name: os.path.basename(name) != _NOT_ENTERED)):
@@ -92,12 +92,12 @@ def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
             if os.path.basename(name) == _NOT_ENTERED or len(name) > MAX_PATH:
                 yield 0, iter([Problem("not-scanned", name[:120], "", "a folder that is not part of an adapter")])
         elif not stat.S_ISREG(status.st_mode):
-            what, hint = refusal(name, status.st_mode) or ("", "")
-            yield 0, iter([Problem("not-packaged", name, "", what, hint)])
+            message, hint = refusal(name, status.st_mode) or ("", "")
+            yield 0, iter([Problem("not-packaged", name, "", message, hint)])
         else:
             with inside.open(inside.root / name) as file:
-                one = opened(file, name)
-                yield one.size, problems(one)
+                scan_file = opened(file, name)
+                yield scan_file.size, problems(scan_file)
 
 
 def problems(file: Opened) -> Iterator[Problem]:
@@ -110,8 +110,8 @@ def problems(file: Opened) -> Iterator[Problem]:
     program = archives.program_at_start(head)
     pickle = pickle or (archive.pickle if archive else None)
     if pickle or is_pickle_name(file.path):
-        what = str(pickle) if pickle else "named like a pickle, which other programs load as one"
-        yield Problem("pickle", file.path, "", what, "Save weights as safetensors and leave the file out")
+        message = str(pickle) if pickle else "named like a pickle, which other programs load as one"
+        yield Problem("pickle", file.path, "", message, "Save weights as safetensors and leave the file out")
     if archive:
         yield Problem("archive", file.path, "", f"{archive.kind}, whatever its name is")
     if program or file.suffix in archives.CODE_SUFFIXES:
@@ -135,12 +135,12 @@ def _name(path: str) -> Iterator[Problem]:
         yield Problem("left-out", path, "", "not of a type that a push packages")
 
 
-def _nothing(_file: Opened) -> Iterator[Problem]:
+def _no_problems(_file: Opened) -> Iterator[Problem]:
     return iter(())
 
 
 _BINARY: Mapping[str, Callable[[Opened], Iterator[Problem]]] = {
-    ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _nothing,
+    ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _no_problems,
 }  # fmt: skip
 
 
@@ -152,15 +152,15 @@ def _text(file: Opened) -> Iterator[Problem]:
     text = _decoded(file.read_at(0, _MAX_TEXT))
     if text is None:
         listed = is_packaged(os.path.basename(file.path))
-        what = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
-        yield Problem("disguised" if listed else "unknown-binary", file.path, "", what)
+        message = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
+        yield Problem("disguised" if listed else "unknown-binary", file.path, "", message)
         yield from weights.polyglot(file)
         return
     yield from _shown(file, text)
     if file.suffix == ".jinja":
         yield from templates.problems(file.path, "", text)
     elif os.path.basename(file.path) not in _VOCABULARIES:
-        yield from _json(file.path, text) if file.suffix == ".json" else markup.invisible(file.path, text)
+        yield from _json_problems(file.path, text) if file.suffix == ".json" else markup.invisible(file.path, text)
 
 
 def _decoded(raw: bytes) -> str | None:
@@ -179,11 +179,11 @@ def _shown(file: Opened, text: str) -> Iterator[Problem]:
     if not is_page and text.lstrip()[:16].lower().startswith(_PAGES):
         yield Problem("polyglot", file.path, "", "begins like a page, which a browser shows as one")
     if is_page or file.suffix == ".md" or os.path.basename(file.path) == ADAPTER_JSON:
-        for what in markup.active(markup.without_code(text) if file.suffix == ".md" else text):
-            yield Problem("active-markup", file.path, "", f"has {what}")
+        for message in markup.active(markup.without_code(text) if file.suffix == ".md" else text):
+            yield Problem("active-markup", file.path, "", f"has {message}")
 
 
-def _json(path: str, text: str) -> Iterator[Problem]:
+def _json_problems(path: str, text: str) -> Iterator[Problem]:
     try:
         document = json_file.parse(text, path)
     except FormatError as error:
@@ -199,12 +199,12 @@ def _json(path: str, text: str) -> Iterator[Problem]:
 
 def _templates(document: Any) -> Iterator[tuple[str, str]]:
     """Yield the chat templates of a tokenizer's or processor's config: one, a list with names, or an object of them."""
-    found = document.get("chat_template") if isinstance(document, dict) else None
-    if isinstance(found, str):
-        yield "chat_template", found
-    elif isinstance(found, dict):
-        yield from ((f"chat_template.{key}", text) for key, text in found.items() if isinstance(text, str))
-    elif isinstance(found, list):
-        for one in found:
-            if isinstance(one, dict) and isinstance(text := one.get("template"), str):
-                yield f"chat_template.{one.get('name')}", text
+    templates = document.get("chat_template") if isinstance(document, dict) else None
+    if isinstance(templates, str):
+        yield "chat_template", templates
+    elif isinstance(templates, dict):
+        yield from ((f"chat_template.{key}", text) for key, text in templates.items() if isinstance(text, str))
+    elif isinstance(templates, list):
+        for template in templates:
+            if isinstance(template, dict) and isinstance(text := template.get("template"), str):
+                yield f"chat_template.{template.get('name')}", text

@@ -49,7 +49,7 @@ _OVERLAP = 4096  # bytes: no structure that is looked for is longer
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedFile:
     """Something that another program would find in a file: its kind, its offset, and the pickle in it, if there is one."""
 
     kind: str
@@ -57,15 +57,15 @@ class Embedded:
     pickle: pickles.Pickle | None = None
 
 
-def archive_at_start(file: Opened, head: bytes) -> Embedded | None:
+def archive_at_start(file: Opened, head: bytes) -> EmbeddedFile | None:
     """Return the archive, or the stream of compressed bytes, that a file is."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return zip_in(file) or Embedded("zip", 0)
+        return zip_in(file) or EmbeddedFile("zip", 0)
     if _is_tar(head):
-        return Embedded("tar", 0)
+        return EmbeddedFile("tar", 0)
     if head[:2] in _ZLIB and _inflates(head):
-        return Embedded("zlib", 0)
-    return next((Embedded(kind, 0) for magic, kind in _ARCHIVES if head.startswith(magic)), None)
+        return EmbeddedFile("zlib", 0)
+    return next((EmbeddedFile(kind, 0) for magic, kind in _ARCHIVES if head.startswith(magic)), None)
 
 
 def program_at_start(head: bytes) -> str:
@@ -77,7 +77,7 @@ def program_at_start(head: bytes) -> str:
     return next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), "")
 
 
-def zip_in(file: Opened) -> Embedded | None:
+def zip_in(file: Opened) -> EmbeddedFile | None:
     """Return the zip archive that ends a file, wherever it begins: other programs look for its directory from the end."""
     start = max(0, file.size - _END)
     tail = file.read_at(start, _END)
@@ -86,11 +86,11 @@ def zip_in(file: Opened) -> Embedded | None:
         if len(tail) - at >= 22:
             count, size = struct.unpack_from("<HI", tail, at + 10)
             position = start + at - size
-            whole = position >= 0 and (not count or file.read_at(position, 4) == b"PK\x01\x02")
+            has_directory = position >= 0 and (not count or file.read_at(position, 4) == b"PK\x01\x02")
             # A directory of zip64 is only located by another record in front of this one.
-            if whole or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+            if has_directory or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
                 small = count <= _MAX_MEMBERS and size <= _MAX_DIRECTORY
-                return Embedded("zip", max(position, 0), _pickle_in(file) if small and whole else None)
+                return EmbeddedFile("zip", max(position, 0), _pickle_in(file) if small and has_directory else None)
         at = tail.rfind(b"PK\x05\x06", 0, at)
     return None
 
@@ -101,9 +101,9 @@ def _pickle_in(file: Opened) -> pickles.Pickle | None:
         with zipfile.ZipFile(_Seekable(file)) as archive:  # which asks for these four methods only
             for member in archive.infolist()[:_LOOKED_INTO]:
                 with archive.open(member) as inner:
-                    found = pickles.find(inner.read(_MEMBER))
-                if found is not None:
-                    return found
+                    pickle = pickles.find(inner.read(_MEMBER))
+                if pickle is not None:
+                    return pickle
     except _BROKEN:
         pass  # broken on purpose, perhaps: it is an archive all the same
     return None
@@ -136,24 +136,24 @@ class _Seekable:
         return data
 
 
-def embedded(file: Opened) -> Iterator[Embedded]:
+def embedded(file: Opened) -> Iterator[EmbeddedFile]:
     """Yield archives and programs anywhere behind the start of a file, and pages near it; one of each kind."""
-    seen: set[str] = set()
+    reported: set[str] = set()
     head = file.read_at(0, _SNIFFED)
     for needle, kind in _PAGES.items():
-        if kind not in seen and (at := head.find(needle)) >= 0:
-            seen.add(kind)
-            yield Embedded(kind, at)
+        if kind not in reported and (at := head.find(needle)) >= 0:
+            reported.add(kind)
+            yield EmbeddedFile(kind, at)
     tries: Counter[str] = Counter()
     for begin, piece in file.pieces(_OVERLAP):
         for needle, (kind, is_real) in _NEEDLES.items():
-            at = -1 if kind in seen else piece.find(needle, 1)
-            while at >= 0 and kind not in seen:
+            at = -1 if kind in reported else piece.find(needle, 1)
+            while at >= 0 and kind not in reported:
                 tries[kind] += 1
                 if is_real(piece, at) or tries[kind] > _MAX_TRIES:
-                    seen.add(kind)
-                    more = f" (or {_MAX_TRIES:,} times how one begins)" if tries[kind] > _MAX_TRIES else ""
-                    yield Embedded(f"{kind}{more}", begin + at)
+                    reported.add(kind)
+                    tries_note = f" (or {_MAX_TRIES:,} times how one begins)" if tries[kind] > _MAX_TRIES else ""
+                    yield EmbeddedFile(f"{kind}{tries_note}", begin + at)
                 at = piece.find(needle, at + 1)
 
 
@@ -163,8 +163,8 @@ def _is_zip_member(data: bytes, at: int) -> bool:
     version, _, method = struct.unpack_from("<HHH", data, at + 4)
     length, extra = struct.unpack_from("<HH", data, at + 26)
     name = data[at + 30 : at + 30 + length]
-    known = version <= 63 and method in (0, 8, 9, 12, 14, 93, 95) and extra < 1024
-    return known and 0 < length <= MAX_PATH and name.isascii() and name.decode().isprintable()
+    plausible = version <= 63 and method in (0, 8, 9, 12, 14, 93, 95) and extra < 1024
+    return plausible and 0 < length <= MAX_PATH and name.isascii() and name.decode().isprintable()
 
 
 def _is_elf(data: bytes, at: int) -> bool:

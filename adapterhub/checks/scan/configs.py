@@ -33,8 +33,8 @@ def _pipeline(value: Any) -> str:
 
 def _library(value: Any) -> str:
     name = value.get("parent_library") if isinstance(value, dict) else None
-    known = name is None or _short(name).split(".")[0] in _KNOWN_LIBRARIES
-    return "" if known else f"has peft import {_short(name)} (peft, auto.py)"
+    is_known = name is None or _short(name).split(".")[0] in _KNOWN_LIBRARIES
+    return "" if is_known else f"has peft import {_short(name)} (peft, auto.py)"
 
 
 def _megatron(value: Any) -> str:
@@ -90,8 +90,8 @@ def faults(document: Any) -> Iterator[Fault]:
 def _faults(key: str, value: Any, place: str) -> Iterator[Fault]:
     rule = _KEYS.get(key) or (_implementation if key.endswith("_implementation") else None)
     rule = _object if key.startswith("py/") else rule
-    if rule is not None and (what := rule(value)):
-        yield Fault("remote-code", place, what)
+    if rule is not None and (message := rule(value)):
+        yield Fault("remote-code", place, message)
     if key == "weight_map" and isinstance(value, dict):
         outside = next((text for text in value.values() if isinstance(text, str) and _leads_out(text)), None)
         if outside is not None:

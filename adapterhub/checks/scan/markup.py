@@ -39,8 +39,8 @@ def active(text: str) -> Iterator[str]:
         (_SCHEME, "an address that begins with"),
         (_ENTITY, "the declaration"),
     ):
-        if found := pattern.search(plain):
-            yield f"{kind} {next(filter(None, found.groups())).lower()[:40]}"
+        if match := pattern.search(plain):
+            yield f"{kind} {next(filter(None, match.groups())).lower()[:40]}"
 
 
 def _short(reference: linear.Match) -> str:
@@ -66,7 +66,9 @@ def without_code(text: str) -> str:
 
 def invisible(path: str, text: str, key: str = "") -> Iterator[Problem]:
     """Yield a problem with the first invisible characters of a text, as code points."""
-    found = () if text.isascii() else dict.fromkeys(char for char in text.removeprefix("\ufeff") if ord(char) in _INVISIBLE)
-    if found:
-        first = ", ".join(f"U+{ord(char):04X}" for char in list(found)[:3])
+    characters = (
+        () if text.isascii() else dict.fromkeys(char for char in text.removeprefix("\ufeff") if ord(char) in _INVISIBLE)
+    )
+    if characters:
+        first = ", ".join(f"U+{ord(char):04X}" for char in list(characters)[:3])
         yield Problem("invisible-text", path, key, f"has invisible characters: {first}")

@@ -36,10 +36,10 @@ def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
 
     def read_at(offset: int, n: int) -> bytes:
         file.seek(offset)
-        parts, left = [], n
-        while left and (part := file.read(left)):  # an unbuffered file may return less than was asked for
+        parts, remaining = [], n
+        while remaining and (part := file.read(remaining)):  # an unbuffered file may return less than was asked for
             parts.append(part)
-            left -= len(part)
+            remaining -= len(part)
         return b"".join(parts)
 
     return Opened(path, os.fstat(file.fileno()).st_size if size is None else size, read_at)

@@ -44,9 +44,9 @@ class Pickle:
     def __str__(self) -> str:
         if not self.imports:
             return "a pickle can run code when it is loaded"
-        more = f" and {len(self.imports) - 3} more" if len(self.imports) > 3 else ""
+        others_text = f" and {len(self.imports) - 3} more" if len(self.imports) > 3 else ""
         names = ", ".join(name[:80] for name in self.imports[:3])
-        return f"a pickle that {'calls' if self.calls else 'imports'} {names}{more} when it is loaded"
+        return f"a pickle that {'calls' if self.calls else 'imports'} {names}{others_text} when it is loaded"
 
 
 def find(data: bytes) -> Pickle | None:

@@ -38,7 +38,7 @@ _STRUCTURE = {
     "system", "text", "think", "thinking", "tool", "tool_call", "tool_calls", "tool_result", "tool_use",
     "type", "user", "video", "video_url",
 }  # fmt: skip
-_WHOLE = {"message", "messages", "role"}  # names that are no text even if they are made of one
+_NOT_TEXTS = {"message", "messages", "role"}  # names that are no text even if they are made of one
 _AS_TEXT = {"join", "list", "lower", "string", "tojson", "upper"}  # filters that make text of all messages
 _CLOCK = {"strftime_now", "now", "datetime"}
 _ESCAPE = linear.Pattern(r"(?s)\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
@@ -112,7 +112,7 @@ def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
             return tokens, at + 2
         if char in "\"'":
             close = _closing(template, at)
-            tokens.append(Token("text", _unescaped(template[at + 1 : close])))
+            tokens.append(Token("text", _unescape(template[at + 1 : close])))
             at = close + 1
         elif char.isalnum() or char == "_":
             start = at
@@ -136,8 +136,8 @@ def _closing(template: str, at: int) -> int:
     return min(at, len(template))
 
 
-def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda found: _character(found[1]), text) if "\\" in text else text
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: _character(match[1]), text) if "\\" in text else text
 
 
 def _character(escape: str) -> str:
@@ -163,10 +163,10 @@ def problems(path: str, key: str, template: str) -> Iterator[Problem]:
 def faults(template: str) -> Iterator[Fault]:
     """Yield what is wrong with a template, without a key."""
     parts = split(template)
-    seen: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
     for fault in (*_escapes(parts), *_switches(parts), *_links(parts), *_words(parts)):
-        if (fault.code, fault.what) not in seen:
-            seen.add((fault.code, fault.what))
+        if (fault.code, fault.what) not in reported:
+            reported.add((fault.code, fault.what))
             yield fault
 
 
@@ -176,8 +176,8 @@ def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
         if part.kind == "block" and tokens and tokens[0].value in _LOADS and tokens[0].kind == "name":
             yield Fault("template-escape", "", f"loads another file by `{tokens[0].value}`")
         for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
-            if what := _reaches(before, token, after):
-                yield Fault("template-escape", "", what)
+            if message := _reaches(before, token, after):
+                yield Fault("template-escape", "", message)
 
 
 def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
@@ -196,7 +196,7 @@ def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
 
 def _joined(tokens: Sequence[Token]) -> list[Token]:
     """The tokens with texts joined that `~` or `+` puts together, or nothing at all."""
-    found: list[Token] = []
+    joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
     waiting = False  # an operator that may join is the last token, which is not in `found` yet
     for token in (*tokens, None):
@@ -206,11 +206,11 @@ def _joined(tokens: Sequence[Token]) -> list[Token]:
         elif token and token.kind == "operator" and token.value in "~+" and pieces and not waiting:
             waiting = True
         else:
-            found += [Token("text", "".join(pieces))] if pieces else []
-            found += [Token("operator", "~")] if waiting and token else []
-            found += [token] if token else []
+            joined += [Token("text", "".join(pieces))] if pieces else []
+            joined += [Token("operator", "~")] if waiting and token else []
+            joined += [token] if token else []
             pieces, waiting = [], False
-    return found
+    return joined
 
 
 def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
@@ -220,7 +220,7 @@ def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
         tokens = part.tokens
         if part.kind == "block" and tokens[:1] == (Token("name", "set"),) and tokens[2:3] == (Token("operator", "="),):
             name, values = tokens[1].value, {token.value for token in tokens[3:] if token.kind != "operator"}
-            texts |= {name} if values & texts and name not in _WHOLE else set()
+            texts |= {name} if values & texts and name not in _NOT_TEXTS else set()
             clocks |= {name} if values & clocks else set()
         for clause in _conditions(part):
             yield from _switch(clause, texts, clocks)
@@ -243,15 +243,15 @@ def _conditions(part: Part) -> Iterator[list[Token]]:
 def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Iterator[Fault]:
     words = {token.value for token in clause if token.kind in ("name", "text")}
     compares = any(token.value in _COMPARES for token in clause) or any(token.value in _TESTS for token in clause)
-    shown = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
+    clause_text = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
     if compares and {token.value for token in clause if token.kind == "name"} & clocks:
-        yield Fault("template-switch", "", f"asks for the date: {shown}")
+        yield Fault("template-switch", "", f"asks for the date: {clause_text}")
     asks = words & texts or ("messages" in words and words & _AS_TEXT)
     if not compares or not asks or "type" in words or "role" in words:
         return
     for index, token in enumerate(clause):
         if token.kind == "text" and _is_plain(token.value) and not _is_key(clause, index):
-            yield Fault("template-switch", "", f"asks whether a message has {token.value[:40]!r}: {shown}")
+            yield Fault("template-switch", "", f"asks whether a message has {token.value[:40]!r}: {clause_text}")
             return
 
 

@@ -77,15 +77,15 @@ def png(file: Opened) -> Iterator[Problem]:
 
 def polyglot(file: Opened) -> Iterator[Problem]:
     """Yield what other programs would find in a file of bytes."""
-    found = {one.kind: one for one in archives.embedded(file)}
+    embedded = {item.kind: item for item in archives.embedded(file)}
     at_end = archives.zip_in(file)
     if at_end is not None:
-        found["zip"] = at_end
-    for kind, one in found.items():
-        what = f"{kind} at byte {one.offset}" + (f": {one.pickle}" if one.pickle else "")
-        yield Problem("polyglot", file.path, "", what)
+        embedded["zip"] = at_end
+    for kind, item in embedded.items():
+        message = f"{kind} at byte {item.offset}" + (f": {item.pickle}" if item.pickle else "")
+        yield Problem("polyglot", file.path, "", message)
 
 
 def _text(file: Opened, text: str, key: str = "") -> Iterator[Problem]:
-    for what in markup.active(text) if "<" in text or "&" in text else ():
-        yield Problem("active-markup", file.path, key, f"its header has {what}")
+    for message in markup.active(text) if "<" in text or "&" in text else ():
+        yield Problem("active-markup", file.path, key, f"its header has {message}")

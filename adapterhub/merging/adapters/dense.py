@@ -127,8 +127,8 @@ def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
 def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
     """Return, for every count, the largest magnitude that at least that many elements reach; infinity for 0.
 
-    Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the second the low bits of
-        the elements that share the high bits of the result.
+        Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the
+    second the low bits of the elements that share the high bits of the result.
     """
     high = np.zeros(1 << _HIGH, np.int64)
     for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
