@@ -1,8 +1,8 @@
 """Check an adapter for problems: alone, on a base model, and in each runtime.
 
 Six levels, each assuming the ones before it: the files are well-formed; config and tensors agree; shapes fit the base in both
-directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime.
-Every problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.
+directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime. Every
+problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def examined(
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
     Yields:
-        The report, and the contents of the adapter; None where its files are not well-formed.
+        The report, and the contents of the adapter; None if its files are not well-formed.
     """
     findings = Findings(limit)
     with collector.paused():
@@ -177,6 +177,7 @@ def examined(
 
 
 def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | Repeated]:
+    """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
     levels: list[Iterator[Problem | Repeated]] = [internal_problems(contents), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
@@ -194,7 +195,7 @@ def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) 
 
 
 def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
-    """The worst first; within one code, file by file and layer 2 before layer 10."""
+    """Return the worst problems first; within one code, file by file and layer 2 before layer 10."""
     codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
     return [
         problem
@@ -204,12 +205,12 @@ def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
 
 
 def _natural_name(problem: Problem) -> str:
-    """The name with its numbers at one width."""
+    """Return the name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
 
 
 def _package_problems(path: Path) -> Iterator[Problem]:
-    """What a push of a folder refuses or leaves out."""
+    """Yield what a push of a folder refuses or leaves out."""
     if not path.is_dir():
         return
     _, skipped, refused = survey(path)
@@ -221,6 +222,7 @@ def _package_problems(path: Path) -> Iterator[Problem]:
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
+    """Yield the modules whose rank is above the largest allowed."""
     for target, rank in contents.ranks.items():
         if rank > max_rank:
             message = f"rank {rank}; the largest allowed is {max_rank}"
@@ -233,6 +235,7 @@ def _runtime_problem(verdict: Verdict) -> Problem:
 
 
 def _summary(contents: Contents) -> dict[str, object]:
+    """Return the facts of an adapter for the report."""
     kinds = contents.kinds()
     repeated = contents.adapter.meta.parameters if contents.adapter else None
     return {

@@ -1,4 +1,4 @@
-"""What the files of an adapter contain: its tensors by their part in it, whose numbers are read when a check asks for them."""
+"""The contents of an adapter's files: its tensors by role, whose numbers are read only when a check asks for them."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Contents:
 
     Attributes:
         path: A folder or a file; `weights` is the file name of its tensors.
-        config: PEFT's config, `config_text` as it was read; empty for other formats.
-        pairs: Module to the tensors of its low-rank pair, by part; modules that are alike share one mapping.
-        replaced: Parameter of the base to the whole tensor that replaces it.
-        rows: Embedding table to the rows that replace some of its own, those of `row_ids`.
-        copies: Parameter of the base to a copy of its weight that the file contains as well.
-        others: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
-        tuned: Changes by a tuner that is not LoRA, likewise.
+        config: PEFT's config, and `config_text` its text; empty for other formats.
+        pairs: From module to the tensors of its low-rank pair, by part; modules that are alike share one mapping.
+        replaced: From parameter of the base to the whole tensor that replaces it.
+        rows: From embedding table to the rows that replace some of its own, those of `row_ids`.
+        copies: From parameter of the base to a copy of its weight that the file contains as well.
+        other_deltas: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
+        tuned: Changes by a tuner other than LoRA, likewise.
         renamed: Names of tensors that peft would skip, and the names that it would load.
         unknown: Names of tensors of unknown kind.
         adapter: Set for formats that are read as a whole.
         ordered: Whether the order of the rows is known (`convert.read_unordered`).
-        unread: Set for a kind of adapter that is not known; its tensors are `other_tensors`, but for halves of pairs.
+        unread: Set for an unknown kind of adapter; its tensors are in `other_tensors`, except for halves of pairs.
         files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
         heads: The first bytes of every file that was opened; `digests` those computed so far.
-        manifest_text: The text of adapter.json, empty without one; None until it is needed. Likewise `readme`, its card.
+        manifest_text: The text of adapter.json, empty if there is none; None until it is needed. Likewise `readme`, its card.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Contents:
     _matching: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def names(self, option: str) -> list[str]:
-        """The strings of a config option that is a string or a list of strings; none for any other value."""
+        """Return the strings of a config option that is a string or a list of strings; an empty list for any other value."""
         value = self.config.get(option)
         if isinstance(value, str):
             return [value]
@@ -93,12 +93,12 @@ class Contents:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether it is by one of PEFT's tuners that are not LoRA."""
+        """Whether the adapter is by one of PEFT's tuners other than LoRA."""
         return self.unread is None and tuner_of(self.config.get("peft_type")) is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is whole parameters alone, of a model that was tuned without a delta."""
+        """Whether the adapter consists of whole parameters alone, of a model that was tuned without a delta."""
         return self.adapter is not None and self.adapter.meta.method == FULL
 
     @property
@@ -117,7 +117,9 @@ class Contents:
         return {target: ranks[id(parts)] for target, parts in self.pairs.items() if id(parts) in ranks}
 
     def matching(self, option: str) -> Mapping[str, list[str]]:
-        """The keys of `rank_pattern` or `alpha_pattern` that match each target, in their order; without targets that none does.
+        """Return, for each target, the keys of `rank_pattern` or `alpha_pattern` that match it, in their order.
+
+        Targets that match no key are left out.
 
         Raises:
             FormatError, RefusedError: A key cannot be matched.
@@ -131,12 +133,12 @@ class Contents:
         return self._matching[option]
 
     def alike(self) -> list[tuple[Parts, int]]:
-        """The different mappings in `pairs`, of which there are few, and the number of modules of each."""
+        """Return the different mappings in `pairs`, of which there are few, and the number of modules of each."""
         counts = Counter(map(id, self.pairs.values()))
         return [(parts, counts[key]) for key, parts in {id(parts): parts for parts in self.pairs.values()}.items()]
 
     def kinds(self) -> Counter[TensorKind]:
-        """The number of tensors of each kind, of those that `tensors` names."""
+        """Return the number of tensors of each kind, among those that `tensors` names."""
         counts = Counter[TensorKind]()
         for tensors in (self.other_tensors, self.replaced, self.copies, self.rows):
             counts.update(tensors.values())
@@ -146,7 +148,7 @@ class Contents:
         return counts
 
     def tensors(self) -> Iterator[tuple[str, TensorKind]]:
-        """Every tensor of a known kind, named by module and part."""
+        """Yield every tensor of a known kind, named by module and part."""
         for target, parts in self.pairs.items():
             yield from ((f"{target}.{PART_NAMES.get(part, part)}", tensor) for part, tensor in parts.items())
         yield from self.other_tensors.items()
@@ -155,7 +157,7 @@ class Contents:
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
     def label(self, name: str) -> str:
-        """The name in `tensors` of a tensor in `values`."""
+        """Return the name in `tensors` of a tensor in `values`."""
         if self.adapter is not None or self.unread is not None:
             return name
         _, kind, parameter, part = identify(name)
@@ -168,7 +170,7 @@ class Contents:
         )
 
     def values(self) -> Iterator[Values]:
-        """The numbers of every tensor of floats, in file order."""
+        """Yield the numbers of every tensor of floats, in file order."""
         if self.adapter is not None:
             for name, array in self.adapter.tensors():
                 flat = np.ascontiguousarray(array).reshape(-1)
@@ -192,7 +194,7 @@ class Contents:
                         yield Values(names, starts, ends if run.size <= _PIECE else [array.size], array)
 
     def digest(self, path: Path) -> Digest:
-        """The digest of one of the adapter's files, read once, through the open file if there is one."""
+        """Return the digest of one of the adapter's files, read once, through the open file if there is one."""
         if path.name.lower() in card.NAMES:
             self.card()
         if path not in self.digests:
@@ -203,14 +205,14 @@ class Contents:
         return self.digests[path]
 
     def has_read(self, path: Path, text: str) -> None:
-        """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
+        """Record the digest and the first bytes of a file, so that it need not be opened again for them."""
         self._record_bytes(path, text.encode())
 
     def _record_bytes(self, path: Path, raw: bytes) -> None:
         self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
 
     def card(self) -> Card:
-        """The model card of the adapter, read once; empty without one."""
+        """Return the model card of the adapter, read once; empty if there is none."""
         if self.readme is None:
             readme_bytes = card.find(self.folder)
             if readme_bytes:
@@ -224,7 +226,7 @@ class Contents:
         return self.path if self.path.is_dir() else self.path.parent
 
     def manifest(self) -> AdapterManifest | None:
-        """The adapter.json of the adapter, read once and checked against the schema; None without one."""
+        """Return the adapter.json of the adapter, read once and checked against the schema; None if there is none."""
         path = self.folder / ADAPTER_JSON
         if self.manifest_text is None:
             try:
@@ -235,7 +237,7 @@ class Contents:
         return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
     def seen(self) -> tuple[str, Adapter | Unread] | None:
-        """The format and the adapter, without the numbers of its tensors; None for a format that must be read as a whole."""
+        """Return the format, and the adapter without numbers; None for a format that must be read as a whole."""
         if self.unread is not None:
             return self.format, self.unread
         if self.files:
@@ -254,7 +256,7 @@ _WIDTHS = {dtype: dtypes.NUMPY[dtype].itemsize for dtype in dtypes.FLOATS}
 
 
 def _gguf_values(path: Path) -> Iterator[Values]:
-    """The numbers of the tensors of a GGUF file that are not quantized."""
+    """Yield the numbers of the tensors of a GGUF file that are not quantized."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
 
     with GGUFFile(path) as file:
@@ -265,12 +267,12 @@ def _gguf_values(path: Path) -> Iterator[Values]:
 
 
 class Values(NamedTuple):
-    """Numbers of tensors of one dtype, or a piece of one tensor: valid until the next ones are read.
+    """Numbers of tensors of one dtype, or a piece of one tensor; valid until the next ones are read.
 
     Attributes:
         names: As in the file.
         starts: The index in `array` at which each of the tensors in `names` begins.
-        ends: The index behind each; what is between two tensors is of another one, of another dtype.
+        ends: The index behind each; numbers between two tensors belong to one of another dtype.
         array: Flat, at most 1 MiB.
     """
 
@@ -288,7 +290,7 @@ def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo
     """Group tensors of floats that follow each other and fit into a piece, to read them at once; a larger one is alone.
 
     Yields:
-        A group as if it were one tensor, with the name of its first; and its tensors.
+        A group as if it were one tensor, with the name of its first, and the tensors in it.
     """
     first, begin, end, tensors_by_array = "", 0, 0, _ArrayTensors()
     for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):

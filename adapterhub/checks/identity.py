@@ -1,4 +1,4 @@
-"""Check that a base is the one an adapter was trained on, by what the `adapter.json` of the adapter pins.
+"""Check that a base is the one an adapter was trained on, by the facts that the adapter's `adapter.json` pins.
 
 Shapes cannot tell Llama 3 from 3.1, or an instruction-tuned model from its base: digests can.
 """
@@ -28,7 +28,7 @@ _SHAPES = {
 
 
 def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Differences between a base and the one that the adapter's manifest pins."""
+    """Yield differences between a base and the one that the adapter's manifest pins."""
     manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
@@ -53,7 +53,7 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def changed_files(contents: Contents) -> Iterator[Problem]:
-    """Files whose bytes differ from those recorded in adapter.json: an error for weights and config, else a note."""
+    """Yield files whose bytes differ from those recorded in adapter.json: an error for weights and config, else a note."""
     folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
@@ -70,6 +70,7 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
 
 
 def _numbers(pinned: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield numbers of the config that change the function and differ."""
     for key in sorted(set(pinned) & set(actual) - _SHAPES):
         if not _same(pinned[key], actual[key]):
             message = f"trained with {pinned[key]}, here {actual[key]}"
@@ -86,6 +87,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _name(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
+    """Yield a difference between the name of the base and the one that the adapter was trained on."""
     trained = pinned.repo or contents.config.get("base_model_name_or_path")
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
         message = f"trained on {trained}, but this base is named {base.repo}"

@@ -26,7 +26,7 @@ _LONGEST = 300  # characters of a config's value that are worth repeating
 
 
 def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
-    """Problems that headers and config show; no values are read."""
+    """Yield the problems that headers and config show; no values are read."""
     if contents.unread is not None:
         message = f"cannot check: {contents.unread.reason}"
         yield Problem("not-understood", "" if contents.unread.format == "gguf" else contents.weights, "", message)
@@ -50,7 +50,7 @@ def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
 
 
 def _classifier(contents: Contents) -> Iterator[Problem]:
-    """Problems of X-LoRA's classifier: peft 0.21 saves none of its layers whose number is the name of an adapter."""
+    """Yield the problems of X-LoRA's classifier: peft 0.21 saves none of its layers whose number is the name of an adapter."""
     layers, whole = layers_of_classifier(contents.config), bool(contents.config.get("layerwise_scalings"))
     if not layers:
         yield Problem("classifier", peft.CONFIG, "", "the config does not have the sizes of the classifier")
@@ -72,7 +72,7 @@ def _classifier(contents: Contents) -> Iterator[Problem]:
 
 
 def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Problem]:
-    """The problem of experts that an earlier peft saved; its `got` is the verdict of the peft of today."""
+    """Yield the problem of experts that an earlier peft saved; its `got` is the verdict of today's peft."""
     if contents.format != "peft" or contents.unread is not None or contents.config.get("peft_type") != "LORA":
         return
     if not any(isinstance(delta, StackedLowRank) for delta in contents.others.values()) and (
@@ -87,11 +87,13 @@ def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Prob
 
 
 def _image_model(meta: Meta) -> str:
+    """Return a description of the image models that an adapter is for."""
     model = meta.family or "image models of a family that neither its names nor its header tell"
     return f"an adapter of {model}{f', saved by {meta.program}' if meta.program else ''}"
 
 
 def _names(contents: Contents) -> Iterator[Problem]:
+    """Yield the names of tensors that peft would skip or that are of unknown kind."""
     file = contents.weights
     if contents.renamed:
         key, name = contents.renamed[0]
@@ -106,7 +108,7 @@ def _names(contents: Contents) -> Iterator[Problem]:
 
 
 def _of_each(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[Repeated]:
-    """The problems of modules or tensors, given the name of each and the problems of its kind, whose names it precedes."""
+    """Repeat problems for modules or tensors, given each name and the problems of its kind, to which it is prepended."""
     by_code: dict[str, list[tuple[str, Problem]]] = defaultdict(list)
     for name, faults in named:
         for fault in faults:
@@ -116,7 +118,7 @@ def _of_each(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[Repeate
 
 
 def _kind(file: str, kind: TensorKind, *, floats: bool) -> Iterator[Problem]:
-    """Problems of all tensors of a kind, without their names."""
+    """Yield the problems of all tensors of a kind, without their names."""
     if 0 in kind.shape:
         hint = "Save again with the weights gathered (stage3_gather_16bit_weights_on_model_save)"
         yield Problem("empty-tensor", file, "", f"shape {kind.shape}", hint, got=str(kind.shape))
@@ -126,7 +128,7 @@ def _kind(file: str, kind: TensorKind, *, floats: bool) -> Iterator[Problem]:
 
 
 def _pair(file: str, parts: Parts) -> Iterator[Problem]:
-    """Problems of a module, by the names and shapes of its parts; their names lack that of the module."""
+    """Yield the problems of a module by the names and shapes of its parts; the problems' names lack that of the module."""
     prefix = "embedding_" if any(part.startswith("embedding_") for part in parts) else ""
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other_half in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
@@ -151,6 +153,7 @@ def _pair(file: str, parts: Parts) -> Iterator[Problem]:
 
 
 def _config(contents: Contents) -> Iterator[Problem | Repeated]:
+    """Yield the problems of PEFT's config, alone and with the tensors."""
     config, file = contents.config, peft.CONFIG
     try:
         peft.check_config(config, file)
@@ -181,7 +184,7 @@ def _config(contents: Contents) -> Iterator[Problem | Repeated]:
 
 
 def _ranks(contents: Contents) -> Iterator[Problem]:
-    """peft builds modules from the config, then loads tensors into them: the two must agree."""
+    """Yield ranks on which config and tensors disagree: peft builds modules from the config, then loads tensors into them."""
     patterns: Mapping[str, int] = contents.config.get("rank_pattern") or {}
     matching = contents.matching("rank_pattern")
     for target, rank in contents.ranks.items():
@@ -195,6 +198,7 @@ def _ranks(contents: Contents) -> Iterator[Problem]:
 
 
 def _patterns(contents: Contents) -> Iterator[Problem]:
+    """Yield patterns that overlap with different values, or match no module."""
     for option in ("rank_pattern", "alpha_pattern"):
         patterns, used = contents.config.get(option) or {}, set[str]()
         for target, keys in contents.matching(option).items():
@@ -208,7 +212,7 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
 
 
 def _not_targeted(contents: Contents) -> Iterator[Problem]:
-    """peft builds the modules that target_modules names, and silently skips the tensors of all others."""
+    """Yield modules that target_modules does not name: peft does not build them, and silently skips their tensors."""
     option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
     if not option or contents.config.get("target_parameters"):
         return
@@ -223,6 +227,7 @@ def _not_targeted(contents: Contents) -> Iterator[Problem]:
 
 
 def _flags(contents: Contents) -> Iterator[Problem]:
+    """Yield disagreements of `use_dora` and `lora_bias` with the tensors."""
     counts = Counter[str]()
     for parts, count in contents.alike():
         if "A" in parts or "B" in parts:
@@ -236,7 +241,12 @@ def _flags(contents: Contents) -> Iterator[Problem]:
 def _flag(
     contents: Contents, part: str, option: str, *, missing: tuple[str, bool], extra: tuple[str, bool]
 ) -> Iterator[Problem]:
-    """Modules without a part although the option is set, or with one although it is not; codes, and if they are repairable."""
+    """Yield modules without a part although the option is set, or with one although it is not.
+
+    Args:
+        missing: The code for a missing part, and whether that is repairable.
+        extra: The same for a part that the option does not announce.
+    """
     flag = bool(contents.config.get(option))
     code, repairable = missing if flag else extra
     message = f"missing, but {option} is true" if flag else f"present, but {option} is not true: peft would skip it"
@@ -248,6 +258,7 @@ def _flag(
 
 
 def _whole_tensors(contents: Contents) -> Iterator[Repeated]:
+    """Yield whole tensors whose modules `modules_to_save` does not name."""
     saved, biases = frozenset(contents.names("modules_to_save")), contents.config.get("bias", "none") != "none"
     split = ((name, *name.rpartition(".")) for name in contents.replaced)
     wrong = [name for name, module, _, kind in split if not within(saved, module) and not (kind == "bias" and biases)]
@@ -261,7 +272,7 @@ def _whole_tensors(contents: Contents) -> Iterator[Repeated]:
 
 
 def _unusual(contents: Contents) -> Iterator[Problem]:
-    """Values that are valid, and rarely what was meant."""
+    """Yield values that are valid but rarely intended."""
     config, ranks = contents.config, contents.ranks.values()
     if ranks:
         least, alpha = min(ranks), config.get("lora_alpha", 8)
@@ -276,6 +287,8 @@ def _unusual(contents: Contents) -> Iterator[Problem]:
 
 
 def _token_rows(contents: Contents) -> Iterator[Repeated]:
+    """Yield tables whose saved rows do not match `trainable_token_indices` in number."""
+
     def problem(target: str) -> Problem:
         count, shape = len(contents.row_ids[target]), contents.rows[target].shape
         message = f"{count} token ids, but the rows of {target} have shape {shape}"
@@ -296,10 +309,10 @@ _INFINITE: dict[str, tuple[str, int, int]] = {
 
 
 def largest_bits(array: np.ndarray) -> tuple[int, int]:
-    """The greatest magnitude in a flat piece of floats, as bits, and the bits at which infinity begins.
+    """Return the greatest magnitude in a flat piece of floats, as bits, and the bits at which infinity begins.
 
-    Floats of one sign are ordered like their bits, so one masked maximum finds zeros, infinities and NaNs at the
-    speed of memory and without a float operation.
+    Floats of one sign are ordered like their bits, so one masked maximum finds zeros, infinities and NaNs at the speed of
+    memory and without a float operation.
     """
     dtype, mask, infinite = _INFINITE[dtypes.name_of(array.dtype)]
     bits = array.view(dtype)
@@ -307,7 +320,7 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
 
 
 def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
-    """NaN and infinity in any tensor; an adapter whose every lora_B is zero."""
+    """Yield tensors with NaN or infinity, and an adapter whose every lora_B is zero."""
     zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.alike())
     changes = not has_outputs or bool(contents.replaced or contents.rows or contents.others)
     wrong: dict[str, tuple[int, int]] = {}
@@ -330,11 +343,12 @@ def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
 
 
 def _is_output(contents: Contents, name: str) -> bool:
+    """Return whether a tensor is the half of a pair that starts at zero."""
     return contents.label(name).endswith((".lora_B", ".lora_embedding_B"))
 
 
 def _tensor_extremes(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
-    """Name, number of values, largest bits and number of non-finite values of each tensor of floats."""
+    """Yield name, number of values, largest bits and number of non-finite values of each tensor of floats."""
     last = ("", 0, 0, 0)
     for values in contents.values():
         dtype = dtypes.name_of(values.array.dtype)
@@ -353,7 +367,7 @@ def _tensor_extremes(contents: Contents) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _largest_and_bad(values: Values) -> tuple[list[int], list[int]]:
-    """The largest bits and the number of non-finite values, of each tensor."""
+    """Return the largest bits and the number of non-finite values of each tensor."""
     if len(values.names) == 1:
         array = values.array[values.starts[0] : values.ends[0]]
         most, infinite = largest_bits(array)

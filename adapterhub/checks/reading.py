@@ -1,7 +1,7 @@
 """Read the files of an adapter in any format into `Contents`, from their headers, and collect every problem on the way.
 
 The readers in `adapterhub_converters` stop at the first error, because their result would be wrong. A check needs all errors,
-and of a file with one bad tensor all the others.
+and all good tensors of a file with a bad one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     """Read an adapter in any format.
 
     Returns:
-        The contents, which the caller closes, or None where the files are not well-formed; and the problems found so far.
+        The contents, which the caller closes, or None if the files are not well-formed; and the problems found so far.
 
     Raises:
         NotFoundError: There is no adapter at `path`.
@@ -58,7 +58,7 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
 
 
 def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
-    """The contents of an adapter that is understood; None where there are only pickles."""
+    """Return the contents of an adapter of a known kind; None if there are only pickles."""
     candidate = Candidate(path)
     if peft.sniff(candidate):
         return _read_peft(path, candidate.config, base)
@@ -67,7 +67,7 @@ def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None
 
 
 def _unread(path: Path, error: NotUnderstoodError) -> Contents:
-    """The contents of an adapter that is not understood: its tensors, and of those named as halves of pairs the pairs."""
+    """Return the contents of an adapter of an unknown kind: its tensors, with those named as halves of pairs combined."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
     from adapterhub_converters.formats.image import factors
 
@@ -101,7 +101,7 @@ def _unread(path: Path, error: NotUnderstoodError) -> Contents:
 
 
 def _sniff(candidate: Candidate, *, pickle: bool) -> str | None:
-    """The format of an adapter that is not PEFT's; None where there are only pickles."""
+    """Return the format of an adapter other than PEFT's; None if there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
@@ -113,7 +113,7 @@ def _sniff(candidate: Candidate, *, pickle: bool) -> str | None:
 
 
 def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
-    """The problem of a file that cannot be used; raises `error` itself where it is not about the file."""
+    """Return the problem of a file that cannot be used; raise `error` itself if it is not about the file."""
     codes: list[tuple[type[AdapterhubError], str]] = [
         (FormatError, "malformed"),
         (NotFoundError, "missing-file"),
@@ -130,6 +130,7 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
 
 
 def _pickles(path: Path) -> Iterator[Problem]:
+    """Yield the pickles that a program may load in place of the weights."""
     if not path.is_dir():
         return
     safe = any(is_weights(item.name) for item in path.iterdir())
@@ -143,6 +144,7 @@ def _pickles(path: Path) -> Iterator[Problem]:
 
 
 def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+    """Return the contents of a PEFT adapter, with its files open."""
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
     contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
@@ -168,13 +170,14 @@ def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
 
 
 def _has_other_deltas(contents: Contents) -> bool:
+    """Return whether an adapter has deltas that are not a pair of matrices."""
     convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.alike())
     other_tuner = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
     return convolution or other_tuner or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
 
 
 def _set_tuned(contents: Contents, adapter: Adapter) -> None:
-    """Set the changes by a tuner that is not LoRA, whose tensors have other names."""
+    """Set the changes by a tuner other than LoRA, whose tensors have other names."""
     contents.tuned = adapter.tuned
     contents.replaced = {name: _kind(array) for name, array in adapter.replaced.items()}
     for target, rows in adapter.rows.items():
@@ -185,6 +188,7 @@ def _set_tuned(contents: Contents, adapter: Adapter) -> None:
 
 
 def _set_other_deltas(contents: Contents, adapter: Adapter) -> None:
+    """Set the deltas that are not a pair of matrices, and take their tensors out of the pairs."""
     contents.notes = adapter.notes
     contents.others = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
     for target in [t for t in contents.pairs if t in contents.others or t not in adapter.deltas]:
@@ -221,7 +225,7 @@ def _add_tensors(contents: Contents, header: Header) -> None:
 
 
 def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
-    """The ids of `trainable_token_indices` by table, or by the last component of its name; those of all under None."""
+    """Return the ids of `trainable_token_indices` by table, or by the last part of its name; ids of all tables under None."""
     named: Mapping[str | None, object] = indices if isinstance(indices, dict) else {None: indices}
     return {
         name: tuple([number for number in ids if isinstance(number, int)]) if isinstance(ids, list) else ()
@@ -230,6 +234,7 @@ def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
 
 
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+    """Return the contents of an adapter in a format that is read as a whole."""
     from adapterhub_converters.formats import convert, find
 
     adapter, ordered = convert.read_unordered(path, base=base)

@@ -135,19 +135,19 @@ _LEVELS = {
 
 
 def level_of(code: str) -> str:
-    """The level at which problems of a code are found (`Report.levels`)."""
+    """Return the level at which problems of a code are found (`Report.levels`)."""
     return _LEVELS.get(code, "files")
 
 
 class Problem(NamedTuple):  # of which a hostile adapter may have a million
-    """One finding.
+    """A finding of a check.
 
     Attributes:
-        file: Path inside the adapter; may be empty, like `name`.
+        file: The path inside the adapter; may be empty, like `name`.
         name: The tensor, key or runtime.
         what: The message, for people; `expected` and `got` have its values for programs where two differ.
         hint: How to fix it.
-        repairable: `adapterhub.checks.repair` fixes it in a copy.
+        repairable: Whether `adapterhub.checks.repair` fixes it in a copy.
         cause: The error that this reports, if it comes from one.
     """
 
@@ -173,7 +173,7 @@ class Problem(NamedTuple):  # of which a hostile adapter may have a million
 
 
 class Repeated(NamedTuple):
-    """Problems of one code, one for each of `places`, which are counted at once and made as far as they are kept."""
+    """Problems of one code, one for each of `places`: counted at once, but created only as far as they are retained."""
 
     code: str
     places: Sequence[Any]
@@ -181,7 +181,7 @@ class Repeated(NamedTuple):
 
 
 class Findings:
-    """Problems as they are found: at most `limit` of each code are kept, all of them if it is None, and all are counted."""
+    """Problems in the order they are found: `limit` of each code are retained, or all if it is None, and all are counted."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.counts: Counter[str] = Counter()
@@ -201,7 +201,7 @@ class Findings:
 
     @property
     def kept(self) -> Mapping[str, Sequence[Problem]]:
-        """The problems that are kept, by code."""
+        """The retained problems, by code."""
         return self._kept
 
 
@@ -211,7 +211,7 @@ class Group:
 
     Attributes:
         reason: The message of the only problem, or the meaning of the code.
-        places: Where the first ten are.
+        places: The locations of the first ten.
     """
 
     code: str
@@ -264,23 +264,23 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if no problem fails the adapter."""
+        """Whether no problem fails the adapter."""
         return not any(self.fails(problem) for problem in self.problems)
 
     def fails(self, problem: Problem) -> bool:
-        """Decide if this problem alone fails the adapter."""
+        """Return whether this problem alone fails the adapter."""
         return problem.severity == ERROR or (self.strict and problem.severity == WARNING)
 
     def count(self, severity: str) -> int:
-        """The number of problems of a severity."""
+        """Return the number of problems of a severity."""
         return sum(count for code, count in self.counted().items() if CODES[code][0] == severity)
 
     def counted(self) -> Mapping[str, int]:
-        """The number of problems of each code that has any, whether or not `problems` has all of them."""
+        """Return the number of problems of each code that has any, whether or not `problems` has all of them."""
         return self.counts or self._kept
 
     def left_out(self, code: str) -> int:
-        """The number of problems of a code that a limit left out of `problems`."""
+        """Return the number of problems of a code that a limit left out of `problems`."""
         return self.counted().get(code, 0) - self._kept[code]
 
     @cached_property
@@ -288,7 +288,7 @@ class Report:
         return Counter(problem.code for problem in self.problems)
 
     def grouped(self) -> list[Group]:
-        """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
+        """Return problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
         by_code: dict[str, list[Problem]] = {}
         for problem in self.problems:
             by_code.setdefault(problem.code, []).append(problem)

@@ -46,7 +46,12 @@ _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 def runtime_verdicts(
     contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
 ) -> dict[str, Verdict]:
-    """The verdict of every runtime, given the problems by code; `values`: the numbers of tensors may be read."""
+    """Return the verdict of every runtime.
+
+    Args:
+        problems: The problems by code.
+        values: Whether the numbers of tensors may be read.
+    """
     readable = contents is not None and contents.unread is None and "unsupported" not in problems
     features = dict(_features(contents, base, values=values)) if contents and readable else {}
     features.update(
@@ -62,12 +67,12 @@ def runtime_verdicts(
 
 
 def _subject(problem: Problem) -> str:
-    """What a rule's text names of a problem."""
+    """Return the part of a problem that a rule's text names."""
     return problem.name if problem.code == "unknown-key" else problem.what
 
 
 def _first_reasons(problems: Iterable[Problem]) -> list[str]:
-    """The first reasons that a verdict shows of problems of one code."""
+    """Return the first reasons that a verdict shows of problems of one code."""
     reasons: dict[str, None] = {}
     for problem in problems:
         reasons[f"{problem.code}: {problem.what}"] = None
@@ -83,6 +88,7 @@ def _verdict(
     reasons: Mapping[str, list[str]],
     image_parts: tuple[str, ...] | None,
 ) -> Verdict:
+    """Return the verdict of a runtime: the worst of what problems, features and conversion imply."""
     rules = {rule.feature: rule for rule in runtime.rules}
     consequences: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
     for code, texts in reasons.items():
@@ -129,7 +135,7 @@ def _verdict(
 
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
-    """The models of a pipeline that an adapter of image models changes, as far as it names them; None for a language model."""
+    """Return the models of a pipeline that an image adapter changes, as far as it names them; None for a language model."""
     if not naming.of_images(contents.targets):
         return None
     return contents.adapter.meta.parts if contents.adapter else ()
@@ -140,6 +146,7 @@ def _reason(rule: Rule, about: str) -> str:
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield the features that rules of runtimes may name, each with the text that it is explained by."""
     if contents.is_whole:
         return
     config = contents.config
@@ -162,6 +169,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
 
 
 def _table_features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield features of replaced rows and copies of the base's tables."""
     if contents.rows:
         yield "rows", ""
         if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
@@ -171,7 +179,7 @@ def _table_features(contents: Contents, base: BaseSpec | None, *, values: bool) 
 
 
 def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """Features of an initialization that changed the base."""
+    """Yield features of an initialization that changed the base."""
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
         yield "init", init
@@ -181,12 +189,12 @@ def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
-    """True if a conversion can read the numbers of the base."""
+    """Return whether a conversion can read the numbers of the base."""
     return base is not None and base.folder is not None
 
 
 def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
-    """True if every copy of a base weight equals it, as a conversion verifies."""
+    """Return whether every copy of a base weight equals it, as a conversion verifies."""
     if base is None or base.folder is None or contents.format != "peft":
         return False
     try:
@@ -197,6 +205,7 @@ def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
 
 
 def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of adapters and deltas that are more than pairs of matrices."""
     if contents.is_tuned:
         yield "other-kind", str(contents.config["peft_type"])
         yield "kind-unsettled", str(contents.config["peft_type"])
@@ -215,6 +224,7 @@ def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of ranks and scales."""
     ranks = set(contents.ranks.values())
     if ranks and max(ranks) > 16:
         yield "rank-over-16", str(max(ranks))
@@ -237,7 +247,7 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _fusion_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """What matters to programs that fuse projections of one input, and that read `target_modules` themselves."""
+    """Yield features for programs that fuse projections of one input, and that read `target_modules` themselves."""
     targets = contents.config.get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
         yield "target-pattern", ""
@@ -256,6 +266,7 @@ def _fusion_features(contents: Contents, base: BaseSpec | None) -> Iterator[tupl
 
 
 def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield features that depend on the base."""
     if is_conv1d(base):
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
@@ -283,7 +294,7 @@ def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str
 
 
 def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    """Modules under names that the model in memory does not have (see `bases.canonical_names`)."""
+    """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
     old = next((target for target in contents.pairs if canonical_names.in_memory(target, kind) != target), None)
     if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
@@ -293,7 +304,7 @@ def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str
 
 
 def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    """The first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
+    """Yield the first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
     try:
         architecture = base.mapped()
     except RefusedError:

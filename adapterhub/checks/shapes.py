@@ -33,7 +33,7 @@ _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 
 
 def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Disagreements of an adapter with a base, in both directions."""
+    """Yield the disagreements of an adapter with a base, in both directions."""
     yield from tied_weight_problems(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
@@ -69,7 +69,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Disagreements in names, with a base whose shapes are unknown: missing modules, and layers too many or too few."""
+    """Yield disagreements in names with a base whose shapes are unknown: missing modules, and layers too many or too few."""
     without_shapes = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
     base = yield from _renamed(contents, without_shapes)
     changed = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
@@ -79,12 +79,12 @@ def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
-    """True if a base of which only names are known has a module or parameter, or the experts that it stacks."""
+    """Return whether a base of which only names are known has a module or parameter, or the experts that it stacks."""
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
 def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
-    """The base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
+    """Return the base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
     if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
         return base
@@ -104,12 +104,15 @@ def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
 
 
 def _is_range(item: object) -> bool:
+    """Return whether a value is a pair of layer numbers of a plausible size."""
     return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
-    """The base under the adapter's names of its modules, if transformers' renaming or one exchange of prefixes explains what
-    is missing."""
+    """Return the base under the adapter's names of its modules, and yield a problem for each renaming.
+
+    Transformers' own renaming is tried first, then one exchange of prefixes that explains most of what is missing.
+    """
     missing = _missing_targets(contents, base)
     if not missing:
         return base
@@ -141,30 +144,33 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
 
 
 def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
+    """Return the changed modules that the base does not have under these names."""
     changed = contents.pairs or dict.fromkeys(name.rpartition(".")[0] for name in contents.replaced)
     return [target for target in changed if weight_of(base, target) is None]
 
 
 def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
+    """Return the names that transformers gives parameters when it loads them."""
     return {in_memory(name, base.model_type): value for name, value in names.items()}
 
 
 def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
-    """Names that begin with `prefix`, without it: a model without its head."""
+    """Return the names that begin with `prefix`, without it: a model without its head."""
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
 
 def _swap_prefixes(names: Mapping[str, _T], prefix: str, new_prefix: str) -> dict[str, _T]:
+    """Return the names with `prefix` replaced by `new_prefix`."""
     return {new_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
 
 
 def is_conv1d(base: BaseSpec) -> bool:
-    """True if the base's linear modules store `(in, out)`."""
+    """Return whether the base's linear modules store `(in, out)`."""
     return base.model_type in _CONV1D
 
 
 def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
-    """The weight of a module with its logical shape; the reason if that is unknown; None if there is no such module."""
+    """Return the weight of a module with its logical shape; the reason if that is unknown; None if there is no module."""
     weight = base.tensor(f"{target}.weight")
     if weight is not None:
         return weight
@@ -176,6 +182,7 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
 
 
 def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
+    """Yield the disagreement of a low-rank pair with the base's weight."""
     actual = delta_shape(parts)
     if actual is None or len(weight.shape) != 2:
         return
@@ -200,7 +207,7 @@ def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transpo
 
 
 def delta_shape(parts: Parts) -> tuple[int, int] | None:
-    """Rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
+    """Return rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
     embedding = "embedding_A" in parts
     first, second = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2:
@@ -209,6 +216,7 @@ def delta_shape(parts: Parts) -> tuple[int, int] | None:
 
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of deltas that are not a pair of matrices."""
     blocks = _with_experts(base) if contents.others else ()
     loaded = _in_memory(base.tensors, base) if contents.others else {}
     for target, delta in contents.others.items():
@@ -226,7 +234,7 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
 
 
 def _tuner_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    """Changes by tuners that are not LoRA."""
+    """Yield the disagreements of changes by tuners other than LoRA."""
     if contents.config.get("peft_type") == "XLORA":
         yield from _classifier_problems(contents, base)
         return
@@ -246,7 +254,7 @@ def _tuner_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> I
 
 
 def _prompt_problems(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
-    """Disagreements of tokens that are put before the input with the base's widths, as far as its config has them."""
+    """Yield the disagreement of tokens that are put before the input with the base's widths, as far as its config has them."""
     ((part, tensor),) = change.parts()
     layers = base.config.get("num_hidden_layers")
     heads = base.config.get("num_key_value_heads", base.config.get("num_attention_heads"))
@@ -262,7 +270,7 @@ def _prompt_problems(contents: Contents, base: BaseSpec, change: Tuned) -> Itera
 
 
 def _classifier_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """A disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
+    """Yield the disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
     width, config_width = base.config.get("hidden_size"), contents.config.get("hidden_size")
     if width is not None and config_width != width:
         message = f"the classifier reads {config_width} numbers for each token, the base has {width}"
@@ -274,7 +282,7 @@ _LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj"
 
 
 def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
-    """The parameter that transformers 5 stacks from experts that are separate in the files."""
+    """Return the parameter that transformers 5 stacks from experts that are separate in the files."""
     module, _, name = target.rpartition(".")
     old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
     listed = old if f"{old}.0.w1.weight" in base.tensors else module
@@ -290,12 +298,12 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
 
 
 def _with_experts(base: BaseSpec) -> set[str]:
-    """The layers whose experts the files have one by one."""
+    """Return the layers whose experts the files store one by one."""
     return {block_of(name) for name in base.tensors if ".experts.0." in name}
 
 
 def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
-    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
+    """Return the shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
     shape = delta.shape
     transposed = (*shape[:-2], shape[-1], shape[-2])
     if isinstance(delta, StackedLowRank):
@@ -307,6 +315,7 @@ def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of whole tensors with those of the base that they replace or copy."""
     heads: dict[str, TensorKind] = {}
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
@@ -323,7 +332,7 @@ def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterato
 
 
 def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
-    """True for a whole tensor of a head that the class of the adapter's task adds to a base with the modules `tops`."""
+    """Return whether a whole tensor belongs to a head that the class of the task adds to a base with the modules `tops`."""
     top, task = name.split(".", 1)[0], contents.config.get("task_type")
     if layer_of(name) is not None or top in tops:
         return False
@@ -338,6 +347,7 @@ def _whole_tensor_problem(file: str, name: str, tensor: TensorKind, weight: Base
 
 
 def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of replaced token rows with the base's table."""
     for target, tensor in contents.rows.items():
         weight = weight_of(base, target)
         if weight is None:
@@ -355,7 +365,7 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
 
 
 def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
-    """True if a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
+    """Return whether a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
     if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
     whole = name in contents.replaced or name in contents.copies
@@ -365,7 +375,7 @@ def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[
 
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    """One problem for all layers that the base lacks, and one for each other module."""
+    """Yield one problem for all layers that the base lacks, and one for each other module."""
     if not missing:
         return
     depths = depths_of([*base.tensors, *base.packed])
@@ -381,7 +391,7 @@ def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]
 
 
 def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
-    """The prefix of missing modules and that of the base in its place, if one exchange explains most of them."""
+    """Return the prefix of missing modules and the base's prefix in its place, if one exchange explains most of them."""
     if not missing:
         return None
     names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
@@ -404,7 +414,7 @@ def _swap_prefix(name: str, old: str, new: str) -> str | None:
 
 
 def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Modules of the base that should have a delta but do not."""
+    """Yield the modules of the base that should have a delta but do not."""
     try:
         targeted = targeted_modules(contents, base)
     except AdapterhubError as error:
@@ -426,7 +436,7 @@ def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
 
 
 def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
-    """Stacks in which the adapter covers every layer from 0 on and ends before the base, without naming its layers."""
+    """Return the stacks in which the adapter covers every layer from 0 on, but ends before the base without saying so."""
     if contents.config.get("layers_to_transform") is not None:
         return set()
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
@@ -438,7 +448,7 @@ def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str
 
 
 def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Changes to one of two tied tables."""
+    """Yield a change to only one of two tied tables."""
     if not base.tied:
         return
     names: Mapping[str, list[str]] = defaultdict(list)

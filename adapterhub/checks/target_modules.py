@@ -1,4 +1,4 @@
-"""Split paths of modules, and match `target_modules` as peft does."""
+"""Paths of modules, and `target_modules` matched as peft does."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _EXPERT = linear.Pattern(r"\.experts\.\d+\.")
 
 
 def last_of(target: str) -> str:
-    """The last name of a module's path."""
+    """Return the last name of a module's path."""
     return target.rpartition(".")[2]
 
 
 def layer_of(target: str) -> int | None:
-    """The index of the layer a module is in: the first component that is a number."""
+    """Return the index of the layer that a module is in: the first component that is a number."""
     layer = _layer(target)
     return layer[1] if layer else None
 
 
 def stack_of(target: str) -> str:
-    """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
+    """Return the list of layers that a module is in, such as `model.layers.`; empty outside of any."""
     layer = _layer(target)
     return layer[0] if layer else ""
 
 
 def block_of(target: str) -> str:
-    """The layer a module is in: `model.layers.0`; the module itself outside of any."""
+    """Return the layer that a module is in, such as `model.layers.0`; the module itself outside of any."""
     layer = _layer(target)
     return f"{layer[0]}{layer[1]}" if layer else target
 
@@ -58,7 +58,7 @@ def _layer_around(parent: str) -> tuple[str, int] | None:
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
+    """Return the number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
     depths: dict[str, int] = {}
     for name in names:
         if layer := _layer(name):
@@ -67,9 +67,11 @@ def depths_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
-    """True if peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
+    """Return whether peft would wrap a module for `target_modules` or `exclude_modules`.
 
-    `names` and `layers` should be sets where there may be many.
+    Args:
+        option: The option's value.
+        names: Its names, if it is a list; should be a set where there may be many, like `layers`.
     """
     if isinstance(option, str):
         if option == "all-linear":
@@ -82,7 +84,7 @@ def matches(option: object, names: Collection[str], module: str, layers: Collect
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
-    """`layers_to_transform`; None for every layer."""
+    """Return `layers_to_transform`; None for every layer."""
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return None
@@ -90,7 +92,7 @@ def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
 
 
 def within(names: Collection[str], module: str) -> bool:
-    """True if one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
+    """Return whether one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
     parts = module.split(".")
     if len(names) <= 2 * len(parts):
         return any(f".{name}." in f".{module}." for name in names)
@@ -98,7 +100,7 @@ def within(names: Collection[str], module: str) -> bool:
 
 
 def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
-    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
+    """Return the base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
     if contents.format != "peft":
         return set()
     matrices = {
@@ -125,7 +127,7 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
 
 
 def _has_another_class(contents: Contents, base: BaseSpec) -> bool:
-    """True if the adapter was trained on another class of the model than the saved one: with other heads, or half of it."""
+    """Return whether the adapter was trained on another class of the model than the saved one: another head, or a half."""
     mapping = contents.config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     other_class = isinstance(trained, str) and trained != base.architecture

@@ -28,7 +28,7 @@ _REPO = linear.Pattern(r"[\w.-]+/[\w.-]+")
 
 
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
-    """Repair every disagreement of the config with the tensors, and two keys it should not lack."""
+    """Repair every disagreement of the config with the tensors, and two keys that it should not lack."""
     pairs = draft.pairs()
     quirks.refuse(draft.config, pairs, draft.where)
     _kind(draft, pairs)
@@ -43,6 +43,7 @@ def repair_config(draft: Draft, base: BaseSpec | None) -> None:
 
 
 def _kind(draft: Draft, pairs: Shapes) -> None:
+    """Set a missing `peft_type` if all tensors are plain LoRA."""
     if draft.config.get("peft_type"):
         return
     parts = {part for parts in pairs.values() for part in parts}
@@ -56,6 +57,7 @@ def _kind(draft: Draft, pairs: Shapes) -> None:
 
 
 def _repair_unknown_keys(draft: Draft) -> None:
+    """Drop unknown keys without a value; propose to remove the others."""
     if draft.config.get("peft_type") != "LORA":
         return
     unknown = sorted(set(draft.config) - peft.INERT - peft.READ - _WRITTEN)
@@ -74,6 +76,7 @@ def _is_number(value: object) -> bool:
 
 
 def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
+    """Set a missing name of the base if the base model and adapter.json do not contradict each other."""
     if draft.config.get("base_model_name_or_path"):
         return
     named = {"the base model": base.repo if base else None, ADAPTER_JSON: _manifest_repo(draft)}
@@ -89,6 +92,7 @@ def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
 
 
 def _manifest_repo(draft: Draft) -> str | None:
+    """Return the repository of the base in adapter.json."""
     if draft.folder is None:
         return None
     try:
@@ -99,7 +103,7 @@ def _manifest_repo(draft: Draft) -> str | None:
 
 
 def _targets(draft: Draft, pairs: Shapes) -> None:
-    """PEFT builds the modules that `target_modules` names and skips the tensors of all others."""
+    """List all modules in `target_modules`: PEFT builds the modules that it names and skips the tensors of all others."""
     if draft.config.get("target_parameters"):
         return
     option = draft.config.get("target_modules")
@@ -118,7 +122,7 @@ def _targets(draft: Draft, pairs: Shapes) -> None:
 
 
 def _ranks(draft: Draft, pairs: Shapes) -> None:
-    """The tensors are right: peft refuses to load them into modules of another rank."""
+    """Take ranks from the tensors: peft refuses to load them into modules of another rank."""
     if draft.config.get("target_parameters"):  # only the rank in the config tells the number of experts
         return
     ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
@@ -151,13 +155,13 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
 
 
 def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
-    """A map of patterns; None for any other value, which a check reports and no tensor can repair."""
+    """Return a map of patterns; None for any other value, which a check reports and no tensor can repair."""
     patterns = config.get(option) or {}
     return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
 
 
 def _alphas(draft: Draft, pairs: Shapes) -> None:
-    """Propose how to fix doubtful patterns: tensors don't contain their alpha, so only its author knows it."""
+    """Propose how to fix doubtful patterns: tensors do not contain their alpha, so only the author knows it."""
     patterns = _numbers(draft.config, "alpha_pattern")
     if patterns is None:
         return
@@ -173,6 +177,7 @@ def _alphas(draft: Draft, pairs: Shapes) -> None:
 
 
 def _repair_biases(draft: Draft, pairs: Shapes) -> None:
+    """Make `lora_bias` agree with the tensors."""
     having = [target for target, parts in pairs.items() if "bias" in parts]
     flag = bool(draft.config.get("lora_bias"))
     if flag == bool(having):
@@ -191,6 +196,7 @@ def _repair_biases(draft: Draft, pairs: Shapes) -> None:
 
 
 def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
+    """Return why peft refuses `lora_bias` here; empty if it does not."""
     init = config.get("init_lora_weights", True)
     if init not in (True, False):
         return f"with init_lora_weights {init!r}"
@@ -200,6 +206,7 @@ def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
 
 
 def _magnitudes(draft: Draft, pairs: Shapes) -> None:
+    """Make `use_dora` agree with the tensors."""
     having = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(draft.config.get("use_dora"))
     if flag and len(having) < len(pairs):

@@ -25,7 +25,7 @@ from adapterhub_converters.formats import FORMATS, peft, pickles, raw
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """One repair; `code` is that of the problem where a check has one."""
+    """A repair; `code` is that of the problem if a check has one."""
 
     code: str
     what: str
@@ -33,7 +33,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A defect that the files cannot prove; `do` is how to fix it."""
+    """A defect that the files cannot prove; `do` tells how to fix it."""
 
     code: str
     what: str
@@ -46,10 +46,10 @@ class Draft:
 
     Attributes:
         folder: The folder that the other files are copied from; None for a lone file.
-        names: New name of a tensor to its name in the file; a tensor that is not in it is dropped.
-        files: Name of a tensor in its file to the open file.
-        lone: The source is a state dict without a config.
-        tensors: All tensors to write, where they are other than those of the files.
+        names: From the new name of a tensor to its name in the file; tensors that it lacks are dropped.
+        files: From the name of a tensor in its file to the open file.
+        lone: Whether the source is a state dict without a config.
+        tensors: All tensors to write, if they differ from those of the files.
     """
 
     folder: Path | None
@@ -64,7 +64,7 @@ class Draft:
 
     @property
     def where(self) -> str:
-        """The source, in errors."""
+        """The source, for errors."""
         return str(self.folder or "the file")
 
     def record(self, code: str, what: str) -> None:
@@ -76,12 +76,12 @@ class Draft:
         self.proposals.append(Proposal(code, what, remedy))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, by its new name."""
+        """Return the shape of a tensor, by its new name."""
         key = self.names[name]
         return self.files[key].tensors[key].shape
 
     def pairs(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Module to the shapes of its parts, for tensors that their names make a delta."""
+        """Return the shapes of each module's parts, for tensors whose names make them part of a delta."""
         pairs: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in self.names:
             kind, target, part = peft.classify(name)
@@ -90,12 +90,12 @@ class Draft:
         return pairs
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """The tensors of the files by their new names, as views."""
+        """Return the tensors of the files by their new names, as views."""
         return {name: self.files[key].mapped(key) for name, key in self.names.items()}
 
     @property
     def must_rewrite_weights(self) -> bool:
-        """True if the weights must be rewritten."""
+        """Whether the weights must be rewritten."""
         return (
             self.lone
             or self.tensors is not None
@@ -106,7 +106,7 @@ class Draft:
 
 @contextlib.contextmanager
 def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
-    """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `repair`."""
+    """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `fix`."""
     path = folder_for(path)
     _check_kind(path)
     folder = path if path.is_dir() else None
@@ -127,6 +127,7 @@ def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Dra
 
 
 def _check_kind(path: Path) -> None:
+    """Refuse any adapter that is not PEFT's."""
     hint = "Convert it to PEFT"
     if path.is_file() and path.suffix != ".safetensors":
         pickles.refuse(path)
@@ -142,7 +143,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
-    """The config of the folder, or in the header of the file, or made of `alpha`; `metadata` loses what it had of it."""
+    """Return the config of the folder or in the header of the file, or one made of `alpha`; removes it from `metadata`."""
     file = path / peft.CONFIG
     text = json_file.read_text(file) if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
     metadata.pop(raw.METADATA_KEY, None)
@@ -179,6 +180,7 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
 
 
 def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
+    """Copy the files that are packaged and not written anew; return the names of the others."""
     left_out = []
     for item in sorted(source.iterdir()):
         if item.name in written or item.name.startswith("."):
@@ -191,7 +193,7 @@ def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
 
 
 def _manifest(draft: Draft, source: Path, folder: Path) -> None:
-    """Write the source's manifest with what the repairs change in it; leave it out if it did not match the source."""
+    """Write the source's manifest with the facts that the repairs change; omit it if it did not match the source."""
     try:
         manifest = AdapterManifest.read(source)
         digests = {path: digest for path, (digest, _) in describe.digests(source).items()}

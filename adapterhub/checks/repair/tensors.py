@@ -22,7 +22,7 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
     """Remove the parts that wrappers add to names, and add PEFT's prefix where nothing else can be missing.
 
     Raises:
-        FormatError: Two tensors have one name without their wrappers.
+        FormatError: Two tensors have the same name without their wrappers.
         RefusedError: The file has several adapters.
     """
     cleaned(draft.names, draft.where)
@@ -41,13 +41,13 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
 
 
 def _native(name: str) -> str:
-    """PEFT's name of a tensor; PEFT itself removes the `.weight` of a magnitude."""
+    """Return PEFT's name of a tensor; PEFT itself removes the `.weight` of a magnitude."""
     peft_name = native(name)
     return name if peft_name == name.removesuffix(".weight") else peft_name
 
 
 def _prefix(bare: list[str], base: BaseSpec | None) -> str | None:
-    """The prefix that all names lack, if only one is possible."""
+    """Return the prefix that all names lack, if only one is possible."""
     if not bare or any(name.startswith("base_model.") for name in bare):
         return None
     if base is not None and base.tensors:
@@ -58,6 +58,7 @@ def _prefix(bare: list[str], base: BaseSpec | None) -> str | None:
 
 
 def _known(name: str, base: BaseSpec) -> bool:
+    """Return whether the base has the module or parameter that a tensor changes."""
     kind, target, _ = peft.classify(PREFIX + name)
     return target in base.tensors or (kind in ("pair", "rows") and f"{target}.weight" in base.tensors)
 
@@ -78,6 +79,7 @@ def drop_copies(draft: Draft, base: BaseSpec | None) -> None:
 
 
 def _drop_copy(draft: Draft, weights: BaseWeights, name: str, parameter: str) -> None:
+    """Drop a copy that equals the base's weight; propose a choice for any other."""
     key = draft.names[name]
     copy = draft.files[key].tensor(key)
     try:
@@ -94,7 +96,7 @@ def _drop_copy(draft: Draft, weights: BaseWeights, name: str, parameter: str) ->
 
 
 def bring_experts_forward(draft: Draft, base: BaseSpec | None) -> None:
-    """Write experts that an earlier peft saved as peft does today, with the config that belongs to them."""
+    """Rewrite experts that an earlier peft saved in today's form, with the config that belongs to them."""
     if draft.config.get("peft_type") != "LORA" or not any(".experts" in name for name in draft.names):
         return
     text = json.dumps(draft.config, indent=2, ensure_ascii=False)

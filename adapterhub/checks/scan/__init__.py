@@ -1,4 +1,4 @@
-"""Scan the files of an adapter for what could run code or mislead, without running or loading any of it.
+"""Scan the files of an adapter for anything that could run code or mislead, without running or loading any of it.
 
 The list of what may be packaged comes first (`manifest.package_files`), as in a push: a file of another type is reported
 whatever it contains. Then each file is read as programs read it that ignore its name: as a pickle, an archive, a program, a
@@ -54,8 +54,8 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
         A report of the level `scan`, whose facts are the numbers of `files` and `bytes`.
 
     Raises:
-        NotFoundError: There is nothing at `path`.
-        RefusedError: It has more files than any adapter.
+        NotFoundError: The path does not exist.
+        RefusedError: The folder has more files than any adapter.
     """
     try:
         return report(_files(path), where or str(path), limit)
@@ -66,7 +66,7 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
 
 
 def report(files: Iterable[tuple[int, Iterator[Problem]]], where: str, limit: int | None = None) -> Report:
-    """Return the report on files, each its size with its problems; the rest is that of `scan`."""
+    """Return the report on files, each given by its size and its problems; arguments and result are those of `scan`."""
     findings, facts = Findings(limit), {"files": 0, "bytes": 0}
     for size, of_file in files:
         findings.add(of_file)
@@ -145,6 +145,7 @@ _BINARY: Mapping[str, Callable[[Opened], Iterator[Problem]]] = {
 
 
 def _text(file: Opened) -> Iterator[Problem]:
+    """Yield the problems of a file that should be a text."""
     if file.size > _MAX_TEXT:
         yield Problem("not-scanned", file.path, "", f"a text of more than {_MAX_TEXT >> 20} MiB")
         yield from weights.polyglot(file)
@@ -164,7 +165,7 @@ def _text(file: Opened) -> Iterator[Problem]:
 
 
 def _decoded(raw: bytes) -> str | None:
-    """The text that bytes are; None for any others."""
+    """Return bytes as text; None if they are not UTF-8 text."""
     try:
         return None if b"\0" in raw else raw.decode()
     except UnicodeDecodeError:
@@ -172,7 +173,7 @@ def _decoded(raw: bytes) -> str | None:
 
 
 def _shown(file: Opened, text: str) -> Iterator[Problem]:
-    """Yield what a text does in a program that shows it as a page."""
+    """Yield the effects of a text in a program that shows it as a page."""
     if archives.zip_in(file):
         yield Problem("polyglot", file.path, "", "a zip archive as well")
     is_page = file.suffix in (".svg", ".html", ".htm")
@@ -184,6 +185,7 @@ def _shown(file: Opened, text: str) -> Iterator[Problem]:
 
 
 def _json_problems(path: str, text: str) -> Iterator[Problem]:
+    """Yield the problems of a JSON document: keys that run code, and chat templates in it."""
     try:
         document = json_file.parse(text, path)
     except FormatError as error:

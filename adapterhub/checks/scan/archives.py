@@ -1,4 +1,4 @@
-"""Archives and programs by their structure, at the start of a file, behind its end, or between its bytes.
+"""Archives and programs by their structure, at the start of a file, after its end, or between its bytes.
 
 Four bytes occur by chance in any gigabyte of weights, so each signature is checked together with fields around it that must
 agree: the checksum of a tar header, the offsets of a zip's directory, the machine of a program.
@@ -58,7 +58,7 @@ class EmbeddedFile:
 
 
 def archive_at_start(file: Opened, head: bytes) -> EmbeddedFile | None:
-    """Return the archive, or the stream of compressed bytes, that a file is."""
+    """Return the archive, or the stream of compressed bytes, that a file is; None for any other file."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return zip_in(file) or EmbeddedFile("zip", 0)
     if _is_tar(head):
@@ -69,7 +69,7 @@ def archive_at_start(file: Opened, head: bytes) -> EmbeddedFile | None:
 
 
 def program_at_start(head: bytes) -> str:
-    """Return the kind of program that a file is; empty for any other."""
+    """Return the kind of program that a file is; empty for any other file."""
     if head.startswith(b"\x7fELF") and _is_elf(head, 0):
         return "ELF"
     if head.startswith(b"MZ") and (at := int.from_bytes(head[60:64], "little")) < _OVERLAP and head[at : at + 4] == b"PE\0\0":
@@ -96,7 +96,7 @@ def zip_in(file: Opened) -> EmbeddedFile | None:
 
 
 def _pickle_in(file: Opened) -> pickles.Pickle | None:
-    """Return what the first member that is a pickle does, such as `data.pkl` of torch."""
+    """Return the first member of a zip that is a pickle, such as `data.pkl` of torch."""
     try:
         with zipfile.ZipFile(_Seekable(file)) as archive:  # which asks for these four methods only
             for member in archive.infolist()[:_LOOKED_INTO]:
@@ -110,7 +110,7 @@ def _pickle_in(file: Opened) -> pickles.Pickle | None:
 
 
 class _Seekable:
-    """An opened file as zipfile reads it."""
+    """A scanned file as zipfile reads it."""
 
     def __init__(self, file: Opened) -> None:
         self._file, self._at = file, 0
@@ -137,7 +137,7 @@ class _Seekable:
 
 
 def embedded(file: Opened) -> Iterator[EmbeddedFile]:
-    """Yield archives and programs anywhere behind the start of a file, and pages near it; one of each kind."""
+    """Yield archives and programs anywhere after the start of a file, and pages near it; one of each kind."""
     reported: set[str] = set()
     head = file.read_at(0, _SNIFFED)
     for needle, kind in _PAGES.items():
@@ -158,6 +158,7 @@ def embedded(file: Opened) -> Iterator[EmbeddedFile]:
 
 
 def _is_zip_member(data: bytes, at: int) -> bool:
+    """Return whether plausible fields of a local header follow the magic."""
     if len(data) < at + 31:
         return False
     version, _, method = struct.unpack_from("<HHH", data, at + 4)
@@ -172,6 +173,7 @@ def _is_elf(data: bytes, at: int) -> bool:
 
 
 def _is_pe(data: bytes, at: int) -> bool:
+    """Return whether a known machine follows the magic, and a DOS header in front points at it."""
     if len(data) < at + 6 or struct.unpack_from("<H", data, at + 4)[0] not in _MACHINES:
         return False
     start = data.rfind(b"MZ", max(0, at - _OVERLAP), at)
@@ -179,7 +181,7 @@ def _is_pe(data: bytes, at: int) -> bool:
 
 
 def _is_tar(data: bytes, at: int = 257) -> bool:
-    """Whether the magic at `at` is that of a header whose checksum is right (POSIX.1-1988)."""
+    """Return whether the magic at `at` belongs to a header whose checksum is right (POSIX.1-1988)."""
     header = data[at - 257 : at - 257 + _TAR]
     if at < 257 or len(header) < _TAR or header[257:262] != b"ustar":
         return False
@@ -203,6 +205,7 @@ _PAGES = {b"<script": "HTML", b"<html": "HTML", b"<!DOCTYPE html": "HTML", b"<?p
 
 
 def _inflates(head: bytes) -> bool:
+    """Return whether bytes are the beginning of a zlib stream."""
     try:
         zlib.decompressobj().decompress(head, 1024)
     except zlib.error:

@@ -1,4 +1,4 @@
-"""Keys of configs that have a program import code, load other files, or build objects by name."""
+"""Keys of configs that make a program import code, load other files, or build objects by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KNOWN_LIBRARIES = ("transformers", "diffusers", "sentence_transformers")
 
 
 class Fault(NamedTuple):
-    """A code of a problem, the path of the key, and what is wrong."""
+    """A defect of a config or template: the code of the problem, the path of the key, and the message."""
 
     code: str
     key: str
@@ -73,7 +73,7 @@ _SHORT = 80
 
 
 def faults(document: Any) -> Iterator[Fault]:
-    """Yield the faults of a parsed document, whose depth is bounded; by a loop, as its reader counts nothing else."""
+    """Yield the faults of a parsed document; iterative, since its reader bounds nothing but the depth."""
     waiting: list[tuple[str, Any]] = [("", document)]
     while waiting:
         path, value = waiting.pop()
@@ -99,10 +99,11 @@ def _faults(key: str, value: Any, place: str) -> Iterator[Fault]:
 
 
 def _leads_out(text: str) -> bool:
+    """Return whether a path leads out of its folder."""
     parts = text.replace("\\", "/").split("/")
     return ".." in parts or text.startswith(("/", "\\", "~")) or parts[0].endswith(":")
 
 
 def _short(value: Any) -> str:
-    """The beginning of a value; of a list or an object, what fits, since the next key in it may be one that shows it again."""
+    """Return the beginning of a value; of a list or an object as much as fits, since a key in it may be shown again."""
     return (value if isinstance(value, str) else reprlib.repr(value))[:_SHORT]

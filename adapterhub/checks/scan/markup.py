@@ -1,4 +1,4 @@
-"""Script and embedded content in texts that people open: cards, pictures in SVG, and what headers of weights contain.
+"""Script and embedded content in texts that people open: cards, pictures in SVG, and headers of weights.
 
 Pages that clean what they show drop all of this (`hub.web.cards` does); a notebook, a chat window or a browser may not.
 """
@@ -23,7 +23,7 @@ _SCHEME = linear.Pattern(
 )
 _ENTITY = linear.Pattern(r"(?i)<!(ENTITY|DOCTYPE[^>]{0,200}\[)|<\?(xml-stylesheet|php)")
 _DIGITS = linear.Pattern(r"&#[0-9]{8,}")
-# Turned direction, zero width, tags that spell out hidden words; not those that join emoji or vary their look.
+# Turned direction, zero width, tags that spell out hidden words; not characters that join emoji or vary their look.
 _INVISIBLE = {
     0x180E, 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFFF9, 0xFFFA, 0xFFFB,
     *range(0xE0000, 0xE0080),
@@ -31,7 +31,7 @@ _INVISIBLE = {
 
 
 def active(text: str) -> Iterator[str]:
-    """Yield what would run or load something if `text` were shown as it is, one of each kind."""
+    """Yield what would run or load something if `text` were shown unchanged, one of each kind."""
     plain = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
     for pattern, kind in (
         (_ELEMENT, "the element"),
@@ -44,12 +44,12 @@ def active(text: str) -> Iterator[str]:
 
 
 def _short(reference: linear.Match) -> str:
-    """A reference to a character without leading zeros and digits that none has: Python reads no number of thousands."""
+    """Return a character reference without leading zeros and excess digits: Python parses no number with thousands of them."""
     return "&#" + reference[0][2:].lstrip("0")[:8]
 
 
 def without_code(text: str) -> str:
-    """A Markdown text without its fenced blocks of code, in which markup is shown and does nothing (CommonMark 4.5)."""
+    """Return a Markdown text without its fenced blocks of code, in which markup is shown and does nothing (CommonMark 4.5)."""
     lines, fence = [], ""
     for line in text.splitlines(keepends=True):
         bare = line.strip(" ")

@@ -32,7 +32,7 @@ class Opened(NamedTuple):
 
 
 def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
-    """Wrap an open file, which stays the caller's to close, with its size if that is known."""
+    """Wrap an open file, which the caller still has to close, with its size if that is known."""
 
     def read_at(offset: int, n: int) -> bytes:
         file.seek(offset)

@@ -1,8 +1,8 @@
 """Chat templates, which are programs in Jinja: what they reach for, and what they write under which conditions.
 
-They are read token by token as jinja's lexer splits them, never parsed by it and never run: a template may be made for the
-parser. Two kinds of attacks are looked for. One leaves the sandbox, or counts on a program without one, by attributes such
-as `__class__`. The other stays in it: a condition on the words of a conversation, or on the date, under which instructions are
+They are read token by token as jinja's lexer splits them, never parsed by it and never run: a template may target the parser.
+Two kinds of attacks are looked for. One leaves the sandbox, or counts on a program without one, by attributes such as
+`__class__`. The other stays in it: a condition on the words of a conversation, or on the date, under which instructions are
 added that the user does not see.
 """
 
@@ -54,7 +54,7 @@ class Token(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a template: `data`, which is written as it is, `variable` or `block`, and its text or its tokens."""
+    """A part of a template: `data`, which is written unchanged, `variable` or `block`, and its text or its tokens."""
 
     kind: str
     text: str
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 
 def split(template: str) -> list[Part]:
-    """Split a template as jinja's lexer does; what is not closed ends with the template."""
+    """Split a template as jinja's lexer does; an unclosed part ends with the template."""
     parts: list[Part] = []
     at = 0
     while at < len(template):
@@ -87,14 +87,14 @@ def split(template: str) -> list[Part]:
 
 
 def _bare(tokens: list[Token]) -> tuple[Token, ...]:
-    """The tokens without the marks that trim white space around code."""
+    """Return the tokens without the marks that trim white space around code."""
     marks = (Token("operator", "-"), Token("operator", "+"))
     begin, end = tokens[:1] and tokens[0] in marks, len(tokens) > 1 and tokens[-1] in marks
     return tuple(tokens[bool(begin) : len(tokens) - end])
 
 
 def _opening(template: str, at: int) -> int:
-    """The place of the next mark that opens code; the length of the template without one."""
+    """Return the position of the next mark that opens code; the length of the template if there is none."""
     while (at := template.find("{", at)) >= 0:
         if template[at + 1 : at + 2] in ("{", "%", "#"):
             return at
@@ -103,7 +103,7 @@ def _opening(template: str, at: int) -> int:
 
 
 def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
-    """The tokens from `at` to `end`, which closes no code within braces, and the place behind it."""
+    """Return the tokens from `at` to `end`, which closes no code within braces, and the position after it."""
     tokens: list[Token] = []
     depth = 0
     while at < len(template):
@@ -130,6 +130,7 @@ def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
 
 
 def _closing(template: str, at: int) -> int:
+    """Return the position of the quote that closes a string."""
     quote, at = template[at], at + 1
     while at < len(template) and template[at] != quote:
         at += 2 if template[at] == "\\" else 1
@@ -161,7 +162,7 @@ def problems(path: str, key: str, template: str) -> Iterator[Problem]:
 
 
 def faults(template: str) -> Iterator[Fault]:
-    """Yield what is wrong with a template, without a key."""
+    """Yield the faults of a template, without a key."""
     parts = split(template)
     reported: set[tuple[str, str]] = set()
     for fault in (*_escapes(parts), *_switches(parts), *_links(parts), *_words(parts)):
@@ -171,6 +172,7 @@ def faults(template: str) -> Iterator[Fault]:
 
 
 def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
+    """Yield ways out of the sandbox."""
     for part in parts:
         tokens = _joined(part.tokens)
         if part.kind == "block" and tokens and tokens[0].value in _LOADS and tokens[0].kind == "name":
@@ -181,6 +183,7 @@ def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
 
 
 def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
+    """Return how a token reaches for something outside of the sandbox; empty if it does not."""
     dotted = before == Token("operator", ".")
     if token.kind == "name":
         if token.value.startswith("__") or (dotted and (token.value.startswith("_") or token.value in _ATTRIBUTES)):
@@ -195,7 +198,7 @@ def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
 
 
 def _joined(tokens: Sequence[Token]) -> list[Token]:
-    """The tokens with texts joined that `~` or `+` puts together, or nothing at all."""
+    """Return the tokens with texts joined where `~`, `+` or nothing at all is between them."""
     joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
     waiting = False  # an operator that may join is the last token, which is not in `found` yet
@@ -241,6 +244,7 @@ def _conditions(part: Part) -> Iterator[list[Token]]:
 
 
 def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Iterator[Fault]:
+    """Yield the fault of a clause that compares the date or the words of a message."""
     words = {token.value for token in clause if token.kind in ("name", "text")}
     compares = any(token.value in _COMPARES for token in clause) or any(token.value in _TESTS for token in clause)
     clause_text = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
@@ -256,14 +260,14 @@ def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Itera
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text may be of a conversation: not a mark such as `</think>`, not a part or a role of a message."""
+    """Return whether a text may belong to a conversation: not a mark such as `</think>`, not a part or a role of a message."""
     bare = text.strip()
     letters = sum(char.isalpha() for char in bare)
     return letters >= 2 and not set(bare) & set("<>[]{}|#") and bare.lower() not in _STRUCTURE
 
 
 def _is_key(clause: Sequence[Token], index: int) -> bool:
-    """Whether a text is the key of a subscript or of `get`, and not an item of a list."""
+    """Return whether a text is the key of a subscript or of `get`, and not an item of a list."""
     before = [token.value for token in clause[max(0, index - 2) : index]]
     if before == ["get", "("]:
         return True

@@ -1,4 +1,4 @@
-"""Files of weights and pictures as containers: what is behind their end, between their parts, and in their headers' texts."""
+"""Files of weights and pictures as containers: bytes after their end, between their parts, and texts in their headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CODES = {"trailing": "trailing-data", "hole": "hidden-data"}
 
 
 def safetensors(file: Opened) -> Iterator[Problem]:
-    """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes behind the last tensor."""
+    """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes after the last tensor."""
     try:
         header = safetensors_file.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
@@ -32,7 +32,7 @@ def safetensors(file: Opened) -> Iterator[Problem]:
 
 
 def gguf(file: Opened) -> Iterator[Problem]:
-    """Yield the problems of a GGUF file, whose readers skip what is between tensors and behind the last one."""
+    """Yield the problems of a GGUF file, whose readers skip bytes between tensors and after the last one."""
     try:
         header = gguf_file.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
@@ -53,7 +53,7 @@ def gguf(file: Opened) -> Iterator[Problem]:
 
 
 def _is_foreign(file: Opened, begin: int, end: int, alignment: int) -> bool:
-    """Whether there is more between two places than zeros for the alignment."""
+    """Return whether there is more between two positions than zeros for the alignment."""
     return end > begin and (end - begin >= alignment or file.read_at(begin, end - begin).strip(b"\0") != b"")
 
 
