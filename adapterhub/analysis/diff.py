@@ -230,6 +230,7 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured: bool) -> ModuleChange:
     """Compare one module; `measured` if its norm is needed even where its numbers are the same."""
     first = _side(a, size(a) if a and measured else None)
+    # Equal numbers need no algebra, and give exactly 0 and 1.
     if same and first:
         return ModuleChange(name, SAME, first, _side(b, first.size), 0.0, 1.0, 1.0, 0.0)
     second = _side(b, size(b) if b else None)
@@ -253,6 +254,7 @@ def _measured_change(name: str, sides: tuple[Side | None, Side | None], pairs: l
     delta_distance = math.hypot(*(distance(term_a, term_b) for term_a, term_b in pairs))
     cosine = sum(inner(term_a, term_b) for term_a, term_b in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
     if cosine is not None:
+        # Rounding can leave a cosine just outside of its range.
         cosine = 1.0 if not delta_distance else max(-1.0, min(1.0, cosine))
     change = delta_distance / sizes[0] if sizes[0] else 0.0 if not delta_distance else None
     status = SAME if not delta_distance else ROUNDED if change is not None and change <= ROUNDING else CHANGED

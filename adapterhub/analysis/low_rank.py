@@ -178,12 +178,14 @@ def distance(first: Factors, second: Factors) -> float:
             Factors(first.left - second.left, first.right),
             Factors(second.left, first.right - second.right),
         )
+        # Equal factors: exactly 0, without the noise of the sums below.
         if not (left_change.left.any() or right_change.right.any()):
             return 0.0
     else:
         left_change, right_change = first, Factors(-second.left, second.right)
     for x, y in ((first, Factors(-second.left, second.right)), (left_change, right_change)):
         squares = inner(x, x), 2 * inner(x, y), inner(y, y)
+        # No cancellation: the sum has at least half of its digits left.
         if sum(squares) > _CANCELS * (squares[0] + squares[2]):
             return float(np.sqrt(sum(squares)))
     difference = stacked([first, second], [1.0, -1.0])

@@ -175,6 +175,7 @@ def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relati
     """Arrange the norms in rows of layers and columns of kinds."""
     places = {key: split for key in cells if (split := split_layer(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
+    # Several stacks, such as an encoder and a decoder, follow one another in the map.
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
     kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_sort_key))
     if len(layers) * len(kinds) > max(_CELLS, 2 * len(cells)):  # hardly any cell has a number: no picture of a transformer

@@ -124,6 +124,7 @@ def ranked(summaries: Spectra, other_adapters: Iterable[Spectra]) -> tuple[list[
 def _rank(name: str, modules: int, summary: Spectrum, others_summaries: Sequence[Spectrum]) -> Ranked:
     if not others_summaries:
         return Ranked(name, modules, summary, 0, None)
+    # One column for each of the three numbers.
     columns = zip(astuple(summary), zip(*map(astuple, others_summaries), strict=True), strict=True)
     percentiles = (
         100 * sum((x < value) + (x == value) / 2 for x in column) / len(others_summaries) for value, column in columns

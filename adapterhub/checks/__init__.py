@@ -99,6 +99,7 @@ def check(
         >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
         (False, ['rank-config'])
     """
+    # Before any file is read: a misspelled argument must not look like a passed check.
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
     check_codes(ignore)
@@ -178,6 +179,7 @@ def examined(
 
 def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | Repeated]:
     """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
+    # Generators: a level that fails halfway has already yielded what it found.
     levels: list[Iterator[Problem | Repeated]] = [internal_problems(contents), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]

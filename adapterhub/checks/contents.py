@@ -174,6 +174,7 @@ class Contents:
         if self.adapter is not None:
             for name, array in self.adapter.tensors():
                 flat = np.ascontiguousarray(array).reshape(-1)
+                # Pieces as of a file, so that a check needs the same memory for every format.
                 step = _PIECE // flat.itemsize
                 for start in range(0, flat.size, step):
                     numbers = flat[start : start + step]
@@ -183,6 +184,7 @@ class Contents:
             yield from _gguf_values(self.path)
             return
         unknown = frozenset(self.unknown)
+        # One buffer for all pieces: `Values` is valid only until the next one.
         buffer = memoryview(bytearray(_PIECE))
         for file in self.files.values():
             for run, tensors_by_array in _runs(file.header, unknown):
@@ -195,6 +197,7 @@ class Contents:
 
     def digest(self, path: Path) -> Digest:
         """Return the digest of one of the adapter's files, read once, through the open file if there is one."""
+        # Reading the card records its digest, which saves opening it again.
         if path.name.lower() in card.NAMES:
             self.card()
         if path not in self.digests:
@@ -296,11 +299,13 @@ def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo
     for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
         if not kind.size or kind.dtype not in _WIDTHS or name in skipped:
             continue
+        # A gap, or a piece that would grow too large: close this run and start another.
         if offset != end or end + kind.size - begin > _PIECE:
             if tensors_by_array:
                 yield TensorInfo(first, "", (), begin, end - begin), tensors_by_array
             first, begin, tensors_by_array = name, offset, {}
         end, width = offset + kind.size, _WIDTHS[kind.dtype]
+        # Tensors of one dtype share an array only if they are aligned to each other.
         group = kind.dtype, (offset - begin) % width
         if group not in tensors_by_array:
             tensors_by_array[group] = [], [], []

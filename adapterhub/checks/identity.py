@@ -64,6 +64,7 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
             code, hint = "files-changed", "Fetch it again; if you edited it, delete adapter.json and describe the folder again"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
+        # The size first: it is free, and a digest reads the file.
         elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
             message = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
             yield Problem(code, entry.path, "", message, hint)

@@ -36,10 +36,12 @@ def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
     yield from _names(contents)
     if contents.adapter is not None and (contents.adapter.meta.family or contents.adapter.meta.program):
         yield Problem("image-model", contents.weights, "", _image_model(contents.adapter.meta))
+    # Modules of equal shapes share one mapping, so each is checked once, however many modules there are.
     faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.alike()}
     if any(faults.values()):
         yield from _of_each((target, faults[id(parts)]) for target, parts in contents.pairs.items())
     floats = contents.unread is None and not contents.is_tuned  # others may well have integers, which their reader checks
+    # Each kind of tensor is checked once and its problems repeated by name.
     wrong = {kind: list(_kind(contents.weights, kind, floats=floats)) for kind in contents.kinds()}
     if any(wrong.values()):
         yield from _of_each((name, wrong[kind]) for name, kind in contents.tensors())
@@ -51,23 +53,23 @@ def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
 
 def _classifier(contents: Contents) -> Iterator[Problem]:
     """Yield the problems of X-LoRA's classifier: peft 0.21 saves none of its layers whose number is the name of an adapter."""
-    layers, whole = layers_of_classifier(contents.config), bool(contents.config.get("layerwise_scalings"))
+    layers, layerwise = layers_of_classifier(contents.config), bool(contents.config.get("layerwise_scalings"))
     if not layers:
         yield Problem("classifier", peft.CONFIG, "", "the config does not have the sizes of the classifier")
-    for place, (out, into) in layers.items():
+    for place, (outputs, inputs) in layers.items():
         name = f"internal_xlora_classifier.layers.{place}"
         change = contents.tuned.get(name)
         shapes = {part: tensor.shape for part, tensor in change.parts()} if change else {}
         weight, bias = shapes.get("weight", ()), shapes.get("bias", ())
-        rows = weight[0] if whole and place == max(layers) and len(weight) == 2 and not weight[0] % out else out
+        rows = weight[0] if layerwise and place == max(layers) and len(weight) == 2 and not weight[0] % outputs else outputs
         if not change:
             hint = "Save it again with every layer of the classifier: this is a defect of peft 0.21"
             yield Problem("classifier", contents.weights, name, "is missing: peft would draw it at random", hint)
-        elif (weight, bias) != ((rows, into), (rows,)):
-            message = f"weight {weight} and bias {bias}, by the config {(out, into)}"
-            yield Problem("classifier", contents.weights, name, message, "", str((out, into)), str(weight))
-    odd = set(contents.tuned) - {f"internal_xlora_classifier.layers.{place}" for place in layers}
-    for name in sorted(odd) if layers else ():
+        elif (weight, bias) != ((rows, inputs), (rows,)):
+            message = f"weight {weight} and bias {bias}, by the config {(outputs, inputs)}"
+            yield Problem("classifier", contents.weights, name, message, "", str((outputs, inputs)), str(weight))
+    unexpected = set(contents.tuned) - {f"internal_xlora_classifier.layers.{place}" for place in layers}
+    for name in sorted(unexpected) if layers else ():
         yield Problem("unknown-tensor", contents.weights, name, "a layer that the classifier of the config does not have")
 
 
@@ -75,6 +77,7 @@ def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Prob
     """Yield the problem of experts that an earlier peft saved; its `got` is the verdict of today's peft."""
     if contents.format != "peft" or contents.unread is not None or contents.config.get("peft_type") != "LORA":
         return
+    # Only adapters with experts can have this problem.
     if not any(isinstance(delta, StackedLowRank) for delta in contents.others.values()) and (
         base is None or not any(peft.place_of(target) for target in contents.pairs)
     ):
@@ -129,6 +132,7 @@ def _kind(file: str, kind: TensorKind, *, floats: bool) -> Iterator[Problem]:
 
 def _pair(file: str, parts: Parts) -> Iterator[Problem]:
     """Yield the problems of a module by the names and shapes of its parts; the problems' names lack that of the module."""
+    # peft names the halves of an embedding's pair `lora_embedding_A` and `lora_embedding_B`.
     prefix = "embedding_" if any(part.startswith("embedding_") for part in parts) else ""
     first, second = parts.get(f"{prefix}A"), parts.get(f"{prefix}B")
     for half, other_half in ((f"{prefix}A", f"{prefix}B"), (f"{prefix}B", f"{prefix}A")):
@@ -139,6 +143,7 @@ def _pair(file: str, parts: Parts) -> Iterator[Problem]:
         if part in (f"{prefix}A", f"{prefix}B") and len(tensor.shape) != 2:
             message = f"shape {tensor.shape}, not a matrix"
             yield Problem("not-a-matrix", file, f".{PART_NAMES[part]}", message, "", "2 dimensions", str(tensor.shape))
+    # The checks below compare the halves, so both must be matrices.
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2 or 0 in first.shape:
         return
     if first.shape[0] != second.shape[1]:
@@ -214,6 +219,7 @@ def _patterns(contents: Contents) -> Iterator[Problem]:
 def _not_targeted(contents: Contents) -> Iterator[Problem]:
     """Yield modules that target_modules does not name: peft does not build them, and silently skips their tensors."""
     option, layers = contents.config.get("target_modules"), chosen_layers(contents.config)
+    # With `target_parameters` peft finds modules in another way.
     if not option or contents.config.get("target_parameters"):
         return
     names = contents.names("target_modules")
@@ -276,6 +282,7 @@ def _unusual(contents: Contents) -> Iterator[Problem]:
     config, ranks = contents.config, contents.ranks.values()
     if ranks:
         least, alpha = min(ranks), config.get("lora_alpha", 8)
+        # The module of the least rank has the largest scale.
         scale = alpha / (math.sqrt(least) if config.get("use_rslora") else least)
         if scale > _LARGE_SCALE:
             message = f"{alpha:g} with rank {least} multiplies the delta by {scale:g}"
@@ -322,6 +329,7 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
 def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
     """Yield tensors with NaN or infinity, and an adapter whose every lora_B is zero."""
     zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.alike())
+    # Whole tensors, rows and other deltas change something, whatever lora_B holds.
     changes = not has_outputs or bool(contents.replaced or contents.rows or contents.others)
     wrong: dict[str, tuple[int, int]] = {}
     for name, size, largest, non_finite in _tensor_extremes(contents):
@@ -376,8 +384,10 @@ def _largest_and_bad(values: Values) -> tuple[list[int], list[int]]:
     bits = values.array.view(dtype)
     bits = bits & bits.dtype.type(mask)
     bounds = np.column_stack((values.starts, values.ends)).ravel()
+    # `reduceat` does not take an index past the end, and implies it.
     if bounds[-1] == bits.size:
         bounds = bounds[:-1]
+    # Every second segment lies between two tensors and belongs to another dtype.
     largest: list[int] = np.maximum.reduceat(bits, bounds)[::2].tolist()
     if max(largest) < infinite:
         return largest, [0] * len(largest)

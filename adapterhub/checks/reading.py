@@ -45,6 +45,7 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
         except NotUnderstoodError as error:
             contents = _unread(path, error)
     except AdapterhubError as error:
+        # A path without an adapter is the caller's mistake; a missing file inside of one is a finding.
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given_path)):
             raise
         problem = unreadable_file(path, error)
@@ -200,6 +201,7 @@ def _add_tensors(contents: Contents, header: Header) -> None:
     """Add the tensors of a file to the contents."""
     kind_of_adapter, indices = contents.config.get("peft_type"), _row_ids(contents.config.get("trainable_token_indices"))
     pairs, no_parts = contents.pairs, dict[str, TensorKind]()
+    # Equal sequences of parts give one shared mapping, so that a million modules take little memory.
     extended: dict[tuple[int, str, int], Parts] = {}  # by the parts before, which are kept alive, and the new part and its kind
     for key, tensor in zip(header.names, header.kinds, strict=True):
         full, kind, name, part = identify(key)

@@ -25,7 +25,7 @@ _FILES: _Codes = {
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
     "whole-model": (ERROR, "a whole model where an adapter is expected"),
     "not-understood": (WARNING, "the kind of adapter is not known: only that its files are well-formed was checked"),
-    "unsupported": (ERROR, "the adapter is of a known kind, but a part of it cannot be read as it is meant"),
+    "unsupported": (ERROR, "the adapter is of a known kind, but a part of it cannot be read as intended"),
     "unknown-key": (WARNING, "a key of the config that peft does not have and ignores, with a warning"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
     "order-unknown": (NOTE, "the order of some rows depends on the base: without it only shapes and values are checked"),
@@ -105,8 +105,8 @@ _SCAN: _Codes = {
     "program": (ERROR, "a program, a script or a library"),
     "disguised": (ERROR, "the contents of a file are not what its name promises"),
     "unknown-binary": (ERROR, "a file that is not text, of a type that no adapter needs"),
-    "polyglot": (ERROR, "a file that is of another type as well: an archive, a program or a page is in it"),
-    "trailing-data": (ERROR, "bytes behind the end of what a file contains"),
+    "polyglot": (ERROR, "a file that also contains something of another type: an archive, a program or a page"),
+    "trailing-data": (ERROR, "bytes after the end of a file's contents"),
     "hidden-data": (ERROR, "bytes within a file that belong to nothing in it"),
     "remote-code": (ERROR, "a config has a program import code, load a kernel or build objects by name"),
     "outside-path": (ERROR, "a config names a file outside of the folder"),
@@ -192,6 +192,7 @@ class Findings:
         """Add problems."""
         for problem in problems:
             code, count = problem.code, len(problem.places) if isinstance(problem, Repeated) else 1
+            # Problems beyond the limit are counted and never created.
             room = count if self._limit is None else min(self._limit - self.counts[code], count)
             if count:
                 self.counts[code] += count

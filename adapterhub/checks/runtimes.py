@@ -52,6 +52,7 @@ def runtime_verdicts(
         problems: The problems by code.
         values: Whether the numbers of tensors may be read.
     """
+    # Features of an adapter that cannot be read would be guesses.
     readable = contents is not None and contents.unread is None and "unsupported" not in problems
     features = dict(_features(contents, base, values=values)) if contents and readable else {}
     features.update(
@@ -111,6 +112,7 @@ def _verdict(
         consequences.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
     if contents is not None and not contents.ordered and contents.format != runtime.reads:
         consequences.append(("refused", "its conversion needs the base model", "order-unknown"))
+    # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
     origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
     consequences += [
         (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
@@ -141,8 +143,8 @@ def _image_parts(contents: Contents) -> tuple[str, ...] | None:
     return contents.adapter.meta.parts if contents.adapter else ()
 
 
-def _reason(rule: Rule, about: str) -> str:
-    return _FIELD.sub(lambda _: about, rule.text)
+def _reason(rule: Rule, subject: str) -> str:
+    return _FIELD.sub(lambda _: subject, rule.text)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
@@ -255,6 +257,7 @@ def _fusion_features(contents: Contents, base: BaseSpec | None) -> Iterator[tupl
     for target in contents.pairs:
         parent, _, name = target.rpartition(".")
         layers.setdefault(parent, set()).add(name)
+    # A module, and one that runtimes fuse it with.
     pairs = (("q_proj", "v_proj"), ("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj"))
     for parent, inside in layers.items():
         for name, needed in pairs:

@@ -37,6 +37,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     yield from tied_weight_problems(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
+    # Shapes are unknown, for example for a base of which only an index was fetched.
     if not base.tensors and base.names and not base.derived:
         yield from _name_problems(contents, base)
         return
@@ -90,6 +91,7 @@ def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
         return base
     sources = [layer for start, end in ranges for layer in range(start, end)]
     stacks = {stack_of(target) for target in contents.targets} - {""}
+    # A hostile config could repeat layers without end.
     if len(sources) > _MAX_LAYERS:
         return base
     copies: dict[int, list[int]] = {}
@@ -116,26 +118,29 @@ def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, Bas
     missing = _missing_targets(contents, base)
     if not missing:
         return base
+    # A renaming by transformers comes first only where it explains more than an exchange of prefixes.
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
     renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
     if renamed and (
-        len(still := _missing_targets(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))
+        len(still_missing := _missing_targets(contents, loaded)) < len(missing)
+        or (not swap and _prefix_swap(still_missing, loaded))
     ):
         message = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
         yield Problem("renamed-modules", contents.weights, "", message)
-        base, missing, swap = loaded, still, _prefix_swap(still, loaded)
+        base, missing, swap = loaded, still_missing, _prefix_swap(still_missing, loaded)
     if swap is None:
         return base
     old, new = swap
     message = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
+    # The base lacks a component such as `model.`: it was saved without its head.
     if new == "" and old.count(".") == 1:
         yield Problem("headless-base", contents.weights, "", message)
     elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
         pipeline = base.architecture.endswith("Pipeline")
         hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
         yield Problem("headless-adapter", contents.weights, "", message, hint)
-        return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
+        return dataclasses.replace(base, tensors=_without_prefix(base.tensors, new), packed=_without_prefix(base.packed, new))
     else:
         yield Problem("other-prefix", contents.weights, "", message, "Rename the tensors, or use the base it was trained on")
     return dataclasses.replace(
@@ -154,7 +159,7 @@ def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
     return {in_memory(name, base.model_type): value for name, value in names.items()}
 
 
-def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+def _without_prefix(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
     """Return the names that begin with `prefix`, without it: a model without its head."""
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
@@ -187,9 +192,11 @@ def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transpo
     if actual is None or len(weight.shape) != 2:
         return
     rows, columns = weight.shape
+    # Embedding tables are never transposed, so this holds for pairs of linear layers alone.
     expected = (columns, rows) if transposed and "A" in parts else (rows, columns)
     if actual == expected:
         return
+    # The transpose: only the model's class, in its config, could tell which is right.
     if not known and actual == expected[::-1]:
         message = f"the base stores {expected}; without its config.json it is unknown which of them is the input"
         yield Problem("shape-unknown", file, target, message)
@@ -290,6 +297,7 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
         matrices = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
         shapes = [tensor.shape for tensor in matrices if tensor is not None and len(tensor.shape) == 2]
         if len(shapes) == len(parts):
+            # Counted by name, since configs spell the number of experts in many ways.
             experts = 1
             while f"{listed}.{experts}.{parts[0]}.weight" in base.tensors:
                 experts += 1
@@ -317,6 +325,7 @@ def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield the disagreements of whole tensors with those of the base that they replace or copy."""
     heads: dict[str, TensorKind] = {}
+    # A head of the task is a top-level module that the base lacks.
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
@@ -368,9 +377,12 @@ def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[
     """Return whether a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
     if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
-    whole = name in contents.replaced or name in contents.copies
+    is_whole_tensor = name in contents.replaced or name in contents.copies
     return (
-        whole or layer_of(name) is None or ".experts." in name or f"{in_memory(name, base.model_type)}.weight" in base.tensors
+        is_whole_tensor
+        or layer_of(name) is None
+        or ".experts." in name
+        or f"{in_memory(name, base.model_type)}.weight" in base.tensors
     )
 
 
@@ -379,14 +391,15 @@ def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]
     if not missing:
         return
     depths = depths_of([*base.tensors, *base.packed])
-    deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
-    for stack in sorted({stack_of(target) for target in deep}):
-        inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
-        message = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
+    # A missing layer is one problem, not one for each of its modules.
+    too_deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
+    for stack in sorted({stack_of(target) for target in too_deep}):
+        layers, depth = [layer_of(target) or 0 for target in too_deep if stack_of(target) == stack], depths[stack]
+        message = f"{len(layers)} modules are in layers {depth} to {max(layers)}; the base has layers 0 to {depth - 1}"
         yield Problem(
-            "base-shallower", file, "", message, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
+            "base-shallower", file, "", message, "Another size of the model", f"{max(layers) + 1} layers", f"{depth} layers"
         )
-    for target in sorted(set(missing) - set(deep)):
+    for target in sorted(set(missing) - set(too_deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
 
 
@@ -420,23 +433,33 @@ def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     except AdapterhubError as error:
         yield Problem("unsupported", peft.CONFIG, "target_modules", error.what, error.hint)
         return
+    # Targeted by the config, but without tensors in the file.
     missing = targeted - set(contents.targets)
     if contents.is_tuned:  # which may replace what it targets
         missing -= {*contents.rows, *(name.rpartition(".")[0] for name in contents.replaced)}
-    ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
-    deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
-    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
+    adapter_depths, base_depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
+    deeper = {target for target in missing if (layer_of(target) or 0) >= adapter_depths.get(stack_of(target), 0) > 0}
+    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, adapter_depths, base_depths)
     for stack in sorted(stacks):
-        message = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
+        message = f"the adapter ends at layer {adapter_depths[stack] - 1}, the base at layer {base_depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
-        yield Problem("base-deeper", contents.weights, "", message, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
+        yield Problem(
+            "base-deeper",
+            contents.weights,
+            "",
+            message,
+            hint,
+            f"{adapter_depths[stack]} layers",
+            f"{base_depths[stack]} layers",
+        )
     hint = "If it was trained, save the adapter again; if not, take it out of target_modules"
     for target in sorted(missing - deeper):
         yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors", hint)
 
 
-def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
+def _stop_early(contents: Contents, adapter_depths: Mapping[str, int], base_depths: Mapping[str, int]) -> set[str]:
     """Return the stacks in which the adapter covers every layer from 0 on, but ends before the base without saying so."""
+    # The config says that only some layers were trained.
     if contents.config.get("layers_to_transform") is not None:
         return set()
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
@@ -444,7 +467,11 @@ def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str
     covered: dict[str, set[int | None]] = defaultdict(set)
     for target in contents.targets:
         covered[stack_of(target)].add(layer_of(target))
-    return {stack for stack, depth in ours.items() if depth < depths.get(stack, 0) and covered[stack] == set(range(depth))}
+    return {
+        stack
+        for stack, depth in adapter_depths.items()
+        if depth < base_depths.get(stack, 0) and covered[stack] == set(range(depth))
+    }
 
 
 def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:

@@ -94,6 +94,7 @@ def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
 def within(names: Collection[str], module: str) -> bool:
     """Return whether one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
     parts = module.split(".")
+    # With few names compare each; with many look up every part of the path in the set.
     if len(names) <= 2 * len(parts):
         return any(f".{name}." in f".{module}." for name in names)
     return any(".".join(parts[start:end]) in names for end in range(1, len(parts) + 1) for start in range(end))
@@ -111,6 +112,7 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
     target_names, excluded_names = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
     layers = chosen_layers(contents.config)
     top_modules = {target.split(".", 1)[0] for target in contents.targets} if _has_another_class(contents, base) else None
+    # An adapter that lists experts one by one was trained before transformers stacked them.
     listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
         if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module

@@ -63,6 +63,7 @@ def fix(
         RefusedError: The source is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
     """
     if not dry_run:
+        # Before the work: an existing output should not be noticed only at the end.
         atomic.check_free(out)
     with open_draft(path, alpha=alpha, rslora=rslora) as draft:
         rename_tensors(draft, base)

@@ -140,7 +140,9 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
     if not (wrong or overlap or set(patterns) - used):
         return
     counts = Counter(ranks.values())
+    # Keep the config's rank if any module has it, else take the most frequent one.
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
+    # Whole paths, escaped: they match one module each and so cannot overlap.
     explicit = {escape(target): rank for target, rank in ranks.items() if rank != common}
     explicit_patterns = Patterns(explicit, peft.CONFIG)
     if any(len(explicit_patterns.matching(target)) > (rank != common) for target, rank in ranks.items()):
@@ -178,21 +180,21 @@ def _alphas(draft: Draft, pairs: Shapes) -> None:
 
 def _repair_biases(draft: Draft, pairs: Shapes) -> None:
     """Make `lora_bias` agree with the tensors."""
-    having = [target for target, parts in pairs.items() if "bias" in parts]
+    with_bias = [target for target, parts in pairs.items() if "bias" in parts]
     flag = bool(draft.config.get("lora_bias"))
-    if flag == bool(having):
+    if flag == bool(with_bias):
         return
-    if not having:
+    if not with_bias:
         draft.config["lora_bias"] = False
         draft.record("no-bias", '"lora_bias" is false: no module has one, and peft would add zeros')
         return
     obstacle = _bias_obstacle(draft.config, pairs)
     if obstacle:
-        message = f"{len(having)} modules have lora_B.bias, and peft refuses lora_bias {obstacle}"
+        message = f"{len(with_bias)} modules have lora_B.bias, and peft refuses lora_bias {obstacle}"
         draft.propose("bias-flag", message, "Save it again with peft, or merge it into the base")
         return
     draft.config["lora_bias"] = True
-    draft.record("bias-flag", f'"lora_bias" is true: {len(having)} modules have one, which peft would skip')
+    draft.record("bias-flag", f'"lora_bias" is true: {len(with_bias)} modules have one, which peft would skip')
 
 
 def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
@@ -207,16 +209,18 @@ def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
 
 def _magnitudes(draft: Draft, pairs: Shapes) -> None:
     """Make `use_dora` agree with the tensors."""
-    having = [target for target, parts in pairs.items() if "magnitude" in parts]
+    with_magnitude = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(draft.config.get("use_dora"))
-    if flag and len(having) < len(pairs):
-        message = f"use_dora is true, and {len(pairs) - len(having)} of {len(pairs)} modules have no magnitude"
+    if flag and len(with_magnitude) < len(pairs):
+        message = f"use_dora is true, and {len(pairs) - len(with_magnitude)} of {len(pairs)} modules have no magnitude"
         draft.propose(
-            "no-magnitude", message, "Save it again with peft" if having else 'Set "use_dora" to false if it is not DoRA'
+            "no-magnitude",
+            message,
+            "Save it again with peft" if with_magnitude else 'Set "use_dora" to false if it is not DoRA',
         )
-    elif having and not flag and len(having) < len(pairs):
-        message = f"{len(having)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
+    elif with_magnitude and not flag and len(with_magnitude) < len(pairs):
+        message = f"{len(with_magnitude)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
         draft.propose("magnitude-flag", message, "Save it again with peft")
-    elif having and not flag:
+    elif with_magnitude and not flag:
         draft.config["use_dora"] = True
         draft.record("magnitude-flag", '"use_dora" is true: every module has a magnitude, which peft would skip')

@@ -167,6 +167,7 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     Returns:
         The names of files that do not belong to an adapter and were not copied.
     """
+    # Files that this function writes itself and does not copy.
     written = {peft.CONFIG, ADAPTER_JSON}
     if draft.must_rewrite_weights:
         written |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
@@ -197,6 +198,7 @@ def _manifest(draft: Draft, source: Path, folder: Path) -> None:
     try:
         manifest = AdapterManifest.read(source)
         digests = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        # A manifest that was wrong before the repair must not vouch for the result.
         if manifest is None or any(digests.get(entry.path) != entry.digest for entry in manifest.files):
             message = f"{ADAPTER_JSON} does not match the files and was left out"
             draft.propose("files-changed", message, "Publishing derives a new one")

@@ -25,12 +25,13 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
         FormatError: Two tensors have the same name without their wrappers.
         RefusedError: The file has several adapters.
     """
+    # Refuses two tensors that would get the same name.
     cleaned(draft.names, draft.where)
     names, _ = quirks.unwrapped({_native(name): key for name, key in draft.names.items()}, base)
-    bare = [name for name in names if not name.startswith(PREFIX)]
-    prefix = _prefix(bare, base) if len(bare) == len(names) else None
-    if bare and prefix is None:
-        message = f"{len(bare)} names have no {PREFIX}, such as {bare[0]}, and may lack more than that"
+    unprefixed = [name for name in names if not name.startswith(PREFIX)]
+    prefix = _prefix(unprefixed, base) if len(unprefixed) == len(names) else None
+    if unprefixed and prefix is None:
+        message = f"{len(unprefixed)} names have no {PREFIX}, such as {unprefixed[0]}, and may lack more than that"
         draft.propose("key-prefix", message, "Repair it with its base model, whose modules decide")
     elif prefix is not None:
         names = {prefix + name: key for name, key in names.items()}
@@ -46,14 +47,14 @@ def _native(name: str) -> str:
     return name if peft_name == name.removesuffix(".weight") else peft_name
 
 
-def _prefix(bare: list[str], base: BaseSpec | None) -> str | None:
+def _prefix(unprefixed: list[str], base: BaseSpec | None) -> str | None:
     """Return the prefix that all names lack, if only one is possible."""
-    if not bare or any(name.startswith("base_model.") for name in bare):
+    if not unprefixed or any(name.startswith("base_model.") for name in unprefixed):
         return None
     if base is not None and base.tensors:
-        extras = [extra for extra in ("", "model.") if all(_known(extra + name, base) for name in bare)]
+        extras = [extra for extra in ("", "model.") if all(_known(extra + name, base) for name in unprefixed)]
         return PREFIX + extras[0] if len(extras) == 1 else None
-    certain = all(name.startswith(_ROOTS) and not name.startswith("model.model.") for name in bare)
+    certain = all(name.startswith(_ROOTS) and not name.startswith("model.model.") for name in unprefixed)
     return PREFIX if certain else None
 
 
@@ -87,6 +88,7 @@ def _drop_copy(draft: Draft, weights: BaseWeights, name: str, parameter: str) ->
     except RefusedError as error:
         draft.propose("copy", f"{name} is a copy of {parameter}, {error.what}", "Use the base it was trained on")
         return
+    # In the copy's dtype: training may have loaded the base in another one.
     if base_weight.shape == copy.shape and base_weight.astype(copy.dtype).tobytes() == copy.tobytes():
         del draft.names[name]
         draft.record("copy", f"{name} dropped: it equals the base's weight")

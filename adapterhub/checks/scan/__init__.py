@@ -105,7 +105,9 @@ def problems(file: Opened) -> Iterator[Problem]:
     if file.path not in _OF_REPOSITORY:
         yield from _name(file.path)
     head = file.read_at(0, _START)
+    # Whatever the suffix: loaders of pickles go by the contents.
     pickle = pickles.find(file.read_at(0, pickles.MAX_BYTES))
+    # Weights of a known suffix are parsed below; by chance they may begin like an archive.
     archive = archives.archive_at_start(file, head) if file.suffix not in WEIGHT_SUFFIXES else None
     program = archives.program_at_start(head)
     pickle = pickle or (archive.pickle if archive else None)

@@ -82,6 +82,7 @@ def zip_in(file: Opened) -> EmbeddedFile | None:
     start = max(0, file.size - _END)
     tail = file.read_at(start, _END)
     at = tail.rfind(b"PK\x05\x06")
+    # The record may be imitated in the comment behind it: try each from the end.
     while at >= 0:
         if len(tail) - at >= 22:
             count, size = struct.unpack_from("<HI", tail, at + 10)
@@ -150,6 +151,7 @@ def embedded(file: Opened) -> Iterator[EmbeddedFile]:
             at = -1 if kind in reported else piece.find(needle, 1)
             while at >= 0 and kind not in reported:
                 tries[kind] += 1
+                # Countless imitations are suspicious themselves, and would make the scan slow.
                 if is_real(piece, at) or tries[kind] > _MAX_TRIES:
                     reported.add(kind)
                     tries_note = f" (or {_MAX_TRIES:,} times how one begins)" if tries[kind] > _MAX_TRIES else ""

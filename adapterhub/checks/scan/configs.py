@@ -93,9 +93,9 @@ def _faults(key: str, value: Any, place: str) -> Iterator[Fault]:
     if rule is not None and (message := rule(value)):
         yield Fault("remote-code", place, message)
     if key == "weight_map" and isinstance(value, dict):
-        outside = next((text for text in value.values() if isinstance(text, str) and _leads_out(text)), None)
-        if outside is not None:
-            yield Fault("outside-path", place, f"names {_short(outside)}, which is not in the folder")
+        outside_path = next((text for text in value.values() if isinstance(text, str) and _leads_out(text)), None)
+        if outside_path is not None:
+            yield Fault("outside-path", place, f"names {_short(outside_path)}, which is not in the folder")
 
 
 def _leads_out(text: str) -> bool:

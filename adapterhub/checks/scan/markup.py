@@ -32,14 +32,15 @@ _INVISIBLE = {
 
 def active(text: str) -> Iterator[str]:
     """Yield what would run or load something if `text` were shown unchanged, one of each kind."""
-    plain = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
+    # Browsers decode entities before they act, so `&#106;avascript:` must match as well.
+    decoded = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
     for pattern, kind in (
         (_ELEMENT, "the element"),
         (_HANDLER, "the attribute"),
         (_SCHEME, "an address that begins with"),
         (_ENTITY, "the declaration"),
     ):
-        if match := pattern.search(plain):
+        if match := pattern.search(decoded):
             yield f"{kind} {next(filter(None, match.groups())).lower()[:40]}"
 
 
@@ -52,12 +53,12 @@ def without_code(text: str) -> str:
     """Return a Markdown text without its fenced blocks of code, in which markup is shown and does nothing (CommonMark 4.5)."""
     lines, fence = [], ""
     for line in text.splitlines(keepends=True):
-        bare = line.strip(" ")
-        mark = bare[:3] if len(line) - len(line.lstrip(" ")) < 4 and bare[:3] in ("```", "~~~") else ""
+        stripped = line.strip(" ")
+        mark = stripped[:3] if len(line) - len(line.lstrip(" ")) < 4 and stripped[:3] in ("```", "~~~") else ""
         if not fence and mark:
-            fence = bare[: len(bare) - len(bare.lstrip(mark[0]))]
+            fence = stripped[: len(stripped) - len(stripped.lstrip(mark[0]))]
         elif fence:
-            if bare.startswith(fence) and not bare.strip().strip(fence[0]):
+            if stripped.startswith(fence) and not stripped.strip().strip(fence[0]):
                 fence = ""
         else:
             lines.append(line)

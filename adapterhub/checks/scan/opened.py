@@ -28,6 +28,7 @@ class Opened(NamedTuple):
             yield at, piece
             if at + len(piece) >= self.size or len(piece) <= overlap:
                 return
+            # The overlap keeps a signature from being cut in two.
             at += len(piece) - overlap
 
 

@@ -61,6 +61,7 @@ def find(data: bytes) -> Pickle | None:
         ended = machine.run(file, budget)
         imports |= dict.fromkeys(machine.imports)
         calls = calls or machine.calls
+    # Protocols 0 and 1 have no mark: count the bytes as a pickle only if they import and call something.
     if not announced and not (imports and calls):
         return None
     return Pickle(tuple(sorted(imports, key=lambda name: name.startswith(_OF_TENSORS))), calls)
@@ -80,6 +81,7 @@ class _Machine:
         """Read one pickle; return False if it does not end, or not within the budget."""
         try:
             for opcode, argument, _ in pickletools.genops(file):
+                # A hostile file may have millions of opcodes, so these and the imports are bounded.
                 if next(budget) > _MAX_OPCODES or len(self.imports) > _MAX_IMPORTS:
                     return False
                 self._move(opcode)

@@ -77,7 +77,7 @@ def split(template: str) -> list[Part]:
             at = len(template) if end < 0 else end + 2
             continue
         tokens, at = _tokens(template, begin + 2, "%}" if mark == "%" else "}}")
-        parts.append(Part("block" if mark == "%" else "variable", "", _bare(tokens)))
+        parts.append(Part("block" if mark == "%" else "variable", "", _without_trim_marks(tokens)))
         if mark == "%" and parts[-1].tokens[:1] == (Token("name", "raw"),):
             end = template.find("endraw", at)
             close = template.find("%}", end) if end >= 0 else -1
@@ -86,7 +86,7 @@ def split(template: str) -> list[Part]:
     return parts
 
 
-def _bare(tokens: list[Token]) -> tuple[Token, ...]:
+def _without_trim_marks(tokens: list[Token]) -> tuple[Token, ...]:
     """Return the tokens without the marks that trim white space around code."""
     marks = (Token("operator", "-"), Token("operator", "+"))
     begin, end = tokens[:1] and tokens[0] in marks, len(tokens) > 1 and tokens[-1] in marks
@@ -202,6 +202,7 @@ def _joined(tokens: Sequence[Token]) -> list[Token]:
     joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
     waiting = False  # an operator that may join is the last token, which is not in `found` yet
+    # None at the end flushes the last text.
     for token in (*tokens, None):
         if token and token.kind == "text":
             pieces.append(token.value)
@@ -232,14 +233,15 @@ def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
 def _conditions(part: Part) -> Iterator[list[Token]]:
     """Yield the clauses of a part's conditions: between `if` or `elif` and the end or `else`, split at `and`, `or`, `not`."""
     clause: list[Token] = []
-    within = False
+    in_condition = False
+    # The added `else` ends the last clause.
     for token in (*part.tokens, Token("name", "else")):
         if token.kind == "name" and token.value in ("if", "elif", "else", "and", "or"):
-            if within and clause:
+            if in_condition and clause:
                 yield clause
             clause = []
-            within = token.value in ("if", "elif") or (within and token.value != "else")
-        elif within:
+            in_condition = token.value in ("if", "elif") or (in_condition and token.value != "else")
+        elif in_condition:
             clause.append(token)
 
 
@@ -250,6 +252,7 @@ def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Itera
     clause_text = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
     if compares and {token.value for token in clause if token.kind == "name"} & clocks:
         yield Fault("template-switch", "", f"asks for the date: {clause_text}")
+    # Conditions on the type or role of a message are how templates work, and are skipped.
     asks = words & texts or ("messages" in words and words & _AS_TEXT)
     if not compares or not asks or "type" in words or "role" in words:
         return
@@ -261,9 +264,9 @@ def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Itera
 
 def _is_plain(text: str) -> bool:
     """Return whether a text may belong to a conversation: not a mark such as `</think>`, not a part or a role of a message."""
-    bare = text.strip()
-    letters = sum(char.isalpha() for char in bare)
-    return letters >= 2 and not set(bare) & set("<>[]{}|#") and bare.lower() not in _STRUCTURE
+    stripped = text.strip()
+    letters = sum(char.isalpha() for char in stripped)
+    return letters >= 2 and not set(stripped) & set("<>[]{}|#") and stripped.lower() not in _STRUCTURE
 
 
 def _is_key(clause: Sequence[Token], index: int) -> bool:

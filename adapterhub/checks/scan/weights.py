@@ -42,6 +42,7 @@ def gguf(file: Opened) -> Iterator[Problem]:
     for info in sorted(header.tensors.values(), key=lambda info: info.offset):
         if _is_foreign(file, position, info.offset, header.alignment):
             yield Problem("hidden-data", file.path, info.name, f"{info.offset - position} bytes before it belong to no tensor")
+        # Tensors may overlap: go by the furthest end.
         position = max(position, info.offset + info.size)
     if _is_foreign(file, position, file.size, header.alignment):
         yield Problem("trailing-data", file.path, "", f"{file.size - position} bytes follow the last tensor")
@@ -65,6 +66,7 @@ def png(file: Opened) -> Iterator[Problem]:
         return
     for _ in range(_MAX_CHUNKS):
         head = file.read_at(at, 8)
+        # Length, type and checksum take 4 bytes each.
         at += 12 + int.from_bytes(head[:4], "big")
         if len(head) < 8 or at > file.size:
             yield Problem("malformed", file.path, "", "a PNG picture without its end")

@@ -132,6 +132,7 @@ def combine(
             reason = f"an adapter by {adapter.meta.method} is no sum of deltas"
             raise RefusedError(next(iter(adapter.replaced), "adapter"), reason, "Merge it into its base")
     unmerged.check_unmerged(adapters, merge_method)
+    # LoHa, LoKr and others as the pairs they equal, so that every method sees plain factors.
     factored = [factored_out(adapter) for adapter in adapters]
     meta, notes = _meta(factored)
     run = _MergeRun(merge_method, cut, resolved, seed)
@@ -143,8 +144,10 @@ def combine(
         deltas[target], modules[target] = delta, merged
         if progress:
             progress(count, len(targets))
+    # A vanished module loads without an error and does nothing, so the report has to say it.
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
         notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
+    # A bias has no low-rank form, so only a plain sum can merge it.
     bias_sums = unmerged.biases(weighted) if merge_method.sums else {}
     for target, bias in bias_sums.items():
         deltas[target] = _with_bias(deltas[target], bias)
@@ -186,10 +189,10 @@ def _checked(
     """Return the method's parameters, defaults included; raise for a count, weights or a truncation that it cannot take."""
     if len(weights) != len(adapters) or not adapters:
         raise ParameterError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
-    fewest, most = method.count
-    if not fewest <= len(adapters) <= most:
-        limit = fewest if len(adapters) < fewest else most
-        bound = "exactly" if fewest == most else "at least" if len(adapters) < fewest else "at most"
+    count_min, count_max = method.count
+    if not count_min <= len(adapters) <= count_max:
+        limit = count_min if len(adapters) < count_min else count_max
+        bound = "exactly" if count_min == count_max else "at least" if len(adapters) < count_min else "at most"
         count = f"{bound} {limit} {'adapter' if limit == 1 else 'adapters'}"
         raise ParameterError("method", f"{method.name} merges {count}, not {len(adapters)}")
     if method.weights == "none" and any(weight != 1 for weight in weights):
@@ -256,6 +259,7 @@ class _MergeRun:
         self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
     ) -> Iterator[tuple[str, Mergeable, Merged]]:
         """Yield the merged modules one by one; with a budget, decompose all before the first is truncated."""
+        # Without a budget each module is independent: merge and truncate it before the next, in constant memory.
         if self.cut.budget is None:
             for target in targets:
                 module = self._merge(target, weighted)
@@ -293,6 +297,7 @@ class _MergeRun:
                 matrix_weights = [weight for _, weight in weighted]
                 filled = iter(terms)
                 terms = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+            # Seeded by module and matrix, so that the order of modules does not change the result.
             random = Random(self.seed, target, part)
             merged = self.method(terms, matrix_weights, scales=scales, random=random, parameters=self.parameters)
             matrices.append(turned(present[0], merged) if self.method.apart and isinstance(merged, Factors) else merged)

@@ -94,14 +94,17 @@ def product(a: F32Array, b: F32Array) -> F32Array:
     (m, k), n = a.shape, b.shape[1]
     if m * k * n <= _ONE_THREAD:
         return a @ b
+    # A few rows of the first matrix at a time; at least 16, so that calls stay cheap.
     if 16 * k * n <= _ONE_THREAD:
         step = _ONE_THREAD // (k * n)
         return np.concatenate([a[i : i + step] @ b for i in range(0, m, step)])
+    # A few columns of the second matrix at a time.
     if 16 * m * k <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * k), np.empty((m, n), np.float32)
         for i in range(0, n, step):
             np.matmul(a, b[:, i : i + step], out=out[:, i : i + step])
         return out
+    # A few terms of the sum at a time, for a small result of a long sum.
     if 16 * m * n <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * n), np.zeros((m, n), np.float32)
         for i in range(0, k, step):
@@ -127,9 +130,10 @@ def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
 def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
     """Return, for every count, the largest magnitude that at least that many elements reach; infinity for 0.
 
-        Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the
+    Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the
     second the low bits of the elements that share the high bits of the result.
     """
+    # One counter for each value of the high bits: 512 KiB, whatever the size of the matrix.
     high = np.zeros(1 << _HIGH, np.int64)
     for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
         high += counted
@@ -171,14 +175,15 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
     """
     m, n = matrix.shape
     width = min(rank + _OVERSAMPLED, m, n)
+    # The sketch spans the whole row space: the decomposition is exact and needs no iteration.
     if width == n:
         q = np.eye(n)
     elif width == m:
         q, _ = basis(np.concatenate([tile.T for _, tile in matrix.tiles()], axis=1).astype(np.float64))
     else:
         q = _row_space(matrix, random.standard_normal((n, width)))
-    narrow, image = q.astype(np.float32), np.empty((m, q.shape[1]))
-    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, narrow)):
+    q32, image = q.astype(np.float32), np.empty((m, q.shape[1]))
+    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, q32)):
         image[rows] = part
     left, triangle = basis(image)
     u, s, vt = np.linalg.svd(triangle, full_matrices=False)
@@ -188,8 +193,8 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
 def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
     """Return an orthonormal basis of the leading row space, from random columns `q`."""
     for _ in range(2):
-        narrow, total = q.astype(np.float32), np.zeros(q.shape)
-        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023 - used at once
+        q32, total = q.astype(np.float32), np.zeros(q.shape)
+        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, q32))):  # noqa: B023 - used at once
             total += part
         q, _ = basis(total)
     return q

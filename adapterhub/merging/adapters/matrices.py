@@ -44,6 +44,7 @@ def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], 
         bound = abs(weight) * term.r * float(np.abs(term.left).max(initial=0) * np.abs(term.right).max(initial=0))
         if not bound <= float(np.finfo(np.float32).max):
             raise RefusedError(target, "the weighted factors are over the largest float32")
+        # Methods by element square the elements in float32; outside of this range the squares over- or underflow.
         if dense and bound and not 1 / _DENSE < bound < _DENSE:
             raise RefusedError(
                 target, f"a delta of about {bound:.0e} is too far from 1 to be merged element by element in float32"
@@ -84,6 +85,7 @@ def delta_like(target: str, first: Mergeable, factors: Sequence[Factors]) -> Mer
     left, right, alpha = lefts[0], rights[0], float(factors[0].r)
     if isinstance(first, StackedLowRank):
         return StackedLowRank(np.stack(rights), np.stack(lefts), alpha, transposed_base=first.transposed_base)
+    # An embedding's factors are stored transposed and must be contiguous in the file.
     if isinstance(first, LowRankEmbedding):
         return LowRankEmbedding(np.ascontiguousarray(left.T), np.ascontiguousarray(right.T), alpha)
     if isinstance(first, LowRankConv):
@@ -117,13 +119,14 @@ def sign_conflict(terms: Sequence[Factors], weights: Sequence[float]) -> tuple[f
     m, n = terms[0].left.shape[0], terms[0].right.shape[1]
     exact = m * n <= _SAMPLE
     rows, columns = np.arange(m), np.arange(n)
+    # Crossed rows and columns need only the factors of those, and the seed is fixed so that reports are reproducible.
     if not exact:
         random = np.random.default_rng(0)
         high = min(m, _SAMPLE // min(n, 256))
         rows = random.choice(m, high, replace=False)
         columns = random.choice(n, min(n, _SAMPLE // high), replace=False)
-    up = down = np.zeros((), bool)
+    raised = lowered = np.zeros((), bool)
     for term, weight in zip(terms, weights, strict=True):
         part = times(weight * term.left[rows], term.right[:, columns])
-        up, down = up | (part > 0), down | (part < 0)
-    return float(np.mean(up & down)), exact
+        raised, lowered = raised | (part > 0), lowered | (part < 0)
+    return float(np.mean(raised & lowered)), exact

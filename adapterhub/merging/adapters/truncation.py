@@ -71,6 +71,7 @@ class Spectra:
 
     def rank_for(self, energy: float) -> int | None:
         """Return the least rank that keeps a share of the energy; None if more singular values are needed to tell."""
+        # The tolerance absorbs the rounding of the sum, so that a share of 1 can be reached.
         enough = np.nonzero(self.kept() >= energy * self.energy * (1 - 1e-12))[0]
         return max(1, int(enough[0])) if len(enough) else None
 
@@ -96,6 +97,7 @@ def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Cut, rando
     """Return the singular values that the truncation needs; `ranks` are the adapters' ranks."""
     rank = cut.rank or (max(ranks) if not cut.asked else sum(ranks))
     module_spectra = _spectra(matrices, rank, random)
+    # A sketch has only the leading values: double its rank until they hold the energy.
     while cut.energy is not None and module_spectra.rank_for(cut.energy) is None:
         widest = max(min(matrix.shape) for matrix in matrices if isinstance(matrix, Tiled))
         if rank >= widest:  # all of them, up to rounding
@@ -113,6 +115,7 @@ def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
             leading = sketched(matrix, rank, random.generator(index))
             parts.append(Spectrum(leading.u[:, :rank], leading.s[:rank], leading.vt[:rank]))
             energy += matrix.energy
+            # The tiles of all experts together would not fit into the cache.
             if len(matrices) > 1:
                 matrix.forget()
         else:
@@ -137,6 +140,7 @@ def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
     while queue:
         gain, name = heapq.heappop(queue)
         module_spectra = modules[name]
+        # A rank too large for the rest of the budget ends this module, not the others.
         if gain == 0 or module_spectra.bytes_for_one > remaining:
             continue
         ranks[name] += 1

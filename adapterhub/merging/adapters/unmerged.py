@@ -53,6 +53,7 @@ def biases(weighted: Weighted) -> dict[str, np.ndarray]:
                 sums[target] = sums.get(target, np.zeros(delta.shape[0])) + added
     if not sums:
         return {}
+    # peft's `lora_bias` is one switch for all modules, so modules without a bias get one of zeros.
     for target, side in sides.items():
         if side < 0:
             reason = "cannot have a bias, and in peft lora_bias applies to all modules of an adapter or to none"
@@ -87,9 +88,11 @@ def _sum_replacements(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]
     for name in dict.fromkeys(name for tensors, _ in weighted for name in tensors):
         replacements = [(tensors[name], weight) for tensors, weight in weighted if name in tensors]
         total = math.fsum(weight for _, weight in replacements)
+        # Otherwise a multiple of the base's own weight would remain in the sum.
         if abs(total - 1) > 1e-9:
             reason = f"replaces a weight of the base, and the weights of the adapters that do sum to {total:g}"
             raise RefusedError(name, reason, "Let them sum to 1, or merge it into the base")
+        # A single replacement keeps its dtype and its bits.
         first = replacements[0][0]
         if any(tensor.shape != first.shape for tensor, _ in replacements):
             raise RefusedError(name, "the adapters replace it by tensors of different shapes")

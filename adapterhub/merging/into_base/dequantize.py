@@ -33,6 +33,7 @@ Rows = Callable[[int, int], F32Array]
 
 _FLOATS = {name: dtype for dtype, name in DTYPES.items()}
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# AutoAWQ interleaves outputs for its kernels (`AWQ_ORDER` in awq/utils/packing_utils.py).
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output, of eight, of each four bits of a word
 
 
@@ -154,6 +155,7 @@ def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping
     Raises:
         RefusedError: The folder has an unknown layout, or an unknown variant of a known one.
     """
+    # Weights whose logical shape could not be told from their headers.
     for name, reason in spec.packed.items():
         raise RefusedError(name, f"{reason}, an unknown layout", "Dequantize it with the program that made it")
     modules: dict[str, dict[str, StoredTensor]] = {}
@@ -247,7 +249,7 @@ class _Scheme:
         if scale is None:
             raise RefusedError(name, "8-bit floats without a scale")
         scale_shape = scale.info.shape
-        down, across = self._fp8_block(name, shape, scale_shape)
+        block_rows, block_columns = self._fp8_block(name, shape, scale_shape)
 
         def make(opened: Opened) -> Rows:
             scales = scale.load(opened).astype(np.float32)
@@ -255,8 +257,8 @@ class _Scheme:
 
             def rows(start: int, stop: int) -> F32Array:
                 wide = weight.rows(opened, start, stop).astype(np.float32)
-                row_scales = scales[np.arange(start, stop) // down]
-                wide *= np.repeat(row_scales, across, axis=1)[:, : shape[1]]
+                row_scales = scales[np.arange(start, stop) // block_rows]
+                wide *= np.repeat(row_scales, block_columns, axis=1)[:, : shape[1]]
                 return wide
 
             return rows
@@ -272,9 +274,9 @@ class _Scheme:
             return 1, shape[1]
         block = self.config.get("weight_block_size")
         if isinstance(block, list) and len(block) == 2 and len(scale_shape) == 2:
-            down, across = block
-            if scale_shape == (-(-shape[0] // down), -(-shape[1] // across)):
-                return int(down), int(across)
+            block_rows, block_columns = block
+            if scale_shape == (-(-shape[0] // block_rows), -(-shape[1] // block_columns)):
+                return int(block_rows), int(block_columns)
         raise RefusedError(name, f"8-bit floats {shape} with scales {scale_shape}, an unknown layout")
 
     def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
@@ -287,31 +289,36 @@ class _Scheme:
         words, zeros, scale, order = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales", "g_idx"))
         if words is None or zeros is None or scale is None:
             raise RefusedError(name, "GPTQ without its scales or zero points")
-        out, into = shape
-        bits = words.info.shape[0] * 32 // into
-        if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
-            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, an unknown layout")
+        outputs, inputs = shape
+        bits = words.info.shape[0] * 32 // inputs
+        if bits not in (2, 4, 8) or words.info.shape[0] * 32 != inputs * bits:
+            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / inputs:g} bits, an unknown layout")
         _require_int32(name, words, zeros, *([order] if order else []))
         # Version 1 stores each zero point minus one.
         zero_offset = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
         groups, per_word = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
-        if not groups or out % per_word or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per_word):
+        if (
+            not groups
+            or outputs % per_word
+            or scale.info.shape != (groups, outputs)
+            or zeros.info.shape != (groups, outputs // per_word)
+        ):
             raise RefusedError(
                 name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}, an unknown layout"
             )
-        size = -(-into // groups)
+        size = -(-inputs // groups)
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
-            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + zero_offset
-            index = order.load(opened) if order and order.info.size else np.arange(into) // size
-            if index.shape != (into,) or index.min() < 0 or index.max() >= groups:
+            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, outputs) + zero_offset
+            index = order.load(opened) if order and order.info.size else np.arange(inputs) // size
+            if index.shape != (inputs,) or index.min() < 0 or index.max() >= groups:
                 raise FormatError(name, "g_idx names groups that do not exist")
 
             def rows(start: int, stop: int) -> F32Array:
                 columns = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
                 shifts = np.arange(per_word, dtype=np.uint32)[None, :, None] * np.uint32(bits)
-                codes = ((columns[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(into, stop - start)
+                codes = ((columns[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(inputs, stop - start)
                 wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
                 return np.ascontiguousarray(wide.T)
 
@@ -322,21 +329,26 @@ class _Scheme:
     def _awq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
         """Return an AWQ weight (`WQLinear_GEMM`): words along the outputs, each with eight outputs in `_AWQ_ORDER`."""
         words, zeros, scale = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales"))
-        out, into = shape
+        outputs, inputs = shape
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits); only gemm in 4 bits is supported")
         _require_int32(name, words, zeros)
         groups = scale.info.shape[0] if scale.info.shape else 0
-        fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
-        if not fits or scale.info.shape != (groups, out) or into % groups:
+        fits = (
+            groups > 0
+            and outputs % 8 == 0
+            and words.info.shape == (inputs, outputs // 8)
+            and zeros.info.shape == (groups, outputs // 8)
+        )
+        if not fits or scale.info.shape != (groups, outputs) or inputs % groups:
             shapes = f"words {words.info.shape}, scales {scale.info.shape} and zero points {zeros.info.shape}"
             raise RefusedError(name, f"AWQ with {shapes}, an unknown layout")
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
             offsets = _awq_fields(zeros.load(opened).view(np.uint32)).astype(np.float32)
-            index = np.arange(into) // (into // groups)
+            index = np.arange(inputs) // (inputs // groups)
 
             def rows(start: int, stop: int) -> F32Array:
                 # Words hold eight outputs each, so rows are unpacked from the word with the first to the word with the last.

@@ -97,6 +97,7 @@ class AddDora:
             norm = np.sqrt(np.sum(np.square(tile, dtype=np.float64), axis=1)).astype(np.float32)
             tile *= (magnitude[start : start + len(tile)] / norm)[:, None]
 
+        # Filled by the first pass over all rows, read by the second.
         squares = np.zeros(magnitude.size if self.transposed else 0, np.float64)
 
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
@@ -279,18 +280,20 @@ class Within:
         return apply
 
 
-def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, between: Callable[[F32Array], None]) -> None:
+def look(
+    applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, round_tile: Callable[[F32Array], None]
+) -> None:
     """Show a tile to the change that takes two passes, after applying those before it; overwrites the tile.
 
     Args:
-        between: Called with the tile after each change, to round it.
+        round_tile: Called with the tile after each change, to round it.
     """
     for apply in applies:
         if isinstance(apply, TwoPasses):
             apply.look(tile, start, scratch)
             return
         apply(tile, start, scratch)
-        between(tile)
+        round_tile(tile)
 
 
 def _as_matrix(values: np.ndarray) -> np.ndarray:

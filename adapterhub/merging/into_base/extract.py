@@ -128,6 +128,7 @@ def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
     if missing - heads:
         first = sorted(missing - heads)[0]
         raise RefusedError(first, f"is in the base and not in {after.where}", "Is it a fine-tune of this base?")
+    # Shapes and types of both sides, before any weight is read.
     for name, tuned_name in tuned_names.items():
         if before.shape(name) != after.shape(tuned_name):
             hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(tuned_name)[1:] else ""
@@ -292,6 +293,7 @@ def leading(change: Change, norm: float, options: Wanted) -> tuple[F32Array, F32
     while True:
         U, S, Vt = _svd(change, rank)
         kept_energy = np.cumsum(S.astype(np.float64) ** 2) / norm**2
+        # Singular values come in float32, so a share can be short by their rounding.
         enough_rank = int(np.searchsorted(kept_energy, energy - 1e-7)) + 1
         if enough_rank <= len(S) and (enough_rank <= rank or rank == largest_rank):
             rank = min(enough_rank, options.limit)

@@ -105,6 +105,7 @@ class _Tensor:
 def _copied(piece: Piece, target: Kind) -> Copy | None:
     """Return a copy of the piece's bytes in the base's file; None if they change."""
     part, source = piece.part, piece.source
+    # Rows in the base's order and whole columns: the bytes can be copied as they are.
     straight = not part.transposed and part.picks is None and part.columns is None
     if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
         return None
@@ -130,8 +131,8 @@ def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
     weights = {**folder.weights, **contents.added}
     plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
     # A tower that the text model lacks, such as a vision encoder, cannot take a change silently.
-    if lost := next((name for name, edits in contents.edits.items() if edits and name not in plan.sources), None):
-        raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
+    if lost_name := next((name for name, edits in contents.edits.items() if edits and name not in plan.sources), None):
+        raise RefusedError(lost_name, "the adapter changes it, but a GGUF of the text model does not contain it")
     check_complete(architecture, {tensor.name: tensor.shape for tensor in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
     rope_notes = check_computed(config)
@@ -336,6 +337,7 @@ class Piece:
 
     def _read_picked(self, opened: Opened, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
         """Read rows in any order; rows that follow one another in the file are read together."""
+        # Sorted, so that neighboring rows are one read each.
         order = np.argsort(picks, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(picks[order]) != 1) + 1):
             first, count = int(picks[run[0]]), len(run)

@@ -219,6 +219,7 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options, join: 
     _refuse_two_types(options)
     if not options.dequantize:
         folder.refuse_quantized()
+    # Without adapters this is a plain conversion of the folder.
     steps = Plan({}) if not adapters else plan_joined(adapters, folder, join) if join else plan(adapters, folder)
     training_sources = as_trained(folder, options) if options.as_trained else {}
     model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, training_sources), options)

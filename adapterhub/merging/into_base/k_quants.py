@@ -57,9 +57,9 @@ def quantize_weighted(wide: F32Array, name: str, importance: F32Array) -> Bytes:
     """
     wide = np.ascontiguousarray(wide, np.float32)
     rows, block = len(wide), BLOCK if name in K_QUANTS else 32
-    per = wide.shape[1] // block
-    step = max(1, _LANES // (16 if name == "Q6_K" else 8) // max(1, per))
-    weights = importance.astype(np.float32).reshape(1, per, block)
+    blocks_per_row = wide.shape[1] // block
+    step = max(1, _LANES // (16 if name == "Q6_K" else 8) // max(1, blocks_per_row))
+    weights = importance.astype(np.float32).reshape(1, blocks_per_row, block)
     with np.errstate(all="ignore"):
         packed = [_quantize_rows(wide[at : at + step], name, weights, block) for at in range(0, rows, step)]
     return np.concatenate(packed).reshape(rows, -1)

@@ -68,7 +68,7 @@ class TrainingQuantization:
     """The quantization of the base in training: which tensors it covered, and its effect on rows of numbers."""
 
     quantized: Callable[[str], bool]
-    through: Callable[[F32Array], F32Array]
+    round_trip: Callable[[F32Array], F32Array]
 
 
 def estimate_all(
@@ -96,6 +96,7 @@ def estimate_all(
         changes[part.name] = estimate(part, original, opened, writer, trained if in_floats else None)
     lost = {name: change.kept or 0.0 for name, change in changes.items() if change.quantized and change.is_lost}
     if lost and not options.force:
+        # The worst first, as a message shows only a few.
         worst_first = sorted(lost.items(), key=lambda item: item[1])
         lines = [f"{name}: {retained:.1%} of the adapter's change would be kept" for name, retained in worst_first]
         hint = "Merge into 16 bits, or into the full-precision model"
@@ -115,10 +116,10 @@ def estimate(tensor: Made, original: TensorSource, opened: Opened, writer: Run, 
     for start, stop in sampled_rows(tensor):
         before = _read(tensor.source, start, stop, opened, writer)
         exact, after = _outcome(ready, before, start)
-        sums.add(before, exact, after, tensor.packing.through(before) if tensor.packing else before)
+        sums.add(before, exact, after, tensor.packing.round_trip(before) if tensor.packing else before)
         if trained:
             base_rows = before if original is tensor.source else _read(original, start, stop, opened, writer)
-            training_rows = trained.through(base_rows) if trained.quantized(tensor.name) else base_rows
+            training_rows = trained.round_trip(base_rows) if trained.quantized(tensor.name) else base_rows
             expected, as_trained = _outcome(ready, training_rows, start)
             sums.compare(expected, _outcome(ready, base_rows, start)[1], as_trained)
     return sums.change(quantized=tensor.kind.quantized or tensor.packing is not None, trained=trained is not None)
@@ -157,6 +158,7 @@ class _Sums:
         errors = (None, None)
         if trained and self.wanted:
             errors = ((self.original / self.wanted) ** 0.5, (self.as_trained / self.wanted) ** 0.5)
+        # An untrained adapter, or a sample of zeros: there is no share to report.
         if not self.delta:
             return Change(None, None, *errors, quantized)
         relative = (self.delta / self.weight) ** 0.5 if self.weight else None
@@ -195,7 +197,7 @@ def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32A
             ready.change(after, raw, start, scratch)
             tensor.kind.decode(raw, after)
             if tensor.packing:
-                after = tensor.packing.through(after)
+                after = tensor.packing.round_trip(after)
     except UnfitError as unfit:
         raise explained(tensor, before) from unfit
     return exact, after

@@ -82,6 +82,7 @@ class _Mixture:
             return self._base
         if any(part in tensor for part in _VALUES):
             return self._value()
+        # Mixtral: llama-quantize knows it by its eight experts.
         if "attn_k.weight" in tensor and self._experts == 8:
             return "Q8_0"
         if "ffn_down" in tensor and "attn_" not in tensor and "ffn_up" not in tensor and "ffn_gate" not in tensor:
@@ -103,6 +104,7 @@ class _Mixture:
 
     def _down(self, tensor: str) -> str:
         """Return the type of the next down projection."""
+        # With experts, several matrices belong to one layer, so llama-quantize goes by the name.
         layer = _layer(tensor) if self._experts > 1 else self._downs
         self._downs += 1
         special = _is_special(layer, self._layers)

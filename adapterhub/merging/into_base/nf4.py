@@ -80,8 +80,8 @@ class Magnitudes:
     def restored(self) -> F32Array:
         """Return the dequantized magnitudes, float32 `(blocks,)`."""
         scales = np.repeat(self.scales, NESTED_BLOCK)[: self.codes.size]
-        back: F32Array = dynamic_map()[self.codes] * scales + self.offset
-        return back
+        magnitudes: F32Array = dynamic_map()[self.codes] * scales + self.offset
+        return magnitudes
 
 
 def magnitudes(values: F32Array) -> F32Array:
@@ -193,6 +193,7 @@ class ThroughNF4:
         block = first * self.columns // BLOCK
         blocks = slice(block, block - (-values.size // BLOCK))
         training_rows = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
+        # bitsandbytes returns the base's own dtype, so training saw this rounding too.
         raw = np.empty((last - first, self.kind.row_size(self.columns)), np.uint8)
         self.kind.encode(training_rows, raw)
         self.kind.decode(raw, training_rows)
@@ -232,6 +233,7 @@ def mean(values: F32Array) -> np.float32:
 
 def _total(values: F32Array) -> np.float32:
     """Return the sum of all values: whole vectors first, then the remaining numbers and the lanes."""
+    # Fewer numbers than a vector has: torch sums them as scalars.
     if values.size < _LANES:
         return np.float32(_sum_in_chains(values.reshape(-1, 1))[0])
     in_vectors = values.size // _LANES * _LANES

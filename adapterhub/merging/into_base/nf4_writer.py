@@ -93,7 +93,7 @@ class IntoNF4:
         """Return the number of rows that a tile's height must be a multiple of to have whole blocks."""
         return max(2, BLOCK // math.gcd(BLOCK, columns))
 
-    def through(self, rows: F32Array) -> F32Array:
+    def round_trip(self, rows: F32Array) -> F32Array:
         """Return rows quantized and dequantized, with the mean of their own magnitudes."""
         return sampled(rows)
 
@@ -106,6 +106,7 @@ class IntoNF4:
 
     def _state(self, offset: float) -> bytes:
         """Return the state as JSON, padded to the length that the longest offset needs."""
+        # JSON allows trailing spaces, and bitsandbytes parses the state as JSON.
         state = nf4_state(self.shape, self.dtype, offset)
         return json.dumps(state).encode().ljust(len(json.dumps({**state, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
 
@@ -126,9 +127,9 @@ class IntoNF4:
 class _Writer:
     """A writer of the codes of each tile and, after the last tile, of the other tensors."""
 
-    def __init__(self, into: IntoNF4, sink: int) -> None:
-        self._into, self._sink = into, sink
-        self._left = math.prod(into.shape)
+    def __init__(self, packing: IntoNF4, sink: int) -> None:
+        self._packing, self._sink = packing, sink
+        self._left = math.prod(packing.shape)
         self._largest = np.empty(-(-self._left // BLOCK), np.float32)
         self._lock = threading.Lock()
 
@@ -137,14 +138,16 @@ class _Writer:
         largest = magnitudes(flat)
         # Tiles write to disjoint ranges, so only the counter needs the lock.
         self._largest[first // BLOCK : first // BLOCK + largest.size] = largest
-        size = self._put(self._into.name, packed(codes_of(flat, largest)), first // 2)
+        size = self._put(self._packing.name, packed(codes_of(flat, largest)), first // 2)
         with self._lock:
             self._left -= flat.size
             last = not self._left
-        return size + (sum(self._put(name, array) for name, array in self._into.scales(self._largest).items()) if last else 0)
+        return size + (
+            sum(self._put(name, array) for name, array in self._packing.scales(self._largest).items()) if last else 0
+        )
 
     def _put(self, name: str, array: np.ndarray, offset: int = 0) -> int:
-        write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._into.places[name] + offset)
+        write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._packing.places[name] + offset)
         return array.nbytes
 
 

@@ -304,6 +304,8 @@ def is_float(dtype: str) -> bool:
 def renamed(names: set[str], available: set[str]) -> dict[str, str]:
     """Map `names` to those `available`: the same, or all with one leading component more or less."""
     heads = sorted({name.partition(".")[0] + "." for name in available | names})
-    ways: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
-    prefix, dropped_prefix = max(ways, key=lambda way: len({way[0] + name.removeprefix(way[1]) for name in names} & available))
+    renamings: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
+    prefix, dropped_prefix = max(
+        renamings, key=lambda renaming: len({renaming[0] + name.removeprefix(renaming[1]) for name in names} & available)
+    )
     return {name: new for name in names if (new := prefix + name.removeprefix(dropped_prefix)) in available}

@@ -50,7 +50,7 @@ class Packing(Protocol):
     def step(self, columns: int) -> int:
         """Return the even number of rows that a tile's height must be a multiple of."""
 
-    def through(self, rows: F32Array) -> F32Array:
+    def round_trip(self, rows: F32Array) -> F32Array:
         """Return rows packed and unpacked again."""
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
@@ -162,13 +162,13 @@ class Ready:
     def look(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
         """Show rows to an edit that takes two passes; overwrites them."""
 
-        def between(tile: F32Array) -> None:
+        def round_tile(tile: F32Array) -> None:
             if self.made.stepwise:
                 self._encode(tile, raw, start)
                 self.made.kind.decode(raw, tile)
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            look(self._touching(start, start + len(wide)), wide, start, scratch, between)
+            look(self._touching(start, start + len(wide)), wide, start, scratch, round_tile)
 
     def _touching(self, start: int, stop: int) -> list[Apply]:
         """Return the edits that change any of these rows; a stack of experts has edits of single experts."""
@@ -218,6 +218,7 @@ class Run:
         """
         with opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
             flushed: list[Future[None]] = []
+            # The largest first: the flush of a small file at the end is short.
             for file in sorted(files, key=lambda file: file.size, reverse=True):
                 target = folder / file.name
                 for _ in self._write_file(file, target, opened, pool):
@@ -228,6 +229,7 @@ class Run:
 
     def _write_file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
         """Write one file; yield whenever there is enough to flush."""
+        # O_BINARY keeps Windows from translating line ends.
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         sink = os.open(target, flags, 0o666)
         due = _FLUSH

@@ -72,9 +72,9 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
     planner = _Planner(folder)
     for adapter, weight in adapters:
         # PiSSA changed the base's own weights before training; as plain LoRA the adapter fits the original ones.
-        plain = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
-        check_adapter(plain, weight)
-        planner.add(factored_out(_without_copies(plain, folder)), weight)
+        converted = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
+        check_adapter(converted, weight)
+        planner.add(factored_out(_without_copies(converted, folder)), weight)
     return planner.plan()
 
 
@@ -100,6 +100,7 @@ def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
     """Drop the adapter's copies of the base's tables, which must equal them; keep those of a resized vocabulary."""
     adapter = _without_wrappers(adapter)
+    # A resized vocabulary changes the number of rows and nothing else.
     resized = {}
     for name, copy in adapter.copies.items():
         base_weight = folder.weights.get(name)
@@ -110,6 +111,7 @@ def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
             and base_weight.shape[0] != copy.shape[0]
         ):
             resized[name] = copy
+    # A copy cannot be compared with weights that are stored rounded.
     if folder.method and len(resized) < len(adapter.copies):
         reason = "the adapter contains a copy of the base's weight, and the base is quantized"
         raise RefusedError(next(iter(adapter.copies)), reason)
@@ -124,14 +126,14 @@ def _without_wrappers(adapter: Adapter) -> Adapter:
     It saves the table itself and, under `modules_to_save`, the original.
     """
     infix = ".modules_to_save."
-    twice = [
+    duplicates = [
         name
         for name, values in adapter.replaced.items()
         if infix in name
-        and (same := adapter.replaced.get(name.replace(infix, "."))) is not None
-        and np.array_equal(same, values)
+        and (outer := adapter.replaced.get(name.replace(infix, "."))) is not None
+        and np.array_equal(outer, values)
     ]
-    replaced = {name: values for name, values in adapter.replaced.items() if name not in twice}
+    replaced = {name: values for name, values in adapter.replaced.items() if name not in duplicates}
     copies = {name: copy for name, copy in adapter.copies.items() if name not in replaced}
     if len(replaced) == len(adapter.replaced) and len(copies) == len(adapter.copies):
         return adapter
@@ -277,7 +279,9 @@ class _Planner:
         if not change.fits(shape):
             parts = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
             raise RefusedError(target, f"{parts} of {change.tuner.method} do not fit the base's {name} {shape}")
+        # The tuner computes on `(out, in)`, in whichever order the base stores the weight.
         rows, columns = shape[::-1] if change.transposed_base else shape
+        # Tuners such as VeRA equal a pair of factors, which adds up like LoRA.
         if (pair := change.pair((rows, columns))) is not None:
             self._put(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
             return
@@ -386,6 +390,7 @@ class _Planner:
                     f"{reason}; merged, the change would act in both places",
                     "Untie them in the base first (tie_word_embeddings: false, and a separate lm_head.weight)",
                 )
+            # The new head starts as the table it was tied to; edits of either then stay separate.
             table = self.tensors[self.tables.table or name]
             self.added["lm_head.weight"] = dataclasses.replace(table, name="lm_head.weight")
             self.tables.head = "lm_head.weight"
@@ -396,6 +401,7 @@ class _Planner:
 
     def _check_vocabulary(self) -> None:
         """Refuse tables of a resized vocabulary that disagree on its size, and record the size for config.json."""
+        # No table was resized, so the base's own sizes stand.
         if not self.shapes:
             return
         rows = {name: shape[0] for name, shape in self.shapes.items()}

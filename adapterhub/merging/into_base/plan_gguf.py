@@ -149,6 +149,7 @@ class _Planner:
     def _low_rank(self, target: str, delta: LowRank, weight: float) -> None:
         """Add a LoRA or DoRA delta to each tensor that has rows of the module."""
         scale, order = delta.scaling * weight, self._order(target, delta.shape[0])
+        # llama.cpp uses the embedding table as the output layer; a change of one alone needs two tensors.
         if target == "lm_head" and self._tied:
             self.made.untied = True
         vector_tensor = self._vector_tensor(target) or ""
@@ -211,6 +212,7 @@ class _Planner:
                 raise RefusedError(target, f"the base has no {name} ({self._spec.where})")
             if expert != ALL or len(tensor.info.shape) != 3 or tensor.info.shape[0] != experts:
                 raise RefusedError(target, f"{experts} experts, not as many as the base's {name} has")
+            # A stack is one tensor with a range of rows for each expert.
             for number in range(experts):
                 piece = LowRank(delta.lora_A[number], delta.lora_B[number][rows], delta.alpha)
                 first, _ = self._place(target, name, number, row, piece.shape)

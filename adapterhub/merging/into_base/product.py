@@ -73,11 +73,11 @@ def _multiply_panel(left: F32Array, right: F32Array, out: F32Array) -> None:
     if r == 1:
         np.multiply(left, right, out=out)  # not added to zero: a product of -0 stays -0, as in oneMKL
         return
-    tall = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
-    if tall:
-        _multiply_dozens(left[:tall], right, out[:tall])
+    dozen_rows = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
+    if dozen_rows:
+        _multiply_dozens(left[:dozen_rows], right, out[:dozen_rows])
     for piece in _pieces(columns, _SINGLE_THREAD // (_PAIR * r)):
-        _multiply_in_order(left[tall:], right[:, piece], out[tall:, piece])
+        _multiply_in_order(left[dozen_rows:], right[:, piece], out[dozen_rows:, piece])
 
 
 def _pieces(columns: int, width: int) -> Iterator[slice]:

@@ -200,6 +200,7 @@ def read_folder(path: Path) -> Folder:
     if not path.is_dir():
         raise NotFoundError(str(path), "no such folder", code="no-such-file")
     files = _Files(path)
+    # Through the same opened files, so that config and headers are read once.
     spec = bases.read_files(files, "") if (path / CONFIG).is_file() else bases.read_base(path)
     shards = []
     for name in _weight_files(files):
@@ -261,6 +262,7 @@ class _Files(LocalFiles):
         """Return a file with weights, opened on first use."""
         path = Path(self.label(name))
         if name not in self.weights and path.exists():
+            # The descriptor stays open for the merge that usually follows.
             fd = self.opened.fd(path)
 
             def read(offset: int, n: int) -> bytes:

@@ -52,8 +52,8 @@ def _add(state: hashlib._Hash, adapter: Adapter) -> None:
     """Add the scalars and tensors of an adapter to a digest."""
     for target, delta in sorted(adapter.deltas.items()):
         numbers = [(item.name, getattr(delta, item.name)) for item in fields(delta)]
-        plain = [(name, value) for name, value in numbers if not hasattr(value, "dtype")]
-        state.update(f"{target} {type(delta).__name__} {plain!r}\n".encode())
+        scalars = [(name, value) for name, value in numbers if not hasattr(value, "dtype")]
+        state.update(f"{target} {type(delta).__name__} {scalars!r}\n".encode())
     for target, rows in sorted(adapter.rows.items()):
         state.update(f"{target} {rows.ids}\n".encode())
     for name, tensor in adapter.tensors():
@@ -91,6 +91,7 @@ class Finished:
                         "checksum": _checksum(file),
                     }
                 if intact:
+                    # The file before its record, which vouches for it.
                     path.rename(self.folder / record.name)
                     record.rename(self._records / record.name)
                     names.add(record.name)
@@ -103,6 +104,7 @@ class Finished:
         if not names:
             return
         place = self.folder
+        # Next to the output and on the same file system, so that the moves below are renames.
         kept_folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.kept-", dir=place.parent.parent))
         (kept_folder / place.name).mkdir()
         for name in names:

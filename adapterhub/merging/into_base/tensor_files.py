@@ -62,6 +62,7 @@ class Opened:
     def fd(self, path: Path) -> int:
         """Return the descriptor of a file, opening it on first use."""
         with self._lock:
+            # Under the lock: two threads must not open the same file twice.
             if path not in self._fds:
                 try:
                     file = self._stack.enter_context(open_regular(path))
@@ -180,6 +181,7 @@ def copy_range(source: int, target: int, offset: int, size: int, at: int) -> Non
         try:
             count = os.copy_file_range(source, target, size - copied, offset + copied, at + copied)
         except OSError as error:
+            # Another file system, or one without this call: copy the bytes by hand.
             if error.errno in _NO_COPY_RANGE:
                 break
             raise

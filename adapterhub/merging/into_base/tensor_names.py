@@ -73,6 +73,7 @@ class TensorNames:
         self._alias = alias
         self._stored = StoredNames(folder)
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
+        # A tied output layer is not missing: it has an alias.
         missing = sorted(stem for stem in stems if not self._stored(stem) and stem not in alias)
         self._renamed = self._find_renaming(missing) if missing else {}
         self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes()})
@@ -82,11 +83,16 @@ class TensorNames:
         first = missing[0]
         head = first.partition(".")[0] + "."
         added = {name.removesuffix(first) for name in self._tensors if name.endswith("." + first)}
-        ways = [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
-        ways += [{name: prefix + name for name in missing} for prefix in sorted(added)]
-        fitting = [way for way in ways if all(new in self._tensors for new in way.values())]
+        renamings = (
+            [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
+        )
+        renamings += [{name: prefix + name for name in missing} for prefix in sorted(added)]
+        fitting = [renaming for renaming in renamings if all(new in self._tensors for new in renaming.values())]
+        # Two ways fit: guessing could merge into the wrong tower of a model.
         if len(fitting) > 1:
-            raise RefusedError(first, f"could be {' or '.join(way[first] for way in fitting)} in the base {self._where}")
+            raise RefusedError(
+                first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._where}"
+            )
         if not fitting:
             raise absent(first, self._where)
         return fitting[0]
@@ -199,13 +205,13 @@ def expert_edits(
 def _edits_of_stack(target: str, stack: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
     """Yield the edits of all experts in one tensor of the base."""
     experts, out, into = delta.shape
-    straight, across = (experts, out, into), (experts, into, out)
+    out_in, in_out = (experts, out, into), (experts, into, out)
     transposed = delta.transposed_base
     if transposed is None:
-        if straight == across:
+        if out_in == in_out:
             raise RefusedError(target, "square, and whether the base stores it (in, out) or (out, in) is not known")
-        transposed = stack.shape == across
-    check_shape(target, stack.name, across if transposed else straight, stack.shape)
+        transposed = stack.shape == in_out
+    check_shape(target, stack.name, in_out if transposed else out_in, stack.shape)
     rows = stack.shape[1]
     for number in range(experts):
         factors = LowRank(delta.lora_A[number], delta.lora_B[number], delta.alpha)
@@ -261,6 +267,7 @@ def _edit_in_stack(folder: Folder, architecture: Architecture | None, target: st
         raise absent(target, folder.spec.where)
     stems = architecture.stems(parameter)
     differs_in_layout = bool(architecture.experts and (architecture.experts.transposed or architecture.experts.interleaved))
+    # A fused stack holds the rows of gate and up one after the other.
     count = stack.shape[1] // len(stems) if len(stack.shape) == 3 else 0
     if differs_in_layout or not count or expert >= stack.shape[0] or delta.shape != (count, stack.shape[2]):
         raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {stack.shape}")

@@ -150,6 +150,7 @@ _Quantizers = tuple[Callable[..., F32Array], Callable[..., Bytes], Any]
 
 @lru_cache(maxsize=1)
 def _gguf_package() -> _Quantizers:
+    # Imported late: the gguf package is an extra, which only quantized types need.
     from gguf import GGMLQuantizationType, quants
 
     return quants.dequantize, quants.quantize, GGMLQuantizationType

@@ -244,9 +244,9 @@ def _untouched_proof(task: _Task) -> Proof:
     shift = np.float32(task.made.shift(task.other))
     for _, base_rows, merged_rows in task.tiles():
         expected = _round_to(base_rows + shift, dtype) - shift
-        same = np.array_equal(expected, merged_rows, equal_nan=True) or np.array_equal(base_rows, merged_rows, equal_nan=True)
-        exact = exact and same
-        squared_error += 0.0 if same else _square(merged_rows - expected)
+        equal = np.array_equal(expected, merged_rows, equal_nan=True) or np.array_equal(base_rows, merged_rows, equal_nan=True)
+        exact = exact and equal
+        squared_error += 0.0 if equal else _square(merged_rows - expected)
         size += _square(base_rows)
     if exact:
         return Proof(name, "untouched")
@@ -295,11 +295,11 @@ class _Sums:
     def look(self, base: F32Array, start: int) -> None:
         """Show a tile to an edit that takes two passes; overwrites the tile."""
 
-        def between(tile: F32Array) -> None:
+        def round_tile(tile: F32Array) -> None:
             np.copyto(tile, tile.astype(self._stored), casting="unsafe")
 
         with np.errstate(all="ignore"):
-            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
+            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), round_tile)
 
     def replay(self, base: F32Array, start: int) -> F32Array:
         """Return a tile merged as `fuse` merges it, rounded after each adapter."""
@@ -361,6 +361,7 @@ def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str
         return "exact"
     if is_float(dtype) and sums.off <= sums.noise_limit:
         return "rounded"
+    # Four standard deviations of the estimate, so that noise alone does not fail a tensor.
     tolerance = 4 * residual / math.sqrt(max(1, sums.size))
     worst = max(strength, key=lambda value: abs(value - 1))
     if not math.isfinite(worst):

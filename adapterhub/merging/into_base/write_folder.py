@@ -84,6 +84,7 @@ def _bytes(entry: Entry) -> int:
 
 def folder_files(folder: Folder, contents: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
     """Return the weight files, and by name the other texts that differ from the base's; None for a file to leave out."""
+    # With the same types and sizes every byte keeps its place, so headers and untouched ranges are copied by the kernel.
     rewritten = options.dtype or options.requantize or options.shard_size or folder.method or contents.added or contents.shapes
     if not rewritten:
         files = tuple(OutFile(shard.path.name, list(_parts_in_place(folder, shard, contents))) for shard in folder.shards)
@@ -91,6 +92,7 @@ def folder_files(folder: Folder, contents: Written, options: Options) -> tuple[t
     tensors = list(_tensors(folder, contents, options))
     groups = list(_groups(tensors, options.shard_size))
     count = len(groups)
+    # The names that transformers gives shards; an index is needed from the second on.
     names = [SINGLE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     metadata = next((shard.metadata for shard in folder.shards if shard.metadata), {"format": "pt"})
     files = tuple(OutFile(name, _parts(group, metadata)) for name, group in zip(names, groups, strict=True))
@@ -227,12 +229,14 @@ def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part
 def _type_keys(folder: Folder, tensors: list[_Tensor], contents: Written, options: Options) -> dict[str, Any]:
     """Return the keys of config.json that describe types and change; None for a key to remove."""
     changes: dict[str, Any] = {}
+    # The output is not quantized any more, or in another way: no stale quantization may stay in the config.
     if folder.method:
         changes |= {"quantization_config": None, "quantization": None, "compression_config": None}
     if options.dtype or folder.method or options.requantize:
         counted = Counter[str]()
         for tensor in tensors:
             counted[tensor.dtype] += math.prod(tensor.shape) * dtypes.BITS[tensor.dtype]
+        # transformers 4 writes `torch_dtype`, transformers 5 `dtype`; keep the base's spelling.
         key = "torch_dtype" if "torch_dtype" in folder.config and "dtype" not in folder.config else "dtype"
         changes[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
         if options.requantize == NF4:
@@ -245,6 +249,7 @@ def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
     if not changes:
         return {}
     config = copy.deepcopy(dict(folder.config))
+    # Composite models keep the language model's config in an object such as `text_config`.
     inner = [config, *(value for value in config.values() if isinstance(value, dict) and "hidden_size" in value)]
     for key, value in changes.items():
         levels = [level for level in inner if key in level]
@@ -259,6 +264,7 @@ def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:
     """Write the files that differ from the base's, and remove those to leave out."""
     for name, text in texts.items():
+        # The base's own version may have been copied already.
         (folder / name).unlink(missing_ok=True)
         if text is not None:
             json_file.write_text(folder / name, text)

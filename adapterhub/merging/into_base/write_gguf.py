@@ -48,6 +48,7 @@ def gguf_files(plan: GGUFPlan, out: Path, options: Options) -> tuple[OutFile, ..
     tensors = [_tensor(plan, name, placed, options) for name, placed in _all(plan)]
     groups = list(_groups(tensors, options.shard_size)) if options.shard_size else [tensors]
     metadata = {key: Value(plan.base.header.kinds[key], value) for key, value in plan.base.header.metadata.items()}
+    # The base may itself be a split model, whose part numbers do not hold for the output.
     metadata = {key: value for key, value in metadata.items() if key not in _SPLIT} | _changed_metadata(plan, tensors, options)
     if not options.shard_size:
         return (OutFile(out.name, _parts(metadata, tensors, plan.base.header.alignment)),)
@@ -143,6 +144,7 @@ def _parts(metadata: Mapping[str, Value], tensors: list[_Tensor], alignment: int
             info = tensor.stored.info
             parts.append(Copy(tensor.stored.path, info.offset, info.size, at, info.size))
         at += tensor.size
+        # GGUF requires every tensor to begin at a multiple of the alignment.
         padding = -at % alignment
         if padding:
             parts.append(Text(bytes(padding), at))

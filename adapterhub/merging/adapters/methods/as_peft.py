@@ -165,6 +165,7 @@ def _prune(part: F32Array, density: float) -> F32Array:
     """Zero all but the `density` largest magnitudes of a factor."""
     if density >= 1:
         return part
+    # peft's `topk` keeps this many elements of each factor.
     return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 

@@ -65,6 +65,7 @@ def breadcrumbs(
         raise ParameterError("density", f"{density:g} and gamma {gamma:g} sum to more than 1", "Let them sum to 1 at most")
     size = _size(terms[0])
     outliers = int(gamma * size)
+    # Both bounds of a term in one call, since each call passes over all tiles.
     bounds = [largest(_whole(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
 
     def keep(part: F32Array, index: int, _start: int) -> F32Array:
@@ -119,9 +120,10 @@ def della(
         raise ParameterError("epsilon", reason, "Use a smaller epsilon")
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
-        likely = kept_by_rank(part, density, epsilon)
-        mask = random.generator(index, start).random(part.shape, dtype=np.float32) < likely
-        rescaled: F32Array = part * mask / likely
+        # Divided by its own probability, so that the expectation of each element stays.
+        probabilities = kept_by_rank(part, density, epsilon)
+        mask = random.generator(index, start).random(part.shape, dtype=np.float32) < probabilities
+        rescaled: F32Array = part * mask / probabilities
         return rescaled
 
     return _merged(terms, keep, lambda parts: elected(parts, weights) * np.float32(lambda_))
@@ -147,6 +149,7 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
         lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]
     ):
         energies += tile_energies
+    # Its tiles are not needed again; the merged matrix has tiles of its own.
     spread.forget()
     shares = list(energies / energies.sum()) if energies.any() else [1.0] * len(terms)
 

@@ -107,6 +107,7 @@ def iso_c(terms: Sequence[Factors], weights: Sequence[float], *, lambda_: Lambda
 
 def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]]:
     """Return the left singular vectors and the values of `[D_1 … D_N]`, and every `D_i` in them: `left.T @ D_i`."""
+    # Unit columns: the basis must not depend on how a delta is split between its factors.
     lengths = [np.linalg.norm(term.left, axis=0) for term in terms]
     units = [term.left / np.where(length, length, 1) for term, length in zip(terms, lengths, strict=True)]
     q, _ = basis(np.concatenate(units, axis=1))

@@ -68,6 +68,7 @@ class Random:
     """Random numbers by seed, module, adapter and rows, so that neither order nor tile size changes them."""
 
     def __init__(self, seed: int, target: str, part: int = 0) -> None:
+        # A digest of the name, since Python's own hash of strings differs from run to run.
         self._key = [seed, int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"), part]
 
     def generator(self, *place: int) -> np.random.Generator:
@@ -118,6 +119,7 @@ class Method:
         parameters = {}
         for name, argument in inspect.signature(self.run).parameters.items():
             if argument.kind is argument.KEYWORD_ONLY and name not in _INTERNAL:
+                # Each parameter is annotated `Annotated[type, limits]`.
                 kind, limits = typing.get_args(hints[name])
                 parameters[name.rstrip("_")] = Parameter(kind, argument.default, limits)
         return parameters
@@ -141,6 +143,7 @@ class Method:
                 raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {names}" if names else "")
         for name, parameter in self.parameters.items():
             value = user_parameters.get(name, parameter.default)
+            # A string never passes for a number, whatever it says.
             if not isinstance(value, str if parameter.kind is str else int | float) or value not in parameter.limits:
                 raise ParameterError(name, f"{value} is not {parameter.limits}")
             resolved[name] = value if parameter.kind is str else parameter.kind(value)
