@@ -4,13 +4,13 @@ The list of what may be packaged comes first (`manifest.package_files`), as in a
 whatever it contains. Then each file is read as programs read it that ignore its name: as a pickle, an archive, a program, a
 page. A scan finds patterns; finding none proves nothing about what an adapter makes a model write.
 
-    opened.py      a file, read by offset
-    pickles.py     opcodes, not executed
-    archives.py    archives and programs by structure, anywhere in a file
-    weights.py     safetensors, GGUF and PNG as containers
-    configs.py     keys that import code
-    templates.py   chat templates, token by token
-    markup.py      script in cards and headers
+    scanned_file.py      a file, read by offset
+    pickle_opcodes.py    opcodes, not executed
+    archives.py          archives and programs by structure, anywhere in a file
+    weight_files.py      safetensors, GGUF and PNG as containers
+    configs.py           keys that import code
+    templates.py         chat templates, token by token
+    markup.py            script in cards and headers
 """
 
 from __future__ import annotations

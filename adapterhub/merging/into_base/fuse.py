@@ -1,8 +1,8 @@
 """Merge adapters into a base, a Hugging Face folder or a GGUF model: plan and estimate everything first, then write.
 
-The change of each tensor is planned (`plan`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`, `folder_to_gguf`),
-estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the folder's own type, is
-bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of its sums).
+The change of each tensor is planned (`plan_folder`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`,
+`folder_to_gguf`), estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the folder's
+own type, is bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of its sums).
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Run:
     """A writer of files with a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
-        self._progress = progress or (lambda _done, size: None)
+        self._progress = progress or (lambda _count, size: None)
         self._size = size
         self._done = 0
         self._local = threading.local()

@@ -121,7 +121,6 @@ class _Planner:
 
     def _parts(self, target: str, size: Size) -> list[tuple[str, int | None, int, slice]]:
         """Return the tensors of a module: name, expert, first row there, and the rows of the delta that belong there."""
-        """Tensor, expert, first row there, and which rows of the delta go there."""
         if vector_tensor := self._vector_tensor(target):
             return [(vector_tensor, None, 0, slice(None))]
         if not self._architecture.stem(target):
